@@ -1,0 +1,91 @@
+"""Record any Gymnasium environment to plain NumPy memory maps, and train from them with PyTorch."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":  # pragma: no cover
+    raise ImportError("gym_replay runs on Linux and macOS; on Windows use it inside WSL 2")
+
+from gym_replay.buffer.concat import ConcatReplayBuffer
+from gym_replay.buffer.episode import Episode
+from gym_replay.buffer.replay_buffer import ReplayBuffer
+from gym_replay.buffer.storage.fields import Field
+from gym_replay.errors import (
+    BufferClosedError,
+    BufferFullError,
+    BufferLockedError,
+    BufferNotFoundError,
+    ConfigMismatchError,
+    CorruptBufferError,
+    EmptyBufferError,
+    EpisodeEvictedError,
+    EpisodeStateError,
+    EpisodeTooLongError,
+    FieldError,
+    GymReplayError,
+    MissingExtraError,
+    NotABufferError,
+    ReadOnlyError,
+    StorageError,
+    UnsupportedFormatError,
+    UnsupportedSpaceError,
+)
+
+if TYPE_CHECKING:
+    from gym_replay.buffer.loading.loaders import n_step_loader, timestep_loader, trajectory_loader
+    from gym_replay.wrappers.record_to_buffer import RecordToBuffer
+
+__version__ = "0.1.0"
+
+# Imported at first use: the loaders need torch, and the recorder gymnasium.
+_LAZY = {
+    "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
+    "n_step_loader": "gym_replay.buffer.loading.loaders",
+    "timestep_loader": "gym_replay.buffer.loading.loaders",
+    "trajectory_loader": "gym_replay.buffer.loading.loaders",
+}
+
+__all__ = [
+    "BufferClosedError",
+    "BufferFullError",
+    "BufferLockedError",
+    "BufferNotFoundError",
+    "ConcatReplayBuffer",
+    "ConfigMismatchError",
+    "CorruptBufferError",
+    "EmptyBufferError",
+    "Episode",
+    "EpisodeEvictedError",
+    "EpisodeStateError",
+    "EpisodeTooLongError",
+    "Field",
+    "FieldError",
+    "GymReplayError",
+    "MissingExtraError",
+    "NotABufferError",
+    "ReadOnlyError",
+    "RecordToBuffer",
+    "ReplayBuffer",
+    "StorageError",
+    "UnsupportedFormatError",
+    "UnsupportedSpaceError",
+    "n_step_loader",
+    "timestep_loader",
+    "trajectory_loader",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,1 @@
+"""The replay buffer: storage below, loading beside it, and the class that people hold."""

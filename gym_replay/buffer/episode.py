@@ -1,0 +1,96 @@
+"""One committed episode, as views of the rows on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.errors import FieldError
+
+
+class Episode:
+    """An episode of T transitions: a mapping from field names to arrays, of length T.
+
+    ``episode["observation"]`` has T+1 rows for a state field (T where the last observation is missing) and
+    ``episode["action"]`` has T. The arrays are read-only views of the files; of a circular buffer they are good
+    until the episode is evicted, and :meth:`copy` gives arrays that stay.
+
+    Attributes:
+        id: never changes, and is never used again.
+        complete: False where the episode was cut by a reset or a close.
+        has_final: whether the last observation is there.
+
+    Example:
+        >>> for episode in buffer:  # doctest: +SKIP
+        ...     print(len(episode), episode["reward"].sum(), episode.meta)
+    """
+
+    def __init__(self, snapshot: Snapshot, place: int, arrays: dict[str, npt.NDArray[Any]] | None = None) -> None:
+        self._snapshot = snapshot
+        self._slot = int(snapshot.slots[place])
+        self._start = int(snapshot.starts[place])
+        self._length = int(snapshot.lengths[place])
+        self.id = int(snapshot.ids[place])
+        self.has_final = bool(snapshot.has_final[place])
+        self.complete = bool(snapshot.complete[place])
+        self._arrays = arrays
+        self._place = place
+        self._meta: dict[str, npt.NDArray[Any]] | None = None
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        if self._arrays is not None and name in self._arrays:
+            return self._arrays[name]
+        field = self._snapshot.reader.metadata.fields.get(name)
+        if field is None:
+            hint = "; it is a meta field: episode.meta has it" if name in self._meta_fields else ""
+            raise FieldError(f"unknown field {name!r}; there are {list(self)}{hint}")
+        rows = self._length + (1 if field.state and self.has_final else 0)
+        return self._snapshot.column(name)[self._start : self._start + rows]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._snapshot.reader.metadata.fields
+
+    @property
+    def _meta_fields(self) -> Mapping[str, Any]:
+        return self._snapshot.reader.metadata.meta_fields
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._snapshot.reader.metadata.fields)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def keys(self) -> list[str]:
+        """The names of the fields, in their order."""
+        return list(self)
+
+    def items(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Names and arrays."""
+        return ((name, self[name]) for name in self)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The meta fields: NumPy scalars, and arrays for fields with a shape."""
+        if self._meta is None:
+            self._meta = dict(self._snapshot.reader.meta_of(self._slot))
+            self._snapshot.require_live(self.id)
+        return {name: value[()] if np.ndim(value) == 0 else value for name, value in self._meta.items()}
+
+    def copy(self) -> Episode:
+        """The same episode with arrays in memory of their own.
+
+        Raises:
+            EpisodeEvictedError: the episode left the circular buffer before it was copied.
+        """
+        arrays = {name: self[name].copy() for name in self}
+        copied = Episode(self._snapshot, self._place, arrays)
+        copied._meta = dict(self.meta)
+        self._snapshot.require_live(self.id)
+        return copied
+
+    def __repr__(self) -> str:
+        return f"Episode(id={self.id}, length={self._length}, fields={list(self)})"

@@ -1,0 +1,280 @@
+"""Datasets whose items are whole batches: one for each kind of sample.
+
+An integer index gives one sample, an array of sample numbers gives a batch, gathered in one call per field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gym_replay.buffer.loading.collate import Batch, Dtype, check_dtype, to_tensor
+from gym_replay.buffer.loading.plans import (
+    Anchors,
+    Ints,
+    forward_rows,
+    last_rows,
+    n_step_anchors,
+    n_step_lengths,
+    timestep_anchors,
+    trajectory_anchors,
+)
+from gym_replay.buffer.loading.source import Condition, Source, matches
+from gym_replay.errors import EmptyBufferError, EpisodeEvictedError, FieldError
+
+Arrays = dict[str, npt.NDArray[Any]]
+_ATTEMPTS = 100
+
+
+class ReplayDataset(Dataset[Batch]):
+    """What the datasets have in common: the choice of fields, names and samples.
+
+    Args:
+        source: the selected episodes.
+        anchors: their samples.
+        filter_fields: conditions on scalar fields at the anchor step.
+        fieldname_map: other names for entries of the batch.
+        only: gather only the entries that get these names; meta fields of the recorder are among them only here
+            or where a ``fields`` argument names them.
+        dtype: see the loaders.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        anchors: Anchors,
+        *,
+        filter_fields: Mapping[str, Condition] | None = None,
+        fieldname_map: Mapping[str, str] | None = None,
+        only: Sequence[str] | None = None,
+        dtype: Dtype = None,
+    ) -> None:
+        self.source = source
+        self.anchors = _filter(source, anchors, filter_fields) if filter_fields else anchors
+        if len(self.anchors) == 0:
+            raise EmptyBufferError("no sample to load: the selected episodes have no step of this kind")
+        self._dtype = check_dtype(dtype)
+        self._only_float64 = dtype is None
+        self._names: dict[str, str] = dict(fieldname_map or {})
+        self._only = None if only is None else set(only)
+
+    def _choose(self, entries: Mapping[str, str], named: Sequence[str]) -> dict[str, str]:
+        """Of all entries (entry name to field name) those asked for; then fix which meta fields come along."""
+        meta = list(self.source.user_meta)
+        meta += [name for name in self.source.meta_fields if name in named and name not in meta]
+        if self._only is not None:
+            hidden = [name for name in self.source.meta_fields if name not in meta and name not in entries]
+            meta += [name for name in hidden if self._out(name) in self._only]
+        available = [*entries, *meta, *self._extra_names()]
+        if unknown := [name for name in self._names if name not in available]:
+            raise FieldError(f"fieldname_map: unknown entry {unknown[0]!r}; the batch has {available}")
+        outputs = [self._out(name) for name in available]
+        if twice := sorted({name for name in outputs if outputs.count(name) > 1}):
+            raise FieldError(f"two entries of the batch would be called {twice[0]!r}; use fieldname_map")
+        if self._only is not None and (missing := self._only - set(outputs)):
+            raise FieldError(f"field {sorted(missing)[0]!r} is not in the batch; it has {outputs}")
+        self._meta = [name for name in meta if self._is_wanted(name)]
+        return {name: field for name, field in entries.items() if self._is_wanted(name)}
+
+    def _extra_names(self) -> list[str]:
+        """Entries that are neither fields nor meta fields, such as lengths and masks."""
+        raise NotImplementedError
+
+    def _out(self, name: str) -> str:
+        return self._names.get(name, name)
+
+    def _is_wanted(self, name: str) -> bool:
+        return self._only is None or self._out(name) in self._only
+
+    def _check_fields(self, argument: str, names: Sequence[str] | None, default: Sequence[str]) -> list[str]:
+        if names is None:
+            return list(default)
+        if isinstance(names, str):
+            raise FieldError(f"{argument}={names!r}: expected a sequence of names; write ({names!r},)")
+        known = (*self.source.fields, *self.source.meta_fields)
+        if unknown := [name for name in names if name not in known]:
+            raise FieldError(f"{argument}: unknown field {unknown[0]!r}; there are {list(known)}")
+        return [name for name in names if name in self.source.fields]
+
+    def __len__(self) -> int:
+        return len(self.anchors)
+
+    def __getitem__(self, index: Any) -> Batch:
+        if isinstance(index, (int, np.integer)):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"sample {index}: there are {len(self)}")
+            return {name: tensor[0] for name, tensor in self.batch(np.array([index % len(self)])).items()}
+        return self.batch(np.asarray(index, np.int64))
+
+    def batch(self, samples: Ints) -> Batch:
+        """The samples as one batch.
+
+        Raises:
+            EpisodeEvictedError: their episodes leave the circular buffer faster than they can be copied.
+        """
+        for _ in range(_ATTEMPTS):
+            samples = self.source.replace_evicted(samples, self.anchors)
+            episodes, steps = self.anchors.locate(samples)
+            arrays = self._gather(episodes, steps)
+            for name in self._meta:
+                arrays[name] = self.source.meta(name)[episodes]
+            if self.source.are_live(episodes):
+                return {self._out(name): self._tensor(array) for name, array in arrays.items()}
+        raise EpisodeEvictedError("episodes are evicted from the circular buffer faster than a batch can be copied")
+
+    def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
+        raise NotImplementedError
+
+    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
+        return to_tensor(array, self._dtype, only_float64=self._only_float64)
+
+
+def _filter(source: Source, anchors: Anchors, conditions: Mapping[str, Condition]) -> Anchors:
+    episodes, steps = anchors.locate(np.arange(len(anchors), dtype=np.int64))
+    rows = source.starts[episodes] + steps
+    mask = np.ones(len(rows), np.bool_)
+    for name, condition in conditions.items():
+        field = source.fields.get(name)
+        if field is None or field.nbytes != field.dtype.itemsize:
+            what = f"has shape {field.shape}; only fields of one value can be filtered" if field else "is unknown"
+            raise FieldError(f"filter_fields: the field {name!r} {what}")
+        mask &= matches(source.take(name, rows).reshape(-1), condition, name)
+    if not mask.any():
+        raise EmptyBufferError(f"no step matches filter_fields={dict(conditions)!r}")
+    return anchors.keep(mask)
+
+
+class TimestepDataset(ReplayDataset):
+    """One transition a sample: the row of its step."""
+
+    def __init__(
+        self, source: Source, *, fields: Sequence[str] | None = None, return_indices: bool = False, **common: Any
+    ) -> None:
+        super().__init__(source, timestep_anchors(source.lengths), **common)
+        self._return_indices = return_indices
+        chosen = self._check_fields("fields", fields, list(source.fields))
+        self._fields = self._choose({name: name for name in chosen}, fields or ())
+
+    def _extra_names(self) -> list[str]:
+        return ["_indices"] if self._return_indices else []
+
+    def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
+        rows = self.source.starts[episodes] + steps
+        arrays = {name: self.source.take(name, rows) for name in self._fields}
+        if self._return_indices and self._is_wanted("_indices"):
+            arrays["_indices"] = np.stack((self.source.index[episodes], steps), axis=1)
+        return arrays
+
+
+class NStepDataset(ReplayDataset):
+    """One step t a sample, with what holds n steps later, or at the episode's end where that comes first."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        n_steps: int = 1,
+        current_fields: Sequence[str] | None = None,
+        next_fields: Sequence[str] | None = None,
+        sequence_fields: Sequence[str] | None = None,
+        return_indices: bool = False,
+        **common: Any,
+    ) -> None:
+        if isinstance(n_steps, bool) or not isinstance(n_steps, (int, np.integer)) or n_steps < 1:
+            raise FieldError(f"n_steps: expected a positive integer, got {n_steps!r}")
+        super().__init__(source, n_step_anchors(source.lengths, source.has_final), **common)
+        self._n_steps = int(n_steps)
+        self._return_indices = return_indices
+        self._last = last_rows(source.lengths, source.has_final)
+        states = [name for name, field in source.fields.items() if field.state]
+        current = self._check_fields("current_fields", current_fields, list(source.fields))
+        following = self._check_fields("next_fields", next_fields, states or list(source.fields))
+        sequence = self._check_fields("sequence_fields", sequence_fields, ())
+        entries = {name: name for name in current}
+        entries |= {f"next_{name}": name for name in following} | {f"seq_{name}": name for name in sequence}
+        chosen = self._choose(entries, (*(current_fields or ()), *(next_fields or ()), *(sequence_fields or ())))
+        self._current = [name for name in current if name in chosen]
+        self._next = [name for name in following if f"next_{name}" in chosen]
+        self._sequence = [name for name in sequence if f"seq_{name}" in chosen]
+
+    def _extra_names(self) -> list[str]:
+        return ["n_step_lens", *(["_indices"] if self._return_indices else [])]
+
+    def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
+        take = self.source.take
+        rows = self.source.starts[episodes] + steps
+        lengths = n_step_lengths(steps, self._last[episodes], self._n_steps)
+        arrays = {name: take(name, rows) for name in self._current}
+        arrays |= {f"next_{name}": take(name, rows + lengths) for name in self._next}
+        if self._sequence:
+            inside, mask = forward_rows(rows, lengths, self._n_steps)
+            for name in self._sequence:
+                arrays[f"seq_{name}"] = sequence = take(name, inside)
+                sequence[~mask] = 0
+        if self._is_wanted("n_step_lens"):
+            arrays["n_step_lens"] = lengths
+        if self._return_indices and self._is_wanted("_indices"):
+            arrays["_indices"] = np.stack((self.source.index[episodes], steps), axis=1)
+        return arrays
+
+
+class TrajectoryDataset(ReplayDataset):
+    """One whole episode a sample, padded with zeros to the longest of its batch."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        fields: Sequence[str] | None = None,
+        next_fields: Sequence[str] | None = None,
+        return_mask: bool = False,
+        return_indices: bool = False,
+        return_episode_lens: bool = True,
+        slice_by_episode_len: bool = True,
+        filter_fields: Mapping[str, Condition] | None = None,
+        **common: Any,
+    ) -> None:
+        if filter_fields is not None:
+            raise FieldError("filter_fields chooses steps; for whole trajectories use filter_meta")
+        if not slice_by_episode_len and not return_episode_lens:
+            raise FieldError("slice_by_episode_len=False pads every batch, so it needs return_episode_lens=True")
+        super().__init__(source, trajectory_anchors(source.lengths), **common)
+        self._return_mask, self._return_indices = return_mask, return_indices
+        self._return_lens = return_episode_lens
+        self._width = None if slice_by_episode_len else source.max_timesteps or int(source.lengths.max())
+        current = self._check_fields("fields", fields, list(source.fields))
+        following = self._check_fields("next_fields", next_fields, ())
+        if partial := [name for name in following if not source.fields[name].state]:
+            raise FieldError(f"next_fields: {partial[0]!r} is no state field, so it has no row T")
+        if following and not source.has_final.all():
+            raise FieldError("next_fields: an episode lacks its last observation; leave such episodes out")
+        entries = {name: name for name in current} | {f"next_{name}": name for name in following}
+        chosen = self._choose(entries, (*(fields or ()), *(next_fields or ())))
+        self._current = [name for name in current if name in chosen]
+        self._next = [name for name in following if f"next_{name}" in chosen]
+
+    def _extra_names(self) -> list[str]:
+        flags = {"_lens": self._return_lens, "_mask": self._return_mask, "_index": self._return_indices}
+        return [name for name, present in flags.items() if present]
+
+    def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
+        starts, lengths = self.source.starts[episodes], self.source.lengths[episodes]
+        width = self._width or int(lengths.max())
+        slices = self.source.take_slices
+        arrays = {name: slices(name, starts, lengths, width) for name in self._current}
+        arrays |= {f"next_{name}": slices(name, starts + 1, lengths, width) for name in self._next}
+        for name in self._extra_names():
+            if not self._is_wanted(name):
+                continue
+            if name == "_lens":
+                arrays[name] = lengths
+            elif name == "_mask":
+                arrays[name] = np.arange(width) < lengths[:, None]
+            else:
+                arrays[name] = self.source.index[episodes]
+        return arrays

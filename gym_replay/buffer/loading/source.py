@@ -1,0 +1,142 @@
+"""What a loader reads from: the snapshots of one buffer, or of several in a row, as one set of episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.loading.gather import take_rows, take_slices
+from gym_replay.buffer.loading.plans import Anchors, Ints
+from gym_replay.buffer.storage.fields import Field, to_array
+from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.errors import EmptyBufferError, EpisodeEvictedError, FieldError
+
+Condition: TypeAlias = Any | Collection[Any] | Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]
+"""A value to equal, a set, list or tuple of values to be among, or a function of the values that gives a mask."""
+
+
+class Source:
+    """The selected episodes of one or more snapshots of one schema.
+
+    Rows are numbered over all parts: part p's row r is ``r + sum of the earlier parts' rows``.
+
+    Attributes:
+        starts, lengths: int64 ``(episodes,)``: first row over all parts, and T.
+        has_final: bool ``(episodes,)``: whether row T holds the last observation.
+        index: int64 ``(episodes,)``: each episode's index in the buffer, or in the concatenation.
+    """
+
+    def __init__(self, parts: Sequence[Snapshot], *, filter_meta: Mapping[str, Condition] | None = None) -> None:
+        self.parts = list(parts)
+        metadata = self.parts[0].reader.metadata
+        self.fields: dict[str, Field] = metadata.fields
+        self.meta_fields: dict[str, Field] = metadata.meta_fields
+        self.user_meta = [name for name in metadata.meta_fields if name not in metadata.recorder_meta]
+        self.max_timesteps = metadata.max_timesteps
+        self._row_offsets = np.cumsum([0, *(part.rows for part in self.parts)])
+        sizes = [len(part) for part in self.parts]
+        if sum(sizes) == 0:
+            raise EmptyBufferError("the buffer is empty: record at least one episode before loading")
+        self._part = np.repeat(np.arange(len(sizes)), sizes)
+        self.index = np.arange(sum(sizes), dtype=np.int64)
+        self.ids = np.concatenate([part.ids for part in self.parts])
+        self.starts = np.concatenate([part.starts for part in self.parts]) + self._row_offsets[self._part]
+        self.lengths = np.concatenate([part.lengths for part in self.parts])
+        self.has_final = np.concatenate([part.has_final for part in self.parts])
+        self._meta: dict[str, npt.NDArray[Any]] = {}
+        if filter_meta:
+            self._select(filter_meta)
+
+    def _select(self, filter_meta: Mapping[str, Condition]) -> None:
+        mask = np.ones(len(self.index), np.bool_)
+        for name, condition in filter_meta.items():
+            if name not in self.meta_fields:
+                raise FieldError(f"filter_meta: unknown meta field {name!r}; there are {list(self.meta_fields)}")
+            mask &= matches(self.meta(name), condition, name)
+        if not mask.any():
+            raise EmptyBufferError(f"no episode matches filter_meta={dict(filter_meta)!r}")
+        for attribute in ("_part", "index", "ids", "starts", "lengths", "has_final"):
+            setattr(self, attribute, getattr(self, attribute)[mask])
+        self._meta = {}
+
+    def meta(self, name: str) -> npt.NDArray[Any]:
+        """A meta field's values, ``(episodes, *field.shape)``."""
+        if name not in self._meta:
+            self._meta[name] = np.concatenate([part.meta(name) for part in self.parts])[self.index]
+        return self._meta[name]
+
+    def take(self, name: str, rows: Ints) -> npt.NDArray[Any]:
+        """A field's values at rows of any shape: ``(*rows.shape, *field.shape)``, in memory of their own."""
+        if len(self.parts) == 1:
+            return take_rows(self.parts[0].column(name), rows)
+        out = np.empty((*rows.shape, *self.fields[name].shape), self.fields[name].dtype)
+        owner = np.searchsorted(self._row_offsets, rows, side="right") - 1
+        for part in np.unique(owner).tolist():
+            mine = owner == part
+            out[mine] = take_rows(self.parts[part].column(name), rows[mine] - self._row_offsets[part])
+        return out
+
+    def take_slices(self, name: str, starts: Ints, counts: Ints, width: int) -> npt.NDArray[Any]:
+        """``counts[i]`` rows from ``starts[i]`` for each i, padded with zeros: ``(len(starts), width, *shape)``."""
+        owner = np.searchsorted(self._row_offsets, starts, side="right") - 1
+        columns = {part: self.parts[part].column(name) for part in np.unique(owner).tolist()}
+        pieces = [
+            columns[part][start : start + count]
+            for part, start, count in zip(
+                owner.tolist(), (starts - self._row_offsets[owner]).tolist(), counts.tolist(), strict=True
+            )
+        ]
+        return take_slices(pieces, width, self.fields[name])
+
+    def replace_evicted(self, samples: Ints, anchors: Anchors) -> Ints:
+        """The samples, those whose episodes have left a circular buffer replaced by live ones of the same buffer.
+
+        Raises:
+            EpisodeEvictedError: no selected episode of the buffer is left.
+        """
+        for number, part in enumerate(self.parts):
+            low, high = np.searchsorted(self._part, (number, number + 1)).tolist()
+            if low == high or part.is_live(int(self.ids[low])):
+                continue
+            live = low + int(np.searchsorted(self.ids[low:high], part.reader.counters.first))
+            first, alive, end = (anchors.first_sample(episode) for episode in (low, live, high))
+            gone = (samples >= first) & (samples < alive)
+            if gone.any():
+                if alive == end:
+                    raise EpisodeEvictedError(
+                        f"all episodes selected from {part.reader.folder} were evicted since; make a new loader"
+                    )
+                samples = samples.copy()
+                samples[gone] = alive + (samples[gone] - first) % (end - alive)
+        return samples
+
+    def are_live(self, episodes: Ints) -> bool:
+        """Whether all these episodes (places in the selection) still own their rows."""
+        owner, ids = self._part[episodes], self.ids[episodes]
+        return all(self.parts[part].is_live(int(ids[owner == part].min())) for part in np.unique(owner).tolist())
+
+
+def matches(values: npt.NDArray[Any], condition: Condition, name: str) -> npt.NDArray[np.bool_]:
+    """Which of ``values``, one per row of the first axis, meet a condition.
+
+    Raises:
+        FieldError: a function gave no mask, or the condition does not fit the values.
+    """
+    if callable(condition):
+        mask = np.asarray(condition(values))
+        if mask.dtype != np.bool_ or mask.shape != values.shape[:1]:
+            raise FieldError(
+                f"the condition on {name!r}: expected a boolean mask of shape {values.shape[:1]}, got {mask.dtype} of "
+                f"shape {mask.shape}"
+            )
+        return mask
+    if isinstance(condition, (set, frozenset)) or (isinstance(condition, (list, tuple, range)) and values.ndim == 1):
+        return np.isin(values, list(condition))
+    wanted = to_array(condition, name)
+    if wanted.shape != values.shape[1:] and wanted.size != 1:
+        raise FieldError(f"the condition on {name!r}: expected shape {values.shape[1:]}, got {wanted.shape}")
+    equal: npt.NDArray[np.bool_] = (values == wanted).reshape(len(values), -1).all(axis=1)
+    return equal

@@ -1,0 +1,307 @@
+"""Episodes on their way into a buffer: one, several in lockstep, or one that is there whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.storage.fields import Encoder, Field, fit, make_encoder, to_array
+from gym_replay.buffer.storage.layout import Metadata
+from gym_replay.buffer.storage.staging import Row, Stage
+from gym_replay.buffer.storage.writer import FolderWriter
+from gym_replay.errors import BufferFullError, EpisodeStateError, EpisodeTooLongError, FieldError
+
+if TYPE_CHECKING:
+    from gym_replay.buffer.replay_buffer import ReplayBuffer
+
+
+class OpenEpisode:
+    """The episode that is being stored: what ``buffer.one_episode()`` returns.
+
+    As a context manager it yields ``final_meta``, commits at the end, and discards where an exception leaves it.
+    """
+
+    def __init__(self, buffer: ReplayBuffer, meta: Mapping[str, Any]) -> None:
+        self._buffer = buffer
+        self._meta = encode_meta(buffer.metadata, meta)
+        self.final_meta: dict[str, Any] = {}
+        self.complete = True
+        self.stage: Stage | None = None
+
+    def __enter__(self) -> dict[str, Any]:
+        self.open()
+        return self.final_meta
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        if kind is None:
+            try:
+                self.commit()
+            finally:
+                self.discard()
+        else:
+            self.discard()
+
+    def open(self, initial: Row | None = None) -> Stage:
+        """Begin; ``initial`` is row 0 of the state fields where each transition brings the state it led to."""
+        buffer = self._buffer
+        buffer._require_no_episode("one_episode")
+        if self.stage is not None:
+            raise EpisodeStateError("this episode was opened before; call one_episode() again")
+        writer = buffer._writing()
+        self._writer = writer
+        self.stage = writer.stage(initial=initial)
+        self.longest = writer.longest()
+        fields = buffer.metadata.fields
+        self._encoders = buffer._encoders()
+        self._defaults = {name: info.default_value().tobytes() for name, info in fields.items()}
+        buffer._open_episode = self
+        return self.stage
+
+    def _running(self) -> Stage:
+        if self.stage is None or self._buffer._open_episode is not self:
+            raise EpisodeStateError("the episode is not open (any more)")
+        return self.stage
+
+    def store(self, values: dict[str, Any]) -> None:
+        """Add one transition."""
+        stage = self._running()
+        if stage.final is not None:
+            raise EpisodeStateError("store after store_final: the last observation ends the episode")
+        if len(stage) >= self.longest:
+            self.raise_too_long()
+        encoders, defaults = self._encoders, self._defaults
+        row = tuple([encoders[name](values.pop(name)) if name in values else defaults[name] for name in encoders])
+        if values:
+            raise FieldError(f"unknown field {next(iter(values))!r}; there are {list(encoders)}")
+        stage.append(row)
+
+    def raise_too_long(self) -> None:
+        """Say which limit one more transition would exceed."""
+        metadata, length = self._buffer.metadata, self.longest
+        if metadata.max_timesteps is not None and length >= metadata.max_timesteps:
+            raise EpisodeTooLongError(
+                f"one step past max_timesteps={metadata.max_timesteps}; end the episode, or create the buffer with a "
+                "larger max_timesteps (or none)"
+            )
+        if metadata.circular:
+            raise EpisodeTooLongError(f"one step past max_steps={metadata.max_steps}, which is all that the ring holds")
+        raise BufferFullError(
+            f"one step past max_steps={metadata.max_steps}; create the buffer with circular=True or a larger max_steps"
+        )
+
+    def store_final(self, values: dict[str, Any]) -> None:
+        """Add the observation that the last transition led to."""
+        stage = self._running()
+        if stage.has_final:
+            raise EpisodeStateError("the last observation is stored already")
+        check_final(self._buffer.metadata.fields, values)
+        stage.final = tuple(
+            [
+                encode(values[name]) if name in values else self._defaults[name]
+                for name, encode in self._encoders.items()
+            ]
+        )
+
+    def commit(self) -> bool:
+        """Make the episode visible; False where it has no transition.
+
+        Raises:
+            StorageError: the disk refused; the episode stays open, and may be committed again.
+        """
+        stage = self._running()
+        if len(stage) == 0:
+            self._end()
+            return False
+        metadata = self._buffer.metadata
+        meta = {**self._meta, **encode_meta(metadata, self.final_meta)}
+        for name, info in metadata.meta_fields.items():
+            if name not in meta:
+                meta[name] = info.default_value().tobytes()
+        self._writer.commit(stage, meta, complete=self.complete)
+        self._end()
+        return True
+
+    def discard(self) -> None:
+        """Forget the episode; without effect where it has ended."""
+        if self._buffer._open_episode is self:
+            self._end()
+
+    def _end(self) -> None:
+        self._buffer._open_episode = None
+
+
+class OpenBlock:
+    """Several episodes of equal length in lockstep: what ``buffer.batched_episode()`` returns."""
+
+    def __init__(self, buffer: ReplayBuffer, batch_size: int, meta: Mapping[str, Any]) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+            raise FieldError(f"batch_size: expected a positive integer, got {batch_size!r}")
+        self._buffer = buffer
+        self._size = int(batch_size)
+        self._meta = self._batched_meta(meta)
+        self.final_meta: dict[str, Any] = {}
+        self._steps: list[dict[str, npt.NDArray[Any]]] = []
+        self._final: dict[str, npt.NDArray[Any]] | None = None
+
+    def __enter__(self) -> dict[str, Any]:
+        self._buffer._require_no_episode("batched_episode")
+        self._writer = self._buffer._writing()
+        self._writer.check_owner()
+        self._writer.require_room(self._size, 1)
+        self._buffer._open_episode = self
+        return self.final_meta
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        try:
+            if kind is None and self._steps:
+                self._commit()
+        finally:
+            self.discard()
+
+    def _batched_meta(self, meta: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        known = self._buffer.metadata.meta_fields
+        batched = {}
+        for name, value in meta.items():
+            info = _known_meta(known, name)
+            array = to_array(value, name)
+            if array.shape in (info.shape, ()) and array.shape != (self._size, *info.shape):
+                array = np.broadcast_to(array, (self._size, *array.shape))
+            batched[name] = fit(name, array, info, lead=(self._size,))
+        return batched
+
+    def _fit(self, name: str, value: Any) -> npt.NDArray[Any]:
+        info = self._buffer.metadata.fields[name]
+        return np.array(fit(name, to_array(value, name), info, lead=(self._size,)), copy=True)
+
+    def store(self, values: dict[str, Any]) -> None:
+        """Add one transition to each episode."""
+        fields = self._buffer.metadata.fields
+        if self._final is not None:
+            raise EpisodeStateError("store_batch after store_final: the last observations end the episodes")
+        if unknown := [name for name in values if name not in fields]:
+            raise FieldError(f"unknown field {unknown[0]!r}; there are {list(fields)}")
+        step = {name: self._fit(name, value) for name, value in values.items()}
+        self._writer.require_room(self._size, len(self._steps) + 1)
+        self._steps.append(step)
+
+    def store_final(self, values: dict[str, Any]) -> None:
+        """Add the observation that each episode's last transition led to."""
+        if self._final is not None:
+            raise EpisodeStateError("the last observations are stored already")
+        check_final(self._buffer.metadata.fields, values)
+        self._final = {name: self._fit(name, value) for name, value in values.items()}
+
+    def _commit(self) -> None:
+        metadata, size, length = self._buffer.metadata, self._size, len(self._steps)
+        rows = {}
+        for name, info in metadata.fields.items():
+            block = np.empty((size, length + metadata.has_state, *info.shape), info.dtype)
+            block[:] = info.default_value()
+            for t, step in enumerate(self._steps):
+                if name in step:
+                    block[:, t] = step[name]
+            if self._final is not None and info.state:
+                block[:, length] = self._final[name]
+            rows[name] = block.reshape(-1, *info.shape)
+        meta = {**self._meta, **self._batched_meta(self.final_meta)}
+        metas = [
+            {
+                name: (meta[name][k] if name in meta else info.default_value()).tobytes()
+                for name, info in metadata.meta_fields.items()
+            }
+            for k in range(size)
+        ]
+        self._writer.commit_block(rows, [length] * size, metas, has_final=self._final is not None)
+
+    def discard(self) -> None:
+        """Forget the episodes; without effect where they have ended."""
+        if self._buffer._open_episode is self:
+            self._buffer._open_episode = None
+
+
+def store_whole(writer: FolderWriter, metadata: Metadata, values: Mapping[str, Any]) -> None:
+    """Commit an episode given as whole arrays."""
+    fields = metadata.fields
+    if unknown := [name for name in values if name not in fields and name not in metadata.meta_fields]:
+        raise FieldError(f"unknown field {unknown[0]!r}; there are {[*fields, *metadata.meta_fields]}")
+    arrays = {name: to_array(values[name], name) for name in fields if name in values}
+    length, has_final = _length_of(fields, arrays)
+    rows = {}
+    for name, info in fields.items():
+        column = np.empty((length + metadata.has_state, *info.shape), info.dtype)
+        column[:] = info.default_value()
+        if name in arrays:
+            count = length + (info.state and has_final)
+            column[:count] = fit(name, arrays[name], info, lead=(count,))
+        rows[name] = column
+    meta = {
+        name: make_encoder(name, info)(values[name]) if name in values else info.default_value().tobytes()
+        for name, info in metadata.meta_fields.items()
+    }
+    writer.commit_block(rows, [length], [meta], has_final=has_final)
+
+
+def _length_of(fields: Mapping[str, Field], arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[int, bool]:
+    """T of an episode given as arrays, and whether its last observation is among them."""
+    if scalars := [name for name, array in arrays.items() if array.ndim == 0]:
+        raise FieldError(f"field {scalars[0]!r}: expected one value per step, got a single value")
+    plain = {name: len(array) for name, array in arrays.items() if not fields[name].state}
+    states = {name: len(array) for name, array in arrays.items() if fields[name].state}
+    if not arrays:
+        raise FieldError("expected at least one field with a time axis, got none")
+    lengths = {**plain, **states}
+    length = next(iter(plain.values()), None)
+    if length is None:
+        length = min(states.values()) - (len(set(states.values())) == 1)
+        raise_if_empty = "only state fields are given, so their last row is taken as the last observation"
+        if length < 1:
+            raise FieldError(f"{raise_if_empty}; expected at least 2 rows")
+    if length < 1:
+        raise FieldError("an episode has at least one transition, got none")
+    all_states = [name for name, info in fields.items() if info.state]
+    has_final = bool(states) and all(count == length + 1 for count in states.values())
+    if any(count != length for count in plain.values()) or not (
+        has_final or all(count == length for count in states.values())
+    ):
+        raise FieldError(
+            f"the fields differ in length: {lengths}; expected T rows each, and for state fields {all_states} T, or "
+            "T+1 for all of them"
+        )
+    if has_final and len(states) < len(all_states):
+        missing = [name for name in all_states if name not in states]
+        raise FieldError(f"field {missing[0]!r}: expected T+1 rows as for the other state fields, got none")
+    return length, has_final
+
+
+def check_final(fields: Mapping[str, Field], values: Mapping[str, Any]) -> None:
+    """Raise FieldError unless exactly the state fields are given."""
+    states = [name for name, info in fields.items() if info.state]
+    if wrong := [name for name in values if name not in states]:
+        raise FieldError(f"field {wrong[0]!r} is no state field; store_final takes {states}")
+    if missing := [name for name in states if name not in values]:
+        raise FieldError(f"field {missing[0]!r} is missing; store_final takes all state fields: {states}")
+    if not states:
+        raise FieldError("store_final: the buffer has no state field; declare one with Field(..., state=True)")
+
+
+def encode_meta(metadata: Metadata, meta: Mapping[str, Any]) -> dict[str, bytes]:
+    """Meta values as bytes.
+
+    Raises:
+        FieldError: a name is unknown or a value does not fit.
+    """
+    return {name: make_encoder(name, _known_meta(metadata.meta_fields, name))(value) for name, value in meta.items()}
+
+
+def _known_meta(known: Mapping[str, Field], name: str) -> Field:
+    if name not in known:
+        raise FieldError(f"unknown meta field {name!r}; there are {list(known)}")
+    return known[name]
+
+
+def make_encoders(metadata: Metadata) -> dict[str, Encoder]:
+    """One encoder per field, in the schema's order."""
+    return {name: make_encoder(name, info) for name, info in metadata.fields.items()}

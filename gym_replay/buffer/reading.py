@@ -1,0 +1,206 @@
+"""The reading side that one buffer and a concatenation of buffers share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.episode import Episode
+from gym_replay.buffer.storage.layout import Metadata
+from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.errors import EmptyBufferError, FieldError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gym_replay.buffer.loading.datasets import ReplayDataset
+    from gym_replay.buffer.loading.loaders import ReplayLoader
+
+
+class Readable:
+    """Episodes by index, and the loaders over them."""
+
+    def snapshots(self) -> list[Snapshot]:
+        """The live episodes of each part, as of now (of the last ``refresh`` where another process writes)."""
+        raise NotImplementedError
+
+    @property
+    def metadata(self) -> Metadata:
+        """The schema and the limits, as stored."""
+        raise NotImplementedError
+
+    @property
+    def num_episodes(self) -> int:
+        """Live episodes."""
+        return sum(len(part) for part in self.snapshots())
+
+    @property
+    def num_steps(self) -> int:
+        """Transitions of all live episodes."""
+        return sum(part.num_steps for part in self.snapshots())
+
+    @property
+    def episode_lens(self) -> npt.NDArray[np.int64]:
+        """T of each live episode, int64 ``(num_episodes,)``, the oldest first."""
+        return np.concatenate([part.lengths for part in self.snapshots()])
+
+    @property
+    def fieldnames(self) -> tuple[str, ...]:
+        """The names of the fields, in their order."""
+        return tuple(self.metadata.fields)
+
+    @property
+    def meta_fieldnames(self) -> tuple[str, ...]:
+        """The names of the meta fields, in their order."""
+        return tuple(self.metadata.meta_fields)
+
+    def __len__(self) -> int:
+        return self.num_episodes
+
+    def __bool__(self) -> bool:
+        return True  # a buffer without episodes is a buffer
+
+    def episode(self, index: int) -> Episode:
+        """One live episode; 0 is the oldest, -1 the newest.
+
+        Raises:
+            IndexError: there is no such episode.
+        """
+        parts = self.snapshots()
+        total = sum(len(part) for part in parts)
+        if not -total <= index < total:
+            raise IndexError(f"episode {index}: there are {total} episodes")
+        place = index % total
+        for part in parts:
+            if place < len(part):
+                return Episode(part, place)
+            place -= len(part)
+        raise AssertionError
+
+    def __getitem__(self, index: int) -> Episode:
+        return self.episode(index)
+
+    def __iter__(self) -> Iterator[Episode]:
+        for part in self.snapshots():
+            for place in range(len(part)):
+                yield Episode(part, place)
+
+    def get_all_data(
+        self,
+        fields: Sequence[str] | None = None,
+        meta_fields: Sequence[str] | None = None,
+        device: Any = None,
+    ) -> dict[str, Tensor]:
+        """All episodes as one padded batch.
+
+        Args:
+            fields, meta_fields: names to take; with both None all of them, with one None only the other's.
+            device: where the tensors go.
+
+        Returns:
+            Each field ``(num_episodes, time, *field.shape)``, padded with zeros (state fields rows 0..T-1), each meta
+            field ``(num_episodes, *field.shape)``, and ``episode_lens`` int64 ``(num_episodes,)``. Empty where there
+            is no episode.
+        """
+        if fields is None and meta_fields is None:
+            fields, meta_fields = self.fieldnames, self.meta_fieldnames
+        names = [*(fields or ()), *(meta_fields or ())]
+        for argument, given, known in (
+            ("fields", fields, self.fieldnames),
+            ("meta_fields", meta_fields, self.meta_fieldnames),
+        ):
+            if unknown := [name for name in given or () if name not in known]:
+                raise FieldError(f"{argument}: unknown name {unknown[0]!r}; there are {list(known)}")
+        from gym_replay.buffer.loading.collate import to_device
+        from gym_replay.buffer.loading.loaders import make_dataset
+
+        try:
+            dataset = make_dataset(
+                self, "trajectory", fields=names, fieldname_map={"_lens": "episode_lens"}, only=[*names, "episode_lens"]
+            )
+        except EmptyBufferError:
+            return {}
+        batch = dataset[np.arange(len(dataset))]
+        return batch if device is None else to_device(batch, device, non_blocking=False)
+
+    def dataset(
+        self,
+        *,
+        timestep_level: bool = False,
+        n_steps: int | None = None,
+        filter_meta: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> ReplayDataset:
+        """A map-style dataset: an integer gives one sample, an array of sample numbers a batch.
+
+        Takes the keywords of :meth:`dataloader` that say what a sample is.
+        """
+        from gym_replay.buffer.loading.loaders import make_dataset
+
+        kind, options = _kind(timestep_level, n_steps, options)
+        return make_dataset(self, kind, filter_meta=filter_meta, **options)
+
+    def dataloader(
+        self,
+        batch_size: int,
+        *,
+        timestep_level: bool = False,
+        n_steps: int | None = None,
+        filter_meta: Mapping[str, Any] | None = None,
+        to_named_tuple: Sequence[str] | None = None,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int | None = None,
+        device: Any = None,
+        **options: Any,
+    ) -> ReplayLoader:
+        """A ``torch.utils.data.DataLoader`` over the episodes that are live now.
+
+        Args:
+            batch_size: samples a batch: trajectories, timesteps (``timestep_level=True``) or n-step transitions
+                (``n_steps=n``).
+            filter_meta: conditions on meta fields that choose episodes: a value, a set of values, or a function from
+                all values to a boolean mask.
+            to_named_tuple: deliver named tuples of these entries in this order; leading underscores are dropped in
+                the tuple's own names.
+            shuffle, drop_last, seed: the order, a pure function of seed and epoch.
+            device: where the tensors go.
+            options: ``fields``, ``current_fields``, ``next_fields``, ``sequence_fields``, ``filter_fields`` (as
+                filter_meta, for scalar fields at the sample's step), ``fieldname_map`` (entry name to new name),
+                ``return_mask``, ``return_indices``, ``slice_by_episode_len``, ``return_episode_lens``, ``dtype`` (None:
+                float64 is delivered in torch's default dtype; a torch dtype: all floats in it; ``"stored"``: as
+                stored), and the DataLoader's own such as ``num_workers``.
+
+        Raises:
+            EmptyBufferError: there is no sample.
+            FieldError: a name is unknown, or an option does not fit the kind of sample.
+        """
+        from gym_replay.buffer.loading.loaders import make_loader
+
+        kind, options = _kind(timestep_level, n_steps, options)
+        return make_loader(
+            self,
+            kind,
+            batch_size,
+            filter_meta=filter_meta,
+            to_named_tuple=to_named_tuple,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            seed=seed,
+            device=device,
+            **options,
+        )
+
+
+def _kind(timestep_level: bool, n_steps: int | None, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    # What is left at "no" is as good as not given: callers pass whole sets of keywords through.
+    options = {name: value for name, value in options.items() if value is not None}
+    if timestep_level and n_steps is not None:
+        raise FieldError("timestep_level and n_steps exclude one another; n_steps=1 gives single transitions with next")
+    kind = "timestep" if timestep_level else "trajectory"
+    if n_steps is not None:
+        return "n_step", options | {"n_steps": n_steps}
+    return kind, options

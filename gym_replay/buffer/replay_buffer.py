@@ -1,0 +1,589 @@
+"""ReplayBuffer: episodes stored in a folder, and read from it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer import open_episode
+from gym_replay.buffer.reading import Readable
+from gym_replay.buffer.storage import edits
+from gym_replay.buffer.storage.creation import check_config, check_target, create_files
+from gym_replay.buffer.storage.fields import (
+    Encoder,
+    Field,
+    FieldLike,
+    fit,
+    parse_field,
+    parse_fields,
+    stack_episodes,
+    to_array,
+)
+from gym_replay.buffer.storage.layout import Metadata
+from gym_replay.buffer.storage.lock import WriterLock
+from gym_replay.buffer.storage.names import check_distinct, check_field_name
+from gym_replay.buffer.storage.reader import FolderReader, Snapshot, has_buffer
+from gym_replay.buffer.storage.writer import FolderWriter
+from gym_replay.errors import (
+    BufferClosedError,
+    BufferNotFoundError,
+    ConfigMismatchError,
+    EpisodeStateError,
+    FieldError,
+    ReadOnlyError,
+)
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+_DURABILITIES = ("process", "power")
+
+
+class ReplayBuffer(Readable):
+    """Episodes in a folder of plain ``.npy`` files, one file per field.
+
+    An existing folder is appended to unless ``overwrite=True``. Arguments left at None mean what is stored.
+
+    Args:
+        folder: where the buffer is, or will be.
+        max_episodes: most live episodes; None for no limit.
+        max_timesteps: longest episode, in transitions.
+        fields: name to :class:`Field`, or to a short form: ``"float"``, ``("float", shape)``,
+            ``("float", shape, default)``. Needed for a new buffer.
+        meta_fields: the same for values that an episode has once.
+        circular: evict the oldest episodes instead of being full. Needs ``max_episodes`` or ``max_steps``.
+        overwrite: replace the buffer that is there. A folder that holds anything else is refused.
+        read_only: create and write nothing.
+        max_steps: most transitions of all live episodes.
+        durability: ``"process"`` (a commit survives the end of the process, however it comes) or ``"power"`` (it is
+            synced to the disk before the commit returns).
+
+    Raises:
+        ConfigMismatchError: the buffer was created with a different config.
+        BufferLockedError: a new buffer, or the one to overwrite, is being written by somebody else.
+        NotABufferError: the folder is not empty and holds something else.
+        BufferNotFoundError: there is none, and ``read_only`` or missing ``fields`` forbid to create one.
+
+    Example:
+        >>> import tempfile
+        >>> buffer = ReplayBuffer(tempfile.mkdtemp(), fields={"state": ("float", 3), "reward": "float"})
+        >>> with buffer.one_episode():
+        ...     for _ in range(5):
+        ...         buffer.store(state=[0.0, 1.0, 2.0], reward=1.0)
+        >>> len(buffer), buffer.num_steps, buffer.episode(0)["state"].shape
+        (1, 5, (5, 3))
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        max_episodes: int | None = None,
+        max_timesteps: int | None = None,
+        fields: Mapping[str, FieldLike] | None = None,
+        meta_fields: Mapping[str, FieldLike] | None = None,
+        *,
+        circular: bool | None = None,
+        overwrite: bool = False,
+        read_only: bool = False,
+        max_steps: int | None = None,
+        durability: str = "process",
+    ) -> None:
+        config = {
+            "fields": None if fields is None else parse_fields(fields),
+            "meta_fields": None if meta_fields is None else parse_fields(meta_fields, "meta field"),
+            "circular": circular,
+            "max_episodes": max_episodes,
+            "max_timesteps": max_timesteps,
+            "max_steps": max_steps,
+        }
+        self._open(folder, config, overwrite=overwrite, read_only=read_only, durability=durability)
+
+    def _open(
+        self,
+        folder: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        *,
+        overwrite: bool,
+        read_only: bool,
+        durability: str,
+    ) -> None:
+        if durability not in _DURABILITIES:
+            raise FieldError(f"durability={durability!r}: expected one of {_DURABILITIES}")
+        if overwrite and read_only:
+            raise FieldError("overwrite=True and read_only=True exclude one another")
+        self._folder = Path(os.path.abspath(folder))
+        self._read_only = read_only
+        self._durability = durability
+        self._writer: FolderWriter | None = None
+        self._open_episode: open_episode.OpenEpisode | open_episode.OpenBlock | None = None
+        self._closed = False
+        self._encoders_of: Mapping[str, Field] | None = None
+        self._made_encoders: dict[str, Encoder] = {}
+        if overwrite or not has_buffer(self._folder):
+            if read_only:
+                raise BufferNotFoundError(errno.ENOENT, "no buffer here to open read-only", str(self._folder))
+            self._create(config, overwrite=overwrite)
+        self._reader = FolderReader(self._folder)
+        try:
+            _check_match(self._reader.metadata, config, self._folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def _create(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
+        given = {name: value for name, value in config.items() if value is not None}
+        metadata = Metadata(**{"fields": {}, "meta_fields": {}, **given})
+        if not metadata.fields and not overwrite:
+            raise BufferNotFoundError(
+                errno.ENOENT, "no buffer here; check the path, or pass fields=... to create one", str(self._folder)
+            )
+        check_config(metadata)
+        check_target(self._folder, overwrite=overwrite)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = WriterLock(self._folder)
+        try:
+            if overwrite or not has_buffer(self._folder):  # unless another process was first
+                create_files(self._folder, metadata)
+            self._own(FolderWriter(self._folder, durability=self._durability, lock=lock))
+        except BaseException:
+            lock.release()
+            raise
+
+    def _own(self, writer: FolderWriter) -> FolderWriter:
+        self._writer = writer
+        self._finalizer = weakref.finalize(self, FolderWriter.close, writer)  # also at the interpreter's exit
+        return writer
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike[str], read_only: bool = False) -> ReplayBuffer:
+        """Open an existing buffer with its stored config.
+
+        Raises:
+            BufferNotFoundError: there is no buffer in the folder.
+        """
+        if not has_buffer(Path(folder)):
+            raise BufferNotFoundError(errno.ENOENT, "no buffer here; check the path", str(folder))
+        return cls(folder, read_only=read_only)
+
+    # --- what there is ---
+
+    @property
+    def folder(self) -> Path:
+        """The absolute path of the folder."""
+        return self._folder
+
+    @property
+    def read_only(self) -> bool:
+        """Whether this object refuses to write."""
+        return self._read_only
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._reader.metadata
+
+    @property
+    def circular(self) -> bool:
+        """Whether the oldest episodes are evicted instead of the buffer being full."""
+        return self.metadata.circular
+
+    @property
+    def max_episodes(self) -> int | None:
+        """Most live episodes."""
+        return self.metadata.max_episodes
+
+    @property
+    def max_timesteps(self) -> int | None:
+        """Longest episode, in transitions."""
+        return self.metadata.max_timesteps
+
+    @property
+    def max_steps(self) -> int | None:
+        """Most transitions of all live episodes."""
+        return self.metadata.max_steps
+
+    def snapshots(self) -> list[Snapshot]:
+        self._require_open()
+        return [self._reader.refresh() if self._writer is not None else self._reader.last_snapshot()]
+
+    @property
+    def num_episodes(self) -> int:
+        if self._writer is not None and not self._closed and self._writer.is_settled:
+            return self._writer.num_episodes
+        return super().num_episodes
+
+    @property
+    def num_steps(self) -> int:
+        if self._writer is not None and not self._closed and self._writer.is_settled:
+            return self._writer.num_steps
+        return super().num_steps
+
+    def refresh(self) -> None:
+        """See what another process committed, evicted or changed since."""
+        self._require_open()
+        self._reader.refresh()
+
+    # --- the environment that was recorded ---
+
+    def _environment(self, part: str) -> Any:
+        environment = self.metadata.environment or {}
+        if environment.get(part) is None:
+            raise FieldError(f"{self._folder}: no {part} is stored; the buffer was not made by RecordToBuffer")
+        return environment[part]
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """The recorded environment's observation space."""
+        from gym_replay.buffer.environment import space_from_json
+
+        return space_from_json(self._environment("observation_space"))
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """The recorded environment's action space."""
+        from gym_replay.buffer.environment import space_from_json
+
+        return space_from_json(self._environment("action_space"))
+
+    @property
+    def env_spec(self) -> Any:
+        """The recorded environment's ``EnvSpec``, without what could not be kept."""
+        from gym_replay.buffer.environment import spec_from_json
+
+        return spec_from_json(self._environment("env_spec"))
+
+    def make_env(self, **kwargs: Any) -> gym.Env[Any, Any]:
+        """Make the recorded environment anew from the id under which it is registered here.
+
+        Args:
+            kwargs: replace or add to the recorded keyword arguments, for example ``render_mode``.
+        """
+        from gym_replay.buffer.environment import make_env
+
+        return make_env(self._environment("env_spec"), **kwargs)
+
+    # --- writing ---
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise BufferClosedError(f"{self._folder}: the buffer was closed; open it anew")
+
+    def _writing(self) -> FolderWriter:
+        writer = self._writer
+        if writer is None:
+            self._require_open()
+            if self._read_only:
+                raise ReadOnlyError(
+                    errno.EROFS, "the buffer was opened with read_only=True; open it without", str(self._folder)
+                )
+            writer = self._own(FolderWriter(self._folder, durability=self._durability))
+            self._reader.refresh()
+        return writer
+
+    def _encoders(self) -> dict[str, Encoder]:
+        fields = self.metadata.fields
+        if self._encoders_of is not fields:
+            self._encoders_of, self._made_encoders = fields, open_episode.make_encoders(self.metadata)
+        return self._made_encoders
+
+    def _require_no_episode(self, what: str) -> None:
+        if self._open_episode is not None:
+            raise EpisodeStateError(f"{what} while an episode is open; end the episode first")
+
+    def one_episode(self, **meta: Any) -> open_episode.OpenEpisode:
+        """A context in which :meth:`store` adds the transitions of one episode, committed at its end.
+
+        Args:
+            meta: values of meta fields known from the start.
+
+        Returns:
+            A context manager that yields a dict for the values of meta fields known only at the end. An exception
+            inside discards the episode and is raised on. An episode without a transition is not committed.
+
+        Raises:
+            BufferFullError: there is no room for one more episode.
+            EpisodeStateError: an episode is open already.
+        """
+        self._require_no_episode("one_episode")
+        return open_episode.OpenEpisode(self, meta)
+
+    def store(self, **fields: Any) -> None:
+        """Store one transition of the open episode; a field left out takes its default.
+
+        Raises:
+            FieldError: a field is unknown, or a value does not fit; nothing of the transition is stored.
+            EpisodeTooLongError: the episode has ``max_timesteps`` transitions already.
+            EpisodeStateError: no episode is open, or its last observation is stored already.
+        """
+        self._single("store").store(fields)
+
+    def store_final(self, **state_fields: Any) -> None:
+        """Store the observation that the last transition led to, row T of the state fields.
+
+        Inside :meth:`batched_episode` each value has a leading axis over the episodes.
+
+        Raises:
+            FieldError: a field is no state field, is missing, or its value does not fit.
+            EpisodeStateError: no episode is open.
+        """
+        if isinstance(self._open_episode, open_episode.OpenBlock):
+            self._open_episode.store_final(state_fields)
+        else:
+            self._single("store_final").store_final(state_fields)
+
+    def _single(self, what: str) -> open_episode.OpenEpisode:
+        episode = self._open_episode
+        if isinstance(episode, open_episode.OpenEpisode):
+            return episode
+        self._require_open()
+        remedy = "store_batch" if episode is not None else "`with buffer.one_episode():`"
+        raise EpisodeStateError(f"{what} outside of an episode; use {remedy}")
+
+    def batched_episode(self, batch_size: int, **meta: Any) -> open_episode.OpenBlock:
+        """A context in which :meth:`store_batch` adds one transition to each of several episodes.
+
+        All are committed at its end, at once.
+
+        Args:
+            batch_size: how many episodes.
+            meta: values of meta fields with a leading axis of ``batch_size``, or one value for all.
+
+        Returns:
+            A context manager that yields a dict for meta fields known only at the end, as :meth:`one_episode` does.
+        """
+        self._require_no_episode("batched_episode")
+        return open_episode.OpenBlock(self, batch_size, meta)
+
+    def store_batch(self, **fields: Any) -> None:
+        """Store one transition of each open episode: every value is ``(batch_size, *field.shape)``.
+
+        Raises:
+            FieldError: a field is unknown, or a value does not fit; nothing is stored.
+            EpisodeStateError: no :meth:`batched_episode` is open.
+        """
+        block = self._open_episode
+        if not isinstance(block, open_episode.OpenBlock):
+            self._require_open()
+            raise EpisodeStateError("store_batch outside of `with buffer.batched_episode(batch_size):`")
+        block.store(fields)
+
+    def store_episode(self, **arrays: Any) -> None:
+        """Store and commit a whole episode.
+
+        Args:
+            arrays: per field ``(T, *field.shape)``, for state fields T or T+1 rows (all of them T+1, or none); meta
+                fields by name. A field left out takes its default.
+
+        Raises:
+            FieldError: a field is unknown, a value does not fit, or the lengths differ; nothing is stored.
+            EpisodeTooLongError, BufferFullError: it does not fit into the buffer.
+        """
+        self._require_no_episode("store_episode")
+        writer = self._writing()
+        writer.check_owner()
+        open_episode.store_whole(writer, self.metadata, arrays)
+
+    def update(self, episodes: int | slice | Sequence[int] | npt.NDArray[Any] | None = None, **arrays: Any) -> None:
+        """Replace stored values, all or nothing.
+
+        Each call rewrites the named columns, so one call for many episodes is much cheaper than many calls.
+
+        Args:
+            episodes: an index, a slice, indices or a mask of live episodes; None for all.
+            arrays: for a field one array ``(episodes, time, *field.shape)`` with at least as many rows as the longest
+                of them (padding is left out), or a list of one ``(T, *field.shape)`` per episode; state fields have
+                T+1 rows, or T to leave the last observation as it is. For a meta field ``(episodes, *field.shape)``.
+                For a single index, without the first axis.
+        """
+        if not arrays:
+            raise FieldError("update: expected fields to replace, got none")
+        writer = self._writing()
+        writer.check_owner()
+        snapshot = self._reader.refresh()
+        places, single = _places(episodes, len(snapshot))
+        rows: dict[str, tuple[npt.NDArray[Any], npt.NDArray[np.int64]]] = {}
+        meta: dict[str, npt.NDArray[Any]] = {}
+        for name, value in arrays.items():
+            value = [value] if single else value
+            if name in self.metadata.meta_fields:
+                info = self.metadata.meta_fields[name]
+                meta[name] = fit(name, to_array(value, name), info, lead=(len(places),))
+            else:
+                rows[name] = _rows_of(name, self._known(name), value, snapshot, places)
+        edits.update(writer, snapshot, places, rows, meta)
+        self._reader.refresh()
+
+    def _known(self, name: str) -> Field:
+        if name not in self.metadata.fields:
+            known = [*self.metadata.fields, *self.metadata.meta_fields]
+            raise FieldError(f"unknown field {name!r}; there are {known}; add_field adds one")
+        return self.metadata.fields[name]
+
+    def add_field(self, name: str, info: FieldLike, values: Any = None) -> None:
+        """Add a field to all episodes; nobody sees it before it is complete.
+
+        Args:
+            name, info: as in ``fields``.
+            values: as for :meth:`update`, over all live episodes; None for the field's default.
+        """
+        self._require_no_episode("add_field")
+        check_field_name(name)
+        if name in self.metadata.fields or name in self.metadata.meta_fields:
+            raise FieldError(f"field {name!r} exists already; update(...) replaces its values")
+        check_distinct([*self.metadata.fields, name])
+        field = parse_field(info)
+        writer = self._writing()
+        writer.check_owner()
+        snapshot = self._reader.refresh()
+        rows = None
+        if values is not None:
+            rows = _complete_rows(name, field, values, snapshot, has_state=self.metadata.has_state)
+        edits.add_field(writer, snapshot, name, field, rows)
+        self._reader.refresh()
+
+    def delete(self, episodes: int | slice | Sequence[int] | npt.NDArray[Any]) -> None:
+        """Hide episodes at once and for good. Their disk space stays in use; their ids are never used again.
+
+        Args:
+            episodes: an index, a slice, indices or a mask of live episodes.
+        """
+        writer = self._writing()
+        writer.check_owner()
+        snapshot = self._reader.refresh()
+        writer.delete(snapshot, _places(episodes, len(snapshot))[0])
+        self._reader.refresh()
+
+    def clear(self) -> None:
+        """Remove all episodes and give their disk space back. Ids go on where they were."""
+        self._require_no_episode("clear")
+        self._writing().clear()
+        self._reader.refresh()
+
+    def flush(self) -> None:
+        """Have everything committed so far on the disk before returning, with its checksums."""
+        self._require_open()
+        if self._writer is not None:
+            self._writer.flush()
+
+    def release(self) -> None:
+        """Stop writing: an open episode is discarded, checksums are completed, and the lock is let go.
+
+        Reading goes on, and the next write takes the lock again.
+        """
+        if self._open_episode is not None:
+            self._open_episode.discard()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            self._finalizer.detach()
+            writer.close()
+
+    def close(self) -> None:
+        """Release the lock and the files. Closing twice is fine; views handed out stay good."""
+        if self._closed:
+            return
+        try:
+            self.release()
+        finally:
+            self._closed = True
+            if hasattr(self, "_reader"):
+                self._reader.close()
+
+    def __enter__(self) -> ReplayBuffer:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ReplayBuffer.from_folder, (self._folder, True)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.num_episodes} episodes, {self.num_steps} steps"
+        return f"ReplayBuffer({str(self._folder)!r}, {state})"
+
+
+def open_buffer(
+    folder: str | os.PathLike[str], config: Mapping[str, Any], *, overwrite: bool, durability: str = "process"
+) -> ReplayBuffer:
+    """Open or create a buffer with a config that people do not write by hand: the recorder's meta fields and the
+    environment. ``config`` holds attributes of :class:`Metadata`; None means what is stored."""
+    buffer = ReplayBuffer.__new__(ReplayBuffer)
+    buffer._open(folder, config, overwrite=overwrite, read_only=False, durability=durability)
+    return buffer
+
+
+def _check_match(metadata: Metadata, config: Mapping[str, Any], folder: Path) -> None:
+    differences = []
+    for name, passed in config.items():
+        stored = getattr(metadata, name)
+        if passed is None or passed == stored:
+            continue
+        if isinstance(passed, dict) and isinstance(stored, dict):
+            differences += [
+                f"{name}[{key!r}]: stored {stored.get(key)!r}, passed {passed.get(key)!r}"
+                for key in {**stored, **passed}
+                if stored.get(key) != passed.get(key)
+            ] or [f"{name}: the same in another order"]
+        else:
+            differences.append(f"{name}: stored {stored!r}, passed {passed!r}")
+    if differences:
+        raise ConfigMismatchError(
+            f"{folder} was created with a different config: {'; '.join(differences)}. Pass what is stored (or None), "
+            "choose another folder, or overwrite=True to replace the buffer"
+        )
+
+
+def _places(episodes: Any, count: int) -> tuple[npt.NDArray[np.int64], bool]:
+    """Indices of live episodes as an array, and whether a single one was meant."""
+    if episodes is None:
+        return np.arange(count, dtype=np.int64), False
+    if isinstance(episodes, slice):
+        return np.arange(count, dtype=np.int64)[episodes], False
+    array = np.asarray(episodes)
+    if array.size == 0:
+        return np.empty(0, np.int64), False
+    if array.dtype == np.bool_ and array.shape == (count,):
+        return np.flatnonzero(array), False
+    if array.dtype.kind not in "iu" or array.ndim > 1:
+        raise FieldError(f"episodes: expected an index, indices, a slice or a mask over {count} episodes")
+    if ((array < -count) | (array >= count)).any():
+        raise IndexError(f"episodes {episodes}: there are {count}")
+    places = np.atleast_1d(array % count).astype(np.int64)
+    if len(np.unique(places)) != len(places):
+        raise FieldError("episodes: an episode is named twice")
+    return places, array.ndim == 0
+
+
+def _rows_of(
+    name: str, field: Field, value: Any, snapshot: Snapshot, places: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """The rows that a value given for some episodes stands for, and how many each episode gets."""
+    lengths = snapshot.lengths[places]
+    with_final = lengths + snapshot.has_final[places]
+    if field.state:
+        try:
+            return stack_episodes(name, value, field, with_final.tolist()), with_final
+        except FieldError:
+            if (with_final == lengths).all():
+                raise
+    return stack_episodes(name, value, field, lengths.tolist()), lengths
+
+
+def _complete_rows(name: str, field: Field, values: Any, snapshot: Snapshot, *, has_state: bool) -> npt.NDArray[Any]:
+    """All rows of a new field, the default in row T where no value is given for it."""
+    places = np.arange(len(snapshot), dtype=np.int64)
+    given, counts = _rows_of(name, field, values, snapshot, places)
+    taken = snapshot.lengths + has_state
+    rows = np.empty((int(taken.sum()), *field.shape), field.dtype)
+    rows[:] = field.default_value()
+    firsts = np.cumsum(taken) - taken
+    sources = np.cumsum(counts) - counts
+    for first, source, count in zip(firsts.tolist(), sources.tolist(), counts.tolist(), strict=True):
+        rows[first : first + count] = given[source : source + count]
+    return rows

@@ -1,0 +1,343 @@
+"""One column: a standard ``.npy`` file over all rows, read through a map and written with ``pwrite``."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import errno
+import io
+import math
+import mmap
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.errors import CorruptBufferError, StorageError
+
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
+
+FIRST_CHUNK = 1 << 16
+LARGEST_CHUNK = 1 << 28
+PIECE = 1 << 23
+"""Bytes handled at a time where a column is copied or summed."""
+
+_LONGEST_HEADER = 1 << 12
+_LONGEST_WRITE = 1 << 30
+_MAGIC = b"\x93NUMPY\x01\x00"
+
+
+def open_beneath(folder: Path, relative: str, flags: int) -> int:
+    """Open a file below ``folder`` without following a link on the way; the caller closes the descriptor.
+
+    Raises:
+        CorruptBufferError: a component of the path is a link, or the end is no plain file.
+        FileNotFoundError: it does not exist.
+    """
+    *parents, name = relative.split("/")
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for parent in parents:
+            below = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            os.close(directory)
+            directory = below
+        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=directory)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO):
+            raise CorruptBufferError(f"{folder / relative}: expected a plain file, reached through no links") from None
+        raise
+    finally:
+        os.close(directory)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CorruptBufferError(f"{folder / relative}: expected a plain file")
+    return descriptor
+
+
+def encode_header(dtype: np.dtype[Any], shape: tuple[int, ...], rows: int) -> bytes:
+    """The ``.npy`` header of ``rows`` rows. Its length does not depend on ``rows``: NumPy leaves room to grow."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, *shape)}
+    )
+    return stream.getvalue()
+
+
+def _decode_header(descriptor: int, path: Path) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    head = os.pread(descriptor, _LONGEST_HEADER, 0)
+    length = int.from_bytes(head[8:10], "little") + 10
+    if head[:8] != _MAGIC or len(head) < 10 or length > len(head):
+        raise CorruptBufferError(f"{path}: no .npy header of version 1.0")
+    try:
+        header = ast.literal_eval(head[10:length].decode("latin-1").strip())
+        descr, order, shape = header["descr"], header["fortran_order"], header["shape"]
+    except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError):
+        raise CorruptBufferError(f"{path}: the .npy header cannot be read") from None
+    sizes_are_sound = isinstance(shape, tuple) and all(type(size) is int and 0 <= size < 1 << 62 for size in shape)
+    if not isinstance(descr, str) or order is not False or not sizes_are_sound or not shape:
+        raise CorruptBufferError(f"{path}: expected a C-ordered array of plain numbers, got {header!r:.200}")
+    try:
+        dtype = np.dtype(descr)
+    except (TypeError, ValueError, SyntaxError):
+        raise CorruptBufferError(f"{path}: unknown dtype {descr!r:.50}") from None
+    return dtype, shape, length
+
+
+def _check_header(descriptor: int, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows that the file really holds, and the header's length."""
+    found, full_shape, length = _decode_header(descriptor, path)
+    if found != dtype or full_shape[1:] != shape:
+        raise CorruptBufferError(
+            f"{path}: expected {dtype.name} rows of shape {shape}, got {found} rows of shape {full_shape[1:]}"
+        )
+    rows, row_nbytes = full_shape[0], dtype.itemsize * math.prod(shape)
+    if row_nbytes:
+        rows = min(rows, max(os.fstat(descriptor).st_size - length, 0) // row_nbytes)
+    return rows, length
+
+
+class Column:
+    """The reading side of one column.
+
+    Args:
+        folder: the buffer's folder.
+        relative: the file's path below it.
+        dtype, shape: of one row.
+
+    Raises:
+        CorruptBufferError: the file is missing or is no such column.
+    """
+
+    def __init__(self, folder: Path, relative: str, dtype: np.dtype[Any], shape: tuple[int, ...] = ()) -> None:
+        self.path = folder / relative
+        self.dtype, self.shape = dtype, shape
+        self._row_nbytes = dtype.itemsize * math.prod(shape)
+        try:
+            self._descriptor = open_beneath(folder, relative, os.O_RDONLY)
+        except FileNotFoundError:
+            raise CorruptBufferError(f"{self.path}: the file is missing") from None
+        try:
+            rows, self._offset = _check_header(self._descriptor, self.path, dtype, shape)
+        except BaseException:
+            self.close()
+            raise
+        self._rows = 0
+        self._array = self._map(rows)
+
+    def _map(self, rows: int) -> npt.NDArray[Any]:
+        # A map may reach past the committed rows; only committed ones, which are fully written, are ever touched.
+        self._rows = rows
+        if rows == 0 or self._row_nbytes == 0:
+            empty = np.zeros((rows, *self.shape), self.dtype) if rows == 0 else self._zero_size(rows)
+            empty.flags.writeable = False
+            return empty
+        mapped = mmap.mmap(self._descriptor, self._offset + rows * self._row_nbytes, access=mmap.ACCESS_READ)
+        flat: npt.NDArray[Any] = np.frombuffer(mapped, self.dtype, rows * math.prod(self.shape), offset=self._offset)
+        return flat.reshape(rows, *self.shape)
+
+    def _zero_size(self, rows: int) -> npt.NDArray[Any]:
+        return np.empty((rows, *self.shape), self.dtype)
+
+    def view(self, rows: int) -> npt.NDArray[Any]:
+        """Read-only view of the first ``rows`` rows, ``(rows, *shape)``. Views stay good after :meth:`close`.
+
+        Raises:
+            CorruptBufferError: the file holds fewer rows.
+        """
+        if rows > self._rows:
+            held, self._offset = _check_header(self._descriptor, self.path, self.dtype, self.shape)
+            if held < rows:
+                raise CorruptBufferError(f"{self.path}: expected at least {rows} rows, got {held}")
+            self._array = self._map(held)
+        return self._array[:rows]
+
+    def close(self) -> None:
+        """Release the file; maps go when the last view of them goes."""
+        descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class ColumnWriter:
+    """The writing side of one column. Made by :meth:`create` or :meth:`open`."""
+
+    def __init__(
+        self, path: Path, descriptor: int, dtype: np.dtype[Any], shape: tuple[int, ...], capacity: int, offset: int
+    ) -> None:
+        self.path, self.dtype, self.shape = path, dtype, shape
+        self.capacity = capacity
+        self.row_nbytes = dtype.itemsize * math.prod(shape)
+        self._descriptor, self._offset = descriptor, offset
+
+    @classmethod
+    def create(cls, folder: Path, relative: str, dtype: np.dtype[Any], shape: tuple[int, ...] = ()) -> ColumnWriter:
+        """Create (or empty) the file with no rows."""
+        path = folder / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = open_beneath(folder, relative, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        header = encode_header(dtype, shape, 0)
+        try:
+            write_at(descriptor, header, 0, path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(path, descriptor, dtype, shape, 0, len(header))
+
+    @classmethod
+    def open(cls, folder: Path, relative: str, dtype: np.dtype[Any], shape: tuple[int, ...] = ()) -> ColumnWriter:
+        """Open an existing file.
+
+        Raises:
+            CorruptBufferError: the file is missing or is no such column.
+        """
+        path = folder / relative
+        try:
+            descriptor = open_beneath(folder, relative, os.O_RDWR)
+        except FileNotFoundError:
+            raise CorruptBufferError(f"{path}: the file is missing") from None
+        try:
+            rows, offset = _check_header(descriptor, path, dtype, shape)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(path, descriptor, dtype, shape, rows, offset)
+
+    def write(self, row: int, data: Buffer) -> None:
+        """Write whole rows, beginning at ``row``; the file grows as needed.
+
+        Raises:
+            StorageError: the disk is full, or the operating system refused for another reason.
+        """
+        if self.row_nbytes == 0:
+            return
+        end = row + len(data) // self.row_nbytes
+        if end > self.capacity:
+            self.reserve(end)
+        write_at(self._descriptor, data, self._offset + row * self.row_nbytes, self.path)
+
+    def write_scattered(self, rows: npt.NDArray[np.int64], values: npt.NDArray[Any]) -> None:
+        """Write ``values[i]`` to ``rows[i]``, each stretch of neighbouring rows in one piece."""
+        if len(rows) == 0:
+            return
+        order = np.argsort(rows, kind="stable")
+        rows, values = rows[order], np.ascontiguousarray(values[order], self.dtype)
+        edges = np.concatenate(([0], np.flatnonzero(np.diff(rows) != 1) + 1, [len(rows)]))
+        for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            self.write(int(rows[low]), values[low:high].tobytes())
+
+    def read(self, row: int, rows: int) -> bytes:
+        """The bytes of ``rows`` rows, beginning at ``row``."""
+        wanted, position = rows * self.row_nbytes, self._offset + row * self.row_nbytes
+        pieces = []
+        while wanted:
+            piece = os.pread(self._descriptor, min(wanted, _LONGEST_WRITE), position)
+            if not piece:
+                raise CorruptBufferError(f"{self.path}: expected {rows} rows at row {row}, the file ends before")
+            pieces.append(piece)
+            position += len(piece)
+            wanted -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def read_array(self, row: int, rows: int) -> npt.NDArray[Any]:
+        """The rows as an array ``(rows, *shape)`` of its own."""
+        return np.frombuffer(self.read(row, rows), self.dtype).reshape(rows, *self.shape)
+
+    def reserve(self, rows: int) -> None:
+        """Make the file ``rows`` rows long at least: extend it, then say so in the header."""
+        if rows <= self.capacity:
+            return
+        if self.row_nbytes == 0:
+            self.set_rows(rows)
+            return
+        step = min(max(self.capacity * self.row_nbytes, FIRST_CHUNK), LARGEST_CHUNK) // self.row_nbytes
+        generous = max(rows, self.capacity + step)
+        if not self._extend(generous):
+            self._extend(rows, final=True)
+
+    def _extend(self, rows: int, *, final: bool = False) -> bool:
+        try:
+            os.ftruncate(self._descriptor, self._offset + rows * self.row_nbytes)
+        except OSError as error:
+            if final:
+                raise storage_error(error, self.path, (rows - self.capacity) * self.row_nbytes) from error
+            return False
+        self.set_rows(rows)
+        return True
+
+    def trim(self, rows: int) -> None:
+        """Give back the room past ``rows`` rows: say so in the header, then cut the file."""
+        if rows >= self.capacity:
+            return
+        self.set_rows(rows)
+        if self.row_nbytes:
+            os.ftruncate(self._descriptor, self._offset + rows * self.row_nbytes)
+
+    def set_rows(self, rows: int) -> None:
+        """Say in the header how many rows there are."""
+        header = encode_header(self.dtype, self.shape, rows)
+        if len(header) != self._offset:
+            raise CorruptBufferError(f"{self.path}: the header has {self._offset} bytes, expected {len(header)}")
+        write_at(self._descriptor, header, 0, self.path)
+        self.capacity = rows
+
+    def sync(self) -> None:
+        """Have the file's bytes on the disk before returning."""
+        sync_descriptor(self._descriptor)
+
+    def close(self) -> None:
+        """Release the file."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def write_at(descriptor: int, data: Buffer, position: int, path: Path) -> None:
+    """Write all of ``data`` at a byte position.
+
+    Raises:
+        StorageError: the operating system took less than all of it.
+    """
+    written, total = 0, len(data)
+    try:
+        if total <= _LONGEST_WRITE:
+            written = os.pwrite(descriptor, data, position)
+        while written < total:
+            piece = memoryview(data)[written : written + _LONGEST_WRITE]
+            written += os.pwrite(descriptor, piece, position + written)
+    except OSError as error:
+        raise storage_error(error, path, total - written) from error
+
+
+def storage_error(error: OSError, path: Path, needed: int) -> StorageError:
+    """The error of ours for a refused write of ``needed`` more bytes."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "free some space and go on with the same buffer" if full else "committed episodes are intact"
+    reason = error.strerror or str(error)
+    return StorageError(error.errno, f"{reason}: {needed} more bytes were needed ({remedy})", str(path))
+
+
+def sync_descriptor(descriptor: int) -> None:
+    """``fsync``, and on macOS the call that also empties the drive's own cache."""
+    if sys.platform == "darwin":  # pragma: no cover
+        import fcntl
+
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Have the directory's entries on the disk before returning."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

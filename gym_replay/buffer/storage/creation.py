@@ -1,0 +1,84 @@
+"""Creating a buffer's files: in an empty folder, in the place of an older buffer, or anew to clear it."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+
+from gym_replay.buffer.storage.columns import ColumnWriter
+from gym_replay.buffer.storage.episodes import Counters
+from gym_replay.buffer.storage.layout import (
+    COUNTERS,
+    NEW,
+    Metadata,
+    finish_switch,
+    foreign_files,
+    read_metadata,
+    switch_files,
+)
+from gym_replay.buffer.storage.reader import has_buffer
+from gym_replay.errors import CorruptBufferError, FieldError, GymReplayError, NotABufferError
+
+
+def check_config(metadata: Metadata) -> None:
+    """Raise FieldError where a buffer of this config cannot be created."""
+    if not metadata.fields:
+        raise FieldError("a new buffer needs fields=..., for example fields={'state': ('float', 4), 'reward': 'float'}")
+    if metadata.circular and metadata.table_capacity is None:
+        raise FieldError("circular=True needs max_episodes or max_steps: a ring has a size")
+    for name in ("max_episodes", "max_timesteps", "max_steps"):
+        limit = getattr(metadata, name)
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+            raise FieldError(f"{name}: expected a positive integer or None, got {limit!r}")
+    if both := sorted(set(metadata.fields) & set(metadata.meta_fields)):
+        raise FieldError(f"{both[0]!r} is both a field and a meta field; rename one of them")
+
+
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Raise NotABufferError where creating a buffer would touch files that are not a buffer's."""
+    if folder.exists() and not folder.is_dir():
+        raise NotABufferError(errno.EEXIST, "expected a folder, found a file", str(folder))
+    if folder.is_dir() and not has_buffer(folder) and (foreign := foreign_files(folder)):
+        raise NotABufferError(
+            errno.EEXIST,
+            f"the folder holds no buffer but other files ({', '.join(foreign[:3])}); nothing was "
+            f"{'overwritten' if overwrite else 'created'}: choose another folder, or empty this one yourself",
+            str(folder),
+        )
+
+
+def create_files(folder: Path, metadata: Metadata) -> Metadata:
+    """Create an empty buffer, replacing the one that may be there. The caller holds the lock.
+
+    Until the new metadata is in place the old buffer stands whole, and from then on the new one does.
+
+    Returns:
+        The metadata as written.
+    """
+    obsolete: set[str] = set()
+    if has_buffer(folder):
+        try:
+            old = read_metadata(folder)
+        except GymReplayError as error:
+            raise CorruptBufferError(f"{error}; delete the folder yourself to create a buffer in its place") from error
+        old = finish_switch(folder, old)
+        obsolete = set(old.columns()) - set(metadata.columns())
+    else:
+        for leftover in folder.rglob("*.npy" + NEW):
+            leftover.unlink()
+    return _switch_to_empty(folder, metadata, first_id=0, obsolete=obsolete)
+
+
+def clear_files(folder: Path, metadata: Metadata, *, next_id: int) -> Metadata:
+    """Give a buffer new, empty files; ids go on from ``next_id``. Readers keep the old files until they refresh."""
+    return _switch_to_empty(folder, metadata, first_id=next_id, obsolete=set())
+
+
+def _switch_to_empty(folder: Path, metadata: Metadata, *, first_id: int, obsolete: set[str]) -> Metadata:
+    for path, (dtype, shape) in metadata.columns().items():
+        ColumnWriter.create(folder, path + NEW, dtype, shape).close()
+    # Two revisions on: one for the switch, one for the metadata without its list.
+    Counters.create(folder, COUNTERS + NEW, first_id=first_id, revision=metadata.revision + 2)
+    paths = [*metadata.columns(), COUNTERS]
+    return switch_files(folder, replace(metadata, pending=(), obsolete=()), paths, obsolete=sorted(obsolete))

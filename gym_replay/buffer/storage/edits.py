@@ -1,0 +1,141 @@
+"""Changes to stored episodes: made on copies of whole columns, which then take the old ones' places together."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.storage.checksums import row_checksums
+from gym_replay.buffer.storage.columns import ColumnWriter, storage_error
+from gym_replay.buffer.storage.episodes import record_crcs
+from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.layout import NEW, checksum_path, meta_path, step_path, table_path
+from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.buffer.storage.writer import FolderWriter
+from gym_replay.errors import FieldError
+
+Rows = npt.NDArray[Any]
+"""Rows of several episodes of one field, one episode after another: ``(sum of rows, *field.shape)``."""
+
+
+def update(
+    writer: FolderWriter,
+    snapshot: Snapshot,
+    episodes: npt.NDArray[np.int64],
+    rows: Mapping[str, tuple[Rows, npt.NDArray[np.int64]]],
+    meta: Mapping[str, npt.NDArray[Any]],
+) -> None:
+    """Replace rows and meta values of episodes, all or nothing.
+
+    Args:
+        episodes: indices into the snapshot.
+        rows: per field the new rows, and how many of them each episode gets, from its first row on.
+        meta: per meta field the new values, one per episode.
+    """
+    writer.fill_checksums()
+    taken = snapshot.lengths[episodes] + writer.metadata.has_state
+    starts, slots = snapshot.starts[episodes], snapshot.slots[episodes]
+    with _Copies(writer) as copies:
+        for name, (values, counts) in rows.items():
+            column = copies.copy(step_path(name))
+            _write_rows(column, starts, counts, values)
+            copies.copy(checksum_path(name)).write_scattered(slots, row_checksums(column, starts, taken))
+        for name, values in meta.items():
+            copies.copy(meta_path(name)).write_scattered(slots, values)
+        if meta:
+            record = [
+                meta[name] if name in meta else snapshot.meta(name)[episodes] for name in writer.metadata.meta_fields
+            ]
+            crcs = record_crcs(
+                snapshot.ids[episodes], starts, snapshot.lengths[episodes], snapshot.flags[episodes], record
+            )
+            copies.copy(table_path("record_crc")).write_scattered(slots, crcs)
+    writer.switch(writer.metadata, copies.paths)
+
+
+def add_field(writer: FolderWriter, snapshot: Snapshot, name: str, info: Field, values: Rows | None) -> None:
+    """Add a column, complete for all live episodes before anybody sees it.
+
+    Args:
+        values: the rows of all live episodes, row T included where the schema has one; None for the default.
+
+    Raises:
+        FieldError: a state field for episodes that have no row T.
+    """
+    metadata = replace(writer.metadata, fields={**writer.metadata.fields, name: info})
+    if metadata.has_state != writer.metadata.has_state:
+        raise FieldError(
+            f"field {name!r}: the buffer has no state field, so its episodes have no row T; pass state=False"
+        )
+    writer.fill_checksums()
+    taken = snapshot.lengths + metadata.has_state
+    with _Copies(writer) as copies:
+        column = copies.create(step_path(name), info)
+        if values is None:
+            default = info.default_value().tobytes()
+            for start, count in zip(snapshot.starts.tolist(), taken.tolist(), strict=True):
+                column.write(start, default * count)
+        else:
+            _write_rows(column, snapshot.starts, taken, values)
+        column.reserve(writer.end_row)
+        sums = copies.create(checksum_path(name), Field("uint32"))
+        sums.write_scattered(snapshot.slots, row_checksums(column, snapshot.starts, taken))
+    writer.switch(metadata, copies.paths)
+
+
+def _write_rows(
+    column: ColumnWriter, starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], values: Rows
+) -> None:
+    at = 0
+    for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
+        column.write(start, values[at : at + count].tobytes())
+        at += count
+
+
+class _Copies:
+    """The changed columns under their new names; removed again where preparing them fails."""
+
+    def __init__(self, writer: FolderWriter) -> None:
+        self._writer = writer
+        self._columns: dict[str, ColumnWriter] = {}
+
+    @property
+    def paths(self) -> list[str]:
+        return list(self._columns)
+
+    def copy(self, path: str) -> ColumnWriter:
+        """A copy of a column, under its new name."""
+        folder = self._writer.folder
+        source, target = folder / path, folder / (path + NEW)
+        dtype, shape = self._writer.metadata.columns()[path]
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            target.unlink(missing_ok=True)
+            raise storage_error(error, target, source.stat().st_size) from error
+        self._columns[path] = ColumnWriter.open(folder, path + NEW, dtype, shape)
+        return self._columns[path]
+
+    def create(self, path: str, info: Field) -> ColumnWriter:
+        """A column that was not there before, under its new name."""
+        self._columns[path] = ColumnWriter.create(self._writer.folder, path + NEW, info.dtype, info.shape)
+        return self._columns[path]
+
+    def __enter__(self) -> _Copies:
+        return self
+
+    def __exit__(self, kind: object, *details: object) -> None:
+        try:
+            if kind is None and self._writer.power:
+                for column in self._columns.values():
+                    column.sync()
+        finally:
+            for path, column in self._columns.items():
+                column.close()
+                if kind is not None:
+                    (self._writer.folder / (path + NEW)).unlink(missing_ok=True)

@@ -1,0 +1,130 @@
+"""The counters that make episodes visible, and the table with one record per episode."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.storage.columns import ColumnWriter, encode_header, open_beneath, sync_descriptor
+from gym_replay.errors import CorruptBufferError
+
+HAS_FINAL = 1
+"""Flag: row T holds the last observation."""
+COMPLETE = 2
+"""Flag: the episode was not cut by a reset or a close."""
+DELETED = 4
+"""Flag: hidden; the only one that changes after the commit, so record checksums leave it out."""
+
+_NAMES = ("revision", "base", "first", "next", "summed", "deletions")
+_DTYPE = np.dtype("<i8")
+
+
+class Counters:
+    """The counters of ``commit.npy``, shared by all processes through a map.
+
+    Each is an aligned 8-byte integer, so a store is seen whole or not at all.
+
+    Attributes:
+        revision: the metadata's revision that the files belong to.
+        base: id of the episode in slot 0 of the table.
+        first: id of the oldest live episode.
+        next: id of the next episode; storing it is the commit.
+        summed: episodes below this id have checksums.
+        deletions: how often episodes were deleted.
+    """
+
+    def __init__(self, folder: Path, relative: str, *, writable: bool) -> None:
+        self.path = folder / relative
+        try:
+            descriptor = open_beneath(folder, relative, os.O_RDWR if writable else os.O_RDONLY)
+        except FileNotFoundError:
+            raise CorruptBufferError(f"{self.path}: the file is missing") from None
+        try:
+            status = os.fstat(descriptor)
+            header = encode_header(_DTYPE, (), len(_NAMES))
+            size = len(header) + _DTYPE.itemsize * len(_NAMES)
+            if status.st_size != size or os.pread(descriptor, len(header), 0) != header:
+                raise CorruptBufferError(f"{self.path}: expected {len(_NAMES)} 64-bit counters in {size} bytes")
+            self.inode = status.st_ino
+            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+            self._map = mmap.mmap(descriptor, size, access=access)
+        finally:
+            os.close(descriptor)
+        self._values = np.frombuffer(self._map, _DTYPE, len(_NAMES), offset=len(header))
+
+    @staticmethod
+    def create(folder: Path, relative: str, *, first_id: int = 0, revision: int = 0) -> None:
+        """Write the file whole, so that storing into its map can never run out of disk."""
+        values = np.array([revision, first_id, first_id, first_id, first_id, 0], _DTYPE)
+        writer = ColumnWriter.create(folder, relative, _DTYPE)
+        try:
+            writer.set_rows(len(values))
+            writer.write(0, values.tobytes())
+            writer.sync()
+        finally:
+            writer.close()
+
+    def __getattr__(self, name: str) -> int:
+        if name not in _NAMES:
+            raise AttributeError(name)
+        return int(self._values[_NAMES.index(name)])
+
+    def put(self, name: str, value: int) -> None:
+        """Store one counter."""
+        self._values[_NAMES.index(name)] = value
+
+    def sync(self) -> None:
+        """Have the counters on the disk before returning."""
+        self._map.flush()
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            sync_descriptor(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def check(self) -> None:
+        """Raise CorruptBufferError where the counters contradict one another."""
+        values = dict(zip(_NAMES, self._values.tolist(), strict=True))
+        if not 0 <= values["base"] <= values["first"] <= values["next"] < 1 << 62 or not (
+            values["base"] <= values["summed"] <= values["next"]
+        ):
+            raise CorruptBufferError(f"{self.path}: the counters contradict one another: {values}")
+
+
+def record_crcs(
+    ids: npt.NDArray[np.int64],
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    flags: npt.NDArray[np.uint8],
+    meta: Sequence[npt.NDArray[Any]],
+) -> npt.NDArray[np.uint32]:
+    """CRC-32 (zlib's) of each record: id, start, length, flags without the deleted one, then the meta values."""
+    columns = [ids, starts, lengths, flags & np.uint8(255 - DELETED), *meta]
+    count = len(ids)
+    packed = np.concatenate(
+        [np.ascontiguousarray(column).reshape(count, -1).view(np.uint8).reshape(count, -1) for column in columns],
+        axis=1,
+    )
+    width = packed.shape[1]
+    content = memoryview(packed.tobytes())
+    crc32 = zlib.crc32
+    return np.fromiter((crc32(content[at : at + width]) for at in range(0, count * width, width)), np.uint32, count)
+
+
+def record_crc(episode_id: int, start: int, length: int, flags: int, meta: Iterable[bytes]) -> int:
+    """The same for one record."""
+    head = np.array([episode_id, start, length], "<i8").tobytes() + bytes([flags & (255 - DELETED)])
+    return zlib.crc32(head + b"".join(meta))
+
+
+def slots_of(ids: npt.NDArray[np.int64], base: int, capacity: int | None) -> npt.NDArray[np.int64]:
+    """The table slot of each id: ``(id - base) mod capacity``."""
+    slots = ids - base
+    return slots if capacity is None else slots % capacity

@@ -1,0 +1,355 @@
+"""What a field is, how one is written down, and how a value is made to fit it."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.storage.names import check_distinct, check_field_name
+from gym_replay.errors import FieldError
+
+_DTYPES = {
+    "float": "float32",
+    "int": "int64",
+    **{name: name for name in ("bool", "float16", "float32", "float64")},
+    **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+FieldLike: TypeAlias = Union["Field", str, type, "np.dtype[Any]", tuple[Any, ...]]
+"""A :class:`Field`, a dtype, or a tuple ``(dtype, shape)`` or ``(dtype, shape, default)``."""
+
+Encoder: TypeAlias = Callable[[Any], bytes]
+"""Takes one value, gives its bytes in the field's dtype and C order."""
+
+
+def parse_dtype(dtype: Any) -> np.dtype[Any]:
+    """The little-endian NumPy dtype for a name or dtype.
+
+    ``"float"`` is float32 and ``"int"`` is int64; every other NumPy bool, int, uint and float name means itself.
+
+    Raises:
+        FieldError: it is none of these.
+    """
+    name = dtype if isinstance(dtype, str) else None
+    if name is None:
+        try:
+            name = np.dtype(dtype).name
+        except TypeError:
+            name = repr(dtype)
+    if name not in _DTYPES:
+        raise FieldError(f"dtype {dtype!r}: expected one of {', '.join(_DTYPES)}")
+    parsed: np.dtype[Any] = np.dtype(_DTYPES[name]).newbyteorder("<")
+    return parsed
+
+
+def _parse_shape(shape: Any) -> tuple[int, ...]:
+    if isinstance(shape, (int, np.integer)) and not isinstance(shape, bool):
+        shape = (shape,)
+    if not isinstance(shape, (tuple, list)) or not all(
+        isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= 0 for size in shape
+    ):
+        raise FieldError(f"shape {shape!r}: expected a tuple of sizes, none of them negative")
+    return tuple(int(size) for size in shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """One named quantity per row (or per episode, for a meta field).
+
+    Args:
+        dtype: a name or NumPy dtype; see :func:`parse_dtype`.
+        shape: the shape of one value; an int stands for a shape of one axis.
+        default: the value of a row for which none was given; None means zeros.
+        state: whether the field exists at T+1 points of an episode of T transitions.
+
+    Example:
+        >>> Field("float", (3,), default=1.0)
+        Field(dtype='float32', shape=(3,), default=1.0, state=False)
+    """
+
+    dtype: Any
+    shape: Any = ()
+    default: Any = None
+    state: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", parse_dtype(self.dtype))
+        object.__setattr__(self, "shape", _parse_shape(self.shape))
+        object.__setattr__(self, "state", bool(self.state))
+        if self.default is not None:
+            filled = self._filled(self.default)
+            filled.flags.writeable = False
+            object.__setattr__(self, "default", filled)
+
+    def _filled(self, default: Any) -> npt.NDArray[Any]:
+        array = to_array(default, "default")
+        if array.shape != self.shape and array.size == 1:
+            array = np.broadcast_to(array.reshape(()), self.shape)  # a default may be one number for the whole shape
+        return np.array(fit("default", array, self), copy=True)
+
+    def default_value(self) -> npt.NDArray[Any]:
+        """The default as an array of ``shape`` and ``dtype``."""
+        return np.zeros(self.shape, self.dtype) if self.default is None else self.default
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one value."""
+        return int(self.dtype.itemsize * math.prod(self.shape))
+
+    def as_tuple(self) -> tuple[str, tuple[int, ...], Any, bool]:
+        """The field as plain Python values, for comparison and for writing down."""
+        return self.dtype.name, self.shape, default_to_json(self.default), self.state
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Field) and self.as_tuple() == other.as_tuple()
+
+    def __hash__(self) -> int:
+        return hash((self.dtype.name, self.shape, self.state))
+
+    def __repr__(self) -> str:
+        default = default_to_json(self.default)
+        return f"Field(dtype={self.dtype.name!r}, shape={self.shape}, default={default}, state={self.state})"
+
+
+def parse_field(info: FieldLike) -> Field:
+    """The :class:`Field` that a short form stands for.
+
+    Raises:
+        FieldError: it is no such form.
+    """
+    if isinstance(info, Field):
+        return info
+    if isinstance(info, list):
+        info = tuple(info)
+    if isinstance(info, tuple):
+        if not 1 <= len(info) <= 3:
+            raise FieldError(f"field {info!r}: expected (dtype, shape) or (dtype, shape, default)")
+        return Field(*info)
+    return Field(info)
+
+
+def parse_fields(fields: Mapping[str, FieldLike], kind: str = "field") -> dict[str, Field]:
+    """Parse a whole declaration, in its order.
+
+    Raises:
+        FieldError: a name or a declaration is wrong; the message names the field.
+    """
+    parsed: dict[str, Field] = {}
+    for name, info in fields.items():
+        check_field_name(name)
+        try:
+            parsed[name] = parse_field(info)
+        except FieldError as error:
+            raise FieldError(f"{kind} {name!r}: {error}") from None
+    check_distinct(parsed)
+    return parsed
+
+
+def default_to_json(default: npt.NDArray[Any] | None) -> Any:
+    """A default as JSON: None, one number where all values are equal, or nested lists."""
+    if default is None:
+        return None
+    if default.size and (default == default.flat[0]).all():
+        return _number_to_json(default.flat[0].item())
+    return _list_to_json(default.tolist())
+
+
+def _list_to_json(value: Any) -> Any:
+    return [_list_to_json(item) for item in value] if isinstance(value, list) else _number_to_json(value)
+
+
+def _number_to_json(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value
+
+
+def default_from_json(value: Any) -> Any:
+    """What :func:`default_to_json` was given, up to shape and dtype.
+
+    Raises:
+        FieldError: no default has this JSON form.
+    """
+    if isinstance(value, list):
+        return [default_from_json(item) for item in value]
+    if isinstance(value, str):
+        if value not in ("nan", "inf", "-inf"):
+            raise FieldError(f"default {value!r}: expected a number")
+        return float(value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    raise FieldError(f"default {value!r}: expected a number or nested lists of numbers")
+
+
+def to_array(value: Any, name: str) -> npt.NDArray[Any]:
+    """A value as a NumPy array: Python numbers, nested lists, arrays, and torch tensors on any device.
+
+    Raises:
+        FieldError: the value is none of these, or its rows differ in length.
+    """
+    if type(value) is np.ndarray:
+        return value
+    if hasattr(value, "detach") and hasattr(value, "cpu"):
+        value = value.detach().cpu()
+        return value.resolve_conj().resolve_neg().numpy() if hasattr(value, "resolve_conj") else np.asarray(value)
+    if isinstance(value, (list, tuple)) and any(hasattr(item, "detach") for item in value):
+        value = [to_array(item, name) for item in value]
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise FieldError(f"field {name!r}: expected numbers, got {_describe(value)} ({error})") from None
+    if array.dtype.kind not in "buif":
+        raise FieldError(f"field {name!r}: expected numbers, got {_describe(value)}; convert it first")
+    return array
+
+
+def _describe(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def fit(name: str, array: npt.NDArray[Any], field: Field, lead: tuple[int, ...] = ()) -> npt.NDArray[Any]:
+    """``array`` in the field's dtype and in shape ``(*lead, *field.shape)``.
+
+    Shapes () and (1,) fit one another. Floats may lose precision on the way to a narrower float; an integer or
+    boolean field takes only values that it holds exactly, and no floats.
+
+    Raises:
+        FieldError: shape or dtype does not fit.
+    """
+    shape = (*lead, *field.shape)
+    if array.shape != shape:
+        inner = array.shape[len(lead) :]
+        if array.shape[: len(lead)] != lead or {inner, field.shape} != {(), (1,)}:
+            raise FieldError(_shape_message(name, field.shape, array.shape, lead))
+        array = array.reshape(shape)
+    return _cast(name, array, field.dtype)
+
+
+def _shape_message(name: str, expected: tuple[int, ...], got: tuple[int, ...], lead: tuple[int, ...]) -> str:
+    whole = (*lead, *expected)
+    if math.prod(got) == math.prod(whole):
+        remedy = f"reshape it to {whole}"
+    elif not got:
+        remedy = f"pass numpy.full({whole}, value) if it is meant for all entries"
+    else:
+        remedy = f"pass an array of that shape or declare the field with shape {got[len(lead) :]}"
+    return f"field {name!r}: expected shape {whole}, got {got}; {remedy}"
+
+
+def _cast(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    if array.dtype == dtype:
+        return array
+    if np.can_cast(array.dtype, dtype, "safe"):
+        return array.astype(dtype)
+    if dtype.kind == "f":
+        with np.errstate(over="ignore", invalid="ignore"):
+            cast = array.astype(dtype)
+        overflow = np.isinf(cast) & np.isfinite(array)
+        if overflow.any():
+            raise FieldError(
+                f"field {name!r}: {array[overflow].flat[0]} is too large for {dtype.name}; declare a wider float"
+            )
+        return cast
+    if array.dtype.kind in "bui":
+        with np.errstate(all="ignore"):
+            cast = array.astype(dtype)
+        exact = cast == array if dtype.kind != "b" else (array == 0) | (array == 1)
+        negative = (array < 0) != (cast < 0) if dtype.kind in "ui" and array.dtype.kind in "ui" else False
+        if not np.all(exact) or np.any(negative):
+            wrong = array[~np.asarray(exact) | negative].flat[0]
+            raise FieldError(f"field {name!r}: {wrong} does not fit {dtype.name}; declare a wider dtype")
+        return cast
+    raise FieldError(
+        f"field {name!r}: expected {dtype.name}, got {array.dtype.name}; convert the value, or declare the field "
+        f"as {array.dtype.name}"
+    )
+
+
+_STRUCT_FORMATS = {"float32": "<f", "float64": "<d", "int64": "<q", "bool": "<?"}
+
+
+def make_encoder(name: str, field: Field) -> Encoder:
+    """A function that checks one value against the field and gives its bytes.
+
+    The common cases, an array of the very dtype and shape and a Python number for a scalar field, are taken
+    before the general one.
+    """
+    dtype, shape = field.dtype, field.shape
+    scalar_type = dtype.type
+    native = np.dtype(scalar_type)
+    ndarray = np.ndarray
+
+    def general(value: Any) -> bytes:
+        return fit(name, to_array(value, name), field).tobytes()
+
+    if shape:
+
+        def encode_array(value: Any) -> bytes:
+            if type(value) is ndarray and value.dtype is native and value.shape == shape:
+                return value.tobytes()
+            return general(value)
+
+        return encode_array
+
+    exact_python = {"f": float, "i": int, "b": bool}.get(dtype.kind)
+    if dtype.name not in _STRUCT_FORMATS:
+
+        def encode_scalar(value: Any) -> bytes:
+            if type(value) is scalar_type:
+                return value.tobytes()  # type: ignore[no-any-return]
+            return general(value)
+
+        return encode_scalar
+
+    pack = struct.Struct(_STRUCT_FORMATS[dtype.name]).pack
+
+    def encode_number(value: Any) -> bytes:
+        if type(value) is exact_python:
+            try:
+                return pack(value)
+            except (OverflowError, struct.error):
+                return general(value)
+        if type(value) is scalar_type:
+            return value.tobytes()  # type: ignore[no-any-return]
+        return general(value)
+
+    return encode_number
+
+
+def stack_episodes(name: str, values: Any, field: Field, rows: Sequence[int]) -> npt.NDArray[Any]:
+    """The rows of several episodes of a field, one after another: ``(sum(rows), *field.shape)``.
+
+    Args:
+        values: one array ``(episodes, time, *field.shape)`` with ``time >= max(rows)``, of which the first
+            ``rows[i]`` of episode i are taken, or a sequence of one array ``(rows[i], *field.shape)`` per episode.
+        rows: how many rows each episode has.
+
+    Raises:
+        FieldError: the number of episodes or a shape does not fit.
+    """
+    if isinstance(values, (list, tuple)) and len({len(v) for v in values if hasattr(v, "__len__")}) > 1:
+        arrays = [to_array(value, name) for value in values]
+    else:
+        array = to_array(values, name)
+        if array.ndim < 2:
+            raise FieldError(
+                f"field {name!r}: expected shape ({len(rows)}, time, *{field.shape}), got {array.shape}; "
+                "pass one row of values per episode"
+            )
+        arrays = list(array)
+    if len(arrays) != len(rows):
+        raise FieldError(f"field {name!r}: expected values for {len(rows)} episodes, got {len(arrays)}")
+    padded = len({len(array) for array in arrays}) <= 1 and not isinstance(values, (list, tuple))
+    pieces = []
+    for array, count in zip(arrays, rows, strict=True):
+        if padded and len(array) > count and len(array) >= max(rows):
+            array = array[:count]
+        pieces.append(fit(name, array, field, lead=(count,)))
+    return np.concatenate(pieces) if pieces else np.empty((0, *field.shape), field.dtype)

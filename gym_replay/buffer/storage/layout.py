@@ -1,0 +1,377 @@
+"""The folder: which files there are, the metadata that lists them, and how several change at once.
+
+Files are replaced together in one way only (:func:`switch_files`): the new ones are written beside the old ones
+under ``<name>.new``, the metadata that names them as pending is renamed into place, and from that moment they
+count. Then they are renamed, and the metadata is written once more without the list. Whoever opens the folder in
+between, or after the writer was killed in between, takes ``<name>.new`` where it is still there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gym_replay.buffer.storage.columns import open_beneath, storage_error, sync_descriptor, sync_directory, write_at
+from gym_replay.buffer.storage.fields import Field, default_from_json, default_to_json
+from gym_replay.buffer.storage.lock import LOCK_NAME
+from gym_replay.buffer.storage.names import check_distinct, check_field_name
+from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, UnsupportedFormatError
+
+METADATA = "metadata.json"
+COUNTERS = "commit.npy"
+NEW = ".new"
+FORMAT = "gym_replay"
+FORMAT_VERSION = 1
+KNOWN_FEATURES: frozenset[str] = frozenset()
+
+TABLE_DTYPES: dict[str, np.dtype[Any]] = {
+    "start": np.dtype("<i8"),
+    "length": np.dtype("<i8"),
+    "flags": np.dtype("u1"),
+    "record_crc": np.dtype("<u4"),
+}
+"""The columns of the episode table, beside the meta fields."""
+
+_LARGEST_METADATA = 1 << 26
+_DEEPEST_METADATA = 60
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What ``metadata.json`` says. ``revision`` grows with every change of the metadata or of the set of files."""
+
+    fields: dict[str, Field]
+    meta_fields: dict[str, Field]
+    recorder_meta: tuple[str, ...] = ()
+    circular: bool = False
+    max_episodes: int | None = None
+    max_timesteps: int | None = None
+    max_steps: int | None = None
+    environment: dict[str, Any] | None = None
+    features: tuple[str, ...] = ()
+    uuid: str = field(default_factory=lambda: uuid.uuid4().hex)
+    revision: int = 0
+    pending: tuple[str, ...] = ()
+    obsolete: tuple[str, ...] = ()
+
+    @property
+    def has_state(self) -> bool:
+        """Whether an episode of T transitions takes T+1 rows."""
+        return any(info.state for info in self.fields.values())
+
+    @property
+    def table_capacity(self) -> int | None:
+        """Slots of the episode table; None where it grows."""
+        if not self.circular:
+            return None
+        return self.max_episodes if self.max_episodes is not None else self.max_steps
+
+    def columns(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+        """Dtype and row shape of every array file but the counters, by path."""
+        columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        for name, info in self.fields.items():
+            columns[step_path(name)] = (info.dtype, info.shape)
+            columns[checksum_path(name)] = (np.dtype("<u4"), ())
+        for name, dtype in TABLE_DTYPES.items():
+            columns[table_path(name)] = (dtype, ())
+        for name, info in self.meta_fields.items():
+            columns[meta_path(name)] = (info.dtype, info.shape)
+        return columns
+
+
+def step_path(name: str) -> str:
+    """Path of a field's rows."""
+    return f"steps/{name.replace('.', '/')}.npy"
+
+
+def checksum_path(name: str) -> str:
+    """Path of a field's checksums, one per episode."""
+    return f"checksums/{name.replace('.', '/')}.npy"
+
+
+def meta_path(name: str) -> str:
+    """Path of a meta field's values, one per episode."""
+    return f"episodes/meta/{name.replace('.', '/')}.npy"
+
+
+def table_path(name: str) -> str:
+    """Path of a column of the episode table."""
+    return f"episodes/{name}.npy"
+
+
+def metadata_to_json(metadata: Metadata) -> dict[str, Any]:
+    """The metadata as plain JSON values."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "features": list(metadata.features),
+        "uuid": metadata.uuid,
+        "revision": metadata.revision,
+        "circular": metadata.circular,
+        "max_episodes": metadata.max_episodes,
+        "max_timesteps": metadata.max_timesteps,
+        "max_steps": metadata.max_steps,
+        "fields": [{**_field_to_json(name, info), "state": info.state} for name, info in metadata.fields.items()],
+        "meta_fields": [
+            {**_field_to_json(name, info), "recorder": name in metadata.recorder_meta}
+            for name, info in metadata.meta_fields.items()
+        ],
+        "environment": metadata.environment,
+        "pending": list(metadata.pending),
+        "obsolete": list(metadata.obsolete),
+    }
+
+
+def _field_to_json(name: str, info: Field) -> dict[str, Any]:
+    return {
+        "name": name,
+        "dtype": info.dtype.name,
+        "shape": list(info.shape),
+        "default": default_to_json(info.default),
+    }
+
+
+class _Fault(Exception):
+    """What is wrong with the metadata; becomes a CorruptBufferError that names the file."""
+
+
+def _take(value: Mapping[str, Any], key: str, *types: type) -> Any:
+    if key not in value:
+        raise _Fault(f"{key!r} is missing")
+    found = value[key]
+    if type(found) not in types:
+        raise _Fault(f"{key!r}: expected {' or '.join(t.__name__ for t in types)}, got {found!r:.60}")
+    return found
+
+
+def _take_limit(value: Mapping[str, Any], key: str) -> int | None:
+    limit = _take(value, key, int, type(None))
+    if limit is not None and not 1 <= limit < 1 << 62:
+        raise _Fault(f"{key!r}: expected a positive number, got {limit}")
+    return limit  # type: ignore[no-any-return]
+
+
+def _take_strings(value: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    found = _take(value, key, list)
+    if not all(isinstance(item, str) for item in found):
+        raise _Fault(f"{key!r}: expected strings")
+    return tuple(found)
+
+
+def _take_fields(value: Mapping[str, Any], key: str, flag: str) -> tuple[dict[str, Field], tuple[str, ...]]:
+    fields: dict[str, Field] = {}
+    flagged = []
+    for entry in _take(value, key, list):
+        if not isinstance(entry, dict):
+            raise _Fault(f"{key!r}: expected objects")
+        name = check_field_name(_take(entry, "name", str))
+        if name in fields:
+            raise _Fault(f"{key!r}: {name!r} is listed twice")
+        shape = tuple(_take(entry, "shape", list))
+        if len(shape) > 32 or any(type(size) is not int or not 0 <= size < 1 << 40 for size in shape):
+            raise _Fault(f"{key!r}: shape {shape!r:.60} of {name!r}")
+        if int(np.prod([float(size) for size in shape])) > 1 << 33:
+            raise _Fault(f"{key!r}: one row of {name!r} would have over {1 << 33} values")
+        is_flagged = _take(entry, flag, bool)
+        default = default_from_json(entry.get("default"))
+        fields[name] = Field(_take(entry, "dtype", str), shape, default, state=flag == "state" and is_flagged)
+        if is_flagged:
+            flagged.append(name)
+    check_distinct(fields)
+    return fields, tuple(flagged)
+
+
+def metadata_from_json(value: Any, path: Path) -> Metadata:
+    """The metadata of a JSON document that nobody vouches for.
+
+    Raises:
+        UnsupportedFormatError: a newer version of this package wrote it.
+        CorruptBufferError: anything in it is missing or of the wrong kind.
+    """
+    try:
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise _Fault("this is not the metadata of a gym_replay buffer")
+        version = _take(value, "format_version", int)
+        if version != FORMAT_VERSION:
+            raise UnsupportedFormatError(
+                f"{path}: format version {version}; this version of gym_replay reads version {FORMAT_VERSION}; "
+                "pip install --upgrade gym-replay"
+            )
+        features = _take_strings(value, "features")
+        if unknown := sorted(set(features) - KNOWN_FEATURES):
+            raise UnsupportedFormatError(
+                f"{path}: the buffer uses {', '.join(map(repr, unknown))}, unknown to this version of gym_replay; "
+                "pip install --upgrade gym-replay"
+            )
+        fields, _ = _take_fields(value, "fields", "state")
+        meta_fields, recorder_meta = _take_fields(value, "meta_fields", "recorder")
+        metadata = Metadata(
+            fields=fields,
+            meta_fields=meta_fields,
+            recorder_meta=recorder_meta,
+            circular=_take(value, "circular", bool),
+            max_episodes=_take_limit(value, "max_episodes"),
+            max_timesteps=_take_limit(value, "max_timesteps"),
+            max_steps=_take_limit(value, "max_steps"),
+            environment=_take(value, "environment", dict, type(None)),
+            features=features,
+            uuid=_take(value, "uuid", str),
+            revision=_take(value, "revision", int),
+            pending=_take_strings(value, "pending"),
+            obsolete=_take_strings(value, "obsolete"),
+        )
+        if not fields:
+            raise _Fault("'fields': a buffer has at least one")
+        if metadata.circular and metadata.table_capacity is None:
+            raise _Fault("'circular': needs max_episodes or max_steps")
+        known = {*metadata.columns(), COUNTERS}
+        if unlisted := [path for path in metadata.pending if path not in known]:
+            raise _Fault(f"'pending': {unlisted[0]!r} is no file of this buffer")
+        for old in metadata.obsolete:
+            _check_obsolete(old)
+    except (_Fault, FieldError) as fault:
+        raise CorruptBufferError(f"{path}: {fault}") from None
+    return metadata
+
+
+def _check_obsolete(relative: str) -> None:
+    room, _, rest = relative.partition("/")
+    name = rest.removesuffix(".npy").removeprefix("meta/").replace("/", ".")
+    if room not in ("steps", "checksums", "episodes") or not rest.endswith(".npy"):
+        raise _Fault(f"'obsolete': {relative!r} is no path of a buffer")
+    check_field_name(name)
+
+
+def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a name appears twice in one object")
+    return value
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def read_metadata_bytes(folder: Path) -> bytes:
+    """The bytes of ``metadata.json``.
+
+    Raises:
+        BufferNotFoundError: there is no such file.
+        CorruptBufferError: it is no plain file, or far too large.
+    """
+    try:
+        descriptor = open_beneath(folder, METADATA, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        raise BufferNotFoundError(
+            2, f"no buffer here ({METADATA} is missing); check the path, or pass fields=... to create one", str(folder)
+        ) from None
+    with os.fdopen(descriptor, "rb") as stream:
+        content = stream.read(_LARGEST_METADATA + 1)
+    if len(content) > _LARGEST_METADATA:
+        raise CorruptBufferError(f"{folder / METADATA}: larger than {_LARGEST_METADATA} bytes")
+    return content
+
+
+def parse_metadata(content: bytes, folder: Path) -> Metadata:
+    """The metadata in the bytes of ``metadata.json``; raises as :func:`metadata_from_json` does."""
+    path = folder / METADATA
+    if content.count(b"[") + content.count(b"{") > 1 and _depth(content) > _DEEPEST_METADATA:
+        raise CorruptBufferError(f"{path}: nested deeper than {_DEEPEST_METADATA} levels")
+    try:
+        value = json.loads(content, object_pairs_hook=_unique_object, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise CorruptBufferError(f"{path}: not valid JSON ({error})") from None
+    return metadata_from_json(value, path)
+
+
+def _depth(content: bytes) -> int:
+    # Brackets inside strings count too, which only makes the bound stricter for absurd names.
+    codes = np.frombuffer(content, np.uint8)
+    steps = ((codes == 0x5B) | (codes == 0x7B)).astype(np.int64) - ((codes == 0x5D) | (codes == 0x7D))
+    return int(np.cumsum(steps).max(initial=0))
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """Read and check ``metadata.json``."""
+    return parse_metadata(read_metadata_bytes(folder), folder)
+
+
+def write_metadata(folder: Path, metadata: Metadata) -> None:
+    """Put ``metadata.json`` in place: written under another name, synced, renamed."""
+    content = json.dumps(metadata_to_json(metadata), allow_nan=False, indent=1).encode()
+    path = folder / (METADATA + NEW)
+    try:
+        descriptor = open_beneath(folder, METADATA + NEW, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            write_at(descriptor, content, 0, path)
+            sync_descriptor(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(path, folder / METADATA)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise storage_error(error, path, len(content)) from error
+    sync_directory(folder)
+
+
+def switch_files(folder: Path, metadata: Metadata, paths: Sequence[str], *, obsolete: Iterable[str] = ()) -> Metadata:
+    """Make ``metadata`` and the files written under ``<path>.new`` count, together; remove the obsolete ones.
+
+    Returns:
+        The metadata as it stands afterwards.
+    """
+    marked = replace(metadata, revision=metadata.revision + 1, pending=tuple(paths), obsolete=tuple(obsolete))
+    write_metadata(folder, marked)
+    return finish_switch(folder, marked)
+
+
+def finish_switch(folder: Path, metadata: Metadata) -> Metadata:
+    """Carry a switch of files to its end; also after the process that began it was killed."""
+    if not metadata.pending and not metadata.obsolete:
+        return metadata
+    for path in metadata.pending:
+        new = folder / (path + NEW)
+        if new.exists():
+            os.replace(new, folder / path)
+    for path in metadata.obsolete:
+        (folder / path).unlink(missing_ok=True)
+        _remove_empty(folder, (folder / path).parent)
+    settled = replace(metadata, revision=metadata.revision + 1, pending=(), obsolete=())
+    write_metadata(folder, settled)
+    return settled
+
+
+def _remove_empty(folder: Path, directory: Path) -> None:
+    while directory != folder:
+        try:
+            directory.rmdir()
+        except OSError:
+            return
+        directory = directory.parent
+
+
+def current_path(folder: Path, metadata: Metadata, path: str) -> str:
+    """The path under which a file's present content lies."""
+    return path + NEW if path in metadata.pending and (folder / (path + NEW)).exists() else path
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Files in a folder without metadata that no interrupted creation can have left there."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder).as_posix()
+        room = relative.partition("/")[0]
+        ours = relative in (LOCK_NAME, METADATA + NEW, COUNTERS + NEW) or (
+            room in ("steps", "episodes", "checksums") and (path.is_dir() or relative.endswith(".npy" + NEW))
+        )
+        if not ours or path.is_symlink():
+            found.append(relative)
+    return found

@@ -1,0 +1,170 @@
+"""Field names: how any key of a nested space becomes one component of a name and of a path.
+
+A field's name is its components joined by dots; its file is the same components joined by slashes. A key becomes
+a component by percent-encoding what would be ambiguous (dots, percent signs) or unsafe in a file name. The
+encoding is injective, so two different keys of one parent never share a name or a file, on case-insensitive and
+Unicode-normalising file systems too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gym_replay.errors import FieldError
+
+Key = Any
+"""A key of a Dict space, or the index of a Tuple space."""
+
+_UNSAFE = frozenset('./\\%:*?"<>|\x7f')
+_INVISIBLE = frozenset({"Cc", "Cs", "Cf", "Zl", "Zp"})
+_LONGEST = 150
+_KEPT = 100
+
+
+def _percent(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
+
+
+def _is_safe(character: str) -> bool:
+    return character not in _UNSAFE and unicodedata.category(character) not in _INVISIBLE
+
+
+def _encode_text(text: str, *, lower_only: bool) -> str:
+    if not text:
+        return "%_"
+    stable = unicodedata.normalize("NFC", text) == text
+    pieces = []
+    for position, character in enumerate(text):
+        keep = _is_safe(character) and (stable or character.isascii())
+        if lower_only and character.casefold() != character:
+            keep = False
+        if position == 0 and text.isascii() and text.isdigit():
+            keep = False  # "1" must differ from the integer 1
+        if character == " " and position in (0, len(text) - 1):
+            keep = False
+        pieces.append(character if keep else _percent(character))
+    return "".join(pieces)
+
+
+def _shorten(component: str) -> str:
+    encoded = component.encode("utf-8", "surrogatepass")
+    if len(encoded) <= _LONGEST:
+        return component
+    head = re.sub("%[0-9A-F]?$", "", encoded[:_KEPT].decode("utf-8", "ignore"))
+    return f"{head}%h{hashlib.sha256(encoded).hexdigest()[:32]}"
+
+
+def encode_key(key: Key, *, lower_only: bool = False) -> str:
+    """The name component of one key.
+
+    Args:
+        key: a string, an integer (a Tuple index), or any other hashable that :func:`key_to_json` accepts.
+        lower_only: also encode characters that case folding would change.
+
+    Raises:
+        FieldError: the key has a type that cannot be kept in the metadata.
+    """
+    if isinstance(key, str):
+        return _shorten(_encode_text(key, lower_only=lower_only))
+    if isinstance(key, int) and not isinstance(key, bool):
+        return str(key) if key >= 0 else f"%i{-key}"
+    return _shorten("%j" + _encode_text(json.dumps(key_to_json(key)), lower_only=True))
+
+
+def encode_siblings(keys: Iterable[Key]) -> list[str]:
+    """The name components of all keys of one parent, distinct even where case is folded."""
+    keys = list(keys)
+    plain = [encode_key(key) for key in keys]
+    folded = [component.casefold() for component in plain]
+    return [
+        component if folded.count(fold) == 1 else encode_key(key, lower_only=True)
+        for key, component, fold in zip(keys, plain, folded, strict=True)
+    ]
+
+
+def key_to_json(key: Key) -> Any:
+    """A JSON value from which :func:`key_from_json` makes the key again, type included."""
+    if key is None or isinstance(key, str):
+        return key
+    if isinstance(key, bool):
+        return {"bool": key}
+    if isinstance(key, int):
+        return key
+    if isinstance(key, float):
+        return {"float": key.hex()}
+    if isinstance(key, bytes):
+        return {"bytes": key.hex()}
+    if isinstance(key, tuple):
+        return {"tuple": [key_to_json(item) for item in key]}
+    raise FieldError(
+        f"key {key!r}: expected a string, an integer, a bool, a float, bytes, None or a tuple of these, "
+        f"got {type(key).__name__}; rename the key with a wrapper"
+    )
+
+
+def key_from_json(value: Any) -> Key:
+    """The key that :func:`key_to_json` was given.
+
+    Raises:
+        FieldError: no key has this JSON form.
+    """
+    if value is None or isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if isinstance(value, dict) and len(value) == 1:
+        ((kind, content),) = value.items()
+        try:
+            if kind == "bool" and isinstance(content, bool):
+                return content
+            if kind == "float":
+                return float.fromhex(content)
+            if kind == "bytes":
+                return bytes.fromhex(content)
+            if kind == "tuple" and isinstance(content, list):
+                return tuple(key_from_json(item) for item in content)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    raise FieldError(f"{value!r} is not the JSON form of a key")
+
+
+def join_components(components: Sequence[str]) -> str:
+    """The field name made of encoded components."""
+    return ".".join(components)
+
+
+def check_field_name(name: object) -> str:
+    """Return ``name`` if it can name a field.
+
+    Raises:
+        FieldError: it is no string, empty, or holds a character that a file name cannot hold; the message gives
+            the encoded form to use instead.
+    """
+    if not isinstance(name, str):
+        raise FieldError(f"field name {name!r}: expected a string, got {type(name).__name__}")
+    if not name:
+        raise FieldError("a field name must not be empty")
+    for component in name.split("."):
+        if not component:
+            raise FieldError(f"field name {name!r}: a component between dots is empty")
+        unsafe = [c for c in component if c != "%" and not _is_safe(c)]
+        if unsafe or len(component.encode("utf-8", "surrogatepass")) > _LONGEST:
+            raise FieldError(
+                f"field name {name!r}: {component!r} holds what a file name cannot hold or is longer than "
+                f"{_LONGEST} bytes; use {encode_key(component)!r}"
+            )
+        if component[0] == " " or component[-1] == " " or unicodedata.normalize("NFC", component) != component:
+            raise FieldError(f"field name {name!r}: use {encode_key(component)!r} for the component {component!r}")
+    return name
+
+
+def check_distinct(names: Iterable[str]) -> None:
+    """Raise FieldError where two names would be one file on a case-insensitive file system."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise FieldError(f"fields {other!r} and {name!r} differ in case only; rename one of them")

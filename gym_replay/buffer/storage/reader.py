@@ -1,0 +1,283 @@
+"""The reading side of a folder: metadata, counters and columns as they stand, and snapshots of the live episodes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.storage.columns import Column
+from gym_replay.buffer.storage.episodes import COMPLETE, DELETED, HAS_FINAL, Counters, record_crcs, slots_of
+from gym_replay.buffer.storage.layout import (
+    COUNTERS,
+    METADATA,
+    Metadata,
+    current_path,
+    meta_path,
+    parse_metadata,
+    read_metadata_bytes,
+    step_path,
+    table_path,
+)
+from gym_replay.errors import ConfigMismatchError, CorruptBufferError, EpisodeEvictedError
+
+_ATTEMPTS = 200
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The live episodes at one moment, the oldest first.
+
+    Attributes:
+        ids, slots, starts, lengths: int64 ``(episodes,)``: id, table slot, first row and number of transitions T.
+        flags: uint8 ``(episodes,)``.
+        rows: how many rows of each column the episodes reach into.
+    """
+
+    reader: FolderReader
+    ids: npt.NDArray[np.int64]
+    slots: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    flags: npt.NDArray[np.uint8]
+    rows: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_steps(self) -> int:
+        """Transitions of all live episodes."""
+        return int(self.lengths.sum())
+
+    @property
+    def has_final(self) -> npt.NDArray[np.bool_]:
+        """Whether row T of each episode holds its last observation."""
+        present: npt.NDArray[np.bool_] = (self.flags & HAS_FINAL) != 0
+        return present
+
+    @property
+    def complete(self) -> npt.NDArray[np.bool_]:
+        """Whether each episode ended by itself."""
+        complete: npt.NDArray[np.bool_] = (self.flags & COMPLETE) != 0
+        return complete
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """Read-only view of a field's rows, ``(rows, *field.shape)``."""
+        return self.reader.step_column(name).view(self.rows)
+
+    def meta(self, name: str) -> npt.NDArray[Any]:
+        """A meta field's values, ``(episodes, *field.shape)``, copied."""
+        if len(self.ids) == 0:
+            info = self.reader.metadata.meta_fields[name]
+            return np.empty((0, *info.shape), info.dtype)
+        values: npt.NDArray[Any] = self.reader.meta_column(name).view(int(self.slots.max()) + 1)[self.slots]
+        return values
+
+    def is_live(self, oldest: int) -> bool:
+        """Whether the episode with id ``oldest``, and so every newer one, still owns its rows."""
+        return self.reader.counters.first <= oldest
+
+    def require_live(self, oldest: int) -> None:
+        """Raise EpisodeEvictedError where rows just copied may have been overwritten meanwhile."""
+        if not self.is_live(oldest):
+            raise EpisodeEvictedError(
+                f"episode {oldest} was evicted from the circular buffer at {self.reader.folder} while it was read; "
+                "call refresh() and take another sample"
+            )
+
+
+class FolderReader:
+    """A buffer's files, opened for reading. Locks nothing and blocks nobody.
+
+    Raises:
+        BufferNotFoundError: there is no buffer in the folder.
+        CorruptBufferError: a file is missing, damaged, or contradicts another.
+        UnsupportedFormatError: a newer version of this package wrote it.
+    """
+
+    metadata: Metadata
+    counters: Counters
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._columns: dict[str, Column] = {}
+        self._snapshot: Snapshot | None = None
+        self._seen: tuple[int, ...] = ()
+        self._checked = 0
+        self._bad_id: int | None = None
+        self.load()
+
+    def load(self) -> None:
+        """Read the metadata and open the files that it lists, all of one revision."""
+        for attempt in range(_ATTEMPTS):
+            content = read_metadata_bytes(self.folder)
+            metadata = parse_metadata(content, self.folder)
+            try:
+                counters = Counters(self.folder, current_path(self.folder, metadata, COUNTERS), writable=False)
+                counters.check()
+                columns = {
+                    path: Column(self.folder, current_path(self.folder, metadata, path), dtype, shape)
+                    for path, (dtype, shape) in metadata.columns().items()
+                    if not path.startswith("checksums/")
+                }
+            except CorruptBufferError:
+                # A writer that switches files meanwhile explains the fault; its metadata has changed then.
+                if attempt + 1 < _ATTEMPTS and read_metadata_bytes(self.folder) != content:
+                    continue
+                raise
+            if read_metadata_bytes(self.folder) == content:
+                break
+        previous = getattr(self, "metadata", None)
+        if previous is not None and previous.uuid != metadata.uuid:
+            raise ConfigMismatchError(f"{self.folder}: another buffer was created in its place; open it anew")
+        self.metadata, self.counters = metadata, counters
+        self._columns = columns
+        self._snapshot, self._seen, self._checked, self._bad_id = None, (), 0, None
+        self.snapshot()
+
+    def step_column(self, name: str) -> Column:
+        """The column of a field."""
+        return self._columns[step_path(name)]
+
+    def meta_column(self, name: str) -> Column:
+        """The column of a meta field."""
+        return self._columns[meta_path(name)]
+
+    def last_snapshot(self) -> Snapshot:
+        """The snapshot as it was last taken."""
+        return self._snapshot if self._snapshot is not None else self.snapshot()
+
+    def refresh(self) -> Snapshot:
+        """The snapshot of this moment; reopens the files where they were switched."""
+        moved = False
+        try:
+            moved = (self.folder / COUNTERS).stat().st_ino != self.counters.inode
+        except FileNotFoundError:
+            moved = True
+        if moved or self.counters.revision != self.metadata.revision:
+            self.load()
+        return self.snapshot()
+
+    def snapshot(self) -> Snapshot:
+        """The live episodes; the last snapshot again where nothing was committed, evicted or deleted since."""
+        counters = self.counters
+        seen = (counters.first, counters.next, counters.deletions)
+        if self._snapshot is None or seen != self._seen:
+            self._snapshot = self._read_table()
+            self._seen = seen
+        return self._snapshot
+
+    @property
+    def valid_end(self) -> int:
+        """One past the newest episode whose record, and every record before it, is sound."""
+        end = self.counters.next
+        return end if self._bad_id is None else min(end, self._bad_id)
+
+    def _read_table(self) -> Snapshot:
+        metadata, counters = self.metadata, self.counters
+        for _ in range(_ATTEMPTS):
+            end = self.valid_end
+            first = min(counters.first, end)
+            ids = np.arange(first, end, dtype=np.int64)
+            slots = slots_of(ids, counters.base, metadata.table_capacity)
+            self._check_table_size(len(ids))
+            needed = int(slots.max()) + 1 if len(slots) else 0
+            starts, lengths, flags, crcs = (
+                self._columns[table_path(name)].view(needed)[slots]
+                for name in ("start", "length", "flags", "record_crc")
+            )
+            fresh = ids >= self._checked
+            found = self._crcs(ids[fresh], slots[fresh], starts[fresh], lengths[fresh], flags[fresh], needed)
+            overtaken = counters.first
+            if overtaken > first:  # evicted meanwhile: their slots may hold newer records
+                continue
+            wrong = found != crcs[fresh]
+            if wrong.any():
+                self._bad_id = int(ids[fresh][wrong][0])
+                warnings.warn(
+                    f"{self.folder}: the record of episode {self._bad_id} does not match its check value; it and "
+                    f"the {counters.next - self._bad_id - 1} after it are left out",
+                    stacklevel=2,
+                )
+                continue
+            self._check_ranges(ids, starts, lengths, flags)
+            self._checked = end
+            live = (flags & DELETED) == 0
+            if not live.all():
+                ids, slots, starts, lengths, flags = (a[live] for a in (ids, slots, starts, lengths, flags))
+            rows = int((starts + lengths).max()) + metadata.has_state if len(ids) else 0
+            return Snapshot(self, ids, slots, starts, lengths, flags, rows)
+        raise EpisodeEvictedError(f"{self.folder}: episodes are evicted faster than the table can be read")
+
+    def _check_table_size(self, count: int) -> None:
+        capacity = self.metadata.table_capacity
+        if capacity is not None and count > capacity:
+            raise CorruptBufferError(f"{self.counters.path}: {count} live episodes in a table of {capacity} slots")
+
+    def _crcs(
+        self,
+        ids: npt.NDArray[np.int64],
+        slots: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        flags: npt.NDArray[np.uint8],
+        needed: int,
+    ) -> npt.NDArray[np.uint32]:
+        if len(ids) == 0:
+            return np.empty(0, np.uint32)
+        meta = [self.meta_column(name).view(needed)[slots] for name in self.metadata.meta_fields]
+        return record_crcs(ids, starts, lengths, flags, meta)
+
+    def _check_ranges(
+        self,
+        ids: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        flags: npt.NDArray[np.uint8],
+    ) -> None:
+        if len(ids) == 0:
+            return
+        metadata = self.metadata
+        table = self.folder / table_path("start")
+        if (lengths < 1).any() or (starts < 0).any() or lengths.max() >= 1 << 60 or starts.max() >= 1 << 60:
+            raise CorruptBufferError(f"{table}: a live episode has a negative start or no transition")
+        ends = starts + lengths + metadata.has_state
+        order = np.argsort(starts, kind="stable") if metadata.circular else slice(None)
+        if (starts[order][1:] < ends[order][:-1]).any():
+            raise CorruptBufferError(f"{table}: the rows of two live episodes overlap")
+        rows = int(ends.max())
+        for name in metadata.fields:
+            self.step_column(name).view(rows)
+
+    def meta_of(self, slot: int) -> Mapping[str, npt.NDArray[Any]]:
+        """The meta values of one table slot, copied."""
+        return {name: self.meta_column(name).view(slot + 1)[slot].copy() for name in self.metadata.meta_fields}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.folder, self.metadata.uuid)
+
+    def close(self) -> None:
+        """Close the files; views handed out stay good."""
+        for column in self._columns.values():
+            column.close()
+        self._columns = {}
+        self._snapshot = None
+
+
+def _reopen(folder: Path, uuid: str) -> FolderReader:
+    """A reader in another process: it comes as a path, never as data."""
+    reader = FolderReader(folder)
+    if reader.metadata.uuid != uuid:
+        raise ConfigMismatchError(f"{folder}: another buffer was created in its place; open it anew")
+    return reader
+
+
+def has_buffer(folder: Path) -> bool:
+    """Whether the folder holds the metadata of a buffer."""
+    return (folder / METADATA).is_file()

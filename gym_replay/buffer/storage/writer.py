@@ -1,0 +1,469 @@
+"""The writing side of a folder: the lock, the place of each episode, and the commit.
+
+A commit writes the rows, then the record in the episode table, then the counter ``next``. Whoever sees the counter
+sees the rest; a process killed before it has changed nothing that anybody looks at.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.storage.checksums import row_checksums
+from gym_replay.buffer.storage.columns import ColumnWriter, sync_directory
+from gym_replay.buffer.storage.creation import clear_files
+from gym_replay.buffer.storage.episodes import COMPLETE, DELETED, HAS_FINAL, Counters, record_crc, slots_of
+from gym_replay.buffer.storage.layout import (
+    COUNTERS,
+    TABLE_DTYPES,
+    Metadata,
+    checksum_path,
+    finish_switch,
+    meta_path,
+    read_metadata,
+    step_path,
+    switch_files,
+    table_path,
+)
+from gym_replay.buffer.storage.lock import WriterLock
+from gym_replay.buffer.storage.reader import FolderReader, Snapshot
+from gym_replay.buffer.storage.ring import RowRing
+from gym_replay.buffer.storage.staging import CHUNK_BYTES, RING_CHUNK_BYTES, FileSpill, Row, Stage, TailSpill
+from gym_replay.errors import BufferFullError, BufferLockedError, EpisodeTooLongError, StorageError
+
+CHECKSUM_RUN = 1 << 20
+"""Bytes of rows after which missing checksums are filled in."""
+
+_WRITERS: weakref.WeakSet[FolderWriter] = weakref.WeakSet()
+
+
+def _disown_writers() -> None:
+    for writer in _WRITERS:
+        writer.owner = -1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_writers)
+
+
+class FolderWriter:
+    """The one writer of a folder, from construction to :meth:`close`.
+
+    Args:
+        folder: holds a buffer.
+        durability: ``"process"`` syncs nothing: what is committed survives the death of the process.
+            ``"power"`` syncs rows, then the record, then the counter at each commit.
+        lock: taken before, where the folder was created just now.
+
+    Raises:
+        BufferLockedError: another writer holds the folder.
+    """
+
+    def __init__(self, folder: Path, *, durability: str, lock: WriterLock | None = None) -> None:
+        self.folder = folder
+        self.owner = os.getpid()
+        self.power = durability == "power"
+        self._lock = lock or WriterLock(folder)
+        self._columns: dict[str, ColumnWriter] = {}
+        self._steps: dict[str, ColumnWriter] = {}  # one object for good: the open episode writes through it
+        self._stale = False
+        self._unsummed = 0
+        try:
+            self.metadata = finish_switch(folder, read_metadata(folder))
+            self._open_files()
+        except BaseException:
+            self._close_files()
+            self._lock.release()
+            raise
+        _WRITERS.add(self)
+
+    def _open_files(self) -> None:
+        self.counters = Counters(self.folder, COUNTERS, writable=True)
+        self.counters.check()
+        self.counters.put("revision", self.metadata.revision)
+        for path, (dtype, shape) in self.metadata.columns().items():
+            self._columns[path] = ColumnWriter.open(self.folder, path, dtype, shape)
+        self._steps.update({name: self._columns[step_path(name)] for name in self.metadata.fields})
+        self._meta = {name: self._columns[meta_path(name)] for name in self.metadata.meta_fields}
+        self._table = {name: self._columns[table_path(name)] for name in TABLE_DTYPES}
+        self._recount()
+
+    def _close_files(self) -> None:
+        for column in self._columns.values():
+            column.close()
+        self._columns = {}
+
+    def _recount(self) -> None:
+        """Take what is live from the files, as at every start and after any interrupted commit."""
+        reader = FolderReader(self.folder)
+        snapshot = reader.snapshot()
+        valid_end = reader.valid_end
+        reader.close()
+        if valid_end < self.counters.next:  # the reader has warned; what follows a damaged record goes
+            self.counters.put("summed", min(self.counters.summed, valid_end))
+            self.counters.put("first", min(self.counters.first, valid_end))
+            self.counters.put("next", valid_end)
+        ids = np.arange(self.counters.first, self.counters.next, dtype=np.int64)
+        slots = self._slots(ids)
+        starts, lengths = self._gather("start", slots), self._gather("length", slots)
+        self._ring = RowRing.of_episodes(starts, lengths + self.metadata.has_state)
+        self.num_episodes = len(snapshot)
+        self.num_steps = snapshot.num_steps
+        self._table_steps = int(lengths.sum())
+        self._stale = False
+
+    def _slots(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return slots_of(ids, self.counters.base, self.metadata.table_capacity)
+
+    def _slot(self, episode_id: int) -> int:
+        slot = episode_id - self.counters.base
+        capacity = self.metadata.table_capacity
+        return slot if capacity is None else slot % capacity
+
+    def _gather(self, name: str, slots: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        column = self._table[name]
+        if len(slots) == 0:
+            return np.empty(0, column.dtype)
+        low = int(slots.min())
+        return column.read_array(low, int(slots.max()) + 1 - low)[slots - low]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the counts here are those of the files: no commit was interrupted."""
+        return not self._stale
+
+    def check_owner(self) -> None:
+        """Raise BufferLockedError in a forked child; take the files' word after an interrupted commit."""
+        if self.owner != os.getpid():
+            raise BufferLockedError(
+                11,
+                "this buffer was opened for writing before the process forked, and a forked child is no writer; open "
+                "the folder with read_only=True, or record to a folder of the child's own",
+                str(self.folder),
+            )
+        if self._stale:
+            self._recount()
+
+    # --- the open episode ---
+
+    def stage(self, *, initial: Row | None = None) -> Stage:
+        """An open episode.
+
+        Raises:
+            BufferFullError: there is no room for one more.
+        """
+        self.check_owner()
+        self.require_room(1, 1)
+        if self.metadata.circular:
+            row_nbytes = {name: info.nbytes for name, info in self.metadata.fields.items()}
+            spill = FileSpill(self.folder, row_nbytes)
+            return Stage(self.metadata.fields, spill, chunk_bytes=RING_CHUNK_BYTES, initial=initial)
+        spill_to_tail = TailSpill(self._steps, self._ring.end)
+        return Stage(self.metadata.fields, spill_to_tail, chunk_bytes=CHUNK_BYTES, initial=initial)
+
+    def longest(self) -> int:
+        """How many transitions the next episode may have."""
+        metadata = self.metadata
+        limits = [1 << 62]
+        if metadata.max_timesteps is not None:
+            limits.append(metadata.max_timesteps)
+        if metadata.max_steps is not None:
+            limits.append(metadata.max_steps - (0 if metadata.circular else self.num_steps))
+        return min(limits)
+
+    def require_room(self, episodes: int, length: int) -> None:
+        """Raise where ``episodes`` episodes of ``length`` transitions cannot be committed.
+
+        Raises:
+            EpisodeTooLongError: each one is longer than the buffer takes at all.
+            BufferFullError: they do not fit beside what is stored.
+        """
+        metadata = self.metadata
+        if metadata.max_timesteps is not None and length > metadata.max_timesteps:
+            raise EpisodeTooLongError(
+                f"an episode of {length} steps exceeds max_timesteps={metadata.max_timesteps}; create the buffer with "
+                "a larger max_timesteps (or none)"
+            )
+        held_episodes, held_steps = (0, 0) if metadata.circular else (self.num_episodes, self.num_steps)
+        if metadata.max_episodes is not None and held_episodes + episodes > metadata.max_episodes:
+            raise BufferFullError(
+                f"{episodes} more episodes do not fit: the buffer holds {self.num_episodes} of "
+                f"max_episodes={metadata.max_episodes}; create it with circular=True or a larger max_episodes"
+            )
+        if metadata.max_steps is not None and held_steps + episodes * length > metadata.max_steps:
+            kind = EpisodeTooLongError if metadata.circular else BufferFullError
+            raise kind(
+                f"{episodes * length} more steps do not fit: the buffer holds {self.num_steps} of "
+                f"max_steps={metadata.max_steps}; create it with circular=True or a larger max_steps"
+            )
+
+    def commit(self, stage: Stage, meta: Mapping[str, bytes], *, complete: bool) -> int:
+        """Make the staged episode visible; it has at least one transition.
+
+        Returns:
+            The episode's id.
+        """
+        self.check_owner()
+        length, rows = len(stage), stage.num_rows
+        self.require_room(1, length)
+        spill = stage.spill
+        pieces = stage.pieces()
+
+        def write_rows(start: int) -> None:
+            if isinstance(spill, FileSpill):
+                for name in self._steps:
+                    self._copy_spilled(spill, name, stage.spilled_rows(name), start)
+            for name, first, data in pieces:
+                self._steps[name].write(start + first, data)
+
+        flags = (HAS_FINAL if stage.has_final else 0) | (COMPLETE if complete else 0)
+        tail = spill.start if isinstance(spill, TailSpill) else None
+
+        def commit_once() -> int:
+            if stage.commit_id is None or stage.commit_id >= self.counters.next:
+                stage.commit_id = self.counters.next
+                self._commit(write_rows, [length], [rows], flags, [meta], start=tail)
+            return stage.commit_id
+
+        try:
+            return commit_once()
+        except KeyboardInterrupt:
+            self.check_owner()
+            commit_once()
+            raise
+
+    def _copy_spilled(self, spill: FileSpill, name: str, rows: int, start: int) -> None:
+        column = self._steps[name]
+        step = max(CHUNK_BYTES // max(column.row_nbytes, 1), 1)
+        for row in range(0, rows, step):
+            column.write(start + row, spill.read(name, row, min(step, rows - row)))
+
+    def commit_block(
+        self,
+        rows: Mapping[str, npt.NDArray[Any]],
+        lengths: Sequence[int],
+        metas: Sequence[Mapping[str, bytes]],
+        *,
+        has_final: bool,
+    ) -> int:
+        """Make several whole episodes visible at once.
+
+        Args:
+            rows: per field the rows of all episodes, one after another, row T of each included.
+            lengths: T of each episode.
+            metas: each episode's meta values in bytes.
+
+        Returns:
+            The first episode's id; the others follow.
+        """
+        self.check_owner()
+        self.require_room(len(lengths), max(lengths))
+
+        def write_rows(start: int) -> None:
+            for name, values in rows.items():
+                self._steps[name].write(start, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+
+        flags = COMPLETE | (HAS_FINAL if has_final else 0)
+        taken = [length + self.metadata.has_state for length in lengths]
+        return self._commit(write_rows, lengths, taken, flags, metas)
+
+    def _commit(
+        self,
+        write_rows: Callable[[int], None],
+        lengths: Sequence[int],
+        rows: Sequence[int],
+        flags: int,
+        metas: Sequence[Mapping[str, bytes]],
+        start: int | None = None,
+    ) -> int:
+        first_id, steps, all_rows = self.counters.next, sum(lengths), sum(rows)
+        self._stale = True  # until the end of this function: an interrupt anywhere leaves the files to tell
+        if start is None:
+            start = self._find_place(len(lengths), steps, all_rows)
+        write_rows(start)
+        if self.power:
+            self._sync(self._steps.values())
+        at = start
+        for offset, (length, taken, meta) in enumerate(zip(lengths, rows, metas, strict=True)):
+            self._write_record(first_id + offset, at, length, flags, meta)
+            at += taken
+        if self.power:
+            self._sync([*self._table.values(), *self._meta.values()])
+        self.counters.put("next", first_id + len(lengths))
+        if self.power:
+            self.counters.sync()
+        self._ring.take(start, all_rows)
+        self.num_episodes += len(lengths)
+        self.num_steps += steps
+        self._table_steps += steps
+        self._unsummed += all_rows * self._row_nbytes()
+        self._stale = False
+        if self._unsummed >= CHECKSUM_RUN:
+            self._unsummed = 0
+            with suppress(StorageError):  # the episode is committed; flush and close try again and say so
+                self.fill_checksums()
+        return first_id
+
+    def _row_nbytes(self) -> int:
+        return sum(column.row_nbytes for column in self._steps.values())
+
+    def _write_record(self, episode_id: int, start: int, length: int, flags: int, meta: Mapping[str, bytes]) -> None:
+        slot = self._slot(episode_id)
+        table = self._table
+        for name, column in self._meta.items():
+            column.write(slot, meta[name])
+        table["start"].write(slot, start.to_bytes(8, "little"))
+        table["length"].write(slot, length.to_bytes(8, "little"))
+        table["flags"].write(slot, bytes((flags,)))
+        crc = record_crc(episode_id, start, length, flags, (meta[name] for name in self._meta))
+        table["record_crc"].write(slot, crc.to_bytes(4, "little"))
+
+    def _sync(self, columns: Iterable[ColumnWriter]) -> None:
+        for column in columns:
+            column.sync()
+
+    # --- the ring ---
+
+    def _find_place(self, episodes: int, steps: int, rows: int) -> int:
+        metadata = self.metadata
+        if not metadata.circular:
+            return self._ring.end
+        while self._over_limits(episodes, steps):
+            self._evict()
+        while True:
+            start = self._ring.place(rows, end=self._row_limit(episodes, rows))
+            if start is not None:
+                return start
+            self._evict()
+
+    def _over_limits(self, episodes: int, steps: int) -> bool:
+        metadata = self.metadata
+        held = self.counters.next - self.counters.first
+        too_many = metadata.max_episodes is not None and held + episodes > metadata.max_episodes
+        return held > 0 and (
+            too_many or (metadata.max_steps is not None and self._table_steps + steps > metadata.max_steps)
+        )
+
+    def _row_limit(self, episodes: int, rows: int) -> int | None:
+        """Rows that the files may have: what max_steps takes, and one episode's worth where gaps are too short."""
+        metadata = self.metadata
+        if metadata.max_steps is None:
+            return None
+        held = self.counters.next - self.counters.first + episodes
+        return metadata.max_steps + held * metadata.has_state + rows
+
+    def _evict(self) -> None:
+        oldest = self.counters.first
+        slot = self._slot(oldest)
+        length = int.from_bytes(self._table["length"].read(slot, 1), "little")
+        deleted = self._table["flags"].read(slot, 1)[0] & DELETED
+        self.counters.put("first", oldest + 1)
+        if self.counters.summed <= oldest:
+            self.counters.put("summed", oldest + 1)
+        self._ring.release(length + self.metadata.has_state)
+        self._table_steps -= length
+        if not deleted:
+            self.num_episodes -= 1
+            self.num_steps -= length
+
+    # --- changes to what is stored; edits.py prepares them ---
+
+    def delete(self, snapshot: Snapshot, episodes: npt.NDArray[np.int64]) -> None:
+        """Hide episodes, given by their index in the snapshot."""
+        self.check_owner()
+        self._stale = True
+        for slot, flags in zip(snapshot.slots[episodes], snapshot.flags[episodes], strict=True):
+            self._table["flags"].write(int(slot), bytes((int(flags) | DELETED,)))
+        if self.power:
+            self._table["flags"].sync()
+        self.counters.put("deletions", self.counters.deletions + 1)
+        self._recount()
+
+    def clear(self) -> None:
+        """Let all episodes go, and their disk space."""
+        self.check_owner()
+        self._stale = True
+        self._close_files()
+        self.metadata = clear_files(self.folder, self.metadata, next_id=self.counters.next)
+        self._open_files()
+
+    def switch(self, metadata: Metadata, paths: Sequence[str]) -> None:
+        """Let the files written under ``<path>.new`` take their places, together with the metadata."""
+        self.check_owner()
+        self._stale = True
+        if self.power:
+            for directory in {(self.folder / path).parent for path in paths}:
+                sync_directory(directory)
+        try:
+            switch_files(self.folder, metadata, paths)
+        finally:
+            self._close_files()
+            self.metadata = finish_switch(self.folder, read_metadata(self.folder))
+            self._open_files()
+
+    @property
+    def end_row(self) -> int:
+        """One past the highest row that a live episode owns."""
+        return self._ring.end
+
+    # --- checksums and the end ---
+
+    def fill_checksums(self) -> None:
+        """Write the checksums of all committed episodes that have none yet."""
+        self.check_owner()
+        counters = self.counters
+        first = max(counters.summed, counters.first)
+        ids = np.arange(first, counters.next, dtype=np.int64)
+        if len(ids):
+            slots = self._slots(ids)
+            starts, lengths = self._gather("start", slots), self._gather("length", slots)
+            for name, column in self._steps.items():
+                sums = self._columns[checksum_path(name)]
+                sums.write_scattered(slots, row_checksums(column, starts, lengths + self.metadata.has_state))
+            if self.power:
+                self._sync(self._columns[checksum_path(name)] for name in self._steps)
+            counters.put("summed", int(ids[-1]) + 1)
+        self._unsummed = 0
+
+    def flush(self) -> None:
+        """Fill in the checksums, and have everything on the disk before returning."""
+        self.fill_checksums()
+        self._sync(self._columns.values())
+        self.counters.sync()
+
+    def close(self) -> None:
+        """Fill in the checksums, give back the room past the last row, and let the next writer in."""
+        if self.owner != os.getpid():
+            self._close_files()
+            return
+        try:
+            if self._columns:
+                if self._stale:
+                    self._recount()
+                self.fill_checksums()
+                self._trim()
+        finally:
+            self._close_files()
+            _WRITERS.discard(self)
+            self._lock.release()
+
+    def _trim(self) -> None:
+        ids = np.arange(self.counters.first, self.counters.next, dtype=np.int64)
+        used = int(self._slots(ids).max()) + 1 if len(ids) else 0
+        for column in self._steps.values():
+            column.trim(self._ring.end)
+        for path, column in self._columns.items():
+            if not path.startswith("steps/"):
+                column.trim(used)
+
+    def __del__(self) -> None:
+        if getattr(self, "_columns", None):
+            with suppress(Exception):
+                self.close()

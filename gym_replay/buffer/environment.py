@@ -37,7 +37,7 @@ for each: two float64 bounds, their copies, and two flags.
 """
 
 MAX_COPIED = 4
-"""How deep Graph and stacked Sequence spaces may be nested: Gymnasium copies what is inside, so each level doubles it."""
+"""How deep Graph and stacked Sequence spaces may be nested: Gymnasium copies what they hold, so each level doubles."""
 
 _ELEMENTS_PER_SPACE = 1024
 _NUMERIC = frozenset(

@@ -60,8 +60,13 @@ class OpenEpisode:
         buffer._open_episode = self
         return self.stage
 
+    @property
+    def is_open(self) -> bool:
+        """Whether transitions can be added."""
+        return self._buffer._open_episode is self
+
     def _running(self) -> Stage:
-        if self.stage is None or self._buffer._open_episode is not self:
+        if self.stage is None or not self.is_open:
             raise EpisodeStateError("the episode is not open (any more)")
         return self.stage
 

@@ -132,7 +132,7 @@ class ReplayBuffer(Readable):
             self._create(config, overwrite=overwrite)
         self._reader = FolderReader(self._folder)
         try:
-            _check_match(self._reader.metadata, config, self._folder)
+            check_match(self._reader.metadata, config, self._folder)
         except BaseException:
             self.close()
             raise
@@ -481,7 +481,10 @@ class ReplayBuffer(Readable):
         writer, self._writer = self._writer, None
         if writer is not None:
             self._finalizer.detach()
-            writer.close()
+            try:
+                writer.close()
+            finally:
+                self._reader.refresh()
 
     def close(self) -> None:
         """Release the lock and the files. Closing twice is fine; views handed out stay good."""
@@ -518,7 +521,8 @@ def open_buffer(
     return buffer
 
 
-def _check_match(metadata: Metadata, config: Mapping[str, Any], folder: Path) -> None:
+def check_match(metadata: Metadata, config: Mapping[str, Any], folder: Path) -> None:
+    """Raise ConfigMismatchError where a config, of which None means what is stored, differs from the stored one."""
     differences = []
     for name, passed in config.items():
         stored = getattr(metadata, name)

@@ -80,7 +80,8 @@ def n_step_anchors(lengths: Ints, has_final: Bools) -> Anchors:
 
 def n_step_lengths(steps: Ints, last: Ints, n_steps: int) -> Ints:
     """How many of ``n_steps`` steps from each step stay in the episode, whose last recorded row is ``last``."""
-    return np.minimum(n_steps, last - steps)
+    lengths: Ints = np.minimum(n_steps, last - steps)
+    return lengths
 
 
 def forward_rows(first: Ints, valid: Ints, width: int) -> tuple[Ints, Bools]:

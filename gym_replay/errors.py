@@ -10,6 +10,7 @@ GymReplayError
  |- EpisodeEvictedError (IndexError)     the episode left the ring while it was being read
  |- EmptyBufferError (ValueError)        nothing to load from
  |- BufferClosedError (ValueError)       the buffer was closed
+ |- MakeEnvError (ValueError)            the recorded environment cannot be made anew
  |- ReadOnlyError (OSError)              a write through a read-only buffer
  |- BufferLockedError (OSError)          another writer holds the folder
  |- BufferNotFoundError (FileNotFoundError)  the folder holds no buffer
@@ -61,6 +62,10 @@ class EmptyBufferError(GymReplayError, ValueError):
 
 class BufferClosedError(GymReplayError, ValueError):
     """The buffer was closed."""
+
+
+class MakeEnvError(GymReplayError, ValueError):
+    """The recorded environment cannot be made anew from what is stored and registered."""
 
 
 class ReadOnlyError(GymReplayError, OSError):

@@ -240,21 +240,21 @@ class ReplayBuffer(Readable):
     @property
     def observation_space(self) -> gym.Space[Any]:
         """The recorded environment's observation space."""
-        from gym_replay.buffer.environment import space_from_json
+        from gym_replay.buffer.env_spaces import space_from_json
 
         return space_from_json(self._environment("observation_space"))
 
     @property
     def action_space(self) -> gym.Space[Any]:
         """The recorded environment's action space."""
-        from gym_replay.buffer.environment import space_from_json
+        from gym_replay.buffer.env_spaces import space_from_json
 
         return space_from_json(self._environment("action_space"))
 
     @property
     def env_spec(self) -> Any:
         """The recorded environment's ``EnvSpec``, without what could not be kept."""
-        from gym_replay.buffer.environment import spec_from_json
+        from gym_replay.buffer.env_spec import spec_from_json
 
         return spec_from_json(self._environment("env_spec"))
 
@@ -264,7 +264,7 @@ class ReplayBuffer(Readable):
         Args:
             kwargs: replace or add to the recorded keyword arguments, for example ``render_mode``.
         """
-        from gym_replay.buffer.environment import make_env
+        from gym_replay.buffer.env_spec import make_env
 
         return make_env(self._environment("env_spec"), **kwargs)
 

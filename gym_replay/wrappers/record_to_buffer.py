@@ -12,7 +12,8 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 
-from gym_replay.buffer.environment import space_to_json, spec_to_json
+from gym_replay.buffer.env_spaces import space_to_json
+from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.open_episode import OpenEpisode, encode_meta
 from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
 from gym_replay.buffer.storage.fields import Field, FieldLike, make_encoder, parse_fields

@@ -37,10 +37,10 @@ def parse_dtype(dtype: Any) -> np.dtype[Any]:
         FieldError: it is none of these.
     """
     name = dtype if isinstance(dtype, str) else None
-    if name is None:
+    if name is None and dtype is not None:
         try:
             name = np.dtype(dtype).name
-        except TypeError:
+        except (TypeError, ValueError):
             name = repr(dtype)
     if name not in _DTYPES:
         raise FieldError(f"dtype {dtype!r}: expected one of {', '.join(_DTYPES)}")
@@ -85,7 +85,7 @@ class Field:
         if self.default is not None:
             filled = self._filled(self.default)
             filled.flags.writeable = False
-            object.__setattr__(self, "default", filled)
+            object.__setattr__(self, "default", filled if filled.size else None)
 
     def _filled(self, default: Any) -> npt.NDArray[Any]:
         array = to_array(default, "default")
@@ -155,7 +155,7 @@ def default_to_json(default: npt.NDArray[Any] | None) -> Any:
     """A default as JSON: None, one number where all values are equal, or nested lists."""
     if default is None:
         return None
-    if default.size and (default == default.flat[0]).all():
+    if default.tobytes() == default.flat[0].tobytes() * default.size:
         return _number_to_json(default.flat[0].item())
     return _list_to_json(default.tolist())
 
@@ -194,18 +194,41 @@ def to_array(value: Any, name: str) -> npt.NDArray[Any]:
         FieldError: the value is none of these, or its rows differ in length.
     """
     if type(value) is np.ndarray:
-        return value
-    if hasattr(value, "detach") and hasattr(value, "cpu"):
-        value = value.detach().cpu()
-        return value.resolve_conj().resolve_neg().numpy() if hasattr(value, "resolve_conj") else np.asarray(value)
-    if isinstance(value, (list, tuple)) and any(hasattr(item, "detach") for item in value):
-        value = [to_array(item, name) for item in value]
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise FieldError(f"field {name!r}: expected numbers, got {_describe(value)} ({error})") from None
-    if array.dtype.kind not in "buif":
+        array = value
+    elif isinstance(value, np.ma.MaskedArray):
+        raise FieldError(f"field {name!r}: expected numbers, got a masked array; pass value.filled(...)")
+    else:
+        try:
+            array = _tensor_to_array(value) if hasattr(value, "detach") else np.asarray(_without_tensors(value))
+            if array.dtype == np.float64 and isinstance(value, (list, tuple)):
+                array = _exact_integers(value, array)
+        except (TypeError, ValueError, RuntimeError, OverflowError, NotImplementedError) as error:
+            raise FieldError(f"field {name!r}: expected numbers, got {_describe(value)} ({error})") from None
+    if array.dtype.kind not in "buif" or array.dtype.itemsize > 8:
         raise FieldError(f"field {name!r}: expected numbers, got {_describe(value)}; convert it first")
+    return array
+
+
+def _tensor_to_array(tensor: Any) -> npt.NDArray[Any]:
+    tensor = tensor.detach().cpu()
+    if str(tensor.dtype) == "torch.bfloat16":
+        tensor = tensor.float()  # exact: bfloat16 is the upper half of a float32
+    array: npt.NDArray[Any] = tensor.resolve_conj().resolve_neg().numpy()
+    return array
+
+
+def _without_tensors(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_without_tensors(item) for item in value]
+    return _tensor_to_array(value) if hasattr(value, "detach") else value
+
+
+def _exact_integers(value: Any, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The list as uint64 where NumPy chose float64 for integers beyond int64."""
+    if array.size and np.abs(array).max() >= 1 << 62:
+        objects = np.array(value, object)
+        if all(isinstance(item, (int, np.integer)) for item in objects.flat):
+            return objects.astype(np.uint64)
     return array
 
 
@@ -217,8 +240,8 @@ def _describe(value: Any) -> str:
 def fit(name: str, array: npt.NDArray[Any], field: Field, lead: tuple[int, ...] = ()) -> npt.NDArray[Any]:
     """``array`` in the field's dtype and in shape ``(*lead, *field.shape)``.
 
-    Shapes () and (1,) fit one another. Floats may lose precision on the way to a narrower float; an integer or
-    boolean field takes only values that it holds exactly, and no floats.
+    Shapes () and (1,) fit one another. Numbers may lose precision on the way to a float; an integer or boolean field
+    takes only values that it holds exactly, and no floats.
 
     Raises:
         FieldError: shape or dtype does not fit.
@@ -260,10 +283,10 @@ def _cast(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArr
     if array.dtype.kind in "bui":
         with np.errstate(all="ignore"):
             cast = array.astype(dtype)
-        exact = cast == array if dtype.kind != "b" else (array == 0) | (array == 1)
-        negative = (array < 0) != (cast < 0) if dtype.kind in "ui" and array.dtype.kind in "ui" else False
-        if not np.all(exact) or np.any(negative):
-            wrong = array[~np.asarray(exact) | negative].flat[0]
+            inexact = ~((array == 0) | (array == 1)) if dtype.kind == "b" else cast.astype(array.dtype) != array
+            inexact |= (array < 0) != (cast < 0)
+        if inexact.any():
+            wrong = array[inexact].flat[0]
             raise FieldError(f"field {name!r}: {wrong} does not fit {dtype.name}; declare a wider dtype")
         return cast
     raise FieldError(

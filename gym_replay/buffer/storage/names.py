@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -48,7 +49,10 @@ def _encode_text(text: str, *, lower_only: bool) -> str:
         if character == " " and position in (0, len(text) - 1):
             keep = False
         pieces.append(character if keep else _percent(character))
-    return "".join(pieces)
+    encoded = "".join(pieces)
+    if unicodedata.normalize("NFC", encoded) != encoded:  # a combining mark would join the escape before it
+        encoded = "".join(piece if piece.isascii() else _percent(piece) for piece in pieces)
+    return encoded
 
 
 def _shorten(component: str) -> str:
@@ -72,7 +76,8 @@ def encode_key(key: Key, *, lower_only: bool = False) -> str:
     if isinstance(key, str):
         return _shorten(_encode_text(key, lower_only=lower_only))
     if isinstance(key, int) and not isinstance(key, bool):
-        return str(key) if key >= 0 else f"%i{-key}"
+        digits = str(abs(key)) if abs(key) < 1 << 63 else f"%x{abs(key):x}"
+        return _shorten(digits if key >= 0 else f"%i{digits}")
     return _shorten("%j" + _encode_text(json.dumps(key_to_json(key)), lower_only=True))
 
 
@@ -80,11 +85,16 @@ def encode_siblings(keys: Iterable[Key]) -> list[str]:
     """The name components of all keys of one parent, distinct even where case is folded."""
     keys = list(keys)
     plain = [encode_key(key) for key in keys]
-    folded = [component.casefold() for component in plain]
+    folded = [_fold(component) for component in plain]
+    counts = Counter(folded)
     return [
-        component if folded.count(fold) == 1 else encode_key(key, lower_only=True)
+        component if counts[fold] == 1 else encode_key(key, lower_only=True)
         for key, component, fold in zip(keys, plain, folded, strict=True)
     ]
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def key_to_json(key: Key) -> Any:
@@ -126,9 +136,9 @@ def key_from_json(value: Any) -> Key:
                 return bytes.fromhex(content)
             if kind == "tuple" and isinstance(content, list):
                 return tuple(key_from_json(item) for item in content)
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError, RecursionError):
             pass
-    raise FieldError(f"{value!r} is not the JSON form of a key")
+    raise FieldError("this is not the JSON form of a key")
 
 
 def join_components(components: Sequence[str]) -> str:
@@ -165,6 +175,6 @@ def check_distinct(names: Iterable[str]) -> None:
     """Raise FieldError where two names would be one file on a case-insensitive file system."""
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(name.casefold(), name)
+        other = seen.setdefault(_fold(name), name)
         if other != name:
             raise FieldError(f"fields {other!r} and {name!r} differ in case only; rename one of them")

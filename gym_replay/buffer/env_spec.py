@@ -1,0 +1,337 @@
+"""What is kept of an environment's spec as JSON, and making the environment anew from it.
+
+The JSON may come from a folder that a stranger wrote. So nothing here imports a module or calls an entry point that
+it names, and whatever is malformed raises :class:`~gym_replay.errors.CorruptBufferError`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.envs.registration import EnvSpec, WrapperSpec
+
+from gym_replay.buffer.env_spaces import (
+    MAX_DEPTH,
+    MAX_ELEMENTS,
+    NUMERIC,
+    Json,
+    SpaceReader,
+    brief,
+    dtype_to_json,
+    float_to_json,
+    member,
+    read_dtype,
+    read_number,
+)
+from gym_replay.errors import CorruptBufferError, GymReplayError, MakeEnvError
+
+_SPEC_MEMBERS: dict[str, tuple[type, ...]] = {
+    "id": (str,),
+    "entry_point": (str, type(None)),
+    "reward_threshold": (float, int, type(None)),
+    "nondeterministic": (bool,),
+    "max_episode_steps": (int, type(None)),
+    "order_enforce": (bool,),
+    "disable_env_checker": (bool,),
+}
+
+_NEVER_MADE = frozenset(["ArrayConversion", "RecordVideo"])
+"""Standard wrappers whose arguments are modules, or name a folder to write to."""
+
+_LEFT_OUT = "gymnasium.wrappers.rendering:RecordVideo"
+"""A wrapper that changes no value, so that an environment is built again without it."""
+
+
+class _NotJson(Exception):
+    """A value that JSON cannot keep."""
+
+
+def spec_to_json(spec: EnvSpec | None) -> dict[str, Json] | None:
+    """What can be kept of an environment's spec as JSON; never raises.
+
+    Values are kept where they come back equal: numbers (NumPy scalars as Python numbers), strings, lists, dicts,
+    tuples, and NumPy arrays. An argument that holds anything else is left out, and ``"dropped"`` lists its dotted
+    name, such as ``"kwargs.reward_fn"``.
+    """
+    if spec is None:
+        return None
+    dropped: list[str] = []
+    value: dict[str, Json] = {}
+    for name, kinds in _SPEC_MEMBERS.items():
+        value[name] = _keep(getattr(spec, name, None), name, dropped, kinds)
+    value["kwargs"] = _keep_kwargs(getattr(spec, "kwargs", None), "kwargs", dropped)
+    wrappers = getattr(spec, "additional_wrappers", ())
+    value["additional_wrappers"] = [
+        _wrapper_to_json(wrapper, f"additional_wrappers.{index}", dropped)
+        for index, wrapper in enumerate(wrappers if isinstance(wrappers, (tuple, list)) else ())
+    ]
+    value["dropped"] = dropped
+    return value
+
+
+def _wrapper_to_json(wrapper: Any, place: str, dropped: list[str]) -> dict[str, Json]:
+    kwargs = getattr(wrapper, "kwargs", None)
+    return {
+        "name": _keep(getattr(wrapper, "name", None), f"{place}.name", dropped, (str,)) or "",
+        "entry_point": _keep(getattr(wrapper, "entry_point", None), f"{place}.entry_point", dropped, (str,)) or "",
+        "kwargs": None if kwargs is None else _keep_kwargs(kwargs, f"{place}.kwargs", dropped),
+    }
+
+
+def _keep(value: Any, place: str, dropped: list[str], kinds: tuple[type, ...] = ()) -> Json:
+    try:
+        kept = _value_to_json(value, 0)
+        if kinds and type(_value_from_json(kept, place)) not in kinds:
+            raise _NotJson
+    except _NotJson:
+        dropped.append(place)
+        return None
+    return kept
+
+
+def _keep_kwargs(kwargs: Any, place: str, dropped: list[str]) -> dict[str, Json]:
+    kept: dict[str, Json] = {}
+    for name, value in kwargs.items() if isinstance(kwargs, Mapping) else ():
+        if type(name) is not str:
+            dropped.append(f"{place}.{type(name).__name__}")
+            continue
+        lost = len(dropped)
+        json_value = _keep(value, f"{place}.{name}", dropped)
+        if len(dropped) == lost:
+            kept[name] = json_value
+    return kept
+
+
+def _value_to_json(value: Any, depth: int) -> Json:
+    """JSON for a value of an argument; what JSON lacks is an object with one member named ``$...``."""
+    if depth > MAX_DEPTH:
+        raise _NotJson
+    if isinstance(value, np.generic):
+        if value.dtype.name not in NUMERIC and not isinstance(value, np.str_):
+            raise _NotJson
+        value = value.item()
+    # Exact types: a member of an enum or a named tuple would come back as something else.
+    if value is None or type(value) in (bool, str):
+        return value
+    if type(value) is int:
+        if value.bit_length() > 4096:  # Python's json refuses integers of many digits
+            raise _NotJson
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else {"$float": str(value)}
+    if type(value) is list:
+        return [_value_to_json(item, depth + 1) for item in value]
+    if type(value) is tuple:
+        return {"$tuple": [_value_to_json(item, depth + 1) for item in value]}
+    if type(value) is dict:
+        if not all(type(key) is str and not key.startswith("$") for key in value):
+            raise _NotJson
+        return {key: _value_to_json(item, depth + 1) for key, item in value.items()}
+    if type(value) is np.ndarray and value.dtype.name in NUMERIC and value.size <= MAX_ELEMENTS // 512:
+        numbers = [_value_to_json(number, depth + 1) for number in value.reshape(-1).tolist()]
+        return {"$array": {"dtype": dtype_to_json(value.dtype, ""), "shape": list(value.shape), "numbers": numbers}}
+    raise _NotJson
+
+
+def _value_from_json(value: Json, place: str, depth: int = 0) -> Any:
+    if depth > 2 * MAX_DEPTH:
+        raise CorruptBufferError(f"{place}: values are nested deeper than {MAX_DEPTH}")
+    if isinstance(value, list):
+        return [_value_from_json(item, place, depth + 1) for item in value]
+    if not isinstance(value, dict):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise CorruptBufferError(f"{place}: {value} is not valid JSON")
+        return value
+    if not any(key.startswith("$") for key in value):
+        return {key: _value_from_json(item, place, depth + 1) for key, item in value.items()}
+    if set(value) == {"$tuple"} and isinstance(value["$tuple"], list):
+        return tuple(_value_from_json(value["$tuple"], place, depth + 1))
+    if set(value) == {"$float"} and value["$float"] in ("inf", "-inf", "nan"):
+        return float(value["$float"])
+    if set(value) == {"$array"}:
+        return _array_from_json(value["$array"], place)
+    raise CorruptBufferError(f"{place}: an object with members {brief(sorted(value))} stands for no value")
+
+
+def _array_from_json(value: Json, place: str) -> npt.NDArray[Any]:
+    dtype, shape = read_dtype(value, place), SpaceReader().shape(value, place)
+    numbers = _value_from_json(member(value, "numbers", list, place), place)
+    if len(numbers) != math.prod(shape):
+        raise CorruptBufferError(f"{place}: expected {math.prod(shape)} numbers, got {len(numbers)}")
+    checked = [
+        n if type(n) is float and math.isnan(n) else read_number(float_to_json(n), "numbers", dtype, place)
+        for n in numbers
+    ]
+    return np.array(checked, dtype).reshape(shape)
+
+
+def spec_from_json(value: Json) -> EnvSpec:
+    """The spec that :func:`spec_to_json` was given, less what it dropped.
+
+    The entry points are those that this process has registered under the id, and None where it has registered
+    nothing; never those that the JSON names. A wrapper that is not one of ``gymnasium.wrappers`` has None for its
+    arguments. So even ``gymnasium.make`` of the result imports nothing that the JSON names.
+
+    Raises:
+        CorruptBufferError: no spec has this JSON form.
+    """
+    try:
+        members = {name: _read_spec_member(value, name) for name in _SPEC_MEMBERS}
+        _read_dropped(value)
+        if len(members["id"]) > 1000:
+            raise CorruptBufferError("env_spec: the id is too long")
+        registered = gym.registry.get(members["id"])
+        members["entry_point"] = registered.entry_point if registered else None
+        return EnvSpec(
+            **members,
+            kwargs=_read_kwargs(value, "env_spec.kwargs"),
+            additional_wrappers=_read_wrappers(value),
+            vector_entry_point=registered.vector_entry_point if registered else None,
+        )
+    except GymReplayError:
+        raise
+    except Exception as error:  # Gymnasium's own errors for a bad id, and whatever else a stranger thinks of
+        raise CorruptBufferError(f"env_spec: no spec ({type(error).__name__}: {error})") from None
+
+
+def _read_spec_member(value: Json, name: str) -> Any:
+    kinds = _SPEC_MEMBERS[name]
+    if name != "id" and name in _read_dropped(value) and value.get(name) is None:
+        return next(field.default for field in dataclasses.fields(EnvSpec) if field.name == name)
+    if float in kinds and isinstance(value, dict) and isinstance(value.get(name), dict):
+        value = {name: _value_from_json(value[name], "env_spec")}  # not finite
+    return member(value, name, kinds, "env_spec")
+
+
+def _read_dropped(value: Json) -> list[str]:
+    dropped: list[str] = member(value, "dropped", list, "env_spec")
+    if not all(isinstance(name, str) for name in dropped):
+        raise CorruptBufferError(f"env_spec: expected 'dropped' to hold names, got {brief(dropped)}")
+    return dropped
+
+
+def _read_kwargs(value: Json, place: str) -> dict[str, Any]:
+    kwargs = member(value, "kwargs", dict, place)
+    return {name: _value_from_json(item, f"{place}.{brief(name)}") for name, item in kwargs.items()}
+
+
+def _read_wrappers(value: Json) -> tuple[WrapperSpec, ...]:
+    """The recorded wrappers; one that :func:`_find_wrapper` does not know has no arguments."""
+    wrappers = []
+    for index, item in enumerate(member(value, "additional_wrappers", list, "env_spec")):
+        place = f"env_spec.additional_wrappers.{index}"
+        name = member(item, "name", str, place)
+        entry_point = member(item, "entry_point", str, place)
+        kwargs = None if item.get("kwargs", 0) is None else _read_kwargs(item, place)
+        known = _find_wrapper(entry_point) is not None
+        wrappers.append(WrapperSpec(name, entry_point, kwargs if known else None))
+    return tuple(wrappers)
+
+
+def _find_wrapper(entry_point: str) -> type[gym.Wrapper[Any, Any, Any, Any]] | None:
+    """The class in ``gymnasium.wrappers`` that an entry point ``module:name`` means, found by its name alone."""
+    module, _, name = entry_point.partition(":")
+    inside = module == "gymnasium.wrappers" or module.startswith("gymnasium.wrappers.")
+    if not inside or module.startswith("gymnasium.wrappers.vector"):
+        return None
+    if name not in gym.wrappers.__all__ or name in _NEVER_MADE:
+        return None
+    try:
+        found = getattr(gym.wrappers, name)
+    except (AttributeError, ImportError, gym.error.Error):  # it needs a package that is not installed
+        return None
+    return found if isinstance(found, type) and issubclass(found, gym.Wrapper) else None
+
+
+def make_env(spec_json: Json, /, **kwargs: Any) -> gym.Env[Any, Any]:
+    """Build the recorded environment again, by the id that is registered in this process.
+
+    Args:
+        spec_json: what :func:`spec_to_json` gave.
+        **kwargs: as for :func:`gymnasium.make`; they go before the recorded ones.
+
+    Raises:
+        MakeEnvError: the id is not registered here, or a recorded wrapper is not one of ``gymnasium.wrappers``; the
+            message says what to do.
+        CorruptBufferError: ``spec_json`` is malformed.
+
+    Warns:
+        UserWarning: an argument could not be recorded, so the environment may differ.
+
+    Example:
+        >>> make_env(spec_to_json(gym.spec("CartPole-v1"))).spec.max_episode_steps
+        500
+    """
+    if spec_json is None:
+        raise MakeEnvError("no environment spec was recorded; build the environment yourself")
+    recorded = spec_from_json(spec_json)
+    registered = _find_registered(recorded.id, spec_json.get("entry_point"))
+    lost = [name for name in spec_json["dropped"] if name.startswith("kwargs.") and name[7:] not in kwargs]
+    if lost:
+        warnings.warn(
+            f"{recorded.id}: {', '.join(lost)} could not be recorded, so the environment may differ from the recorded "
+            "one; pass the arguments to make_env",
+            UserWarning,
+            stacklevel=2,
+        )
+    spec = dataclasses.replace(
+        registered,
+        kwargs={**registered.kwargs, **recorded.kwargs},
+        max_episode_steps=recorded.max_episode_steps,
+        order_enforce=recorded.order_enforce,
+        disable_env_checker=recorded.disable_env_checker,
+        additional_wrappers=(),
+    )
+    return _wrap(gym.make(spec, **kwargs), recorded, spec_json["dropped"])
+
+
+def _find_registered(env_id: str, entry_point: str | None) -> EnvSpec:
+    if ":" in env_id:
+        module, _, name = env_id.partition(":")
+        raise MakeEnvError(
+            f"id {env_id!r} names a module to import, which is never done for a recorded id; if you trust it, "
+            f"`import {module}` and build the environment with gymnasium.make({name!r})"
+        )
+    registered: EnvSpec | None = gym.registry.get(env_id)
+    if registered is not None:
+        return registered
+    package = entry_point.partition(":")[0].partition(".")[0] if entry_point else ""
+    remedy = (
+        f"its recorded entry point was {entry_point!r}: `import {package}` may register it"
+        if package
+        else "import the package that registers it"
+    )
+    raise MakeEnvError(f"environment {env_id!r} is not registered; {remedy}, or use gymnasium.register")
+
+
+def _wrap(env: gym.Env[Any, Any], recorded: EnvSpec, dropped: list[str]) -> gym.Env[Any, Any]:
+    """Apply the recorded wrappers, from the first that the environment does not bring itself."""
+    own = () if env.spec is None else env.spec.additional_wrappers
+    pairs = zip(own, recorded.additional_wrappers, strict=False)
+    brought = 0
+    for mine, theirs in pairs:
+        if (mine.name, mine.entry_point) != (theirs.name, theirs.entry_point):
+            break
+        brought += 1
+    for index, wrapper in enumerate(recorded.additional_wrappers[brought:], brought):
+        where = f"{recorded.id}: wrapper {wrapper.name} ({wrapper.entry_point})"
+        if wrapper.entry_point == _LEFT_OUT:
+            warnings.warn(f"{where} is left out; apply it yourself if you want it", UserWarning, stacklevel=3)
+            continue
+        make = _find_wrapper(wrapper.entry_point)
+        if make is None:
+            raise MakeEnvError(f"{where} is not one of gymnasium.wrappers; build the environment yourself")
+        lost = [name for name in dropped if name.startswith(f"additional_wrappers.{index}.")]
+        if lost or wrapper.kwargs is None:
+            raise MakeEnvError(
+                f"{where}: {', '.join(lost) or 'its arguments'} could not be recorded; build the environment yourself"
+            )
+        env = make(env, **wrapper.kwargs)
+    return env

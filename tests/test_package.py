@@ -1,0 +1,93 @@
+"""The package as a whole: what it exports, what importing it loads, and who imports whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gym_replay
+
+ROOT = Path(gym_replay.__file__).parent
+LAYERS = {
+    "gym_replay.errors": 0,
+    "gym_replay.buffer.storage": 1,
+    "gym_replay.buffer.loading": 2,
+    "gym_replay.buffer": 3,
+    "gym_replay.wrappers": 4,
+}
+
+
+def test_all_is_what_is_importable():
+    for name in gym_replay.__all__:
+        assert getattr(gym_replay, name).__name__ == name
+    public = {name for name in dir(gym_replay) if not name.startswith("_")}
+    modules = {name for name in public if isinstance(getattr(gym_replay, name), type(sys))}
+    assert public - modules - {"annotations", "TYPE_CHECKING", "Any"} == set(gym_replay.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="nonsense"):
+        gym_replay.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import gym_replay", ["torch", "gymnasium"]),
+        ("import gym_replay; gym_replay.RecordToBuffer", ["torch"]),
+        ("import gym_replay.buffer.storage.writer", ["torch", "gymnasium"]),
+    ],
+)
+def test_importing_stays_light(code, absent):
+    script = f"{code}\nimport sys\nprint([name for name in {absent} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_recording_does_not_import_torch(tmp_path):
+    script = f"""
+import sys, gymnasium as gym
+from gym_replay import RecordToBuffer
+env = RecordToBuffer(gym.make("CartPole-v1"), {str(tmp_path / "data")!r})
+env.reset(seed=0)
+while not any(env.step(0)[2:4]): pass
+env.close()
+assert len(env.buffer) == 1 and "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def _layer(module):
+    return max((prefix for prefix in LAYERS if module == prefix or module.startswith(prefix + ".")), key=len)
+
+
+def _imports(path):
+    """Modules imported when a file is: not those inside functions or under TYPE_CHECKING."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_run_one_way(path):
+    module = "gym_replay." + path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    if module == "gym_replay.__init__":
+        return
+    own = LAYERS[_layer(module)]
+    for imported in _imports(path):
+        if imported.startswith("gym_replay"):
+            assert LAYERS[_layer(imported)] <= own, f"{module} imports {imported}"
+        if imported.split(".")[0] == "torch":
+            assert ".loading" in module, f"{module} imports torch"
+        if imported.split(".")[0] == "gymnasium":
+            assert ".wrappers" in module or module.rpartition(".")[2].startswith("env"), f"{module} imports gymnasium"
+
+
+def test_plans_and_order_see_arrays_only():
+    for name in ("plans", "order"):
+        imported = set(_imports(ROOT / "buffer" / "loading" / f"{name}.py"))
+        assert not {module for module in imported if "storage" in module or "torch" in module}

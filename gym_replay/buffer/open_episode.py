@@ -136,6 +136,8 @@ class OpenEpisode:
 
     def _end(self) -> None:
         self._buffer._open_episode = None
+        if self.stage is not None:
+            self.stage.spill.close()
 
 
 class OpenBlock:

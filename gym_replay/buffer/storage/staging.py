@@ -31,6 +31,9 @@ class Spill(Protocol):
     def read(self, name: str, row: int, rows: int) -> bytes:
         """The bytes of rows kept before."""
 
+    def close(self) -> None:
+        """The episode has ended: what is kept only for the commit can go."""
+
 
 class TailSpill:
     """Writes to where the episode will lie: behind the last committed row, where no reader looks."""
@@ -43,6 +46,9 @@ class TailSpill:
 
     def read(self, name: str, row: int, rows: int) -> bytes:
         return self._columns[name].read(self.start + row, rows)
+
+    def close(self) -> None:
+        """Nothing to do: what was written lies where the episode does, or behind the last one."""
 
 
 class FileSpill:
@@ -66,6 +72,14 @@ class FileSpill:
     def read(self, name: str, row: int, rows: int) -> bytes:
         width = self._row_nbytes[name]
         return os.pread(self._files[name].fileno(), rows * width, row * width) if width else b""
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files = {}
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class Stage:

@@ -13,8 +13,7 @@ from gym_replay.buffer.storage.fields import Field
 
 def take_rows(column: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """``column[rows]`` in memory of its own: ``(*rows.shape, *column.shape[1:])``."""
-    taken: npt.NDArray[Any] = np.take(column, rows, axis=0)
-    return taken
+    return column.take(rows, axis=0)
 
 
 def take_slices(pieces: Sequence[npt.NDArray[Any]], width: int, field: Field) -> npt.NDArray[Any]:

@@ -37,6 +37,10 @@ _REFUSED = {
 }
 
 
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
 class _Positions(Sampler[Ints]):
     """The batches of sample numbers of one epoch, from one of them on."""
 
@@ -92,7 +96,7 @@ class ReplayLoader(DataLoader[Batch]):
         self._tuple_class = None if to_named_tuple is None else named_tuple_class(to_named_tuple)
         self._next_epoch, self._next_start = 0, 0
         self._progress = (0, 0)
-        super().__init__(dataset, batch_size=None, sampler=self._positions, **options)
+        super().__init__(dataset, batch_size=None, sampler=self._positions, collate_fn=_as_it_is, **options)
 
     def __iter__(self) -> Any:
         epoch, start = self._next_epoch, self._next_start

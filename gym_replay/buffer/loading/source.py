@@ -49,6 +49,10 @@ class Source:
         self._meta: dict[str, npt.NDArray[Any]] = {}
         if filter_meta:
             self._select(filter_meta)
+        present, firsts = np.unique(self._part, return_index=True)
+        self._oldest = [
+            (self.parts[part], int(self.ids[first])) for part, first in zip(present, firsts.tolist(), strict=True)
+        ]
 
     def _select(self, filter_meta: Mapping[str, Condition]) -> None:
         mask = np.ones(len(self.index), np.bool_)
@@ -97,10 +101,10 @@ class Source:
         Raises:
             EpisodeEvictedError: no selected episode of the buffer is left.
         """
-        for number, part in enumerate(self.parts):
-            low, high = np.searchsorted(self._part, (number, number + 1)).tolist()
-            if low == high or part.is_live(int(self.ids[low])):
+        for part, oldest in self._oldest:
+            if part.is_live(oldest):
                 continue
+            low, high = np.searchsorted(self._part, np.array((0, 1)) + self._number_of(part)).tolist()
             live = low + int(np.searchsorted(self.ids[low:high], part.reader.counters.first))
             first, alive, end = (anchors.first_sample(episode) for episode in (low, live, high))
             gone = (samples >= first) & (samples < alive)
@@ -113,8 +117,13 @@ class Source:
                 samples[gone] = alive + (samples[gone] - first) % (end - alive)
         return samples
 
+    def _number_of(self, part: Snapshot) -> int:
+        return next(number for number, other in enumerate(self.parts) if other is part)
+
     def are_live(self, episodes: Ints) -> bool:
         """Whether all these episodes (places in the selection) still own their rows."""
+        if all(part.is_live(oldest) for part, oldest in self._oldest):
+            return True
         owner, ids = self._part[episodes], self.ids[episodes]
         return all(self.parts[part].is_live(int(ids[owner == part].min())) for part in np.unique(owner).tolist())
 

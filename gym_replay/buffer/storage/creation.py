@@ -15,6 +15,7 @@ from gym_replay.buffer.storage.layout import (
     finish_switch,
     foreign_files,
     read_metadata,
+    remove_leftovers,
     switch_files,
 )
 from gym_replay.buffer.storage.reader import has_buffer
@@ -65,8 +66,7 @@ def create_files(folder: Path, metadata: Metadata) -> Metadata:
         old = finish_switch(folder, old)
         obsolete = set(old.columns()) - set(metadata.columns())
     else:
-        for leftover in folder.rglob("*.npy" + NEW):
-            leftover.unlink()
+        remove_leftovers(folder)
     return _switch_to_empty(folder, metadata, first_id=0, obsolete=obsolete)
 
 

@@ -22,7 +22,7 @@ from gym_replay.buffer.storage.columns import open_beneath, storage_error, sync_
 from gym_replay.buffer.storage.fields import Field, default_from_json, default_to_json
 from gym_replay.buffer.storage.lock import LOCK_NAME
 from gym_replay.buffer.storage.names import check_distinct, check_field_name
-from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, UnsupportedFormatError
+from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, StorageError, UnsupportedFormatError
 
 METADATA = "metadata.json"
 COUNTERS = "commit.npy"
@@ -316,6 +316,9 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
         finally:
             os.close(descriptor)
         os.replace(path, folder / METADATA)
+    except StorageError:
+        path.unlink(missing_ok=True)
+        raise
     except OSError as error:
         path.unlink(missing_ok=True)
         raise storage_error(error, path, len(content)) from error
@@ -356,6 +359,16 @@ def _remove_empty(folder: Path, directory: Path) -> None:
         except OSError:
             return
         directory = directory.parent
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove columns that were prepared under a new name by a process that was killed before they counted.
+
+    The caller holds the lock and has finished the switch that may have been under way.
+    """
+    for room in ("steps", "episodes", "checksums"):
+        for path in (folder / room).rglob("*.npy" + NEW):
+            path.unlink(missing_ok=True)
 
 
 def current_path(folder: Path, metadata: Metadata, path: str) -> str:

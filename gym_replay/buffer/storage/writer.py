@@ -28,6 +28,7 @@ from gym_replay.buffer.storage.layout import (
     finish_switch,
     meta_path,
     read_metadata,
+    remove_leftovers,
     step_path,
     switch_files,
     table_path,
@@ -77,6 +78,7 @@ class FolderWriter:
         self._unsummed = 0
         try:
             self.metadata = finish_switch(folder, read_metadata(folder))
+            remove_leftovers(folder)
             self._open_files()
         except BaseException:
             self._close_files()
@@ -406,6 +408,7 @@ class FolderWriter:
         finally:
             self._close_files()
             self.metadata = finish_switch(self.folder, read_metadata(self.folder))
+            remove_leftovers(self.folder)  # where the switch did not come about
             self._open_files()
 
     @property

@@ -35,13 +35,17 @@ from gym_replay.errors import (
 )
 
 if TYPE_CHECKING:
+    from gym_replay.buffer.storage.check import CheckReport, Fault, check_buffer
     from gym_replay.buffer.loading.loaders import n_step_loader, timestep_loader, trajectory_loader
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
 
 __version__ = "0.1.0"
 
-# Imported at first use: the loaders need torch, and the recorder gymnasium.
+# Imported at first use: the loaders need torch, the recorder gymnasium, the checker tqdm.
 _LAZY = {
+    "CheckReport": "gym_replay.buffer.storage.check",
+    "Fault": "gym_replay.buffer.storage.check",
+    "check_buffer": "gym_replay.buffer.storage.check",
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
     "n_step_loader": "gym_replay.buffer.loading.loaders",
     "timestep_loader": "gym_replay.buffer.loading.loaders",
@@ -53,6 +57,7 @@ __all__ = [
     "BufferFullError",
     "BufferLockedError",
     "BufferNotFoundError",
+    "CheckReport",
     "ConcatReplayBuffer",
     "ConfigMismatchError",
     "CorruptBufferError",
@@ -61,6 +66,7 @@ __all__ = [
     "EpisodeEvictedError",
     "EpisodeStateError",
     "EpisodeTooLongError",
+    "Fault",
     "Field",
     "FieldError",
     "GymReplayError",
@@ -73,6 +79,7 @@ __all__ = [
     "StorageError",
     "UnsupportedFormatError",
     "UnsupportedSpaceError",
+    "check_buffer",
     "n_step_loader",
     "timestep_loader",
     "trajectory_loader",

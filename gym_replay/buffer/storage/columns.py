@@ -191,7 +191,15 @@ class ColumnWriter:
         return cls(path, descriptor, dtype, shape, 0, len(header))
 
     @classmethod
-    def open(cls, folder: Path, relative: str, dtype: np.dtype[Any], shape: tuple[int, ...] = ()) -> ColumnWriter:
+    def open(
+        cls,
+        folder: Path,
+        relative: str,
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...] = (),
+        *,
+        read_only: bool = False,
+    ) -> ColumnWriter:
         """Open an existing file.
 
         Raises:
@@ -199,7 +207,7 @@ class ColumnWriter:
         """
         path = folder / relative
         try:
-            descriptor = open_beneath(folder, relative, os.O_RDWR)
+            descriptor = open_beneath(folder, relative, os.O_RDONLY if read_only else os.O_RDWR)
         except FileNotFoundError:
             raise CorruptBufferError(f"{path}: the file is missing") from None
         try:
@@ -208,6 +216,17 @@ class ColumnWriter:
             os.close(descriptor)
             raise
         return cls(path, descriptor, dtype, shape, rows, offset)
+
+    @classmethod
+    def with_new_header(
+        cls, folder: Path, relative: str, dtype: np.dtype[Any], shape: tuple[int, ...] = ()
+    ) -> ColumnWriter:
+        """Open an existing file whose header is damaged, and give it the header of the rows that it has room for."""
+        offset = len(encode_header(dtype, shape, 0))
+        descriptor = open_beneath(folder, relative, os.O_RDWR)
+        column = cls(folder / relative, descriptor, dtype, shape, 0, offset)
+        column.set_rows(max(os.fstat(descriptor).st_size - offset, 0) // max(column.row_nbytes, 1))
+        return column
 
     def write(self, row: int, data: Buffer) -> None:
         """Write whole rows, beginning at ``row``; the file grows as needed.

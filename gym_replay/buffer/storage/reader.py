@@ -206,11 +206,11 @@ class FolderReader:
                     stacklevel=2,
                 )
                 continue
-            self._check_ranges(ids, starts, lengths, flags)
-            self._checked = end
             live = (flags & DELETED) == 0
             if not live.all():
                 ids, slots, starts, lengths, flags = (a[live] for a in (ids, slots, starts, lengths, flags))
+            self._check_ranges(starts, lengths)
+            self._checked = end
             rows = int((starts + lengths).max()) + metadata.has_state if len(ids) else 0
             return Snapshot(self, ids, slots, starts, lengths, flags, rows)
         raise EpisodeEvictedError(f"{self.folder}: episodes are evicted faster than the table can be read")
@@ -234,14 +234,8 @@ class FolderReader:
         meta = [self.meta_column(name).view(needed)[slots] for name in self.metadata.meta_fields]
         return record_crcs(ids, starts, lengths, flags, meta)
 
-    def _check_ranges(
-        self,
-        ids: npt.NDArray[np.int64],
-        starts: npt.NDArray[np.int64],
-        lengths: npt.NDArray[np.int64],
-        flags: npt.NDArray[np.uint8],
-    ) -> None:
-        if len(ids) == 0:
+    def _check_ranges(self, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> None:
+        if len(starts) == 0:
             return
         metadata = self.metadata
         table = self.folder / table_path("start")

@@ -1,0 +1,348 @@
+"""Checking a folder against every rule of the format, and repairing what can be repaired."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm.auto import tqdm
+
+from gym_replay.buffer.storage.checksums import row_checksums
+from gym_replay.buffer.storage.columns import ColumnWriter, open_beneath
+from gym_replay.buffer.storage.episodes import COMPLETE, DELETED, HAS_FINAL, Counters, record_crcs, slots_of
+from gym_replay.buffer.storage.layout import (
+    COUNTERS,
+    METADATA,
+    TABLE_DTYPES,
+    Metadata,
+    checksum_path,
+    current_path,
+    finish_switch,
+    meta_path,
+    read_metadata,
+    step_path,
+    table_path,
+)
+from gym_replay.buffer.storage.lock import WriterLock
+from gym_replay.errors import BufferNotFoundError, CorruptBufferError, GymReplayError
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong.
+
+    Attributes:
+        rule: the number of the rule in ``docs/format.md`` that it breaks.
+        file: the file, relative to the folder.
+        message: what is wrong.
+        episode: the id of the episode that it concerns, if it concerns one.
+        field: the name of the field, likewise.
+    """
+
+    rule: int
+    file: str
+    message: str
+    episode: int | None = None
+    field: str | None = None
+
+    def __str__(self) -> str:
+        return f"rule {self.rule}, {self.file}: {self.message}"
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What :func:`check_buffer` found.
+
+    Attributes:
+        num_episodes: how many live episodes there are.
+        num_checked: how many of them were compared with their checksums.
+        faults: everything that is wrong.
+        without_checksum: ids of live episodes that have no checksums yet; ``flush`` and ``close`` write them.
+        notes: what is not wrong but worth knowing, such as an interrupted change that the next writer finishes.
+        dropped: with ``repair=True``, what was given up.
+    """
+
+    folder: Path
+    num_episodes: int = 0
+    num_checked: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    without_checksum: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+    def __str__(self) -> str:
+        verdict = "no faults" if self.ok else f"{len(self.faults)} faults"
+        lines = [f"{self.folder}: {self.num_episodes} episodes, {self.num_checked} compared with checksums, {verdict}"]
+        lines += [f"  {fault}" for fault in self.faults]
+        if self.without_checksum:
+            lines.append(f"  without checksums so far: {_ranges(self.without_checksum)}")
+        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  dropped: {text}" for text in self.dropped]
+        return "\n".join(lines)
+
+
+def check_buffer(folder: str | os.PathLike[str], *, repair: bool = False, progress: bool = True) -> CheckReport:
+    """Compare a buffer with every rule of its format, and each episode's rows with their checksums.
+
+    Meant for a buffer that nobody writes at the time. Reads all rows once.
+
+    Args:
+        folder: the buffer.
+        repair: after the check keep what is sound: episodes before a damaged record stay and those from it on are
+            dropped, episodes with damaged or missing rows are deleted. Takes the writer's lock. Without it nothing
+            is changed.
+        progress: whether to show a tqdm bar.
+
+    Returns:
+        The report, of the state before the repair; what the repair gave up is in ``dropped``.
+
+    Raises:
+        BufferNotFoundError: there is no buffer in the folder.
+        BufferLockedError: with ``repair``, somebody is writing to the buffer.
+        GymReplayError: with ``repair``, the metadata or the counters are damaged, and nothing can be repaired.
+
+    Example:
+        >>> report = check_buffer("data/cheetah")  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
+    """
+    path = Path(os.path.abspath(folder))
+    check = _Check(path, progress=progress)
+    check.run()
+    if repair and not check.report.ok:
+        check.report.dropped.extend(_repair(check, progress=progress))
+    return check.report
+
+
+class _Check:
+    """One pass over a folder. Later stages run only on what earlier ones found sound."""
+
+    def __init__(self, folder: Path, *, progress: bool) -> None:
+        self.folder = folder
+        self.report = CheckReport(folder)
+        self.failure: GymReplayError | None = None
+        self.bad_record: int | None = None
+        self.bad_episodes: set[int] = set()
+        self._progress = progress
+        self._columns: dict[str, ColumnWriter] = {}
+
+    def fault(self, rule: int, file: str, message: str, episode: int | None = None, name: str | None = None) -> None:
+        self.report.faults.append(Fault(rule, file, message, episode, name))
+        if episode is not None:
+            self.bad_episodes.add(episode)
+
+    def _update(self, **values: Any) -> None:
+        self.report = replace(self.report, **values)
+
+    def run(self) -> None:
+        try:
+            self.metadata = read_metadata(self.folder)
+        except BufferNotFoundError:
+            raise
+        except (GymReplayError, OSError) as error:
+            self._fail(10, METADATA, error)
+            return
+        if self.metadata.pending or self.metadata.obsolete:
+            self.report.notes.append("a change of files was interrupted; the next writer finishes it")
+        try:
+            self.counters = Counters(self.folder, current_path(self.folder, self.metadata, COUNTERS), writable=False)
+            self.counters.check()
+        except (GymReplayError, OSError) as error:
+            self._fail(10, COUNTERS, error)
+            return
+        try:
+            self._open_columns()
+            self._check_table()
+        finally:
+            for column in self._columns.values():
+                column.close()
+
+    def _fail(self, rule: int, file: str, error: Exception) -> None:
+        self.failure = error if isinstance(error, GymReplayError) else GymReplayError(str(error))
+        self.fault(rule, file, str(error))
+
+    def _open_columns(self) -> None:
+        for path, (dtype, shape) in self.metadata.columns().items():
+            actual = current_path(self.folder, self.metadata, path)
+            try:
+                column = ColumnWriter.open(self.folder, actual, dtype, shape, read_only=True)
+            except (GymReplayError, OSError) as error:
+                self.fault(2 if "plain numbers" in str(error) else 1, path, str(error))
+                continue
+            self._columns[path] = column
+            self._check_standard(path, actual, column)
+
+    def _check_standard(self, path: str, actual: str, column: ColumnWriter) -> None:
+        """Whether NumPy itself maps the file, with no fewer rows than the header says."""
+        try:
+            with os.fdopen(open_beneath(self.folder, actual, os.O_RDONLY), "rb"):
+                np.load(self.folder / actual, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError, GymReplayError) as error:
+            self.fault(1, path, f"numpy.load cannot map it: {error}")
+
+    def _check_table(self) -> None:
+        metadata, counters = self.metadata, self.counters
+        ids = np.arange(counters.first, counters.next, dtype=np.int64)
+        capacity = metadata.table_capacity
+        if capacity is not None and len(ids) > capacity:
+            self.fault(10, COUNTERS, f"{len(ids)} live episodes in a table of {capacity} slots")
+            ids = ids[-capacity:]
+        slots = slots_of(ids, counters.base, capacity)
+        table = [table_path(name) for name in ("start", "length", "flags", "record_crc")]
+        paths = [*table, *(meta_path(name) for name in metadata.meta_fields)]
+        if any(path not in self._columns for path in paths):
+            return
+        held = min(self._columns[path].capacity for path in paths)
+        if len(slots) and (missing := ids[slots >= held]).size:
+            self._bad_from(int(missing.min()), min(paths, key=lambda p: self._columns[p].capacity), "is missing")
+        sound = slots < held
+        ids, slots = ids[sound], slots[sound]
+        starts, lengths, flags, crcs, *meta = (_gather(self._columns[path], slots) for path in paths)
+        found = record_crcs(ids, starts, lengths, flags, meta) if len(ids) else np.empty(0, np.uint32)
+        if (wrong := ids[found != crcs]).size:
+            self._bad_from(int(wrong[0]), table_path("record_crc"), "does not match its check value")
+        impossible = (lengths < 1) | (starts < 0) | (lengths >= 1 << 60) | (starts >= 1 << 60)
+        for episode in ids[impossible & (found == crcs)].tolist():
+            self._bad_from(episode, table_path("length"), "has a negative start or no transition")
+        unknown = flags & np.uint8(255 - HAS_FINAL - COMPLETE - DELETED)
+        for episode in ids[(unknown != 0) & (found == crcs)].tolist():
+            self.fault(10, table_path("flags"), f"episode {episode} has unknown flags", episode)
+        keep = ~impossible & (ids < (self.bad_record if self.bad_record is not None else 1 << 62))
+        self._check_rows(ids[keep], slots[keep], starts[keep], lengths[keep], flags[keep])
+
+    def _bad_from(self, episode: int, path: str, what: str) -> None:
+        self.fault(11, path, f"the record of episode {episode} {what}", episode)
+        self.bad_record = episode if self.bad_record is None else min(self.bad_record, episode)
+
+    def _check_rows(self, ids: Ints, slots: Ints, starts: Ints, lengths: Ints, flags: npt.NDArray[np.uint8]) -> None:
+        metadata = self.metadata
+        rows = lengths + metadata.has_state
+        self._update(num_episodes=int(((flags & DELETED) == 0).sum()))
+        order = np.argsort(starts, kind="stable")
+        overlap = starts[order][1:] < (starts + rows)[order][:-1]
+        for one, other in zip(ids[order][:-1][overlap].tolist(), ids[order][1:][overlap].tolist(), strict=True):
+            self.fault(3, table_path("start"), f"episodes {one} and {other} share rows", max(one, other))
+        for name in metadata.fields:
+            column = self._columns.get(step_path(name))
+            if column is None:
+                continue
+            for episode in ids[starts + rows > column.capacity].tolist():
+                self.fault(1, step_path(name), f"rows of episode {episode} are missing", episode, name)
+        live = (flags & DELETED) == 0
+        summed = ids < self.counters.summed
+        self._update(without_checksum=ids[~summed & live].tolist())
+        chosen = summed & live & ~np.isin(ids, list(self.bad_episodes))
+        self._check_sums(ids[chosen], slots[chosen], starts[chosen], rows[chosen])
+
+    def _check_sums(self, ids: Ints, slots: Ints, starts: Ints, rows: Ints) -> None:
+        fields = [name for name in self.metadata.fields if step_path(name) in self._columns]
+        total = sum(self._columns[step_path(name)].row_nbytes for name in fields) * int(rows.sum())
+        with tqdm(total=total, unit="B", unit_scale=True, desc="check", disable=not self._progress) as bar:
+            for name in fields:
+                column, sums = self._columns[step_path(name)], self._columns.get(checksum_path(name))
+                if sums is None:
+                    continue
+                if len(slots) and int(slots.max()) >= sums.capacity:
+                    self.fault(9, checksum_path(name), "checksums that should be there are missing", name=name)
+                    continue
+                stored = _gather(sums, slots)
+                for part in _parts(rows * max(column.row_nbytes, 1)):
+                    wrong = row_checksums(column, starts[part], rows[part]) != stored[part]
+                    for episode in ids[part][wrong].tolist():
+                        message = f"the rows of episode {episode} in field {name!r} do not match their checksum"
+                        self.fault(9, step_path(name), message, episode, name)
+                    bar.update(int(rows[part].sum()) * column.row_nbytes)
+        self._update(num_checked=len(ids))
+
+
+def _gather(column: ColumnWriter, slots: Ints) -> npt.NDArray[Any]:
+    if len(slots) == 0:
+        return np.empty((0, *column.shape), column.dtype)
+    low = int(slots.min())
+    return column.read_array(low, int(slots.max()) + 1 - low)[slots - low]
+
+
+def _parts(nbytes: Ints) -> Iterable[slice]:
+    """Stretches of episodes of some 64 MiB each, so that the bar moves."""
+    ends = np.searchsorted(np.cumsum(nbytes), np.arange(1 << 26, int(nbytes.sum()) + (1 << 26), 1 << 26), side="right")
+    edges = np.unique(np.concatenate(([0], ends, [len(nbytes)])))
+    return [slice(low, high) for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
+
+
+def _ranges(ids: list[int]) -> str:
+    array = np.array(ids)
+    edges = np.flatnonzero(np.diff(array) != 1)
+    firsts = array[np.concatenate(([0], edges + 1))].tolist()
+    lasts = array[np.concatenate((edges, [len(array) - 1]))].tolist()
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(firsts, lasts, strict=True))
+
+
+def _repair(check: _Check, *, progress: bool) -> list[str]:
+    """Make the folder sound again; returns what was given up."""
+    if check.failure is not None:
+        raise check.failure
+    folder = check.folder
+    lock = WriterLock(folder)
+    try:
+        metadata = finish_switch(folder, read_metadata(folder))
+        dropped = _repair_headers(folder, metadata)
+        again = _Check(folder, progress=progress)
+        again.run()
+        if again.failure is not None:
+            raise again.failure
+        counters = Counters(folder, COUNTERS, writable=True)
+        if (cut := again.bad_record) is not None:
+            dropped.append(f"episodes {_ranges(list(range(cut, counters.next)))}, from the first damaged record on")
+            for name in ("summed", "first", "next"):
+                counters.put(name, min(getattr(counters, name), cut))
+        if bad := sorted(episode for episode in again.bad_episodes if episode < counters.next):
+            dropped.append(f"episodes {_ranges(bad)}, whose rows are damaged")
+            _delete(folder, metadata, counters, bad)
+        if any(fault.episode is None and fault.rule == 9 for fault in again.report.faults):
+            dropped.append("the checksums so far, some of which are missing; the next flush writes them anew")
+            counters.put("summed", counters.base)
+    finally:
+        lock.release()
+    return dropped
+
+
+def _repair_headers(folder: Path, metadata: Metadata) -> list[str]:
+    """Give every file a header that says what it holds, and an empty file where there is none."""
+    dropped = []
+    for path, (dtype, shape) in metadata.columns().items():
+        try:
+            column = ColumnWriter.open(folder, path, dtype, shape)
+        except CorruptBufferError:
+            if (folder / path).is_file() and not (folder / path).is_symlink():
+                column = ColumnWriter.with_new_header(folder, path, dtype, shape)
+            elif not os.path.lexists(folder / path):
+                dropped.append(f"{path}, which is missing")
+                column = ColumnWriter.create(folder, path, dtype, shape)
+            else:
+                raise  # a directory or a link: not ours to remove
+        else:
+            column.set_rows(column.capacity)
+        column.close()
+    return dropped
+
+
+def _delete(folder: Path, metadata: Metadata, counters: Counters, episodes: list[int]) -> None:
+    slots = slots_of(np.array(episodes, np.int64), counters.base, metadata.table_capacity)
+    flags = ColumnWriter.open(folder, table_path("flags"), TABLE_DTYPES["flags"])
+    try:
+        for slot in slots.tolist():
+            flags.write(slot, bytes((flags.read(slot, 1)[0] | DELETED,)))
+    finally:
+        flags.close()
+    counters.put("deletions", counters.deletions + 1)

@@ -35,8 +35,8 @@ from gym_replay.errors import (
 )
 
 if TYPE_CHECKING:
-    from gym_replay.buffer.storage.check import CheckReport, Fault, check_buffer
     from gym_replay.buffer.loading.loaders import n_step_loader, timestep_loader, trajectory_loader
+    from gym_replay.buffer.storage.check import CheckReport, Fault, check_buffer
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
 
 __version__ = "0.1.0"

@@ -31,7 +31,6 @@ class Episode:
 
     def __init__(self, snapshot: Snapshot, place: int, arrays: dict[str, npt.NDArray[Any]] | None = None) -> None:
         self._snapshot = snapshot
-        self._slot = int(snapshot.slots[place])
         self._start = int(snapshot.starts[place])
         self._length = int(snapshot.lengths[place])
         self.id = int(snapshot.ids[place])
@@ -76,7 +75,7 @@ class Episode:
     def meta(self) -> dict[str, Any]:
         """The meta fields: NumPy scalars, and arrays for fields with a shape."""
         if self._meta is None:
-            self._meta = dict(self._snapshot.reader.meta_of(self._slot))
+            self._meta = self._snapshot.meta_of(self._place)
             self._snapshot.require_live(self.id)
         return {name: value[()] if np.ndim(value) == 0 else value for name, value in self._meta.items()}
 

@@ -150,11 +150,14 @@ class OpenBlock:
         self._size = int(batch_size)
         self._meta = self._batched_meta(meta)
         self.final_meta: dict[str, Any] = {}
+        self._writer: FolderWriter | None = None
         self._steps: list[dict[str, npt.NDArray[Any]]] = []
         self._final: dict[str, npt.NDArray[Any]] | None = None
 
     def __enter__(self) -> dict[str, Any]:
         self._buffer._require_no_episode("batched_episode")
+        if self._writer is not None:
+            raise EpisodeStateError("these episodes were opened before; call batched_episode() again")
         self._writer = self._buffer._writing()
         self._writer.check_owner()
         self._writer.require_room(self._size, 1)
@@ -167,6 +170,11 @@ class OpenBlock:
                 self._commit()
         finally:
             self.discard()
+
+    def _running(self) -> FolderWriter:
+        if self._writer is None or self._buffer._open_episode is not self:
+            raise EpisodeStateError("the episodes are not open (any more)")
+        return self._writer
 
     def _batched_meta(self, meta: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         known = self._buffer.metadata.meta_fields
@@ -186,12 +194,13 @@ class OpenBlock:
     def store(self, values: dict[str, Any]) -> None:
         """Add one transition to each episode."""
         fields = self._buffer.metadata.fields
+        writer = self._running()
         if self._final is not None:
             raise EpisodeStateError("store_batch after store_final: the last observations end the episodes")
         if unknown := [name for name in values if name not in fields]:
             raise FieldError(f"unknown field {unknown[0]!r}; there are {list(fields)}")
         step = {name: self._fit(name, value) for name, value in values.items()}
-        self._writer.require_room(self._size, len(self._steps) + 1)
+        writer.require_room(self._size, len(self._steps) + 1)
         self._steps.append(step)
 
     def store_final(self, values: dict[str, Any]) -> None:
@@ -202,7 +211,7 @@ class OpenBlock:
         self._final = {name: self._fit(name, value) for name, value in values.items()}
 
     def _commit(self) -> None:
-        metadata, size, length = self._buffer.metadata, self._size, len(self._steps)
+        writer, metadata, size, length = self._running(), self._buffer.metadata, self._size, len(self._steps)
         rows = {}
         for name, info in metadata.fields.items():
             block = np.empty((size, length + metadata.has_state, *info.shape), info.dtype)
@@ -212,7 +221,7 @@ class OpenBlock:
                     block[:, t] = step[name]
             if self._final is not None and info.state:
                 block[:, length] = self._final[name]
-            rows[name] = block.reshape(-1, *info.shape)
+            rows[name] = block.reshape(size * (length + metadata.has_state), *info.shape)
         meta = {**self._meta, **self._batched_meta(self.final_meta)}
         metas = [
             {
@@ -221,7 +230,7 @@ class OpenBlock:
             }
             for k in range(size)
         ]
-        self._writer.commit_block(rows, [length] * size, metas, has_final=self._final is not None)
+        writer.commit_block(rows, [length] * size, metas, has_final=self._final is not None)
 
     def discard(self) -> None:
         """Forget the episodes; without effect where they have ended."""

@@ -99,9 +99,9 @@ class ReplayBuffer(Readable):
             "fields": None if fields is None else parse_fields(fields),
             "meta_fields": None if meta_fields is None else parse_fields(meta_fields, "meta field"),
             "circular": circular,
-            "max_episodes": max_episodes,
-            "max_timesteps": max_timesteps,
-            "max_steps": max_steps,
+            "max_episodes": _limit(max_episodes),
+            "max_timesteps": _limit(max_timesteps),
+            "max_steps": _limit(max_steps),
         }
         self._open(folder, config, overwrite=overwrite, read_only=read_only, durability=durability)
 
@@ -282,7 +282,8 @@ class ReplayBuffer(Readable):
                 raise ReadOnlyError(
                     errno.EROFS, "the buffer was opened with read_only=True; open it without", str(self._folder)
                 )
-            writer = self._own(FolderWriter(self._folder, durability=self._durability))
+            writer = FolderWriter(self._folder, durability=self._durability, uuid=self.metadata.uuid)
+            self._own(writer)
             self._reader.refresh()
         return writer
 
@@ -296,7 +297,7 @@ class ReplayBuffer(Readable):
         if self._open_episode is not None:
             raise EpisodeStateError(f"{what} while an episode is open; end the episode first")
 
-    def one_episode(self, **meta: Any) -> open_episode.OpenEpisode:
+    def one_episode(self, /, **meta: Any) -> open_episode.OpenEpisode:
         """A context in which :meth:`store` adds the transitions of one episode, committed at its end.
 
         Args:
@@ -313,7 +314,7 @@ class ReplayBuffer(Readable):
         self._require_no_episode("one_episode")
         return open_episode.OpenEpisode(self, meta)
 
-    def store(self, **fields: Any) -> None:
+    def store(self, /, **fields: Any) -> None:
         """Store one transition of the open episode; a field left out takes its default.
 
         Raises:
@@ -323,7 +324,7 @@ class ReplayBuffer(Readable):
         """
         self._single("store").store(fields)
 
-    def store_final(self, **state_fields: Any) -> None:
+    def store_final(self, /, **state_fields: Any) -> None:
         """Store the observation that the last transition led to, row T of the state fields.
 
         Inside :meth:`batched_episode` each value has a leading axis over the episodes.
@@ -360,7 +361,7 @@ class ReplayBuffer(Readable):
         self._require_no_episode("batched_episode")
         return open_episode.OpenBlock(self, batch_size, meta)
 
-    def store_batch(self, **fields: Any) -> None:
+    def store_batch(self, /, **fields: Any) -> None:
         """Store one transition of each open episode: every value is ``(batch_size, *field.shape)``.
 
         Raises:
@@ -373,7 +374,7 @@ class ReplayBuffer(Readable):
             raise EpisodeStateError("store_batch outside of `with buffer.batched_episode(batch_size):`")
         block.store(fields)
 
-    def store_episode(self, **arrays: Any) -> None:
+    def store_episode(self, /, **arrays: Any) -> None:
         """Store and commit a whole episode.
 
         Args:
@@ -410,7 +411,7 @@ class ReplayBuffer(Readable):
         rows: dict[str, tuple[npt.NDArray[Any], npt.NDArray[np.int64]]] = {}
         meta: dict[str, npt.NDArray[Any]] = {}
         for name, value in arrays.items():
-            value = [value] if single else value
+            value = to_array(value, name)[None] if single else value
             if name in self.metadata.meta_fields:
                 info = self.metadata.meta_fields[name]
                 meta[name] = fit(name, to_array(value, name), info, lead=(len(places),))
@@ -466,10 +467,12 @@ class ReplayBuffer(Readable):
         self._reader.refresh()
 
     def flush(self) -> None:
-        """Have everything committed so far on the disk before returning, with its checksums."""
+        """Have all that is committed on the disk before returning, with the checksums of what was written here."""
         self._require_open()
         if self._writer is not None:
             self._writer.flush()
+        else:
+            self._reader.sync()
 
     def release(self) -> None:
         """Stop writing: an open episode is discarded, checksums are completed, and the lock is let go.
@@ -511,6 +514,10 @@ class ReplayBuffer(Readable):
         return f"ReplayBuffer({str(self._folder)!r}, {state})"
 
 
+def _limit(value: Any) -> Any:
+    return int(value) if isinstance(value, np.integer) else value
+
+
 def open_buffer(
     folder: str | os.PathLike[str], config: Mapping[str, Any], *, overwrite: bool, durability: str = "process"
 ) -> ReplayBuffer:
@@ -533,7 +540,7 @@ def check_match(metadata: Metadata, config: Mapping[str, Any], folder: Path) -> 
                 f"{name}[{key!r}]: stored {stored.get(key)!r}, passed {passed.get(key)!r}"
                 for key in {**stored, **passed}
                 if stored.get(key) != passed.get(key)
-            ] or [f"{name}: the same in another order"]
+            ]
         else:
             differences.append(f"{name}: stored {stored!r}, passed {passed!r}")
     if differences:
@@ -550,6 +557,8 @@ def _places(episodes: Any, count: int) -> tuple[npt.NDArray[np.int64], bool]:
     if isinstance(episodes, slice):
         return np.arange(count, dtype=np.int64)[episodes], False
     array = np.asarray(episodes)
+    if array.dtype.kind in "iu":
+        array = array.astype(np.int64)
     if array.size == 0:
         return np.empty(0, np.int64), False
     if array.dtype == np.bool_ and array.shape == (count,):

@@ -48,7 +48,8 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
 
     Args:
         env: the environment.
-        buffer: a folder, which is created or appended to, or a :class:`ReplayBuffer` that was made by recording.
+        buffer: a folder, which is created or appended to, or a :class:`ReplayBuffer` that was made by recording; such
+            a buffer stays open for writing after :meth:`close`.
         max_episodes, max_timesteps, max_steps, circular: as for :class:`ReplayBuffer`.
         overwrite: replace the buffer that is in the folder. Not among the arguments that ``env.spec`` remembers: an
             environment that is rebuilt from its spec appends.
@@ -57,6 +58,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         dtypes: storage dtypes other than the spaces' own, by field name or by a group such as ``"observation"``.
         on_incomplete: what becomes of an episode that a reset or ``close`` cuts: ``"keep"`` commits it with
             ``truncated`` True at its last transition and ``episode_complete`` False, ``"discard"`` forgets it.
+        durability: as for :class:`ReplayBuffer`; a buffer that is passed in keeps its own.
 
     Raises:
         UnsupportedSpaceError: a part of a space cannot be stored.
@@ -88,6 +90,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         extra_fields: Mapping[str, FieldLike] | None = None,
         dtypes: Mapping[str, Any] | None = None,
         on_incomplete: str = "keep",
+        durability: str = "process",
     ) -> None:
         if not isinstance(env, gym.Env):
             raise TypeError(f"expected a gymnasium.Env, got {type(env).__name__}")
@@ -106,6 +109,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             extra_fields=extra_fields,
             dtypes=dtypes,
             on_incomplete=on_incomplete,
+            durability=durability,
             **limits,
         )
         gym.Wrapper.__init__(self, env)
@@ -123,6 +127,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             buffer,
             {**limits, "circular": circular or None},
             overwrite=overwrite,
+            durability=durability,
             core=core,
             extra=None if extra_fields is None else parse_fields(extra_fields, "extra field"),
             meta=None if meta_fields is None else parse_fields(meta_fields, "meta field"),
@@ -204,7 +209,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             stage.append(row)
         return result
 
-    def annotate(self, **meta: Any) -> None:
+    def annotate(self, /, **meta: Any) -> None:
         """Set meta fields of the running episode.
 
         Raises:
@@ -222,7 +227,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         else:
             raise EpisodeStateError("annotate: no episode is running; call it between a reset and the episode's end")
 
-    def annotate_step(self, **extra: Any) -> None:
+    def annotate_step(self, /, **extra: Any) -> None:
         """Set extra fields of the next step; those not set take their defaults.
 
         Raises:
@@ -319,6 +324,7 @@ def _open(
     limits: Mapping[str, Any],
     *,
     overwrite: bool,
+    durability: str,
     core: dict[str, Field],
     extra: dict[str, Field] | None,
     meta: dict[str, Field] | None,
@@ -334,7 +340,7 @@ def _open(
         check_match(buffer.metadata, limits, buffer.folder)
         opened = buffer
     elif has_buffer(Path(buffer)) and not overwrite:
-        opened = open_buffer(buffer, limits, overwrite=False)
+        opened = open_buffer(buffer, limits, overwrite=False, durability=durability)
     else:
         config = {
             **limits,
@@ -343,7 +349,7 @@ def _open(
             "recorder_meta": tuple(own_meta),
             "environment": environment,
         }
-        return open_buffer(buffer, config, overwrite=overwrite)
+        return open_buffer(buffer, config, overwrite=overwrite, durability=durability)
     try:
         _check_recorded(opened, core, own_meta, extra, meta, environment)
     except BaseException:

@@ -105,7 +105,7 @@ class Source:
             if part.is_live(oldest):
                 continue
             low, high = np.searchsorted(self._part, np.array((0, 1)) + self._number_of(part)).tolist()
-            live = low + int(np.searchsorted(self.ids[low:high], part.reader.counters.first))
+            live = low + int(np.searchsorted(self.ids[low:high], part.counters.first))
             first, alive, end = (anchors.first_sample(episode) for episode in (low, live, high))
             gone = (samples >= first) & (samples < alive)
             if gone.any():

@@ -26,6 +26,7 @@ LARGEST_CHUNK = 1 << 28
 PIECE = 1 << 23
 """Bytes handled at a time where a column is copied or summed."""
 
+_ATTEMPTS = 100
 _LONGEST_HEADER = 1 << 12
 _LONGEST_WRITE = 1 << 30
 _MAGIC = b"\x93NUMPY\x01\x00"
@@ -121,26 +122,28 @@ class Column:
         except FileNotFoundError:
             raise CorruptBufferError(f"{self.path}: the file is missing") from None
         try:
-            rows, self._offset = _check_header(self._descriptor, self.path, dtype, shape)
+            self._array = self._map()
         except BaseException:
             self.close()
             raise
-        self._rows = 0
-        self._array = self._map(rows)
 
-    def _map(self, rows: int) -> npt.NDArray[Any]:
+    def _map(self) -> npt.NDArray[Any]:
         # A map may reach past the committed rows; only committed ones, which are fully written, are ever touched.
-        self._rows = rows
-        if rows == 0 or self._row_nbytes == 0:
-            empty = np.zeros((rows, *self.shape), self.dtype) if rows == 0 else self._zero_size(rows)
-            empty.flags.writeable = False
-            return empty
-        mapped = mmap.mmap(self._descriptor, self._offset + rows * self._row_nbytes, access=mmap.ACCESS_READ)
-        flat: npt.NDArray[Any] = np.frombuffer(mapped, self.dtype, rows * math.prod(self.shape), offset=self._offset)
-        return flat.reshape(rows, *self.shape)
-
-    def _zero_size(self, rows: int) -> npt.NDArray[Any]:
-        return np.empty((rows, *self.shape), self.dtype)
+        for _ in range(_ATTEMPTS):
+            rows, self._offset = _check_header(self._descriptor, self.path, self.dtype, self.shape)
+            self._rows = rows
+            if rows == 0 or self._row_nbytes == 0:
+                empty = np.empty((rows, *self.shape), self.dtype)
+                empty.flags.writeable = False
+                return empty
+            nbytes = self._offset + rows * self._row_nbytes
+            try:
+                mapped = mmap.mmap(self._descriptor, nbytes, access=mmap.ACCESS_READ)
+            except ValueError:  # the writer has cut the file behind the committed rows since; measure it again
+                continue
+            flat: npt.NDArray[Any] = np.frombuffer(mapped, self.dtype, rows * math.prod(self.shape), self._offset)
+            return flat.reshape(rows, *self.shape)
+        raise CorruptBufferError(f"{self.path}: the file changes its size faster than it can be mapped")
 
     def view(self, rows: int) -> npt.NDArray[Any]:
         """Read-only view of the first ``rows`` rows, ``(rows, *shape)``. Views stay good after :meth:`close`.
@@ -149,10 +152,9 @@ class Column:
             CorruptBufferError: the file holds fewer rows.
         """
         if rows > self._rows:
-            held, self._offset = _check_header(self._descriptor, self.path, self.dtype, self.shape)
-            if held < rows:
-                raise CorruptBufferError(f"{self.path}: expected at least {rows} rows, got {held}")
-            self._array = self._map(held)
+            self._array = self._map()
+            if rows > self._rows:
+                raise CorruptBufferError(f"{self.path}: expected at least {rows} rows, got {self._rows}")
         return self._array[:rows]
 
     def close(self) -> None:

@@ -362,13 +362,15 @@ def _remove_empty(folder: Path, directory: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove columns that were prepared under a new name by a process that was killed before they counted.
+    """Remove files that were prepared under a new name by a process that was killed before they counted.
 
     The caller holds the lock and has finished the switch that may have been under way.
     """
     for room in ("steps", "episodes", "checksums"):
         for path in (folder / room).rglob("*.npy" + NEW):
             path.unlink(missing_ok=True)
+    for name in (COUNTERS, METADATA):
+        (folder / (name + NEW)).unlink(missing_ok=True)
 
 
 def current_path(folder: Path, metadata: Metadata, path: str) -> str:

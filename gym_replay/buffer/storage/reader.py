@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.columns import Column
+from gym_replay.buffer.storage.columns import Column, open_beneath, sync_descriptor
 from gym_replay.buffer.storage.episodes import COMPLETE, DELETED, HAS_FINAL, Counters, record_crcs, slots_of
 from gym_replay.buffer.storage.layout import (
     COUNTERS,
@@ -33,6 +35,8 @@ _ATTEMPTS = 200
 class Snapshot:
     """The live episodes at one moment, the oldest first.
 
+    It keeps the files of its moment: where the buffer is cleared or updated later, it goes on to show what was.
+
     Attributes:
         ids, slots, starts, lengths: int64 ``(episodes,)``: id, table slot, first row and number of transitions T.
         flags: uint8 ``(episodes,)``.
@@ -40,6 +44,8 @@ class Snapshot:
     """
 
     reader: FolderReader
+    columns: Mapping[str, Column]
+    counters: Counters
     ids: npt.NDArray[np.int64]
     slots: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
@@ -69,19 +75,29 @@ class Snapshot:
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """Read-only view of a field's rows, ``(rows, *field.shape)``."""
-        return self.reader.step_column(name).view(self.rows)
+        return self.columns[step_path(name)].view(self.rows)
 
     def meta(self, name: str) -> npt.NDArray[Any]:
         """A meta field's values, ``(episodes, *field.shape)``, copied."""
         if len(self.ids) == 0:
             info = self.reader.metadata.meta_fields[name]
             return np.empty((0, *info.shape), info.dtype)
-        values: npt.NDArray[Any] = self.reader.meta_column(name).view(int(self.slots.max()) + 1)[self.slots]
+        values: npt.NDArray[Any] = self.columns[meta_path(name)].view(int(self.slots.max()) + 1)[self.slots]
         return values
+
+    def meta_of(self, place: int) -> dict[str, npt.NDArray[Any]]:
+        """The meta values of one episode, copied."""
+        slot = int(self.slots[place])
+        names = self.reader.metadata.meta_fields
+        return {name: self.columns[meta_path(name)].view(slot + 1)[slot].copy() for name in names}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arrays = (self.ids, self.slots, self.starts, self.lengths, self.flags, self.rows)
+        return _reopen_snapshot, (self.reader.folder, self.reader.metadata.uuid, arrays)
 
     def is_live(self, oldest: int) -> bool:
         """Whether the episode with id ``oldest``, and so every newer one, still owns its rows."""
-        return self.reader.counters.first <= oldest
+        return self.counters.first <= oldest
 
     def require_live(self, oldest: int) -> None:
         """Raise EpisodeEvictedError where rows just copied may have been overwritten meanwhile."""
@@ -119,16 +135,11 @@ class FolderReader:
             content = read_metadata_bytes(self.folder)
             metadata = parse_metadata(content, self.folder)
             try:
-                counters = Counters(self.folder, current_path(self.folder, metadata, COUNTERS), writable=False)
-                counters.check()
-                columns = {
-                    path: Column(self.folder, current_path(self.folder, metadata, path), dtype, shape)
-                    for path, (dtype, shape) in metadata.columns().items()
-                    if not path.startswith("checksums/")
-                }
+                counters, columns = self._open_files(metadata)
             except CorruptBufferError:
-                # A writer that switches files meanwhile explains the fault; its metadata has changed then.
-                if attempt + 1 < _ATTEMPTS and read_metadata_bytes(self.folder) != content:
+                # A writer that switches files at this moment explains a missing one: then the metadata changes.
+                if attempt + 1 < _ATTEMPTS and (metadata.pending or read_metadata_bytes(self.folder) != content):
+                    time.sleep(0.0001 * attempt)
                     continue
                 raise
             if read_metadata_bytes(self.folder) == content:
@@ -140,14 +151,6 @@ class FolderReader:
         self._columns = columns
         self._snapshot, self._seen, self._checked, self._bad_id = None, (), 0, None
         self.snapshot()
-
-    def step_column(self, name: str) -> Column:
-        """The column of a field."""
-        return self._columns[step_path(name)]
-
-    def meta_column(self, name: str) -> Column:
-        """The column of a meta field."""
-        return self._columns[meta_path(name)]
 
     def last_snapshot(self) -> Snapshot:
         """The snapshot as it was last taken."""
@@ -172,6 +175,15 @@ class FolderReader:
             self._snapshot = self._read_table()
             self._seen = seen
         return self._snapshot
+
+    def _open_files(self, metadata: Metadata) -> tuple[Counters, dict[str, Column]]:
+        counters = Counters(self.folder, current_path(self.folder, metadata, COUNTERS), writable=False)
+        counters.check()
+        return counters, {
+            path: Column(self.folder, current_path(self.folder, metadata, path), dtype, shape)
+            for path, (dtype, shape) in metadata.columns().items()
+            if not path.startswith("checksums/")
+        }
 
     @property
     def valid_end(self) -> int:
@@ -212,7 +224,7 @@ class FolderReader:
             self._check_ranges(starts, lengths)
             self._checked = end
             rows = int((starts + lengths).max()) + metadata.has_state if len(ids) else 0
-            return Snapshot(self, ids, slots, starts, lengths, flags, rows)
+            return Snapshot(self, self._columns, counters, ids, slots, starts, lengths, flags, rows)
         raise EpisodeEvictedError(f"{self.folder}: episodes are evicted faster than the table can be read")
 
     def _check_table_size(self, count: int) -> None:
@@ -231,7 +243,7 @@ class FolderReader:
     ) -> npt.NDArray[np.uint32]:
         if len(ids) == 0:
             return np.empty(0, np.uint32)
-        meta = [self.meta_column(name).view(needed)[slots] for name in self.metadata.meta_fields]
+        meta = [self._columns[meta_path(name)].view(needed)[slots] for name in self.metadata.meta_fields]
         return record_crcs(ids, starts, lengths, flags, meta)
 
     def _check_ranges(self, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> None:
@@ -247,14 +259,16 @@ class FolderReader:
             raise CorruptBufferError(f"{table}: the rows of two live episodes overlap")
         rows = int(ends.max())
         for name in metadata.fields:
-            self.step_column(name).view(rows)
+            self._columns[step_path(name)].view(rows)
 
-    def meta_of(self, slot: int) -> Mapping[str, npt.NDArray[Any]]:
-        """The meta values of one table slot, copied."""
-        return {name: self.meta_column(name).view(slot + 1)[slot].copy() for name in self.metadata.meta_fields}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.folder, self.metadata.uuid)
+    def sync(self) -> None:
+        """Have all files on the disk before returning."""
+        for path in (*self.metadata.columns(), COUNTERS):
+            descriptor = open_beneath(self.folder, current_path(self.folder, self.metadata, path), os.O_RDONLY)
+            try:
+                sync_descriptor(descriptor)
+            finally:
+                os.close(descriptor)
 
     def close(self) -> None:
         """Close the files; views handed out stay good."""
@@ -264,12 +278,12 @@ class FolderReader:
         self._snapshot = None
 
 
-def _reopen(folder: Path, uuid: str) -> FolderReader:
-    """A reader in another process: it comes as a path, never as data."""
+def _reopen_snapshot(folder: Path, uuid: str, arrays: tuple[Any, ...]) -> Snapshot:
+    """A snapshot in another process: rows come as a path, never as data."""
     reader = FolderReader(folder)
     if reader.metadata.uuid != uuid:
         raise ConfigMismatchError(f"{folder}: another buffer was created in its place; open it anew")
-    return reader
+    return Snapshot(reader, reader._columns, reader.counters, *arrays)
 
 
 def has_buffer(folder: Path) -> bool:

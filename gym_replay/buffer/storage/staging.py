@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,10 +38,11 @@ class Spill(Protocol):
 class TailSpill:
     """Writes to where the episode will lie: behind the last committed row, where no reader looks."""
 
-    def __init__(self, columns: dict[str, ColumnWriter], start: int) -> None:
-        self._columns, self.start = columns, start
+    def __init__(self, columns: dict[str, ColumnWriter], start: int, check_owner: Callable[[], None]) -> None:
+        self._columns, self.start, self._check_owner = columns, start, check_owner
 
     def write(self, name: str, row: int, data: bytes) -> None:
+        self._check_owner()
         self._columns[name].write(self.start + row, data)
 
     def read(self, name: str, row: int, rows: int) -> bytes:
@@ -54,11 +55,12 @@ class TailSpill:
 class FileSpill:
     """Writes to nameless temporary files in the folder: a ring finds the place only once the length is known."""
 
-    def __init__(self, folder: Path, row_nbytes: dict[str, int]) -> None:
-        self._folder, self._row_nbytes = folder, row_nbytes
+    def __init__(self, folder: Path, row_nbytes: dict[str, int], check_owner: Callable[[], None]) -> None:
+        self._folder, self._row_nbytes, self._check_owner = folder, row_nbytes, check_owner
         self._files: dict[str, Any] = {}
 
     def write(self, name: str, row: int, data: bytes) -> None:
+        self._check_owner()
         try:
             if name not in self._files:
                 self._files[name] = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115

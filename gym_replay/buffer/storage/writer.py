@@ -37,7 +37,7 @@ from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
 from gym_replay.buffer.storage.ring import RowRing
 from gym_replay.buffer.storage.staging import CHUNK_BYTES, RING_CHUNK_BYTES, FileSpill, Row, Stage, TailSpill
-from gym_replay.errors import BufferFullError, BufferLockedError, EpisodeTooLongError, StorageError
+from gym_replay.errors import BufferFullError, BufferLockedError, ConfigMismatchError, EpisodeTooLongError, StorageError
 
 CHECKSUM_RUN = 1 << 20
 """Bytes of rows after which missing checksums are filled in."""
@@ -59,15 +59,19 @@ class FolderWriter:
 
     Args:
         folder: holds a buffer.
+        uuid: of the buffer that is expected in the folder.
         durability: ``"process"`` syncs nothing: what is committed survives the death of the process.
             ``"power"`` syncs rows, then the record, then the counter at each commit.
         lock: taken before, where the folder was created just now.
 
     Raises:
         BufferLockedError: another writer holds the folder.
+        ConfigMismatchError: the folder holds another buffer than expected.
     """
 
-    def __init__(self, folder: Path, *, durability: str, lock: WriterLock | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, durability: str, uuid: str | None = None, lock: WriterLock | None = None
+    ) -> None:
         self.folder = folder
         self.owner = os.getpid()
         self.power = durability == "power"
@@ -76,15 +80,23 @@ class FolderWriter:
         self._steps: dict[str, ColumnWriter] = {}  # one object for good: the open episode writes through it
         self._stale = False
         self._unsummed = 0
+        self._highest_row = 0
         try:
-            self.metadata = finish_switch(folder, read_metadata(folder))
-            remove_leftovers(folder)
-            self._open_files()
+            self._reopen(uuid)
         except BaseException:
             self._close_files()
             self._lock.release()
             raise
         _WRITERS.add(self)
+
+    def _reopen(self, uuid: str | None = None) -> None:
+        """Finish what an interrupted change of files left, and open them as they are now."""
+        metadata = read_metadata(self.folder)
+        if uuid is not None and metadata.uuid != uuid:
+            raise ConfigMismatchError(f"{self.folder}: another buffer was created in its place; open it anew")
+        self.metadata = finish_switch(self.folder, metadata)
+        remove_leftovers(self.folder)
+        self._open_files()
 
     def _open_files(self) -> None:
         self.counters = Counters(self.folder, COUNTERS, writable=True)
@@ -95,6 +107,8 @@ class FolderWriter:
         self._steps.update({name: self._columns[step_path(name)] for name in self.metadata.fields})
         self._meta = {name: self._columns[meta_path(name)] for name in self.metadata.meta_fields}
         self._table = {name: self._columns[table_path(name)] for name in TABLE_DTYPES}
+        # Readers of a ring may still look at any row that ever was committed, so none of those is ever cut off.
+        self._kept_rows = {path: column.capacity for path, column in self._columns.items()}
         self._recount()
 
     def _close_files(self) -> None:
@@ -116,6 +130,7 @@ class FolderWriter:
         slots = self._slots(ids)
         starts, lengths = self._gather("start", slots), self._gather("length", slots)
         self._ring = RowRing.of_episodes(starts, lengths + self.metadata.has_state)
+        self._highest_row = max(self._highest_row, self._ring.end) if self.metadata.circular else self._ring.end
         self.num_episodes = len(snapshot)
         self.num_steps = snapshot.num_steps
         self._table_steps = int(lengths.sum())
@@ -138,8 +153,8 @@ class FolderWriter:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the counts here are those of the files: no commit was interrupted."""
-        return not self._stale
+        """Whether the counts here are those of the files: no commit was interrupted, and this is no forked child."""
+        return not self._stale and self.owner == os.getpid()
 
     def check_owner(self) -> None:
         """Raise BufferLockedError in a forked child; take the files' word after an interrupted commit."""
@@ -150,6 +165,8 @@ class FolderWriter:
                 "the folder with read_only=True, or record to a folder of the child's own",
                 str(self.folder),
             )
+        if not self._columns:  # a change of files failed, and so did opening them again
+            self._reopen()
         if self._stale:
             self._recount()
 
@@ -165,9 +182,9 @@ class FolderWriter:
         self.require_room(1, 1)
         if self.metadata.circular:
             row_nbytes = {name: info.nbytes for name, info in self.metadata.fields.items()}
-            spill = FileSpill(self.folder, row_nbytes)
+            spill = FileSpill(self.folder, row_nbytes, self.check_owner)
             return Stage(self.metadata.fields, spill, chunk_bytes=RING_CHUNK_BYTES, initial=initial)
-        spill_to_tail = TailSpill(self._steps, self._ring.end)
+        spill_to_tail = TailSpill(self._steps, self._ring.end, self.check_owner)
         return Stage(self.metadata.fields, spill_to_tail, chunk_bytes=CHUNK_BYTES, initial=initial)
 
     def longest(self) -> int:
@@ -290,6 +307,9 @@ class FolderWriter:
         if start is None:
             start = self._find_place(len(lengths), steps, all_rows)
         write_rows(start)
+        for column in self._steps.values():
+            if column.row_nbytes == 0:
+                column.reserve(start + all_rows)
         if self.power:
             self._sync(self._steps.values())
         at = start
@@ -302,6 +322,7 @@ class FolderWriter:
         if self.power:
             self.counters.sync()
         self._ring.take(start, all_rows)
+        self._highest_row = max(self._highest_row, start + all_rows)
         self.num_episodes += len(lengths)
         self.num_steps += steps
         self._table_steps += steps
@@ -321,6 +342,8 @@ class FolderWriter:
         table = self._table
         for name, column in self._meta.items():
             column.write(slot, meta[name])
+            if column.row_nbytes == 0:
+                column.reserve(slot + 1)
         table["start"].write(slot, start.to_bytes(8, "little"))
         table["length"].write(slot, length.to_bytes(8, "little"))
         table["flags"].write(slot, bytes((flags,)))
@@ -392,9 +415,12 @@ class FolderWriter:
         """Let all episodes go, and their disk space."""
         self.check_owner()
         self._stale = True
-        self._close_files()
-        self.metadata = clear_files(self.folder, self.metadata, next_id=self.counters.next)
-        self._open_files()
+        try:
+            clear_files(self.folder, self.metadata, next_id=self.counters.next)
+        finally:
+            self._highest_row = 0
+            self._close_files()
+            self._reopen()
 
     def switch(self, metadata: Metadata, paths: Sequence[str]) -> None:
         """Let the files written under ``<path>.new`` take their places, together with the metadata."""
@@ -407,9 +433,7 @@ class FolderWriter:
             switch_files(self.folder, metadata, paths)
         finally:
             self._close_files()
-            self.metadata = finish_switch(self.folder, read_metadata(self.folder))
-            remove_leftovers(self.folder)  # where the switch did not come about
-            self._open_files()
+            self._reopen()
 
     @property
     def end_row(self) -> int:
@@ -459,12 +483,10 @@ class FolderWriter:
 
     def _trim(self) -> None:
         ids = np.arange(self.counters.first, self.counters.next, dtype=np.int64)
-        used = int(self._slots(ids).max()) + 1 if len(ids) else 0
-        for column in self._steps.values():
-            column.trim(self._ring.end)
+        slots = int(self._slots(ids).max()) + 1 if len(ids) else 0
         for path, column in self._columns.items():
-            if not path.startswith("steps/"):
-                column.trim(used)
+            used = self._highest_row if path.startswith("steps/") else slots
+            column.trim(max(used, self._kept_rows[path]) if self.metadata.circular else used)
 
     def __del__(self) -> None:
         if getattr(self, "_columns", None):

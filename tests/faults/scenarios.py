@@ -1,0 +1,352 @@
+"""What a process does to a buffer until it is killed, and what must be true of the folder afterwards.
+
+All data follow from the episode's id, so any episode that is found can be compared with what it must be.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+
+from gym_replay import Field, RecordToBuffer, ReplayBuffer, check_buffer
+
+FIELDS = {
+    "observation": Field("float32", (3,), state=True),
+    "image": Field("uint8", (16, 16), state=True),
+    "action": "int",
+    "reward": "float64",
+}
+Report = Callable[[int], None]
+
+
+def length_of(number: int) -> int:
+    return 1 + (number * 7919) % 23
+
+
+def rows_of(number: int, length: int) -> dict[str, np.ndarray]:
+    base = 1000.0 * number + np.arange(length + 1)
+    return {
+        "observation": (base[:, None] * [1, 2, 3]).astype(np.float32),
+        "image": (base[:, None, None] + np.zeros((16, 16))).astype(np.int64).astype(np.uint8),
+        "action": base[:-1].astype(np.int64) * 3,
+        "reward": base[:-1] / 7,
+    }
+
+
+class Deterministic(gym.Env):
+    """Episode k, counted from ``first``, returns the rows of number k."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = gym.spaces.Discrete(1 << 40)
+
+    def __init__(self, first: int) -> None:
+        self.number = first - 1
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
+        self.number += 1
+        self.t = 0
+        self.length = length_of(self.number)
+        self.rows = rows_of(self.number, self.length)
+        return self.rows["observation"][0], {}
+
+    def step(self, action: int) -> tuple:
+        reward = self.rows["reward"][self.t]
+        self.t += 1
+        return self.rows["observation"][self.t], reward, self.t == self.length, False, {}
+
+
+def store(buffer: ReplayBuffer, number: int, length: int | None = None) -> None:
+    buffer.store_episode(**rows_of(number, length or length_of(number)), number=number)
+
+
+def assert_episode(episode, names: tuple[str, ...] = tuple(FIELDS), length: int | None = None) -> None:
+    length = length or length_of(episode.id)
+    assert len(episode) == length, f"episode {episode.id} has {len(episode)} steps of {length}"
+    expected = rows_of(episode.id, length)
+    for name in names:
+        assert episode[name].tobytes() == expected[name].tobytes(), f"episode {episode.id}, {name}"
+
+
+def open_quietly(folder: Path, **options) -> ReplayBuffer:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return ReplayBuffer.from_folder(folder, **options)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A way of using a buffer: prepare it, go on until killed while reporting progress, and the facts after it."""
+
+    prepare: Callable[[Path], None]
+    run: Callable[[Path, Report], None]
+    verify: Callable[[Path, int], None]
+
+
+def _create(**options) -> Callable[[Path], None]:
+    def prepare(folder: Path) -> None:
+        with ReplayBuffer(folder, fields=FIELDS, meta_fields={"number": "int"}, **options) as buffer:
+            for number in range(3):
+                store(buffer, number)
+
+    return prepare
+
+
+def _count(start: int) -> Iterator[int]:
+    number = start
+    while True:
+        yield number
+        number += 1
+
+
+def _record(folder: Path, report: Report, **options) -> None:
+    done = ReplayBuffer.from_folder(folder, read_only=True) if (folder / "metadata.json").exists() else None
+    first = done.episode(-1).id + 1 if done is not None and len(done) else 0
+    env = RecordToBuffer(Deterministic(first), folder, **options)
+    for number in _count(first):
+        env.reset()
+        for t in range(length_of(number)):
+            env.step((1000 * number + t) * 3)
+        report(number + 1)
+        if number - first == 12:
+            env.close()
+
+
+def _verify_recorded(folder: Path, reported: int, *, ring: int | None = None) -> None:
+    if reported == 0 and not (folder / "metadata.json").exists():
+        return
+    with open_quietly(folder, read_only=True) as buffer:
+        ids = [episode.id for episode in buffer]
+        assert ids == list(range(ids[0], ids[-1] + 1)) if ids else True
+        if ring is None:
+            assert ids[:1] in ([], [0])
+        elif reported >= ring:
+            assert len(ids) >= ring - 1  # the oldest goes before the newest comes
+        assert (ids[-1] + 1 if ids else 0) >= reported, f"{ids[-1:]} of {reported} reported"
+        for episode in buffer:
+            assert_episode(episode, ("observation", "action", "reward"))
+
+
+def _append(folder: Path, report: Report) -> None:
+    while True:
+        with ReplayBuffer.from_folder(folder) as buffer:
+            for _ in range(4):
+                number = buffer.episode(-1).id + 1
+                store(buffer, number)
+                report(number + 1)
+
+
+def _verify_plain(folder: Path, reported: int) -> None:
+    with open_quietly(folder, read_only=True) as buffer:
+        assert [episode.id for episode in buffer] == list(range(len(buffer)))
+        assert len(buffer) >= reported
+        for episode in buffer:
+            assert_episode(episode)
+            assert episode.meta["number"] == episode.id
+
+
+def _grow(folder: Path, report: Report) -> None:
+    with ReplayBuffer.from_folder(folder) as buffer:
+        for number in _count(len(buffer)):
+            store(buffer, number, 400 + number)
+            report(number + 1)
+
+
+def _verify_grown(folder: Path, reported: int) -> None:
+    with open_quietly(folder, read_only=True) as buffer:
+        assert len(buffer) >= reported
+        for number, episode in enumerate(buffer):
+            assert_episode(episode, length=length_of(number) if number < 3 else 400 + number)
+
+
+def _step_by_step(folder: Path, report: Report) -> None:
+    """Episodes long enough to be written before their commit."""
+    from gym_replay.buffer.storage import staging
+
+    staging.CHUNK_ROWS = 8
+    with ReplayBuffer.from_folder(folder) as buffer:
+        for number in _count(len(buffer)):
+            rows = rows_of(number, length_of(number))
+            with buffer.one_episode(number=number):
+                for t in range(length_of(number)):
+                    buffer.store(**{name: values[t] for name, values in rows.items()})
+                buffer.store_final(observation=rows["observation"][-1], image=rows["image"][-1])
+            report(number + 1)
+
+
+def _ring(folder: Path, report: Report) -> None:
+    with ReplayBuffer.from_folder(folder) as buffer:
+        for number in _count(buffer.episode(-1).id + 1):
+            store(buffer, number)
+            report(number + 1)
+
+
+def _verify_ring(folder: Path, reported: int) -> None:
+    with open_quietly(folder, read_only=True) as buffer:
+        ids = [episode.id for episode in buffer]
+        assert ids == list(range(ids[0], ids[-1] + 1))
+        assert ids[-1] + 1 >= reported
+        assert buffer.num_steps <= buffer.max_steps
+        for episode in buffer:
+            assert_episode(episode)
+
+
+def _prepare_update(folder: Path) -> None:
+    fields = {**FIELDS, "label": "float64"}
+    meta = {"number": "int", "version": "int"}
+    with ReplayBuffer(folder, fields=fields, meta_fields=meta) as buffer:
+        for number in range(6):
+            length = length_of(number)
+            buffer.store_episode(**rows_of(number, length), label=np.zeros(length), number=number, version=0)
+
+
+def _update(folder: Path, report: Report) -> None:
+    with ReplayBuffer.from_folder(folder) as buffer:
+        for version in _count(int(buffer.episode(0).meta["version"]) + 1):
+            labels = [np.full(length, float(version)) for length in buffer.episode_lens]
+            rewards = [rows_of(k, length)["reward"] + version for k, length in enumerate(buffer.episode_lens)]
+            buffer.update(label=labels, reward=rewards, version=np.full(len(buffer), version))
+            report(version)
+
+
+def _verify_update(folder: Path, reported: int) -> None:
+    with open_quietly(folder, read_only=True) as buffer:
+        assert len(buffer) == 6
+        version = int(buffer.episode(0).meta["version"])
+        assert version >= reported
+        for episode in buffer:
+            assert_episode(episode, ("observation", "image", "action"))
+            assert episode.meta["version"] == version
+            assert set(episode["label"].tolist()) == {float(version)}
+            expected = rows_of(episode.id, len(episode))["reward"] + version
+            assert episode["reward"].tobytes() == expected.tobytes()
+
+
+def _add_fields(folder: Path, report: Report) -> None:
+    with ReplayBuffer.from_folder(folder) as buffer:
+        for number in _count(len(buffer.fieldnames) - len(FIELDS)):
+            if number == 25:
+                buffer.clear()
+                for episode in range(3):
+                    store(buffer, episode)
+            buffer.add_field(f"extra{number}", "float64", [rows_of(e.id, len(e))["reward"] * number for e in buffer])
+            report(number + 1)
+            if number == 24:
+                return
+
+
+def _verify_added(folder: Path, reported: int) -> None:
+    with open_quietly(folder, read_only=True) as buffer:
+        added = [name for name in buffer.fieldnames if name.startswith("extra")]
+        assert added == [f"extra{number}" for number in range(len(added))]
+        assert len(added) >= reported
+        for episode in buffer:
+            assert_episode(episode)
+            for number, name in enumerate(added):
+                expected = rows_of(episode.id, len(episode))["reward"] * number
+                assert episode[name].tobytes() == expected.tobytes()
+
+
+def _clear(folder: Path, report: Report) -> None:
+    with ReplayBuffer.from_folder(folder) as buffer:
+        number = buffer.episode(-1).id + 1 if len(buffer) else _next_id(folder)
+        while True:
+            for _ in range(3):
+                store(buffer, number)
+                number += 1
+                report(number)
+            buffer.clear()
+
+
+def _next_id(folder: Path) -> int:
+    pending = json.loads((folder / "metadata.json").read_text())["pending"]
+    new = folder / "commit.npy.new"
+    return int(np.load(new if "commit.npy" in pending and new.exists() else folder / "commit.npy")[3])
+
+
+def _verify_cleared(folder: Path, reported: int) -> None:
+    with open_quietly(folder, read_only=True) as buffer:
+        ids = [episode.id for episode in buffer]
+        assert len(ids) <= 6
+        assert _next_id(folder) >= reported
+        assert ids == list(range(_next_id(folder) - len(ids), _next_id(folder)))
+        for episode in buffer:
+            assert_episode(episode)
+
+
+def _overwrite(folder: Path, report: Report) -> None:
+    for version in _count(1):
+        fields = {**FIELDS, f"version{version}": "int"}
+        with ReplayBuffer(folder, fields=fields, meta_fields={"number": "int"}, overwrite=True) as buffer:
+            store(buffer, 0)
+
+
+def _verify_overwritten(folder: Path, reported: int) -> None:
+    with open_quietly(folder, read_only=True) as buffer:
+        assert len(buffer) <= 3
+        for episode in buffer:
+            assert_episode(episode)
+
+
+def _nothing(folder: Path) -> None:
+    """The scenario creates its own buffer."""
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "recorder": Scenario(_nothing, _record, _verify_recorded),
+    "recorder, ring": Scenario(
+        _nothing,
+        lambda folder, report: _record(folder, report, circular=True, max_episodes=5),
+        lambda folder, reported: _verify_recorded(folder, reported, ring=5),
+    ),
+    "append": Scenario(_create(), _append, _verify_plain),
+    "growth": Scenario(_create(), _grow, _verify_grown),
+    "early writes": Scenario(_create(), _step_by_step, _verify_plain),
+    "ring": Scenario(_create(circular=True, max_steps=90), _ring, _verify_ring),
+    "power": Scenario(
+        _create(),
+        lambda folder, report: _append_durably(folder, report),
+        _verify_plain,
+    ),
+    "update": Scenario(_prepare_update, _update, _verify_update),
+    "add_field": Scenario(_create(), _add_fields, _verify_added),
+    "clear": Scenario(_create(), _clear, _verify_cleared),
+    "overwrite": Scenario(_create(), _overwrite, _verify_overwritten),
+}
+
+
+def _append_durably(folder: Path, report: Report) -> None:
+    with ReplayBuffer(folder, durability="power") as buffer:
+        for number in _count(len(buffer)):
+            store(buffer, number)
+            report(number + 1)
+
+
+def verify_after(scenario: Scenario, folder: Path, reported: int) -> None:
+    """Everything that must be true of a folder whose writer was killed."""
+    scenario.verify(folder, reported)
+    if not (folder / "metadata.json").exists():
+        return
+    report = check_buffer(folder, progress=False)
+    assert report.ok, str(report)
+    for path in folder.rglob("*.npy"):
+        np.load(path, mmap_mode="r", allow_pickle=False)
+    with open_quietly(folder) as buffer:  # recording goes on
+        before = len(buffer)
+        limit = buffer.max_episodes
+        number = _next_id(folder)
+        known = {name: rows for name, rows in rows_of(number, 2).items() if name in buffer.fieldnames}
+        buffer.store_episode(**known)
+        assert len(buffer) == before + 1 if limit is None and buffer.max_steps is None else len(buffer) >= 1
+        assert buffer.episode(-1).id == number
+        assert buffer.episode(-1)["observation"].tobytes() == known["observation"].tobytes()
+    report = check_buffer(folder, progress=False)
+    assert report.ok, str(report)
+    assert not report.without_checksum
+    leftovers = list(folder.rglob("*.new"))
+    assert not leftovers, leftovers

@@ -182,9 +182,12 @@ class ColumnWriter:
     def create(cls, folder: Path, relative: str, dtype: np.dtype[Any], shape: tuple[int, ...] = ()) -> ColumnWriter:
         """Create (or empty) the file with no rows."""
         path = folder / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = open_beneath(folder, relative, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         header = encode_header(dtype, shape, 0)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = open_beneath(folder, relative, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        except OSError as error:
+            raise storage_error(error, path, len(header)) from error
         try:
             write_at(descriptor, header, 0, path)
         except BaseException:
@@ -310,7 +313,7 @@ class ColumnWriter:
 
     def sync(self) -> None:
         """Have the file's bytes on the disk before returning."""
-        sync_descriptor(self._descriptor)
+        sync_descriptor(self._descriptor, self.path)
 
     def close(self) -> None:
         """Release the file."""
@@ -344,15 +347,22 @@ def storage_error(error: OSError, path: Path, needed: int) -> StorageError:
     return StorageError(error.errno, f"{reason}: {needed} more bytes were needed ({remedy})", str(path))
 
 
-def sync_descriptor(descriptor: int) -> None:
-    """``fsync``, and on macOS the call that also empties the drive's own cache."""
+def sync_descriptor(descriptor: int, path: Path) -> None:
+    """``fsync``, and on macOS the call that also empties the drive's own cache.
+
+    Raises:
+        StorageError: not everything that was written to the file reached the disk.
+    """
     if sys.platform == "darwin":  # pragma: no cover
         import fcntl
 
         with contextlib.suppress(OSError):
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
-    os.fsync(descriptor)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise storage_error(error, path, 0) from error
 
 
 def sync_directory(path: Path) -> None:

@@ -85,7 +85,7 @@ class Counters:
         self._map.flush()
         descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            sync_descriptor(descriptor)
+            sync_descriptor(descriptor, self.path)
         finally:
             os.close(descriptor)
 

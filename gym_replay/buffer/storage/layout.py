@@ -312,7 +312,7 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
         descriptor = open_beneath(folder, METADATA + NEW, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             write_at(descriptor, content, 0, path)
-            sync_descriptor(descriptor)
+            sync_descriptor(descriptor, path)
         finally:
             os.close(descriptor)
         os.replace(path, folder / METADATA)

@@ -38,7 +38,8 @@ class WriterLock:
                 "with read_only=True, or record to another folder",
                 str(folder),
             ) from None
-        path.write_text(f"{os.getpid()}\n")
+        with suppress(OSError):  # a full disk: the lock holds, and only its message will lack the process id
+            path.write_text(f"{os.getpid()}\n")
 
     def release(self) -> None:
         """Let the next writer in."""

@@ -266,7 +266,7 @@ class FolderReader:
         for path in (*self.metadata.columns(), COUNTERS):
             descriptor = open_beneath(self.folder, current_path(self.folder, self.metadata, path), os.O_RDONLY)
             try:
-                sync_descriptor(descriptor)
+                sync_descriptor(descriptor, self.folder / path)
             finally:
                 os.close(descriptor)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.fields import Encoder, Field, fit, make_encoder, to_array
+from gym_replay.buffer.storage.fields import Field, fit, make_encoder, to_array
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.staging import Row, Stage
 from gym_replay.buffer.storage.writer import FolderWriter
@@ -16,6 +16,26 @@ from gym_replay.errors import BufferFullError, EpisodeStateError, EpisodeTooLong
 
 if TYPE_CHECKING:
     from gym_replay.buffer.replay_buffer import ReplayBuffer
+
+
+class Encoders:
+    """Values to bytes, and the bytes of defaults, for the fields and meta fields of one schema."""
+
+    def __init__(self, metadata: Metadata) -> None:
+        self.metadata = metadata
+        self.fields = {name: make_encoder(name, info) for name, info in metadata.fields.items()}
+        self.defaults = {name: info.default_value().tobytes() for name, info in metadata.fields.items()}
+        self._meta = {name: make_encoder(name, info) for name, info in metadata.meta_fields.items()}
+        self.meta_defaults = {name: info.default_value().tobytes() for name, info in metadata.meta_fields.items()}
+
+    def meta(self, values: Mapping[str, Any]) -> dict[str, bytes]:
+        """Meta values as bytes.
+
+        Raises:
+            FieldError: a name is unknown or a value does not fit.
+        """
+        known = self.metadata.meta_fields
+        return {name: self._meta[_checked(known, name)](value) for name, value in values.items()}
 
 
 class OpenEpisode:
@@ -26,10 +46,12 @@ class OpenEpisode:
 
     def __init__(self, buffer: ReplayBuffer, meta: Mapping[str, Any]) -> None:
         self._buffer = buffer
-        self._meta = encode_meta(buffer.metadata, meta)
+        self._encoders = buffer.encoders()
+        self._meta = self._encoders.meta(meta)
         self.final_meta: dict[str, Any] = {}
         self.complete = True
         self.stage: Stage | None = None
+        self.writer: FolderWriter | None = None
 
     def __enter__(self) -> dict[str, Any]:
         self.open()
@@ -51,12 +73,10 @@ class OpenEpisode:
         if self.stage is not None:
             raise EpisodeStateError("this episode was opened before; call one_episode() again")
         writer = buffer._writing()
-        self._writer = writer
+        self.writer = writer
         self.stage = writer.stage(initial=initial)
         self.longest = writer.longest()
-        fields = buffer.metadata.fields
-        self._encoders = buffer._encoders()
-        self._defaults = {name: info.default_value().tobytes() for name, info in fields.items()}
+        self._encoders = buffer.encoders()
         buffer._open_episode = self
         return self.stage
 
@@ -77,7 +97,7 @@ class OpenEpisode:
             raise EpisodeStateError("store after store_final: the last observation ends the episode")
         if len(stage) >= self.longest:
             self.raise_too_long()
-        encoders, defaults = self._encoders, self._defaults
+        encoders, defaults = self._encoders.fields, self._encoders.defaults
         row = tuple([encoders[name](values.pop(name)) if name in values else defaults[name] for name in encoders])
         if values:
             raise FieldError(f"unknown field {next(iter(values))!r}; there are {list(encoders)}")
@@ -105,8 +125,8 @@ class OpenEpisode:
         check_final(self._buffer.metadata.fields, values)
         stage.final = tuple(
             [
-                encode(values[name]) if name in values else self._defaults[name]
-                for name, encode in self._encoders.items()
+                encode(values[name]) if name in values else self._encoders.defaults[name]
+                for name, encode in self._encoders.fields.items()
             ]
         )
 
@@ -120,12 +140,10 @@ class OpenEpisode:
         if len(stage) == 0:
             self._end()
             return False
-        metadata = self._buffer.metadata
-        meta = {**self._meta, **encode_meta(metadata, self.final_meta)}
-        for name, info in metadata.meta_fields.items():
-            if name not in meta:
-                meta[name] = info.default_value().tobytes()
-        self._writer.commit(stage, meta, complete=self.complete)
+        encoders = self._encoders
+        meta = {**encoders.meta_defaults, **self._meta, **encoders.meta(self.final_meta)}
+        assert self.writer is not None
+        self.writer.commit(stage, meta, complete=self.complete)
         self._end()
         return True
 
@@ -180,7 +198,7 @@ class OpenBlock:
         known = self._buffer.metadata.meta_fields
         batched = {}
         for name, value in meta.items():
-            info = _known_meta(known, name)
+            info = known[_checked(known, name)]
             array = to_array(value, name)
             if array.shape in (info.shape, ()) and array.shape != (self._size, *info.shape):
                 array = np.broadcast_to(array, (self._size, *array.shape))
@@ -238,8 +256,9 @@ class OpenBlock:
             self._buffer._open_episode = None
 
 
-def store_whole(writer: FolderWriter, metadata: Metadata, values: Mapping[str, Any]) -> None:
+def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, Any]) -> None:
     """Commit an episode given as whole arrays."""
+    metadata = encoders.metadata
     fields = metadata.fields
     if unknown := [name for name in values if name not in fields and name not in metadata.meta_fields]:
         raise FieldError(f"unknown field {unknown[0]!r}; there are {[*fields, *metadata.meta_fields]}")
@@ -253,10 +272,8 @@ def store_whole(writer: FolderWriter, metadata: Metadata, values: Mapping[str, A
             count = length + (info.state and has_final)
             column[:count] = fit(name, arrays[name], info, lead=(count,))
         rows[name] = column
-    meta = {
-        name: make_encoder(name, info)(values[name]) if name in values else info.default_value().tobytes()
-        for name, info in metadata.meta_fields.items()
-    }
+    given = {name: value for name, value in values.items() if name in metadata.meta_fields}
+    meta = {**encoders.meta_defaults, **encoders.meta(given)}
     writer.commit_block(rows, [length], [meta], has_final=has_final)
 
 
@@ -303,21 +320,7 @@ def check_final(fields: Mapping[str, Field], values: Mapping[str, Any]) -> None:
         raise FieldError("store_final: the buffer has no state field; declare one with Field(..., state=True)")
 
 
-def encode_meta(metadata: Metadata, meta: Mapping[str, Any]) -> dict[str, bytes]:
-    """Meta values as bytes.
-
-    Raises:
-        FieldError: a name is unknown or a value does not fit.
-    """
-    return {name: make_encoder(name, _known_meta(metadata.meta_fields, name))(value) for name, value in meta.items()}
-
-
-def _known_meta(known: Mapping[str, Field], name: str) -> Field:
+def _checked(known: Mapping[str, Field], name: str) -> str:
     if name not in known:
         raise FieldError(f"unknown meta field {name!r}; there are {list(known)}")
-    return known[name]
-
-
-def make_encoders(metadata: Metadata) -> dict[str, Encoder]:
-    """One encoder per field, in the schema's order."""
-    return {name: make_encoder(name, info) for name, info in metadata.fields.items()}
+    return name

@@ -17,7 +17,6 @@ from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.storage import edits
 from gym_replay.buffer.storage.creation import check_config, check_target, create_files
 from gym_replay.buffer.storage.fields import (
-    Encoder,
     Field,
     FieldLike,
     fit,
@@ -124,8 +123,7 @@ class ReplayBuffer(Readable):
         self._writer: FolderWriter | None = None
         self._open_episode: open_episode.OpenEpisode | open_episode.OpenBlock | None = None
         self._closed = False
-        self._encoders_of: Mapping[str, Field] | None = None
-        self._made_encoders: dict[str, Encoder] = {}
+        self._encoders: open_episode.Encoders | None = None
         if overwrite or not has_buffer(self._folder):
             if read_only:
                 raise BufferNotFoundError(errno.ENOENT, "no buffer here to open read-only", str(self._folder))
@@ -287,11 +285,11 @@ class ReplayBuffer(Readable):
             self._reader.refresh()
         return writer
 
-    def _encoders(self) -> dict[str, Encoder]:
-        fields = self.metadata.fields
-        if self._encoders_of is not fields:
-            self._encoders_of, self._made_encoders = fields, open_episode.make_encoders(self.metadata)
-        return self._made_encoders
+    def encoders(self) -> open_episode.Encoders:
+        """The encoders of the present schema."""
+        if self._encoders is None or self._encoders.metadata is not self.metadata:
+            self._encoders = open_episode.Encoders(self.metadata)
+        return self._encoders
 
     def _require_no_episode(self, what: str) -> None:
         if self._open_episode is not None:
@@ -388,7 +386,7 @@ class ReplayBuffer(Readable):
         self._require_no_episode("store_episode")
         writer = self._writing()
         writer.check_owner()
-        open_episode.store_whole(writer, self.metadata, arrays)
+        open_episode.store_whole(writer, self.encoders(), arrays)
 
     def update(self, episodes: int | slice | Sequence[int] | npt.NDArray[Any] | None = None, **arrays: Any) -> None:
         """Replace stored values, all or nothing.

@@ -14,7 +14,7 @@ import numpy as np
 
 from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.env_spec import spec_to_json
-from gym_replay.buffer.open_episode import OpenEpisode, encode_meta
+from gym_replay.buffer.open_episode import OpenEpisode
 from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
 from gym_replay.buffer.storage.fields import Field, FieldLike, make_encoder, parse_fields
 from gym_replay.buffer.storage.reader import has_buffer
@@ -143,7 +143,9 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         self._after_observation: Row = (b"",) * (len(core) - len(observation) + len(extras))
 
         self._running = _Running(keep=on_incomplete == "keep")
+        self._guarded: object = None
         self._stage: Stage | None = None
+        self._room = 0  # steps until _make_room must be asked again
         self._first_row: Row | None = None
         self._meta: dict[str, Any] = {}
         _warn_of_stacked_frames(env)
@@ -172,13 +174,12 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             StorageError: the disk is full. A finished episode is kept, and committed by the next ``reset`` or
                 ``close`` that finds room.
         """
-        stage = self._stage
-        if stage is None:
-            if self._first_row is None:
+        room = self._room
+        if room == 0:
+            if self._stage is None and self._first_row is None:
                 return self._step_unrecorded(action)
-            stage = self._begin_episode(self._first_row)
-        if len(stage) >= self._longest:
-            self._running.raise_too_long()
+            room = self._make_room()
+        self._room = room - 1
         encoded_action = self._encode_action(action)
         result = self.env.step(action)
         try:
@@ -203,10 +204,10 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             self._extras = self._extra_defaults
         if terminated or truncated:
             self._running.has_ended = True
-            stage.append(row)
+            self._append(row)
             self._end_episode()
         else:
-            stage.append(row)
+            self._append(row)
         return result
 
     def annotate(self, /, **meta: Any) -> None:
@@ -218,7 +219,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         """
         if own := [name for name in meta if name in self._buffer.metadata.recorder_meta]:
             raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")
-        encode_meta(self._buffer.metadata, meta)
+        self._buffer.encoders().meta(meta)
         copied = {name: np.array(value) if isinstance(value, np.ndarray) else value for name, value in meta.items()}
         if self._running.episode is not None:
             self._running.episode.final_meta.update(copied)
@@ -259,12 +260,27 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         self._longest = episode.longest
         self._stage = stage
         self._first_row = None
-        # Made after the writer's own, so that at the interpreter's exit it runs before it.
-        weakref.finalize(self, self._running.end)
+        if self._guarded is not episode.writer:
+            # Made after the writer's own, so that at the interpreter's exit it runs before it.
+            self._guarded = episode.writer
+            weakref.finalize(self, self._running.end)
         return stage
+
+    def _make_room(self) -> int:
+        """Open the episode, write early what has become long, and see to the limits; how many steps may follow."""
+        stage = self._stage
+        if stage is None:
+            assert self._first_row is not None
+            stage = self._begin_episode(self._first_row)
+        self._append, room = stage.make_room()
+        room = min(room, self._longest - len(stage))
+        if room <= 0:
+            self._running.raise_too_long()
+        return room
 
     def _end_episode(self) -> None:
         self._first_row = None
+        self._room = 0
         try:
             self._running.end()
         finally:

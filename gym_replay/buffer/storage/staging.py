@@ -134,6 +134,13 @@ class Stage:
         if len(rows) > self._chunk_rows:
             self._write_chunk()
 
+    def make_room(self) -> tuple[Callable[[Row], None], int]:
+        """The fast way to add transitions: a function that adds one, and how often it may be called."""
+        if len(self._chunk[1]) > self._chunk_rows:
+            self._write_chunk()
+        rows = self._chunk[1]
+        return rows.append, self._chunk_rows + 1 - len(rows)
+
     def replace_last(self, name: str, value: bytes) -> None:
         """Change one value of the last transition, which is never written early."""
         rows = self._chunk[1]

@@ -6,6 +6,7 @@ sees the rest; a process killed before it has changed nothing that anybody looks
 
 from __future__ import annotations
 
+import errno
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -83,6 +84,10 @@ class FolderWriter:
         self._highest_row = 0
         try:
             self._reopen(uuid)
+            if self.power:  # what lies there already may have been written without syncing
+                self._sync_directories(self._columns)
+                self._sync(self._columns.values())
+                self.counters.sync()
         except BaseException:
             self._close_files()
             self._lock.release()
@@ -160,7 +165,7 @@ class FolderWriter:
         """Raise BufferLockedError in a forked child; take the files' word after an interrupted commit."""
         if self.owner != os.getpid():
             raise BufferLockedError(
-                11,
+                errno.EAGAIN,
                 "this buffer was opened for writing before the process forked, and a forked child is no writer; open "
                 "the folder with read_only=True, or record to a folder of the child's own",
                 str(self.folder),
@@ -350,6 +355,11 @@ class FolderWriter:
         crc = record_crc(episode_id, start, length, flags, (meta[name] for name in self._meta))
         table["record_crc"].write(slot, crc.to_bytes(4, "little"))
 
+    def _sync_directories(self, paths: Iterable[str]) -> None:
+        for directory in {self.folder, *(parent for path in paths for parent in (self.folder / path).parents)}:
+            if directory.is_relative_to(self.folder):
+                sync_directory(directory)
+
     def _sync(self, columns: Iterable[ColumnWriter]) -> None:
         for column in columns:
             column.sync()
@@ -427,8 +437,7 @@ class FolderWriter:
         self.check_owner()
         self._stale = True
         if self.power:
-            for directory in {(self.folder / path).parent for path in paths}:
-                sync_directory(directory)
+            self._sync_directories(paths)
         try:
             switch_files(self.folder, metadata, paths)
         finally:

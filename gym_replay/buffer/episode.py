@@ -43,7 +43,7 @@ class Episode:
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         if self._arrays is not None and name in self._arrays:
             return self._arrays[name]
-        field = self._snapshot.reader.metadata.fields.get(name)
+        field = self._snapshot.metadata.fields.get(name)
         if field is None:
             hint = "; it is a meta field: episode.meta has it" if name in self._meta_fields else ""
             raise FieldError(f"unknown field {name!r}; there are {list(self)}{hint}")
@@ -51,14 +51,14 @@ class Episode:
         return self._snapshot.column(name)[self._start : self._start + rows]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._snapshot.reader.metadata.fields
+        return name in self._snapshot.metadata.fields
 
     @property
     def _meta_fields(self) -> Mapping[str, Any]:
-        return self._snapshot.reader.metadata.meta_fields
+        return self._snapshot.metadata.meta_fields
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._snapshot.reader.metadata.fields)
+        return iter(self._snapshot.metadata.fields)
 
     def __len__(self) -> int:
         return self._length
@@ -75,8 +75,9 @@ class Episode:
     def meta(self) -> dict[str, Any]:
         """The meta fields: NumPy scalars, and arrays for fields with a shape."""
         if self._meta is None:
-            self._meta = self._snapshot.meta_of(self._place)
+            meta = self._snapshot.meta_of(self._place)
             self._snapshot.require_live(self.id)
+            self._meta = meta
         return {name: value[()] if np.ndim(value) == 0 else value for name, value in self._meta.items()}
 
     def copy(self) -> Episode:

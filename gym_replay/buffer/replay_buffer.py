@@ -282,6 +282,8 @@ class ReplayBuffer(Readable):
                 )
             writer = FolderWriter(self._folder, durability=self._durability, uuid=self.metadata.uuid)
             self._own(writer)
+        writer.check_owner()
+        if writer.metadata.revision != self._reader.metadata.revision:
             self._reader.refresh()
         return writer
 
@@ -344,7 +346,7 @@ class ReplayBuffer(Readable):
         remedy = "store_batch" if episode is not None else "`with buffer.one_episode():`"
         raise EpisodeStateError(f"{what} outside of an episode; use {remedy}")
 
-    def batched_episode(self, batch_size: int, **meta: Any) -> open_episode.OpenBlock:
+    def batched_episode(self, /, batch_size: int, **meta: Any) -> open_episode.OpenBlock:
         """A context in which :meth:`store_batch` adds one transition to each of several episodes.
 
         All are committed at its end, at once.
@@ -385,10 +387,9 @@ class ReplayBuffer(Readable):
         """
         self._require_no_episode("store_episode")
         writer = self._writing()
-        writer.check_owner()
         open_episode.store_whole(writer, self.encoders(), arrays)
 
-    def update(self, episodes: int | slice | Sequence[int] | npt.NDArray[Any] | None = None, **arrays: Any) -> None:
+    def update(self, /, episodes: int | slice | Sequence[int] | npt.NDArray[Any] | None = None, **arrays: Any) -> None:
         """Replace stored values, all or nothing.
 
         Each call rewrites the named columns, so one call for many episodes is much cheaper than many calls.
@@ -403,7 +404,6 @@ class ReplayBuffer(Readable):
         if not arrays:
             raise FieldError("update: expected fields to replace, got none")
         writer = self._writing()
-        writer.check_owner()
         snapshot = self._reader.refresh()
         places, single = _places(episodes, len(snapshot))
         rows: dict[str, tuple[npt.NDArray[Any], npt.NDArray[np.int64]]] = {}
@@ -415,8 +415,10 @@ class ReplayBuffer(Readable):
                 meta[name] = fit(name, to_array(value, name), info, lead=(len(places),))
             else:
                 rows[name] = _rows_of(name, self._known(name), value, snapshot, places)
-        edits.update(writer, snapshot, places, rows, meta)
-        self._reader.refresh()
+        try:
+            edits.update(writer, snapshot, places, rows, meta)
+        finally:
+            self._reader.refresh()
 
     def _known(self, name: str) -> Field:
         if name not in self.metadata.fields:
@@ -438,13 +440,14 @@ class ReplayBuffer(Readable):
         check_distinct([*self.metadata.fields, name])
         field = parse_field(info)
         writer = self._writing()
-        writer.check_owner()
         snapshot = self._reader.refresh()
         rows = None
         if values is not None:
             rows = _complete_rows(name, field, values, snapshot, has_state=self.metadata.has_state)
-        edits.add_field(writer, snapshot, name, field, rows)
-        self._reader.refresh()
+        try:
+            edits.add_field(writer, snapshot, name, field, rows)
+        finally:
+            self._reader.refresh()
 
     def delete(self, episodes: int | slice | Sequence[int] | npt.NDArray[Any]) -> None:
         """Hide episodes at once and for good. Their disk space stays in use; their ids are never used again.
@@ -452,17 +455,24 @@ class ReplayBuffer(Readable):
         Args:
             episodes: an index, a slice, indices or a mask of live episodes.
         """
+        if episodes is None:
+            raise FieldError("delete: expected episodes, got None; clear() removes them all")
         writer = self._writing()
-        writer.check_owner()
         snapshot = self._reader.refresh()
-        writer.delete(snapshot, _places(episodes, len(snapshot))[0])
-        self._reader.refresh()
+        places, _ = _places(episodes, len(snapshot))
+        try:
+            writer.delete(snapshot, places)
+        finally:
+            self._reader.refresh()
 
     def clear(self) -> None:
         """Remove all episodes and give their disk space back. Ids go on where they were."""
         self._require_no_episode("clear")
-        self._writing().clear()
-        self._reader.refresh()
+        writer = self._writing()
+        try:
+            writer.clear()
+        finally:
+            self._reader.refresh()
 
     def flush(self) -> None:
         """Have all that is committed on the disk before returning, with the checksums of what was written here."""

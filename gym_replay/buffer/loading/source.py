@@ -31,7 +31,7 @@ class Source:
 
     def __init__(self, parts: Sequence[Snapshot], *, filter_meta: Mapping[str, Condition] | None = None) -> None:
         self.parts = list(parts)
-        metadata = self.parts[0].reader.metadata
+        metadata = self.parts[0].metadata
         self.fields: dict[str, Field] = metadata.fields
         self.meta_fields: dict[str, Field] = metadata.meta_fields
         self.user_meta = [name for name in metadata.meta_fields if name not in metadata.recorder_meta]

@@ -32,6 +32,7 @@ from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, GymReplayError
 
 Ints = npt.NDArray[np.int64]
+_PASSES = 20
 
 
 @dataclass(frozen=True)
@@ -178,10 +179,17 @@ class _Check:
             try:
                 column = ColumnWriter.open(self.folder, actual, dtype, shape, read_only=True)
             except (GymReplayError, OSError) as error:
-                self.fault(2 if "plain numbers" in str(error) else 1, path, str(error))
+                self.fault(self._rule_of(path, error), path, str(error))
                 continue
             self._columns[path] = column
             self._check_standard(path, actual, column)
+
+    def _rule_of(self, path: str, error: Exception) -> int:
+        """Which rule a column that cannot be opened breaks."""
+        place = self.folder / path
+        if any(part.is_symlink() for part in (place, *place.parents) if part.is_relative_to(self.folder)):
+            return 10
+        return 2 if "object" in str(error) else 1
 
     def _check_standard(self, path: str, actual: str, column: ColumnWriter) -> None:
         """Whether NumPy itself maps the file, with no fewer rows than the header says."""
@@ -216,7 +224,7 @@ class _Check:
         for episode in ids[impossible & (found == crcs)].tolist():
             self._bad_from(episode, table_path("length"), "has a negative start or no transition")
         unknown = flags & np.uint8(255 - HAS_FINAL - COMPLETE - DELETED)
-        for episode in ids[(unknown != 0) & (found == crcs)].tolist():
+        for episode in ids[(unknown != 0) & (found == crcs) & ((flags & DELETED) == 0)].tolist():
             self.fault(10, table_path("flags"), f"episode {episode} has unknown flags", episode)
         keep = ~impossible & (ids < (self.bad_record if self.bad_record is not None else 1 << 62))
         self._check_rows(ids[keep], slots[keep], starts[keep], lengths[keep], flags[keep])
@@ -227,22 +235,21 @@ class _Check:
 
     def _check_rows(self, ids: Ints, slots: Ints, starts: Ints, lengths: Ints, flags: npt.NDArray[np.uint8]) -> None:
         metadata = self.metadata
-        rows = lengths + metadata.has_state
-        self._update(num_episodes=int(((flags & DELETED) == 0).sum()))
-        order = np.argsort(starts, kind="stable")
-        overlap = starts[order][1:] < (starts + rows)[order][:-1]
-        for one, other in zip(ids[order][:-1][overlap].tolist(), ids[order][1:][overlap].tolist(), strict=True):
-            self.fault(3, table_path("start"), f"episodes {one} and {other} share rows", max(one, other))
+        live = (flags & DELETED) == 0
+        ids, slots, starts, rows = ids[live], slots[live], starts[live], (lengths + metadata.has_state)[live]
+        self._update(num_episodes=len(ids))
+        for one, other in _overlaps(starts, starts + rows):
+            pair = f"episodes {ids[one]} and {ids[other]} share rows"
+            self.fault(3, table_path("start"), pair, int(max(ids[one], ids[other])))
         for name in metadata.fields:
             column = self._columns.get(step_path(name))
             if column is None:
                 continue
             for episode in ids[starts + rows > column.capacity].tolist():
                 self.fault(1, step_path(name), f"rows of episode {episode} are missing", episode, name)
-        live = (flags & DELETED) == 0
         summed = ids < self.counters.summed
-        self._update(without_checksum=ids[~summed & live].tolist())
-        chosen = summed & live & ~np.isin(ids, list(self.bad_episodes))
+        self._update(without_checksum=ids[~summed].tolist())
+        chosen = summed & ~np.isin(ids, list(self.bad_episodes))
         self._check_sums(ids[chosen], slots[chosen], starts[chosen], rows[chosen])
 
     def _check_sums(self, ids: Ints, slots: Ints, starts: Ints, rows: Ints) -> None:
@@ -264,6 +271,15 @@ class _Check:
                         self.fault(9, step_path(name), message, episode, name)
                     bar.update(int(rows[part].sum()) * column.row_nbytes)
         self._update(num_checked=len(ids))
+
+
+def _overlaps(starts: Ints, ends: Ints) -> Iterable[tuple[int, int]]:
+    """Places of intervals that begin before an earlier one has ended, each with the one that reaches furthest."""
+    order = np.argsort(starts, kind="stable")
+    reached = np.maximum.accumulate(ends[order])
+    furthest = np.maximum.accumulate(np.where(ends[order] == reached, np.arange(len(order)), 0))
+    late = np.flatnonzero(starts[order][1:] < reached[:-1]) + 1
+    return zip(order[furthest[late - 1]].tolist(), order[late].tolist(), strict=True)
 
 
 def _gather(column: ColumnWriter, slots: Ints) -> npt.NDArray[Any]:
@@ -297,23 +313,33 @@ def _repair(check: _Check, *, progress: bool) -> list[str]:
     try:
         metadata = finish_switch(folder, read_metadata(folder))
         dropped = _repair_headers(folder, metadata)
-        again = _Check(folder, progress=progress)
-        again.run()
-        if again.failure is not None:
-            raise again.failure
-        counters = Counters(folder, COUNTERS, writable=True)
-        if (cut := again.bad_record) is not None:
-            dropped.append(f"episodes {_ranges(list(range(cut, counters.next)))}, from the first damaged record on")
-            for name in ("summed", "first", "next"):
-                counters.put(name, min(getattr(counters, name), cut))
-        if bad := sorted(episode for episode in again.bad_episodes if episode < counters.next):
-            dropped.append(f"episodes {_ranges(bad)}, whose rows are damaged")
-            _delete(folder, metadata, counters, bad)
-        if any(fault.episode is None and fault.rule == 9 for fault in again.report.faults):
-            dropped.append("the checksums so far, some of which are missing; the next flush writes them anew")
-            counters.put("summed", counters.base)
+        for _ in range(_PASSES):  # a fault may show only after another one is mended
+            again = _Check(folder, progress=progress)
+            again.run()
+            if again.failure is not None:
+                raise again.failure
+            if again.report.ok:
+                break
+            dropped += _give_up(folder, metadata, again)
     finally:
         lock.release()
+    return dropped
+
+
+def _give_up(folder: Path, metadata: Metadata, check: _Check) -> list[str]:
+    """Let go of what a check found damaged."""
+    dropped = []
+    counters = Counters(folder, COUNTERS, writable=True)
+    if (cut := check.bad_record) is not None:
+        dropped.append(f"episodes {_ranges(list(range(cut, counters.next)))}, from the first damaged record on")
+        for name in ("summed", "first", "next"):
+            counters.put(name, min(getattr(counters, name), cut))
+    if bad := sorted(episode for episode in check.bad_episodes if episode < counters.next):
+        dropped.append(f"episodes {_ranges(bad)}, whose rows are damaged")
+        _delete(folder, metadata, counters, bad)
+    if any(fault.episode is None and fault.rule == 9 for fault in check.report.faults):
+        dropped.append("the checksums so far, some of which are missing; the next flush writes them anew")
+        counters.put("summed", counters.base)
     return dropped
 
 

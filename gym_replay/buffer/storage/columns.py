@@ -11,6 +11,7 @@ import mmap
 import os
 import stat
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,6 +33,22 @@ _LONGEST_WRITE = 1 << 30
 _MAGIC = b"\x93NUMPY\x01\x00"
 
 
+_LINK_ERRORS = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
+
+
+@contextlib.contextmanager
+def _directory_beneath(folder: Path, parents: Sequence[str]) -> Iterator[int]:
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for parent in parents:
+            below = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            os.close(directory)
+            directory = below
+        yield directory
+    finally:
+        os.close(directory)
+
+
 def open_beneath(folder: Path, relative: str, flags: int) -> int:
     """Open a file below ``folder`` without following a link on the way; the caller closes the descriptor.
 
@@ -40,23 +57,45 @@ def open_beneath(folder: Path, relative: str, flags: int) -> int:
         FileNotFoundError: it does not exist.
     """
     *parents, name = relative.split("/")
-    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for parent in parents:
-            below = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-            os.close(directory)
-            directory = below
-        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=directory)
+        with _directory_beneath(folder, parents) as directory:
+            descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=directory)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO):
+        if error.errno in _LINK_ERRORS:
             raise CorruptBufferError(f"{folder / relative}: expected a plain file, reached through no links") from None
         raise
-    finally:
-        os.close(directory)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CorruptBufferError(f"{folder / relative}: expected a plain file")
     return descriptor
+
+
+def rename_beneath(folder: Path, relative: str, new_name: str) -> None:
+    """Rename a file below ``folder`` within its directory, without following a link on the way.
+
+    Raises:
+        CorruptBufferError: a component of the path is a link.
+        FileNotFoundError: it does not exist.
+    """
+    *parents, name = relative.split("/")
+    try:
+        with _directory_beneath(folder, parents) as directory:
+            os.replace(name, new_name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError as error:
+        if error.errno in _LINK_ERRORS:
+            raise CorruptBufferError(f"{folder / relative}: expected a plain file, reached through no links") from None
+        raise
+
+
+def unlink_beneath(folder: Path, relative: str) -> None:
+    """Delete a file below ``folder``; what is missing, no file, or behind a link stays as it is."""
+    *parents, name = relative.split("/")
+    try:
+        with _directory_beneath(folder, parents) as directory:
+            os.unlink(name, dir_fd=directory)
+    except OSError as error:
+        if error.errno not in (*_LINK_ERRORS, errno.ENOENT, errno.EPERM):
+            raise
 
 
 def encode_header(dtype: np.dtype[Any], shape: tuple[int, ...], rows: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -72,6 +73,9 @@ def add_field(writer: FolderWriter, snapshot: Snapshot, name: str, info: Field, 
         raise FieldError(
             f"field {name!r}: the buffer has no state field, so its episodes have no row T; pass state=False"
         )
+    for path in (step_path(name), checksum_path(name)):
+        if os.path.lexists(writer.folder / path):
+            raise FieldError(f"field {name!r}: {path} holds something else; move it away, or choose another name")
     writer.fill_checksums()
     taken = snapshot.lengths + metadata.has_state
     with _Copies(writer) as copies:

@@ -12,13 +12,22 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gym_replay.buffer.storage.columns import open_beneath, storage_error, sync_descriptor, sync_directory, write_at
+from gym_replay.buffer.storage.columns import (
+    open_beneath,
+    rename_beneath,
+    storage_error,
+    sync_descriptor,
+    sync_directory,
+    unlink_beneath,
+    write_at,
+)
 from gym_replay.buffer.storage.fields import Field, default_from_json, default_to_json
 from gym_replay.buffer.storage.lock import LOCK_NAME
 from gym_replay.buffer.storage.names import check_distinct, check_field_name
@@ -341,11 +350,10 @@ def finish_switch(folder: Path, metadata: Metadata) -> Metadata:
     if not metadata.pending and not metadata.obsolete:
         return metadata
     for path in metadata.pending:
-        new = folder / (path + NEW)
-        if new.exists():
-            os.replace(new, folder / path)
+        with suppress(FileNotFoundError):
+            rename_beneath(folder, path + NEW, path.rpartition("/")[2])
     for path in metadata.obsolete:
-        (folder / path).unlink(missing_ok=True)
+        unlink_beneath(folder, path)
         _remove_empty(folder, (folder / path).parent)
     settled = replace(metadata, revision=metadata.revision + 1, pending=(), obsolete=())
     write_metadata(folder, settled)
@@ -367,10 +375,11 @@ def remove_leftovers(folder: Path) -> None:
     The caller holds the lock and has finished the switch that may have been under way.
     """
     for room in ("steps", "episodes", "checksums"):
-        for path in (folder / room).rglob("*.npy" + NEW):
-            path.unlink(missing_ok=True)
+        if not (folder / room).is_symlink():
+            for path in (folder / room).rglob("*.npy" + NEW):
+                unlink_beneath(folder, path.relative_to(folder).as_posix())
     for name in (COUNTERS, METADATA):
-        (folder / (name + NEW)).unlink(missing_ok=True)
+        unlink_beneath(folder, name + NEW)
 
 
 def current_path(folder: Path, metadata: Metadata, path: str) -> str:

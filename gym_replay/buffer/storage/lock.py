@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from gym_replay.buffer.storage.columns import storage_error
 from gym_replay.errors import BufferLockedError
 
 LOCK_NAME = "writer.lock"
@@ -30,16 +31,24 @@ class WriterLock:
         holder = _read_holder(path)
         try:
             self._lock.acquire()
-        except Timeout:
-            who = "this process" if holder == os.getpid() else f"process {holder}" if holder else "another process"
-            raise BufferLockedError(
-                errno.EAGAIN,
-                f"{who} is writing to this buffer; close it there (buffer.close() or env.close()), open the folder "
-                "with read_only=True, or record to another folder",
-                str(folder),
-            ) from None
+        except OSError as error:
+            if isinstance(error, Timeout):
+                raise self._refusal(folder, holder) from None
+            raise storage_error(error, path, 0) from error
         with suppress(OSError):  # a full disk: the lock holds, and only its message will lack the process id
             path.write_text(f"{os.getpid()}\n")
+
+    @staticmethod
+    def _refusal(folder: Path, holder: int | None) -> BufferLockedError:
+        who = f"process {holder}" if holder else "another process"
+        if holder == os.getpid():
+            who = f"this process ({holder})"
+        return BufferLockedError(
+            errno.EAGAIN,
+            f"{who} is writing to this buffer; close it there (buffer.close() or env.close()), open the folder with "
+            "read_only=True, or record to another folder",
+            str(folder),
+        )
 
     def release(self) -> None:
         """Let the next writer in."""

@@ -44,6 +44,7 @@ class Snapshot:
     """
 
     reader: FolderReader
+    metadata: Metadata
     columns: Mapping[str, Column]
     counters: Counters
     ids: npt.NDArray[np.int64]
@@ -80,7 +81,7 @@ class Snapshot:
     def meta(self, name: str) -> npt.NDArray[Any]:
         """A meta field's values, ``(episodes, *field.shape)``, copied."""
         if len(self.ids) == 0:
-            info = self.reader.metadata.meta_fields[name]
+            info = self.metadata.meta_fields[name]
             return np.empty((0, *info.shape), info.dtype)
         values: npt.NDArray[Any] = self.columns[meta_path(name)].view(int(self.slots.max()) + 1)[self.slots]
         return values
@@ -88,12 +89,12 @@ class Snapshot:
     def meta_of(self, place: int) -> dict[str, npt.NDArray[Any]]:
         """The meta values of one episode, copied."""
         slot = int(self.slots[place])
-        names = self.reader.metadata.meta_fields
+        names = self.metadata.meta_fields
         return {name: self.columns[meta_path(name)].view(slot + 1)[slot].copy() for name in names}
 
     def __reduce__(self) -> tuple[Any, ...]:
         arrays = (self.ids, self.slots, self.starts, self.lengths, self.flags, self.rows)
-        return _reopen_snapshot, (self.reader.folder, self.reader.metadata.uuid, arrays)
+        return _reopen_snapshot, (self.reader.folder, self.metadata.uuid, arrays)
 
     def is_live(self, oldest: int) -> bool:
         """Whether the episode with id ``oldest``, and so every newer one, still owns its rows."""
@@ -224,7 +225,7 @@ class FolderReader:
             self._check_ranges(starts, lengths)
             self._checked = end
             rows = int((starts + lengths).max()) + metadata.has_state if len(ids) else 0
-            return Snapshot(self, self._columns, counters, ids, slots, starts, lengths, flags, rows)
+            return Snapshot(self, metadata, self._columns, counters, ids, slots, starts, lengths, flags, rows)
         raise EpisodeEvictedError(f"{self.folder}: episodes are evicted faster than the table can be read")
 
     def _check_table_size(self, count: int) -> None:
@@ -283,7 +284,7 @@ def _reopen_snapshot(folder: Path, uuid: str, arrays: tuple[Any, ...]) -> Snapsh
     reader = FolderReader(folder)
     if reader.metadata.uuid != uuid:
         raise ConfigMismatchError(f"{folder}: another buffer was created in its place; open it anew")
-    return Snapshot(reader, reader._columns, reader.counters, *arrays)
+    return Snapshot(reader, reader.metadata, reader._columns, reader.counters, *arrays)
 
 
 def has_buffer(folder: Path) -> bool:

@@ -128,11 +128,10 @@ class Stage:
         return len(self) + self._has_state
 
     def append(self, row: Row) -> None:
-        """Add one transition."""
-        rows = self._chunk[1]
-        rows.append(row)
-        if len(rows) > self._chunk_rows:
+        """Add one transition; where writing early is refused, it is not added."""
+        if len(self._chunk[1]) > self._chunk_rows:
             self._write_chunk()
+        self._chunk[1].append(row)
 
     def make_room(self) -> tuple[Callable[[Row], None], int]:
         """The fast way to add transitions: a function that adds one, and how often it may be called."""

@@ -11,6 +11,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from gym_replay.buffer.storage.layout import (
     step_path,
     switch_files,
     table_path,
+    write_metadata,
 )
 from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
@@ -81,7 +83,7 @@ class FolderWriter:
         self._steps: dict[str, ColumnWriter] = {}  # one object for good: the open episode writes through it
         self._stale = False
         self._unsummed = 0
-        self._highest_row = 0
+        self._highest_row = self._highest_slot = 0
         try:
             self._reopen(uuid)
             if self.power:  # what lies there already may have been written without syncing
@@ -113,6 +115,7 @@ class FolderWriter:
         self._meta = {name: self._columns[meta_path(name)] for name in self.metadata.meta_fields}
         self._table = {name: self._columns[table_path(name)] for name in TABLE_DTYPES}
         # Readers of a ring may still look at any row that ever was committed, so none of those is ever cut off.
+        self._may_cut = not self.metadata.circular
         self._kept_rows = {path: column.capacity for path, column in self._columns.items()}
         self._recount()
 
@@ -127,10 +130,8 @@ class FolderWriter:
         snapshot = reader.snapshot()
         valid_end = reader.valid_end
         reader.close()
-        if valid_end < self.counters.next:  # the reader has warned; what follows a damaged record goes
-            self.counters.put("summed", min(self.counters.summed, valid_end))
-            self.counters.put("first", min(self.counters.first, valid_end))
-            self.counters.put("next", valid_end)
+        if valid_end < self.counters.next:  # the reader has warned
+            self._give_up_from(valid_end)
         ids = np.arange(self.counters.first, self.counters.next, dtype=np.int64)
         slots = self._slots(ids)
         starts, lengths = self._gather("start", slots), self._gather("length", slots)
@@ -140,6 +141,15 @@ class FolderWriter:
         self.num_steps = snapshot.num_steps
         self._table_steps = int(lengths.sum())
         self._stale = False
+
+    def _give_up_from(self, episode_id: int) -> None:
+        """Let go of a damaged record and all after it."""
+        for name in ("summed", "first", "next"):
+            self.counters.put(name, min(getattr(self.counters, name), episode_id))
+        self._may_cut = False
+        self.metadata = replace(self.metadata, revision=self.metadata.revision + 1)  # readers start anew
+        write_metadata(self.folder, self.metadata)
+        self.counters.put("revision", self.metadata.revision)
 
     def _slots(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return slots_of(ids, self.counters.base, self.metadata.table_capacity)
@@ -344,6 +354,7 @@ class FolderWriter:
 
     def _write_record(self, episode_id: int, start: int, length: int, flags: int, meta: Mapping[str, bytes]) -> None:
         slot = self._slot(episode_id)
+        self._highest_slot = max(self._highest_slot, slot + 1)
         table = self._table
         for name, column in self._meta.items():
             column.write(slot, meta[name])
@@ -370,13 +381,14 @@ class FolderWriter:
         metadata = self.metadata
         if not metadata.circular:
             return self._ring.end
+        first = self.counters.first
         while self._over_limits(episodes, steps):
             self._evict()
-        while True:
-            start = self._ring.place(rows, end=self._row_limit(episodes, rows))
-            if start is not None:
-                return start
+        while (start := self._ring.place(rows, end=self._row_limit(episodes, rows))) is None:
             self._evict()
+        if self.power and self.counters.first != first:
+            self.counters.sync()  # before the rows are overwritten
+        return start
 
     def _over_limits(self, episodes: int, steps: int) -> bool:
         metadata = self.metadata
@@ -428,7 +440,7 @@ class FolderWriter:
         try:
             clear_files(self.folder, self.metadata, next_id=self.counters.next)
         finally:
-            self._highest_row = 0
+            self._highest_row = self._highest_slot = 0
             self._close_files()
             self._reopen()
 
@@ -459,10 +471,12 @@ class FolderWriter:
         ids = np.arange(first, counters.next, dtype=np.int64)
         if len(ids):
             slots = self._slots(ids)
-            starts, lengths = self._gather("start", slots), self._gather("length", slots)
+            kept = (self._gather("flags", slots) & DELETED) == 0  # the rows of others may be what was damaged
+            starts, lengths = self._gather("start", slots[kept]), self._gather("length", slots[kept])
             for name, column in self._steps.items():
                 sums = self._columns[checksum_path(name)]
-                sums.write_scattered(slots, row_checksums(column, starts, lengths + self.metadata.has_state))
+                sums.reserve(int(slots.max()) + 1)
+                sums.write_scattered(slots[kept], row_checksums(column, starts, lengths + self.metadata.has_state))
             if self.power:
                 self._sync(self._columns[checksum_path(name)] for name in self._steps)
             counters.put("summed", int(ids[-1]) + 1)
@@ -494,8 +508,8 @@ class FolderWriter:
         ids = np.arange(self.counters.first, self.counters.next, dtype=np.int64)
         slots = int(self._slots(ids).max()) + 1 if len(ids) else 0
         for path, column in self._columns.items():
-            used = self._highest_row if path.startswith("steps/") else slots
-            column.trim(max(used, self._kept_rows[path]) if self.metadata.circular else used)
+            used = self._highest_row if path.startswith("steps/") else max(slots, self._highest_slot)
+            column.trim(used if self._may_cut else max(used, self._kept_rows[path]))
 
     def __del__(self) -> None:
         if getattr(self, "_columns", None):

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from gym_replay.buffer import open_episode
 from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.storage import edits
+from gym_replay.buffer.storage.columns import storage_error
 from gym_replay.buffer.storage.creation import check_config, check_target, create_files
 from gym_replay.buffer.storage.fields import (
     Field,
@@ -144,7 +145,10 @@ class ReplayBuffer(Readable):
             )
         check_config(metadata)
         check_target(self._folder, overwrite=overwrite)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, self._folder, 0) from error
         lock = WriterLock(self._folder)
         try:
             if overwrite or not has_buffer(self._folder):  # unless another process was first

@@ -19,7 +19,7 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buff
 from gym_replay.buffer.storage.fields import Field, FieldLike, make_encoder, parse_fields
 from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.buffer.storage.staging import Row, Stage
-from gym_replay.errors import ConfigMismatchError, EpisodeStateError, FieldError
+from gym_replay.errors import ConfigMismatchError, EpisodeStateError, FieldError, StorageError
 from gym_replay.wrappers.spaces import Leaf, make_space_encoder, space_leaves
 
 RECORDER_META: dict[str, FieldLike] = {
@@ -176,6 +176,8 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         """
         room = self._room
         if room == 0:
+            if self._running.has_ended:
+                self._end_episode()  # its commit was refused before
             if self._stage is None and self._first_row is None:
                 return self._step_unrecorded(action)
             room = self._make_room()
@@ -243,15 +245,18 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         self._extras = tuple(values)
 
     def close(self) -> None:
-        """End the running episode, release the buffer's folder, and close the environment."""
+        """End the running episode, release the buffer's folder, and close the environment.
+
+        Raises:
+            StorageError: the disk has no room for the episode; nothing is closed yet, so that ``close`` can be called
+                again once there is.
+        """
+        self._end_episode()
         try:
-            self._end_episode()
+            if self._owns_buffer:
+                self._buffer.release()
         finally:
-            try:
-                if self._owns_buffer:
-                    self._buffer.release()
-            finally:
-                super().close()
+            super().close()
 
     def _begin_episode(self, first_row: Row) -> Stage:
         episode = self._buffer.one_episode(**self._meta)
@@ -315,13 +320,18 @@ class _Running:
         if stage is None or len(stage) == 0 or not (self.has_ended or self._keep):
             episode.discard()
         elif episode.is_open:
-            if not self.has_ended:
-                stage.replace_last("truncated", b"\x01")
-                episode.complete = False
+            truncated = None if self.has_ended else stage.replace_last("truncated", b"\x01")
+            episode.complete = self.has_ended
             total = np.cumsum(stage.column("reward"), dtype=np.float64)[-1]
             episode.final_meta.update(episode_return=total, episode_complete=self.has_ended)
-            episode.commit()
+            try:
+                episode.commit()
+            except StorageError:
+                if truncated is not None:  # it may go on
+                    stage.replace_last("truncated", truncated)
+                raise
         self.episode = None
+        self.has_ended = False
 
     def raise_too_long(self) -> None:
         assert self.episode is not None

@@ -231,6 +231,7 @@ class ColumnWriter:
             write_at(descriptor, header, 0, path)
         except BaseException:
             os.close(descriptor)
+            unlink_beneath(folder, relative)
             raise
         return cls(path, descriptor, dtype, shape, 0, len(header))
 

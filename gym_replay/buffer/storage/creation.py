@@ -76,9 +76,13 @@ def clear_files(folder: Path, metadata: Metadata, *, next_id: int) -> Metadata:
 
 
 def _switch_to_empty(folder: Path, metadata: Metadata, *, first_id: int, obsolete: set[str]) -> Metadata:
-    for path, (dtype, shape) in metadata.columns().items():
-        ColumnWriter.create(folder, path + NEW, dtype, shape).close()
-    # Two revisions on: one for the switch, one for the metadata without its list.
-    Counters.create(folder, COUNTERS + NEW, first_id=first_id, revision=metadata.revision + 2)
+    try:
+        for path, (dtype, shape) in metadata.columns().items():
+            ColumnWriter.create(folder, path + NEW, dtype, shape).close()
+        # Two revisions on: one for the switch, one for the metadata without its list.
+        Counters.create(folder, COUNTERS + NEW, first_id=first_id, revision=metadata.revision + 2)
+    except BaseException:
+        remove_leftovers(folder)
+        raise
     paths = [*metadata.columns(), COUNTERS]
     return switch_files(folder, replace(metadata, pending=(), obsolete=()), paths, obsolete=sorted(obsolete))

@@ -6,6 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,10 @@ class Snapshot:
             )
 
 
+class _OutdatedError(Exception):
+    """The writer has switched files since these were opened."""
+
+
 class FolderReader:
     """A buffer's files, opened for reading. Locks nothing and blocks nobody.
 
@@ -130,13 +135,21 @@ class FolderReader:
         self._bad_id: int | None = None
         self.load()
 
-    def load(self) -> None:
-        """Read the metadata and open the files that it lists, all of one revision."""
+    def load(self) -> Snapshot:
+        """Read the metadata, open the files that it lists, all of one revision, and take a snapshot of them."""
+        for _ in range(_ATTEMPTS):
+            self._load_files()
+            with suppress(_OutdatedError):
+                return self.snapshot()
+        raise CorruptBufferError(f"{self.folder}: the files change faster than they can be read")
+
+    def _load_files(self) -> None:
         for attempt in range(_ATTEMPTS):
             content = read_metadata_bytes(self.folder)
             metadata = parse_metadata(content, self.folder)
             try:
                 counters, columns = self._open_files(metadata)
+                revision = counters.revision
             except CorruptBufferError:
                 # A writer that switches files at this moment explains a missing one: then the metadata changes.
                 if attempt + 1 < _ATTEMPTS and (metadata.pending or read_metadata_bytes(self.folder) != content):
@@ -150,8 +163,8 @@ class FolderReader:
             raise ConfigMismatchError(f"{self.folder}: another buffer was created in its place; open it anew")
         self.metadata, self.counters = metadata, counters
         self._columns = columns
+        self._revision = revision
         self._snapshot, self._seen, self._checked, self._bad_id = None, (), 0, None
-        self.snapshot()
 
     def last_snapshot(self) -> Snapshot:
         """The snapshot as it was last taken."""
@@ -159,14 +172,17 @@ class FolderReader:
 
     def refresh(self) -> Snapshot:
         """The snapshot of this moment; reopens the files where they were switched."""
-        moved = False
         try:
             moved = (self.folder / COUNTERS).stat().st_ino != self.counters.inode
         except FileNotFoundError:
             moved = True
-        if moved or self.counters.revision != self.metadata.revision:
-            self.load()
-        return self.snapshot()
+        if not moved and not self._is_outdated():
+            with suppress(_OutdatedError):
+                return self.snapshot()
+        return self.load()
+
+    def _is_outdated(self) -> bool:
+        return self.counters.revision != self._revision
 
     def snapshot(self) -> Snapshot:
         """The live episodes; the last snapshot again where nothing was committed, evicted or deleted since."""
@@ -193,6 +209,19 @@ class FolderReader:
         return end if self._bad_id is None else min(end, self._bad_id)
 
     def _read_table(self) -> Snapshot:
+        try:
+            snapshot = self._read_records()
+        except CorruptBufferError:
+            if self._is_outdated():
+                raise _OutdatedError from None
+            raise
+        # A writer that switches files says so before it commits again. Where it has not, the rows of all episodes
+        # that were found are in the files that are open here.
+        if self._is_outdated():
+            raise _OutdatedError
+        return snapshot
+
+    def _read_records(self) -> Snapshot:
         metadata, counters = self.metadata, self.counters
         for _ in range(_ATTEMPTS):
             end = self.valid_end
@@ -212,6 +241,8 @@ class FolderReader:
                 continue
             wrong = found != crcs[fresh]
             if wrong.any():
+                if self._is_outdated():
+                    raise _OutdatedError
                 self._bad_id = int(ids[fresh][wrong][0])
                 warnings.warn(
                     f"{self.folder}: the record of episode {self._bad_id} does not match its check value; it and "

@@ -140,11 +140,13 @@ class Stage:
         rows = self._chunk[1]
         return rows.append, self._chunk_rows + 1 - len(rows)
 
-    def replace_last(self, name: str, value: bytes) -> None:
-        """Change one value of the last transition, which is never written early."""
+    def replace_last(self, name: str, value: bytes) -> bytes:
+        """Change one value of the last transition, which is never written early; returns what it was."""
         rows = self._chunk[1]
         at = self._names.index(name)
-        rows[-1] = (*rows[-1][:at], value, *rows[-1][at + 1 :])
+        before = rows[-1]
+        rows[-1] = (*before[:at], value, *before[at + 1 :])
+        return before[at]
 
     def _write_chunk(self) -> None:
         start, rows = self._chunk

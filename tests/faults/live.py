@@ -1,0 +1,344 @@
+"""Reading while another process writes: a ring that is overwritten as fast as it can be, and a buffer that changes.
+
+Every value follows from the episode's id and the step, and in the changing buffer from one version for all episodes.
+A torn batch or half a change therefore contradicts itself.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import random
+import struct
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gym_replay import EpisodeEvictedError, Field, ReplayBuffer, check_buffer
+
+from . import children
+from .scenarios import length_of
+
+FIELDS = {
+    "observation": Field("int64", (16,), state=True),
+    "image": Field("uint8", (24, 24), state=True),
+    "action": "int64",
+    "reward": "float64",
+}
+FACTORS = np.arange(1, 17)
+STRIDE = 1000  # numbers of an episode's rows begin at its id times this
+N = 3
+REFRESHES = 1000
+
+
+def image_of(numbers: np.ndarray) -> np.ndarray:
+    return (numbers[..., None, None] + np.arange(24)).astype(np.uint8) + np.zeros((24, 24), np.uint8)
+
+
+def rows_of(number: int, length: int) -> dict[str, np.ndarray]:
+    """Rows number ``STRIDE * number + t``; all fields follow from it."""
+    numbers = STRIDE * number + np.arange(length + 1)
+    return {
+        "observation": numbers[:, None] * FACTORS,
+        "image": image_of(numbers),
+        "action": numbers[:-1] * 3,
+        "reward": numbers[:-1] / 7,
+    }
+
+
+def store(buffer: ReplayBuffer, number: int, **more: Any) -> None:
+    length = length_of(number)
+    buffer.store_episode(**rows_of(number, length), number=number, **more)
+
+
+class Flag:
+    """One number that forked processes share."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def put(self, value: int) -> None:
+        self._memory[:8] = struct.pack("<q", value)
+
+    def get(self) -> int:
+        return int(struct.unpack("<q", self._memory[:8])[0])
+
+
+# --- a ring ---
+
+
+def verify_batch(batch: dict[str, Any]) -> None:
+    """Whether an n-step batch contradicts itself."""
+    arrays = {name: tensor.numpy() for name, tensor in batch.items()}
+    numbers = arrays["observation"][:, 0]
+    steps = numbers % STRIDE
+    lengths = np.array([length_of(number) for number in (numbers // STRIDE).tolist()])
+    taken = np.minimum(N, lengths - steps)
+    assert (arrays["number"] == numbers // STRIDE).all(), "the meta field is another episode's"
+    assert (arrays["n_step_lens"] == taken).all(), "the number of steps"
+    assert (arrays["observation"] == numbers[:, None] * FACTORS).all(), "a torn observation"
+    assert (arrays["image"] == image_of(numbers)).all(), "a torn image, or another row's"
+    assert (arrays["action"] == numbers * 3).all(), "another row's action"
+    assert (arrays["reward"] == numbers / 7).all(), "another row's reward"
+    following = numbers + taken
+    assert (arrays["next_observation"] == following[:, None] * FACTORS).all(), "another row's next observation"
+    assert (arrays["next_image"] == image_of(following)).all(), "another row's next image"
+    inside = np.arange(N) < taken[:, None]
+    assert (arrays["seq_action"] == np.where(inside, (numbers[:, None] + np.arange(N)) * 3, 0)).all(), "the sequence"
+
+
+def verify_copy(episode: Any) -> None:
+    assert len(episode) == length_of(episode.id), f"episode {episode.id} has {len(episode)} steps"
+    assert episode.meta["number"] == episode.id, f"episode {episode.id} has the meta of {episode.meta['number']}"
+    for name, values in rows_of(episode.id, len(episode)).items():
+        assert episode[name].tobytes() == values.tobytes(), f"episode {episode.id}, {name}"
+
+
+def _write_ring(folder: Path, stop: Flag, options: dict[str, Any]) -> dict[str, int]:
+    number = 0
+    while not stop.get():
+        with ReplayBuffer(folder, fields=FIELDS, meta_fields={"number": "int"}, circular=True, **options) as buffer:
+            for _ in range(3000):
+                store(buffer, number)
+                number += 1
+                if stop.get():
+                    break
+    return {"episodes": number}
+
+
+def _read_ring(folder: Path, seed: str, batches: int) -> dict[str, int]:
+    generator = random.Random(seed)
+    counts = {"batches": 0, "copies": 0, "evicted": 0, "most refreshes": 0}
+    buffer = ReplayBuffer.from_folder(folder, read_only=True)
+    failed = 0  # refreshes since the last success
+    while counts["batches"] < batches:
+        try:
+            buffer.refresh()
+            if len(buffer) == 0:
+                continue
+            dataset = buffer.dataset(n_steps=N, sequence_fields=("action",), dtype="stored")
+            for _ in range(generator.randrange(1, 12)):
+                samples = np.array([generator.randrange(len(dataset)) for _ in range(generator.choice((1, 8, 48)))])
+                batch = dataset[samples]
+                verify_batch(batch)
+                counts["batches"] += 1
+                failed = 0
+            copy = buffer.episode(generator.randrange(len(buffer))).copy()
+            verify_copy(copy)
+            counts["copies"] += 1
+        except EpisodeEvictedError:
+            counts["evicted"] += 1
+            failed += 1
+            counts["most refreshes"] = max(counts["most refreshes"], failed)
+            assert failed < REFRESHES, f"evicted {failed} times in a row, each time after a refresh"
+    return counts
+
+
+def follow_ring(readers: int, batches: int, seed: int, **options: Any) -> dict[str, int]:
+    """One writer and several readers of a ring; returns how much was read.
+
+    Raises:
+        ChildError: a reader read what nobody wrote, or anybody died.
+    """
+    with tempfile.TemporaryDirectory() as parent:
+        folder, stop = Path(parent) / "ring", Flag()
+        with ReplayBuffer(folder, fields=FIELDS, meta_fields={"number": "int"}, circular=True, **options):
+            pass
+        return _follow(
+            folder,
+            stop,
+            lambda: _write_ring(folder, stop, options),
+            [_reading(_read_ring, folder, f"{seed} {k}", -(-batches // readers)) for k in range(readers)],
+        )
+
+
+def _reading(read: Callable[..., dict[str, int]], *arguments: Any) -> Callable[[], dict[str, int]]:
+    def work() -> dict[str, int]:
+        warnings.simplefilter("error")
+        return read(*arguments)
+
+    return work
+
+
+def _follow(
+    folder: Path, stop: Flag, write: Callable[[], dict[str, int]], readings: list[Callable[[], dict[str, int]]]
+) -> dict[str, int]:
+    import torch
+
+    torch.set_num_threads(1)  # a forked child has none of the threads that torch may have started
+    writer = children.Child(write)
+    total: dict[str, int] = {}
+    readers = [children.Child(reading) for reading in readings]
+    results = [child.outcome() for child in readers]
+    stop.put(1)
+    written = writer.result()
+    for result in results:
+        if isinstance(result, children.ChildError):
+            raise result
+        for name, count in result.items():
+            total[name] = max(total.get(name, 0), count) if "most" in name else total.get(name, 0) + count
+    total |= written
+    report = check_buffer(folder, progress=False)
+    assert report.ok, str(report)
+    assert not list(folder.rglob("*.new"))
+    return total
+
+
+# --- a buffer that changes ---
+
+META = {"number": "int", "version": "int"}
+ADDED = 12
+
+
+def _write_changes(folder: Path, stop: Flag, seed: str) -> dict[str, int]:
+    """Commit, update, add fields, clear, close and reopen, in random order; all episodes are of one version."""
+    generator = random.Random(seed)
+    counts = dict.fromkeys(("episodes", "updates", "added", "cleared", "reopened"), 0)
+    buffer = ReplayBuffer.from_folder(folder)
+    number, version = 0, 0
+    added: list[str] = []
+    while not stop.get():
+        act = generator.random()
+        if act < 0.86:
+            length = length_of(number)
+            more = {name: rows_of(number, length)["reward"] * k for k, name in enumerate(added)}
+            store(buffer, number, version=version, label=np.full(length, version), **more)
+            number += 1
+            counts["episodes"] += 1
+        elif act < 0.93 and len(buffer):
+            version += 1
+            labels = [np.full(length, version) for length in buffer.episode_lens]
+            numbers = [rows_of(episode.id, len(episode))["action"] + version for episode in buffer]
+            buffer.update(label=labels, action=numbers, version=np.full(len(buffer), version))
+            buffer.update(action=[rows_of(episode.id, len(episode))["action"] for episode in buffer])
+            counts["updates"] += 1
+        elif act < 0.94 and len(added) < ADDED:
+            name = f"extra.number{len(added)}"
+            values = [rows_of(episode.id, len(episode))["reward"] * len(added) for episode in buffer]
+            buffer.add_field(name, "float64", values or None)
+            added.append(name)
+            counts["added"] += 1
+        elif act < 0.97 or len(buffer) > 60:
+            buffer.clear()
+            counts["cleared"] += 1
+        else:
+            buffer.close()
+            buffer = ReplayBuffer.from_folder(folder)
+            counts["reopened"] += 1
+    buffer.close()
+    return counts
+
+
+def verify_state(episodes: list[Any]) -> None:
+    """Whether the live episodes of one moment contradict one another."""
+    ids = [episode.id for episode in episodes]
+    assert ids == list(range(ids[0], ids[0] + len(ids))), f"a gap: {ids}"
+    versions = {int(episode.meta["version"]) for episode in episodes}
+    assert len(versions) == 1, f"versions {versions} at one moment"
+    (version,) = versions
+    for episode in episodes:
+        assert len(episode) == length_of(episode.id), f"episode {episode.id} has {len(episode)} steps"
+        assert episode.meta["number"] == episode.id
+        assert set(episode["label"].tolist()) == {version}, f"labels {set(episode['label'])} of version {version}"
+        expected = rows_of(episode.id, len(episode))
+        offset = int(episode["action"][0] - expected["action"][0])
+        assert offset in (0, version), f"actions of version {offset}, meta of version {version}"
+        expected["action"] += offset
+        expected |= {name: expected["reward"] * k for k, name in enumerate(_added(episode))}
+        for name, values in expected.items():
+            assert episode[name].tobytes() == values.tobytes(), f"episode {episode.id}, {name}"
+    assert len({int(episode["action"][0]) - 3 * STRIDE * episode.id for episode in episodes}) <= 1, "half an update"
+
+
+def _added(episode: Any) -> list[str]:
+    names = [name for name in episode if name.startswith("extra.")]
+    assert names == [f"extra.number{k}" for k in range(len(names))], names
+    return names
+
+
+def _read_changes(folder: Path, seed: str, states: int) -> dict[str, int]:
+    generator = random.Random(seed)
+    counts = {"states": 0, "empty": 0, "different": 0, "held": 0}
+    buffer = ReplayBuffer.from_folder(folder, read_only=True)
+    last: tuple[int, ...] = ()
+    held: list[Any] = []
+    while counts["states"] < states:
+        if generator.random() < 0.05:
+            buffer.close()
+            buffer = ReplayBuffer.from_folder(folder, read_only=True)
+        buffer.refresh()
+        episodes = list(buffer)
+        if not episodes:
+            counts["empty"] += 1
+            time.sleep(0.0005)
+            continue
+        verify_state(episodes)
+        now = (episodes[-1].id, int(episodes[-1].meta["version"]), len(buffer.fieldnames))
+        assert now >= last or now[0] < last[0], f"back in time: {last}, then {now}"
+        counts["different"] += now != last
+        counts["states"] += 1
+        last = now
+        if held:
+            verify_state(held)  # what was looked at before goes on to show its moment
+            counts["held"] += 1
+        held = episodes if generator.random() < 0.5 else []
+    return counts
+
+
+def memory() -> str | None:
+    """A folder in memory, where a change of files takes no time to sync; None where there is none."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def follow_changes(readers: int, states: int, seed: int, *, parent: str | None = None) -> dict[str, int]:
+    """One writer that changes all there is, and several readers; returns how much was seen.
+
+    Raises:
+        ChildError: a reader saw half of a change, or anybody died.
+    """
+    with tempfile.TemporaryDirectory(dir=parent) as inside:
+        folder, stop = Path(inside) / "buffer", Flag()
+        with ReplayBuffer(folder, fields={**FIELDS, "label": "int64"}, meta_fields=META):
+            pass
+        return _follow(
+            folder,
+            stop,
+            lambda: _write_changes(folder, stop, f"{seed} writer"),
+            [_reading(_read_changes, folder, f"{seed} {k}", -(-states // readers)) for k in range(readers)],
+        )
+
+
+RINGS: dict[str, dict[str, Any]] = {
+    "max_steps=2000": {"max_steps": 2000},
+    "max_steps=120": {"max_steps": 120},
+    "max_episodes=8": {"max_episodes": 8},
+    "both": {"max_episodes": 30, "max_steps": 200},
+}
+
+
+def table(rounds: int, seed: int) -> tuple[list[str], list[str]]:
+    """The long rounds, as lines of a table, and what went wrong."""
+    lines, wrong = [], []
+    work: dict[str, Callable[[], dict[str, int]]] = {
+        f"ring, {name}": lambda options=options: follow_ring(3, 120 * rounds, seed, **options)  # type: ignore[misc]
+        for name, options in RINGS.items()
+    }
+    work["changes"] = lambda: follow_changes(3, 30 * rounds, seed)
+    work["changes, in memory"] = lambda: follow_changes(3, 120 * rounds, seed, parent=memory())
+    for name, follow in work.items():
+        begin = time.monotonic()
+        try:
+            counts = follow()
+        except AssertionError as error:
+            wrong.append(f"live, {name}: {error}")
+            counts = {}
+        seconds = time.monotonic() - begin
+        text = json.dumps(counts).strip("{}").replace('"', "")
+        lines.append(f"read live: {name:<22} {seconds:>6.0f} s  {text or 'WRONG'}")
+    return lines, wrong

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from gym_replay.buffer.storage.fields import (
     stack_episodes,
     to_array,
 )
-from gym_replay.buffer.storage.layout import Metadata
+from gym_replay.buffer.storage.layout import METADATA, Metadata
 from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.buffer.storage.names import check_distinct, check_field_name
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot, has_buffer
@@ -35,6 +35,7 @@ from gym_replay.errors import (
     BufferClosedError,
     BufferNotFoundError,
     ConfigMismatchError,
+    CorruptBufferError,
     EpisodeStateError,
     FieldError,
     ReadOnlyError,
@@ -43,6 +44,7 @@ from gym_replay.errors import (
 if TYPE_CHECKING:
     import gymnasium as gym
 
+_T = TypeVar("_T")
 _DURABILITIES = ("process", "power")
 
 
@@ -239,26 +241,33 @@ class ReplayBuffer(Readable):
             raise FieldError(f"{self._folder}: no {part} is stored; the buffer was not made by RecordToBuffer")
         return environment[part]
 
+    def _decoded(self, part: str, decode: Callable[[Any], _T]) -> _T:
+        value = self._environment(part)
+        try:
+            return decode(value)
+        except CorruptBufferError as error:
+            raise CorruptBufferError(f"{self._folder / METADATA}: 'environment': {error}") from None
+
     @property
     def observation_space(self) -> gym.Space[Any]:
         """The recorded environment's observation space."""
         from gym_replay.buffer.env_spaces import space_from_json
 
-        return space_from_json(self._environment("observation_space"))
+        return self._decoded("observation_space", space_from_json)
 
     @property
     def action_space(self) -> gym.Space[Any]:
         """The recorded environment's action space."""
         from gym_replay.buffer.env_spaces import space_from_json
 
-        return space_from_json(self._environment("action_space"))
+        return self._decoded("action_space", space_from_json)
 
     @property
     def env_spec(self) -> Any:
         """The recorded environment's ``EnvSpec``, without what could not be kept."""
         from gym_replay.buffer.env_spec import spec_from_json
 
-        return spec_from_json(self._environment("env_spec"))
+        return self._decoded("env_spec", spec_from_json)
 
     def make_env(self, **kwargs: Any) -> gym.Env[Any, Any]:
         """Make the recorded environment anew from the id under which it is registered here.
@@ -268,7 +277,7 @@ class ReplayBuffer(Readable):
         """
         from gym_replay.buffer.env_spec import make_env
 
-        return make_env(self._environment("env_spec"), **kwargs)
+        return self._decoded("env_spec", lambda spec: make_env(spec, **kwargs))
 
     # --- writing ---
 

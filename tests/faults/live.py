@@ -160,6 +160,9 @@ def follow_ring(readers: int, batches: int, seed: int, **options: Any) -> dict[s
 
 def _reading(read: Callable[..., dict[str, int]], *arguments: Any) -> Callable[[], dict[str, int]]:
     def work() -> dict[str, int]:
+        import torch
+
+        torch.set_num_threads(1)  # a forked child has none of the threads that torch may have started
         warnings.simplefilter("error")
         return read(*arguments)
 
@@ -169,9 +172,6 @@ def _reading(read: Callable[..., dict[str, int]], *arguments: Any) -> Callable[[
 def _follow(
     folder: Path, stop: Flag, write: Callable[[], dict[str, int]], readings: list[Callable[[], dict[str, int]]]
 ) -> dict[str, int]:
-    import torch
-
-    torch.set_num_threads(1)  # a forked child has none of the threads that torch may have started
     writer = children.Child(write)
     total: dict[str, int] = {}
     readers = [children.Child(reading) for reading in readings]
@@ -330,7 +330,7 @@ def table(rounds: int, seed: int) -> tuple[list[str], list[str]]:
         for name, options in RINGS.items()
     }
     work["changes"] = lambda: follow_changes(3, 30 * rounds, seed)
-    work["changes, in memory"] = lambda: follow_changes(3, 120 * rounds, seed, parent=memory())
+    work["changes, in memory"] = lambda: follow_changes(3, 30 * rounds, seed, parent=memory())
     for name, follow in work.items():
         begin = time.monotonic()
         try:
@@ -340,5 +340,5 @@ def table(rounds: int, seed: int) -> tuple[list[str], list[str]]:
             counts = {}
         seconds = time.monotonic() - begin
         text = json.dumps(counts).strip("{}").replace('"', "")
-        lines.append(f"read live: {name:<22} {seconds:>6.0f} s  {text or 'WRONG'}")
+        lines.append(f"read live: {name:<20} {seconds:>6.0f} s  {text or 'WRONG'}")
     return lines, wrong

@@ -23,7 +23,7 @@ def test_no_torn_batch_from_a_ring(ring):
     assert counts["episodes"] > 200
 
 
-@pytest.mark.parametrize(("states", "in_memory"), [(1500, False), (4000, True)], ids=["disk", "memory"])
+@pytest.mark.parametrize(("states", "in_memory"), [(1000, False), (2500, True)], ids=["disk", "memory"])
 def test_changes_are_seen_whole(states, in_memory):
     counts = live.follow_changes(3, states, 1, parent=live.memory() if in_memory else None)
     assert counts["states"] >= states

@@ -201,19 +201,22 @@ class _Check:
 
     def _check_table(self) -> None:
         metadata, counters = self.metadata, self.counters
-        ids = np.arange(counters.first, counters.next, dtype=np.int64)
-        capacity = metadata.table_capacity
-        if capacity is not None and len(ids) > capacity:
-            self.fault(10, COUNTERS, f"{len(ids)} live episodes in a table of {capacity} slots")
-            ids = ids[-capacity:]
-        slots = slots_of(ids, counters.base, capacity)
         table = [table_path(name) for name in ("start", "length", "flags", "record_crc")]
         paths = [*table, *(meta_path(name) for name in metadata.meta_fields)]
         if any(path not in self._columns for path in paths):
             return
-        held = min(self._columns[path].capacity for path in paths)
-        if len(slots) and (missing := ids[slots >= held]).size:
-            self._bad_from(int(missing.min()), min(paths, key=lambda p: self._columns[p].capacity), "is missing")
+        capacity, count = metadata.table_capacity, counters.next - counters.first
+        if capacity is not None and count > capacity:
+            self.fault(10, COUNTERS, f"{count} live episodes in a table of {capacity} slots")
+        shortest = min(paths, key=lambda path: self._columns[path].capacity)
+        held = self._columns[shortest].capacity
+        # Ids are listed only as far as the table can hold them.
+        ids = np.arange(counters.first, min(counters.next, counters.first + held + 1), dtype=np.int64)
+        slots = slots_of(ids, counters.base, capacity)
+        if (missing := ids[slots >= held]).size:
+            self._bad_from(int(missing.min()), shortest, "is missing")
+        elif counters.next > counters.first + len(ids):
+            self._bad_from(counters.first + len(ids), shortest, "is missing")
         sound = slots < held
         ids, slots = ids[sound], slots[sound]
         starts, lengths, flags, crcs, *meta = (_gather(self._columns[path], slots) for path in paths)
@@ -331,7 +334,7 @@ def _give_up(folder: Path, metadata: Metadata, check: _Check) -> list[str]:
     dropped = []
     counters = Counters(folder, COUNTERS, writable=True)
     if (cut := check.bad_record) is not None:
-        dropped.append(f"episodes {_ranges(list(range(cut, counters.next)))}, from the first damaged record on")
+        dropped.append(f"episodes {cut}-{counters.next - 1}, from the first damaged record on")
         for name in ("summed", "first", "next"):
             counters.put(name, min(getattr(counters, name), cut))
     if bad := sorted(episode for episode in check.bad_episodes if episode < counters.next):

@@ -49,6 +49,12 @@ def _directory_beneath(folder: Path, parents: Sequence[str]) -> Iterator[int]:
         os.close(directory)
 
 
+def _make_directories_beneath(folder: Path, parents: Sequence[str]) -> None:
+    for depth, name in enumerate(parents):
+        with _directory_beneath(folder, parents[:depth]) as directory, contextlib.suppress(FileExistsError):
+            os.mkdir(name, dir_fd=directory)
+
+
 def open_beneath(folder: Path, relative: str, flags: int) -> int:
     """Open a file below ``folder`` without following a link on the way; the caller closes the descriptor.
 
@@ -98,6 +104,15 @@ def unlink_beneath(folder: Path, relative: str) -> None:
             raise
 
 
+def remove_empty_beneath(folder: Path, relative: str) -> None:
+    """Delete the directories above a file that has gone, as far as they are empty and below ``folder``."""
+    parents = relative.split("/")[:-1]
+    with contextlib.suppress(OSError):
+        for depth in range(len(parents), 0, -1):
+            with _directory_beneath(folder, parents[: depth - 1]) as directory:
+                os.rmdir(parents[depth - 1], dir_fd=directory)
+
+
 def encode_header(dtype: np.dtype[Any], shape: tuple[int, ...], rows: int) -> bytes:
     """The ``.npy`` header of ``rows`` rows. Its length does not depend on ``rows``: NumPy leaves room to grow."""
     stream = io.BytesIO()
@@ -135,6 +150,8 @@ def _check_header(descriptor: int, path: Path, dtype: np.dtype[Any], shape: tupl
             f"{path}: expected {dtype.name} rows of shape {shape}, got {found} rows of shape {full_shape[1:]}"
         )
     rows, row_nbytes = full_shape[0], dtype.itemsize * math.prod(shape)
+    if row_nbytes == 0 and rows * math.prod(max(size, 1) for size in shape) >= 1 << 59:
+        raise CorruptBufferError(f"{path}: {rows} rows of shape {shape} are more than any array can have")
     if row_nbytes:
         rows = min(rows, max(os.fstat(descriptor).st_size - length, 0) // row_nbytes)
     return rows, length
@@ -172,12 +189,12 @@ class Column:
             rows, self._offset = _check_header(self._descriptor, self.path, self.dtype, self.shape)
             self._rows = rows
             if rows == 0 or self._row_nbytes == 0:
-                empty = np.empty((rows, *self.shape), self.dtype)
-                empty.flags.writeable = False
-                return empty
+                return self._without_bytes(0)
             nbytes = self._offset + rows * self._row_nbytes
             try:
                 mapped = mmap.mmap(self._descriptor, nbytes, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise storage_error(error, self.path, nbytes) from error
             except ValueError:  # the writer has cut the file behind the committed rows since; measure it again
                 continue
             flat: npt.NDArray[Any] = np.frombuffer(mapped, self.dtype, rows * math.prod(self.shape), self._offset)
@@ -194,7 +211,15 @@ class Column:
             self._array = self._map()
             if rows > self._rows:
                 raise CorruptBufferError(f"{self.path}: expected at least {rows} rows, got {self._rows}")
-        return self._array[:rows]
+        return self._array[:rows] if self._row_nbytes else self._without_bytes(rows)
+
+    def _without_bytes(self, rows: int) -> npt.NDArray[Any]:
+        try:
+            empty = np.empty((rows, *self.shape), self.dtype)
+        except ValueError as error:
+            raise CorruptBufferError(f"{self.path}: {rows} rows of shape {self.shape}: {error}") from None
+        empty.flags.writeable = False
+        return empty
 
     def close(self) -> None:
         """Release the file; maps go when the last view of them goes."""
@@ -223,9 +248,11 @@ class ColumnWriter:
         path = folder / relative
         header = encode_header(dtype, shape, 0)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_directories_beneath(folder, relative.split("/")[:-1])
             descriptor = open_beneath(folder, relative, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         except OSError as error:
+            if error.errno in _LINK_ERRORS:
+                raise CorruptBufferError(f"{path}: expected a folder, reached through no links") from None
             raise storage_error(error, path, len(header)) from error
         try:
             write_at(descriptor, header, 0, path)

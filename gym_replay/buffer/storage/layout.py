@@ -9,6 +9,7 @@ between, or after the writer was killed in between, takes ``<name>.new`` where i
 from __future__ import annotations
 
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ import numpy as np
 
 from gym_replay.buffer.storage.columns import (
     open_beneath,
+    remove_empty_beneath,
     rename_beneath,
     storage_error,
     sync_descriptor,
@@ -186,7 +188,7 @@ def _take_fields(value: Mapping[str, Any], key: str, flag: str) -> tuple[dict[st
         shape = tuple(_take(entry, "shape", list))
         if len(shape) > 32 or any(type(size) is not int or not 0 <= size < 1 << 40 for size in shape):
             raise _Fault(f"{key!r}: shape {shape!r:.60} of {name!r}")
-        if int(np.prod([float(size) for size in shape])) > 1 << 33:
+        if math.prod(max(size, 1) for size in shape) > 1 << 33:
             raise _Fault(f"{key!r}: one row of {name!r} would have over {1 << 33} values")
         is_flagged = _take(entry, flag, bool)
         default = default_from_json(entry.get("default"))
@@ -245,6 +247,8 @@ def metadata_from_json(value: Any, path: Path) -> Metadata:
             raise _Fault(f"'pending': {unlisted[0]!r} is no file of this buffer")
         for old in metadata.obsolete:
             _check_obsolete(old)
+            if old in known:
+                raise _Fault(f"'obsolete': {old!r} is a file of this buffer")
     except (_Fault, FieldError) as fault:
         raise CorruptBufferError(f"{path}: {fault}") from None
     return metadata
@@ -292,20 +296,22 @@ def read_metadata_bytes(folder: Path) -> bytes:
 def parse_metadata(content: bytes, folder: Path) -> Metadata:
     """The metadata in the bytes of ``metadata.json``; raises as :func:`metadata_from_json` does."""
     path = folder / METADATA
-    if content.count(b"[") + content.count(b"{") > 1 and _depth(content) > _DEEPEST_METADATA:
-        raise CorruptBufferError(f"{path}: nested deeper than {_DEEPEST_METADATA} levels")
     try:
         value = json.loads(content, object_pairs_hook=_unique_object, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise CorruptBufferError(f"{path}: not valid JSON ({error})") from None
+    if _depth(value) > _DEEPEST_METADATA:
+        raise CorruptBufferError(f"{path}: nested deeper than {_DEEPEST_METADATA} levels")
     return metadata_from_json(value, path)
 
 
-def _depth(content: bytes) -> int:
-    # Brackets inside strings count too, which only makes the bound stricter for absurd names.
-    codes = np.frombuffer(content, np.uint8)
-    steps = ((codes == 0x5B) | (codes == 0x7B)).astype(np.int64) - ((codes == 0x5D) | (codes == 0x7D))
-    return int(np.cumsum(steps).max(initial=0))
+def _depth(value: Any) -> int:
+    """How deep objects and lists are nested, counted without recursion."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
 
 
 def read_metadata(folder: Path) -> Metadata:
@@ -354,19 +360,10 @@ def finish_switch(folder: Path, metadata: Metadata) -> Metadata:
             rename_beneath(folder, path + NEW, path.rpartition("/")[2])
     for path in metadata.obsolete:
         unlink_beneath(folder, path)
-        _remove_empty(folder, (folder / path).parent)
+        remove_empty_beneath(folder, path)
     settled = replace(metadata, revision=metadata.revision + 1, pending=(), obsolete=())
     write_metadata(folder, settled)
     return settled
-
-
-def _remove_empty(folder: Path, directory: Path) -> None:
-    while directory != folder:
-        try:
-            directory.rmdir()
-        except OSError:
-            return
-        directory = directory.parent
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -57,5 +57,9 @@ class WriterLock:
 
 def _read_holder(path: Path) -> int | None:
     with suppress(OSError, ValueError):
-        return int(path.read_text())
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return int(os.read(descriptor, 32))
+        finally:
+            os.close(descriptor)
     return None

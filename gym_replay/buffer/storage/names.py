@@ -24,6 +24,7 @@ Key = Any
 _UNSAFE = frozenset('./\\%:*?"<>|\x7f')
 _INVISIBLE = frozenset({"Cc", "Cs", "Cf", "Zl", "Zp"})
 _LONGEST = 150
+_LONGEST_NAME = 1000
 _KEPT = 100
 
 
@@ -157,6 +158,8 @@ def check_field_name(name: object) -> str:
         raise FieldError(f"field name {name!r}: expected a string, got {type(name).__name__}")
     if not name:
         raise FieldError("a field name must not be empty")
+    if len(name.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
+        raise FieldError(f"field name {name[:60]!r}...: expected at most {_LONGEST_NAME} bytes")
     for component in name.split("."):
         if not component:
             raise FieldError(f"field name {name!r}: a component between dots is empty")

@@ -226,14 +226,13 @@ class FolderReader:
         for _ in range(_ATTEMPTS):
             end = self.valid_end
             first = min(counters.first, end)
+            needed = self._slots_needed(first, end)
+            table = [
+                self._columns[table_path(name)].view(needed) for name in ("start", "length", "flags", "record_crc")
+            ]
             ids = np.arange(first, end, dtype=np.int64)
             slots = slots_of(ids, counters.base, metadata.table_capacity)
-            self._check_table_size(len(ids))
-            needed = int(slots.max()) + 1 if len(slots) else 0
-            starts, lengths, flags, crcs = (
-                self._columns[table_path(name)].view(needed)[slots]
-                for name in ("start", "length", "flags", "record_crc")
-            )
+            starts, lengths, flags, crcs = (column[slots] for column in table)
             fresh = ids >= self._checked
             found = self._crcs(ids[fresh], slots[fresh], starts[fresh], lengths[fresh], flags[fresh], needed)
             overtaken = counters.first
@@ -259,10 +258,16 @@ class FolderReader:
             return Snapshot(self, metadata, self._columns, counters, ids, slots, starts, lengths, flags, rows)
         raise EpisodeEvictedError(f"{self.folder}: episodes are evicted faster than the table can be read")
 
-    def _check_table_size(self, count: int) -> None:
-        capacity = self.metadata.table_capacity
-        if capacity is not None and count > capacity:
-            raise CorruptBufferError(f"{self.counters.path}: {count} live episodes in a table of {capacity} slots")
+    def _slots_needed(self, first: int, end: int) -> int:
+        """How many slots the table must have for these ids; nothing of that size is allocated before it is known."""
+        capacity, used = self.metadata.table_capacity, end - self.counters.base
+        if capacity is not None and end - first > capacity:
+            raise CorruptBufferError(
+                f"{self.counters.path}: {end - first} live episodes in a table of {capacity} slots"
+            )
+        if first == end:
+            return 0
+        return used if capacity is None else min(used, capacity)
 
     def _crcs(
         self,

@@ -1,0 +1,239 @@
+"""All that is done to one hostile folder, and what may come of it."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import functools
+import random
+import re
+import signal
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gym_replay
+from gym_replay import GymReplayError, ReplayBuffer, check_buffer
+from gym_replay.buffer.storage.layout import checksum_path, step_path
+
+from .attacks import Case
+from .guard import PACKAGE, difference, digest
+from .victims import Original, Site, original
+
+TIME_LIMIT = 10.0
+"""Seconds that each thing done with the folder may take."""
+
+
+def _place(error: BaseException) -> str:
+    """Where in the package an exception came from."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if str(PACKAGE) in frame.filename]
+    return f"{Path(own[-1].filename).name}:{own[-1].name}" if own else "the test itself"
+
+
+class Trial:
+    """All that is done to one folder; ``report`` takes the kind of message and its values."""
+
+    def __init__(self, case: Case, site: Site, repaired: Site, report: Callable[..., None], crash: Any) -> None:
+        self._crash = crash
+        self.case, self.site, self.report = case, site, report
+        self.folder, self.copy = site.folder, repaired.folder
+        self.victim = site.victim
+        self.served: dict[int, Original] = {}
+        self.differing: list[tuple[int, str]] = []
+        self.refused = self.warned = self.circular = False
+
+    def problem(self, cause: str, detail: str = "") -> None:
+        self.report("problem", cause, detail)
+
+    def attempt(self, phase: str, work: Callable[[], None]) -> bool:
+        """Do something; False where the package refused."""
+        self.report("phase", phase)
+        self._limit_time()
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                work()
+            self.warned = self.warned or (phase == "read" and any("left out" in str(w.message) for w in caught))
+        except GymReplayError as error:
+            self._check_message(error)
+            return False
+        except BaseException as error:
+            text = "".join(traceback.format_exception(type(error), error, error.__traceback__, limit=-6))
+            self.problem(f"{type(error).__name__} in {_place(error)}", text[-1500:])
+            return False
+        return True
+
+    def _limit_time(self) -> None:
+        """Have the stack written down, and the process killed, unless this is called again in time."""
+        faulthandler.dump_traceback_later(TIME_LIMIT * 0.95, file=self._crash)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
+
+    def _check_message(self, error: GymReplayError) -> None:
+        text = str(error)
+        about_files = (
+            gym_replay.CorruptBufferError,
+            gym_replay.UnsupportedFormatError,
+            gym_replay.NotABufferError,
+            gym_replay.BufferNotFoundError,
+        )
+        if isinstance(error, about_files) and not any(str(f) in text for f in (self.folder, self.copy)):
+            module = _place(error).partition(":")[0]
+            self.problem(f"{type(error).__name__} does not name the file, in {module}", text[:300])
+        if isinstance(error, gym_replay.BufferLockedError):
+            self.problem(f"BufferLockedError in {_place(error)}, though nobody writes", text[:300])
+        if len(text) > 3000:
+            self.problem(f"a message of over 3000 characters, in {_place(error)}", text[:300])
+
+    # --- the phases ---
+
+    def run(self) -> None:
+        before = digest(self.folder)
+        self.refused = not self.attempt("read", self._read)
+        if not self.refused:
+            self.attempt("load", self._load)
+            self.attempt("environment", self._environment)
+        self.report("outcome", "refused" if self.refused else "opened")
+        self.attempt("check", self._check)
+        if changes := difference(before, digest(self.folder)):
+            self.problem("reading and checking changed the folder", changes)
+        if self.case.kind == "nothing" and self.refused:
+            self.problem("a sound buffer was refused")
+        self.attempt("repair", self._repair)
+        if random.Random(self.case.name).random() < 0.7:
+            wrote = self.attempt("write", self._write)
+            if self.refused and wrote:
+                self.problem("a buffer that readers refuse was written to")
+            self.attempt("read after the write", functools.partial(self._read_again, self.folder))
+        self.attempt("overwrite", self._overwrite)
+
+    def _read(self) -> None:
+        with ReplayBuffer.from_folder(self.folder, read_only=True) as buffer:
+            for episode in buffer:
+                self.served[episode.id] = original(episode)
+                episode.copy()
+            repr(buffer)
+            buffer.refresh()
+            self.circular = buffer.circular
+        if self.case.kind == "nothing" and sorted(self.served) != sorted(self.victim.live):
+            self.problem(f"a sound buffer shows episodes {sorted(self.served)}")
+        if not self.site.forged:
+            self.differing = self._compare("read", self.served)
+
+    def _compare(self, phase: str, served: dict[int, Original]) -> list[tuple[int, str]]:
+        """Episodes and fields whose rows are not the original ones."""
+        differing = []
+        for episode, found in served.items():
+            expected = self.victim.episodes.get(episode)
+            if expected is None:
+                self.problem("an episode that never was", f"episode {episode}")
+                continue
+            for name, value in found.meta.items():
+                if name in expected.meta and value != expected.meta[name]:
+                    self.problem("meta values are not the original ones", f"episode {episode}, {name}")
+            for name, value in found.fields.items():
+                rows = expected.fields.get(name, value)
+                shared = min(len(rows), len(value))  # one row less where another schema says so
+                if rows[:shared] != value[:shared]:
+                    differing.append((episode, name))
+        return differing
+
+    def _load(self) -> None:
+        with ReplayBuffer.from_folder(self.folder, read_only=True) as buffer:
+            for options in ({"timestep_level": True}, {"n_steps": 2}, {}):
+                with contextlib.suppress(gym_replay.EmptyBufferError):
+                    next(iter(buffer.dataloader(4, **options)), None)
+
+    def _environment(self) -> None:
+        buffer = ReplayBuffer.from_folder(self.folder, read_only=True)
+        for name in ("observation_space", "action_space", "env_spec"):
+            self.attempt(f"environment ({name})", lambda name=name: repr(getattr(buffer, name)))
+        if self.case.kind == "environment":
+            self.report("phase", "environment (make_env)")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    buffer.make_env()
+                except MemoryError:
+                    raise
+                except Exception:  # an environment says in its own words what arguments it does not take
+                    return
+
+    def _check(self) -> None:
+        report = check_buffer(self.folder, progress=False)
+        str(report)
+        if self.refused and report.ok:
+            self.problem("finds nothing in a buffer that readers refuse", str(report))
+        if self.warned and report.ok:
+            self.problem("finds nothing where a reader warns of a damaged record", str(report))
+        if self.case.kind == "nothing" and not report.ok:
+            self.problem("faults in a sound buffer", str(report))
+        for episode, name in self.differing:
+            files = (step_path(name), checksum_path(name))
+            named = any(f.file in files and f.episode in (None, episode) for f in report.faults)
+            if not named and episode not in report.without_checksum:
+                self.problem("damaged rows that a reader serves are not named", f"{episode}, {name}: {report}")
+
+    def _repair(self) -> None:
+        check_buffer(self.copy, repair=True, progress=False)
+        self.attempt("check after the repair", self._check_repaired)
+        self.attempt("read after the repair", functools.partial(self._read_again, self.copy, repaired=True))
+
+    def _check_repaired(self) -> None:
+        report = check_buffer(self.copy, progress=False)
+        if not report.ok:
+            files = sorted({re.sub(r"\d+", "N", re.sub(r"^.*?: ", "", fault.message))[:80] for fault in report.faults})
+            self.problem(f"faults remain ({'; '.join(files)[:160]})", str(report)[:1000])
+
+    def _read_again(self, folder: Path, *, repaired: bool = False) -> None:
+        phase = "read after the repair" if repaired else "read after the write"
+        found: dict[int, Original] = {}
+        try:
+            with ReplayBuffer.from_folder(folder, read_only=True) as buffer:
+                found = {episode.id: original(episode) for episode in buffer}
+        except GymReplayError as error:
+            if repaired:
+                self.problem(f"{type(error).__name__} in {_place(error)}", str(error)[:500])
+            elif not self.refused:
+                self.problem(f"{type(error).__name__}, before it was served", str(error)[:500])
+            raise
+        if repaired:
+            if not self.site.forged:
+                for episode, name in self._compare(phase, found):
+                    if episode not in check_buffer(folder, progress=False).without_checksum:
+                        self.problem("damaged rows are served", f"episode {episode}, {name}")
+            return
+        if self.refused:
+            return
+        oldest = min(found, default=0)
+        for episode, content in self.served.items():
+            if (episode >= oldest or not self.circular) and found.get(episode) != content:
+                lost = "lost" if episode not in found else "changed"
+                self.problem(f"an episode that was served before is {lost}", f"episode {episode}")
+
+    def _store(self, buffer: ReplayBuffer) -> None:
+        fields = buffer.metadata.fields
+        if sum(info.nbytes for info in fields.values()) > 1 << 24:
+            return
+        arrays = {name: np.ones((2 + info.state, *info.shape), info.dtype) for name, info in fields.items()}
+        buffer.store_episode(**arrays)
+        newest = buffer.episode(-1)
+        for name, values in arrays.items():
+            if newest[name].tobytes() != values.tobytes():
+                self.problem("the episode just stored differs", name)
+
+    def _write(self) -> None:
+        with ReplayBuffer.from_folder(self.folder) as buffer:
+            self._store(buffer)
+
+    def _overwrite(self) -> None:
+        fields = {"deep.reward": "float64", "observation": gym_replay.Field("float32", (2,), state=True)}
+        with ReplayBuffer(self.folder, fields=fields, overwrite=True) as buffer:
+            self._store(buffer)
+        report = check_buffer(self.folder, progress=False)
+        if not report.ok:
+            self.problem("the new buffer has faults", str(report)[:1000])

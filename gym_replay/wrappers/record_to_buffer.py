@@ -249,9 +249,19 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
 
         Raises:
             StorageError: the disk has no room for the episode; nothing is closed yet, so that ``close`` can be called
-                again once there is.
+                again once there is. ``env.buffer.release()`` gives the episode up.
         """
-        self._end_episode()
+        refused = False
+        try:
+            self._end_episode()
+        except StorageError:
+            refused = True
+            raise
+        finally:
+            if not refused:
+                self._close_all()
+
+    def _close_all(self) -> None:
         try:
             if self._owns_buffer:
                 self._buffer.release()

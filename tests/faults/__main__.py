@@ -11,7 +11,10 @@ from . import full_disk, hostile, live
 from .kill import SCENARIOS, rounds
 
 HOSTILE = "hostile folders"
-TABLES = {"full disk": full_disk.table, "live readers": live.table}
+TABLES = {
+    "full disk": lambda rounds, seed: full_disk.table(max(rounds // 3, 1), seed),
+    "live readers": live.table,
+}
 CASES_A_ROUND = 20
 
 

@@ -577,3 +577,17 @@ def test_a_field_added_later_takes_its_default_in_what_is_recorded_after(tmp_pat
     play(env, 1)
     env.close()
     assert [set(episode["advantage"].tolist()) for episode in env.buffer] == [{-1.0}] * 3
+
+
+def test_close_closes_the_environment_whatever_becomes_of_the_episode(tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(Nested, "close", lambda self: closed.append(True))
+    env = RecordToBuffer(Nested(), tmp_path)
+    env.reset()
+    env.step(env.action_space.sample())
+    monkeypatch.setattr(env._running, "end", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        env.close()
+    assert closed
+    with ReplayBuffer.from_folder(tmp_path) as other:
+        other.clear()  # the lock was let go

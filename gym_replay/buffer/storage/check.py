@@ -83,6 +83,11 @@ class CheckReport:
         """Whether nothing is wrong."""
         return not self.faults
 
+    @property
+    def verified(self) -> bool:
+        """Whether nothing is wrong, and every live episode was compared with its checksums."""
+        return self.ok and not self.without_checksum
+
     def __str__(self) -> str:
         verdict = "no faults" if self.ok else f"{len(self.faults)} faults"
         lines = [f"{self.folder}: {self.num_episodes} episodes, {self.num_checked} compared with checksums, {verdict}"]

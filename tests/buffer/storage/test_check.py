@@ -172,6 +172,7 @@ def test_episodes_without_checksums_are_named(tmp_path):
     assert none.ok
     assert some.ok
     assert all_.ok
+    assert [report.verified for report in (none, some, all_)] == [False, False, True]
     assert (none.num_episodes, none.num_checked, none.without_checksum) == (4, 0, [0, 1, 2, 3])
     assert (some.num_episodes, some.num_checked, some.without_checksum) == (5, 3, [4, 5])
     assert (all_.num_episodes, all_.num_checked, all_.without_checksum) == (5, 5, [])

@@ -88,7 +88,8 @@ class Guard:
         real = os.path.normpath(real)
         if any(real == allowed or real.startswith(allowed + "/") for allowed in self._allowed):
             return
-        writes = event != "open" or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        reads = event in ("open", "os.listdir", "os.scandir")
+        writes = not reads or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         if real.startswith(_DEVICES) or (not writes and f"{real}/".startswith(_READABLE)):
             return
         self._say(event, f"{name} is {real}" if real != name else name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -199,7 +200,7 @@ def to_array(value: Any, name: str) -> npt.NDArray[Any]:
         raise FieldError(f"field {name!r}: expected numbers, got a masked array; pass value.filled(...)")
     else:
         try:
-            array = _tensor_to_array(value) if hasattr(value, "detach") else np.asarray(_without_tensors(value))
+            array = _tensor_to_array(value) if hasattr(value, "detach") else _list_to_array(value)
             if array.dtype == np.float64 and isinstance(value, (list, tuple)):
                 array = _exact_integers(value, array)
         except (TypeError, ValueError, RuntimeError, OverflowError, NotImplementedError) as error:
@@ -215,6 +216,16 @@ def _tensor_to_array(tensor: Any) -> npt.NDArray[Any]:
         tensor = tensor.float()  # exact: bfloat16 is the upper half of a float32
     array: npt.NDArray[Any] = tensor.resolve_conj().resolve_neg().numpy()
     return array
+
+
+def _list_to_array(value: Any) -> npt.NDArray[Any]:
+    first = value
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    if not hasattr(first, "detach"):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            return np.asarray(value)
+    return np.asarray(_without_tensors(value))
 
 
 def _without_tensors(value: Any) -> Any:

@@ -297,7 +297,7 @@ def parse_metadata(content: bytes, folder: Path) -> Metadata:
     """The metadata in the bytes of ``metadata.json``; raises as :func:`metadata_from_json` does."""
     path = folder / METADATA
     try:
-        value = json.loads(content, object_pairs_hook=_unique_object, parse_constant=_refuse_constant)
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_object, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise CorruptBufferError(f"{path}: not valid JSON ({error})") from None
     if _depth(value) > _DEEPEST_METADATA:

@@ -249,6 +249,9 @@ class _Check:
         for one, other in _overlaps(starts, starts + rows):
             pair = f"episodes {ids[one]} and {ids[other]} share rows"
             self.fault(3, table_path("start"), pair, int(max(ids[one], ids[other])))
+        for episode in [] if metadata.circular else ids[1:][np.diff(starts) < 0].tolist():
+            if episode not in self.bad_episodes:
+                self.fault(3, table_path("start"), f"episode {episode} lies before an older one", episode)
         for name in metadata.fields:
             column = self._columns.get(step_path(name))
             if column is None:

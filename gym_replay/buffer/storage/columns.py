@@ -86,6 +86,8 @@ def rename_beneath(folder: Path, relative: str, new_name: str) -> None:
     *parents, name = relative.split("/")
     try:
         with _directory_beneath(folder, parents) as directory:
+            if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                raise CorruptBufferError(f"{folder / relative}: expected a plain file")
             os.replace(name, new_name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError as error:
         if error.errno in _LINK_ERRORS:

@@ -92,7 +92,7 @@ class Counters:
     def check(self) -> None:
         """Raise CorruptBufferError where the counters contradict one another."""
         values = dict(zip(_NAMES, self._values.tolist(), strict=True))
-        if not 0 <= values["base"] <= values["first"] <= values["next"] < 1 << 62 or not (
+        if not 0 <= values["base"] <= values["first"] <= values["next"] < 1 << 61 or not (
             values["base"] <= values["summed"] <= values["next"]
         ):
             raise CorruptBufferError(f"{self.path}: the counters contradict one another: {values}")

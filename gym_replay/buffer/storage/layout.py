@@ -50,7 +50,7 @@ TABLE_DTYPES: dict[str, np.dtype[Any]] = {
 }
 """The columns of the episode table, beside the meta fields."""
 
-_LARGEST_METADATA = 1 << 26
+_LARGEST_METADATA = 1 << 24
 _DEEPEST_METADATA = 60
 
 
@@ -238,6 +238,8 @@ def metadata_from_json(value: Any, path: Path) -> Metadata:
             pending=_take_strings(value, "pending"),
             obsolete=_take_strings(value, "obsolete"),
         )
+        if not 0 <= metadata.revision < 1 << 61:
+            raise _Fault(f"'revision': expected a number from 0 on, got {str(metadata.revision)[:30]}")
         if not fields:
             raise _Fault("'fields': a buffer has at least one")
         if metadata.circular and metadata.table_capacity is None:
@@ -298,7 +300,7 @@ def parse_metadata(content: bytes, folder: Path) -> Metadata:
     path = folder / METADATA
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_object, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise CorruptBufferError(f"{path}: not valid JSON ({error})") from None
     if _depth(value) > _DEEPEST_METADATA:
         raise CorruptBufferError(f"{path}: nested deeper than {_DEEPEST_METADATA} levels")
@@ -381,7 +383,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def current_path(folder: Path, metadata: Metadata, path: str) -> str:
     """The path under which a file's present content lies."""
-    return path + NEW if path in metadata.pending and (folder / (path + NEW)).exists() else path
+    return path + NEW if path in metadata.pending and os.path.lexists(folder / (path + NEW)) else path
 
 
 def foreign_files(folder: Path) -> list[str]:

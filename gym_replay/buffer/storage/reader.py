@@ -30,6 +30,7 @@ from gym_replay.buffer.storage.layout import (
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError, EpisodeEvictedError
 
 _ATTEMPTS = 200
+_PENDING_ATTEMPTS = 30
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ class FolderReader:
                 revision = counters.revision
             except CorruptBufferError:
                 # A writer that switches files at this moment explains a missing one: then the metadata changes.
-                if attempt + 1 < _ATTEMPTS and (metadata.pending or read_metadata_bytes(self.folder) != content):
+                changed = read_metadata_bytes(self.folder) != content
+                if attempt + 1 < _ATTEMPTS and (changed or (metadata.pending and attempt < _PENDING_ATTEMPTS)):
                     time.sleep(0.0001 * attempt)
                     continue
                 raise
@@ -267,7 +269,10 @@ class FolderReader:
             )
         if first == end:
             return 0
-        return used if capacity is None else min(used, capacity)
+        if capacity is None:
+            return used
+        wraps = (used - 1) // capacity != (first - self.counters.base) // capacity
+        return capacity if wraps else (used - 1) % capacity + 1
 
     def _crcs(
         self,

@@ -224,7 +224,7 @@ class _Check:
             self._bad_from(counters.first + len(ids), shortest, "is missing")
         sound = slots < held
         ids, slots = ids[sound], slots[sound]
-        starts, lengths, flags, crcs, *meta = (_gather(self._columns[path], slots) for path in paths)
+        starts, lengths, flags, crcs, *meta = (self._columns[path].read_scattered(slots) for path in paths)
         found = record_crcs(ids, starts, lengths, flags, meta) if len(ids) else np.empty(0, np.uint32)
         if (wrong := ids[found != crcs]).size:
             self._bad_from(int(wrong[0]), table_path("record_crc"), "does not match its check value")
@@ -274,7 +274,7 @@ class _Check:
                 if len(slots) and int(slots.max()) >= sums.capacity:
                     self.fault(9, checksum_path(name), "checksums that should be there are missing", name=name)
                     continue
-                stored = _gather(sums, slots)
+                stored = sums.read_scattered(slots)
                 for part in _parts(rows * max(column.row_nbytes, 1)):
                     wrong = row_checksums(column, starts[part], rows[part]) != stored[part]
                     for episode in ids[part][wrong].tolist():
@@ -291,13 +291,6 @@ def _overlaps(starts: Ints, ends: Ints) -> Iterable[tuple[int, int]]:
     furthest = np.maximum.accumulate(np.where(ends[order] == reached, np.arange(len(order)), 0))
     late = np.flatnonzero(starts[order][1:] < reached[:-1]) + 1
     return zip(order[furthest[late - 1]].tolist(), order[late].tolist(), strict=True)
-
-
-def _gather(column: ColumnWriter, slots: Ints) -> npt.NDArray[Any]:
-    if len(slots) == 0:
-        return np.empty((0, *column.shape), column.dtype)
-    low = int(slots.min())
-    return column.read_array(low, int(slots.max()) + 1 - low)[slots - low]
 
 
 def _parts(nbytes: Ints) -> Iterable[slice]:
@@ -343,8 +336,7 @@ def _give_up(folder: Path, metadata: Metadata, check: _Check) -> list[str]:
     counters = Counters(folder, COUNTERS, writable=True)
     if (cut := check.bad_record) is not None:
         dropped.append(f"episodes {cut}-{counters.next - 1}, from the first damaged record on")
-        for name in ("summed", "first", "next"):
-            counters.put(name, min(getattr(counters, name), cut))
+        counters.cut(cut)
     if bad := sorted(episode for episode in check.bad_episodes if episode < counters.next):
         dropped.append(f"episodes {_ranges(bad)}, whose rows are damaged")
         _delete(folder, metadata, counters, bad)

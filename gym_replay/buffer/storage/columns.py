@@ -342,6 +342,13 @@ class ColumnWriter:
         """The rows as an array ``(rows, *shape)`` of its own."""
         return np.frombuffer(self.read(row, rows), self.dtype).reshape(rows, *self.shape)
 
+    def read_scattered(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """The given rows, in their order, ``(len(rows), *shape)``; all between them are read in one piece."""
+        if len(rows) == 0:
+            return np.empty((0, *self.shape), self.dtype)
+        low = int(rows.min())
+        return self.read_array(low, int(rows.max()) + 1 - low)[rows - low]
+
     def reserve(self, rows: int) -> None:
         """Make the file ``rows`` rows long at least: extend it, then say so in the header."""
         if rows <= self.capacity:

@@ -80,6 +80,11 @@ class Counters:
         """Store one counter."""
         self._values[_NAMES.index(name)] = value
 
+    def cut(self, episode_id: int) -> None:
+        """Let go of an episode and all after it."""
+        for name in ("summed", "first", "next"):
+            self.put(name, min(getattr(self, name), episode_id))
+
     def sync(self) -> None:
         """Have the counters on the disk before returning."""
         self._map.flush()

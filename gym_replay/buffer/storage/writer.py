@@ -144,8 +144,7 @@ class FolderWriter:
 
     def _give_up_from(self, episode_id: int) -> None:
         """Let go of a damaged record and all after it."""
-        for name in ("summed", "first", "next"):
-            self.counters.put(name, min(getattr(self.counters, name), episode_id))
+        self.counters.cut(episode_id)
         self._may_cut = False
         self.metadata = replace(self.metadata, revision=self.metadata.revision + 1)  # readers start anew
         write_metadata(self.folder, self.metadata)
@@ -160,11 +159,7 @@ class FolderWriter:
         return slot if capacity is None else slot % capacity
 
     def _gather(self, name: str, slots: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        column = self._table[name]
-        if len(slots) == 0:
-            return np.empty(0, column.dtype)
-        low = int(slots.min())
-        return column.read_array(low, int(slots.max()) + 1 - low)[slots - low]
+        return self._table[name].read_scattered(slots)
 
     @property
     def is_settled(self) -> bool:

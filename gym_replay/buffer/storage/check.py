@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,15 @@ from tqdm.auto import tqdm
 
 from gym_replay.buffer.storage.checksums import row_checksums
 from gym_replay.buffer.storage.columns import ColumnWriter, open_beneath
-from gym_replay.buffer.storage.episodes import COMPLETE, DELETED, HAS_FINAL, Counters, record_crcs, slots_of
+from gym_replay.buffer.storage.episodes import (
+    COMPLETE,
+    DELETED,
+    HAS_FINAL,
+    Counters,
+    record_crcs,
+    record_runs,
+    slots_of,
+)
 from gym_replay.buffer.storage.layout import (
     COUNTERS,
     METADATA,
@@ -201,38 +210,50 @@ class _Check:
         try:
             with os.fdopen(open_beneath(self.folder, actual, os.O_RDONLY), "rb"):
                 np.load(self.folder / actual, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, GymReplayError) as error:
-            self.fault(1, path, f"numpy.load cannot map it: {error}")
+        except (OSError, ValueError, OverflowError, EOFError, GymReplayError) as error:
+            if getattr(error, "errno", None) != errno.ENOMEM:  # for want of address space here, not a fault of the file
+                self.fault(1, path, f"numpy.load cannot map it: {error}")
 
     def _check_table(self) -> None:
         metadata, counters = self.metadata, self.counters
-        table = [table_path(name) for name in ("start", "length", "flags", "record_crc")]
-        paths = [*table, *(meta_path(name) for name in metadata.meta_fields)]
+        paths = [*map(table_path, TABLE_DTYPES), *map(meta_path, metadata.meta_fields)]
         if any(path not in self._columns for path in paths):
             return
         capacity, count = metadata.table_capacity, counters.next - counters.first
         if capacity is not None and count > capacity:
-            self.fault(10, COUNTERS, f"{count} live episodes in a table of {capacity} slots")
+            self.bad_record = counters.first + capacity
+            self.fault(10, COUNTERS, f"{count} live episodes in a table of {capacity} slots", self.bad_record)
+        end = counters.next if self.bad_record is None else self.bad_record
         shortest = min(paths, key=lambda path: self._columns[path].capacity)
         held = self._columns[shortest].capacity
-        # Ids are listed only as far as the table can hold them.
-        ids = np.arange(counters.first, min(counters.next, counters.first + held + 1), dtype=np.int64)
-        slots = slots_of(ids, counters.base, capacity)
-        if (missing := ids[slots >= held]).size:
-            self._bad_from(int(missing.min()), shortest, "is missing")
-        elif counters.next > counters.first + len(ids):
-            self._bad_from(counters.first + len(ids), shortest, "is missing")
-        sound = slots < held
-        ids, slots = ids[sound], slots[sound]
-        starts, lengths, flags, crcs, *meta = (self._columns[path].read_scattered(slots) for path in paths)
-        found = record_crcs(ids, starts, lengths, flags, meta) if len(ids) else np.empty(0, np.uint32)
-        if (wrong := ids[found != crcs]).size:
-            self._bad_from(int(wrong[0]), table_path("record_crc"), "does not match its check value")
+        runs = []
+        for ids, slot in record_runs(counters.first, end, counters.base, capacity, metadata.record_nbytes):
+            present = min(max(held - slot, 0), len(ids))
+            run = ids[:present], *(self._columns[path].read_array(slot, present) for path in paths)
+            sound = self._first_bad(*run)
+            runs.append((ids[:sound], np.arange(slot, slot + sound), *(values[:sound] for values in run[1:4])))
+            if sound < present:
+                self._bad_from(int(ids[sound]), table_path("record_crc"), "does not match its check value")
+            elif present < len(ids):
+                self._bad_from(int(ids[present]), shortest, "is missing")
+            if sound < len(ids):
+                break
+        if runs:
+            self._check_records(*map(np.concatenate, zip(*runs, strict=True)))
+
+    def _first_bad(self, ids: Ints, starts: Ints, lengths: Ints, flags: Any, crcs: Any, *meta: Any) -> int:
+        """How many records there are before the first one that does not match its check value."""
+        if len(ids) == 0:
+            return 0
+        wrong = record_crcs(ids, starts, lengths, flags, meta) != crcs
+        return int(np.argmax(wrong)) if wrong.any() else len(ids)
+
+    def _check_records(self, ids: Ints, slots: Ints, starts: Ints, lengths: Ints, flags: npt.NDArray[np.uint8]) -> None:
         impossible = (lengths < 1) | (starts < 0) | (lengths >= 1 << 60) | (starts >= 1 << 60)
-        for episode in ids[impossible & (found == crcs)].tolist():
+        for episode in ids[impossible].tolist():
             self._bad_from(episode, table_path("length"), "has a negative start or no transition")
         unknown = flags & np.uint8(255 - HAS_FINAL - COMPLETE - DELETED)
-        for episode in ids[(unknown != 0) & (found == crcs) & ((flags & DELETED) == 0)].tolist():
+        for episode in ids[(unknown != 0) & ((flags & DELETED) == 0)].tolist():
             self.fault(10, table_path("flags"), f"episode {episode} has unknown flags", episode)
         keep = ~impossible & (ids < (self.bad_record if self.bad_record is not None else 1 << 62))
         self._check_rows(ids[keep], slots[keep], starts[keep], lengths[keep], flags[keep])

@@ -149,7 +149,7 @@ def _check_header(descriptor: int, path: Path, dtype: np.dtype[Any], shape: tupl
     found, full_shape, length = _decode_header(descriptor, path)
     if found != dtype or full_shape[1:] != shape:
         raise CorruptBufferError(
-            f"{path}: expected {dtype.name} rows of shape {shape}, got {found} rows of shape {full_shape[1:]}"
+            f"{path}: expected {dtype.name} rows of shape {shape}, got {found} rows of shape {full_shape[1:]!r:.100}"
         )
     rows, row_nbytes = full_shape[0], dtype.itemsize * math.prod(shape)
     if row_nbytes == 0 and rows * math.prod(max(size, 1) for size in shape) >= 1 << 59:
@@ -180,15 +180,19 @@ class Column:
         except FileNotFoundError:
             raise CorruptBufferError(f"{self.path}: the file is missing") from None
         try:
-            self._array = self._map()
+            self._array = self._map(0)
         except BaseException:
             self.close()
             raise
 
-    def _map(self) -> npt.NDArray[Any]:
+    def _map(self, needed: int) -> npt.NDArray[Any]:
+        """All rows that the file has, or ``needed`` ones where the address space does not take them all."""
         # A map may reach past the committed rows; only committed ones, which are fully written, are ever touched.
+        whole_is_too_much = False
         for _ in range(_ATTEMPTS):
             rows, self._offset = _check_header(self._descriptor, self.path, self.dtype, self.shape)
+            if whole_is_too_much:
+                rows = min(rows, needed)
             self._rows = rows
             if rows == 0 or self._row_nbytes == 0:
                 return self._without_bytes(0)
@@ -196,6 +200,9 @@ class Column:
             try:
                 mapped = mmap.mmap(self._descriptor, nbytes, access=mmap.ACCESS_READ)
             except OSError as error:
+                if error.errno == errno.ENOMEM and not whole_is_too_much:
+                    whole_is_too_much = True
+                    continue
                 raise storage_error(error, self.path, nbytes) from error
             except ValueError:  # the writer has cut the file behind the committed rows since; measure it again
                 continue
@@ -210,7 +217,7 @@ class Column:
             CorruptBufferError: the file holds fewer rows.
         """
         if rows > self._rows:
-            self._array = self._map()
+            self._array = self._map(rows)
             if rows > self._rows:
                 raise CorruptBufferError(f"{self.path}: expected at least {rows} rows, got {self._rows}")
         return self._array[:rows] if self._row_nbytes else self._without_bytes(rows)

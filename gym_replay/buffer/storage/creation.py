@@ -26,6 +26,7 @@ def check_config(metadata: Metadata) -> None:
     """Raise FieldError where a buffer of this config cannot be created."""
     if not metadata.fields:
         raise FieldError("a new buffer needs fields=..., for example fields={'state': ('float', 4), 'reward': 'float'}")
+    metadata.check_sizes()
     if metadata.circular and metadata.table_capacity is None:
         raise FieldError("circular=True needs max_episodes or max_steps: a ring has a size")
     for name in ("max_episodes", "max_timesteps", "max_steps"):

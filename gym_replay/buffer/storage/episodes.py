@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +133,25 @@ def slots_of(ids: npt.NDArray[np.int64], base: int, capacity: int | None) -> npt
     """The table slot of each id: ``(id - base) mod capacity``."""
     slots = ids - base
     return slots if capacity is None else slots % capacity
+
+
+RECORDS_AT_ONCE = 1 << 15
+"""Records that are read in one piece, at most."""
+
+
+def record_runs(
+    first: int, end: int, base: int, capacity: int | None, record_nbytes: int
+) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
+    """The ids from ``first`` to ``end - 1`` in runs whose records lie side by side, each with its first slot.
+
+    Whoever reads a table run by run, and stops at the first damaged record, allocates no more than the sound records
+    take, whatever the counters say.
+    """
+    longest = max(min(RECORDS_AT_ONCE, (1 << 24) // max(record_nbytes, 1)), 1)
+    while first < end:
+        slot = first - base if capacity is None else (first - base) % capacity
+        until = min(end, first + longest)
+        if capacity is not None:
+            until = min(until, first + capacity - slot)
+        yield np.arange(first, until, dtype=np.int64), slot
+        first = until

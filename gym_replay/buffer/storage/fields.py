@@ -44,7 +44,7 @@ def parse_dtype(dtype: Any) -> np.dtype[Any]:
         except (TypeError, ValueError):
             name = repr(dtype)
     if name not in _DTYPES:
-        raise FieldError(f"dtype {dtype!r}: expected one of {', '.join(_DTYPES)}")
+        raise FieldError(f"dtype {dtype!r:.60}: expected one of {', '.join(_DTYPES)}")
     parsed: np.dtype[Any] = np.dtype(_DTYPES[name]).newbyteorder("<")
     return parsed
 
@@ -55,7 +55,7 @@ def _parse_shape(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, (tuple, list)) or not all(
         isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= 0 for size in shape
     ):
-        raise FieldError(f"shape {shape!r}: expected a tuple of sizes, none of them negative")
+        raise FieldError(f"shape {shape!r:.60}: expected a tuple of sizes, none of them negative")
     return tuple(int(size) for size in shape)
 
 
@@ -181,11 +181,11 @@ def default_from_json(value: Any) -> Any:
         return [default_from_json(item) for item in value]
     if isinstance(value, str):
         if value not in ("nan", "inf", "-inf"):
-            raise FieldError(f"default {value!r}: expected a number")
+            raise FieldError(f"default {value!r:.60}: expected a number")
         return float(value)
     if value is None or isinstance(value, (bool, int, float)):
         return value
-    raise FieldError(f"default {value!r}: expected a number or nested lists of numbers")
+    raise FieldError(f"default {value!r:.60}: expected a number or nested lists of numbers")
 
 
 def to_array(value: Any, name: str) -> npt.NDArray[Any]:

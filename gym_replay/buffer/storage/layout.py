@@ -52,6 +52,9 @@ TABLE_DTYPES: dict[str, np.dtype[Any]] = {
 
 _LARGEST_METADATA = 1 << 24
 _DEEPEST_METADATA = 60
+_MOST_CONTAINERS = 200_000
+_MOST_MEMBERS = 500_000
+_LARGEST_RECORD = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,21 @@ class Metadata:
     def has_state(self) -> bool:
         """Whether an episode of T transitions takes T+1 rows."""
         return any(info.state for info in self.fields.values())
+
+    @property
+    def record_nbytes(self) -> int:
+        """Bytes of one episode's record, its meta values included."""
+        own = sum(dtype.itemsize for dtype in TABLE_DTYPES.values())
+        return own + sum(info.nbytes for info in self.meta_fields.values())
+
+    def check_sizes(self) -> None:
+        """Raise FieldError where one episode's record is larger than a table is meant for."""
+        if self.record_nbytes > _LARGEST_RECORD:
+            largest = max(self.meta_fields, key=lambda name: self.meta_fields[name].nbytes)
+            raise FieldError(
+                f"meta field {largest!r}: the meta fields of one episode take {self.record_nbytes} bytes, more than "
+                f"{_LARGEST_RECORD}; store what is this large as a field of the steps"
+            )
 
     @property
     def table_capacity(self) -> int | None:
@@ -165,7 +183,7 @@ def _take(value: Mapping[str, Any], key: str, *types: type) -> Any:
 def _take_limit(value: Mapping[str, Any], key: str) -> int | None:
     limit = _take(value, key, int, type(None))
     if limit is not None and not 1 <= limit < 1 << 62:
-        raise _Fault(f"{key!r}: expected a positive number, got {limit}")
+        raise _Fault(f"{key!r}: expected a positive number, got {str(limit)[:30]}")
     return limit  # type: ignore[no-any-return]
 
 
@@ -192,11 +210,18 @@ def _take_fields(value: Mapping[str, Any], key: str, flag: str) -> tuple[dict[st
             raise _Fault(f"{key!r}: one row of {name!r} would have over {1 << 33} values")
         is_flagged = _take(entry, flag, bool)
         default = default_from_json(entry.get("default"))
+        if isinstance(default, list) and _count(default) != math.prod(shape):
+            raise _Fault(f"{key!r}: the default of {name!r} has another shape than the field")
         fields[name] = Field(_take(entry, "dtype", str), shape, default, state=flag == "state" and is_flagged)
         if is_flagged:
             flagged.append(name)
     check_distinct(fields)
     return fields, tuple(flagged)
+
+
+def _count(value: Any) -> int:
+    """How many numbers there are in nested lists."""
+    return sum(map(_count, value)) if isinstance(value, list) else 1
 
 
 def metadata_from_json(value: Any, path: Path) -> Metadata:
@@ -217,8 +242,9 @@ def metadata_from_json(value: Any, path: Path) -> Metadata:
             )
         features = _take_strings(value, "features")
         if unknown := sorted(set(features) - KNOWN_FEATURES):
+            names = ", ".join(f"{name!r:.60}" for name in unknown[:10])
             raise UnsupportedFormatError(
-                f"{path}: the buffer uses {', '.join(map(repr, unknown))}, unknown to this version of gym_replay; "
+                f"{path}: the buffer uses {names}, unknown to this version of gym_replay; "
                 "pip install --upgrade gym-replay"
             )
         fields, _ = _take_fields(value, "fields", "state")
@@ -242,15 +268,16 @@ def metadata_from_json(value: Any, path: Path) -> Metadata:
             raise _Fault(f"'revision': expected a number from 0 on, got {str(metadata.revision)[:30]}")
         if not fields:
             raise _Fault("'fields': a buffer has at least one")
+        metadata.check_sizes()
         if metadata.circular and metadata.table_capacity is None:
             raise _Fault("'circular': needs max_episodes or max_steps")
         known = {*metadata.columns(), COUNTERS}
         if unlisted := [path for path in metadata.pending if path not in known]:
-            raise _Fault(f"'pending': {unlisted[0]!r} is no file of this buffer")
+            raise _Fault(f"'pending': {unlisted[0]!r:.200} is no file of this buffer")
         for old in metadata.obsolete:
             _check_obsolete(old)
             if old in known:
-                raise _Fault(f"'obsolete': {old!r} is a file of this buffer")
+                raise _Fault(f"'obsolete': {old!r:.200} is a file of this buffer")
     except (_Fault, FieldError) as fault:
         raise CorruptBufferError(f"{path}: {fault}") from None
     return metadata
@@ -260,7 +287,7 @@ def _check_obsolete(relative: str) -> None:
     room, _, rest = relative.partition("/")
     name = rest.removesuffix(".npy").removeprefix("meta/").replace("/", ".")
     if room not in ("steps", "checksums", "episodes") or not rest.endswith(".npy"):
-        raise _Fault(f"'obsolete': {relative!r} is no path of a buffer")
+        raise _Fault(f"'obsolete': {relative!r:.200} is no path of a buffer")
     check_field_name(name)
 
 
@@ -289,15 +316,25 @@ def read_metadata_bytes(folder: Path) -> bytes:
             2, f"no buffer here ({METADATA} is missing); check the path, or pass fields=... to create one", str(folder)
         ) from None
     with os.fdopen(descriptor, "rb") as stream:
-        content = stream.read(_LARGEST_METADATA + 1)
+        return stream.read(_LARGEST_METADATA + 1)
+
+
+def _size_fault(content: bytes) -> str | None:
+    """Why a document is too large to be parsed, if it is. Each list and object takes far more memory than text."""
     if len(content) > _LARGEST_METADATA:
-        raise CorruptBufferError(f"{folder / METADATA}: larger than {_LARGEST_METADATA} bytes")
-    return content
+        return f"larger than {_LARGEST_METADATA} bytes"
+    if (found := content.count(b"[") + content.count(b"{")) > _MOST_CONTAINERS:
+        return f"{found} brackets and braces, expected {_MOST_CONTAINERS} at most"
+    if (found := content.count(b":")) > _MOST_MEMBERS:
+        return f"{found} colons, expected {_MOST_MEMBERS} at most"
+    return None
 
 
 def parse_metadata(content: bytes, folder: Path) -> Metadata:
     """The metadata in the bytes of ``metadata.json``; raises as :func:`metadata_from_json` does."""
     path = folder / METADATA
+    if fault := _size_fault(content):
+        raise CorruptBufferError(f"{path}: {fault}")
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_object, parse_constant=_refuse_constant)
     except (ValueError, RecursionError, MemoryError) as error:
@@ -324,6 +361,8 @@ def read_metadata(folder: Path) -> Metadata:
 def write_metadata(folder: Path, metadata: Metadata) -> None:
     """Put ``metadata.json`` in place: written under another name, synced, renamed."""
     content = json.dumps(metadata_to_json(metadata), allow_nan=False, indent=1).encode()
+    if fault := _size_fault(content):
+        raise FieldError(f"{folder / METADATA}: the description of the buffer is too large ({fault}); use fewer fields")
     path = folder / (METADATA + NEW)
     try:
         descriptor = open_beneath(folder, METADATA + NEW, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.columns import Column, open_beneath, sync_descriptor
-from gym_replay.buffer.storage.episodes import COMPLETE, DELETED, HAS_FINAL, Counters, record_crcs, slots_of
+from gym_replay.buffer.storage.episodes import COMPLETE, DELETED, HAS_FINAL, Counters, record_crcs, record_runs
 from gym_replay.buffer.storage.layout import (
     COUNTERS,
     METADATA,
+    TABLE_DTYPES,
     Metadata,
     current_path,
     meta_path,
@@ -229,36 +230,66 @@ class FolderReader:
             end = self.valid_end
             first = min(counters.first, end)
             needed = self._slots_needed(first, end)
-            table = [
-                self._columns[table_path(name)].view(needed) for name in ("start", "length", "flags", "record_crc")
-            ]
-            ids = np.arange(first, end, dtype=np.int64)
-            slots = slots_of(ids, counters.base, metadata.table_capacity)
-            starts, lengths, flags, crcs = (column[slots] for column in table)
-            fresh = ids >= self._checked
-            found = self._crcs(ids[fresh], slots[fresh], starts[fresh], lengths[fresh], flags[fresh], needed)
+            paths = [table_path(name) for name in TABLE_DTYPES]
+            for path in (*paths, *map(meta_path, metadata.meta_fields)):
+                self._columns[path].view(needed)
+            runs: list[tuple[npt.NDArray[Any], ...]] = []
+            bad_id = None
+            for ids, slot in record_runs(first, end, counters.base, metadata.table_capacity, metadata.record_nbytes):
+                last = slot + len(ids)
+                starts, lengths, flags, crcs = (self._columns[path].view(last)[slot:last].copy() for path in paths)
+                runs.append((ids, np.arange(slot, last), starts, lengths, flags))
+                if (bad_id := self._first_bad(ids, slot, starts, lengths, flags, crcs)) is not None:
+                    break
             overtaken = counters.first
             if overtaken > first:  # evicted meanwhile: their slots may hold newer records
                 continue
-            wrong = found != crcs[fresh]
-            if wrong.any():
+            if bad_id is not None:
                 if self._is_outdated():
                     raise _OutdatedError
-                self._bad_id = int(ids[fresh][wrong][0])
+                self._bad_id = bad_id
                 warnings.warn(
                     f"{self.folder}: the record of episode {self._bad_id} does not match its check value; it and "
                     f"the {counters.next - self._bad_id - 1} after it are left out",
                     stacklevel=2,
                 )
                 continue
-            live = (flags & DELETED) == 0
-            if not live.all():
-                ids, slots, starts, lengths, flags = (a[live] for a in (ids, slots, starts, lengths, flags))
-            self._check_ranges(starts, lengths)
             self._checked = end
-            rows = int((starts + lengths).max()) + metadata.has_state if len(ids) else 0
-            return Snapshot(self, metadata, self._columns, counters, ids, slots, starts, lengths, flags, rows)
+            return self._snapshot_of(*_joined(runs))
         raise EpisodeEvictedError(f"{self.folder}: episodes are evicted faster than the table can be read")
+
+    def _snapshot_of(
+        self,
+        ids: npt.NDArray[np.int64],
+        slots: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        flags: npt.NDArray[np.uint8],
+    ) -> Snapshot:
+        live = (flags & DELETED) == 0
+        if not live.all():
+            ids, slots, starts, lengths, flags = (a[live] for a in (ids, slots, starts, lengths, flags))
+        self._check_ranges(starts, lengths)
+        rows = int((starts + lengths).max()) + self.metadata.has_state if len(ids) else 0
+        return Snapshot(self, self.metadata, self._columns, self.counters, ids, slots, starts, lengths, flags, rows)
+
+    def _first_bad(
+        self,
+        ids: npt.NDArray[np.int64],
+        slot: int,
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        flags: npt.NDArray[np.uint8],
+        crcs: npt.NDArray[np.uint32],
+    ) -> int | None:
+        """The first id of a run whose record does not match its check value; those seen before are sound."""
+        known = int(np.searchsorted(ids, self._checked))
+        if known == len(ids):
+            return None
+        last = slot + len(ids)
+        meta = [self._columns[meta_path(name)].view(last)[slot + known : last] for name in self.metadata.meta_fields]
+        wrong = record_crcs(ids[known:], starts[known:], lengths[known:], flags[known:], meta) != crcs[known:]
+        return int(ids[known:][wrong][0]) if wrong.any() else None
 
     def _slots_needed(self, first: int, end: int) -> int:
         """How many slots the table must have for these ids; nothing of that size is allocated before it is known."""
@@ -273,20 +304,6 @@ class FolderReader:
             return used
         wraps = (used - 1) // capacity != (first - self.counters.base) // capacity
         return capacity if wraps else (used - 1) % capacity + 1
-
-    def _crcs(
-        self,
-        ids: npt.NDArray[np.int64],
-        slots: npt.NDArray[np.int64],
-        starts: npt.NDArray[np.int64],
-        lengths: npt.NDArray[np.int64],
-        flags: npt.NDArray[np.uint8],
-        needed: int,
-    ) -> npt.NDArray[np.uint32]:
-        if len(ids) == 0:
-            return np.empty(0, np.uint32)
-        meta = [self._columns[meta_path(name)].view(needed)[slots] for name in self.metadata.meta_fields]
-        return record_crcs(ids, starts, lengths, flags, meta)
 
     def _check_ranges(self, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> None:
         if len(starts) == 0:
@@ -318,6 +335,13 @@ class FolderReader:
             column.close()
         self._columns = {}
         self._snapshot = None
+
+
+def _joined(runs: list[tuple[npt.NDArray[Any], ...]]) -> tuple[npt.NDArray[Any], ...]:
+    """Ids, slots, starts, lengths and flags of all runs."""
+    if not runs:
+        return (*(np.empty(0, np.int64) for _ in range(4)), np.empty(0, np.uint8))
+    return runs[0] if len(runs) == 1 else tuple(map(np.concatenate, zip(*runs, strict=True)))
 
 
 def _reopen_snapshot(folder: Path, uuid: str, arrays: tuple[Any, ...]) -> Snapshot:

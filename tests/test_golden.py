@@ -138,7 +138,7 @@ def opening(folder):
         ({"format_version": 0}, "format version 0"),
         ({"features": ["teleport"]}, "'teleport'"),
         ({"format_version": 2, "features": ["teleport"], "fields": "of another kind"}, "format version 2"),
-        ({"features": ["ragged"]}, "'ragged'"),
+        ({"features": ["wings"]}, "'wings'"),
     ],
 )
 def test_the_future_is_refused_by_name(copied, values, named):

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import FieldError
 
@@ -17,7 +14,8 @@ class Episode:
 
     ``episode["observation"]`` has T+1 rows for a state field (T where the last observation is missing) and
     ``episode["action"]`` has T. The arrays are read-only views of the files; of a circular buffer they are good
-    until the episode is evicted, and :meth:`copy` gives arrays that stay.
+    until the episode is evicted, and :meth:`copy` gives arrays that stay. A ragged field is a :class:`Ragged`, whose
+    rows are arrays of different lengths.
 
     Attributes:
         id: never changes, and is never used again.
@@ -29,7 +27,7 @@ class Episode:
         ...     print(len(episode), episode["reward"].sum(), episode.meta)
     """
 
-    def __init__(self, snapshot: Snapshot, place: int, arrays: dict[str, npt.NDArray[Any]] | None = None) -> None:
+    def __init__(self, snapshot: Snapshot, place: int, arrays: dict[str, Any] | None = None) -> None:
         self._snapshot = snapshot
         self._start = int(snapshot.starts[place])
         self._length = int(snapshot.lengths[place])
@@ -38,9 +36,9 @@ class Episode:
         self.complete = bool(snapshot.complete[place])
         self._arrays = arrays
         self._place = place
-        self._meta: dict[str, npt.NDArray[Any]] | None = None
+        self._meta: dict[str, Any] | None = None
 
-    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+    def __getitem__(self, name: str) -> Any:
         if self._arrays is not None and name in self._arrays:
             return self._arrays[name]
         field = self._snapshot.metadata.fields.get(name)
@@ -48,7 +46,8 @@ class Episode:
             hint = "; it is a meta field: episode.meta has it" if name in self._meta_fields else ""
             raise FieldError(f"unknown field {name!r}; there are {list(self)}{hint}")
         rows = self._length + (1 if field.state and self.has_final else 0)
-        return self._snapshot.column(name)[self._start : self._start + rows]
+        column = self._snapshot.ragged(name) if field.ragged else self._snapshot.column(name)
+        return column[self._start : self._start + rows]
 
     def __contains__(self, name: object) -> bool:
         return name in self._snapshot.metadata.fields
@@ -67,18 +66,18 @@ class Episode:
         """The names of the fields, in their order."""
         return list(self)
 
-    def items(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        """Names and arrays."""
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Names and arrays (of ragged fields :class:`Ragged`)."""
         return ((name, self[name]) for name in self)
 
     @property
     def meta(self) -> dict[str, Any]:
-        """The meta fields: NumPy scalars, and arrays for fields with a shape."""
+        """The meta fields: NumPy scalars, arrays for fields with a shape, and strings."""
         if self._meta is None:
             meta = self._snapshot.meta_of(self._place)
             self._snapshot.require_live(self.id)
             self._meta = meta
-        return {name: value[()] if np.ndim(value) == 0 else value for name, value in self._meta.items()}
+        return dict(self._meta)
 
     def copy(self) -> Episode:
         """The same episode with arrays in memory of their own.

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.fields import Field, fit, make_encoder, to_array
+from gym_replay.buffer.storage.fields import Field, elements_of, encode_text, fit, make_encoder, to_array
 from gym_replay.buffer.storage.layout import Metadata
+from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.staging import Row, Stage
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import BufferFullError, EpisodeStateError, EpisodeTooLongError, FieldError
@@ -26,7 +27,9 @@ class Encoders:
         self.fields = {name: make_encoder(name, info) for name, info in metadata.fields.items()}
         self.defaults = {name: info.default_value().tobytes() for name, info in metadata.fields.items()}
         self._meta = {name: make_encoder(name, info) for name, info in metadata.meta_fields.items()}
-        self.meta_defaults = {name: info.default_value().tobytes() for name, info in metadata.meta_fields.items()}
+        self.meta_defaults = {
+            name: b"" if info.is_text else info.default_value().tobytes() for name, info in metadata.meta_fields.items()
+        }
 
     def meta(self, values: Mapping[str, Any]) -> dict[str, bytes]:
         """Meta values as bytes.
@@ -169,8 +172,8 @@ class OpenBlock:
         self._meta = self._batched_meta(meta)
         self.final_meta: dict[str, Any] = {}
         self._writer: FolderWriter | None = None
-        self._steps: list[dict[str, npt.NDArray[Any]]] = []
-        self._final: dict[str, npt.NDArray[Any]] | None = None
+        self._steps: list[dict[str, Any]] = []
+        self._final: dict[str, Any] | None = None
 
     def __enter__(self) -> dict[str, Any]:
         self._buffer._require_no_episode("batched_episode")
@@ -194,20 +197,29 @@ class OpenBlock:
             raise EpisodeStateError("the episodes are not open (any more)")
         return self._writer
 
-    def _batched_meta(self, meta: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    def _batched_meta(self, meta: Mapping[str, Any]) -> dict[str, list[bytes]]:
+        """The bytes of each meta field, one per episode."""
         known = self._buffer.metadata.meta_fields
         batched = {}
         for name, value in meta.items():
             info = known[_checked(known, name)]
+            if info.is_text:
+                batched[name] = encode_texts(name, value, self._size)
+                continue
             array = to_array(value, name)
             if array.shape in (info.shape, ()) and array.shape != (self._size, *info.shape):
                 array = np.broadcast_to(array, (self._size, *array.shape))
-            batched[name] = fit(name, array, info, lead=(self._size,))
+            batched[name] = [row.tobytes() for row in fit(name, array, info, lead=(self._size,))]
         return batched
 
-    def _fit(self, name: str, value: Any) -> npt.NDArray[Any]:
+    def _fit(self, name: str, value: Any) -> Any:
+        """The episodes' values of one step: ``(batch_size, *field.shape)``, of a ragged field a list of arrays."""
         info = self._buffer.metadata.fields[name]
-        return np.array(fit(name, to_array(value, name), info, lead=(self._size,)), copy=True)
+        if not info.ragged:
+            return np.array(fit(name, to_array(value, name), info, lead=(self._size,)), copy=True)
+        if not hasattr(value, "__len__") or len(value) != self._size:
+            raise FieldError(f"field {name!r}: expected one array for each of {self._size} episodes, got {value!r:.60}")
+        return [np.array(elements_of(name, item, info)) for item in value]
 
     def store(self, values: dict[str, Any]) -> None:
         """Add one transition to each episode."""
@@ -230,22 +242,16 @@ class OpenBlock:
 
     def _commit(self) -> None:
         writer, metadata, size, length = self._running(), self._buffer.metadata, self._size, len(self._steps)
-        rows = {}
+        rows: dict[str, Any] = {}
         for name, info in metadata.fields.items():
-            block = np.empty((size, length + metadata.has_state, *info.shape), info.dtype)
-            block[:] = info.default_value()
-            for t, step in enumerate(self._steps):
-                if name in step:
-                    block[:, t] = step[name]
-            if self._final is not None and info.state:
-                block[:, length] = self._final[name]
-            rows[name] = block.reshape(size * (length + metadata.has_state), *info.shape)
+            steps = [step.get(name) for step in self._steps]
+            if metadata.has_state:
+                steps.append(self._final[name] if self._final is not None and info.state else None)
+            rows[name] = _ragged_block(steps, size, info) if info.ragged else _block(steps, size, info)
         meta = {**self._meta, **self._batched_meta(self.final_meta)}
+        defaults = self._buffer.encoders().meta_defaults
         metas = [
-            {
-                name: (meta[name][k] if name in meta else info.default_value()).tobytes()
-                for name, info in metadata.meta_fields.items()
-            }
+            {name: meta[name][k] if name in meta else default for name, default in defaults.items()}
             for k in range(size)
         ]
         writer.commit_block(rows, [length] * size, metas, has_final=self._final is not None)
@@ -256,20 +262,47 @@ class OpenBlock:
             self._buffer._open_episode = None
 
 
+def _block(steps: list[npt.NDArray[Any] | None], size: int, info: Field) -> npt.NDArray[Any]:
+    """The rows of all episodes, one episode after another, from one array over the episodes for each row."""
+    block = np.empty((size, len(steps), *info.shape), info.dtype)
+    block[:] = info.default_value()
+    for t, step in enumerate(steps):
+        if step is not None:
+            block[:, t] = step
+    return block.reshape(size * len(steps), *info.shape)
+
+
+def _ragged_block(steps: list[list[npt.NDArray[Any]] | None], size: int, info: Field) -> Ragged:
+    default = info.default_value()
+    return Ragged.of_rows(
+        [default if step is None else step[k] for k in range(size) for step in steps], info.dtype, info.shape
+    )
+
+
 def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, Any]) -> None:
     """Commit an episode given as whole arrays."""
     metadata = encoders.metadata
     fields = metadata.fields
     if unknown := [name for name in values if name not in fields and name not in metadata.meta_fields]:
         raise FieldError(f"unknown field {unknown[0]!r}; there are {[*fields, *metadata.meta_fields]}")
-    arrays = {name: to_array(values[name], name) for name in fields if name in values}
+    arrays: dict[str, Any] = {
+        name: ragged_rows(name, values[name], info) if info.ragged else to_array(values[name], name)
+        for name, info in fields.items()
+        if name in values
+    }
     length, has_final = _length_of(fields, arrays)
-    rows = {}
+    rows: dict[str, Any] = {}
     for name, info in fields.items():
-        column = np.empty((length + metadata.has_state, *info.shape), info.dtype)
+        taken, count = length + metadata.has_state, length + (info.state and has_final)
+        if info.ragged:
+            given_rows = list(arrays.get(name, ()))
+            rows[name] = Ragged.of_rows(
+                given_rows + [info.default_value()] * (taken - len(given_rows)), info.dtype, info.shape
+            )
+            continue
+        column = np.empty((taken, *info.shape), info.dtype)
         column[:] = info.default_value()
         if name in arrays:
-            count = length + (info.state and has_final)
             column[:count] = fit(name, arrays[name], info, lead=(count,))
         rows[name] = column
     given = {name: value for name, value in values.items() if name in metadata.meta_fields}
@@ -277,9 +310,35 @@ def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, A
     writer.commit_block(rows, [length], [meta], has_final=has_final)
 
 
-def _length_of(fields: Mapping[str, Field], arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[int, bool]:
+def ragged_rows(name: str, value: Any, info: Field) -> Ragged:
+    """The rows of a ragged field, given as a list of arrays.
+
+    Raises:
+        FieldError: they are none.
+    """
+    if isinstance(value, Ragged):
+        value = list(value)
+    if not isinstance(value, (list, tuple)) and not (isinstance(value, np.ndarray) and value.ndim):
+        raise FieldError(f"field {name!r}: expected a list of one array per step, got {value!r:.60}")
+    return Ragged.of_rows([elements_of(name, row, info) for row in value], info.dtype, info.shape)
+
+
+def encode_texts(name: str, value: Any, count: int) -> list[bytes]:
+    """The bytes of a string meta field for several episodes: one string for all of them, or one for each.
+
+    Raises:
+        FieldError: there is another number of them, or they are no strings.
+    """
+    texts = [value] * count if isinstance(value, str) else list(value) if hasattr(value, "__iter__") else [value]
+    encoded = [encode_text(name, str(text) if isinstance(text, np.str_) else text) for text in texts]
+    if len(encoded) != count:
+        raise FieldError(f"meta field {name!r}: expected {count} strings, got {len(encoded)}")
+    return encoded
+
+
+def _length_of(fields: Mapping[str, Field], arrays: Mapping[str, Any]) -> tuple[int, bool]:
     """T of an episode given as arrays, and whether its last observation is among them."""
-    if scalars := [name for name, array in arrays.items() if array.ndim == 0]:
+    if scalars := [name for name, array in arrays.items() if not fields[name].ragged and array.ndim == 0]:
         raise FieldError(f"field {scalars[0]!r}: expected one value per step, got a single value")
     plain = {name: len(array) for name, array in arrays.items() if not fields[name].state}
     states = {name: len(array) for name, array in arrays.items() if fields[name].state}

@@ -14,8 +14,6 @@ from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import EmptyBufferError, FieldError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gym_replay.buffer.loading.datasets import ReplayDataset
     from gym_replay.buffer.loading.loaders import ReplayLoader
 
@@ -93,7 +91,7 @@ class Readable:
         fields: Sequence[str] | None = None,
         meta_fields: Sequence[str] | None = None,
         device: Any = None,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """All episodes as one padded batch.
 
         Args:
@@ -102,12 +100,16 @@ class Readable:
 
         Returns:
             Each field ``(num_episodes, time, *field.shape)``, padded with zeros (state fields rows 0..T-1), each meta
-            field ``(num_episodes, *field.shape)``, and ``episode_lens`` int64 ``(num_episodes,)``. Empty where there
-            is no episode.
+            field ``(num_episodes, *field.shape)``, and ``episode_lens`` int64 ``(num_episodes,)``. A ragged field is
+            ``(num_episodes, time, longest, *field.shape)`` with ``<name>_lens`` int64 ``(num_episodes, time)``, a
+            string meta field a list. Empty where there is no episode.
         """
         if fields is None and meta_fields is None:
             fields, meta_fields = self.fieldnames, self.meta_fieldnames
         names = [*(fields or ()), *(meta_fields or ())]
+        lens = [
+            f"{name}_lens" for name in fields or () if name in (schema := self.metadata.fields) and schema[name].ragged
+        ]
         for argument, given, known in (
             ("fields", fields, self.fieldnames),
             ("meta_fields", meta_fields, self.meta_fieldnames),
@@ -119,7 +121,11 @@ class Readable:
 
         try:
             dataset = make_dataset(
-                self, "trajectory", fields=names, fieldname_map={"_lens": "episode_lens"}, only=[*names, "episode_lens"]
+                self,
+                "trajectory",
+                fields=names,
+                fieldname_map={"_lens": "episode_lens"},
+                only=[*names, *lens, "episode_lens"],
             )
         except EmptyBufferError:
             return {}
@@ -158,6 +164,9 @@ class Readable:
         **options: Any,
     ) -> ReplayLoader:
         """A ``torch.utils.data.DataLoader`` over the episodes that are live now.
+
+        A ragged field comes padded with zeros to the longest of its batch, ``(*lead, longest, *field.shape)``, with its
+        numbers of elements as ``<entry>_lens``, int64 ``lead``; a string meta field comes as a list.
 
         Args:
             batch_size: samples a batch: trajectories, timesteps (``timestep_level=True``) or n-step transitions

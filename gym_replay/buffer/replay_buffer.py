@@ -29,6 +29,7 @@ from gym_replay.buffer.storage.fields import (
 from gym_replay.buffer.storage.layout import METADATA, Metadata
 from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.buffer.storage.names import check_distinct, check_field_name
+from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot, has_buffer
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import (
@@ -419,19 +420,32 @@ class ReplayBuffer(Readable):
         writer = self._writing()
         snapshot = self._reader.refresh()
         places, single = _places(episodes, len(snapshot))
-        rows: dict[str, tuple[npt.NDArray[Any], npt.NDArray[np.int64]]] = {}
+        rows: dict[str, tuple[Any, npt.NDArray[np.int64]]] = {}
         meta: dict[str, npt.NDArray[Any]] = {}
         for name, value in arrays.items():
-            value = to_array(value, name)[None] if single else value
             if name in self.metadata.meta_fields:
                 info = self.metadata.meta_fields[name]
-                meta[name] = fit(name, to_array(value, name), info, lead=(len(places),))
+                meta[name] = self._meta_values(name, info, value, len(places), single=single)
             else:
-                rows[name] = _rows_of(name, self._known(name), value, snapshot, places)
+                info = self._known(name)
+                if info.ragged:
+                    self._require_no_episode(f"update of the ragged field {name!r}")
+                    value = [value] if single else value
+                elif single:
+                    value = to_array(value, name)[None]
+                rows[name] = _rows_of(name, info, value, snapshot, places)
         try:
             edits.update(writer, snapshot, places, rows, meta)
         finally:
             self._reader.refresh()
+
+    def _meta_values(self, name: str, info: Field, value: Any, count: int, *, single: bool) -> npt.NDArray[Any]:
+        """New values of a meta field, as its column holds them: ``(count, *field.shape)``."""
+        if info.is_text:
+            texts = open_episode.encode_texts(name, [value] if single else value, count)
+            return np.array([self._writing().put_text(text) for text in texts], info.dtype)
+        array = to_array(value, name)
+        return fit(name, array[None] if single else array, info, lead=(count,))
 
     def _known(self, name: str) -> Field:
         if name not in self.metadata.fields:
@@ -596,10 +610,12 @@ def _places(episodes: Any, count: int) -> tuple[npt.NDArray[np.int64], bool]:
 
 def _rows_of(
     name: str, field: Field, value: Any, snapshot: Snapshot, places: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+) -> tuple[Any, npt.NDArray[np.int64]]:
     """The rows that a value given for some episodes stands for, and how many each episode gets."""
     lengths = snapshot.lengths[places]
     with_final = lengths + snapshot.has_final[places]
+    if field.ragged:
+        return _ragged_rows_of(name, field, value, lengths, with_final)
     if field.state:
         try:
             return stack_episodes(name, value, field, with_final.tolist()), with_final
@@ -609,11 +625,30 @@ def _rows_of(
     return stack_episodes(name, value, field, lengths.tolist()), lengths
 
 
-def _complete_rows(name: str, field: Field, values: Any, snapshot: Snapshot, *, has_state: bool) -> npt.NDArray[Any]:
+def _ragged_rows_of(
+    name: str, field: Field, value: Any, lengths: npt.NDArray[np.int64], with_final: npt.NDArray[np.int64]
+) -> tuple[Ragged, npt.NDArray[np.int64]]:
+    if not hasattr(value, "__len__") or len(value) != len(lengths):
+        raise FieldError(f"field {name!r}: expected a list of rows for each of {len(lengths)} episodes")
+    parts = [open_episode.ragged_rows(name, rows, field) for rows in value]
+    counts = np.array([len(part) for part in parts], np.int64)
+    if not (field.state and (counts == with_final).all()) and (counts != lengths).any():
+        expected = f"{lengths.tolist()}{' or one more each' if field.state else ''}"
+        raise FieldError(f"field {name!r}: expected {expected} rows, got {counts.tolist()}")
+    return Ragged.concatenate(parts or [Ragged.of_rows([], field.dtype, field.shape)]), counts
+
+
+def _complete_rows(name: str, field: Field, values: Any, snapshot: Snapshot, *, has_state: bool) -> Any:
     """All rows of a new field, the default in row T where no value is given for it."""
     places = np.arange(len(snapshot), dtype=np.int64)
     given, counts = _rows_of(name, field, values, snapshot, places)
     taken = snapshot.lengths + has_state
+    if isinstance(given, Ragged):
+        edges, empty = np.cumsum([0, *counts]), Ragged.of_rows([field.default_value()], field.dtype, field.shape)
+        parts = []
+        for low, high, rows_taken in zip(edges[:-1].tolist(), edges[1:].tolist(), taken.tolist(), strict=True):
+            parts += [given[low:high], *([empty] * (rows_taken - (high - low)))]
+        return Ragged.concatenate(parts) if parts else given
     rows = np.empty((int(taken.sum()), *field.shape), field.dtype)
     rows[:] = field.default_value()
     firsts = np.cumsum(taken) - taken

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gym_replay.errors import FieldError
 
-Batch: TypeAlias = dict[str, Tensor]
+Batch: TypeAlias = dict[str, Any]
+"""Tensors by name, and lists of strings."""
 Dtype: TypeAlias = torch.dtype | str | None
 
 
@@ -56,6 +57,9 @@ def named_tuple_class(names: Sequence[str]) -> type[tuple[Tensor, ...]]:
     return made
 
 
-def to_device(batch: Mapping[str, Tensor], device: Any, *, non_blocking: bool) -> Batch:
+def to_device(batch: Mapping[str, Any], device: Any, *, non_blocking: bool) -> Batch:
     """The batch with every tensor on the device."""
-    return {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in batch.items()}
+    return {
+        name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from gym_replay.buffer.loading.collate import Batch, Dtype, check_dtype, to_tensor
@@ -24,8 +23,8 @@ from gym_replay.buffer.loading.plans import (
     timestep_anchors,
     trajectory_anchors,
 )
-from gym_replay.buffer.loading.source import Condition, Source, matches
-from gym_replay.errors import EmptyBufferError, EpisodeEvictedError, FieldError
+from gym_replay.buffer.loading.source import Condition, Padded, Source, matches
+from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 
 Arrays = dict[str, npt.NDArray[Any]]
 _ATTEMPTS = 100
@@ -70,7 +69,8 @@ class ReplayDataset(Dataset[Batch]):
         if self._only is not None:
             hidden = [name for name in self.source.meta_fields if name not in meta and name not in entries]
             meta += [name for name in hidden if self._out(name) in self._only]
-        available = [*entries, *meta, *self._extra_names()]
+        ragged = {entry for entry, name in entries.items() if self.source.fields[name].ragged}
+        available = [*entries, *(f"{entry}_lens" for entry in ragged), *meta, *self._extra_names()]
         if unknown := [name for name in self._names if name not in available]:
             raise FieldError(f"fieldname_map: unknown entry {unknown[0]!r}; the batch has {available}")
         outputs = [self._out(name) for name in available]
@@ -79,7 +79,24 @@ class ReplayDataset(Dataset[Batch]):
         if self._only is not None and (missing := self._only - set(outputs)):
             raise FieldError(f"field {sorted(missing)[0]!r} is not in the batch; it has {outputs}")
         self._meta = [name for name in meta if self._is_wanted(name)]
-        return {name: field for name, field in entries.items() if self._is_wanted(name)}
+        return {
+            name: field
+            for name, field in entries.items()
+            if self._is_wanted(name) or (name in ragged and self._is_wanted(f"{name}_lens"))
+        }
+
+    def _put_ragged(self, arrays: Arrays, entry: str, padded: Padded) -> None:
+        """Add the two entries of a ragged field, as far as they are asked for."""
+        for name, array in zip((entry, f"{entry}_lens"), padded, strict=True):
+            if self._is_wanted(name):
+                arrays[name] = array
+
+    def _put_rows(self, arrays: Arrays, entry: str, name: str, rows: Ints) -> None:
+        """Add a field's values at these rows."""
+        if self.source.fields[name].ragged:
+            self._put_ragged(arrays, entry, self.source.take_ragged(name, rows))
+        else:
+            arrays[entry] = self.source.take(name, rows)
 
     def _extra_names(self) -> list[str]:
         """Entries that are neither fields nor meta fields, such as lengths and masks."""
@@ -108,7 +125,7 @@ class ReplayDataset(Dataset[Batch]):
         if isinstance(index, (int, np.integer)):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index}: there are {len(self)}")
-            return {name: tensor[0] for name, tensor in self.batch(np.array([index % len(self)])).items()}
+            return {name: values[0] for name, values in self.batch(np.array([index % len(self)])).items()}
         return self.batch(np.asarray(index, np.int64))
 
     def batch(self, samples: Ints) -> Batch:
@@ -120,17 +137,24 @@ class ReplayDataset(Dataset[Batch]):
         for _ in range(_ATTEMPTS):
             samples = self.source.replace_evicted(samples, self.anchors)
             episodes, steps = self.anchors.locate(samples)
-            arrays = self._gather(episodes, steps)
+            try:
+                arrays = self._gather(episodes, steps)
+            except CorruptBufferError:
+                if self.source.are_live(episodes):
+                    raise
+                continue  # spans of rows that were overwritten meanwhile
             for name in self._meta:
                 arrays[name] = self.source.meta(name)[episodes]
             if self.source.are_live(episodes):
-                return {self._out(name): self._tensor(array) for name, array in arrays.items()}
+                return {self._out(name): self._deliver(array) for name, array in arrays.items()}
         raise EpisodeEvictedError("episodes are evicted from the circular buffer faster than a batch can be copied")
 
     def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
         raise NotImplementedError
 
-    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
+    def _deliver(self, array: npt.NDArray[Any]) -> Any:
+        if array.dtype == object:
+            return array.tolist()  # strings
         return to_tensor(array, self._dtype, only_float64=self._only_float64)
 
 
@@ -140,8 +164,11 @@ def _filter(source: Source, anchors: Anchors, conditions: Mapping[str, Condition
     mask = np.ones(len(rows), np.bool_)
     for name, condition in conditions.items():
         field = source.fields.get(name)
-        if field is None or field.nbytes != field.dtype.itemsize:
-            what = f"has shape {field.shape}; only fields of one value can be filtered" if field else "is unknown"
+        if field is None or field.ragged or field.nbytes != field.dtype.itemsize:
+            shape = (
+                "another number of elements in each row" if field and field.ragged else f"shape {field and field.shape}"
+            )
+            what = f"has {shape}; only fields of one value can be filtered" if field else "is unknown"
             raise FieldError(f"filter_fields: the field {name!r} {what}")
         mask &= matches(source.take(name, rows).reshape(-1), condition, name)
     if not mask.any():
@@ -165,7 +192,9 @@ class TimestepDataset(ReplayDataset):
 
     def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
         rows = self.source.starts[episodes] + steps
-        arrays = {name: self.source.take(name, rows) for name in self._fields}
+        arrays: Arrays = {}
+        for name in self._fields:
+            self._put_rows(arrays, name, name, rows)
         if self._return_indices and self._is_wanted("_indices"):
             arrays["_indices"] = np.stack((self.source.index[episodes], steps), axis=1)
         return arrays
@@ -206,15 +235,20 @@ class NStepDataset(ReplayDataset):
         return ["n_step_lens", *(["_indices"] if self._return_indices else [])]
 
     def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
-        take = self.source.take
         rows = self.source.starts[episodes] + steps
         lengths = n_step_lengths(steps, self._last[episodes], self._n_steps)
-        arrays = {name: take(name, rows) for name in self._current}
-        arrays |= {f"next_{name}": take(name, rows + lengths) for name in self._next}
+        arrays: Arrays = {}
+        for name in self._current:
+            self._put_rows(arrays, name, name, rows)
+        for name in self._next:
+            self._put_rows(arrays, f"next_{name}", name, rows + lengths)
         if self._sequence:
             inside, mask = forward_rows(rows, lengths, self._n_steps)
             for name in self._sequence:
-                arrays[f"seq_{name}"] = sequence = take(name, inside)
+                if self.source.fields[name].ragged:
+                    self._put_ragged(arrays, f"seq_{name}", self.source.take_ragged(name, inside, mask))
+                    continue
+                arrays[f"seq_{name}"] = sequence = self.source.take(name, inside)
                 sequence[~mask] = 0
         if self._is_wanted("n_step_lens"):
             arrays["n_step_lens"] = lengths
@@ -265,9 +299,11 @@ class TrajectoryDataset(ReplayDataset):
     def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
         starts, lengths = self.source.starts[episodes], self.source.lengths[episodes]
         width = self._width or int(lengths.max())
-        slices = self.source.take_slices
-        arrays = {name: slices(name, starts, lengths, width) for name in self._current}
-        arrays |= {f"next_{name}": slices(name, starts + 1, lengths, width) for name in self._next}
+        arrays: Arrays = {}
+        for name in self._current:
+            self._put_slices(arrays, name, name, starts, lengths, width)
+        for name in self._next:
+            self._put_slices(arrays, f"next_{name}", name, starts + 1, lengths, width)
         for name in self._extra_names():
             if not self._is_wanted(name):
                 continue
@@ -278,3 +314,10 @@ class TrajectoryDataset(ReplayDataset):
             else:
                 arrays[name] = self.source.index[episodes]
         return arrays
+
+    def _put_slices(self, arrays: Arrays, entry: str, name: str, starts: Ints, lengths: Ints, width: int) -> None:
+        if self.source.fields[name].ragged:
+            rows, inside = forward_rows(starts, lengths, width)
+            self._put_ragged(arrays, entry, self.source.take_ragged(name, rows, inside))
+        else:
+            arrays[entry] = self.source.take_slices(name, starts, lengths, width)

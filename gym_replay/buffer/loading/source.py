@@ -17,6 +17,9 @@ from gym_replay.errors import EmptyBufferError, EpisodeEvictedError, FieldError
 Condition: TypeAlias = Any | Collection[Any] | Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]
 """A value to equal, a set, list or tuple of values to be among, or a function of the values that gives a mask."""
 
+Padded: TypeAlias = tuple[npt.NDArray[Any], Ints]
+"""Elements of ragged rows, padded with zeros, and how many each row has."""
+
 
 class Source:
     """The selected episodes of one or more snapshots of one schema.
@@ -83,6 +86,36 @@ class Source:
             out[mine] = take_rows(self.parts[part].column(name), rows[mine] - self._row_offsets[part])
         return out
 
+    def take_ragged(self, name: str, rows: Ints, present: npt.NDArray[np.bool_] | None = None) -> Padded:
+        """The elements of a ragged field at rows of any shape, padded, and how many there are.
+
+        Args:
+            name: the field.
+            rows: int64, of any shape.
+            present: of the same shape: False where a row is not to be taken, and counts as empty.
+
+        Returns:
+            ``(*rows.shape, longest, *field.shape)``, padded with zeros on the right, and int64 ``rows.shape``.
+        """
+        flat = rows.reshape(-1)
+        wanted = np.ones(len(flat), np.bool_) if present is None else present.reshape(-1)
+        owner = np.searchsorted(self._row_offsets, flat, side="right") - 1
+        taken = [
+            (mine, self.parts[part].ragged(name)[flat[mine] - self._row_offsets[part]])
+            for part in np.unique(owner[wanted]).tolist()
+            for mine in [np.flatnonzero(wanted & (owner == part))]
+        ]
+        lengths = np.zeros(len(flat), np.int64)
+        for mine, elements in taken:
+            elements.check()  # before anything of the size that they claim is allocated
+            lengths[mine] = elements.lengths
+        width = int(lengths.max(initial=0))
+        field = self.fields[name]
+        padded = np.zeros((len(flat), width, *field.shape), field.dtype)
+        for mine, elements in taken:
+            padded[mine] = elements.padded(width)
+        return padded.reshape(*rows.shape, width, *field.shape), lengths.reshape(rows.shape)
+
     def take_slices(self, name: str, starts: Ints, counts: Ints, width: int) -> npt.NDArray[Any]:
         """``counts[i]`` rows from ``starts[i]`` for each i, padded with zeros: ``(len(starts), width, *shape)``."""
         owner = np.searchsorted(self._row_offsets, starts, side="right") - 1
@@ -144,6 +177,9 @@ def matches(values: npt.NDArray[Any], condition: Condition, name: str) -> npt.ND
         return mask
     if isinstance(condition, (set, frozenset)) or (isinstance(condition, (list, tuple, range)) and values.ndim == 1):
         return np.isin(values, list(condition))
+    if values.dtype == object:
+        same: npt.NDArray[np.bool_] = values == condition
+        return same
     wanted = to_array(condition, name)
     if wanted.shape != values.shape[1:] and wanted.size != 1:
         raise FieldError(f"the condition on {name!r}: expected shape {values.shape[1:]}, got {wanted.shape}")

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from gym_replay.buffer.storage.checksums import row_checksums
-from gym_replay.buffer.storage.columns import ColumnWriter, open_beneath
+from gym_replay.buffer.storage.checksums import elements_between, field_checksums
+from gym_replay.buffer.storage.columns import PIECE, Column, ColumnWriter, open_beneath
 from gym_replay.buffer.storage.episodes import (
     COMPLETE,
     DELETED,
@@ -34,10 +34,13 @@ from gym_replay.buffer.storage.layout import (
     finish_switch,
     meta_path,
     read_metadata,
+    spans_path,
     step_path,
     table_path,
+    values_path,
 )
 from gym_replay.buffer.storage.lock import WriterLock
+from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE, read_strings
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, GymReplayError
 
 Ints = npt.NDArray[np.int64]
@@ -274,22 +277,73 @@ class _Check:
             if episode not in self.bad_episodes:
                 self.fault(3, table_path("start"), f"episode {episode} lies before an older one", episode)
         for name in metadata.fields:
-            column = self._columns.get(step_path(name))
+            path = metadata.rows_path(name)
+            column = self._columns.get(path)
             if column is None:
                 continue
             for episode in ids[starts + rows > column.capacity].tolist():
-                self.fault(1, step_path(name), f"rows of episode {episode} are missing", episode, name)
+                self.fault(1, path, f"rows of episode {episode} are missing", episode, name)
+            if metadata.fields[name].ragged:
+                sound = starts + rows <= column.capacity
+                self._check_spans(name, column, ids[sound], starts[sound], rows[sound])
+        for name in metadata.text_fields:
+            self._check_texts(name, ids, slots)
         summed = ids < self.counters.summed
         self._update(without_checksum=ids[~summed].tolist())
         chosen = summed & ~np.isin(ids, list(self.bad_episodes))
         self._check_sums(ids[chosen], slots[chosen], starts[chosen], rows[chosen])
 
+    def _check_spans(self, name: str, spans: ColumnWriter, ids: Ints, starts: Ints, rows: Ints) -> None:
+        """Whether each episode's elements are there, one row after another, and no other episode's."""
+        path, elements = spans_path(name), self._columns.get(values_path(name))
+        if elements is None:
+            return
+        begins, ends = np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)
+        for place, (episode, start, count) in enumerate(zip(ids.tolist(), starts.tolist(), rows.tolist(), strict=True)):
+            fault = self._fault_of_spans(spans, elements, start, count)
+            if fault is not None:
+                self.fault(12, path, f"the elements of episode {episode} {fault}", episode, name)
+                continue
+            begin, total = elements_between(spans, start, count)
+            begins[place], ends[place] = begin, begin + total
+        own = ends > begins
+        ids, begins, ends = ids[own], begins[own], ends[own]
+        for one, other in _overlaps(begins, ends):
+            pair = f"episodes {ids[one]} and {ids[other]} share elements"
+            self.fault(12, path, pair, int(max(ids[one], ids[other])), name)
+
+    def _fault_of_spans(self, spans: ColumnWriter, elements: ColumnWriter, start: int, rows: int) -> str | None:
+        longest, expected = PIECE // spans.row_nbytes, None
+        for row in range(0, rows, longest):
+            part = spans.read_array(start + row, min(longest, rows - row))
+            if part.min() < 0 or part.max() >= 1 << 60:
+                return "have a negative place or number"
+            follow = np.concatenate(([part[0, 0] if expected is None else expected], part[:-1].sum(axis=1)))
+            if (part[:, 0] != follow).any():
+                return "do not lie one row after another"
+            expected = int(part[-1].sum())
+        return "are missing" if expected is not None and expected > elements.capacity else None
+
+    def _check_texts(self, name: str, ids: Ints, slots: Ints) -> None:
+        """Whether each record's string is there."""
+        if STRINGS not in self._columns or len(ids) == 0:
+            return
+        column = Column(self.folder, current_path(self.folder, self.metadata, STRINGS), STRINGS_DTYPE)
+        places = self._columns[meta_path(name)].read_scattered(slots)
+        faults = {place: _fault_of_text(column, place) for place in np.unique(places).tolist()}
+        for episode, place in zip(ids.tolist(), places.tolist(), strict=True):
+            if fault := faults[place]:
+                self.fault(13, STRINGS, f"the string {name!r} of episode {episode}: {fault}", episode, name)
+        column.close()
+
     def _check_sums(self, ids: Ints, slots: Ints, starts: Ints, rows: Ints) -> None:
-        fields = [name for name in self.metadata.fields if step_path(name) in self._columns]
-        total = sum(self._columns[step_path(name)].row_nbytes for name in fields) * int(rows.sum())
+        fields = [name for name in self.metadata.fields if self._is_whole(name)]
+        rows_paths = {name: self.metadata.rows_path(name) for name in fields}
+        total = sum(self._columns[path].row_nbytes for path in rows_paths.values()) * int(rows.sum())
         with tqdm(total=total, unit="B", unit_scale=True, desc="check", disable=not self._progress) as bar:
             for name in fields:
-                column, sums = self._columns[step_path(name)], self._columns.get(checksum_path(name))
+                column, sums = self._columns[rows_paths[name]], self._columns.get(checksum_path(name))
+                elements = self._columns[values_path(name)] if self.metadata.fields[name].ragged else None
                 if sums is None:
                     continue
                 if len(slots) and int(slots.max()) >= sums.capacity:
@@ -297,12 +351,26 @@ class _Check:
                     continue
                 stored = sums.read_scattered(slots)
                 for part in _parts(rows * max(column.row_nbytes, 1)):
-                    wrong = row_checksums(column, starts[part], rows[part]) != stored[part]
+                    wrong = field_checksums(column, elements, starts[part], rows[part]) != stored[part]
                     for episode in ids[part][wrong].tolist():
                         message = f"the rows of episode {episode} in field {name!r} do not match their checksum"
-                        self.fault(9, step_path(name), message, episode, name)
+                        self.fault(9, rows_paths[name], message, episode, name)
                     bar.update(int(rows[part].sum()) * column.row_nbytes)
         self._update(num_checked=len(ids))
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether the field's files could be opened."""
+        info = self.metadata.fields[name]
+        paths = (spans_path(name), values_path(name)) if info.ragged else (step_path(name),)
+        return all(path in self._columns for path in paths)
+
+
+def _fault_of_text(column: Column, place: int) -> str | None:
+    try:
+        read_strings(column, np.array([place]))
+    except CorruptBufferError as error:
+        return str(error)
+    return None
 
 
 def _overlaps(starts: Ints, ends: Ints) -> Iterable[tuple[int, int]]:

@@ -11,6 +11,45 @@ import numpy.typing as npt
 from gym_replay.buffer.storage.columns import PIECE, ColumnWriter
 
 
+def field_checksums(
+    rows_column: ColumnWriter,
+    elements: ColumnWriter | None,
+    starts: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+) -> npt.NDArray[np.uint32]:
+    """CRC-32 (zlib's) of each episode's part of a field, as uint32.
+
+    Args:
+        rows_column: the field's rows, or its spans.
+        elements: its elements, where it is ragged: then the sum is over the spans, counted from the episode's first
+            element, and then the elements.
+        starts, rows: first row and number of rows of each episode.
+    """
+    if elements is None:
+        return row_checksums(rows_column, starts, rows)
+    pairs = zip(starts.tolist(), rows.tolist(), strict=True)
+    return np.array([_ragged_checksum(rows_column, elements, start, count) for start, count in pairs], np.uint32)
+
+
+def _ragged_checksum(spans: ColumnWriter, elements: ColumnWriter, start: int, rows: int) -> int:
+    base, count = elements_between(spans, start, rows)
+    value, longest = 0, PIECE // spans.row_nbytes
+    for row in range(0, rows, longest):
+        part = spans.read_array(start + row, min(longest, rows - row)) - np.array([base, 0])
+        value = zlib.crc32(part.tobytes(), value)
+    longest = max(PIECE // elements.row_nbytes, 1)
+    for element in range(0, count, longest):
+        value = zlib.crc32(elements.read(base + element, min(longest, count - element)), value)
+    return value
+
+
+def elements_between(spans: ColumnWriter, start: int, rows: int) -> tuple[int, int]:
+    """First element, and number of elements, of an episode of ``rows`` rows from ``start``."""
+    first = int(spans.read_array(start, 1)[0, 0])
+    begin, count = spans.read_array(start + rows - 1, 1)[0].tolist()
+    return first, begin + count - first
+
+
 def row_checksums(
     column: ColumnWriter, starts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint32]:

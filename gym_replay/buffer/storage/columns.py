@@ -216,11 +216,15 @@ class Column:
         Raises:
             CorruptBufferError: the file holds fewer rows.
         """
+        if rows > self._rows and rows > self.rows_held(rows):
+            raise CorruptBufferError(f"{self.path}: expected at least {rows} rows, got {self._rows}")
+        return self._array[:rows] if self._row_nbytes else self._without_bytes(rows)
+
+    def rows_held(self, rows: int) -> int:
+        """How many rows there are to view, up to ``rows`` at least where the file holds them."""
         if rows > self._rows:
             self._array = self._map(rows)
-            if rows > self._rows:
-                raise CorruptBufferError(f"{self.path}: expected at least {rows} rows, got {self._rows}")
-        return self._array[:rows] if self._row_nbytes else self._without_bytes(rows)
+        return self._rows
 
     def _without_bytes(self, rows: int) -> npt.NDArray[Any]:
         try:

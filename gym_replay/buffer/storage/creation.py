@@ -27,6 +27,13 @@ def check_config(metadata: Metadata) -> None:
     if not metadata.fields:
         raise FieldError("a new buffer needs fields=..., for example fields={'state': ('float', 4), 'reward': 'float'}")
     metadata.check_sizes()
+    if texts := [name for name, info in metadata.fields.items() if info.is_text]:
+        raise FieldError(
+            f"field {texts[0]!r}: only meta fields can be strings; for one at each step use "
+            "Field('uint8', ragged=True) and the string's UTF-8 bytes"
+        )
+    if ragged := [name for name, info in metadata.meta_fields.items() if info.ragged]:
+        raise FieldError(f"meta field {ragged[0]!r}: only fields of the steps can be ragged")
     if metadata.circular and metadata.table_capacity is None:
         raise FieldError("circular=True needs max_episodes or max_steps: a ring has a size")
     for name in ("max_episodes", "max_timesteps", "max_steps"):

@@ -11,16 +11,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.checksums import row_checksums
-from gym_replay.buffer.storage.columns import ColumnWriter, storage_error
+from gym_replay.buffer.storage.checksums import field_checksums
+from gym_replay.buffer.storage.columns import PIECE, ColumnWriter, storage_error
 from gym_replay.buffer.storage.episodes import record_crcs
 from gym_replay.buffer.storage.fields import Field
-from gym_replay.buffer.storage.layout import NEW, checksum_path, meta_path, step_path, table_path
+from gym_replay.buffer.storage.layout import (
+    NEW,
+    checksum_path,
+    meta_path,
+    spans_path,
+    step_path,
+    table_path,
+    values_path,
+)
+from gym_replay.buffer.storage.ragged import SPAN, Ragged
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import FieldError
 
-Rows = npt.NDArray[Any]
+Rows = npt.NDArray[Any] | Ragged
 """Rows of several episodes of one field, one episode after another: ``(sum of rows, *field.shape)``."""
 
 
@@ -43,14 +52,18 @@ def update(
     starts, slots = snapshot.starts[episodes], snapshot.slots[episodes]
     with _Copies(writer) as copies:
         for name, (values, counts) in rows.items():
+            if isinstance(values, Ragged):
+                _rewrite_ragged(copies, writer.metadata.fields[name], name, snapshot, (episodes, values, counts))
+                continue
             column = copies.copy(step_path(name))
             _write_rows(column, starts, counts, values)
-            copies.copy(checksum_path(name)).write_scattered(slots, row_checksums(column, starts, taken))
+            copies.copy(checksum_path(name)).write_scattered(slots, field_checksums(column, None, starts, taken))
         for name, values in meta.items():
             copies.copy(meta_path(name)).write_scattered(slots, values)
         if meta:
             record = [
-                meta[name] if name in meta else snapshot.meta(name)[episodes] for name in writer.metadata.meta_fields
+                meta[name] if name in meta else snapshot.stored_meta(name)[episodes]
+                for name in writer.metadata.meta_fields
             ]
             crcs = record_crcs(
                 snapshot.ids[episodes], starts, snapshot.lengths[episodes], snapshot.flags[episodes], record
@@ -73,32 +86,82 @@ def add_field(writer: FolderWriter, snapshot: Snapshot, name: str, info: Field, 
         raise FieldError(
             f"field {name!r}: the buffer has no state field, so its episodes have no row T; pass state=False"
         )
-    for path in (step_path(name), checksum_path(name)):
+    paths = (spans_path(name), values_path(name)) if info.ragged else (step_path(name),)
+    for path in (*paths, checksum_path(name)):
         if os.path.lexists(writer.folder / path):
             raise FieldError(f"field {name!r}: {path} holds something else; move it away, or choose another name")
     writer.fill_checksums()
     taken = snapshot.lengths + metadata.has_state
     with _Copies(writer) as copies:
-        column = copies.create(step_path(name), info)
-        if values is None:
-            default = info.default_value().tobytes()
-            for start, count in zip(snapshot.starts.tolist(), taken.tolist(), strict=True):
-                column.write(start, default * count)
+        if info.ragged:
+            rows = Ragged.of_lengths(np.zeros(int(taken.sum()), np.int64), info.default_value())
+            _write_ragged(copies, info, name, snapshot, values if isinstance(values, Ragged) else rows)
         else:
-            _write_rows(column, snapshot.starts, taken, values)
-        column.reserve(writer.end_row)
-        sums = copies.create(checksum_path(name), Field("uint32"))
-        sums.write_scattered(snapshot.slots, row_checksums(column, snapshot.starts, taken))
+            column = copies.create(step_path(name), info.dtype, info.shape)
+            if isinstance(values, np.ndarray):
+                _write_rows(column, snapshot.starts, taken, values)
+            else:
+                default = info.default_value().tobytes()
+                for start, count in zip(snapshot.starts.tolist(), taken.tolist(), strict=True):
+                    _write_repeated(column, start, count, default)
+            column.reserve(writer.end_row)
+            sums = copies.create(checksum_path(name), np.dtype("<u4"))
+            sums.write_scattered(snapshot.slots, field_checksums(column, None, snapshot.starts, taken))
     writer.switch(metadata, copies.paths)
 
 
+def _write_repeated(column: ColumnWriter, start: int, count: int, row: bytes) -> None:
+    step = max(PIECE // max(len(row), 1), 1)
+    for at in range(0, count, step):
+        column.write(start + at, row * min(step, count - at))
+
+
 def _write_rows(
-    column: ColumnWriter, starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], values: Rows
+    column: ColumnWriter, starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], values: npt.NDArray[Any]
 ) -> None:
     at = 0
     for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
         column.write(start, values[at : at + count].tobytes())
         at += count
+
+
+def _rewrite_ragged(
+    copies: _Copies,
+    info: Field,
+    name: str,
+    snapshot: Snapshot,
+    changes: tuple[npt.NDArray[np.int64], Ragged, npt.NDArray[np.int64]],
+) -> None:
+    """Write a ragged field anew for all live episodes, some of them changed.
+
+    Args:
+        changes: indices into the snapshot, the rows of these episodes one after another, and how many each gets.
+    """
+    episodes, values, counts = changes
+    stored = snapshot.ragged(name)
+    taken = snapshot.lengths + snapshot.metadata.has_state
+    new = dict(zip(episodes.tolist(), np.cumsum(counts) - counts, strict=True))
+    given = dict(zip(episodes.tolist(), counts.tolist(), strict=True))
+    parts = []
+    for place, (start, rows) in enumerate(zip(snapshot.starts.tolist(), taken.tolist(), strict=True)):
+        kept = given.get(place, 0)
+        if kept:
+            parts.append(values[new[place] : new[place] + kept])
+        parts.append(stored[start + kept : start + rows])
+    _write_ragged(copies, info, name, snapshot, Ragged.concatenate(parts))
+
+
+def _write_ragged(copies: _Copies, info: Field, name: str, snapshot: Snapshot, rows: Ragged) -> None:
+    """Write a ragged field's files anew: the rows of all live episodes, one episode after another."""
+    taken = snapshot.lengths + copies.has_state
+    spans = copies.create(spans_path(name), SPAN, (2,))
+    elements = copies.create(values_path(name), info.dtype, info.shape)
+    compact = rows.copy()
+    elements.write(0, compact.values().tobytes())
+    _write_rows(spans, snapshot.starts, taken, compact.spans)
+    spans.reserve(copies.end_row)
+    sums = copies.create(checksum_path(name), np.dtype("<u4"))
+    sums.write_scattered(snapshot.slots, field_checksums(spans, elements, snapshot.starts, taken))
 
 
 class _Copies:
@@ -107,6 +170,16 @@ class _Copies:
     def __init__(self, writer: FolderWriter) -> None:
         self._writer = writer
         self._columns: dict[str, ColumnWriter] = {}
+
+    @property
+    def has_state(self) -> bool:
+        """Whether an episode of T transitions takes T+1 rows."""
+        return self._writer.metadata.has_state
+
+    @property
+    def end_row(self) -> int:
+        """How many rows each new column must have: deleted episodes keep theirs."""
+        return self._writer.end_row
 
     @property
     def paths(self) -> list[str]:
@@ -125,9 +198,9 @@ class _Copies:
         self._columns[path] = ColumnWriter.open(folder, path + NEW, dtype, shape)
         return self._columns[path]
 
-    def create(self, path: str, info: Field) -> ColumnWriter:
-        """A column that was not there before, under its new name."""
-        self._columns[path] = ColumnWriter.create(self._writer.folder, path + NEW, info.dtype, info.shape)
+    def create(self, path: str, dtype: np.dtype[Any], shape: tuple[int, ...] = ()) -> ColumnWriter:
+        """An empty column under its new name."""
+        self._columns[path] = ColumnWriter.create(self._writer.folder, path + NEW, dtype, shape)
         return self._columns[path]
 
     def __enter__(self) -> _Copies:

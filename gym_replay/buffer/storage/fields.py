@@ -7,6 +7,7 @@ import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any, TypeAlias, Union
 
 import numpy as np
@@ -21,6 +22,10 @@ _DTYPES = {
     **{name: name for name in ("bool", "float16", "float32", "float64")},
     **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
+
+TEXT = "str"
+NO_TEXT = -1
+"""The place of the empty string, which is not written."""
 
 FieldLike: TypeAlias = Union["Field", str, type, "np.dtype[Any]", tuple[Any, ...]]
 """A :class:`Field`, a dtype, or a tuple ``(dtype, shape)`` or ``(dtype, shape, default)``."""
@@ -66,8 +71,12 @@ class Field:
     Args:
         dtype: a name or NumPy dtype; see :func:`parse_dtype`.
         shape: the shape of one value; an int stands for a shape of one axis.
-        default: the value of a row for which none was given; None means zeros.
+        default: the value of a row for which none was given; None means zeros (no elements where ``ragged``).
         state: whether the field exists at T+1 points of an episode of T transitions.
+        ragged: whether each row holds any number of elements, each of ``dtype`` and ``shape``: a value is an array
+            ``(n, *shape)``.
+
+    ``dtype`` may be ``"str"`` for a meta field: one string an episode.
 
     Example:
         >>> Field("float", (3,), default=1.0)
@@ -78,11 +87,24 @@ class Field:
     shape: Any = ()
     default: Any = None
     state: bool = False
+    ragged: bool = False
+    is_text: bool = dataclass_field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dtype", parse_dtype(self.dtype))
+        object.__setattr__(self, "is_text", self.dtype is str or (isinstance(self.dtype, str) and self.dtype == TEXT))
+        # Of a string, the table holds the place.
+        object.__setattr__(self, "dtype", parse_dtype("int64" if self.is_text else self.dtype))
         object.__setattr__(self, "shape", _parse_shape(self.shape))
         object.__setattr__(self, "state", bool(self.state))
+        object.__setattr__(self, "ragged", bool(self.ragged))
+        if self.is_text and (self.shape or self.default not in (None, "") or self.state or self.ragged):
+            raise FieldError("a field of dtype 'str' has no shape and no default; declare it as 'str'")
+        if self.is_text:
+            object.__setattr__(self, "default", None)
+        if self.ragged and self.default is not None:
+            raise FieldError("a ragged field has no default but no elements; leave default out")
+        if self.ragged and self.nbytes == 0:
+            raise FieldError(f"a ragged field needs elements of at least one byte, got shape {self.shape}")
         if self.default is not None:
             filled = self._filled(self.default)
             filled.flags.writeable = False
@@ -95,27 +117,37 @@ class Field:
         return np.array(fit("default", array, self), copy=True)
 
     def default_value(self) -> npt.NDArray[Any]:
-        """The default as an array of ``shape`` and ``dtype``."""
+        """The default as an array of ``shape`` and ``dtype``; ``(0, *shape)`` of a ragged field."""
+        if self.ragged:
+            return np.empty((0, *self.shape), self.dtype)
+        if self.is_text:
+            return np.full((), NO_TEXT, self.dtype)
         return np.zeros(self.shape, self.dtype) if self.default is None else self.default
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one value."""
+        """Bytes of one value, of a ragged field of one element."""
         return int(self.dtype.itemsize * math.prod(self.shape))
 
-    def as_tuple(self) -> tuple[str, tuple[int, ...], Any, bool]:
-        """The field as plain Python values, for comparison and for writing down."""
-        return self.dtype.name, self.shape, default_to_json(self.default), self.state
+    @property
+    def dtype_name(self) -> str:
+        """The name of the dtype, as a declaration has it."""
+        return TEXT if self.is_text else str(self.dtype.name)
+
+    def as_tuple(self) -> tuple[str, tuple[int, ...], Any, bool, bool]:
+        """The field as plain Python values, for comparison."""
+        return self.dtype_name, self.shape, default_to_json(self.default), self.state, self.ragged
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Field) and self.as_tuple() == other.as_tuple()
 
     def __hash__(self) -> int:
-        return hash((self.dtype.name, self.shape, self.state))
+        return hash((self.dtype_name, self.shape, self.state, self.ragged))
 
     def __repr__(self) -> str:
         default = default_to_json(self.default)
-        return f"Field(dtype={self.dtype.name!r}, shape={self.shape}, default={default}, state={self.state})"
+        ragged = ", ragged=True" if self.ragged else ""
+        return f"Field(dtype={self.dtype_name!r}, shape={self.shape}, default={default}, state={self.state}{ragged})"
 
 
 def parse_field(info: FieldLike) -> Field:
@@ -315,6 +347,10 @@ def make_encoder(name: str, field: Field) -> Encoder:
     The common cases, an array of the very dtype and shape and a Python number for a scalar field, are taken
     before the general one.
     """
+    if field.ragged:
+        return _make_ragged_encoder(name, field)
+    if field.is_text:
+        return lambda value: encode_text(name, value)
     dtype, shape = field.dtype, field.shape
     scalar_type = dtype.type
     native = np.dtype(scalar_type)
@@ -355,6 +391,43 @@ def make_encoder(name: str, field: Field) -> Encoder:
         return general(value)
 
     return encode_number
+
+
+def _make_ragged_encoder(name: str, field: Field) -> Encoder:
+    dtype, shape = field.dtype, field.shape
+
+    def encode_elements(value: Any) -> bytes:
+        if type(value) is np.ndarray and value.dtype == dtype and value.shape[1:] == shape and value.ndim:
+            return value.tobytes()
+        return elements_of(name, value, field).tobytes()
+
+    return encode_elements
+
+
+def elements_of(name: str, value: Any, field: Field) -> npt.NDArray[Any]:
+    """One row's value of a ragged field as an array ``(n, *field.shape)``.
+
+    Raises:
+        FieldError: it is none.
+    """
+    array = to_array(value, name)
+    if array.size == 0 and array.ndim == 1:
+        array = array.astype(field.dtype).reshape(0, *field.shape)
+    if array.ndim == 0:
+        expected = ("n", *field.shape)
+        raise FieldError(f"field {name!r}: expected shape {expected}, got (); pass a list or an array of n elements")
+    return fit(name, array, field, lead=(len(array),))
+
+
+def encode_text(name: str, value: Any) -> bytes:
+    """A string's UTF-8 bytes.
+
+    Raises:
+        FieldError: it is no string.
+    """
+    if not isinstance(value, str):
+        raise FieldError(f"field {name!r}: expected a string, got {_describe(value)}; pass str(...) or json.dumps(...)")
+    return value.encode("utf-8", "surrogatepass")
 
 
 def stack_episodes(name: str, values: Any, field: Field, rows: Sequence[int]) -> npt.NDArray[Any]:

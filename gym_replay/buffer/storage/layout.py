@@ -33,6 +33,8 @@ from gym_replay.buffer.storage.columns import (
 from gym_replay.buffer.storage.fields import Field, default_from_json, default_to_json
 from gym_replay.buffer.storage.lock import LOCK_NAME
 from gym_replay.buffer.storage.names import check_distinct, check_field_name
+from gym_replay.buffer.storage.ragged import SPAN
+from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, StorageError, UnsupportedFormatError
 
 METADATA = "metadata.json"
@@ -40,7 +42,8 @@ COUNTERS = "commit.npy"
 NEW = ".new"
 FORMAT = "gym_replay"
 FORMAT_VERSION = 1
-KNOWN_FEATURES: frozenset[str] = frozenset()
+RAGGED_FEATURE, TEXT_FEATURE = "ragged", "strings"
+KNOWN_FEATURES = frozenset((RAGGED_FEATURE, TEXT_FEATURE))
 
 TABLE_DTYPES: dict[str, np.dtype[Any]] = {
     "start": np.dtype("<i8"),
@@ -69,11 +72,26 @@ class Metadata:
     max_timesteps: int | None = None
     max_steps: int | None = None
     environment: dict[str, Any] | None = None
-    features: tuple[str, ...] = ()
     uuid: str = field(default_factory=lambda: uuid.uuid4().hex)
     revision: int = 0
     pending: tuple[str, ...] = ()
     obsolete: tuple[str, ...] = ()
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What a reader must understand beyond the first page of the format."""
+        used = ((RAGGED_FEATURE, bool(self.ragged_fields)), (TEXT_FEATURE, bool(self.text_fields)))
+        return tuple(name for name, is_used in used if is_used)
+
+    @property
+    def ragged_fields(self) -> list[str]:
+        """The names of the ragged fields."""
+        return [name for name, info in self.fields.items() if info.ragged]
+
+    @property
+    def text_fields(self) -> list[str]:
+        """The names of the meta fields that are strings."""
+        return [name for name, info in self.meta_fields.items() if info.is_text]
 
     @property
     def has_state(self) -> bool:
@@ -106,18 +124,38 @@ class Metadata:
         """Dtype and row shape of every array file but the counters, by path."""
         columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         for name, info in self.fields.items():
-            columns[step_path(name)] = (info.dtype, info.shape)
+            if info.ragged:
+                columns[spans_path(name)] = (SPAN, (2,))
+                columns[values_path(name)] = (info.dtype, info.shape)
+            else:
+                columns[step_path(name)] = (info.dtype, info.shape)
             columns[checksum_path(name)] = (np.dtype("<u4"), ())
         for name, dtype in TABLE_DTYPES.items():
             columns[table_path(name)] = (dtype, ())
         for name, info in self.meta_fields.items():
             columns[meta_path(name)] = (info.dtype, info.shape)
+        if self.text_fields:
+            columns[STRINGS] = (STRINGS_DTYPE, ())
         return columns
+
+    def rows_path(self, name: str) -> str:
+        """Path of a field's file that has one entry per row."""
+        return spans_path(name) if self.fields[name].ragged else step_path(name)
 
 
 def step_path(name: str) -> str:
     """Path of a field's rows."""
     return f"steps/{name.replace('.', '/')}.npy"
+
+
+def spans_path(name: str) -> str:
+    """Path of a ragged field's spans."""
+    return f"steps/{name.replace('.', '/')}.spans.npy"
+
+
+def values_path(name: str) -> str:
+    """Path of a ragged field's elements."""
+    return f"steps/{name.replace('.', '/')}.values.npy"
 
 
 def checksum_path(name: str) -> str:
@@ -161,9 +199,10 @@ def metadata_to_json(metadata: Metadata) -> dict[str, Any]:
 def _field_to_json(name: str, info: Field) -> dict[str, Any]:
     return {
         "name": name,
-        "dtype": info.dtype.name,
+        "dtype": info.dtype_name,
         "shape": list(info.shape),
         "default": default_to_json(info.default),
+        **({"ragged": True} if info.ragged else {}),
     }
 
 
@@ -212,7 +251,11 @@ def _take_fields(value: Mapping[str, Any], key: str, flag: str) -> tuple[dict[st
         default = default_from_json(entry.get("default"))
         if isinstance(default, list) and _count(default) != math.prod(shape):
             raise _Fault(f"{key!r}: the default of {name!r} has another shape than the field")
-        fields[name] = Field(_take(entry, "dtype", str), shape, default, state=flag == "state" and is_flagged)
+        ragged = "ragged" in entry and _take(entry, "ragged", bool)
+        state = flag == "state" and is_flagged
+        fields[name] = Field(_take(entry, "dtype", str), shape, default, state=state, ragged=ragged)
+        if (ragged or fields[name].is_text) and flag != ("state" if ragged else "recorder"):
+            raise _Fault(f"{key!r}: {name!r} cannot be of this kind")
         if is_flagged:
             flagged.append(name)
     check_distinct(fields)
@@ -258,7 +301,6 @@ def metadata_from_json(value: Any, path: Path) -> Metadata:
             max_timesteps=_take_limit(value, "max_timesteps"),
             max_steps=_take_limit(value, "max_steps"),
             environment=_take(value, "environment", dict, type(None)),
-            features=features,
             uuid=_take(value, "uuid", str),
             revision=_take(value, "revision", int),
             pending=_take_strings(value, "pending"),
@@ -268,6 +310,8 @@ def metadata_from_json(value: Any, path: Path) -> Metadata:
             raise _Fault(f"'revision': expected a number from 0 on, got {str(metadata.revision)[:30]}")
         if not fields:
             raise _Fault("'fields': a buffer has at least one")
+        if missing := set(metadata.features) - set(features):
+            raise _Fault(f"'features': {sorted(missing)[0]!r} is missing")
         metadata.check_sizes()
         if metadata.circular and metadata.table_capacity is None:
             raise _Fault("'circular': needs max_episodes or max_steps")
@@ -285,7 +329,8 @@ def metadata_from_json(value: Any, path: Path) -> Metadata:
 
 def _check_obsolete(relative: str) -> None:
     room, _, rest = relative.partition("/")
-    name = rest.removesuffix(".npy").removeprefix("meta/").replace("/", ".")
+    name = rest.removesuffix(".npy").removesuffix(".spans").removesuffix(".values").removeprefix("meta/")
+    name = name.replace("/", ".")
     if room not in ("steps", "checksums", "episodes") or not rest.endswith(".npy"):
         raise _Fault(f"'obsolete': {relative!r:.200} is no path of a buffer")
     check_field_name(name)

@@ -25,9 +25,13 @@ from gym_replay.buffer.storage.layout import (
     meta_path,
     parse_metadata,
     read_metadata_bytes,
+    spans_path,
     step_path,
     table_path,
+    values_path,
 )
+from gym_replay.buffer.storage.ragged import Ragged
+from gym_replay.buffer.storage.strings import STRINGS, StringWriter, read_strings
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError, EpisodeEvictedError
 
 _ATTEMPTS = 200
@@ -78,22 +82,34 @@ class Snapshot:
         return complete
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """Read-only view of a field's rows, ``(rows, *field.shape)``."""
+        """Read-only view of the rows of a field that is not ragged, ``(rows, *field.shape)``."""
         return self.columns[step_path(name)].view(self.rows)
 
+    def ragged(self, name: str) -> Ragged:
+        """The rows of a ragged field."""
+        return Ragged(self.columns[spans_path(name)].view(self.rows), self.columns[values_path(name)].view)
+
     def meta(self, name: str) -> npt.NDArray[Any]:
-        """A meta field's values, ``(episodes, *field.shape)``, copied."""
+        """A meta field's values, ``(episodes, *field.shape)``, copied; of a string field Python strings."""
+        values = self.stored_meta(name)
+        return read_strings(self.columns[STRINGS], values) if self.metadata.meta_fields[name].is_text else values
+
+    def stored_meta(self, name: str) -> npt.NDArray[Any]:
+        """The same, of a string field the places of the strings."""
         if len(self.ids) == 0:
             info = self.metadata.meta_fields[name]
             return np.empty((0, *info.shape), info.dtype)
         values: npt.NDArray[Any] = self.columns[meta_path(name)].view(int(self.slots.max()) + 1)[self.slots]
         return values
 
-    def meta_of(self, place: int) -> dict[str, npt.NDArray[Any]]:
-        """The meta values of one episode, copied."""
+    def meta_of(self, place: int) -> dict[str, Any]:
+        """The meta values of one episode, copied: arrays and NumPy scalars, and Python strings."""
         slot = int(self.slots[place])
-        names = self.metadata.meta_fields
-        return {name: self.columns[meta_path(name)].view(slot + 1)[slot].copy() for name in names}
+        values = {}
+        for name, info in self.metadata.meta_fields.items():
+            value = self.columns[meta_path(name)].view(slot + 1)[slot : slot + 1].copy()
+            values[name] = read_strings(self.columns[STRINGS], value)[0] if info.is_text else value[0]
+        return values
 
     def __reduce__(self) -> tuple[Any, ...]:
         arrays = (self.ids, self.slots, self.starts, self.lengths, self.flags, self.rows)
@@ -318,7 +334,37 @@ class FolderReader:
             raise CorruptBufferError(f"{table}: the rows of two live episodes overlap")
         rows = int(ends.max())
         for name in metadata.fields:
-            self._columns[step_path(name)].view(rows)
+            self._columns[metadata.rows_path(name)].view(rows)
+
+    def elements_of(
+        self,
+        name: str,
+        starts: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+        deleted: npt.NDArray[np.bool_],
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """First element and number of elements of a ragged field, of each episode; none where a deleted one is damaged.
+
+        Raises:
+            CorruptBufferError: the spans contradict one another, or the file has no such elements.
+        """
+        if len(starts) == 0:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        spans = self._columns[spans_path(name)].view(int((starts + rows).max()))
+        first, last = spans[starts, 0], spans[starts + rows - 1]
+        counts = last.sum(axis=1) - first
+        held = self._columns[values_path(name)].rows_held(int((first + counts).max()))
+        sound = (first >= 0) & (last.min(axis=1) >= 0) & (last.max(axis=1) < 1 << 60) & (counts >= 0)
+        sound &= first + counts <= held
+        if not (sound | deleted).all():
+            raise CorruptBufferError(
+                f"{self.folder / spans_path(name)}: the elements of an episode are not where it says"
+            )
+        return first, np.where(sound, counts, 0)
+
+    def end_of_strings(self, places: npt.NDArray[np.int64]) -> int:
+        """One past the last byte of the strings at these places."""
+        return StringWriter.end_of(self._columns[STRINGS], places)
 
     def sync(self) -> None:
         """Have all files on the disk before returning."""

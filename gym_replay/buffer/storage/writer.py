@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.checksums import row_checksums
+from gym_replay.buffer.storage.checksums import field_checksums
 from gym_replay.buffer.storage.columns import ColumnWriter, sync_directory
 from gym_replay.buffer.storage.creation import clear_files
 from gym_replay.buffer.storage.episodes import COMPLETE, DELETED, HAS_FINAL, Counters, record_crc, slots_of
@@ -31,15 +32,26 @@ from gym_replay.buffer.storage.layout import (
     meta_path,
     read_metadata,
     remove_leftovers,
-    step_path,
     switch_files,
     table_path,
+    values_path,
     write_metadata,
 )
 from gym_replay.buffer.storage.lock import WriterLock
+from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
 from gym_replay.buffer.storage.ring import RowRing
-from gym_replay.buffer.storage.staging import CHUNK_BYTES, RING_CHUNK_BYTES, FileSpill, Row, Stage, TailSpill
+from gym_replay.buffer.storage.staging import (
+    CHUNK_BYTES,
+    RING_CHUNK_BYTES,
+    FileSpill,
+    Piece,
+    Place,
+    Row,
+    Stage,
+    TailSpill,
+)
+from gym_replay.buffer.storage.strings import STRINGS, StringWriter
 from gym_replay.errors import BufferFullError, BufferLockedError, ConfigMismatchError, EpisodeTooLongError, StorageError
 
 CHECKSUM_RUN = 1 << 20
@@ -80,10 +92,13 @@ class FolderWriter:
         self.power = durability == "power"
         self._lock = lock or WriterLock(folder)
         self._columns: dict[str, ColumnWriter] = {}
-        self._steps: dict[str, ColumnWriter] = {}  # one object for good: the open episode writes through it
+        # One object each for good: the open episode writes through them.
+        self._steps: dict[str, ColumnWriter] = {}
+        self._elements: dict[str, ColumnWriter] = {}
         self._stale = False
         self._unsummed = 0
         self._highest_row = self._highest_slot = 0
+        self._highest_element: dict[str, int] = {}
         try:
             self._reopen(uuid)
             if self.power:  # what lies there already may have been written without syncing
@@ -111,9 +126,11 @@ class FolderWriter:
         self.counters.put("revision", self.metadata.revision)
         for path, (dtype, shape) in self.metadata.columns().items():
             self._columns[path] = ColumnWriter.open(self.folder, path, dtype, shape)
-        self._steps.update({name: self._columns[step_path(name)] for name in self.metadata.fields})
+        self._steps.update({name: self._columns[self.metadata.rows_path(name)] for name in self.metadata.fields})
+        self._elements.update({name: self._columns[values_path(name)] for name in self.metadata.ragged_fields})
         self._meta = {name: self._columns[meta_path(name)] for name in self.metadata.meta_fields}
         self._table = {name: self._columns[table_path(name)] for name in TABLE_DTYPES}
+        self._texts = self.metadata.text_fields
         # Readers of a ring may still look at any row that ever was committed, so none of those is ever cut off.
         self._may_cut = not self.metadata.circular
         self._kept_rows = {path: column.capacity for path, column in self._columns.items()}
@@ -128,15 +145,28 @@ class FolderWriter:
         """Take what is live from the files, as at every start and after any interrupted commit."""
         reader = FolderReader(self.folder)
         snapshot = reader.snapshot()
-        valid_end = reader.valid_end
-        reader.close()
-        if valid_end < self.counters.next:  # the reader has warned
-            self._give_up_from(valid_end)
+        if reader.valid_end < self.counters.next:  # the reader has warned
+            self._give_up_from(reader.valid_end)
         ids = np.arange(self.counters.first, self.counters.next, dtype=np.int64)
         slots = self._slots(ids)
         starts, lengths = self._gather("start", slots), self._gather("length", slots)
         self._ring = RowRing.of_episodes(starts, lengths + self.metadata.has_state)
         self._highest_row = max(self._highest_row, self._ring.end) if self.metadata.circular else self._ring.end
+        deleted = (self._gather("flags", slots) & DELETED) != 0
+        self._element_rings, self._element_counts = {}, {}
+        for name in self.metadata.ragged_fields:
+            begins, counts = reader.elements_of(name, starts, lengths + self.metadata.has_state, deleted)
+            self._element_rings[name] = RowRing.of_episodes(begins[counts > 0], counts[counts > 0])
+            if self.metadata.circular:
+                self._element_counts[name] = deque(counts.tolist())
+        highest = {name: ring.end for name, ring in self._element_rings.items()}
+        if self.metadata.circular:
+            highest = {name: max(end, self._highest_element.get(name, 0)) for name, end in highest.items()}
+        self._highest_element = highest
+        places = [self._meta[name].read_scattered(slots[~deleted]) for name in self._texts]
+        if places:
+            self._strings = StringWriter(self._columns[STRINGS], reader.end_of_strings(np.concatenate(places)))
+        reader.close()
         self.num_episodes = len(snapshot)
         self.num_steps = snapshot.num_steps
         self._table_steps = int(lengths.sum())
@@ -190,12 +220,16 @@ class FolderWriter:
         """
         self.check_owner()
         self.require_room(1, 1)
+        fields = self.metadata.fields
         if self.metadata.circular:
-            row_nbytes = {name: info.nbytes for name, info in self.metadata.fields.items()}
-            spill = FileSpill(self.folder, row_nbytes, self.check_owner)
-            return Stage(self.metadata.fields, spill, chunk_bytes=RING_CHUNK_BYTES, initial=initial)
-        spill_to_tail = TailSpill(self._steps, self._ring.end, self.check_owner)
-        return Stage(self.metadata.fields, spill_to_tail, chunk_bytes=CHUNK_BYTES, initial=initial)
+            spill = FileSpill(self.folder, fields, self.check_owner)
+            return Stage(fields, spill, chunk_bytes=RING_CHUNK_BYTES, initial=initial)
+        bases = {name: ring.end for name, ring in self._element_rings.items()}
+        spill_to_tail = TailSpill(self._place(self._ring.end, bases), self.check_owner)
+        return Stage(fields, spill_to_tail, chunk_bytes=CHUNK_BYTES, initial=initial)
+
+    def _place(self, start: int, bases: Mapping[str, int]) -> Place:
+        return Place(self._steps, self._elements, start, bases)
 
     def longest(self) -> int:
         """How many transitions the next episode may have."""
@@ -244,21 +278,20 @@ class FolderWriter:
         self.require_room(1, length)
         spill = stage.spill
         pieces = stage.pieces()
+        elements = {name: [count] for name, count in stage.num_elements(pieces).items()}
 
-        def write_rows(start: int) -> None:
-            if isinstance(spill, FileSpill):
-                for name in self._steps:
-                    self._copy_spilled(spill, name, stage.spilled_rows(name), start)
-            for name, first, data in pieces:
-                self._steps[name].write(start + first, data)
+        def write_rows(place: Place) -> None:
+            early = spill.pieces() if isinstance(spill, FileSpill) else ()
+            for piece in (*early, *pieces):
+                place.write(piece)
 
         flags = (HAS_FINAL if stage.has_final else 0) | (COMPLETE if complete else 0)
-        tail = spill.start if isinstance(spill, TailSpill) else None
+        tail = spill.place if isinstance(spill, TailSpill) else None
 
         def commit_once() -> int:
             if stage.commit_id is None or stage.commit_id >= self.counters.next:
                 stage.commit_id = self.counters.next
-                self._commit(write_rows, [length], [rows], flags, [meta], start=tail)
+                self._commit(write_rows, [length], [rows], flags, [meta], elements, place=tail)
             return stage.commit_id
 
         try:
@@ -268,15 +301,9 @@ class FolderWriter:
             commit_once()
             raise
 
-    def _copy_spilled(self, spill: FileSpill, name: str, rows: int, start: int) -> None:
-        column = self._steps[name]
-        step = max(CHUNK_BYTES // max(column.row_nbytes, 1), 1)
-        for row in range(0, rows, step):
-            column.write(start + row, spill.read(name, row, min(step, rows - row)))
-
     def commit_block(
         self,
-        rows: Mapping[str, npt.NDArray[Any]],
+        rows: Mapping[str, npt.NDArray[Any] | Ragged],
         lengths: Sequence[int],
         metas: Sequence[Mapping[str, bytes]],
         *,
@@ -295,44 +322,62 @@ class FolderWriter:
         self.check_owner()
         self.require_room(len(lengths), max(lengths))
 
-        def write_rows(start: int) -> None:
-            for name, values in rows.items():
-                self._steps[name].write(start, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-
         flags = COMPLETE | (HAS_FINAL if has_final else 0)
         taken = [length + self.metadata.has_state for length in lengths]
-        return self._commit(write_rows, lengths, taken, flags, metas)
+        edges = np.cumsum([0, *taken])
+        elements = {
+            name: np.diff(np.concatenate(([0], np.cumsum(values.lengths)))[edges]).tolist()
+            for name, values in rows.items()
+            if isinstance(values, Ragged)
+        }
+
+        def write_rows(place: Place) -> None:
+            for name, values in rows.items():
+                if isinstance(values, Ragged):
+                    whole = values.copy()
+                    place.write(Piece(name, True, 0, whole.values().tobytes()))
+                    place.write(Piece(name, False, 0, whole.spans.tobytes()))
+                else:
+                    self._steps[name].write(place.start, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+
+        return self._commit(write_rows, lengths, taken, flags, metas, elements)
 
     def _commit(
         self,
-        write_rows: Callable[[int], None],
+        write_rows: Callable[[Place], None],
         lengths: Sequence[int],
         rows: Sequence[int],
         flags: int,
         metas: Sequence[Mapping[str, bytes]],
-        start: int | None = None,
+        elements: Mapping[str, Sequence[int]],
+        place: Place | None = None,
     ) -> int:
         first_id, steps, all_rows = self.counters.next, sum(lengths), sum(rows)
         self._stale = True  # until the end of this function: an interrupt anywhere leaves the files to tell
-        if start is None:
+        if place is None:
             start = self._find_place(len(lengths), steps, all_rows)
-        write_rows(start)
+            place = self._place(start, {name: self._find_elements(name, sum(n)) for name, n in elements.items()})
+        start = place.start
+        write_rows(place)
         for column in self._steps.values():
             if column.row_nbytes == 0:
                 column.reserve(start + all_rows)
         if self.power:
-            self._sync(self._steps.values())
+            self._sync([*self._steps.values(), *self._elements.values()])
         at = start
         for offset, (length, taken, meta) in enumerate(zip(lengths, rows, metas, strict=True)):
             self._write_record(first_id + offset, at, length, flags, meta)
             at += taken
         if self.power:
-            self._sync([*self._table.values(), *self._meta.values()])
+            texts = [self._columns[STRINGS]] if self._texts else []
+            self._sync([*texts, *self._table.values(), *self._meta.values()])
         self.counters.put("next", first_id + len(lengths))
         if self.power:
             self.counters.sync()
         self._ring.take(start, all_rows)
         self._highest_row = max(self._highest_row, start + all_rows)
+        for name, counts in elements.items():
+            self._take_elements(name, place.bases[name], counts)
         self.num_episodes += len(lengths)
         self.num_steps += steps
         self._table_steps += steps
@@ -344,6 +389,19 @@ class FolderWriter:
                 self.fill_checksums()
         return first_id
 
+    def _find_elements(self, name: str, count: int) -> int:
+        """Where the elements of the next episodes go."""
+        ring = self._element_rings[name]
+        return (ring.place(count) or 0) if self.metadata.circular else ring.end
+
+    def _take_elements(self, name: str, base: int, counts: Sequence[int]) -> None:
+        if self.metadata.circular:
+            self._element_counts[name].extend(counts)
+        if count := sum(counts):
+            self._element_rings[name].take(base, count)
+            self._highest_element[name] = max(self._highest_element[name], base + count)
+            self._unsummed += count * self._elements[name].row_nbytes
+
     def _row_nbytes(self) -> int:
         return sum(column.row_nbytes for column in self._steps.values())
 
@@ -351,6 +409,9 @@ class FolderWriter:
         slot = self._slot(episode_id)
         self._highest_slot = max(self._highest_slot, slot + 1)
         table = self._table
+        if self._texts:
+            places = {name: self._strings.put(meta[name]) for name in self._texts}
+            meta = {**meta, **{name: place.to_bytes(8, "little", signed=True) for name, place in places.items()}}
         for name, column in self._meta.items():
             column.write(slot, meta[name])
             if column.row_nbytes == 0:
@@ -409,7 +470,11 @@ class FolderWriter:
         self.counters.put("first", oldest + 1)
         if self.counters.summed <= oldest:
             self.counters.put("summed", oldest + 1)
-        self._ring.release(length + self.metadata.has_state)
+        rows = length + self.metadata.has_state
+        for name, counts in self._element_counts.items():
+            if count := counts.popleft():
+                self._element_rings[name].release(count)
+        self._ring.release(rows)
         self._table_steps -= length
         if not deleted:
             self.num_episodes -= 1
@@ -436,6 +501,7 @@ class FolderWriter:
             clear_files(self.folder, self.metadata, next_id=self.counters.next)
         finally:
             self._highest_row = self._highest_slot = 0
+            self._highest_element = {}
             self._close_files()
             self._reopen()
 
@@ -450,6 +516,10 @@ class FolderWriter:
         finally:
             self._close_files()
             self._reopen()
+
+    def put_text(self, content: bytes) -> int:
+        """The place of a meta field's string, written if it is new."""
+        return self._strings.put(content)
 
     @property
     def end_row(self) -> int:
@@ -471,7 +541,8 @@ class FolderWriter:
             for name, column in self._steps.items():
                 sums = self._columns[checksum_path(name)]
                 sums.reserve(int(slots.max()) + 1)
-                sums.write_scattered(slots[kept], row_checksums(column, starts, lengths + self.metadata.has_state))
+                found = field_checksums(column, self._elements.get(name), starts, lengths + self.metadata.has_state)
+                sums.write_scattered(slots[kept], found)
             if self.power:
                 self._sync(self._columns[checksum_path(name)] for name in self._steps)
             counters.put("summed", int(ids[-1]) + 1)
@@ -502,8 +573,12 @@ class FolderWriter:
     def _trim(self) -> None:
         ids = np.arange(self.counters.first, self.counters.next, dtype=np.int64)
         slots = int(self._slots(ids).max()) + 1 if len(ids) else 0
+        elements = {values_path(name): self._highest_element[name] for name in self._elements}
+        if self._texts:
+            elements[STRINGS] = self._strings.end
         for path, column in self._columns.items():
-            used = self._highest_row if path.startswith("steps/") else max(slots, self._highest_slot)
+            rows = self._highest_row if path.startswith("steps/") else max(slots, self._highest_slot)
+            used = elements.get(path, rows)
             column.trim(used if self._may_cut else max(used, self._kept_rows[path]))
 
     def __del__(self) -> None:

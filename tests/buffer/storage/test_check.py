@@ -377,7 +377,7 @@ def test_rule_9_in_a_ring_and_after_an_update(tmp_path):
 
 BAD_METADATA = {
     "version": {"format_version": 2},
-    "feature": {"features": ["ragged"]},
+    "feature": {"features": ["wings"]},
     "path": {"fields": [{"name": "../x", "dtype": "int64", "shape": [], "default": None, "state": False}]},
     "object dtype": {"fields": [{"name": "x", "dtype": "object", "shape": [], "default": None, "state": False}]},
     "negative size": {"fields": [{"name": "x", "dtype": "int64", "shape": [-1], "default": None, "state": False}]},

@@ -1,0 +1,134 @@
+"""Rows of different sizes: where each one's elements lie, and the elements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.errors import CorruptBufferError
+
+SPAN = np.dtype("<i8")
+"""Of the two numbers in a span: the first element, and how many there are."""
+
+Elements = npt.NDArray[Any]
+
+
+class Ragged:
+    """The rows of a ragged field: ``rows[t]`` is an array ``(n, *field.shape)``, with another n for each t.
+
+    Args:
+        spans: int64 ``(rows, 2)``: the first element of each row, and the number of its elements.
+        view: gives the elements up to a number, ``(end, *field.shape)``; raises CorruptBufferError where there are
+            fewer.
+
+    Example:
+        >>> rows = Ragged.of_rows([np.array([1, 2]), np.array([], int), np.array([3])], np.dtype(int), ())
+        >>> rows[0], rows.lengths, rows.padded()
+        (array([1, 2]), array([2, 0, 1]), array([[1, 2],
+               [0, 0],
+               [3, 0]]))
+    """
+
+    def __init__(self, spans: npt.NDArray[np.int64], view: Callable[[int], Elements]) -> None:
+        self.spans = spans
+        self._view = view
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Elements], dtype: np.dtype[Any], shape: tuple[int, ...]) -> Ragged:
+        """The rows given as one array each."""
+        values = np.concatenate(rows) if rows else np.empty((0, *shape), dtype)
+        return cls.of_lengths(np.fromiter(map(len, rows), np.int64, len(rows)), values)
+
+    @classmethod
+    def of_lengths(cls, lengths: npt.NDArray[np.int64], values: Elements) -> Ragged:
+        """Rows that lie one after another in ``values``."""
+        return cls(np.stack((np.cumsum(lengths) - lengths, lengths), axis=1), lambda end: values[:end])
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Ragged]) -> Ragged:
+        """The rows of all parts, in memory of their own."""
+        values = np.concatenate([part.values() for part in parts])
+        return cls.of_lengths(np.concatenate([part.lengths for part in parts]), values)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """How many elements each row has, int64 ``(rows,)``."""
+        return self.spans[:, 1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one element."""
+        return self._view(0).shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the elements."""
+        return self._view(0).dtype
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One row's elements, read-only; for a slice or an array of rows, those rows."""
+        spans = self.spans[index]
+        if spans.shape != (2,):
+            return Ragged(spans, self._view)
+        begin, count = spans.tolist()
+        row: Elements = self._upto(spans[None])[begin : begin + count]
+        return row
+
+    def __iter__(self) -> Iterator[Elements]:
+        for index in range(len(self)):
+            yield self[index]
+
+    def check(self) -> None:
+        """Raise CorruptBufferError where the elements are not where the spans say."""
+        self._upto(self.spans)
+
+    def _upto(self, spans: npt.NDArray[np.int64]) -> Elements:
+        """The elements, as far as these spans reach."""
+        if len(spans) == 0:
+            return self._view(0)
+        if spans.min() < 0 or spans.max() >= 1 << 60:
+            raise CorruptBufferError(f"a row's elements cannot lie at {spans.min()} or have {spans.max()} elements")
+        return self._view(int(spans.sum(axis=1).max()))
+
+    def values(self) -> Elements:
+        """The elements of all rows, one row after another, in memory of their own: ``(elements, *shape)``."""
+        spans = self.spans
+        elements = self._upto(spans)
+        begins, counts = spans[:, 0], spans[:, 1]
+        if len(spans) and (begins[1:] == begins[:-1] + counts[:-1]).all():  # as they lie in an episode
+            return np.array(elements[begins[0] : begins[-1] + counts[-1]])
+        taken: Elements = elements.take(_elements(begins, counts), axis=0)
+        return taken
+
+    def padded(self, width: int | None = None) -> Elements:
+        """The rows side by side, padded with zeros on the right: ``(rows, width or longest, *shape)``."""
+        counts = self.lengths
+        elements = self.values()
+        width = int(counts.max(initial=0)) if width is None else width
+        out = np.zeros((len(self), width, *elements.shape[1:]), elements.dtype)
+        out[np.arange(width) < counts[:, None]] = elements
+        return out
+
+    def tolist(self) -> list[Any]:
+        """Nested lists of the elements of each row."""
+        return [row.tolist() for row in self]
+
+    def copy(self) -> Ragged:
+        """The same rows with elements in memory of their own."""
+        return Ragged.of_lengths(self.lengths.copy(), self.values())
+
+    def __repr__(self) -> str:
+        return f"Ragged({len(self)} rows of {self.dtype.name} elements of shape {self.shape})"
+
+
+def _elements(begins: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The numbers of all elements, row after row."""
+    ends = np.cumsum(counts)
+    numbers: npt.NDArray[np.int64] = np.repeat(begins - (ends - counts), counts)
+    return numbers + np.arange(len(numbers))

@@ -1,0 +1,84 @@
+"""The strings of meta fields: one file of them, in which each record holds the place of its own."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.storage.columns import Column, ColumnWriter
+from gym_replay.buffer.storage.fields import NO_TEXT
+from gym_replay.errors import CorruptBufferError
+
+STRINGS = "episodes/strings.npy"
+STRINGS_DTYPE = np.dtype("u1")
+
+_HEAD = struct.Struct("<II")
+"""Before each string: its number of bytes, and their CRC-32."""
+
+_REMEMBERED = 1024
+_LARGEST = 1 << 26
+
+
+def read_strings(column: Column, places: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """The strings at these places, as an array of Python strings.
+
+    Raises:
+        CorruptBufferError: there is none, or it does not match its check value.
+    """
+    out = np.empty(len(places), object)
+    known: dict[int, str] = {NO_TEXT: ""}
+    for index, place in enumerate(places.tolist()):
+        if place not in known:
+            known[place] = _decode(column, place)
+        out[index] = known[place]
+    return out
+
+
+def _decode(column: Column, place: int) -> str:
+    if not 0 <= place < 1 << 60:
+        raise CorruptBufferError(f"{column.path}: no string can be at {place}")
+    size, crc = _HEAD.unpack(column.view(place + _HEAD.size)[place:].tobytes())
+    if size > _LARGEST:
+        raise CorruptBufferError(f"{column.path}: the string at {place} would have {size} bytes")
+    content = column.view(place + _HEAD.size + size)[place + _HEAD.size :].tobytes()
+    if zlib.crc32(content) != crc:
+        raise CorruptBufferError(f"{column.path}: the string at {place} does not match its check value")
+    return content.decode("utf-8", "surrogatepass")
+
+
+class StringWriter:
+    """Appends strings; one that was written lately is not written again.
+
+    Args:
+        column: the file.
+        end: one past the last byte that a live record points to.
+    """
+
+    def __init__(self, column: ColumnWriter, end: int) -> None:
+        self._column = column
+        self.end = end
+        self._places: dict[bytes, int] = {b"": NO_TEXT}
+
+    @staticmethod
+    def end_of(column: Column, places: npt.NDArray[np.int64]) -> int:
+        """One past the last byte of the strings at these places."""
+        last = int(places.max(initial=NO_TEXT))
+        if last == NO_TEXT:
+            return 0
+        return last + _HEAD.size + len(_decode(column, last).encode("utf-8", "surrogatepass"))
+
+    def put(self, content: bytes) -> int:
+        """The place of a string, which is in the file when this returns."""
+        place = self._places.get(content)
+        if place is None:
+            place = self.end
+            self._column.write(place, _HEAD.pack(len(content), zlib.crc32(content)) + content)
+            self.end += _HEAD.size + len(content)
+            if len(self._places) >= _REMEMBERED:
+                self._places = {b"": NO_TEXT}
+            self._places[content] = place
+        return place

@@ -12,6 +12,7 @@ from gym_replay.buffer.concat import ConcatReplayBuffer
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.errors import (
     BufferClosedError,
     BufferFullError,
@@ -35,9 +36,12 @@ from gym_replay.errors import (
 )
 
 if TYPE_CHECKING:
+    from gym_replay.buffer.custom_spaces import register_space
     from gym_replay.buffer.loading.loaders import n_step_loader, timestep_loader, trajectory_loader
     from gym_replay.buffer.storage.check import CheckReport, Fault, check_buffer
+    from gym_replay.replaying import ReplayReport, replay
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
+    from gym_replay.wrappers.recording import FinishedEpisode
 
 __version__ = "0.1.0"
 
@@ -45,9 +49,13 @@ __version__ = "0.1.0"
 _LAZY = {
     "CheckReport": "gym_replay.buffer.storage.check",
     "Fault": "gym_replay.buffer.storage.check",
+    "FinishedEpisode": "gym_replay.wrappers.recording",
+    "ReplayReport": "gym_replay.replaying",
     "check_buffer": "gym_replay.buffer.storage.check",
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
     "n_step_loader": "gym_replay.buffer.loading.loaders",
+    "register_space": "gym_replay.buffer.custom_spaces",
+    "replay": "gym_replay.replaying",
     "timestep_loader": "gym_replay.buffer.loading.loaders",
     "trajectory_loader": "gym_replay.buffer.loading.loaders",
 }
@@ -69,18 +77,23 @@ __all__ = [
     "Fault",
     "Field",
     "FieldError",
+    "FinishedEpisode",
     "GymReplayError",
     "MakeEnvError",
     "MissingExtraError",
     "NotABufferError",
+    "Ragged",
     "ReadOnlyError",
     "RecordToBuffer",
     "ReplayBuffer",
+    "ReplayReport",
     "StorageError",
     "UnsupportedFormatError",
     "UnsupportedSpaceError",
     "check_buffer",
     "n_step_loader",
+    "register_space",
+    "replay",
     "timestep_loader",
     "trajectory_loader",
 ]

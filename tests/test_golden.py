@@ -105,6 +105,24 @@ def test_is_written_the_same_today(kind, tmp_path):
     assert metadata_of(tmp_path / kind) | {"uuid": ""} == metadata_of(GOLDEN / kind) | {"uuid": ""}
 
 
+def test_words_are_every_value_and_written_the_same(tmp_path):
+    with ReplayBuffer.from_folder(GOLDEN / "words", read_only=True) as buffer:
+        for number, episode in enumerate(buffer):
+            wanted = make.words_episode(number)
+            assert episode["x"].tobytes() == wanted["x"].tobytes()
+            assert (episode.meta["task"], episode.meta["score"]) == (wanted["task"], wanted["score"])
+            for name in ("words", "points"):
+                assert [row.tobytes() for row in episode[name]] == [row.tobytes() for row in wanted[name]]
+                assert {(row.dtype, row.shape[1:]) for row in episode[name]} == {
+                    (buffer.metadata.fields[name].dtype, buffer.metadata.fields[name].shape)
+                }
+    assert check_buffer(GOLDEN / "words", progress=False).verified
+    make.record_words(tmp_path / "words")
+    today, then = tree(tmp_path / "words"), tree(GOLDEN / "words")
+    assert list(today) == list(then)
+    assert all(today[name][0] == content for name, (content, *_) in then.items())
+
+
 def test_is_recorded_to_further(kind, copied):
     env = RecordToBuffer(make.Golden(), copied, meta_fields=make.META, extra_fields=make.EXTRA, **make.KINDS[kind])
     env.reset()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import re
 from collections.abc import Callable
 from functools import singledispatch
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import Space, spaces
 
+from gym_replay.buffer.custom_spaces import find_rule, recorded_space
 from gym_replay.buffer.storage.names import encode_key, encode_siblings, key_from_json, key_to_json
 from gym_replay.errors import CorruptBufferError, FieldError, GymReplayError, UnsupportedSpaceError
 
@@ -37,6 +39,7 @@ MAX_COPIED = 4
 """How deep Graph and stacked Sequence spaces may be nested: Gymnasium copies what they hold, so each level doubles."""
 
 _ELEMENTS_PER_SPACE = 1024
+_SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 NUMERIC = frozenset(
     ["bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))]
 )
@@ -45,14 +48,16 @@ NUMERIC = frozenset(
 def space_to_json(space: Space[Any], root: str = "space") -> dict[str, Json]:
     """A space as JSON, from which :func:`space_from_json` makes an equal space.
 
-    A subclass of a standard space is written as its nearest standard base. Float bounds keep every bit.
+    A subclass of a standard space is written as its nearest standard base, a space of one's own as the standard space
+    that its values are recorded as (:func:`~gym_replay.buffer.custom_spaces.register_space`). Float bounds keep every
+    bit.
 
     Args:
-        space: any standard Gymnasium space.
+        space: any standard Gymnasium space, or one that was registered.
         root: what messages call the space, such as ``"observation"``.
 
     Raises:
-        UnsupportedSpaceError: the space or one inside it is not standard, is nested deeper than ``MAX_DEPTH``, has
+        UnsupportedSpaceError: the space or one inside it is unknown, is nested deeper than ``MAX_DEPTH``, has
             more than ``MAX_ELEMENTS`` elements, or could not be built again; the message names its type and place.
 
     Example:
@@ -67,15 +72,17 @@ def space_to_json(space: Space[Any], root: str = "space") -> dict[str, Json]:
     return value
 
 
-@singledispatch
 def _to_json(space: Any, place: str) -> dict[str, Json]:
-    kind = f"{type(space).__module__}.{type(space).__qualname__}"
-    raise UnsupportedSpaceError(
-        f"{place}: {kind} is no standard Gymnasium space; convert it with a wrapper to one that is, such as Box"
-    )
+    rule = find_rule(space, place)
+    return _standard_to_json(space, place) if rule is None else _to_json(recorded_space(space, rule, place), place)
 
 
-@_to_json.register
+@singledispatch
+def _standard_to_json(space: Any, place: str) -> dict[str, Json]:
+    raise AssertionError(f"find_rule lets no other space through than those below, got {type(space)}")
+
+
+@_standard_to_json.register
 def _(space: spaces.Box, place: str) -> dict[str, Json]:
     value = {
         "type": "Box",
@@ -92,7 +99,7 @@ def _(space: spaces.Box, place: str) -> dict[str, Json]:
     return value
 
 
-@_to_json.register
+@_standard_to_json.register
 def _(space: spaces.Discrete, place: str) -> dict[str, Json]:
     return {
         "type": "Discrete",
@@ -102,7 +109,7 @@ def _(space: spaces.Discrete, place: str) -> dict[str, Json]:
     }
 
 
-@_to_json.register
+@_standard_to_json.register
 def _(space: spaces.MultiDiscrete, place: str) -> dict[str, Json]:
     return {
         "type": "MultiDiscrete",
@@ -113,24 +120,27 @@ def _(space: spaces.MultiDiscrete, place: str) -> dict[str, Json]:
     }
 
 
-@_to_json.register
+@_standard_to_json.register
 def _(space: spaces.MultiBinary, place: str) -> dict[str, Json]:
     return {"type": "MultiBinary", "n": list(space.n) if isinstance(space.n, tuple) else int(space.n)}
 
 
-@_to_json.register
+@_standard_to_json.register
 def _(space: spaces.Text, place: str) -> dict[str, Json]:
     if any(len(character) != 1 for character in space.character_list):
         raise UnsupportedSpaceError(f"{place}: Text needs a charset of single characters, got {space.character_list}")
+    characters = list(space.character_list)
+    if _SURROGATE_PAIR.search("".join(characters)):
+        characters.sort(key=lambda character: not "\udc00" <= character <= "\udfff")  # JSON would make one of the two
     return {
         "type": "Text",
         "min_length": space.min_length,
         "max_length": space.max_length,
-        "charset": "".join(space.character_list),
+        "charset": "".join(characters),
     }
 
 
-@_to_json.register
+@_standard_to_json.register
 def _(space: spaces.Dict, place: str) -> dict[str, Json]:
     items = []
     for key, child in space.spaces.items():
@@ -149,17 +159,17 @@ def _(space: spaces.Dict, place: str) -> dict[str, Json]:
     }
 
 
-@_to_json.register(spaces.Tuple)
+@_standard_to_json.register(spaces.Tuple)
 def _(space: Any, place: str) -> dict[str, Json]:
     return {"type": "Tuple", "spaces": [_to_json(child, f"{place}.{i}") for i, child in enumerate(space.spaces)]}
 
 
-@_to_json.register(spaces.OneOf)
+@_standard_to_json.register(spaces.OneOf)
 def _(space: Any, place: str) -> dict[str, Json]:
     return {"type": "OneOf", "spaces": [_to_json(child, f"{place}.{i}") for i, child in enumerate(space.spaces)]}
 
 
-@_to_json.register
+@_standard_to_json.register
 def _(space: spaces.Sequence, place: str) -> dict[str, Json]:
     return {
         "type": "Sequence",
@@ -168,7 +178,7 @@ def _(space: spaces.Sequence, place: str) -> dict[str, Json]:
     }
 
 
-@_to_json.register
+@_standard_to_json.register
 def _(space: spaces.Graph, place: str) -> dict[str, Json]:
     edge = space.edge_space
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gym_replay.buffer.storage.fields import Field, elements_of, encode_text, fit, make_encoder, to_array
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.ragged import Ragged
-from gym_replay.buffer.storage.staging import Row, Stage
+from gym_replay.buffer.storage.staging import Packer, Stage
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import BufferFullError, EpisodeStateError, EpisodeTooLongError, FieldError
 
@@ -47,10 +47,12 @@ class OpenEpisode:
     As a context manager it yields ``final_meta``, commits at the end, and discards where an exception leaves it.
     """
 
-    def __init__(self, buffer: ReplayBuffer, meta: Mapping[str, Any]) -> None:
+    def __init__(
+        self, buffer: ReplayBuffer, meta: Mapping[str, Any], encoded: Mapping[str, bytes] | None = None
+    ) -> None:
         self._buffer = buffer
         self._encoders = buffer.encoders()
-        self._meta = self._encoders.meta(meta)
+        self._meta = {**self._encoders.meta(meta), **(encoded or {})}
         self.final_meta: dict[str, Any] = {}
         self.complete = True
         self.stage: Stage | None = None
@@ -69,15 +71,23 @@ class OpenEpisode:
         else:
             self.discard()
 
-    def open(self, initial: Row | None = None) -> Stage:
-        """Begin; ``initial`` is row 0 of the state fields where each transition brings the state it led to."""
+    def open(
+        self,
+        initial: Mapping[str, bytes] | None = None,
+        names: Sequence[str] | None = None,
+        packers: Mapping[str, Packer] | None = None,
+    ) -> Stage:
+        """Begin; ``initial`` is row 0 of the state fields where each transition brings the state it led to.
+
+        ``names`` and ``packers`` are those of :class:`RowFormat`.
+        """
         buffer = self._buffer
         buffer._require_no_episode("one_episode")
         if self.stage is not None:
             raise EpisodeStateError("this episode was opened before; call one_episode() again")
         writer = buffer._writing()
         self.writer = writer
-        self.stage = writer.stage(initial=initial)
+        self.stage = writer.stage(initial=initial, names=names, packers=packers)
         self.longest = writer.longest()
         self._encoders = buffer.encoders()
         buffer._open_episode = self
@@ -126,15 +136,21 @@ class OpenEpisode:
         if stage.has_final:
             raise EpisodeStateError("the last observation is stored already")
         check_final(self._buffer.metadata.fields, values)
-        stage.final = tuple(
-            [
-                encode(values[name]) if name in values else self._encoders.defaults[name]
-                for name, encode in self._encoders.fields.items()
-            ]
-        )
+        encoders = self._encoders.fields
+        stage.final = {name: encoders[name](value) for name, value in values.items()}
 
-    def commit(self) -> bool:
+    def add_fields(self, fields: Mapping[str, Field]) -> None:
+        """Add fields to the buffer; of this episode's transitions so far they hold the default."""
+        stage = self._running()
+        self._buffer.add_default_fields(fields)
+        stage.add_fields(stage.format.with_fields(fields))
+        self._encoders = self._buffer.encoders()
+
+    def commit(self, encoded: Mapping[str, bytes] | None = None) -> bool:
         """Make the episode visible; False where it has no transition.
+
+        Args:
+            encoded: meta values as bytes, beside ``final_meta``.
 
         Raises:
             StorageError: the disk refused; the episode stays open, and may be committed again.
@@ -144,7 +160,7 @@ class OpenEpisode:
             self._end()
             return False
         encoders = self._encoders
-        meta = {**encoders.meta_defaults, **self._meta, **encoders.meta(self.final_meta)}
+        meta = {**encoders.meta_defaults, **self._meta, **encoders.meta(self.final_meta), **(encoded or {})}
         assert self.writer is not None
         self.writer.commit(stage, meta, complete=self.complete)
         self._end()

@@ -472,7 +472,17 @@ class ReplayBuffer(Readable):
         if values is not None:
             rows = _complete_rows(name, field, values, snapshot, has_state=self.metadata.has_state)
         try:
-            edits.add_field(writer, snapshot, name, field, rows)
+            edits.add_fields(writer, snapshot, {name: (field, rows)})
+        finally:
+            self._reader.refresh()
+
+    def add_default_fields(self, fields: Mapping[str, Field]) -> None:
+        """Add fields that hold their defaults, all at once, also while an episode is open."""
+        check_distinct([*self.metadata.fields, *fields])
+        writer = self._writing()
+        snapshot = self._reader.refresh()
+        try:
+            edits.add_fields(writer, snapshot, {name: (info, None) for name, info in fields.items()})
         finally:
             self._reader.refresh()
 

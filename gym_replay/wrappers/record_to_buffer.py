@@ -5,37 +5,29 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, SupportsFloat
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 
 from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.env_spec import spec_to_json
-from gym_replay.buffer.open_episode import OpenEpisode
-from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
-from gym_replay.buffer.storage.fields import Field, FieldLike, make_encoder, parse_fields
-from gym_replay.buffer.storage.reader import has_buffer
-from gym_replay.buffer.storage.staging import Row, Stage
-from gym_replay.errors import ConfigMismatchError, EpisodeStateError, FieldError, StorageError
-from gym_replay.wrappers.spaces import Leaf, make_space_encoder, space_leaves
+from gym_replay.buffer.replay_buffer import ReplayBuffer
+from gym_replay.buffer.storage.fields import FieldLike, fit, make_encoder, parse_fields, to_array
+from gym_replay.errors import EpisodeStateError, FieldError, StorageError
+from gym_replay.wrappers.bounds import BoundsCheck
+from gym_replay.wrappers.episode_facts import describe_run, facts_of_reset
+from gym_replay.wrappers.infos import Infos
+from gym_replay.wrappers.recorded_schema import core_fields, leaves_of, meta_fields, open_recorded, reward_shape
+from gym_replay.wrappers.recording import OnEpisode, Recording, pack_floats, pack_integers
+from gym_replay.wrappers.spaces import Leaf, make_flattener, make_space_encoder
 
-RECORDER_META: dict[str, FieldLike] = {
-    "episode_seed": Field("int64", default=-1),
-    "episode_return": Field("float64"),
-    "episode_complete": Field("bool"),
-}
-"""Meta fields of the recorder's own. A seed of -1 stands for none."""
-
-_STEP_FIELDS: dict[str, FieldLike] = {
-    "reward": Field("float64"),
-    "terminated": Field("bool"),
-    "truncated": Field("bool"),
-}
-_FLAGS = {False: b"\x00", True: b"\x01"}
 _ON_INCOMPLETE = ("keep", "discard")
+_FLAGS = {False: b"\x00", True: b"\x01"}
+_LOOKS = 20
+_BROKEN = -1
+"""In the place of the steps that there is room for: a step was begun and never ended."""
 
 
 class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -43,8 +35,8 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
 
     An episode is opened at each ``reset`` and committed inside the ``step`` that ends it, before that step returns.
     What the inner environment returns is passed on untouched, and copied before anybody can change it. The fields are
-    ``observation`` and ``action`` (with ``.key`` for each part of Dict and Tuple spaces) in their spaces' dtypes,
-    ``reward`` (float64), ``terminated``, ``truncated``, and the extra fields.
+    ``observation`` and ``action`` (with ``.key`` for each part of a composite space) in their spaces' dtypes,
+    ``reward`` (float64), ``terminated``, ``truncated``, the extra fields, and ``info.<key>`` where infos are recorded.
 
     Args:
         env: the environment.
@@ -56,8 +48,11 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         meta_fields: fields that an episode has once, set by :meth:`annotate`.
         extra_fields: fields that each step has, set by :meth:`annotate_step`.
         dtypes: storage dtypes other than the spaces' own, by field name or by a group such as ``"observation"``.
+        record_info: True to record what is numeric in the infos, or dotted names of the entries to record.
         on_incomplete: what becomes of an episode that a reset or ``close`` cuts: ``"keep"`` commits it with
             ``truncated`` True at its last transition and ``episode_complete`` False, ``"discard"`` forgets it.
+        on_episode: is called with each episode before its commit, a :class:`FinishedEpisode`; it may return a dict of
+            meta fields to set, or False to discard the episode. Not among the arguments that ``env.spec`` remembers.
         durability: as for :class:`ReplayBuffer`; a buffer that is passed in keeps its own.
 
     Raises:
@@ -89,13 +84,17 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         meta_fields: Mapping[str, FieldLike] | None = None,
         extra_fields: Mapping[str, FieldLike] | None = None,
         dtypes: Mapping[str, Any] | None = None,
+        record_info: bool | Iterable[str] = False,
         on_incomplete: str = "keep",
+        on_episode: OnEpisode | None = None,
         durability: str = "process",
     ) -> None:
         if not isinstance(env, gym.Env):
             raise TypeError(f"expected a gymnasium.Env, got {type(env).__name__}")
         if on_incomplete not in _ON_INCOMPLETE:
             raise FieldError(f"on_incomplete={on_incomplete!r}: expected one of {_ON_INCOMPLETE}")
+        if not isinstance(record_info, (bool, str)):
+            record_info = list(record_info)
         limits: dict[str, Any] = {
             "max_episodes": max_episodes,
             "max_timesteps": max_timesteps,
@@ -108,60 +107,92 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             meta_fields=meta_fields,
             extra_fields=extra_fields,
             dtypes=dtypes,
+            record_info=record_info,
             on_incomplete=on_incomplete,
             durability=durability,
             **limits,
         )
         gym.Wrapper.__init__(self, env)
         dtypes = dict(dtypes or {})
-        observation = _leaves(env.observation_space, "observation", dtypes, state=True)
-        action = _leaves(env.action_space, "action", dtypes, state=False)
-        environment = {
-            "observation_space": space_to_json(env.observation_space, "observation"),
-            "action_space": space_to_json(env.action_space, "action"),
-            "env_spec": spec_to_json(env.spec),
-        }
-        core = {leaf.name: leaf.field for leaf in (*observation, *action)} | parse_fields(_STEP_FIELDS)
+        leaves = leaves_of(env, dtypes)
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
         self._buffer = _open(
+            env,
+            leaves,
             buffer,
             {**limits, "circular": circular or None},
             overwrite=overwrite,
             durability=durability,
-            core=core,
-            extra=None if extra_fields is None else parse_fields(extra_fields, "extra field"),
-            meta=None if meta_fields is None else parse_fields(meta_fields, "meta field"),
-            environment=environment,
+            extra=extra_fields,
+            meta=meta_fields,
         )
-        self._encode_observation = make_space_encoder(env.observation_space, observation)
-        self._encode_action = make_space_encoder(env.action_space, action)
-        self._encode_reward = make_encoder("reward", core["reward"])
-        extras = {name: info for name, info in self._buffer.metadata.fields.items() if name not in core}
-        self._extra_encoders = {name: make_encoder(name, info) for name, info in extras.items()}
-        self._extra_defaults = tuple(info.default_value().tobytes() for info in extras.values())
+        self._make_encoders(env, leaves)
+        fields, core = self._buffer.metadata.fields, self._core
+        self._infos = Infos(record_info, dtypes, fields) if record_info else None
+        info_names = self._infos.names if self._infos else []
+        extras = [name for name in fields if name not in core and not name.startswith(("info.", "info_present."))]
+        self._extra_encoders = {name: make_encoder(name, fields[name]) for name in extras}
+        self._extra_defaults = tuple(fields[name].default_value().tobytes() for name in extras)
         self._extras = self._extra_defaults
-        self._after_observation: Row = (b"",) * (len(core) - len(observation) + len(extras))
+        single = all(len(side) == 1 for side in leaves) and not core["reward"].shape
+        self._is_plain = single and not extras and self._infos is None
 
-        self._running = _Running(keep=on_incomplete == "keep")
+        names = [leaf.name for side in leaves for leaf in side]
+        self._recording = Recording(
+            self._buffer,
+            names=[*names, "reward", *extras, *info_names],
+            packers=self._packers,
+            keep=on_incomplete == "keep",
+            bounds=BoundsCheck([leaf for side in leaves for leaf in side]),
+            on_episode=on_episode,
+        )
+        self._observation_names = [leaf.name for leaf in leaves[0]]
         self._guarded: object = None
-        self._stage: Stage | None = None
         self._room = 0  # steps until _make_room must be asked again
-        self._first_row: Row | None = None
+        self._first: dict[str, bytes] | None = None
+        self._facts: dict[str, bytes] = {}
         self._meta: dict[str, Any] = {}
+        self._run = describe_run()
+        self._resets_itself = _has_autoreset(env)
+        self._awaits_autoreset = False
         _warn_of_stacked_frames(env)
+
+    def _make_encoders(self, env: gym.Env[Any, Any], leaves: Sequence[list[Leaf]]) -> None:
+        observation, action = leaves
+        self._core = core_fields(observation, action, reward_shape(env))
+        self._encode_observation = _warning_encoder(env.observation_space, observation)
+        self._encode_action = _warning_encoder(env.action_space, action)
+        # The arrays that are taken as they are, without a call: a step of most environments is two of them.
+        self._observation_dtype, self._observation_shape = _array_of(observation)
+        self._action_dtype, self._action_shape = _array_of(action)
+        # And the numbers that are kept as they are until the commit: to take the bytes of each costs more.
+        self._action_number: type | None = None
+        self._packers: dict[str, Any] = {} if self._core["reward"].shape else {"reward": pack_floats}
+        if isinstance(env.action_space, gym.spaces.Discrete) and action[0].field.dtype == np.int64:
+            self._action_number = np.int64
+            self._encode_action = _integer_of(self._encode_action)
+            self._packers["action"] = pack_integers
 
     @property
     def buffer(self) -> ReplayBuffer:
         """The buffer; readable also after :meth:`close`."""
         return self._buffer
 
+    @property
+    def out_of_bounds(self) -> dict[str, int]:
+        """How many committed rows of each field had values outside of their space's bounds; they are kept."""
+        self._recording.bounds.finish()
+        return dict(self._recording.bounds.counts)
+
+    # --- the episode ---
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment and open an episode; one that is running is cut."""
         self._end_episode()
+        self._awaits_autoreset = False
+        facts = facts_of_reset(self.env, seed, options, self._run)
         result = self.env.reset(seed=seed, options=options)
-        self._first_row = (*self._encode_observation(result[0]), *self._after_observation)
-        self._meta = {"episode_seed": _storable_seed(seed)}
-        self._extras = self._extra_defaults
+        self._open_at(result[0], result[1], facts)
         return result
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
@@ -175,42 +206,137 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
                 ``close`` that finds room.
         """
         room = self._room
-        if room == 0:
-            if self._running.has_ended:
-                self._end_episode()  # its commit was refused before
-            if self._stage is None and self._first_row is None:
-                return self._step_unrecorded(action)
+        if room <= 0:
             room = self._make_room()
-        self._room = room - 1
-        encoded_action = self._encode_action(action)
+            if room == 0:
+                return self._step_between_episodes(action)
+        acted: Any
+        if type(action) is np.ndarray and action.dtype is self._action_dtype and action.shape == self._action_shape:
+            acted = action.tobytes()
+        elif type(action) is self._action_number:
+            acted = action
+        else:
+            acted = self._encode_action(action)
+        self._room = _BROKEN
         result = self.env.step(action)
+        observation, reward, terminated, truncated, _ = result
+        if (
+            terminated is False
+            and truncated is False
+            and type(observation) is np.ndarray
+            and observation.dtype is self._observation_dtype
+            and observation.shape == self._observation_shape
+            and (type(reward) is float or type(reward) is np.float64)
+            and self._is_plain
+        ):
+            self._extend((observation.tobytes(), acted, reward))
+            self._room = room - 1
+        else:
+            self._add(result, acted, room)
+        return result
+
+    def _add(self, result: tuple[Any, ...], acted: Any, room: int) -> None:
+        """Store a transition of any kind, and end the episode where it ends it."""
         try:
-            observation, reward, terminated, truncated, _ = result
-            row = (
-                *self._encode_observation(observation),
-                *encoded_action,
-                self._encode_reward(reward),
-                _FLAGS[terminated],
-                _FLAGS[truncated],
-                *self._extras,
-            )
-        except Exception as error:
+            observation, reward, terminated, truncated, info = result
+            seen = self._encode_observation(observation)
+            flags = _FLAGS[bool(_flag(terminated))], _FLAGS[bool(_flag(truncated))]
+            acts = acted if type(acted) is tuple else (acted,)
+            row = [*seen, *acts, self._encode_reward(reward), *self._extras]
+            if self._infos is not None:
+                row += self._infos.encode(info, self._add_fields)
+        except Exception:
             # The environment has moved on and this transition cannot be stored, so none after it may be.
             self._end_episode()
-            if isinstance(error, (KeyError, TypeError)):
-                raise FieldError(
-                    f"terminated and truncated: expected bools, got {result[2]!r} and {result[3]!r}"
-                ) from error
             raise
-        if self._extras is not self._extra_defaults:
-            self._extras = self._extra_defaults
-        if terminated or truncated:
-            self._running.has_ended = True
-            self._append(row)
+        self._extras = self._extra_defaults
+        ends = b"\x01" in flags
+        if ends:
+            assert self._recording.stage is not None
+            self._recording.stage.last = dict(zip(("terminated", "truncated"), flags, strict=True))
+            self._recording.has_ended = True
+        self._extend(row)
+        self._room = room - 1
+        if ends:
+            self._awaits_autoreset = self._resets_itself
             self._end_episode()
-        else:
-            self._append(row)
-        return result
+
+    def _encode_reward(self, reward: Any) -> Any:
+        """A float, or the bytes of a reward of several values."""
+        field = self._core["reward"]
+        if type(reward) in (float, np.float64) and not field.shape:
+            return reward
+        if reward is None:
+            raise FieldError("field 'reward': expected a number, got None; return 0.0 where there is no reward")
+        array = fit("reward", to_array(reward, "reward"), field)
+        return array.tobytes() if field.shape else float(array)
+
+    def _open_at(self, observation: Any, info: Any, facts: dict[str, bytes]) -> None:
+        """Note the first row of an episode; it is opened by its first step."""
+        self._first = dict(zip(self._observation_names, self._encode_observation(observation), strict=True))
+        self._facts, self._meta = facts, {}
+        self._extras = self._extra_defaults
+        if self._infos is not None:
+            row = self._infos.encode(info, self._add_fields)
+            self._first.update(zip(self._infos.names, row, strict=True))
+
+    def _add_fields(self, fields: dict[str, Any]) -> None:
+        self._recording.add_fields(fields)
+        stage = self._recording.stage
+        if stage is not None:
+            self._extend, self._room = stage.make_room()
+
+    def _make_room(self) -> int:
+        """Open the episode, write early what has become long, and see to the limits; how many steps may follow.
+
+        0 where no episode is running.
+        """
+        recording = self._recording
+        if self._room == _BROKEN:
+            self._end_episode()
+            return 0
+        if recording.has_ended:
+            self._end_episode()  # its commit was refused before
+        if recording.stage is None:
+            if self._first is None:
+                return 0
+            episode = recording.begin(self._first, self._facts, self._meta)
+            self._first = None
+            if self._guarded is not episode.writer:
+                # Made after the writer's own, so that at the interpreter's exit it runs before it.
+                self._guarded = episode.writer
+                weakref.finalize(self, recording.end)
+        stage = recording.stage
+        assert stage is not None
+        self._extend, room = stage.make_room()
+        room = min(room, recording.longest - len(stage))
+        if room <= 0:
+            assert recording.episode is not None
+            recording.episode.raise_too_long()
+        return room
+
+    def _end_episode(self) -> None:
+        self._first = None
+        self._room = 0
+        if self._recording.episode is not None:
+            self._recording.end()
+
+    def _step_between_episodes(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """A step that is no transition: after an end, or that of an inner Autoreset, which begins an episode."""
+        if self._awaits_autoreset:
+            self._awaits_autoreset = False
+            facts = facts_of_reset(self.env, None, None, self._run)
+            result = self.env.step(action)
+            self._open_at(result[0], result[4], facts)
+            return result
+        warnings.warn(
+            "a step without a running episode is not recorded; call reset() after an episode has ended, or after an "
+            "exception inside a step",
+            stacklevel=3,
+        )
+        return self.env.step(action)
+
+    # --- what the user adds ---
 
     def annotate(self, /, **meta: Any) -> None:
         """Set meta fields of the running episode.
@@ -223,9 +349,9 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")
         self._buffer.encoders().meta(meta)
         copied = {name: np.array(value) if isinstance(value, np.ndarray) else value for name, value in meta.items()}
-        if self._running.episode is not None:
-            self._running.episode.final_meta.update(copied)
-        elif self._first_row is not None:
+        if self._recording.episode is not None:
+            self._recording.episode.final_meta.update(copied)
+        elif self._first is not None:
             self._meta.update(copied)
         else:
             raise EpisodeStateError("annotate: no episode is running; call it between a reset and the episode's end")
@@ -243,6 +369,8 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
                 raise FieldError(f"unknown extra field {name!r}; there are {known}; declare it in extra_fields")
             values[known.index(name)] = self._extra_encoders[name](value)
         self._extras = tuple(values)
+
+    # --- the end ---
 
     def close(self) -> None:
         """End the running episode, release the buffer's folder, and close the environment.
@@ -263,178 +391,117 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
 
     def _close_all(self) -> None:
         try:
+            self._recording.bounds.finish()
             if self._owns_buffer:
                 self._buffer.release()
         finally:
             super().close()
 
-    def _begin_episode(self, first_row: Row) -> Stage:
-        episode = self._buffer.one_episode(**self._meta)
-        stage = episode.open(first_row)
-        self._running.begin(episode)
-        self._longest = episode.longest
-        self._stage = stage
-        self._first_row = None
-        if self._guarded is not episode.writer:
-            # Made after the writer's own, so that at the interpreter's exit it runs before it.
-            self._guarded = episode.writer
-            weakref.finalize(self, self._running.end)
-        return stage
-
-    def _make_room(self) -> int:
-        """Open the episode, write early what has become long, and see to the limits; how many steps may follow."""
-        stage = self._stage
-        if stage is None:
-            assert self._first_row is not None
-            stage = self._begin_episode(self._first_row)
-        self._append, room = stage.make_room()
-        room = min(room, self._longest - len(stage))
-        if room <= 0:
-            self._running.raise_too_long()
-        return room
-
-    def _end_episode(self) -> None:
-        self._first_row = None
-        self._room = 0
-        try:
-            self._running.end()
-        finally:
-            if self._running.episode is None:
-                self._stage = None
-
-    def _step_unrecorded(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        warnings.warn(
-            "a step without a running episode is not recorded; call reset() after an episode has ended", stacklevel=3
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a recorder is the only writer of its folder and cannot be pickled or copied; make one environment in each "
+            "process, with a folder of its own, or pickle env.spec"
         )
-        return self.env.step(action)
 
-
-class _Running:
-    """The episode being recorded, apart from the environment: it can end after the wrapper is gone."""
-
-    def __init__(self, *, keep: bool) -> None:
-        self._keep = keep
-        self.episode: OpenEpisode | None = None
-        self.has_ended = False
-
-    def begin(self, episode: OpenEpisode) -> None:
-        self.has_ended = False
-        self.episode = episode
-
-    def end(self) -> None:
-        """Commit the episode, or discard it where it was cut and cut ones are not kept."""
-        episode = self.episode
-        if episode is None:
-            return
-        stage = episode.stage
-        if stage is None or len(stage) == 0 or not (self.has_ended or self._keep):
-            episode.discard()
-        elif episode.is_open:
-            truncated = None if self.has_ended else stage.replace_last("truncated", b"\x01")
-            episode.complete = self.has_ended
-            total = np.cumsum(stage.column("reward"), dtype=np.float64)[-1]
-            episode.final_meta.update(episode_return=total, episode_complete=self.has_ended)
-            try:
-                episode.commit()
-            except StorageError:
-                if truncated is not None:  # it may go on
-                    stage.replace_last("truncated", truncated)
-                raise
-        self.episode = None
-        self.has_ended = False
-
-    def raise_too_long(self) -> None:
-        assert self.episode is not None
-        self.episode.raise_too_long()
-
-
-def _leaves(space: gym.Space[Any], root: str, dtypes: Mapping[str, Any], *, state: bool) -> list[Leaf]:
-    chosen = {name: dtype for name, dtype in dtypes.items() if name.partition(".")[0] == root}
-    if unknown := [name for name in dtypes if name.partition(".")[0] not in ("observation", "action")]:
-        raise FieldError(f"dtypes: {unknown[0]!r} is neither below 'observation' nor below 'action'")
-    return space_leaves(space, root, state=state, dtypes=chosen)
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        self.__reduce__()
 
 
 def _open(
+    env: gym.Env[Any, Any],
+    leaves: Sequence[list[Leaf]],
     buffer: str | os.PathLike[str] | ReplayBuffer,
     limits: Mapping[str, Any],
     *,
     overwrite: bool,
     durability: str,
-    core: dict[str, Field],
-    extra: dict[str, Field] | None,
-    meta: dict[str, Field] | None,
-    environment: dict[str, Any],
+    extra: Mapping[str, FieldLike] | None,
+    meta: Mapping[str, FieldLike] | None,
 ) -> ReplayBuffer:
-    own_meta = parse_fields(RECORDER_META)
-    for kind, given, taken in (("extra field", extra, core), ("meta field", meta, own_meta)):
-        if clash := sorted(set(given or ()) & set(taken)):
-            raise FieldError(f"{kind} {clash[0]!r} has the name of a field of the recorder's own; rename it")
-    if isinstance(buffer, ReplayBuffer):
-        if overwrite:
-            raise FieldError("overwrite=True goes with a folder; clear() empties a buffer")
-        check_match(buffer.metadata, limits, buffer.folder)
-        opened = buffer
-    elif has_buffer(Path(buffer)) and not overwrite:
-        opened = open_buffer(buffer, limits, overwrite=False, durability=durability)
-    else:
-        config = {
-            **limits,
-            "fields": {**core, **(extra or {})},
-            "meta_fields": {**own_meta, **(meta or {})},
-            "recorder_meta": tuple(own_meta),
-            "environment": environment,
-        }
-        return open_buffer(buffer, config, overwrite=overwrite, durability=durability)
-    try:
-        _check_recorded(opened, core, own_meta, extra, meta, environment)
-    except BaseException:
-        if opened is not buffer:
-            opened.close()
-        raise
-    return opened
+    observation, action = leaves
+    return open_recorded(
+        buffer,
+        limits,
+        overwrite=overwrite,
+        durability=durability,
+        core=core_fields(observation, action, reward_shape(env)),
+        own_meta=meta_fields(reward_shape(env)),
+        extra=None if extra is None else parse_fields(extra, "extra field"),
+        meta=None if meta is None else parse_fields(meta, "meta field"),
+        environment={
+            "observation_space": space_to_json(env.observation_space, "observation"),
+            "action_space": space_to_json(env.action_space, "action"),
+            "env_spec": spec_to_json(env.spec),
+        },
+    )
 
 
-def _check_recorded(
-    buffer: ReplayBuffer,
-    core: dict[str, Field],
-    own_meta: dict[str, Field],
-    extra: dict[str, Field] | None,
-    meta: dict[str, Field] | None,
-    environment: dict[str, Any],
-) -> None:
-    """Raise ConfigMismatchError where an existing buffer was recorded from something else."""
-    stored = buffer.metadata
-    others = {name: info for name, info in stored.fields.items() if name not in core}
-    other_meta = {name: info for name, info in stored.meta_fields.items() if name not in own_meta}
-    expected = {
-        "fields": {**core, **(others if extra is None else extra)},
-        "meta_fields": {**own_meta, **(other_meta if meta is None else meta)},
-    }
-    check_match(stored, expected, buffer.folder)
-    if list(stored.fields)[: len(core)] != list(core) or stored.recorder_meta != tuple(own_meta):
-        raise ConfigMismatchError(f"{buffer.folder} was not made by RecordToBuffer; choose another folder")
-    found = stored.environment or {}
-    for name in ("observation_space", "action_space"):
-        if found.get(name) != environment[name]:
-            raise ConfigMismatchError(
-                f"{buffer.folder} was created with a different {name.replace('_', ' ')}: stored {found.get(name)}, "
-                f"passed {environment[name]}; choose another folder, or overwrite=True to replace the buffer"
-            )
-    stored_id, passed_id = ((value or {}).get("id") for value in (found.get("env_spec"), environment["env_spec"]))
-    if stored_id != passed_id:
-        raise ConfigMismatchError(
-            f"{buffer.folder} was recorded from {stored_id!r}, this environment is {passed_id!r}; choose another folder"
-        )
+def _array_of(leaves: Sequence[Leaf]) -> tuple[Any, Any]:
+    """Dtype and shape of the arrays of a space that has one field; else what no array has."""
+    if len(leaves) == 1 and leaves[0].field.shape and not leaves[0].field.ragged and not leaves[0].keys:
+        return np.dtype(leaves[0].field.dtype.type), leaves[0].field.shape
+    return None, None
 
 
-def _storable_seed(seed: int | None) -> int:
-    if seed is None:
-        return -1
-    if not 0 <= seed < 1 << 63:
-        warnings.warn(f"the seed {seed} does not fit int64 and is not kept with the episode", stacklevel=3)
-        return -1
-    return int(seed)
+def _warning_encoder(space: gym.Space[Any], leaves: Sequence[Leaf]) -> Callable[[Any], Any]:
+    """The space's encoder, which warns once where a value is not of the space's own dtype.
+
+    Of composite spaces, whose encoders take longer, only the first values are looked at.
+    """
+    encode = make_space_encoder(space, leaves)
+    flatten = make_flattener(space, "value")
+    numbers = [leaf for leaf in leaves if not leaf.field.ragged and leaf.space.dtype is not None]
+    looks = _LOOKS if len(leaves) > 1 else 1 << 62
+    warned: set[str] = set()
+
+    def encode_and_warn(value: Any) -> Any:
+        nonlocal looks
+        encoded = encode(value)
+        if looks and len(warned) < len(numbers):
+            looks -= 1
+            for leaf, part in zip(leaves, flatten(value), strict=True):
+                if leaf in numbers and isinstance(part, np.ndarray) and part.dtype != leaf.space.dtype:
+                    if leaf.name not in warned:
+                        _warn_of_dtype(leaf, part.dtype)
+                    warned.add(leaf.name)
+        return encoded
+
+    return encode_and_warn
+
+
+def _warn_of_dtype(leaf: Leaf, found: np.dtype[Any]) -> None:
+    warnings.warn(
+        f"{leaf.name}: its space says {leaf.space.dtype}, but values are {found}; they are stored as "
+        f"{leaf.field.dtype.name}, and dtypes={{{leaf.name!r}: {found.name!r}}} stores them as they are",
+        stacklevel=5,
+    )
+
+
+def _integer_of(encode: Callable[[Any], Any]) -> Callable[[Any], int]:
+    """The number that was encoded: the encoder checks it."""
+    return lambda value: int.from_bytes(encode(value)[0], "little", signed=True)
+
+
+def _flag(value: Any) -> Any:
+    """A flag as the environment gave it.
+
+    Raises:
+        FieldError: it is no boolean.
+    """
+    if isinstance(value, (bool, np.bool_)) or (
+        hasattr(value, "dtype") and value.size == 1 and "bool" in str(value.dtype)
+    ):
+        return value
+    raise FieldError(f"terminated and truncated: expected bools, got {value!r:.60}; return True or False")
+
+
+def _has_autoreset(env: gym.Env[Any, Any]) -> bool:
+    layer: Any = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, gym.wrappers.Autoreset):
+            return True
+        layer = layer.env
+    return False
 
 
 def _warn_of_stacked_frames(env: gym.Env[Any, Any]) -> None:

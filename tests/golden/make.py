@@ -1,7 +1,8 @@
-"""Makes the two golden folders: ``python tests/golden/make.py``. Only for a new version of the format.
+"""Makes the golden folders: ``python tests/golden/make.py``. Only for a new version of the format.
 
 ``plain`` is what a recorder leaves behind with no limits, one of its episodes cut; ``ring`` has lost its oldest
-episodes. All values are sums of powers of two, and so the same on every machine.
+episodes; ``words`` has ragged fields and strings, and was stored by hand. All values are sums of powers of two, and so
+the same on every machine.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ from unittest import mock
 import gymnasium as gym
 import numpy as np
 
-from gym_replay import Field, RecordToBuffer
+from gym_replay import Field, RecordToBuffer, ReplayBuffer
+from gym_replay.wrappers import recorded_schema
 
 HERE = Path(__file__).parent
 KINDS: dict[str, dict[str, Any]] = {"plain": {}, "ring": {"circular": True, "max_steps": 40, "max_timesteps": 20}}
 EPISODES = {"plain": 8, "ring": 14}
 CUT = 3
 """The episode that a reset cuts after its first two steps."""
+FIXED = uuid.UUID("00000000-0000-4000-8000-000000000001")
+FIRST_META = {
+    name: recorded_schema.RECORDER_META[name] for name in ("episode_seed", "episode_return", "episode_complete")
+}
 META = {"skill": Field("float32", (2,)), "source": Field("uint8", default=7)}
 EXTRA = {"log_prob": Field("float32", default=-1.0)}
 
@@ -83,9 +89,8 @@ class Golden(gym.Env):
 
 
 def record(folder: Path, kind: str) -> None:
-    """Write a golden buffer."""
-    fixed = uuid.UUID("00000000-0000-4000-8000-000000000001")
-    with mock.patch("uuid.uuid4", return_value=fixed):
+    """Write a golden buffer, with the recorder's first meta fields."""
+    with mock.patch("uuid.uuid4", return_value=FIXED), mock.patch.object(recorded_schema, "RECORDER_META", FIRST_META):
         env = RecordToBuffer(Golden(), folder, meta_fields=META, extra_fields=EXTRA, **KINDS[kind])
     for number in range(EPISODES[kind]):
         env.reset(seed=number if number % 2 else None)
@@ -96,6 +101,36 @@ def record(folder: Path, kind: str) -> None:
                 env.annotate_step(log_prob=log_prob(number, t))
             env.step(action(number, t))
     env.close()
+    (folder / "writer.lock").unlink()
+
+
+WORDS_FIELDS = {
+    "words": Field("uint8", state=True, ragged=True),
+    "points": Field("float32", (2,), ragged=True),
+    "x": Field("int64"),
+}
+WORDS_META = {"task": Field("str"), "score": Field("float64")}
+
+
+def words_episode(number: int) -> dict[str, Any]:
+    """Episode k has k+1 transitions; the number of elements goes from none to four."""
+    length = number + 1
+    return {
+        "words": [np.arange(number, number + (t + number) % 5, dtype=np.uint8) for t in range(length + 1)],
+        "points": [np.full((t % 3, 2), number + t / 4, np.float32) for t in range(length)],
+        "x": np.arange(length, dtype=np.int64) * number,
+        "task": ["", "lift the cup", "öffne die Tür", "lift the cup"][number],
+        "score": number / 2,
+    }
+
+
+def record_words(folder: Path) -> None:
+    """Write the golden buffer of ragged fields and strings."""
+    with mock.patch("uuid.uuid4", return_value=FIXED):
+        buffer = ReplayBuffer(folder, fields=WORDS_FIELDS, meta_fields=WORDS_META)
+    for number in range(4):
+        buffer.store_episode(**words_episode(number))
+    buffer.close()
     (folder / "writer.lock").unlink()
 
 
@@ -142,3 +177,5 @@ if __name__ == "__main__":
     for kind in KINDS:
         shutil.rmtree(HERE / kind, ignore_errors=True)
         record(HERE / kind, kind)
+    shutil.rmtree(HERE / "words", ignore_errors=True)
+    record_words(HERE / "words")

@@ -344,8 +344,11 @@ def test_two_recorders_of_one_folder(tmp_path):
 
 
 def test_unsupported_spaces_are_named(tmp_path):
+    class Unknown(gym.Space):
+        pass
+
     class Talking(Nested):
-        observation_space = spaces.Dict({"said": spaces.Dict({"word": spaces.Text(5)})})
+        observation_space = spaces.Dict({"said": spaces.Dict({"word": Unknown()})})
 
     with pytest.raises(UnsupportedSpaceError, match=r"observation\.said\.word"):
         RecordToBuffer(Talking(), tmp_path)
@@ -585,7 +588,7 @@ def test_close_closes_the_environment_whatever_becomes_of_the_episode(tmp_path, 
     env = RecordToBuffer(Nested(), tmp_path)
     env.reset()
     env.step(env.action_space.sample())
-    monkeypatch.setattr(env._running, "end", lambda: 1 / 0)
+    monkeypatch.setattr(env._recording, "end", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         env.close()
     assert closed

@@ -72,42 +72,51 @@ def update(
     writer.switch(writer.metadata, copies.paths)
 
 
-def add_field(writer: FolderWriter, snapshot: Snapshot, name: str, info: Field, values: Rows | None) -> None:
-    """Add a column, complete for all live episodes before anybody sees it.
+def add_fields(writer: FolderWriter, snapshot: Snapshot, fields: Mapping[str, tuple[Field, Rows | None]]) -> None:
+    """Add columns, complete for all live episodes before anybody sees them.
 
     Args:
-        values: the rows of all live episodes, row T included where the schema has one; None for the default.
+        fields: what each field is, and the rows of all live episodes, row T included where the schema has one; None
+            for the default.
 
     Raises:
-        FieldError: a state field for episodes that have no row T.
+        FieldError: a state field for episodes that have no row T, or something else lies where a file should be.
     """
-    metadata = replace(writer.metadata, fields={**writer.metadata.fields, name: info})
-    if metadata.has_state != writer.metadata.has_state:
-        raise FieldError(
-            f"field {name!r}: the buffer has no state field, so its episodes have no row T; pass state=False"
-        )
-    paths = (spans_path(name), values_path(name)) if info.ragged else (step_path(name),)
-    for path in (*paths, checksum_path(name)):
-        if os.path.lexists(writer.folder / path):
-            raise FieldError(f"field {name!r}: {path} holds something else; move it away, or choose another name")
+    added = {name: info for name, (info, _) in fields.items()}
+    metadata = replace(writer.metadata, fields={**writer.metadata.fields, **added})
+    for name, info in added.items():
+        if info.state and not writer.metadata.has_state:
+            raise FieldError(
+                f"field {name!r}: the buffer has no state field, so its episodes have no row T; pass state=False"
+            )
+        paths = (spans_path(name), values_path(name)) if info.ragged else (step_path(name),)
+        for path in (*paths, checksum_path(name)):
+            if os.path.lexists(writer.folder / path):
+                raise FieldError(f"field {name!r}: {path} holds something else; move it away, or choose another name")
     writer.fill_checksums()
-    taken = snapshot.lengths + metadata.has_state
     with _Copies(writer) as copies:
-        if info.ragged:
-            rows = Ragged.of_lengths(np.zeros(int(taken.sum()), np.int64), info.default_value())
-            _write_ragged(copies, info, name, snapshot, values if isinstance(values, Ragged) else rows)
-        else:
-            column = copies.create(step_path(name), info.dtype, info.shape)
-            if isinstance(values, np.ndarray):
-                _write_rows(column, snapshot.starts, taken, values)
-            else:
-                default = info.default_value().tobytes()
-                for start, count in zip(snapshot.starts.tolist(), taken.tolist(), strict=True):
-                    _write_repeated(column, start, count, default)
-            column.reserve(writer.end_row)
-            sums = copies.create(checksum_path(name), np.dtype("<u4"))
-            sums.write_scattered(snapshot.slots, field_checksums(column, None, snapshot.starts, taken))
+        for name, (info, values) in fields.items():
+            _create_field(copies, info, name, snapshot, values)
     writer.switch(metadata, copies.paths)
+
+
+def _create_field(copies: _Copies, info: Field, name: str, snapshot: Snapshot, values: Rows | None) -> None:
+    taken = snapshot.lengths + copies.has_state
+    if info.ragged:
+        none = Ragged.of_lengths(np.zeros(int(taken.sum()), np.int64), info.default_value())
+        _write_ragged(copies, info, name, snapshot, values if isinstance(values, Ragged) else none)
+        return
+    column = copies.create(step_path(name), info.dtype, info.shape)
+    if isinstance(values, np.ndarray):
+        _write_rows(column, snapshot.starts, taken, values)
+    else:
+        default = info.default_value().tobytes()
+        places = zip(snapshot.starts.tolist(), taken.tolist(), strict=True)
+        for start, count in places if any(default) else ():  # an extended file holds zeros
+            _write_repeated(column, start, count, default)
+    column.reserve(copies.end_row)
+    sums = copies.create(checksum_path(name), np.dtype("<u4"))
+    sums.write_scattered(snapshot.slots, field_checksums(column, None, snapshot.starts, taken))
 
 
 def _write_repeated(column: ColumnWriter, start: int, count: int, row: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,21 +24,15 @@ DELETED = 4
 """Flag: hidden; the only one that changes after the commit, so record checksums leave it out."""
 
 _NAMES = ("revision", "base", "first", "next", "summed", "deletions")
+_PLACES = {name: place for place, name in enumerate(_NAMES)}
 _DTYPE = np.dtype("<i8")
+_RECORD = struct.Struct("<qqqB")
 
 
 class Counters:
     """The counters of ``commit.npy``, shared by all processes through a map.
 
     Each is an aligned 8-byte integer, so a store is seen whole or not at all.
-
-    Attributes:
-        revision: the metadata's revision that the files belong to.
-        base: id of the episode in slot 0 of the table.
-        first: id of the oldest live episode.
-        next: id of the next episode; storing it is the commit.
-        summed: episodes below this id have checksums.
-        deletions: how often episodes were deleted.
     """
 
     def __init__(self, folder: Path, relative: str, *, writable: bool) -> None:
@@ -71,14 +66,39 @@ class Counters:
         finally:
             writer.close()
 
-    def __getattr__(self, name: str) -> int:
-        if name not in _NAMES:
-            raise AttributeError(name)
-        return int(self._values[_NAMES.index(name)])
+    @property
+    def revision(self) -> int:
+        """The metadata's revision that the files belong to."""
+        return int(self._values[0])
+
+    @property
+    def base(self) -> int:
+        """Id of the episode in slot 0 of the table."""
+        return int(self._values[1])
+
+    @property
+    def first(self) -> int:
+        """Id of the oldest live episode."""
+        return int(self._values[2])
+
+    @property
+    def next(self) -> int:
+        """Id of the next episode; storing it is the commit."""
+        return int(self._values[3])
+
+    @property
+    def summed(self) -> int:
+        """Episodes below this id have checksums."""
+        return int(self._values[4])
+
+    @property
+    def deletions(self) -> int:
+        """How often episodes were deleted."""
+        return int(self._values[5])
 
     def put(self, name: str, value: int) -> None:
         """Store one counter."""
-        self._values[_NAMES.index(name)] = value
+        self._values[_PLACES[name]] = value
 
     def cut(self, episode_id: int) -> None:
         """Let go of an episode and all after it."""
@@ -125,8 +145,7 @@ def record_crcs(
 
 def record_crc(episode_id: int, start: int, length: int, flags: int, meta: Iterable[bytes]) -> int:
     """The same for one record."""
-    head = np.array([episode_id, start, length], "<i8").tobytes() + bytes([flags & (255 - DELETED)])
-    return zlib.crc32(head + b"".join(meta))
+    return zlib.crc32(b"".join((_RECORD.pack(episode_id, start, length, flags & (255 - DELETED)), *meta)))
 
 
 def slots_of(ids: npt.NDArray[np.int64], base: int, capacity: int | None) -> npt.NDArray[np.int64]:

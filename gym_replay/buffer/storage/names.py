@@ -21,6 +21,11 @@ from gym_replay.errors import FieldError
 Key = Any
 """A key of a Dict space, or the index of a Tuple space."""
 
+ITEMS = "%items"
+"""The component of a field with one element per item of a sequence whose items leave nothing else behind."""
+
+_LENGTHS = "%lengths"
+
 _UNSAFE = frozenset('./\\%:*?"<>|\x7f')
 _INVISIBLE = frozenset({"Cc", "Cs", "Cf", "Zl", "Zp"})
 _LONGEST = 150
@@ -96,6 +101,19 @@ def encode_siblings(keys: Iterable[Key]) -> list[str]:
 
 def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", name.casefold())
+
+
+def lengths_component(level: int) -> str:
+    """The component of a field that tells how many elements each item of a sequence has.
+
+    This and ``ITEMS`` stand beside the components of keys and are none: what follows a percent sign in those is an
+    upper-case hexadecimal number, an underscore, ``h`` or ``x`` and a hexadecimal number, ``i`` and a number, or
+    ``j`` and JSON.
+
+    Args:
+        level: how many sequences at the same place lie around it that have such a field as well.
+    """
+    return f"{_LENGTHS}{level + 1}" if level else _LENGTHS
 
 
 def key_to_json(key: Key) -> Any:

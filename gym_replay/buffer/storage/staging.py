@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,10 @@ from gym_replay.buffer.storage.columns import PIECE, ColumnWriter, storage_error
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.ragged import SPAN
 
-Row = tuple[bytes, ...]
-"""One value's bytes per field, in the schema's order."""
+Packer: TypeAlias = Callable[[Sequence[Any]], bytes]
+"""Makes the bytes of several rows of a field out of what was kept of each."""
 
-CHUNK_BYTES = 1 << 23
+CHUNK_BYTES = 1 << 20
 CHUNK_ROWS = 1 << 14
 RAGGED_CHUNK_ROWS = 1 << 8
 RING_CHUNK_BYTES = 1 << 26
@@ -148,7 +148,7 @@ class FileSpill:
         """What is kept, in pieces that fit into memory."""
         for (name, is_elements), (file, count) in self._files.items():
             width = self._width(name, is_elements=is_elements)
-            step = max(CHUNK_BYTES // width, 1)
+            step = max(PIECE // width, 1)
             for first in range(0, count, step):
                 data = os.pread(file.fileno(), min(step, count - first) * width, first * width)
                 yield Piece(name, is_elements, first, data)
@@ -162,40 +162,80 @@ class FileSpill:
         self.close()
 
 
-class Stage:
-    """The transitions of the open episode.
-
-    A transition is one tuple, appended in one operation: an interrupt between two bytecodes leaves whole
-    transitions only. State fields can be given with the step that they precede (``initial`` is None, the last one
-    comes through ``final``) or, as an environment gives them, after it (``initial`` is row 0, and each appended
-    row carries the state that the step led to).
+class RowFormat:
+    """How transitions are kept until their episode is committed: a few items each, in one flat list.
 
     Args:
-        fields: the schema, in its order.
-        spill: where long episodes are written to before their commit.
+        fields: the schema.
+        names: the fields of which each transition holds an item; the others hold their default.
+        packers: for fields whose items are not the bytes of a row.
         chunk_bytes: how much is kept in memory before it is written early.
-        initial: the first state's bytes, one per field in the schema's order and empty for fields without state.
     """
 
     def __init__(
-        self, fields: dict[str, Field], spill: Spill, *, chunk_bytes: int = CHUNK_BYTES, initial: Row | None = None
+        self,
+        fields: Mapping[str, Field],
+        names: Sequence[str] | None = None,
+        packers: Mapping[str, Packer] | None = None,
+        *,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self.fields = fields
+        self.names = tuple(fields if names is None else names)
+        self.width = len(self.names)
+        self.defaults = {name: info.default_value().tobytes() for name, info in fields.items()}
+        self.ragged = [name for name, info in fields.items() if info.ragged]
+        self.has_state = any(info.state for info in fields.values())
+        self._packers = dict(packers or {})
+        self._chunk_bytes = chunk_bytes
+        row_nbytes = max(sum(info.nbytes for info in fields.values()), 1)
+        longest = RAGGED_CHUNK_ROWS if self.ragged else CHUNK_ROWS
+        self.chunk_rows = max(min(longest, chunk_bytes // row_nbytes), 2)
+        places = {name: place for place, name in enumerate(self.names)}
+        self.plan = [
+            (name, places.get(name), self._packers.get(name), info.state, info.ragged, self.defaults[name])
+            for name, info in fields.items()
+        ]
+
+    def with_fields(self, fields: Mapping[str, Field]) -> RowFormat:
+        """The same with more fields, of which each transition holds an item behind the others."""
+        every = {**self.fields, **fields}
+        return RowFormat(every, (*self.names, *fields), self._packers, chunk_bytes=self._chunk_bytes)
+
+
+class Stage:
+    """The transitions of the open episode.
+
+    The items of a transition are added to the list in one operation: an interrupt between two bytecodes leaves whole
+    transitions only. State fields can be given with the step that they precede (``initial`` is None, the last one
+    comes through ``final``) or, as an environment gives them, after it (``initial`` is row 0, and each transition
+    brings the state that the step led to).
+
+    Args:
+        row_format: what each transition brings.
+        spill: where long episodes are written to before their commit.
+        initial: the first state's bytes by field; one that is missing is the default.
+
+    Attributes:
+        final: the last state's bytes by field.
+        last: the bytes that fields without items hold at the last transition, where it is not their default.
+        watch: is given the pieces that were written, when they were.
+    """
+
+    def __init__(self, row_format: RowFormat, spill: Spill, *, initial: Mapping[str, bytes] | None = None) -> None:
+        self.format = row_format
         self.spill = spill
         self.initial = initial
-        self.final: Row | None = None
+        self.final: Mapping[str, bytes] | None = None
+        self.last: dict[str, bytes] = {}
+        self.watch: Callable[[Sequence[Piece], bool], None] | None = None
         self.commit_id: int | None = None  # the id under which a commit was begun
-        self._names = list(fields)
-        self._chunk: tuple[int, list[Row]] = (0, [])
-        self._spilled_elements = {name: 0 for name, info in fields.items() if info.ragged}
-        row_nbytes = max(sum(info.nbytes for info in fields.values()), 1)
-        longest = RAGGED_CHUNK_ROWS if self._spilled_elements else CHUNK_ROWS
-        self._chunk_rows = max(min(longest, chunk_bytes // row_nbytes), 2)
-        self._has_state = any(info.state for info in fields.values())
+        self._chunk: tuple[int, list[Any]] = (0, [])
+        self._spilled_elements = dict.fromkeys(row_format.ragged, 0)
 
     def __len__(self) -> int:
-        start, rows = self._chunk
-        return start + len(rows)
+        start, items = self._chunk
+        return start + len(items) // self.format.width
 
     @property
     def has_final(self) -> bool:
@@ -205,77 +245,100 @@ class Stage:
     @property
     def num_rows(self) -> int:
         """Rows that the episode takes: T+1 where the schema has a state field, else T."""
-        return len(self) + self._has_state
+        return len(self) + self.format.has_state
 
-    def append(self, row: Row) -> None:
+    def append(self, row: Sequence[Any]) -> None:
         """Add one transition; where writing early is refused, it is not added."""
-        if len(self._chunk[1]) > self._chunk_rows:
+        if len(self._chunk[1]) > self.format.chunk_rows * self.format.width:
             self._write_chunk()
-        self._chunk[1].append(row)
+        self._chunk[1].extend(row)
 
-    def make_room(self) -> tuple[Callable[[Row], None], int]:
-        """The fast way to add transitions: a function that adds one, and how often it may be called."""
-        if len(self._chunk[1]) > self._chunk_rows:
+    def make_room(self) -> tuple[Callable[[Sequence[Any]], None], int]:
+        """The fast way to add transitions: a function that takes the items of one, and how often it may be called."""
+        width = self.format.width
+        if len(self._chunk[1]) > self.format.chunk_rows * width:
             self._write_chunk()
-        rows = self._chunk[1]
-        return rows.append, self._chunk_rows + 1 - len(rows)
+        items = self._chunk[1]
+        return items.extend, self.format.chunk_rows + 1 - len(items) // width
 
-    def replace_last(self, name: str, value: bytes) -> bytes:
-        """Change one value of the last transition, which is never written early; returns what it was."""
-        rows = self._chunk[1]
-        at = self._names.index(name)
-        before = rows[-1]
-        rows[-1] = (*before[:at], value, *before[at + 1 :])
-        return before[at]
+    def add_fields(self, row_format: RowFormat) -> None:
+        """Go on in a format with more fields, whose values so far are their defaults."""
+        before, width = self.format, self.format.width
+        start, items = self._chunk
+        more = [row_format.defaults[name] for name in row_format.names[width:]]
+        extended: list[Any] = []
+        for at in range(0, len(items), width):
+            extended += items[at : at + width]
+            extended += more
+        self._spilled_elements |= {name: 0 for name in row_format.ragged if name not in before.fields}
+        self.format, self._chunk = row_format, (start, extended)
+        for name, info in row_format.fields.items():
+            if name not in before.fields and not info.ragged:
+                self._fill(name, self.spilled_rows(name), row_format.defaults[name])
+
+    def _fill(self, name: str, rows: int, row: bytes) -> None:
+        step = max(PIECE // max(len(row), 1), 1)
+        for first in range(0, rows, step):
+            self.spill.write(Piece(name, False, first, row * min(step, rows - first)))
 
     def _write_chunk(self) -> None:
-        start, rows = self._chunk
-        pieces = self._pieces(rows[:-1], start, is_last=False)
+        start, items = self._chunk
+        width = self.format.width
+        pieces = self._pieces(items[:-width], start, is_last=False)  # a step that is cut changes the last transition
         for piece in pieces:
             self.spill.write(piece)
         for name, is_elements, first, data in pieces:
             if is_elements:
-                self._spilled_elements[name] = first + len(data) // self.fields[name].nbytes
-        self._chunk = (start + len(rows) - 1, rows[-1:])
+                self._spilled_elements[name] = first + len(data) // self.format.fields[name].nbytes
+        self._chunk = (start + len(items) // width - 1, items[-width:])
+        if self.watch is not None:
+            self.watch(pieces, False)
 
     def pieces(self) -> list[Piece]:
         """What the commit still has to write; row T included."""
-        start, rows = self._chunk
-        return self._pieces(rows, start, is_last=True)
+        start, items = self._chunk
+        return self._pieces(items, start, is_last=True)
 
     def num_elements(self, pieces: Sequence[Piece]) -> dict[str, int]:
         """How many elements each ragged field has in the episode, whose last pieces are these."""
         return {
-            name: first + len(data) // self.fields[name].nbytes
+            name: first + len(data) // self.format.fields[name].nbytes
             for name, is_elements, first, data in pieces
             if is_elements
         }
 
-    def _pieces(self, rows: Sequence[Row], start: int, *, is_last: bool) -> list[Piece]:
-        columns: list[Sequence[bytes]] = list(zip(*rows, strict=True)) if rows else [()] * len(self._names)
+    def _pieces(self, items: list[Any], start: int, *, is_last: bool) -> list[Piece]:
+        width, has_state = self.format.width, self.format.has_state
+        initial, final, count = self.initial, self.final, len(items) // width
         pieces = []
-        for at, (name, info) in enumerate(self.fields.items()):
-            first, values = start, columns[at]
-            before = after = None
-            if info.state and self.initial is not None:
+        for name, place, packer, is_state, is_ragged, default in self.format.plan:
+            first = start
+            if place is not None:
+                values = items[place::width]
+            elif is_last:
+                values = [default] * (count - 1) + [self.last.get(name, default)]
+            else:
+                values = [default] * count
+            if packer is not None:
+                values = [packer(values)]
+            if is_state and initial is not None:
                 if start == 0:
-                    before = self.initial[at]
+                    values.insert(0, initial.get(name, default))
                 else:
                     first += 1
-            if is_last and self._has_state:
-                if not info.state or not self.has_final:
-                    after = info.default_value().tobytes()
-                elif self.initial is None and self.final is not None:
-                    after = self.final[at]
-            if info.ragged:
-                whole = [*([] if before is None else [before]), *values, *([] if after is None else [after])]
-                pieces += self._ragged_pieces(name, first, whole)
+            if is_last and has_state:
+                if not is_state or (initial is None and final is None):
+                    values.append(default)
+                elif initial is None and final is not None:
+                    values.append(final.get(name, default))
+            if is_ragged:
+                pieces += self._ragged_pieces(name, first, values)
             else:
-                pieces.append(Piece(name, False, first, b"".join((before or b"", b"".join(values), after or b""))))
+                pieces.append(Piece(name, False, first, b"".join(values)))
         return pieces
 
     def _ragged_pieces(self, name: str, first: int, values: Sequence[bytes]) -> list[Piece]:
-        counts = np.fromiter(map(len, values), SPAN, len(values)) // self.fields[name].nbytes
+        counts = np.fromiter(map(len, values), SPAN, len(values)) // self.format.fields[name].nbytes
         spilled = self._spilled_elements[name]
         spans = np.stack((spilled + np.cumsum(counts) - counts, counts), axis=1)
         return [Piece(name, True, spilled, b"".join(values)), Piece(name, False, first, spans.tobytes())]
@@ -283,22 +346,19 @@ class Stage:
     def spilled_rows(self, name: str) -> int:
         """Rows of a field written early."""
         start = self._chunk[0]
-        return start + 1 if start and self.initial is not None and self.fields[name].state else start
+        return start + 1 if start and self.initial is not None and self.format.fields[name].state else start
+
+    def items(self, name: str) -> list[Any]:
+        """The items of a field that are still in memory."""
+        return self._chunk[1][self.format.names.index(name) :: self.format.width]
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """The values of a field that is not ragged at the T transitions, ``(T, *shape)``, copied.
-
-        Of a state field, those before each step.
-        """
-        info = self.fields[name]
+        """The rows of a field that is not ragged, as they will be committed, copied: ``(T or T+1, *shape)``."""
+        info = self.format.fields[name]
         early = self.spilled_rows(name)
-        at = self._names.index(name)
-        parts = [self.spill.read(name, early)] if early else []
-        if info.state and self.initial is not None and not early:
-            parts.append(self.initial[at])
-        parts.extend(row[at] for row in self._chunk[1])
-        count = len(self)
+        data = self.spill.read(name, early) if early else b""
+        data += next(piece.data for piece in self.pieces() if piece.name == name)
+        rows = self.num_rows if info.state and self.has_final else len(self)
         if info.nbytes == 0:
-            return np.empty((count, *info.shape), info.dtype)
-        # A state given after its step has T+1 values here, of which the last follows the last transition.
-        return np.frombuffer(b"".join(parts), info.dtype).reshape(-1, *info.shape)[:count]
+            return np.empty((rows, *info.shape), info.dtype)
+        return np.frombuffer(data, info.dtype).reshape(-1, *info.shape)[:rows]

@@ -45,9 +45,10 @@ from gym_replay.buffer.storage.staging import (
     CHUNK_BYTES,
     RING_CHUNK_BYTES,
     FileSpill,
+    Packer,
     Piece,
     Place,
-    Row,
+    RowFormat,
     Stage,
     TailSpill,
 )
@@ -96,6 +97,7 @@ class FolderWriter:
         self._steps: dict[str, ColumnWriter] = {}
         self._elements: dict[str, ColumnWriter] = {}
         self._stale = False
+        self._format: tuple[Metadata, Sequence[str] | None, RowFormat] | None = None
         self._unsummed = 0
         self._highest_row = self._highest_slot = 0
         self._highest_element: dict[str, int] = {}
@@ -212,21 +214,28 @@ class FolderWriter:
 
     # --- the open episode ---
 
-    def stage(self, *, initial: Row | None = None) -> Stage:
-        """An open episode.
+    def stage(
+        self,
+        *,
+        initial: Mapping[str, bytes] | None = None,
+        names: Sequence[str] | None = None,
+        packers: Mapping[str, Packer] | None = None,
+    ) -> Stage:
+        """An open episode; the arguments are those of :class:`Stage` and of its :class:`RowFormat`.
 
         Raises:
             BufferFullError: there is no room for one more.
         """
         self.check_owner()
         self.require_room(1, 1)
-        fields = self.metadata.fields
-        if self.metadata.circular:
-            spill = FileSpill(self.folder, fields, self.check_owner)
-            return Stage(fields, spill, chunk_bytes=RING_CHUNK_BYTES, initial=initial)
+        metadata, known = self.metadata, self._format
+        if known is None or known[0] is not metadata or known[1] is not names:
+            size = RING_CHUNK_BYTES if metadata.circular else CHUNK_BYTES
+            self._format = known = (metadata, names, RowFormat(metadata.fields, names, packers, chunk_bytes=size))
+        if metadata.circular:
+            return Stage(known[2], FileSpill(self.folder, metadata.fields, self.check_owner), initial=initial)
         bases = {name: ring.end for name, ring in self._element_rings.items()}
-        spill_to_tail = TailSpill(self._place(self._ring.end, bases), self.check_owner)
-        return Stage(fields, spill_to_tail, chunk_bytes=CHUNK_BYTES, initial=initial)
+        return Stage(known[2], TailSpill(self._place(self._ring.end, bases), self.check_owner), initial=initial)
 
     def _place(self, start: int, bases: Mapping[str, int]) -> Place:
         return Place(self._steps, self._elements, start, bases)
@@ -249,6 +258,8 @@ class FolderWriter:
             BufferFullError: they do not fit beside what is stored.
         """
         metadata = self.metadata
+        if metadata.max_episodes is None and metadata.max_steps is None and metadata.max_timesteps is None:
+            return
         if metadata.max_timesteps is not None and length > metadata.max_timesteps:
             raise EpisodeTooLongError(
                 f"an episode of {length} steps exceeds max_timesteps={metadata.max_timesteps}; create the buffer with "
@@ -292,6 +303,8 @@ class FolderWriter:
             if stage.commit_id is None or stage.commit_id >= self.counters.next:
                 stage.commit_id = self.counters.next
                 self._commit(write_rows, [length], [rows], flags, [meta], elements, place=tail)
+                if stage.watch is not None:
+                    stage.watch(pieces, True)
             return stage.commit_id
 
         try:

@@ -11,6 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gym_replay.buffer.storage.names import (
+    ITEMS,
     check_distinct,
     check_field_name,
     encode_key,
@@ -18,6 +19,7 @@ from gym_replay.buffer.storage.names import (
     join_components,
     key_from_json,
     key_to_json,
+    lengths_component,
 )
 from gym_replay.errors import FieldError
 
@@ -53,6 +55,31 @@ def test_siblings_are_distinct_on_every_file_system(keys):
     assert len({component.casefold() for component in components}) == len(keys)
     assert len({unicodedata.normalize("NFC", component) for component in components}) == len(keys)
     assert len({on_disk(component) for component in components}) == len(keys)
+
+
+RESERVED = [ITEMS, *map(lengths_component, range(40))]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(ANY_KEY, st.sampled_from(RESERVED), st.from_regex(r"%(items|lengths[0-9]*)", fullmatch=True)))
+@example("%items")
+@example("%lengths")
+@example("lengths")
+@example(-10)
+@example(-(1 << 63))
+@example(b"items")
+@example("x" * 150 + "%lengths")
+def test_no_key_becomes_a_reserved_component(key):
+    folded = {on_disk(component) for component in RESERVED}
+    for component in (encode_key(key), encode_key(key, lower_only=True)):
+        assert on_disk(component) not in folded
+
+
+def test_reserved_components_are_names_of_their_own():
+    assert RESERVED[:3] == ["%items", "%lengths", "%lengths2"]
+    assert len({on_disk(component) for component in RESERVED}) == len(RESERVED)
+    for component in RESERVED:
+        assert check_field_name(f"observation.messages.{component}")
 
 
 @settings(max_examples=300, deadline=None)

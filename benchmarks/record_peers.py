@@ -1,0 +1,216 @@
+"""Public packages that record steps, each behind a wrapper, for ``benchmarks.record``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+Episode = dict[str, Any]
+"""``observation``, ``action``, ``reward`` and ``terminated`` of the T transitions, one row each."""
+
+
+class Peer(gym.Wrapper[Any, Any, Any, Any]):
+    """Hands each transition to a buffer, as its documentation does in the loop around an environment."""
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        result = self.env.reset(**options)
+        self._observation = result[0]
+        self.begin()
+        return result
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        result = self.env.step(action)
+        observation, reward, terminated, truncated, _ = result
+        self.add(self._observation, action, observation, reward, terminated, truncated)
+        self._observation = observation
+        if terminated or truncated:
+            self.end()
+        return result
+
+    def begin(self) -> None:
+        """An episode begins."""
+
+    def add(self, before: Any, action: Any, after: Any, reward: Any, terminated: bool, truncated: bool) -> None:
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """The environment has ended the episode."""
+
+    def first_episode(self, length: int) -> Episode:
+        """The first episode, of T = ``length`` transitions, as it is stored."""
+        raise NotImplementedError
+
+
+class MemmapReplayBuffer(Peer):
+    def __init__(self, env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> None:
+        super().__init__(env)
+        action_type = "float" if isinstance(env.action_space, gym.spaces.Box) else "int"
+        self._buffer = import_module("memmap_replay_buffer").ReplayBuffer(
+            folder,
+            max_episodes=steps // min(longest, 8) + 2,
+            max_timesteps=longest,
+            fields={
+                "observation": ("float", env.observation_space.shape),
+                "action": (action_type, env.action_space.shape),
+                "reward": "float",
+                "terminated": "bool",
+                "truncated": "bool",
+            },
+            flush_every_store_step=0,
+        )
+
+    def begin(self) -> None:
+        self._episode = self._buffer.one_episode()
+        self._episode.__enter__()
+
+    def add(self, before: Any, action: Any, after: Any, reward: Any, terminated: bool, truncated: bool) -> None:
+        self._buffer.store(observation=before, action=action, reward=reward, terminated=terminated, truncated=truncated)
+
+    def end(self) -> None:
+        self._episode.__exit__(None, None, None)
+
+    def first_episode(self, length: int) -> Episode:
+        return {name: values[0, :length] for name, values in self._buffer.data.items()}
+
+
+class TorchRL(Peer):
+    def __init__(self, env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> None:
+        super().__init__(env)
+        data = import_module("torchrl.data")
+        logging.getLogger("torchrl").setLevel(logging.WARNING)
+        storage = data.LazyMemmapStorage(steps + longest, scratch_dir=str(folder / "storage"))
+        self._buffer = data.ReplayBuffer(storage=storage, batch_size=1)
+        self._make, self._from_numpy = import_module("tensordict").TensorDict, import_module("torch").from_numpy
+        self._create_files()
+
+    def _create_files(self) -> None:
+        """The storage makes its files when it gets its first data: give it some, and let it forget them."""
+        self._observation = self.observation_space.sample()
+        self.begin()
+        self.add(None, self.action_space.sample(), self._observation, 0.0, False, False)
+        self.end()
+        self._buffer.empty()
+
+    def begin(self) -> None:
+        self._steps: list[tuple[Any, ...]] = []
+        self._observations = [self._observation]
+
+    def add(self, before: Any, action: Any, after: Any, reward: Any, terminated: bool, truncated: bool) -> None:
+        self._steps.append((action, reward, terminated, truncated))
+        self._observations.append(after)
+
+    def end(self) -> None:
+        observations = self._from_numpy(np.stack(self._observations))
+        columns = [self._from_numpy(np.asarray(column)) for column in zip(*self._steps, strict=True)]
+        action, reward, terminated, truncated = columns
+        after = {"observation": observations[1:], "reward": reward, "terminated": terminated, "truncated": truncated}
+        episode = {"observation": observations[:-1], "action": action, "next": after}
+        self._buffer.extend(self._make(episode, batch_size=[len(action)]))
+
+    def first_episode(self, length: int) -> Episode:
+        stored = self._buffer[:length]
+        named = {"observation": stored["observation"], "action": stored["action"]}
+        return {**named, "reward": stored["next", "reward"], "terminated": stored["next", "terminated"]}
+
+
+class Cpprb(Peer):
+    def __init__(self, env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> None:
+        super().__init__(env)
+        observation, action = env.observation_space, env.action_space
+        state = {"shape": observation.shape, "dtype": observation.dtype}
+        schema = {"obs": state, "next_obs": state, "act": {"shape": action.shape or 1, "dtype": action.dtype}}
+        self._buffer = import_module("cpprb").ReplayBuffer(steps, {**schema, "rew": {}, "done": {}})
+
+    def add(self, before: Any, action: Any, after: Any, reward: Any, terminated: bool, truncated: bool) -> None:
+        self._buffer.add(obs=before, act=action, next_obs=after, rew=reward, done=terminated)
+
+    def end(self) -> None:
+        self._buffer.on_episode_end()
+
+    def first_episode(self, length: int) -> Episode:
+        stored = self._buffer.get_all_transitions()
+        names = {"observation": "obs", "action": "act", "reward": "rew", "terminated": "done"}
+        return {name: stored[theirs][:length] for name, theirs in names.items()}
+
+
+class StableBaselines3(Peer):
+    def __init__(self, env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> None:
+        super().__init__(env)
+        buffers = import_module("stable_baselines3.common.buffers")
+        self._buffer = buffers.ReplayBuffer(steps, env.observation_space, env.action_space, device="cpu")
+
+    def add(self, before: Any, action: Any, after: Any, reward: Any, terminated: bool, truncated: bool) -> None:
+        info = {"TimeLimit.truncated": truncated and not terminated}
+        self._buffer.add(before, after, action, reward, terminated or truncated, [info])
+
+    def first_episode(self, length: int) -> Episode:
+        stored = self._buffer
+        terminated = stored.dones * (1 - stored.timeouts)
+        named = {"observation": stored.observations, "action": stored.actions, "reward": stored.rewards}
+        return {name: values[:length, 0] for name, values in {**named, "terminated": terminated}.items()}
+
+
+Make = Callable[[gym.Env[Any, Any], Path, int, int], Any]
+"""From the environment, a folder, the number of steps and the longest episode to the environment that records."""
+
+
+def make_minari(env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> Any:
+    os.environ["MINARI_DATASETS_PATH"] = str(folder)
+    warnings.filterwarnings("ignore", module="minari")
+    return import_module("minari").DataCollector(env, jpeg_encoding=False)
+
+
+def minari_episode(env: Any, length: int) -> Episode:
+    """The first episode that a Minari DataCollector holds."""
+    stored = env.create_dataset("check/check-v0")[0]
+    named = {"observation": stored.observations[:length], "action": stored.actions}
+    return {**named, "reward": stored.rewards, "terminated": stored.terminations}
+
+
+@dataclass(frozen=True)
+class PeerPackage:
+    """A package to compare with.
+
+    Args:
+        distribution: what pip calls it.
+        use: how it is used here.
+        make: makes an environment that records with it.
+    """
+
+    distribution: str
+    use: str
+    make: Make
+
+
+PEERS = {
+    "Minari": PeerPackage(
+        "minari",
+        "DataCollector, HDF5, jpeg_encoding=False; writes a group at each episode's end",
+        make_minari,
+    ),
+    "memmap-replay-buffer": PeerPackage(
+        "memmap-replay-buffer",
+        "one_episode and store, flush_every_store_step=0; msync at each episode",
+        MemmapReplayBuffer,
+    ),
+    "torchrl": PeerPackage(
+        "torchrl",
+        "ReplayBuffer of LazyMemmapStorage, one extend per episode, references until then",
+        TorchRL,
+    ),
+    "cpprb": PeerPackage("cpprb", "ReplayBuffer.add at each step, in memory; stores each observation twice", Cpprb),
+    "Stable-Baselines3": PeerPackage(
+        "stable-baselines3",
+        "ReplayBuffer.add at each step, in memory; stores each observation twice",
+        StableBaselines3,
+    ),
+}

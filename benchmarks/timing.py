@@ -1,0 +1,36 @@
+"""Timing of contenders that take turns, so that whatever else the computer does falls on all of them alike."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+
+def take_turns(contenders: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Each contender once per round; a round begins with another contender than the one before.
+
+    Args:
+        contenders: by name, a function that runs once and returns what it measured.
+        repeats: how many rounds count; one more goes before them and does not.
+
+    Returns:
+        What was measured, by name, one entry per round.
+    """
+    names = list(contenders)
+    measured: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(repeats + 1):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            gc.collect()
+            value = contenders[name]()
+            if turn:
+                measured[name].append(value)
+    return measured
+
+
+def spread(values: Sequence[float]) -> str:
+    """``median (lowest .. highest)``, with as many decimals as the median needs."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    digits = 2 if middle < 10 else 1 if middle < 100 else 0
+    return f"{middle:.{digits}f} ({low:.{digits}f} .. {high:.{digits}f})"

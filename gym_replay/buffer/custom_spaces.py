@@ -1,0 +1,165 @@
+"""Spaces of one's own: which standard space their values are recorded as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import Space, spaces
+
+from gym_replay.errors import FieldError, UnsupportedSpaceError
+
+STANDARD_SPACES: tuple[type[Space[Any]], ...] = (
+    spaces.Box,
+    spaces.Discrete,
+    spaces.MultiDiscrete,
+    spaces.MultiBinary,
+    spaces.Text,
+    spaces.Dict,
+    spaces.Tuple,
+    spaces.OneOf,
+    spaces.Sequence,
+    spaces.Graph,
+)
+
+ANY_CHARACTER = "".join(map(chr, (*b"\t\n\r", *range(0x20, 0x7F), *range(0xA0, 0x180))))
+"""The charset of strings that have none of their own: what Latin scripts print. Storage takes every other as well."""
+
+LONGEST_TEXT = 4096
+"""How long strings without a bound of their own may be in the space; short enough that ``sample`` stays quick."""
+
+
+@dataclass(frozen=True)
+class SpaceRule:
+    """How values of a space that is not standard are recorded; see :func:`register_space`."""
+
+    to_space: Callable[[Any], Space[Any]]
+    encode: Callable[[Any, Any], Any] | None = None
+    decode: Callable[[Any, Any], Any] | None = None
+
+
+_RULES: dict[type[Any], SpaceRule] = {}
+
+_STRINGS = SpaceRule(lambda space: spaces.Text(LONGEST_TEXT, min_length=0, charset=ANY_CHARACTER))
+
+
+def register_space(
+    cls: type[Space[Any]],
+    to_space: Callable[[Any], Space[Any]],
+    encode: Callable[[Any, Any], Any] | None = None,
+    decode: Callable[[Any, Any], Any] | None = None,
+) -> None:
+    """Say how values of a space of one's own are recorded: as values of a standard space.
+
+    It holds for ``cls`` and its subclasses, at any depth inside Dict, Tuple and other spaces, for this process, and
+    takes the place of what was said about ``cls`` before. Two kinds of spaces need no registration: subclasses of a
+    standard space are recorded as that space, and spaces whose dtype is a string as Text.
+
+    The metadata hold the standard space, so a buffer opened later, without ``cls``, gives values of the standard
+    space. ``decode`` serves whoever has the space itself.
+
+    Args:
+        cls: the class of the space.
+        to_space: takes the space, gives the space that its values are recorded as: a standard one, or one made of
+            standard and registered ones. It must give an equal space each time.
+        encode: takes the space and one of its values, gives the value of the standard space. None: they are the same.
+        decode: takes the space and a value of the standard space, gives the value again. None: they are the same.
+
+    Raises:
+        FieldError: ``cls`` is no class of spaces, or a standard one.
+
+    Example:
+        >>> class Celsius(Space):
+        ...     pass
+        >>> register_space(
+        ...     Celsius,
+        ...     to_space=lambda space: spaces.Box(0.0, np.inf, (), np.float64),
+        ...     encode=lambda space, value: value + 273.15,
+        ...     decode=lambda space, value: float(value) - 273.15,
+        ... )
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Space)):
+        raise FieldError(f"register_space: expected a subclass of gymnasium.Space, got {cls!r:.60}; pass the class")
+    if cls in (Space, *STANDARD_SPACES):
+        raise FieldError(f"register_space: {cls.__name__} is recorded as it is; register a subclass of it")
+    for name, function in (("to_space", to_space), ("encode", encode), ("decode", decode)):
+        if not (callable(function) or (function is None and name != "to_space")):
+            raise FieldError(f"register_space: expected {name} to be a function, got {function!r:.60}; pass a function")
+    _RULES[cls] = SpaceRule(to_space, encode, decode)
+
+
+def standard_base(space: object) -> type[Any] | None:
+    """The nearest standard class of a space, or None."""
+    return next((cls for cls in type(space).__mro__ if cls in STANDARD_SPACES), None)
+
+
+def find_rule(space: Any, place: str) -> SpaceRule | None:
+    """How a space is recorded that is not recorded as it is; None for a standard space.
+
+    Raises:
+        UnsupportedSpaceError: nobody has said how; the message names the place and the call to make.
+    """
+    for cls in type(space).__mro__:
+        if cls in _RULES:
+            return _RULES[cls]
+        if cls in STANDARD_SPACES:
+            return None
+    if not isinstance(space, Space):
+        raise UnsupportedSpaceError(f"{place}: expected a gymnasium.Space, got {type(space).__name__}; pass a space")
+    if space.dtype is not None and space.dtype.kind == "U":
+        return _STRINGS
+    raise UnsupportedSpaceError(
+        f"{place}: {_kind(space)} is no standard Gymnasium space; say first which one its values are recorded as:\n\n"
+        + _call(space)
+    )
+
+
+def recorded_space(space: Space[Any], rule: SpaceRule, place: str) -> Space[Any]:
+    """The space that the values of ``space`` are recorded as.
+
+    Raises:
+        UnsupportedSpaceError: the rule gives none.
+    """
+    try:
+        standard = rule.to_space(space)
+    except Exception as error:
+        raise UnsupportedSpaceError(
+            f"{place}: to_space, registered for {_kind(space)}, raised {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(standard, Space) or type(standard) is type(space):
+        raise UnsupportedSpaceError(
+            f"{place}: to_space, registered for {_kind(space)}, gave {standard!r:.60}; expected a standard space"
+        )
+    return standard
+
+
+def _kind(space: object) -> str:
+    return f"{type(space).__module__}.{type(space).__qualname__}"
+
+
+def _call(space: Space[Any]) -> str:
+    """The call that registers a space, ready to be pasted; where the space has a shape and a dtype, it is complete."""
+    cls = type(space)
+    dtype = space.dtype
+    if space.shape is not None and dtype is not None and dtype.kind in "biuf" and dtype.itemsize <= 8:
+        shape, note = space.shape, ""
+    else:
+        shape, dtype, note = (3,), np.dtype("float32"), "  # put in what np.asarray(value) has"
+    scalar = "np.bool_" if dtype.kind == "b" else f"np.{dtype.name}"
+    bounds = {"f": "-np.inf, np.inf", "b": "0, 1"}.get(dtype.kind, f"np.iinfo({scalar}).min, np.iinfo({scalar}).max")
+    lines = [
+        "import gym_replay",
+        "import gymnasium as gym",
+        "import numpy as np",
+        *([f"from {cls.__module__} import {cls.__name__}"] if cls.__qualname__ == cls.__name__ else []),
+        "",
+        "gym_replay.register_space(",
+        f"    {cls.__name__},",
+        f"    to_space=lambda space: gym.spaces.Box({bounds}, {shape}, {scalar}),{note}",
+        "    encode=lambda space, value: np.asarray(value),",
+        "    decode=lambda space, value: value,",
+        ")",
+    ]
+    return "".join(f"    {line}".rstrip() + "\n" for line in lines)

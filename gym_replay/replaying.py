@@ -1,0 +1,446 @@
+"""replay: a recorded episode executed again, and compared with the record bit for bit.
+
+What decides an episode is the seed that its reset was given or else the state of the environment's generator before
+it. Where that is not enough, because an environment carries more than its generator from one episode to the next, the
+episodes that led to it are executed first.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.env_spaces import space_to_json
+from gym_replay.buffer.env_spec import make_env
+from gym_replay.buffer.episode import Episode
+from gym_replay.buffer.reading import Readable
+from gym_replay.buffer.storage.fields import make_encoder
+from gym_replay.buffer.storage.layout import Metadata
+from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.errors import ConfigMismatchError, CorruptBufferError, EpisodeStateError, FieldError
+from gym_replay.wrappers.generator_state import NUMBERS, restore_generator
+from gym_replay.wrappers.spaces import make_space_encoder, space_leaves, unflatten
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+Status = Literal["equal", "differs", "not replayable"]
+What = Literal["observation", "reward", "terminated", "truncated"]
+
+
+@dataclass(frozen=True)
+class ReplayReport:
+    """What came of executing an episode again.
+
+    Attributes:
+        episode: the episode's id.
+        status: ``"equal"``: every observation, reward and flag is the recorded one, bit for bit. ``"differs"``: one is
+            not. ``"not replayable"``: what decided the episode was not recorded, so that nothing is said about it.
+        origin: what the episode was executed from, such as ``"seed 3"``; empty where there was nothing.
+        step: the t of the first ``env.step(a_t)`` that returned something else, -1 where ``reset`` did, or None.
+        what: ``"observation"``, ``"reward"``, ``"terminated"`` or ``"truncated"``: what was the first to differ.
+        detail: the field and its values, or why the episode cannot be replayed.
+    """
+
+    episode: int
+    status: Status
+    origin: str = ""
+    step: int | None = None
+    what: What | None = None
+    detail: str = ""
+
+    @property
+    def equal(self) -> bool:
+        """Whether the replay was the recorded episode."""
+        return self.status == "equal"
+
+    def __str__(self) -> str:
+        text = f"episode {self.episode}: {self.status}"
+        if self.origin and self.status != "not replayable":
+            text += f", from {self.origin}"
+        if self.step is not None:
+            text += " in the observation of reset" if self.step == -1 else f" at step {self.step}"
+        return text + (f": {self.detail}" if self.detail else "")
+
+
+@overload
+def replay(
+    buffer: Readable,
+    episode: int | Episode,
+    *,
+    env: gym.Env[Any, Any] | None = None,
+    render: Literal[False] = False,
+) -> ReplayReport: ...
+@overload
+def replay(
+    buffer: Readable, episode: int | Episode, *, env: gym.Env[Any, Any] | None = None, render: Literal[True]
+) -> Iterator[Any]: ...
+def replay(
+    buffer: Readable,
+    episode: int | Episode,
+    *,
+    env: gym.Env[Any, Any] | None = None,
+    render: bool = False,
+) -> ReplayReport | Iterator[Any]:
+    """Execute a recorded episode again, and say whether the environment does what it did.
+
+    The environment is reset with the recorded seed and options. Where no seed was given, its generator is put into
+    the state that it had before the recorded reset. Then the recorded actions follow. What the environment returns is
+    converted to the stored dtypes and compared bit for bit, except for the ``truncated`` flag that the recorder set
+    at the last step of a cut episode.
+
+    Some environments carry more than their generator from one episode to the next, such as Atari games with sticky
+    actions, which have a second generator inside, and BipedalWalker. So where an episode differs, the episodes before
+    it are executed as well, from the last seeded one on and from the first one on, as long as they are equal
+    themselves. To compare a whole buffer of such an environment, pass one ``env`` and take the episodes in their
+    order: each then goes on from the one before, as when they were recorded.
+
+    An episode is not replayable where neither a seed nor a generator's state was kept, and where two replays differ
+    from one another: the environment then depends on something that is not recorded.
+
+    Args:
+        buffer: a buffer that was made by recording, or several.
+        episode: an index, as for ``buffer.episode``, or an episode of the buffer.
+        env: the environment to use; it is reset, stepped, and left open. By default one is made as by
+            ``buffer.make_env()``, a fresh one for each attempt.
+        render: whether to give frames instead.
+
+    Returns:
+        A :class:`ReplayReport`; with ``render=True`` an iterator over the T+1 frames, one for each state, which
+        ``env.render()`` gave in the render mode ``"rgb_array"``, or in that of ``env``.
+
+    Raises:
+        FieldError: the buffer was not made by recording, or frames are asked of an ``env`` without a render mode.
+        ConfigMismatchError: ``env`` has other spaces than the recorded ones.
+        MakeEnvError: the environment cannot be made here; pass ``env``.
+        EpisodeEvictedError: the episode left the circular buffer meanwhile.
+        EpisodeStateError: with ``render=True``, before the first frame: the episode does not replay equal.
+
+    Example:
+        >>> import tempfile, gymnasium as gym
+        >>> from gym_replay import RecordToBuffer
+        >>> env = RecordToBuffer(gym.make("CartPole-v1"), tempfile.mkdtemp())
+        >>> _ = env.reset(seed=3)
+        >>> while not any(env.step(env.action_space.sample())[2:4]):
+        ...     pass
+        >>> env.close()
+        >>> print(replay(env.buffer, 0))
+        episode 0: equal, from seed 3
+    """
+    if not isinstance(episode, Episode):
+        episode = buffer.episode(episode)
+    if episode._snapshot.metadata.environment is None:
+        raise FieldError("replay: no environment is stored; the buffer was not made by RecordToBuffer")
+    if not render:
+        with _players(episode, env) as make:
+            return _Replay(episode, make).report()
+    if env is not None and env.render_mode is None:
+        raise FieldError("render: env has no render mode; make it with render_mode='rgb_array'")
+    return _frames(episode, env)
+
+
+def _frames(episode: Episode, env: gym.Env[Any, Any] | None) -> Iterator[Any]:
+    with _players(episode, env, render_mode="rgb_array") as make:
+        yield from _Replay(episode, make).frames()
+
+
+@contextmanager
+def _players(episode: Episode, env: gym.Env[Any, Any] | None, **kwargs: Any) -> Iterator[Callable[[], _Player]]:
+    """A function that gives an environment to play in, a fresh one at each call unless one was passed in."""
+    metadata = episode._snapshot.metadata
+    made: list[gym.Env[Any, Any]] = []
+
+    def make() -> _Player:
+        if env is not None:
+            return _Player(metadata, env)
+        while made:
+            made.pop().close()
+        made.append(make_env((metadata.environment or {}).get("env_spec"), **kwargs))
+        return _Player(metadata, made[0])
+
+    try:
+        yield make
+    finally:
+        while made:
+            made.pop().close()
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What an episode is executed from: itself, or the episodes that led to it and then itself."""
+
+    name: str
+    episodes: Callable[[], Iterator[Episode]]
+    is_own: bool
+
+
+@dataclass(frozen=True)
+class _Difference:
+    episode: int
+    step: int
+    what: What
+    detail: str
+
+
+class _Replay:
+    """One episode and what it may be executed from."""
+
+    def __init__(self, episode: Episode, make: Callable[[], _Player]) -> None:
+        self._episode = episode
+        self._make = make
+
+    def _origins(self) -> Iterator[_Origin]:
+        own = _own_origin(self._episode)
+        if own is not None:
+            yield own
+        yield from _lineages(self._episode)
+
+    def report(self) -> ReplayReport:
+        found = []
+        for origin in self._origins():
+            difference = self._compare(origin)
+            if difference is None:
+                return ReplayReport(self._episode.id, "equal", origin.name)
+            found.append((origin, difference))
+        if not found:
+            return self._not_replayable("neither a seed nor the state of a generator was kept")
+        self._episode._snapshot.require_live(self._episode.id)  # or other rows may have been compared
+        origin, difference = found[0]
+        if not origin.is_own:
+            # That the episodes before led to this one is a guess: what is not recorded may lie between them.
+            return self._not_replayable(f"it was not reached from {origin.name}")
+        if self._make().trace(self._episode) != self._make().trace(self._episode):
+            return self._not_replayable(
+                f"two replays from {origin.name} differ from one another, so it depends on something else too"
+            )
+        return ReplayReport(
+            self._episode.id, "differs", origin.name, difference.step, difference.what, difference.detail
+        )
+
+    def _not_replayable(self, detail: str) -> ReplayReport:
+        return ReplayReport(self._episode.id, "not replayable", detail=detail)
+
+    def _compare(self, origin: _Origin) -> _Difference | None:
+        player = self._make()
+        runs = (found for episode in origin.episodes() for found in player.run(episode))
+        return next((found for found in runs if found is not None), None)
+
+    def frames(self) -> Iterator[Any]:
+        origin = next((tried for tried in self._origins() if self._compare(tried) is None), None)
+        if origin is None:
+            raise EpisodeStateError(f"{self.report()}; there are no frames of an episode that does not replay")
+        player = self._make()
+        for episode in origin.episodes():
+            for difference in player.run(episode):
+                if difference is not None:
+                    raise EpisodeStateError(
+                        f"episode {difference.episode} replays without rendering, but not with it: {difference.detail}"
+                    )
+                if episode.id == self._episode.id:
+                    yield player.env.render()
+
+
+def _own_origin(episode: Episode) -> _Origin | None:
+    seed = _seed_of(episode)
+    if seed is not None:
+        return _Origin(f"seed {seed}", lambda: iter((episode,)), True)
+    if _generator_of(episode).any():
+        return _Origin("the generator's state", lambda: iter((episode,)), True)
+    return None
+
+
+def _lineages(episode: Episode) -> Iterator[_Origin]:
+    """The episodes before it from the last seeded one on, then from the first that it can be traced back to.
+
+    Some environments carry more than their generator from one episode to the next: Atari games a generator of their
+    own, those of Box2D the memory of its solver.
+    """
+    snapshot, place = episode._snapshot, episode._place
+    gaps = np.flatnonzero(np.diff(snapshot.ids[: place + 1]) != 1)  # after which episodes others have gone
+    oldest = int(gaps[-1]) + 1 if len(gaps) else 0
+    is_seeded = (_meta_of(snapshot, "episode_seed", -1)[oldest:place] >= 0).any(axis=1)
+    is_known = is_seeded | (_meta_of(snapshot, "episode_rng", 0)[oldest:place] != 0).any(axis=1)
+    starts = [] if _seed_of(episode) is not None else (oldest + np.flatnonzero(is_seeded)[-1:]).tolist()
+    starts += (oldest + np.flatnonzero(is_known)[:1]).tolist()
+    for start in dict.fromkeys(starts):
+        first = Episode(snapshot, start)
+        own = _own_origin(first)
+        assert own is not None
+
+        def episodes(start: int = start) -> Iterator[Episode]:
+            return (Episode(snapshot, index) for index in range(start, place + 1))
+
+        yield _Origin(f"{own.name} of episode {first.id} and all episodes since", episodes, False)
+
+
+def _meta_of(snapshot: Snapshot, name: str, default: int) -> npt.NDArray[Any]:
+    """A meta field of all episodes, ``(episodes, values)``."""
+    is_there = name in snapshot.metadata.meta_fields
+    return snapshot.meta(name).reshape(len(snapshot), -1) if is_there else np.full((len(snapshot), 1), default)
+
+
+def _seed_of(episode: Episode) -> int | None:
+    seed = int(episode.meta.get("episode_seed", -1))
+    return None if seed < 0 else seed
+
+
+def _generator_of(episode: Episode) -> npt.NDArray[np.uint64]:
+    return np.asarray(episode.meta.get("episode_rng", np.zeros(NUMBERS, np.uint64)))
+
+
+def _options_of(episode: Episode) -> dict[str, Any] | None:
+    text = str(episode.meta.get("episode_options", ""))
+    if not text:
+        return None
+    try:
+        options = json.loads(text)
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise CorruptBufferError(f"episode {episode.id}: 'episode_options' is no JSON object: {text[:60]!r}")
+    return options
+
+
+class _Player:
+    """An environment in which episodes are executed, and what it returns compared with their rows.
+
+    Raises:
+        ConfigMismatchError: the environment has other spaces than the recorded ones.
+    """
+
+    def __init__(self, metadata: Metadata, env: gym.Env[Any, Any]) -> None:
+        self.env = env
+        for name in ("observation_space", "action_space"):
+            space, recorded = getattr(env, name), (metadata.environment or {}).get(name)
+            if space_to_json(space, name.partition("_")[0]) != recorded:  # the recorder's own rule
+                raise ConfigMismatchError(
+                    f"env has another {name.replace('_', ' ')} than the recorded one: {space}, recorded {recorded}; "
+                    "build it as it was recorded, with the wrappers that were inside of the recorder"
+                )
+        # The environment's own spaces with the stored fields: just what the recorder encodes with.
+        leaves = [
+            replace(leaf, field=metadata.fields[leaf.name])
+            for leaf in space_leaves(env.observation_space, "observation", state=True)
+        ]
+        self._observation_names = [leaf.name for leaf in leaves]
+        self._encode = make_space_encoder(env.observation_space, leaves)
+        self._encode_reward = make_encoder("reward", metadata.fields["reward"])
+        self._action_names = [leaf.name for leaf in space_leaves(env.action_space, "action")]
+
+    def run(self, episode: Episode) -> Iterator[_Difference | None]:
+        """Execute an episode; gives, for each of the T+1 states, what differs, and ends with the first difference."""
+        actions = self._actions_of(episode)
+        record = _Record(episode, self._observation_names, self._encode, self._encode_reward)
+        difference = record.state_differs(0, self._reset(episode))
+        yield difference
+        for t, action in enumerate(actions):
+            if difference is not None:
+                return
+            observation, reward, terminated, truncated, _ = self.env.step(action)
+            difference = record.step_differs(t, reward, terminated, truncated)
+            difference = record.state_differs(t + 1, observation) if difference is None else difference
+            yield difference
+
+    def trace(self, episode: Episode) -> list[int]:
+        """A check value of all that the environment returns at each step, up to where it ends."""
+        values = [self._check_value(self._reset(episode))]
+        for action in self._actions_of(episode):
+            observation, reward, terminated, truncated, _ = self.env.step(action)
+            values.append(self._check_value(observation, reward, bool(terminated), bool(truncated)))
+            if terminated or truncated:
+                break
+        return values
+
+    def _check_value(self, observation: Any, reward: Any = 0.0, *flags: bool) -> int:
+        try:
+            parts = (*self._encode(observation), self._encode_reward(reward), bytes(flags))
+        except FieldError as error:
+            parts = (str(error).encode(),)
+        return zlib.crc32(b"".join(parts))
+
+    def _reset(self, episode: Episode) -> Any:
+        # With a seed too: for environments that ignore the seed, against the rule, and go on with their generator.
+        restore_generator(self.env, _generator_of(episode))
+        return self.env.reset(seed=_seed_of(episode), options=_options_of(episode))[0]
+
+    def _actions_of(self, episode: Episode) -> Iterator[Any]:
+        columns = [episode[name].copy() for name in self._action_names]
+        episode._snapshot.require_live(episode.id)
+        space = self.env.action_space
+        return (unflatten(space, [column[t] for column in columns]) for t in range(len(episode)))
+
+
+class _Record:
+    """The stored rows of an episode, to hold against what comes now."""
+
+    def __init__(
+        self,
+        episode: Episode,
+        names: Sequence[str],
+        encode: Callable[[Any], tuple[bytes, ...]],
+        encode_reward: Callable[[Any], bytes],
+    ) -> None:
+        self._id = episode.id
+        self._encode, self._encode_reward = encode, encode_reward
+        self._observations = {name: episode[name] for name in names}
+        self._rewards = episode["reward"]
+        self._flags = {name: episode[name] for name in ("terminated", "truncated")}
+        self._cut_at = None if episode.complete else len(episode) - 1
+
+    def state_differs(self, row: int, observation: Any) -> _Difference | None:
+        """What differs in an observation from that of a row."""
+        try:
+            parts = self._encode(observation)
+        except FieldError as error:
+            return _Difference(self._id, row - 1, "observation", str(error))
+        for (name, rows), part in zip(self._observations.items(), parts, strict=True):
+            # Row T is missing where an episode was stored by hand.
+            if row < len(rows) and rows[row].tobytes() != part:
+                detail = f"{name}[{row}]{_describe(rows[row], part)}"
+                return _Difference(self._id, row - 1, "observation", detail)
+        return None
+
+    def step_differs(self, t: int, reward: Any, terminated: Any, truncated: Any) -> _Difference | None:
+        """What differs in the other results of a step."""
+        stored = self._rewards[t]
+        try:
+            encoded = self._encode_reward(reward)
+        except FieldError as error:
+            return _Difference(self._id, t, "reward", str(error))
+        if stored.tobytes() != encoded:
+            detail = f"reward[{t}]{_describe(stored, encoded)}"
+            return _Difference(self._id, t, "reward", detail)
+        flags: tuple[tuple[What, Any], ...] = (("terminated", terminated), ("truncated", truncated))
+        for name, flag in flags:
+            recorded = bool(self._flags[name][t])
+            if recorded != bool(flag) and not (name == "truncated" and t == self._cut_at):
+                return _Difference(self._id, t, name, f"{name}[{t}] is {bool(flag)}, recorded {recorded}")
+        return None
+
+
+def _describe(stored: Any, encoded: bytes) -> str:
+    """What to say of two values of which the bytes differ."""
+    stored = np.asarray(stored)
+    values = np.frombuffer(encoded, stored.dtype)
+    # Of a ragged field there may be another number of elements.
+    replayed = values.reshape(stored.shape if values.size == stored.size else (-1, *stored.shape[1:]))
+    if stored.shape != replayed.shape:
+        return f" has shape {replayed.shape}, recorded {stored.shape}"
+    if stored.ndim == 0:
+        return f" is {replayed!s}, recorded {stored!s}"
+    # By bytes: zeros may differ in their sign, and what is not a number is not equal to itself.
+    width = (stored.size, stored.dtype.itemsize)
+    unequal = (np.frombuffer(stored.tobytes(), np.uint8) != np.frombuffer(encoded, np.uint8)).reshape(width).any(axis=1)
+    first = np.unravel_index(int(unequal.argmax()), stored.shape)
+    place = ", ".join(str(int(index)) for index in first)
+    return (
+        f": {int(unequal.sum())} of {stored.size} values differ, the first at [{place}]: {replayed[first]!s}, "
+        f"recorded {stored[first]!s}"
+    )

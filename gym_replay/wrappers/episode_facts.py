@@ -1,0 +1,79 @@
+"""What a recorder notes of an episode beside its steps: where it came from, when, and what made it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import struct
+import time
+import uuid
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from gym_replay.wrappers.generator_state import NUMBERS, generator_state
+
+_INT, _FLOAT = struct.Struct("<q").pack, struct.Struct("<d").pack
+_NO_GENERATOR = np.zeros(NUMBERS, np.uint64).tobytes()
+_FLAG = {False: b"\x00", True: b"\x01"}
+_LIBRARIES = ("gym-replay", "gymnasium", "numpy", "mujoco", "ale-py", "minigrid")
+
+
+def describe_run() -> bytes:
+    """What makes the episodes from now on, as JSON: an id, when it began, and the versions of what is installed."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # noqa: PERF203
+            continue
+    return json.dumps({"run": uuid.uuid4().hex, "began": time.time(), "versions": versions}).encode()
+
+
+def facts_of_reset(
+    env: gym.Env[Any, Any], seed: int | None, options: Mapping[str, Any] | None, run: bytes, index: int = 0
+) -> dict[str, bytes]:
+    """What is known of an episode before its reset, as the bytes of meta fields."""
+    rng = _NO_GENERATOR if seed is not None else generator_state(env, create=True).tobytes()
+    return {
+        "episode_seed": _INT(storable_seed(seed)),
+        "episode_rng": rng,
+        "episode_options": b"" if options is None else options_to_json(options),
+        "episode_start": _FLOAT(time.time()),
+        "episode_run": run,
+        "env_index": _INT(index),
+    }
+
+
+def facts_of_end(start: bytes, *, complete: bool) -> dict[str, bytes]:
+    """What is known of an episode at its end, as the bytes of meta fields; ``start`` are those of its start."""
+    (began,) = struct.unpack("<d", start)
+    return {"episode_duration": _FLOAT(time.time() - began), "episode_complete": _FLAG[complete]}
+
+
+def storable_seed(seed: int | None) -> int:
+    """The seed, or -1 where there is none or int64 does not take it."""
+    if seed is None:
+        return -1
+    if not 0 <= seed < 1 << 63:
+        warnings.warn(f"the seed {seed} does not fit int64 and is not kept with the episode", stacklevel=4)
+        return -1
+    return int(seed)
+
+
+def options_to_json(options: Mapping[str, Any]) -> bytes:
+    """Reset options as JSON: NumPy values as numbers and lists, anything else as ``{"not_kept": repr}``."""
+    try:
+        return json.dumps(options, default=_plain).encode()
+    except (TypeError, ValueError, RecursionError):  # keys that JSON does not have, or a circle
+        return json.dumps(_plain(options)).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "buif":
+        return value.tolist()
+    return {"not_kept": repr(value)[:1000]}

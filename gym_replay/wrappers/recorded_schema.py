@@ -1,0 +1,155 @@
+"""What a recorder stores: its fields and meta fields, and the buffer that they go to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
+from gym_replay.buffer.storage.fields import Field, FieldLike, parse_fields
+from gym_replay.buffer.storage.reader import has_buffer
+from gym_replay.errors import ConfigMismatchError, FieldError
+from gym_replay.wrappers.generator_state import NUMBERS
+from gym_replay.wrappers.infos import is_info
+from gym_replay.wrappers.spaces import Leaf, space_leaves
+
+RECORDER_META: dict[str, FieldLike] = {
+    "episode_seed": Field("int64", default=-1),
+    "episode_return": Field("float64"),
+    "episode_complete": Field("bool"),
+    "episode_options": Field("str"),
+    "episode_rng": Field("uint64", (NUMBERS,)),
+    "episode_start": Field("float64"),
+    "episode_duration": Field("float64"),
+    "episode_run": Field("str"),
+    "env_index": Field("int64"),
+}
+"""Meta fields of the recorder's own; docs/semantics.md says what each one is."""
+
+FLAGS = ("terminated", "truncated")
+
+
+def reward_shape(env: gym.Env[Any, Any]) -> tuple[int, ...]:
+    """``()``, or the shape of a reward space that the environment declares, as multi-objective ones do."""
+    space = getattr(env.unwrapped, "reward_space", None)
+    return tuple(space.shape) if isinstance(space, gym.spaces.Box) else ()
+
+
+def core_fields(observation: list[Leaf], action: list[Leaf], reward: tuple[int, ...]) -> dict[str, Field]:
+    """The fields that each step has."""
+    fields = {leaf.name: leaf.field for leaf in (*observation, *action)}
+    return {**fields, "reward": Field("float64", reward), **{name: Field("bool") for name in FLAGS}}
+
+
+def meta_fields(reward: tuple[int, ...]) -> dict[str, Field]:
+    """The recorder's own meta fields."""
+    return {**parse_fields(RECORDER_META), "episode_return": Field("float64", reward)}
+
+
+def leaves_of(env: Any, dtypes: Mapping[str, Any]) -> tuple[list[Leaf], list[Leaf]]:
+    """The leaves of the environment's observation space and of its action space.
+
+    Raises:
+        UnsupportedSpaceError: a part of a space cannot be stored.
+        FieldError: a name in ``dtypes`` is no field of theirs, and none of an info.
+    """
+    roots = {"observation": env.observation_space, "action": env.action_space}
+    if unknown := [name for name in dtypes if name.partition(".")[0] not in (*roots, "info")]:
+        raise FieldError(f"dtypes: {unknown[0]!r} is not below 'observation', 'action' or 'info'")
+    observation, action = (
+        space_leaves(
+            space,
+            root,
+            state=root == "observation",
+            dtypes={name: dtype for name, dtype in dtypes.items() if name.partition(".")[0] == root},
+        )
+        for root, space in roots.items()
+    )
+    return observation, action
+
+
+def open_recorded(
+    buffer: str | os.PathLike[str] | ReplayBuffer,
+    limits: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    durability: str,
+    core: dict[str, Field],
+    own_meta: dict[str, Field],
+    extra: dict[str, Field] | None,
+    meta: dict[str, Field] | None,
+    environment: dict[str, Any],
+) -> ReplayBuffer:
+    """Create the buffer, or open the one that is there where it is of the same environment and config.
+
+    Raises:
+        ConfigMismatchError: it is of another environment or config.
+    """
+    for kind, given, taken in (("extra field", extra, core), ("meta field", meta, own_meta)):
+        if clash := sorted(set(given or ()) & set(taken)):
+            raise FieldError(f"{kind} {clash[0]!r} has the name of a field of the recorder's own; rename it")
+    if reserved := [name for name in extra or () if is_info(name)]:
+        raise FieldError(f"extra field {reserved[0]!r} has the name of an info; rename it")
+    if isinstance(buffer, ReplayBuffer):
+        if overwrite:
+            raise FieldError("overwrite=True goes with a folder; clear() empties a buffer")
+        check_match(buffer.metadata, limits, buffer.folder)
+        opened = buffer
+    elif has_buffer(Path(buffer)) and not overwrite:
+        opened = open_buffer(buffer, limits, overwrite=False, durability=durability)
+    else:
+        config = {
+            **limits,
+            "fields": {**core, **(extra or {})},
+            "meta_fields": {**own_meta, **(meta or {})},
+            "recorder_meta": tuple(own_meta),
+            "environment": environment,
+        }
+        return open_buffer(buffer, config, overwrite=overwrite, durability=durability)
+    try:
+        _check_recorded(opened, core, own_meta, extra, meta, environment)
+    except BaseException:
+        if opened is not buffer:
+            opened.close()
+        raise
+    return opened
+
+
+def _check_recorded(
+    buffer: ReplayBuffer,
+    core: dict[str, Field],
+    own_meta: dict[str, Field],
+    extra: dict[str, Field] | None,
+    meta: dict[str, Field] | None,
+    environment: dict[str, Any],
+) -> None:
+    """Raise ConfigMismatchError where an existing buffer was recorded from something else."""
+    stored = buffer.metadata
+    # An older recorder kept fewer meta fields; then the buffer goes on with those.
+    own_meta = {name: info for name, info in own_meta.items() if name in stored.recorder_meta} or own_meta
+    infos = {name: info for name, info in stored.fields.items() if is_info(name) and name not in core}
+    others = {name: info for name, info in stored.fields.items() if name not in core and name not in infos}
+    other_meta = {name: info for name, info in stored.meta_fields.items() if name not in own_meta}
+    expected = {
+        "fields": {**core, **(others if extra is None else extra), **infos},
+        "meta_fields": {**own_meta, **(other_meta if meta is None else meta)},
+    }
+    check_match(stored, expected, buffer.folder)
+    if list(stored.fields)[: len(core)] != list(core) or stored.recorder_meta != tuple(own_meta):
+        raise ConfigMismatchError(f"{buffer.folder} was not made by RecordToBuffer; choose another folder")
+    found = stored.environment or {}
+    for name in ("observation_space", "action_space"):
+        if found.get(name) != environment[name]:
+            raise ConfigMismatchError(
+                f"{buffer.folder} was created with a different {name.replace('_', ' ')}: stored {found.get(name)}, "
+                f"passed {environment[name]}; choose another folder, or overwrite=True to replace the buffer"
+            )
+    stored_id, passed_id = ((value or {}).get("id") for value in (found.get("env_spec"), environment["env_spec"]))
+    if stored_id != passed_id:
+        raise ConfigMismatchError(
+            f"{buffer.folder} was recorded from {stored_id!r}, this environment is {passed_id!r}; choose another folder"
+        )

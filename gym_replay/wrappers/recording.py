@@ -1,0 +1,205 @@
+"""The episode that a recorder has under way, apart from the environment: it can end after the wrapper is gone."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.open_episode import OpenEpisode
+from gym_replay.buffer.replay_buffer import ReplayBuffer
+from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.staging import Packer, Piece, Stage
+from gym_replay.errors import FieldError, StorageError
+from gym_replay.wrappers.bounds import BoundsCheck
+from gym_replay.wrappers.episode_facts import facts_of_end
+
+OnEpisode: TypeAlias = "Callable[[FinishedEpisode], Mapping[str, Any] | bool | None]"
+"""Looks at an episode before its commit: meta values to set, False to discard it, anything else to keep it."""
+
+
+def pack_floats(values: Sequence[float]) -> bytes:
+    """Python floats as float64."""
+    return struct.pack(f"<{len(values)}d", *values)
+
+
+def pack_integers(values: Sequence[int]) -> bytes:
+    """Integers as int64."""
+    return struct.pack(f"<{len(values)}q", *values)
+
+
+class FinishedEpisode:
+    """An episode that has ended and is about to be committed.
+
+    ``len(episode)`` is T and ``episode["reward"]`` a field's rows, ``(T, *field.shape)``, T+1 for state fields; not for
+    ragged fields.
+
+    Attributes:
+        complete: False where it was cut by a reset or a close.
+        episode_return: the sum of its rewards.
+        meta: the meta values set by ``annotate`` so far.
+    """
+
+    def __init__(self, stage: Stage, meta: Mapping[str, Any], episode_return: Any, *, complete: bool) -> None:
+        self._stage = stage
+        self.complete = complete
+        self.episode_return = episode_return
+        self.meta = dict(meta)
+
+    def __len__(self) -> int:
+        return len(self._stage)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stage.format.fields)
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        field = self._stage.format.fields.get(name)
+        if field is None or field.ragged:
+            raise FieldError(f"{name!r}: expected one of {list(self)}, and no ragged one")
+        return self._stage.column(name)
+
+
+class Recording:
+    """Opens, watches and ends the episodes of one recorder.
+
+    Args:
+        buffer: where they go.
+        names: the fields of which each step brings an item.
+        packers: as of :class:`RowFormat`.
+        keep: whether episodes that are cut are kept.
+        bounds: looks at what was committed.
+        on_episode: looks at what is about to be.
+    """
+
+    def __init__(
+        self,
+        buffer: ReplayBuffer,
+        *,
+        names: Sequence[str],
+        packers: Mapping[str, Packer],
+        keep: bool,
+        bounds: BoundsCheck,
+        on_episode: OnEpisode | None,
+    ) -> None:
+        self.buffer = buffer
+        self.bounds = bounds
+        self._names = tuple(names)
+        self._packers = packers
+        self._keep = keep
+        self._on_episode = on_episode
+        self._verdict: tuple[Mapping[str, Any], bool] | None = None
+        self._facts: Mapping[str, bytes] = {}
+        self.episode: OpenEpisode | None = None
+        self.stage: Stage | None = None
+        self.longest = 0
+        self.has_ended = False
+
+    def begin(self, initial: Mapping[str, bytes], facts: Mapping[str, bytes], meta: Mapping[str, Any]) -> OpenEpisode:
+        """Open an episode: row 0 of the state fields, the meta fields known from the reset, and those of the user."""
+        episode = OpenEpisode(self.buffer, meta, facts)
+        stage = episode.open(initial, self._names, self._packers)
+        self.has_ended = False
+        self._verdict = None
+        self._facts = facts
+        self.longest = episode.longest
+        if self.bounds.names:
+            stage.watch = self._watch
+        self.episode, self.stage = episode, stage
+        return episode
+
+    def add_fields(self, fields: Mapping[str, Field]) -> None:
+        """Add fields to the buffer, of which each step from now on brings an item."""
+        if self.episode is not None:
+            self.episode.add_fields(fields)
+        else:
+            self.buffer.add_default_fields(fields)
+        self._names = (*self._names, *fields)
+
+    def _watch(self, pieces: Sequence[Piece], is_last: bool) -> None:
+        stage, episode = self.stage, self.episode
+        assert stage is not None
+        assert episode is not None
+        assert episode.writer is not None
+        fields, has_state = stage.format.fields, stage.format.has_state
+        number = stage.commit_id if is_last and stage.commit_id is not None else episode.writer.counters.next
+        for name, is_elements, first, data in pieces:
+            if not is_elements and name in self.bounds.names:
+                info = fields[name]
+                no_value = is_last and has_state and not info.state
+                self.bounds.add(name, number, first, data[: -info.nbytes] if no_value and info.nbytes else data)
+
+    def end(self) -> None:
+        """Commit the episode, or discard it: where it was cut and cut ones are not kept, or ``on_episode`` says so.
+
+        Raises:
+            StorageError: the disk refused; the episode goes on where it was cut, and can be ended again.
+        """
+        episode, stage = self.episode, self.stage
+        if episode is None:
+            return
+        if stage is None or len(stage) == 0 or not (self.has_ended or self._keep):
+            episode.discard()
+        elif episode.is_open:
+            complete = self.has_ended
+            before = stage.last
+            if not complete:
+                stage.last = {**before, "truncated": b"\x01"}
+            try:
+                self._commit(episode, stage, complete=complete)
+            except StorageError:
+                stage.last = before  # it may go on
+                raise
+            except BaseException:
+                if not episode.is_open:
+                    self._forget()
+                raise
+        self._forget()
+
+    def _forget(self) -> None:
+        self.episode = self.stage = None
+        self.has_ended = False
+
+    def _commit(self, episode: OpenEpisode, stage: Stage, *, complete: bool) -> None:
+        total = self._return_of(stage)
+        facts = facts_of_end(self._facts["episode_start"], complete=complete)
+        facts["episode_return"] = total.tobytes() if isinstance(total, np.ndarray) else pack_floats((total,))
+        if self._on_episode is not None:
+            try:
+                meta, keep = self._judged(self._on_episode, episode, stage, total, complete=complete)
+            except BaseException:
+                episode.complete = complete
+                episode.commit(facts)  # the episode is not lost to what looks at it
+                raise
+            if not keep:
+                episode.discard()
+                return
+            episode.final_meta.update(meta)
+        episode.complete = complete
+        episode.commit(facts)
+
+    def _judged(
+        self, on_episode: OnEpisode, episode: OpenEpisode, stage: Stage, total: Any, *, complete: bool
+    ) -> tuple[Mapping[str, Any], bool]:
+        """What ``on_episode`` said, asked once for each episode."""
+        if self._verdict is None:
+            said = on_episode(FinishedEpisode(stage, episode.final_meta, total, complete=complete))
+            meta = said if isinstance(said, Mapping) else {}
+            if own := [name for name in meta if name in self.buffer.metadata.recorder_meta]:
+                raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")
+            self.buffer.encoders().meta(meta)
+            self._verdict = meta, said is not False
+        return self._verdict
+
+    def _return_of(self, stage: Stage) -> Any:
+        """The sum of the rewards, one after another: a float, or an array for rewards of several values."""
+        if stage.format.fields["reward"].shape:
+            return np.cumsum(stage.column("reward"), axis=0)[-1]
+        if not stage.spilled_rows("reward") and len(stage) < 100:
+            total = 0.0
+            for reward in stage.items("reward"):
+                total += reward
+            return total
+        return float(np.cumsum(stage.column("reward"))[-1])

@@ -52,7 +52,7 @@ class OpenEpisode:
     ) -> None:
         self._buffer = buffer
         self._encoders = buffer.encoders()
-        self._meta = {**self._encoders.meta(meta), **(encoded or {})}
+        self._meta = {**(self._encoders.meta(meta) if meta else {}), **(encoded or {})}
         self.final_meta: dict[str, Any] = {}
         self.complete = True
         self.stage: Stage | None = None
@@ -160,7 +160,9 @@ class OpenEpisode:
             self._end()
             return False
         encoders = self._encoders
-        meta = {**encoders.meta_defaults, **self._meta, **encoders.meta(self.final_meta), **(encoded or {})}
+        meta = {**encoders.meta_defaults, **self._meta, **(encoded or {})}
+        if self.final_meta:
+            meta |= encoders.meta(self.final_meta)
         assert self.writer is not None
         self.writer.commit(stage, meta, complete=self.complete)
         self._end()

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from gym_replay.buffer.storage.staging import Piece
 from gym_replay.wrappers.spaces import Leaf
 
 RUN_BYTES = 1 << 18
-"""Bytes of a field that are compared at once: one comparison for each short episode would cost more than its steps."""
+"""Bytes of the first field that are compared at once: to compare each short episode would cost more than its steps."""
 
 Bound = npt.NDArray[Any]
+
+Written: TypeAlias = tuple[int, Sequence[Piece], bool]
+"""An episode's id, pieces of its fields, and whether each ends with row T, no value of fields without state."""
 
 
 class BoundsCheck:
@@ -32,8 +36,8 @@ class BoundsCheck:
             if not leaf.field.ragged and leaf.field.nbytes and (bounds := _bounds_of(leaf)) is not None
         }
         self._fields = {leaf.name: leaf.field for leaf in leaves}
-        self._pending: dict[str, list[tuple[int, int, bytes]]] = {name: [] for name in self._bounds}
-        self._nbytes = dict.fromkeys(self._bounds, 0)
+        self._pending: list[Written] = []
+        self._nbytes = 0
         self.counts: dict[str, int] = {}
 
     @property
@@ -41,33 +45,37 @@ class BoundsCheck:
         """The fields that are compared."""
         return self._bounds.keys()
 
-    def add(self, name: str, episode: int, first: int, data: bytes) -> None:
-        """Rows of a field, beginning at a row of an episode."""
-        if not data:
-            return
-        self._pending[name].append((episode, first, data))
-        self._nbytes[name] += len(data)
-        if self._nbytes[name] >= RUN_BYTES:
-            self._compare(name)
+    def add(self, written: Written, nbytes: int) -> None:
+        """What was written of an episode; ``nbytes`` of the first of its pieces."""
+        self._pending.append(written)
+        self._nbytes += nbytes
+        if self._nbytes >= RUN_BYTES:
+            self.finish()
 
     def finish(self) -> None:
         """Compare all that was given."""
-        for name, pending in self._pending.items():
-            if pending:
-                self._compare(name)
+        pending, self._pending, self._nbytes = self._pending, [], 0
+        stretches: dict[str, list[tuple[int, int, bytes]]] = {name: [] for name in self._bounds}
+        for episode, pieces, ends_with_row_t in pending:
+            for name, is_elements, first, data in pieces:
+                if name in stretches and not is_elements:
+                    info = self._fields[name]
+                    values = data[: -info.nbytes] if ends_with_row_t and not info.state else data
+                    stretches[name].append((episode, first, values))
+        for name, given in stretches.items():
+            if given:
+                self._compare(name, given)
 
-    def _compare(self, name: str) -> None:
+    def _compare(self, name: str, pending: list[tuple[int, int, bytes]]) -> None:
         field, (low, high) = self._fields[name], self._bounds[name]
-        pending, self._pending[name], self._nbytes[name] = self._pending[name], [], 0
         rows = np.frombuffer(b"".join(data for _, _, data in pending), field.dtype).reshape(-1, *field.shape)
         outside = (rows < low) | (rows > high)  # NaN is neither
         if not outside.any():
             return
         places = np.flatnonzero(outside.reshape(len(rows), -1).any(axis=1))
         is_first, self.counts[name] = name not in self.counts, self.counts.get(name, 0) + len(places)
-        if not is_first:
-            return
-        self._warn(name, rows, outside, pending, int(places[0]))
+        if is_first:
+            self._warn(name, rows, outside, pending, int(places[0]))
 
     def _warn(self, name: str, rows: Bound, outside: Bound, pending: list[tuple[int, int, bytes]], place: int) -> None:
         field, (low, high) = self._fields[name], self._bounds[name]
@@ -82,7 +90,7 @@ class BoundsCheck:
         warnings.warn(
             f"{name}: {value} is outside of its space's bounds {lowest} to {highest} ({where}); such values are kept "
             "as they are, and counted in out_of_bounds",
-            stacklevel=3,
+            stacklevel=2,
         )
 
 

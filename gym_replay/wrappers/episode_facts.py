@@ -56,11 +56,11 @@ def facts_of_end(start: bytes, *, complete: bool) -> dict[str, bytes]:
 
 
 def storable_seed(seed: int | None) -> int:
-    """The seed, or -1 where there is none or int64 does not take it."""
+    """The seed, or -1 where there is none, or none that int64 takes: it is for the environment to refuse it."""
     if seed is None:
         return -1
-    if not 0 <= seed < 1 << 63:
-        warnings.warn(f"the seed {seed} does not fit int64 and is not kept with the episode", stacklevel=4)
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 1 << 63:
+        warnings.warn(f"the seed {seed!r:.60} does not fit int64 and is not kept with the episode", stacklevel=4)
         return -1
     return int(seed)
 
@@ -69,11 +69,14 @@ def options_to_json(options: Mapping[str, Any]) -> bytes:
     """Reset options as JSON: NumPy values as numbers and lists, anything else as ``{"not_kept": repr}``."""
     try:
         return json.dumps(options, default=_plain).encode()
-    except (TypeError, ValueError, RecursionError):  # keys that JSON does not have, or a circle
+    except Exception:  # keys that JSON does not have, a circle, or an object that does anything
         return json.dumps(_plain(options)).encode()
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "buif":
         return value.tolist()
-    return {"not_kept": repr(value)[:1000]}
+    try:
+        return {"not_kept": repr(value)[:1000]}
+    except Exception:  # an object may do anything
+        return {"not_kept": type(value).__name__}

@@ -2,8 +2,12 @@
 
 An entry is recorded where it is a number, a boolean, or an array of these (lists and tensors included). The first one
 that is seen decides dtype and shape: those of an array, int64, float64 and bool for Python's own numbers. Rows where
-the entry is missing, or does not fit, hold zeros, and False in the presence field. Strings, None and other objects are
-left out. Each reason is warned about once per entry, and none ever stops a run.
+the entry is missing, or does not fit, hold zeros, and False in the presence field. An integer field takes floats that
+are whole, and no others; ``dtypes`` says better.
+
+Left out are strings, None and other objects, arrays of more than 31 axes, what is more than eight mappings deep, an
+entry whose name differs from another one's in case only, and all that comes after a thousand entries. Each entry is
+warned about the first time that it is left out, and nothing in an info ever stops a run.
 """
 
 from __future__ import annotations
@@ -17,11 +21,15 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.fields import Field, fit, parse_dtype, to_array
 from gym_replay.buffer.storage.names import check_distinct, check_field_name, encode_key
-from gym_replay.errors import FieldError, StorageError
+from gym_replay.errors import ConfigMismatchError, FieldError, StorageError
 
 ROOT, PRESENT = "info", "info_present"
 _DEEPEST = 8
 _MOST_FIELDS = 1000
+_MOST_WARNINGS = 100
+_MOST_NAMES = 10_000
+_MOST_AXES = 31
+"""NumPy 1 has arrays of 32, of which one is that of the rows."""
 
 
 def is_info(name: str) -> bool:
@@ -34,8 +42,13 @@ class Infos:
 
     Args:
         wanted: True for all entries, or dotted names: an entry is taken where it, or a mapping that it is in, is named.
-        dtypes: dtypes for entries by field name, such as ``{"info.x": "float64"}``.
+        dtypes: dtypes for entries by field name, or for all entries of a mapping, such as ``{"info.x": "float64"}``;
+            the longest name counts.
         fields: the buffer's fields; those of infos among them are known already.
+
+    Raises:
+        FieldError: ``wanted`` or a dtype is none.
+        ConfigMismatchError: a known field has another dtype than ``dtypes`` says.
     """
 
     def __init__(self, wanted: bool | Iterable[str], dtypes: Mapping[str, Any], fields: Mapping[str, Field]) -> None:
@@ -43,7 +56,15 @@ class Infos:
         self._dtypes = {name: parse_dtype(dtype) for name, dtype in dtypes.items() if is_info(name)}
         self._known = {name: info for name, info in fields.items() if name.startswith(f"{ROOT}.")}
         self._names = set(fields)
+        self._refused: set[str] = set()
         self._warned: set[str] = set()
+        self._name_of: dict[tuple[str, str], str] = {}
+        for name, field in self._known.items():
+            if (dtype := self._chosen_dtype(name)) not in (None, field.dtype):
+                raise ConfigMismatchError(
+                    f"dtypes: {name!r} is stored as {field.dtype.name}, passed {dtype}; pass what is stored, choose "
+                    "another folder, or overwrite=True to replace the buffer"
+                )
         self._nothing = self._row({})
 
     @property
@@ -58,7 +79,7 @@ class Infos:
             info: what ``reset`` or ``step`` gave.
             add_fields: makes fields of new entries, before this returns.
         """
-        if not info:
+        if info == {} if type(info) is dict else not isinstance(info, Mapping):
             return self._nothing
         values: dict[str, npt.NDArray[Any]] = {}
         new: dict[str, Field] = {}
@@ -68,10 +89,9 @@ class Infos:
                 continue
             field = self._known.get(name)
             if field is None:
-                if name in self._names or len(self._known) + len(new) >= _MOST_FIELDS:
-                    self._warn(name, "another field has this name, or there are too many")
+                if not self._is_free(name, new):
                     continue
-                new[name] = field = Field(self._dtypes.get(name, array.dtype), array.shape, state=True)
+                new[name] = field = Field(self._chosen_dtype(name) or array.dtype, array.shape, state=True)
             try:
                 values[name] = fit(name, _whole(array, field), field)
             except FieldError as error:
@@ -87,43 +107,85 @@ class Infos:
             row += (field.default_value().tobytes(), b"\x00") if value is None else (value.tobytes(), b"\x01")
         return tuple(row)
 
-    def _add(self, new: dict[str, Field], add_fields: Callable[[dict[str, Field]], None]) -> None:
+    def _is_free(self, name: str, new: Mapping[str, Field]) -> bool:
+        """Whether an entry that is not known yet may have a field, beside the new ones found before it."""
+        if name in self._refused:
+            return False
+        if len(self._known) + len(new) >= _MOST_FIELDS:
+            self._warn(name, f"there are {_MOST_FIELDS} entries already; name those to record in record_info")
+            return False
         try:
-            check_distinct([*self._names, *new])
-            add_fields(
-                {
-                    each: info
-                    for name, field in new.items()
-                    for each, info in ((name, field), (_presence(name), Field("bool", state=True)))
-                }
-            )
-        except (FieldError, StorageError) as error:
+            if name in self._names or _presence(name) in self._names:
+                raise FieldError("another field has this name")
+            check_distinct([*self._names, *new, name])
+        except FieldError as error:
+            self._refuse(name, error)
+            return False
+        return True
+
+    def _add(self, new: dict[str, Field], add_fields: Callable[[dict[str, Field]], None]) -> None:
+        added = {
+            each: info
+            for name, field in new.items()
+            for each, info in ((name, field), (_presence(name), Field("bool", state=True)))
+        }
+        try:
+            add_fields(added)
+        except StorageError as error:  # the next row tries again
             for name in new:
                 self._warn(name, str(error))
             return
+        except FieldError as error:
+            if len(new) == 1:
+                self._refuse(next(iter(new)), error)
+            else:
+                for name, field in new.items():
+                    self._add({name: field}, add_fields)
+            return
         self._known |= new
-        self._names |= {each for name in new for each in (name, _presence(name))}
+        self._names |= added.keys()
         self._nothing = self._row({})
 
-    def _entries(self, info: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
+    def _entries(self, info: Mapping[Any, Any], root: str = ROOT, place: tuple[Any, ...] = ()) -> Iterator[Any]:
         """Field names and values of what is wanted, mappings inside resolved."""
-        if not isinstance(info, Mapping):
+        try:
+            entries = list(info.items())
+        except Exception as error:  # a mapping of one's own may do anything
+            self._warn(root, str(error))
             return
-        for key, value in info.items():
+        for key, value in entries:
             path = (*place, key)
-            if isinstance(value, Mapping):
-                if len(path) < _DEEPEST:
-                    yield from self._entries(value, path)
-                continue
-            if self._wanted is not None and not self._is_wanted(path):
-                continue
             try:
-                name = ".".join((ROOT, *(encode_key(each) for each in path)))
-                check_field_name(name)
-            except (FieldError, ValueError) as error:
-                self._warn(repr(path), str(error))
+                name = self._name(root, key)
+                is_mapping = issubclass(type(value), Mapping)
+                is_wanted = is_mapping or self._wanted is None or self._is_wanted(path)
+            except Exception as error:  # so may a key
+                self._warn(f"{root}, {type(key).__name__} key", str(error))
                 continue
-            yield name, value
+            if not is_mapping:
+                if is_wanted:
+                    yield name, value
+            elif len(path) < _DEEPEST:
+                yield from self._entries(value, name, path)
+            else:
+                self._warn(name, f"it is more than {_DEEPEST} mappings deep")
+
+    def _name(self, root: str, key: Any) -> str:
+        """The field name of an entry of the mapping whose name is ``root``."""
+        if type(key) is not str:
+            return check_field_name(f"{root}.{encode_key(key)}")
+        name = self._name_of.get((root, key))
+        if name is None:
+            name = check_field_name(f"{root}.{encode_key(key)}")
+            if len(self._name_of) < _MOST_NAMES:
+                self._name_of[root, key] = name
+        return name
+
+    def _chosen_dtype(self, name: str) -> Any:
+        """What ``dtypes`` says of an entry, or of a mapping that it is in."""
+        while name and name not in self._dtypes:
+            name = name.rpartition(".")[0]
+        return self._dtypes.get(name)
 
     def _is_wanted(self, path: tuple[Any, ...]) -> bool:
         assert self._wanted is not None
@@ -132,19 +194,33 @@ class Infos:
 
     def _array(self, name: str, value: Any) -> npt.NDArray[Any] | None:
         """The value as an array, or None where it is nothing to record."""
-        if value is None or isinstance(value, (str, bytes)):
+        if value is None or issubclass(type(value), (str, bytes)):
             self._warn(name, f"{type(value).__name__} is no number")
             return None
         try:
-            return to_array(value, name)
+            array = to_array(value, name)
         except Exception as error:  # any object may be in an info, and do anything when it is looked at
             self._warn(name, str(error))
             return None
+        if array.ndim > _MOST_AXES:
+            self._warn(name, f"it has {array.ndim} axes, and at most {_MOST_AXES} can be stored")
+            return None
+        return array
+
+    def _refuse(self, name: str, error: FieldError) -> None:
+        self._warn(name, str(error))
+        self._refused.add(name)
 
     def _warn(self, name: str, why: str) -> None:
-        if name not in self._warned:
-            self._warned.add(name)
-            warnings.warn(f"{name} is left out where it cannot be recorded: {why}", stacklevel=5)
+        if name in self._warned or len(self._warned) >= _MOST_WARNINGS:
+            return
+        self._warned.add(name)
+        is_last = len(self._warned) == _MOST_WARNINGS
+        warnings.warn(
+            f"{name} is left out where it cannot be recorded: {why}"
+            + ("; this is said of no more entries" if is_last else ""),
+            stacklevel=5,
+        )
 
 
 def _names(wanted: Any) -> set[str]:

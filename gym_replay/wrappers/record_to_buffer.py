@@ -221,26 +221,38 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         result = self.env.step(action)
         observation, reward, terminated, truncated, _ = result
         if (
-            terminated is False
-            and truncated is False
-            and type(observation) is np.ndarray
+            type(observation) is np.ndarray
             and observation.dtype is self._observation_dtype
             and observation.shape == self._observation_shape
             and (type(reward) is float or type(reward) is np.float64)
             and self._is_plain
+            and type(terminated) is bool
+            and type(truncated) is bool
         ):
             self._extend((observation.tobytes(), acted, reward))
             self._room = room - 1
+            if terminated or truncated:
+                self._finish(terminated, truncated)
         else:
             self._add(result, acted, room)
         return result
+
+    def _finish(self, terminated: bool, truncated: bool) -> None:
+        """End the episode as the transition just added says."""
+        recording = self._recording
+        assert recording.stage is not None
+        recording.stage.last = {"terminated": _FLAGS[terminated], "truncated": _FLAGS[truncated]}
+        recording.has_ended = True
+        self._awaits_autoreset = self._resets_itself
+        self._room = 0
+        recording.end()
 
     def _add(self, result: tuple[Any, ...], acted: Any, room: int) -> None:
         """Store a transition of any kind, and end the episode where it ends it."""
         try:
             observation, reward, terminated, truncated, info = result
             seen = self._encode_observation(observation)
-            flags = _FLAGS[bool(_flag(terminated))], _FLAGS[bool(_flag(truncated))]
+            ends = _flag(terminated), _flag(truncated)
             acts = acted if type(acted) is tuple else (acted,)
             row = [*seen, *acts, self._encode_reward(reward), *self._extras]
             if self._infos is not None:
@@ -250,16 +262,10 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             self._end_episode()
             raise
         self._extras = self._extra_defaults
-        ends = b"\x01" in flags
-        if ends:
-            assert self._recording.stage is not None
-            self._recording.stage.last = dict(zip(("terminated", "truncated"), flags, strict=True))
-            self._recording.has_ended = True
         self._extend(row)
         self._room = room - 1
-        if ends:
-            self._awaits_autoreset = self._resets_itself
-            self._end_episode()
+        if any(ends):
+            self._finish(*ends)
 
     def _encode_reward(self, reward: Any) -> Any:
         """A float, or the bytes of a reward of several values."""
@@ -453,10 +459,13 @@ def _warning_encoder(space: gym.Space[Any], leaves: Sequence[Leaf]) -> Callable[
     numbers = [leaf for leaf in leaves if not leaf.field.ragged and leaf.space.dtype is not None]
     looks = _LOOKS if len(leaves) > 1 else 1 << 62
     warned: set[str] = set()
+    dtype, _ = _array_of(leaves)
 
     def encode_and_warn(value: Any) -> Any:
         nonlocal looks
         encoded = encode(value)
+        if type(value) is np.ndarray and value.dtype is dtype:
+            return encoded
         if looks and len(warned) < len(numbers):
             looks -= 1
             for leaf, part in zip(leaves, flatten(value), strict=True):
@@ -482,8 +491,8 @@ def _integer_of(encode: Callable[[Any], Any]) -> Callable[[Any], int]:
     return lambda value: int.from_bytes(encode(value)[0], "little", signed=True)
 
 
-def _flag(value: Any) -> Any:
-    """A flag as the environment gave it.
+def _flag(value: Any) -> bool:
+    """A flag of an environment.
 
     Raises:
         FieldError: it is no boolean.

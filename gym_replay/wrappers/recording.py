@@ -123,13 +123,8 @@ class Recording:
         assert stage is not None
         assert episode is not None
         assert episode.writer is not None
-        fields, has_state = stage.format.fields, stage.format.has_state
         number = stage.commit_id if is_last and stage.commit_id is not None else episode.writer.counters.next
-        for name, is_elements, first, data in pieces:
-            if not is_elements and name in self.bounds.names:
-                info = fields[name]
-                no_value = is_last and has_state and not info.state
-                self.bounds.add(name, number, first, data[: -info.nbytes] if no_value and info.nbytes else data)
+        self.bounds.add((number, pieces, is_last and stage.format.has_state), len(pieces[0][3]))
 
     def end(self) -> None:
         """Commit the episode, or discard it: where it was cut and cut ones are not kept, or ``on_episode`` says so.

@@ -11,7 +11,7 @@ import pytest
 from buffer_helpers import FIELDS, META, add, contents, files_of, ids, make, make_plain, run_script
 
 from gym_replay import ReplayBuffer, StorageError, check_buffer
-from gym_replay.buffer.storage import staging
+from gym_replay.buffer.storage import columns, records, staging, writer
 from gym_replay.buffer.storage.columns import ColumnWriter
 from gym_replay.buffer.storage.episodes import Counters
 
@@ -47,9 +47,21 @@ class _Syncs:
     def __init__(self, monkeypatch, folder):
         self.events = []
         self._wrap(monkeypatch, ColumnWriter, "write", lambda column, *_: ("write", self._name(folder, column)))
+        self._wrap_records(monkeypatch, folder)
         self._wrap(monkeypatch, ColumnWriter, "sync", lambda column: ("sync", self._name(folder, column)))
         self._wrap(monkeypatch, Counters, "sync", lambda counters: ("sync", "commit.npy"))
         self._wrap(monkeypatch, Counters, "put", lambda counters, name, value: ("put", name))
+
+    def _wrap_records(self, monkeypatch, folder):
+        real = columns.write_each
+
+        def wrapped(targets, rows, data):
+            targets = list(targets)
+            real(targets, rows, data)
+            self.events += [("write", self._name(folder, column)) for column in targets]
+
+        for module in (records, writer):
+            monkeypatch.setattr(module, "write_each", wrapped)
 
     @staticmethod
     def _name(folder, column):

@@ -52,7 +52,8 @@ class Counters:
             self._map = mmap.mmap(descriptor, size, access=access)
         finally:
             os.close(descriptor)
-        self._values = np.frombuffer(self._map, _DTYPE, len(_NAMES), offset=len(header))
+        # A view of 64-bit numbers stores each with one instruction; format 'q' is little-endian where this runs.
+        self._values = memoryview(self._map)[len(header) :].cast("q")
 
     @staticmethod
     def create(folder: Path, relative: str, *, first_id: int = 0, revision: int = 0) -> None:
@@ -69,32 +70,32 @@ class Counters:
     @property
     def revision(self) -> int:
         """The metadata's revision that the files belong to."""
-        return int(self._values[0])
+        return self._values[0]
 
     @property
     def base(self) -> int:
         """Id of the episode in slot 0 of the table."""
-        return int(self._values[1])
+        return self._values[1]
 
     @property
     def first(self) -> int:
         """Id of the oldest live episode."""
-        return int(self._values[2])
+        return self._values[2]
 
     @property
     def next(self) -> int:
         """Id of the next episode; storing it is the commit."""
-        return int(self._values[3])
+        return self._values[3]
 
     @property
     def summed(self) -> int:
         """Episodes below this id have checksums."""
-        return int(self._values[4])
+        return self._values[4]
 
     @property
     def deletions(self) -> int:
         """How often episodes were deleted."""
-        return int(self._values[5])
+        return self._values[5]
 
     def put(self, name: str, value: int) -> None:
         """Store one counter."""

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,20 +24,10 @@ RAGGED_CHUNK_ROWS = 1 << 8
 RING_CHUNK_BYTES = 1 << 26
 
 
-class Piece(NamedTuple):
-    """Bytes of one file of an episode.
-
-    Args:
-        name: the field.
-        is_elements: whether these are elements of a ragged field; otherwise rows, of a ragged field spans, whose first
-            elements are counted from the episode's.
-        first: the first row, or element, of the episode.
-    """
-
-    name: str
-    is_elements: bool
-    first: int
-    data: bytes
+Piece: TypeAlias = tuple[str, bool, int, bytes]
+"""Bytes of one file of an episode: the field, whether these are elements of a ragged field, the first row (or element)
+of the episode, and the bytes. The rows of a ragged field are spans that count from the episode's first element.
+"""
 
 
 class Spill(Protocol):
@@ -75,7 +65,9 @@ class Place:
     def write(self, piece: Piece) -> None:
         """Put a piece where it belongs."""
         name, is_elements, first, data = piece
-        if is_elements:
+        if not self.bases:
+            self._rows[name].write(self.start + first, data)
+        elif is_elements:
             self._elements[name].write(self.bases[name] + first, data)
         elif name in self.bases:
             self._rows[name].write(self.start + first, moved_spans(data, self.bases[name]))
@@ -151,7 +143,7 @@ class FileSpill:
             step = max(PIECE // width, 1)
             for first in range(0, count, step):
                 data = os.pread(file.fileno(), min(step, count - first) * width, first * width)
-                yield Piece(name, is_elements, first, data)
+                yield name, is_elements, first, data
 
     def close(self) -> None:
         for file, _ in self._files.values():
@@ -159,7 +151,8 @@ class FileSpill:
         self._files = {}
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_files"):  # not where an interrupt came inside __init__
+            self.close()
 
 
 class RowFormat:
@@ -279,7 +272,7 @@ class Stage:
     def _fill(self, name: str, rows: int, row: bytes) -> None:
         step = max(PIECE // max(len(row), 1), 1)
         for first in range(0, rows, step):
-            self.spill.write(Piece(name, False, first, row * min(step, rows - first)))
+            self.spill.write((name, False, first, row * min(step, rows - first)))
 
     def _write_chunk(self) -> None:
         start, items = self._chunk
@@ -301,6 +294,8 @@ class Stage:
 
     def num_elements(self, pieces: Sequence[Piece]) -> dict[str, int]:
         """How many elements each ragged field has in the episode, whose last pieces are these."""
+        if not self.format.ragged:
+            return {}
         return {
             name: first + len(data) // self.format.fields[name].nbytes
             for name, is_elements, first, data in pieces
@@ -315,10 +310,12 @@ class Stage:
             first = start
             if place is not None:
                 values = items[place::width]
-            elif is_last:
-                values = [default] * (count - 1) + [self.last.get(name, default)]
-            else:
+            elif is_ragged:
                 values = [default] * count
+            elif is_last:
+                values = [default * (count - 1), self.last.get(name, default)]
+            else:
+                values = [default * count]
             if packer is not None:
                 values = [packer(values)]
             if is_state and initial is not None:
@@ -334,14 +331,14 @@ class Stage:
             if is_ragged:
                 pieces += self._ragged_pieces(name, first, values)
             else:
-                pieces.append(Piece(name, False, first, b"".join(values)))
+                pieces.append((name, False, first, values[0] if len(values) == 1 else b"".join(values)))
         return pieces
 
     def _ragged_pieces(self, name: str, first: int, values: Sequence[bytes]) -> list[Piece]:
         counts = np.fromiter(map(len, values), SPAN, len(values)) // self.format.fields[name].nbytes
         spilled = self._spilled_elements[name]
         spans = np.stack((spilled + np.cumsum(counts) - counts, counts), axis=1)
-        return [Piece(name, True, spilled, b"".join(values)), Piece(name, False, first, spans.tobytes())]
+        return [(name, True, spilled, b"".join(values)), (name, False, first, spans.tobytes())]
 
     def spilled_rows(self, name: str) -> int:
         """Rows of a field written early."""
@@ -357,7 +354,7 @@ class Stage:
         info = self.format.fields[name]
         early = self.spilled_rows(name)
         data = self.spill.read(name, early) if early else b""
-        data += next(piece.data for piece in self.pieces() if piece.name == name)
+        data += next(piece[3] for piece in self.pieces() if piece[0] == name)
         rows = self.num_rows if info.state and self.has_final else len(self)
         if info.nbytes == 0:
             return np.empty((rows, *info.shape), info.dtype)

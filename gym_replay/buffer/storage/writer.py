@@ -10,7 +10,7 @@ import errno
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.checksums import field_checksums
-from gym_replay.buffer.storage.columns import ColumnWriter, sync_directory
+from gym_replay.buffer.storage.checksums import SumsJob
+from gym_replay.buffer.storage.columns import ColumnWriter, sync_directory, write_each
 from gym_replay.buffer.storage.creation import clear_files
-from gym_replay.buffer.storage.episodes import COMPLETE, DELETED, HAS_FINAL, Counters, record_crc, slots_of
+from gym_replay.buffer.storage.episodes import COMPLETE, DELETED, HAS_FINAL, Counters, slots_of
 from gym_replay.buffer.storage.layout import (
     COUNTERS,
     TABLE_DTYPES,
@@ -40,6 +40,7 @@ from gym_replay.buffer.storage.layout import (
 from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
+from gym_replay.buffer.storage.records import RecordWriter
 from gym_replay.buffer.storage.ring import RowRing
 from gym_replay.buffer.storage.staging import (
     CHUNK_BYTES,
@@ -57,6 +58,9 @@ from gym_replay.errors import BufferFullError, BufferLockedError, ConfigMismatch
 
 CHECKSUM_RUN = 1 << 20
 """Bytes of rows after which missing checksums are filled in."""
+
+LARGE_ROW = 1 << 12
+"""Bytes of a row from which on checksums are computed beside the recording."""
 
 _WRITERS: weakref.WeakSet[FolderWriter] = weakref.WeakSet()
 
@@ -97,6 +101,7 @@ class FolderWriter:
         self._steps: dict[str, ColumnWriter] = {}
         self._elements: dict[str, ColumnWriter] = {}
         self._stale = False
+        self._job: SumsJob | None = None
         self._format: tuple[Metadata, Sequence[str] | None, RowFormat] | None = None
         self._unsummed = 0
         self._highest_row = self._highest_slot = 0
@@ -126,6 +131,7 @@ class FolderWriter:
         self.counters = Counters(self.folder, COUNTERS, writable=True)
         self.counters.check()
         self.counters.put("revision", self.metadata.revision)
+        self._base, self._capacity = self.counters.base, self.metadata.table_capacity
         for path, (dtype, shape) in self.metadata.columns().items():
             self._columns[path] = ColumnWriter.open(self.folder, path, dtype, shape)
         self._steps.update({name: self._columns[self.metadata.rows_path(name)] for name in self.metadata.fields})
@@ -133,12 +139,18 @@ class FolderWriter:
         self._meta = {name: self._columns[meta_path(name)] for name in self.metadata.meta_fields}
         self._table = {name: self._columns[table_path(name)] for name in TABLE_DTYPES}
         self._texts = self.metadata.text_fields
+        self._records = RecordWriter(self.metadata, self._columns)
+        self._sizeless = [column for column in self._steps.values() if column.row_nbytes == 0]
+        self._row_nbytes = sum(column.row_nbytes for column in self._steps.values())
         # Readers of a ring may still look at any row that ever was committed, so none of those is ever cut off.
         self._may_cut = not self.metadata.circular
         self._kept_rows = {path: column.capacity for path, column in self._columns.items()}
         self._recount()
 
     def _close_files(self) -> None:
+        job, self._job = self._job, None
+        if job is not None:
+            job.join()
         for column in self._columns.values():
             column.close()
         self._columns = {}
@@ -167,7 +179,8 @@ class FolderWriter:
         self._highest_element = highest
         places = [self._meta[name].read_scattered(slots[~deleted]) for name in self._texts]
         if places:
-            self._strings = StringWriter(self._columns[STRINGS], reader.end_of_strings(np.concatenate(places)))
+            end = reader.end_of_strings(np.concatenate(places))
+            self._records.strings = StringWriter(self._columns[STRINGS], end)
         reader.close()
         self.num_episodes = len(snapshot)
         self.num_steps = snapshot.num_steps
@@ -186,9 +199,8 @@ class FolderWriter:
         return slots_of(ids, self.counters.base, self.metadata.table_capacity)
 
     def _slot(self, episode_id: int) -> int:
-        slot = episode_id - self.counters.base
-        capacity = self.metadata.table_capacity
-        return slot if capacity is None else slot % capacity
+        slot = episode_id - self._base
+        return slot if self._capacity is None else slot % self._capacity
 
     def _gather(self, name: str, slots: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         return self._table[name].read_scattered(slots)
@@ -285,34 +297,55 @@ class FolderWriter:
             The episode's id.
         """
         self.check_owner()
-        length, rows = len(stage), stage.num_rows
+        length = len(stage)
         self.require_room(1, length)
-        spill = stage.spill
         pieces = stage.pieces()
-        elements = {name: [count] for name, count in stage.num_elements(pieces).items()}
-
-        def write_rows(place: Place) -> None:
-            early = spill.pieces() if isinstance(spill, FileSpill) else ()
-            for piece in (*early, *pieces):
-                place.write(piece)
-
+        elements = stage.num_elements(pieces)
+        rows = length + stage.format.has_state
         flags = (HAS_FINAL if stage.has_final else 0) | (COMPLETE if complete else 0)
-        tail = spill.place if isinstance(spill, TailSpill) else None
-
-        def commit_once() -> int:
-            if stage.commit_id is None or stage.commit_id >= self.counters.next:
-                stage.commit_id = self.counters.next
-                self._commit(write_rows, [length], [rows], flags, [meta], elements, place=tail)
-                if stage.watch is not None:
-                    stage.watch(pieces, True)
-            return stage.commit_id
-
         try:
-            return commit_once()
+            return self._commit_stage(stage, pieces, length, rows, elements, flags, meta)
         except KeyboardInterrupt:
             self.check_owner()
-            commit_once()
+            self._commit_stage(stage, pieces, length, rows, elements, flags, meta)
             raise
+
+    def _commit_stage(
+        self,
+        stage: Stage,
+        pieces: Sequence[Piece],
+        length: int,
+        rows: int,
+        elements: Mapping[str, int],
+        flags: int,
+        meta: Mapping[str, bytes],
+    ) -> int:
+        """Commit the staged episode, unless that was done before an interrupt."""
+        if stage.commit_id is not None and stage.commit_id < self.counters.next:
+            return stage.commit_id
+        episode_id = stage.commit_id = self.counters.next
+        spill = stage.spill
+        self._stale = True  # until the commit is through: an interrupt anywhere leaves the files to tell
+        if isinstance(spill, FileSpill):
+            place = self._find_place(1, length, rows, elements)
+            for piece in spill.pieces():
+                place.write(piece)
+        else:
+            assert isinstance(spill, TailSpill)
+            place = spill.place
+        if elements:
+            for piece in pieces:
+                place.write(piece)
+        else:
+            start = place.start
+            write_each(self._steps.values(), [start + piece[2] for piece in pieces], [piece[3] for piece in pieces])
+        self._make_visible(episode_id, place, [length], [rows], flags, [meta])
+        for name, count in elements.items():
+            self._take_elements(name, place.bases[name], [count])
+        self._finish_commit()
+        if stage.watch is not None:
+            stage.watch(pieces, True)
+        return episode_id
 
     def commit_block(
         self,
@@ -344,63 +377,63 @@ class FolderWriter:
             if isinstance(values, Ragged)
         }
 
-        def write_rows(place: Place) -> None:
-            for name, values in rows.items():
-                if isinstance(values, Ragged):
-                    whole = values.copy()
-                    place.write(Piece(name, True, 0, whole.values().tobytes()))
-                    place.write(Piece(name, False, 0, whole.spans.tobytes()))
-                else:
-                    self._steps[name].write(place.start, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+        first_id = self.counters.next
+        self._stale = True
+        place = self._find_place(
+            len(lengths), sum(lengths), sum(taken), {name: sum(counts) for name, counts in elements.items()}
+        )
+        for name, values in rows.items():
+            if isinstance(values, Ragged):
+                whole = values.copy()
+                place.write((name, True, 0, whole.values().tobytes()))
+                place.write((name, False, 0, whole.spans.tobytes()))
+            else:
+                self._steps[name].write(place.start, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+        self._make_visible(first_id, place, lengths, taken, flags, metas)
+        for name, counts in elements.items():
+            self._take_elements(name, place.bases[name], counts)
+        self._finish_commit()
+        return first_id
 
-        return self._commit(write_rows, lengths, taken, flags, metas, elements)
-
-    def _commit(
+    def _make_visible(
         self,
-        write_rows: Callable[[Place], None],
+        first_id: int,
+        place: Place,
         lengths: Sequence[int],
         rows: Sequence[int],
         flags: int,
         metas: Sequence[Mapping[str, bytes]],
-        elements: Mapping[str, Sequence[int]],
-        place: Place | None = None,
-    ) -> int:
-        first_id, steps, all_rows = self.counters.next, sum(lengths), sum(rows)
-        self._stale = True  # until the end of this function: an interrupt anywhere leaves the files to tell
-        if place is None:
-            start = self._find_place(len(lengths), steps, all_rows)
-            place = self._place(start, {name: self._find_elements(name, sum(n)) for name, n in elements.items()})
-        start = place.start
-        write_rows(place)
-        for column in self._steps.values():
-            if column.row_nbytes == 0:
-                column.reserve(start + all_rows)
+    ) -> None:
+        """Write the records of episodes whose rows are written, then the counter, and count them here."""
+        start, all_rows = place.start, sum(rows)
+        for column in self._sizeless:
+            column.reserve(start + all_rows)
         if self.power:
             self._sync([*self._steps.values(), *self._elements.values()])
-        at = start
-        for offset, (length, taken, meta) in enumerate(zip(lengths, rows, metas, strict=True)):
-            self._write_record(first_id + offset, at, length, flags, meta)
-            at += taken
+        at, slot = start, 0
+        for offset, length in enumerate(lengths):
+            slot = self._slot(first_id + offset)
+            self._records.write(slot, first_id + offset, at, length, flags, metas[offset])
+            self._highest_slot = max(self._highest_slot, slot + 1)
+            at += rows[offset]
         if self.power:
             texts = [self._columns[STRINGS]] if self._texts else []
-            self._sync([*texts, *self._table.values(), *self._meta.values()])
+            self._sync([*texts, *self._records.columns])
         self.counters.put("next", first_id + len(lengths))
         if self.power:
             self.counters.sync()
         self._ring.take(start, all_rows)
-        self._highest_row = max(self._highest_row, start + all_rows)
-        for name, counts in elements.items():
-            self._take_elements(name, place.bases[name], counts)
+        self._highest_row = max(self._highest_row, at)
         self.num_episodes += len(lengths)
-        self.num_steps += steps
-        self._table_steps += steps
-        self._unsummed += all_rows * self._row_nbytes()
+        self.num_steps += sum(lengths)
+        self._table_steps += sum(lengths)
+        self._unsummed += all_rows * self._row_nbytes
+
+    def _finish_commit(self) -> None:
         self._stale = False
         if self._unsummed >= CHECKSUM_RUN:
-            self._unsummed = 0
             with suppress(StorageError):  # the episode is committed; flush and close try again and say so
-                self.fill_checksums()
-        return first_id
+                self._sum_a_run()
 
     def _find_elements(self, name: str, count: int) -> int:
         """Where the elements of the next episodes go."""
@@ -415,26 +448,6 @@ class FolderWriter:
             self._highest_element[name] = max(self._highest_element[name], base + count)
             self._unsummed += count * self._elements[name].row_nbytes
 
-    def _row_nbytes(self) -> int:
-        return sum(column.row_nbytes for column in self._steps.values())
-
-    def _write_record(self, episode_id: int, start: int, length: int, flags: int, meta: Mapping[str, bytes]) -> None:
-        slot = self._slot(episode_id)
-        self._highest_slot = max(self._highest_slot, slot + 1)
-        table = self._table
-        if self._texts:
-            places = {name: self._strings.put(meta[name]) for name in self._texts}
-            meta = {**meta, **{name: place.to_bytes(8, "little", signed=True) for name, place in places.items()}}
-        for name, column in self._meta.items():
-            column.write(slot, meta[name])
-            if column.row_nbytes == 0:
-                column.reserve(slot + 1)
-        table["start"].write(slot, start.to_bytes(8, "little"))
-        table["length"].write(slot, length.to_bytes(8, "little"))
-        table["flags"].write(slot, bytes((flags,)))
-        crc = record_crc(episode_id, start, length, flags, (meta[name] for name in self._meta))
-        table["record_crc"].write(slot, crc.to_bytes(4, "little"))
-
     def _sync_directories(self, paths: Iterable[str]) -> None:
         for directory in {self.folder, *(parent for path in paths for parent in (self.folder / path).parents)}:
             if directory.is_relative_to(self.folder):
@@ -446,10 +459,12 @@ class FolderWriter:
 
     # --- the ring ---
 
-    def _find_place(self, episodes: int, steps: int, rows: int) -> int:
-        metadata = self.metadata
-        if not metadata.circular:
-            return self._ring.end
+    def _find_place(self, episodes: int, steps: int, rows: int, elements: Mapping[str, int]) -> Place:
+        """Where the next episodes go; in a ring the oldest ones leave for them."""
+        start = self._find_rows(episodes, steps, rows) if self.metadata.circular else self._ring.end
+        return self._place(start, {name: self._find_elements(name, count) for name, count in elements.items()})
+
+    def _find_rows(self, episodes: int, steps: int, rows: int) -> int:
         first = self.counters.first
         while self._over_limits(episodes, steps):
             self._evict()
@@ -532,7 +547,8 @@ class FolderWriter:
 
     def put_text(self, content: bytes) -> int:
         """The place of a meta field's string, written if it is new."""
-        return self._strings.put(content)
+        assert self._records.strings is not None
+        return self._records.strings.put(content)
 
     @property
     def end_row(self) -> int:
@@ -544,22 +560,54 @@ class FolderWriter:
     def fill_checksums(self) -> None:
         """Write the checksums of all committed episodes that have none yet."""
         self.check_owner()
-        counters = self.counters
-        first = max(counters.summed, counters.first)
-        ids = np.arange(first, counters.next, dtype=np.int64)
-        if len(ids):
-            slots = self._slots(ids)
-            kept = (self._gather("flags", slots) & DELETED) == 0  # the rows of others may be what was damaged
-            starts, lengths = self._gather("start", slots[kept]), self._gather("length", slots[kept])
-            for name, column in self._steps.items():
-                sums = self._columns[checksum_path(name)]
-                sums.reserve(int(slots.max()) + 1)
-                found = field_checksums(column, self._elements.get(name), starts, lengths + self.metadata.has_state)
-                sums.write_scattered(slots[kept], found)
-            if self.power:
-                self._sync(self._columns[checksum_path(name)] for name in self._steps)
-            counters.put("summed", int(ids[-1]) + 1)
+        self._take_sums()
+        job = self._sums_job()
+        if job is not None:
+            self._store_sums(job, job.compute())
         self._unsummed = 0
+
+    def _sum_a_run(self) -> None:
+        """Write the checksums of a run of episodes, or have them computed meanwhile where the rows are large."""
+        if self._row_nbytes < LARGE_ROW:
+            self.fill_checksums()
+        elif self._job is None or not self._job.is_alive():
+            self._take_sums()
+            self._job = self._sums_job()
+            self._unsummed = 0
+            if self._job is not None:
+                self._job.start()
+
+    def _sums_job(self) -> SumsJob | None:
+        """What is to be summed; None where there is nothing."""
+        counters = self.counters
+        ids = np.arange(max(counters.summed, counters.first), counters.next, dtype=np.int64)
+        if len(ids) == 0:
+            return None
+        slots = self._slots(ids)
+        kept = (self._gather("flags", slots) & DELETED) == 0  # the rows of others may be what was damaged
+        starts, lengths = self._gather("start", slots[kept]), self._gather("length", slots[kept])
+        fields = [(name, column, self._elements.get(name)) for name, column in self._steps.items()]
+        return SumsJob(fields, int(ids[-1]) + 1, ids[kept], slots[kept], starts, lengths + self.metadata.has_state)
+
+    def _take_sums(self) -> None:
+        """Write what was computed meanwhile."""
+        job, self._job = self._job, None
+        if job is not None:
+            job.join()
+            if job.sums is not None:
+                self._store_sums(job, job.sums)
+
+    def _store_sums(self, job: SumsJob, found: Mapping[str, npt.NDArray[np.uint32]]) -> None:
+        live = job.ids >= self.counters.first  # the rows and slots of others may have been given to newer ones since
+        slots = job.slots[live]
+        for name, sums in found.items():
+            column = self._columns[checksum_path(name)]
+            if len(slots):
+                column.reserve(int(slots.max()) + 1)
+            column.write_scattered(slots, sums[live])
+        if self.power:
+            self._sync(self._columns[checksum_path(name)] for name in self._steps)
+        self.counters.put("summed", max(job.end, self.counters.summed))
 
     def flush(self) -> None:
         """Fill in the checksums, and have everything on the disk before returning."""
@@ -587,8 +635,8 @@ class FolderWriter:
         ids = np.arange(self.counters.first, self.counters.next, dtype=np.int64)
         slots = int(self._slots(ids).max()) + 1 if len(ids) else 0
         elements = {values_path(name): self._highest_element[name] for name in self._elements}
-        if self._texts:
-            elements[STRINGS] = self._strings.end
+        if self._records.strings is not None:
+            elements[STRINGS] = self._records.strings.end
         for path, column in self._columns.items():
             rows = self._highest_row if path.startswith("steps/") else max(slots, self._highest_slot)
             used = elements.get(path, rows)

@@ -497,10 +497,12 @@ def _flag(value: Any) -> bool:
     Raises:
         FieldError: it is no boolean.
     """
-    if isinstance(value, (bool, np.bool_)) or (
-        hasattr(value, "dtype") and value.size == 1 and "bool" in str(value.dtype)
-    ):
-        return value
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if "bool" in str(getattr(value, "dtype", "")):  # arrays and tensors
+        array = to_array(value, "terminated")
+        if array.size == 1:
+            return bool(array.item())
     raise FieldError(f"terminated and truncated: expected bools, got {value!r:.60}; return True or False")
 
 

@@ -26,6 +26,7 @@ from gym_replay.wrappers.spaces import Leaf, make_flattener, make_space_encoder
 _ON_INCOMPLETE = ("keep", "discard")
 _FLAGS = {False: b"\x00", True: b"\x01"}
 _LOOKS = 20
+_ndarray, _float64 = np.ndarray, np.float64  # found at once: a step asks for them several times
 _BROKEN = -1
 """In the place of the steps that there is room for: a step was begun and never ended."""
 
@@ -134,8 +135,11 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         self._extra_encoders = {name: make_encoder(name, fields[name]) for name in extras}
         self._extra_defaults = tuple(fields[name].default_value().tobytes() for name in extras)
         self._extras = self._extra_defaults
-        single = all(len(side) == 1 for side in leaves) and not core["reward"].shape
-        self._is_plain = single and not extras and self._infos is None
+        # Where a step is an observation, an action and a number, it is added without a call.
+        is_plain = all(len(side) == 1 for side in leaves) and not core["reward"].shape
+        is_plain = is_plain and not extras and self._infos is None
+        plain: tuple[Any, Any] = _array_of(leaves[0]) if is_plain else (None, None)
+        self._plain_dtype, self._plain_shape = plain
 
         names = [leaf.name for side in leaves for leaf in side]
         self._recording = Recording(
@@ -162,8 +166,6 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         self._core = core_fields(observation, action, reward_shape(env))
         self._encode_observation = _warning_encoder(env.observation_space, observation)
         self._encode_action = _warning_encoder(env.action_space, action)
-        # The arrays that are taken as they are, without a call: a step of most environments is two of them.
-        self._observation_dtype, self._observation_shape = _array_of(observation)
         self._action_dtype, self._action_shape = _array_of(action)
         # And the numbers that are kept as they are until the commit: to take the bytes of each costs more.
         self._action_number: type | None = None
@@ -211,7 +213,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             if room == 0:
                 return self._step_between_episodes(action)
         acted: Any
-        if type(action) is np.ndarray and action.dtype is self._action_dtype and action.shape == self._action_shape:
+        if type(action) is _ndarray and action.dtype is self._action_dtype and action.shape == self._action_shape:
             acted = action.tobytes()
         elif type(action) is self._action_number:
             acted = action
@@ -221,20 +223,21 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         result = self.env.step(action)
         observation, reward, terminated, truncated, _ = result
         if (
-            type(observation) is np.ndarray
-            and observation.dtype is self._observation_dtype
-            and observation.shape == self._observation_shape
-            and (type(reward) is float or type(reward) is np.float64)
-            and self._is_plain
-            and type(terminated) is bool
-            and type(truncated) is bool
+            type(observation) is _ndarray
+            and observation.dtype is self._plain_dtype
+            and observation.shape == self._plain_shape
+            and (type(reward) is float or type(reward) is _float64)
         ):
-            self._extend((observation.tobytes(), acted, reward))
-            self._room = room - 1
-            if terminated or truncated:
+            if terminated is False and truncated is False:
+                self._extend((observation.tobytes(), acted, reward))
+                self._room = room - 1
+                return result
+            if type(terminated) is bool and type(truncated) is bool:
+                self._extend((observation.tobytes(), acted, reward))
+                self._room = room - 1
                 self._finish(terminated, truncated)
-        else:
-            self._add(result, acted, room)
+                return result
+        self._add(result, acted, room)
         return result
 
     def _finish(self, terminated: bool, truncated: bool) -> None:

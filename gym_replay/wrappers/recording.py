@@ -21,6 +21,10 @@ OnEpisode: TypeAlias = "Callable[[FinishedEpisode], Mapping[str, Any] | bool | N
 """Looks at an episode before its commit: meta values to set, False to discard it, anything else to keep it."""
 
 
+_FEW = 60
+"""Rewards up to which a loop sums them faster than an array."""
+
+
 def pack_floats(values: Sequence[float]) -> bytes:
     """Python floats as float64."""
     return struct.pack(f"<{len(values)}d", *values)
@@ -192,9 +196,12 @@ class Recording:
         """The sum of the rewards, one after another: a float, or an array for rewards of several values."""
         if stage.format.fields["reward"].shape:
             return np.cumsum(stage.column("reward"), axis=0)[-1]
-        if not stage.spilled_rows("reward") and len(stage) < 100:
-            total = 0.0
-            for reward in stage.items("reward"):
-                total += reward
-            return total
-        return float(np.cumsum(stage.column("reward"))[-1])
+        if stage.spilled_rows("reward"):
+            return float(np.cumsum(stage.column("reward"))[-1])
+        rewards = stage.items("reward")
+        if len(rewards) > _FEW:
+            return float(np.cumsum(np.frombuffer(pack_floats(rewards), np.float64))[-1])
+        total = 0.0
+        for reward in rewards:
+            total += reward
+        return total

@@ -59,8 +59,9 @@ from gym_replay.errors import BufferFullError, BufferLockedError, ConfigMismatch
 CHECKSUM_RUN = 1 << 20
 """Bytes of rows after which missing checksums are filled in."""
 
-LARGE_ROW = 1 << 12
-"""Bytes of a row from which on checksums are computed beside the recording."""
+LARGE_EPISODE = 1 << 15
+"""Bytes of an episode from which on checksums are computed beside the recording: reading and summing then take longer
+than what Python does around them."""
 
 _WRITERS: weakref.WeakSet[FolderWriter] = weakref.WeakSet()
 
@@ -567,8 +568,8 @@ class FolderWriter:
         self._unsummed = 0
 
     def _sum_a_run(self) -> None:
-        """Write the checksums of a run of episodes, or have them computed meanwhile where the rows are large."""
-        if self._row_nbytes < LARGE_ROW:
+        """Write the checksums of a run of episodes, or have them computed meanwhile where the episodes are large."""
+        if self._unsummed < LARGE_EPISODE * (self.counters.next - self.counters.summed):
             self.fill_checksums()
         elif self._job is None or not self._job.is_alive():
             self._take_sums()

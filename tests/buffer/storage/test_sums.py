@@ -1,0 +1,110 @@
+"""Checksums that are computed beside the recording: the same ones, of live episodes only, and never in the way."""
+
+import threading
+
+import numpy as np
+import pytest
+from buffer_helpers import add, contents, make_plain
+
+from gym_replay import ReplayBuffer, StorageError, check_buffer
+from gym_replay.buffer.storage import checksums, writer
+
+
+@pytest.fixture(autouse=True)
+def beside(monkeypatch):
+    """Every run of episodes is summed in a thread."""
+    monkeypatch.setattr(writer, "LARGE_EPISODE", 0)
+    monkeypatch.setattr(writer, "CHECKSUM_RUN", 100)
+
+
+def summed(folder):
+    return int(np.load(folder / "commit.npy")[4])
+
+
+@pytest.mark.parametrize("options", [{}, {"circular": True, "max_episodes": 3}, {"circular": True, "max_steps": 20}])
+def test_the_sums_are_right(tmp_path, options):
+    buffer = make_plain(tmp_path, **options)
+    for length in (3, 9, 1, 20, 5, 7, 2, 13, 8, 8, 8):
+        add(buffer, length)
+    expected = contents(buffer)
+    buffer.close()
+    report = check_buffer(tmp_path, progress=False)
+    assert report.verified, str(report)
+    with ReplayBuffer.from_folder(tmp_path, read_only=True) as buffer:
+        assert contents(buffer) == expected
+
+
+def test_they_are_written_by_the_next_run(tmp_path):
+    buffer = make_plain(tmp_path)
+    add(buffer, 20)
+    job = buffer._writer._job
+    assert isinstance(job, threading.Thread)
+    job.join()
+    assert summed(tmp_path) == 0
+    add(buffer, 20)
+    assert summed(tmp_path) == 1
+    buffer.close()
+    assert summed(tmp_path) == 2
+
+
+def test_recording_does_not_wait_for_them(tmp_path, monkeypatch):
+    go_on = threading.Event()
+    real = checksums.field_checksums
+    monkeypatch.setattr(checksums, "field_checksums", lambda *a: go_on.wait(20) and real(*a))
+    buffer = make_plain(tmp_path)
+    add(buffer, *[20] * 10)
+    assert len(buffer) == 10
+    assert summed(tmp_path) == 0
+    go_on.set()
+    buffer.close()
+    assert summed(tmp_path) == 10
+    assert check_buffer(tmp_path, progress=False).verified
+
+
+def test_episodes_that_left_meanwhile_give_no_sums_to_those_that_came(tmp_path, monkeypatch):
+    go_on = threading.Event()
+    real = checksums.field_checksums
+
+    def late(*arguments):
+        found = real(*arguments)
+        go_on.wait(20)
+        return found
+
+    buffer = make_plain(tmp_path, circular=True, max_episodes=2)
+    monkeypatch.setattr(checksums, "field_checksums", late)
+    add(buffer, 20)
+    add(buffer, 15, 16, 17)
+    go_on.set()
+    buffer.close()
+    assert check_buffer(tmp_path, progress=False).verified
+    assert check_buffer(tmp_path, progress=False).num_checked == 2
+
+
+def test_what_fails_in_the_thread_is_told_at_the_flush(tmp_path, monkeypatch):
+    buffer = make_plain(tmp_path)
+
+    def refuse(*arguments):
+        raise StorageError(5, "the disk does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checksums, "field_checksums", refuse)
+        add(buffer, 20)
+        buffer._writer._job.join()
+        with pytest.raises(StorageError, match="does not answer"):
+            buffer.flush()
+    assert summed(tmp_path) == 0
+    buffer.close()
+    assert check_buffer(tmp_path, progress=False).verified
+
+
+def test_changes_wait_for_them(tmp_path):
+    buffer = make_plain(tmp_path)
+    add(buffer, 20, 20, 20)
+    buffer.update(1, x=np.arange(20))
+    buffer.add_field("y", "float", [[1.0] * 20] * 3)
+    buffer.delete(0)
+    add(buffer, 20)
+    buffer.clear()
+    add(buffer, 20)
+    buffer.close()
+    assert check_buffer(tmp_path, progress=False).verified

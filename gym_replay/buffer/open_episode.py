@@ -142,7 +142,8 @@ class OpenEpisode:
     def add_fields(self, fields: Mapping[str, Field]) -> None:
         """Add fields to the buffer; of this episode's transitions so far they hold the default."""
         stage = self._running()
-        self._buffer.add_default_fields(fields)
+        known = self._buffer.metadata.fields
+        self._buffer.add_default_fields({name: info for name, info in fields.items() if name not in known})
         stage.add_fields(stage.format.with_fields(fields))
         self._encoders = self._buffer.encoders()
 
@@ -159,6 +160,10 @@ class OpenEpisode:
         if len(stage) == 0:
             self._end()
             return False
+        known = self._buffer.metadata.fields
+        if len(known) > len(stage.format.fields):  # an interrupt came while fields were added
+            missing = {name: info for name, info in known.items() if name not in stage.format.fields}
+            stage.add_fields(stage.format.with_fields(missing, bring_items=False))
         encoders = self._encoders
         meta = {**encoders.meta_defaults, **self._meta, **(encoded or {})}
         if self.final_meta:

@@ -478,6 +478,8 @@ class ReplayBuffer(Readable):
 
     def add_default_fields(self, fields: Mapping[str, Field]) -> None:
         """Add fields that hold their defaults, all at once, also while an episode is open."""
+        if not fields:
+            return
         check_distinct([*self.metadata.fields, *fields])
         writer = self._writing()
         snapshot = self._reader.refresh()

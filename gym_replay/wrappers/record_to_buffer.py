@@ -21,10 +21,10 @@ from gym_replay.wrappers.episode_facts import describe_run, facts_of_reset
 from gym_replay.wrappers.infos import Infos
 from gym_replay.wrappers.recorded_schema import core_fields, leaves_of, meta_fields, open_recorded, reward_shape
 from gym_replay.wrappers.recording import OnEpisode, Recording, pack_floats, pack_integers
+from gym_replay.wrappers.space_leaf import describe
 from gym_replay.wrappers.spaces import Leaf, make_flattener, make_space_encoder
 
 _ON_INCOMPLETE = ("keep", "discard")
-_FLAGS = {False: b"\x00", True: b"\x01"}
 _LOOKS = 20
 _ndarray, _float64 = np.ndarray, np.float64  # found at once: a step asks for them several times
 _BROKEN = -1
@@ -94,8 +94,10 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             raise TypeError(f"expected a gymnasium.Env, got {type(env).__name__}")
         if on_incomplete not in _ON_INCOMPLETE:
             raise FieldError(f"on_incomplete={on_incomplete!r}: expected one of {_ON_INCOMPLETE}")
-        if not isinstance(record_info, (bool, str)):
+        if isinstance(record_info, Iterable) and not isinstance(record_info, str):
             record_info = list(record_info)
+        if record_info:
+            Infos(record_info, dtypes or {}, {})  # before anything is created
         limits: dict[str, Any] = {
             "max_episodes": max_episodes,
             "max_timesteps": max_timesteps,
@@ -104,7 +106,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         }
         gym.utils.RecordConstructorArgs.__init__(
             self,
-            buffer=str(buffer.folder if isinstance(buffer, ReplayBuffer) else buffer),
+            buffer=os.path.abspath(buffer.folder if isinstance(buffer, ReplayBuffer) else buffer),
             meta_fields=meta_fields,
             extra_fields=extra_fields,
             dtypes=dtypes,
@@ -138,7 +140,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         # Where a step is an observation, an action and a number, it is added without a call.
         is_plain = all(len(side) == 1 for side in leaves) and not core["reward"].shape
         is_plain = is_plain and not extras and self._infos is None
-        plain: tuple[Any, Any] = _array_of(leaves[0]) if is_plain else (None, None)
+        plain: tuple[Any, Any] = _array_of(env.observation_space, leaves[0]) if is_plain else (None, None)
         self._plain_dtype, self._plain_shape = plain
 
         names = [leaf.name for side in leaves for leaf in side]
@@ -157,8 +159,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         self._facts: dict[str, bytes] = {}
         self._meta: dict[str, Any] = {}
         self._run = describe_run()
-        self._resets_itself = _has_autoreset(env)
-        self._awaits_autoreset = False
+        self._autoreset = _autoreset_in(env)
         _warn_of_stacked_frames(env)
 
     def _make_encoders(self, env: gym.Env[Any, Any], leaves: Sequence[list[Leaf]]) -> None:
@@ -166,14 +167,17 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         self._core = core_fields(observation, action, reward_shape(env))
         self._encode_observation = _warning_encoder(env.observation_space, observation)
         self._encode_action = _warning_encoder(env.action_space, action)
-        self._action_dtype, self._action_shape = _array_of(action)
+        self._action_dtype, self._action_shape = _array_of(env.action_space, action)
         # And the numbers that are kept as they are until the commit: to take the bytes of each costs more.
         self._action_number: type | None = None
         self._packers: dict[str, Any] = {} if self._core["reward"].shape else {"reward": pack_floats}
-        if isinstance(env.action_space, gym.spaces.Discrete) and action[0].field.dtype == np.int64:
+        is_number = isinstance(env.action_space, gym.spaces.Discrete) and action[0].space is env.action_space
+        if is_number and action[0].field.dtype == np.int64:
             self._action_number = np.int64
             self._encode_action = _integer_of(self._encode_action)
             self._packers["action"] = pack_integers
+        elif len(action) == 1:
+            self._encode_action = _single_of(self._encode_action)
 
     @property
     def buffer(self) -> ReplayBuffer:
@@ -191,9 +195,13 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment and open an episode; one that is running is cut."""
         self._end_episode()
-        self._awaits_autoreset = False
         facts = facts_of_reset(self.env, seed, options, self._run)
         result = self.env.reset(seed=seed, options=options)
+        if not isinstance(result, (tuple, list)) or len(result) != 2:
+            raise FieldError(
+                f"reset: expected (observation, info), got {describe(result)}; wrap an environment of the old gym with "
+                "the shimmy package"
+            )
         self._open_at(result[0], result[1], facts)
         return result
 
@@ -221,7 +229,13 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             acted = self._encode_action(action)
         self._room = _BROKEN
         result = self.env.step(action)
-        observation, reward, terminated, truncated, _ = result
+        try:
+            observation, reward, terminated, truncated, _ = result
+        except (TypeError, ValueError):
+            raise FieldError(
+                f"step: expected (observation, reward, terminated, truncated, info), got {describe(result)}; wrap an "
+                "environment of the old gym with the shimmy package"
+            ) from None
         if (
             type(observation) is _ndarray
             and observation.dtype is self._plain_dtype
@@ -233,42 +247,36 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
                 self._room = room - 1
                 return result
             if type(terminated) is bool and type(truncated) is bool:
+                self._recording.note_end(terminated=terminated, truncated=truncated)
                 self._extend((observation.tobytes(), acted, reward))
-                self._room = room - 1
-                self._finish(terminated, truncated)
+                self._end_episode()
                 return result
         self._add(result, acted, room)
         return result
-
-    def _finish(self, terminated: bool, truncated: bool) -> None:
-        """End the episode as the transition just added says."""
-        recording = self._recording
-        assert recording.stage is not None
-        recording.stage.last = {"terminated": _FLAGS[terminated], "truncated": _FLAGS[truncated]}
-        recording.has_ended = True
-        self._awaits_autoreset = self._resets_itself
-        self._room = 0
-        recording.end()
 
     def _add(self, result: tuple[Any, ...], acted: Any, room: int) -> None:
         """Store a transition of any kind, and end the episode where it ends it."""
         try:
             observation, reward, terminated, truncated, info = result
             seen = self._encode_observation(observation)
-            ends = _flag(terminated), _flag(truncated)
+            ends = {"terminated": _flag("terminated", terminated), "truncated": _flag("truncated", truncated)}
+            extend = self._extend
             acts = acted if type(acted) is tuple else (acted,)
             row = [*seen, *acts, self._encode_reward(reward), *self._extras]
             if self._infos is not None:
                 row += self._infos.encode(info, self._add_fields)
         except Exception:
             # The environment has moved on and this transition cannot be stored, so none after it may be.
+            self._recording.is_broken = True
             self._end_episode()
             raise
         self._extras = self._extra_defaults
+        if any(ends.values()):
+            self._recording.note_end(**ends)
         self._extend(row)
-        self._room = room - 1
-        if any(ends):
-            self._finish(*ends)
+        self._room = room - 1 if self._extend is extend else 0  # of wider rows fewer are kept in memory
+        if any(ends.values()):
+            self._end_episode()
 
     def _encode_reward(self, reward: Any) -> Any:
         """A float, or the bytes of a reward of several values."""
@@ -293,7 +301,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         self._recording.add_fields(fields)
         stage = self._recording.stage
         if stage is not None:
-            self._extend, self._room = stage.make_room()
+            self._extend = stage.extend
 
     def _make_room(self) -> int:
         """Open the episode, write early what has become long, and see to the limits; how many steps may follow.
@@ -302,10 +310,9 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         """
         recording = self._recording
         if self._room == _BROKEN:
-            self._end_episode()
-            return 0
-        if recording.has_ended:
-            self._end_episode()  # its commit was refused before
+            recording.is_broken = True
+        if recording.is_broken or recording.has_ended:
+            self._end_episode()  # as was not done, or refused, before
         if recording.stage is None:
             if self._first is None:
                 return 0
@@ -332,8 +339,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
 
     def _step_between_episodes(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """A step that is no transition: after an end, or that of an inner Autoreset, which begins an episode."""
-        if self._awaits_autoreset:
-            self._awaits_autoreset = False
+        if self._autoreset is not None and self._autoreset.autoreset:
             facts = facts_of_reset(self.env, None, None, self._run)
             result = self.env.step(action)
             self._open_at(result[0], result[4], facts)
@@ -357,7 +363,10 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         if own := [name for name in meta if name in self._buffer.metadata.recorder_meta]:
             raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")
         self._buffer.encoders().meta(meta)
-        copied = {name: np.array(value) if isinstance(value, np.ndarray) else value for name, value in meta.items()}
+        copied = {
+            name: value if isinstance(value, (str, bool, int, float)) else np.array(to_array(value, name))
+            for name, value in meta.items()
+        }
         if self._recording.episode is not None:
             self._recording.episode.final_meta.update(copied)
         elif self._first is not None:
@@ -400,9 +409,11 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
 
     def _close_all(self) -> None:
         try:
-            self._recording.bounds.finish()
-            if self._owns_buffer:
-                self._buffer.release()
+            try:
+                self._recording.bounds.finish()
+            finally:
+                if self._owns_buffer:
+                    self._buffer.release()
         finally:
             super().close()
 
@@ -445,9 +456,9 @@ def _open(
     )
 
 
-def _array_of(leaves: Sequence[Leaf]) -> tuple[Any, Any]:
-    """Dtype and shape of the arrays of a space that has one field; else what no array has."""
-    if len(leaves) == 1 and leaves[0].field.shape and not leaves[0].field.ragged and not leaves[0].keys:
+def _array_of(space: gym.Space[Any], leaves: Sequence[Leaf]) -> tuple[Any, Any]:
+    """Dtype and shape of the arrays that are stored as they are, where a space has such values; else what none has."""
+    if len(leaves) == 1 and leaves[0].space is space and leaves[0].field.shape and not leaves[0].field.ragged:
         return np.dtype(leaves[0].field.dtype.type), leaves[0].field.shape
     return None, None
 
@@ -462,7 +473,7 @@ def _warning_encoder(space: gym.Space[Any], leaves: Sequence[Leaf]) -> Callable[
     numbers = [leaf for leaf in leaves if not leaf.field.ragged and leaf.space.dtype is not None]
     looks = _LOOKS if len(leaves) > 1 else 1 << 62
     warned: set[str] = set()
-    dtype, _ = _array_of(leaves)
+    dtype, _ = _array_of(space, leaves)
 
     def encode_and_warn(value: Any) -> Any:
         nonlocal looks
@@ -472,10 +483,11 @@ def _warning_encoder(space: gym.Space[Any], leaves: Sequence[Leaf]) -> Callable[
         if looks and len(warned) < len(numbers):
             looks -= 1
             for leaf, part in zip(leaves, flatten(value), strict=True):
-                if leaf in numbers and isinstance(part, np.ndarray) and part.dtype != leaf.space.dtype:
-                    if leaf.name not in warned:
-                        _warn_of_dtype(leaf, part.dtype)
+                if leaf.name in warned or leaf not in numbers or not isinstance(part, np.ndarray):
+                    continue
+                if part.dtype not in (leaf.space.dtype, leaf.field.dtype):
                     warned.add(leaf.name)
+                    _warn_of_dtype(leaf, part.dtype)
         return encoded
 
     return encode_and_warn
@@ -489,12 +501,17 @@ def _warn_of_dtype(leaf: Leaf, found: np.dtype[Any]) -> None:
     )
 
 
+def _single_of(encode: Callable[[Any], Any]) -> Callable[[Any], bytes]:
+    """The bytes of the only field, as the fast path has them."""
+    return lambda value: encode(value)[0]
+
+
 def _integer_of(encode: Callable[[Any], Any]) -> Callable[[Any], int]:
     """The number that was encoded: the encoder checks it."""
     return lambda value: int.from_bytes(encode(value)[0], "little", signed=True)
 
 
-def _flag(value: Any) -> bool:
+def _flag(name: str, value: Any) -> bool:
     """A flag of an environment.
 
     Raises:
@@ -503,19 +520,19 @@ def _flag(value: Any) -> bool:
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     if "bool" in str(getattr(value, "dtype", "")):  # arrays and tensors
-        array = to_array(value, "terminated")
+        array = to_array(value, name)
         if array.size == 1:
             return bool(array.item())
-    raise FieldError(f"terminated and truncated: expected bools, got {value!r:.60}; return True or False")
+    raise FieldError(f"field {name!r}: expected a bool, got {describe(value)}; return True or False")
 
 
-def _has_autoreset(env: gym.Env[Any, Any]) -> bool:
+def _autoreset_in(env: gym.Env[Any, Any]) -> gym.wrappers.Autoreset[Any, Any] | None:
     layer: Any = env
     while isinstance(layer, gym.Wrapper):
         if isinstance(layer, gym.wrappers.Autoreset):
-            return True
+            return layer
         layer = layer.env
-    return False
+    return None
 
 
 def _warn_of_stacked_frames(env: gym.Env[Any, Any]) -> None:

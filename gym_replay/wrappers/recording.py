@@ -13,7 +13,7 @@ from gym_replay.buffer.open_episode import OpenEpisode
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.staging import Packer, Piece, Stage
-from gym_replay.errors import FieldError, StorageError
+from gym_replay.errors import FieldError
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import facts_of_end
 
@@ -33,6 +33,9 @@ def pack_floats(values: Sequence[float]) -> bytes:
 def pack_integers(values: Sequence[int]) -> bytes:
     """Integers as int64."""
     return struct.pack(f"<{len(values)}q", *values)
+
+
+_FLAGS = {False: b"\x00", True: b"\x01"}
 
 
 class FinishedEpisode:
@@ -96,18 +99,31 @@ class Recording:
         self._on_episode = on_episode
         self._verdict: tuple[Mapping[str, Any], bool] | None = None
         self._facts: Mapping[str, bytes] = {}
+        self._meta: Mapping[str, Any] = {}
         self.episode: OpenEpisode | None = None
         self.stage: Stage | None = None
         self.longest = 0
-        self.has_ended = False
+        self.is_broken = False  # a step was lost, so none may follow
+        self._ended_at = -1
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the last transition ended the episode."""
+        return self.stage is not None and self._ended_at == len(self.stage)
+
+    def note_end(self, *, terminated: bool, truncated: bool) -> None:
+        """The transition that is added next ends the episode; where an interrupt keeps it away, nothing does."""
+        assert self.stage is not None
+        self.stage.last = {"terminated": _FLAGS[terminated], "truncated": _FLAGS[truncated]}
+        self._ended_at = len(self.stage) + 1
 
     def begin(self, initial: Mapping[str, bytes], facts: Mapping[str, bytes], meta: Mapping[str, Any]) -> OpenEpisode:
         """Open an episode: row 0 of the state fields, the meta fields known from the reset, and those of the user."""
         episode = OpenEpisode(self.buffer, meta, facts)
         stage = episode.open(initial, self._names, self._packers)
-        self.has_ended = False
+        self.is_broken, self._ended_at = False, -1
         self._verdict = None
-        self._facts = facts
+        self._facts, self._meta = facts, meta
         self.longest = episode.longest
         if self.bounds.names:
             stage.watch = self._watch
@@ -115,11 +131,17 @@ class Recording:
         return episode
 
     def add_fields(self, fields: Mapping[str, Field]) -> None:
-        """Add fields to the buffer, of which each step from now on brings an item."""
+        """Add fields to the buffer, of which each step from now on brings an item.
+
+        Some may be there already: an interrupt came when they had been added.
+        """
+        known = self.buffer.metadata.fields
+        if other := [name for name, info in fields.items() if known.get(name, info) != info]:
+            raise FieldError(f"field {other[0]!r} was added as {known[other[0]]} before; open the buffer anew")
         if self.episode is not None:
             self.episode.add_fields(fields)
         else:
-            self.buffer.add_default_fields(fields)
+            self.buffer.add_default_fields({name: info for name, info in fields.items() if name not in known})
         self._names = (*self._names, *fields)
 
     def _watch(self, pieces: Sequence[Piece], is_last: bool) -> None:
@@ -143,14 +165,10 @@ class Recording:
             episode.discard()
         elif episode.is_open:
             complete = self.has_ended
-            before = stage.last
             if not complete:
-                stage.last = {**before, "truncated": b"\x01"}
+                stage.last = {"truncated": b"\x01"}
             try:
                 self._commit(episode, stage, complete=complete)
-            except StorageError:
-                stage.last = before  # it may go on
-                raise
             except BaseException:
                 if not episode.is_open:
                     self._forget()
@@ -159,7 +177,7 @@ class Recording:
 
     def _forget(self) -> None:
         self.episode = self.stage = None
-        self.has_ended = False
+        self.is_broken, self._ended_at = False, -1
 
     def _commit(self, episode: OpenEpisode, stage: Stage, *, complete: bool) -> None:
         total = self._return_of(stage)
@@ -169,6 +187,7 @@ class Recording:
             try:
                 meta, keep = self._judged(self._on_episode, episode, stage, total, complete=complete)
             except BaseException:
+                self._verdict = {}, True
                 episode.complete = complete
                 episode.commit(facts)  # the episode is not lost to what looks at it
                 raise
@@ -184,12 +203,12 @@ class Recording:
     ) -> tuple[Mapping[str, Any], bool]:
         """What ``on_episode`` said, asked once for each episode."""
         if self._verdict is None:
-            said = on_episode(FinishedEpisode(stage, episode.final_meta, total, complete=complete))
+            said = on_episode(FinishedEpisode(stage, {**self._meta, **episode.final_meta}, total, complete=complete))
             meta = said if isinstance(said, Mapping) else {}
             if own := [name for name in meta if name in self.buffer.metadata.recorder_meta]:
                 raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")
             self.buffer.encoders().meta(meta)
-            self._verdict = meta, said is not False
+            self._verdict = meta, not (isinstance(said, (bool, np.bool_)) and not said)
         return self._verdict
 
     def _return_of(self, stage: Stage) -> Any:

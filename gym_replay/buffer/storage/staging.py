@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from gym_replay.buffer.storage.columns import PIECE, ColumnWriter, storage_error
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.ragged import SPAN
+from gym_replay.errors import StorageError
 
 Packer: TypeAlias = Callable[[Sequence[Any]], bytes]
 """Makes the bytes of several rows of a field out of what was kept of each."""
@@ -38,6 +40,9 @@ class Spill(Protocol):
 
     def read(self, name: str, rows: int) -> bytes:
         """The bytes of the first rows of a field, kept before."""
+
+    def add_fields(self, fields: Mapping[str, Field]) -> None:
+        """Take pieces of these fields too."""
 
     def close(self) -> None:
         """The episode has ended: what is kept only for the commit can go."""
@@ -98,6 +103,9 @@ class TailSpill:
     def read(self, name: str, rows: int) -> bytes:
         return self.place.read(name, rows)
 
+    def add_fields(self, fields: Mapping[str, Field]) -> None:
+        """Nothing to do: the writer has opened their files."""
+
     def close(self) -> None:
         """Nothing to do: what was written lies where the episode does, or behind the last one."""
 
@@ -107,7 +115,7 @@ class FileSpill:
 
     def __init__(self, folder: Path, fields: Mapping[str, Field], check_owner: Callable[[], None]) -> None:
         self._folder, self._check_owner = folder, check_owner
-        self._fields = fields
+        self._fields = dict(fields)
         self._files: dict[tuple[str, bool], tuple[Any, int]] = {}
 
     def _width(self, name: str, *, is_elements: bool) -> int:
@@ -135,6 +143,9 @@ class FileSpill:
     def read(self, name: str, rows: int) -> bytes:
         width = self._width(name, is_elements=False)
         return os.pread(self._files[name, False][0].fileno(), rows * width, 0) if width else b""
+
+    def add_fields(self, fields: Mapping[str, Field]) -> None:
+        self._fields |= fields
 
     def pieces(self) -> Iterator[Piece]:
         """What is kept, in pieces that fit into memory."""
@@ -190,10 +201,10 @@ class RowFormat:
             for name, info in fields.items()
         ]
 
-    def with_fields(self, fields: Mapping[str, Field]) -> RowFormat:
-        """The same with more fields, of which each transition holds an item behind the others."""
-        every = {**self.fields, **fields}
-        return RowFormat(every, (*self.names, *fields), self._packers, chunk_bytes=self._chunk_bytes)
+    def with_fields(self, fields: Mapping[str, Field], *, bring_items: bool = True) -> RowFormat:
+        """The same with more fields, of which each transition holds an item behind the others, or the default."""
+        names = (*self.names, *fields) if bring_items else self.names
+        return RowFormat({**self.fields, **fields}, names, self._packers, chunk_bytes=self._chunk_bytes)
 
 
 class Stage:
@@ -225,6 +236,7 @@ class Stage:
         self.commit_id: int | None = None  # the id under which a commit was begun
         self._chunk: tuple[int, list[Any]] = (0, [])
         self._spilled_elements = dict.fromkeys(row_format.ragged, 0)
+        self._unfilled: dict[str, int] = {}  # how many rows written early lack the default of a field added since
 
     def __len__(self) -> int:
         start, items = self._chunk
@@ -246,6 +258,11 @@ class Stage:
             self._write_chunk()
         self._chunk[1].extend(row)
 
+    @property
+    def extend(self) -> Callable[[Sequence[Any]], None]:
+        """Adds the items of a transition, whatever room there is."""
+        return self._chunk[1].extend
+
     def make_room(self) -> tuple[Callable[[Sequence[Any]], None], int]:
         """The fast way to add transitions: a function that takes the items of one, and how often it may be called."""
         width = self.format.width
@@ -255,7 +272,10 @@ class Stage:
         return items.extend, self.format.chunk_rows + 1 - len(items) // width
 
     def add_fields(self, row_format: RowFormat) -> None:
-        """Go on in a format with more fields, whose values so far are their defaults."""
+        """Go on in a format with more fields, whose values so far are their defaults.
+
+        Where there is no room for these on the disk now, they are written with the next rows.
+        """
         before, width = self.format, self.format.width
         start, items = self._chunk
         more = [row_format.defaults[name] for name in row_format.names[width:]]
@@ -263,18 +283,29 @@ class Stage:
         for at in range(0, len(items), width):
             extended += items[at : at + width]
             extended += more
-        self._spilled_elements |= {name: 0 for name in row_format.ragged if name not in before.fields}
-        self.format, self._chunk = row_format, (start, extended)
-        for name, info in row_format.fields.items():
-            if name not in before.fields and not info.ragged:
-                self._fill(name, self.spilled_rows(name), row_format.defaults[name])
+        added = {name: info for name, info in row_format.fields.items() if name not in before.fields}
+        self.spill.add_fields(added)
+        self._spilled_elements |= {name: 0 for name in row_format.ragged if name in added}
+        early = {
+            name: start + (start > 0 and info.state and self.initial is not None)
+            for name, info in added.items()
+            if not info.ragged
+        }
+        # In one call: an interrupt in between would leave items that the format does not fit.
+        self.__dict__.update(format=row_format, _chunk=(start, extended), _unfilled={**self._unfilled, **early})
+        with suppress(StorageError):
+            self._fill()
 
-    def _fill(self, name: str, rows: int, row: bytes) -> None:
-        step = max(PIECE // max(len(row), 1), 1)
-        for first in range(0, rows, step):
-            self.spill.write((name, False, first, row * min(step, rows - first)))
+    def _fill(self) -> None:
+        for name, rows in list(self._unfilled.items()):
+            row = self.format.defaults[name]
+            step = max(PIECE // max(len(row), 1), 1)
+            for first in range(0, rows, step):
+                self.spill.write((name, False, first, row * min(step, rows - first)))
+            del self._unfilled[name]
 
     def _write_chunk(self) -> None:
+        self._fill()
         start, items = self._chunk
         width = self.format.width
         pieces = self._pieces(items[:-width], start, is_last=False)  # a step that is cut changes the last transition
@@ -288,7 +319,12 @@ class Stage:
             self.watch(pieces, False)
 
     def pieces(self) -> list[Piece]:
-        """What the commit still has to write; row T included."""
+        """What the commit still has to write; row T included.
+
+        Raises:
+            StorageError: there is no room for what should have been written before.
+        """
+        self._fill()
         start, items = self._chunk
         return self._pieces(items, start, is_last=True)
 
@@ -351,6 +387,7 @@ class Stage:
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """The rows of a field that is not ragged, as they will be committed, copied: ``(T or T+1, *shape)``."""
+        self._fill()
         info = self.format.fields[name]
         early = self.spilled_rows(name)
         data = self.spill.read(name, early) if early else b""

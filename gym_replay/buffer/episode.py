@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gym_replay.buffer.storage.reader import Snapshot
-from gym_replay.errors import FieldError
+from gym_replay.errors import CorruptBufferError, FieldError
 
 
 class Episode:
@@ -85,7 +85,11 @@ class Episode:
         Raises:
             EpisodeEvictedError: the episode left the circular buffer before it was copied.
         """
-        arrays = {name: self[name].copy() for name in self}
+        try:
+            arrays = {name: self[name].copy() for name in self}
+        except CorruptBufferError:
+            self._snapshot.require_live(self.id)  # where it has left, its spans may be those of another
+            raise
         copied = Episode(self._snapshot, self._place, arrays)
         copied._meta = dict(self.meta)
         self._snapshot.require_live(self.id)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from .attacks_on_elements import elements, strings
 from .attacks_on_environment import environment
 from .attacks_on_files import code, cuts, flips, flips_everywhere, headers, leftovers, replaced, rooms
 from .attacks_on_metadata import field_names, lists, metadata_text, metadata_values
@@ -39,6 +40,8 @@ KINDS: dict[str, Callable[[Victim], Attacks]] = {
     "environment": environment,
     "counters": counters,
     "records": records,
+    "elements": elements,
+    "strings": strings,
     "sizes": sizes,
 }
 RANDOM = ("flipped bytes", "flips everywhere", "counters", "records")

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,11 +26,29 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gym_replay import RecordToBuffer, ReplayBuffer, StorageError, check_buffer
+from gym_replay import Field, RecordToBuffer, ReplayBuffer, StorageError, check_buffer
 from gym_replay.buffer.storage import staging, writer
 
 from . import children
-from .scenarios import FIELDS, Deterministic, assert_episode, length_of, open_quietly, rows_of
+from .scenarios import (
+    FIELDS,
+    RAGGED_FIELDS,
+    RAGGED_META,
+    Deterministic,
+    WithInfos,
+    assert_episode,
+    assert_infos,
+    assert_ragged,
+    extra_of,
+    length_of,
+    open_quietly,
+    ragged_episode,
+    ragged_of,
+    rows_of,
+    same_rows,
+    step_by_step,
+    texts_of,
+)
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 META = {"number": "int", "version": "int"}
@@ -153,12 +172,14 @@ class Expected:
             assert_episode(episode, names, length=self.lengths[episode.id])
             if self.recorded:
                 assert episode.meta["episode_complete"]
+                assert_infos(episode, whole=False)
                 continue
             assert (episode.meta["number"], episode.meta["version"]) == (episode.id, self.version)
             assert episode["label"].tolist() == [float(self.version)] * len(episode)
             for name in self.added:
                 assert episode[name].tolist() == (rows_of(episode.id, len(episode))["reward"] * 2).tolist()
-        extra = set(buffer.fieldnames) - {*FIELDS, "label", *self.added, "terminated", "truncated"}
+        infos = {name for name in buffer.fieldnames if name.startswith("info")}
+        extra = set(buffer.fieldnames) - {*FIELDS, "label", *self.added, "terminated", "truncated", *infos}
         assert not extra, extra
 
     def verify_all(self, buffer: ReplayBuffer) -> None:
@@ -166,6 +187,20 @@ class Expected:
         self.verify(buffer)
         with open_quietly(buffer.folder, read_only=True) as reader:
             self.verify(reader)
+
+
+class ExpectedRagged(Expected):
+    """The same with ragged fields and strings, of one version in all episodes."""
+
+    def verify(self, buffer: ReplayBuffer) -> None:
+        assert [episode.id for episode in buffer] == list(self.lengths), f"{len(buffer)} of {len(self.lengths)}"
+        assert buffer.fieldnames == (*RAGGED_FIELDS, *self.added)
+        for episode in buffer:
+            assert_episode(episode, length=self.lengths[episode.id])
+            assert (episode.meta["number"], episode.meta["version"]) == (episode.id, self.version)
+            assert_ragged(episode, self.version)
+            for k, name in enumerate(self.added):
+                assert same_rows(episode[name], extra_of(episode.id, len(episode), k)), f"{episode.id}, {name}"
 
 
 def refused(error: StorageError) -> int:
@@ -311,6 +346,90 @@ class Clear(OneShot):
         return max(self.expected.lengths, default=getattr(self, "after", 0) - 1) + 1
 
 
+class Ragged(Way):
+    """Fields of variable size and strings."""
+
+    def make(self) -> ReplayBuffer:
+        self.expected = ExpectedRagged()
+        self.buffer = ReplayBuffer(self.folder, fields=RAGGED_FIELDS, meta_fields=RAGGED_META)
+        for _ in range(self.episodes):
+            self.store(self.length())
+        return self.buffer
+
+    def length(self) -> int:
+        return self.generator.choice((1, 5, 23, 200))
+
+    def whole(self, length: int) -> dict[str, Any]:
+        added = {name: extra_of(self.number, length, k) for k, name in enumerate(self.expected.added)}
+        return {**ragged_episode(self.number, length, self.expected.version), **added}
+
+    def store(self, length: int) -> None:
+        self.buffer.store_episode(**self.whole(length))
+        self.expected.lengths[self.number] = length
+
+
+class RaggedGrowth(Ragged):
+    """Long episodes of them."""
+
+    def length(self) -> int:
+        return 400 + self.number
+
+
+class RaggedEarly(Ragged):
+    """The same, a step at a time and written early."""
+
+    def __init__(self, disk: Disk, generator: random.Random) -> None:
+        staging.RAGGED_CHUNK_ROWS = 8
+        super().__init__(disk, generator)
+
+    def attempt(self) -> None:
+        length = self.length()
+        step_by_step(self.buffer, self.whole(length), length)
+        self.expected.lengths[self.number] = length
+
+
+class RaggedUpdate(Ragged, OneShot):
+    def attempt(self) -> None:
+        version = self.expected.version + 1
+        episodes = self.expected.lengths.items()
+        rows = [ragged_of(number, length, version) for number, length in episodes]
+        texts = [texts_of(number, version) for number in self.expected.lengths]
+        self.buffer.update(
+            words=[each["words"] for each in rows],
+            points=[each["points"] for each in rows],
+            note=[each["note"] for each in texts],
+            version=np.full(len(rows), version),
+        )
+        self.expected.version = version
+
+
+class RaggedAddField(Ragged, OneShot):
+    def attempt(self) -> None:
+        name = f"extra{len(self.expected.added)}"
+        values = [extra_of(k, length, len(self.expected.added)) for k, length in self.expected.lengths.items()]
+        self.buffer.add_field(name, Field("int64", ragged=True), values)
+        self.expected.added.append(name)
+
+
+class RaggedClose(Ragged, OneShot):
+    """The folder is let go also where the checksums could not be written."""
+
+    episodes = 1000
+
+    def __init__(self, disk: Disk, generator: random.Random) -> None:
+        writer.CHECKSUM_RUN = 1 << 40
+        super().__init__(disk, generator)
+
+    def length(self) -> int:
+        return 1
+
+    def attempt(self) -> None:
+        try:
+            self.buffer.close()
+        finally:
+            self.buffer = open_quietly(self.folder)
+
+
 class AddField(OneShot):
     def attempt(self) -> None:
         name = f"nested.extra{len(self.expected.added)}"
@@ -394,10 +513,11 @@ class Recorder(Way):
     """RecordToBuffer: an episode whose commit failed is committed by the next reset."""
 
     environment: type[Deterministic] = Deterministic
+    record_info = False
 
     def make(self) -> ReplayBuffer:
         self.expected.recorded = True
-        self.env = RecordToBuffer(self.environment(0), self.folder)
+        self.env = RecordToBuffer(self.environment(0), self.folder, record_info=self.record_info)
         self.buffer = self.env.buffer
         for _ in range(self.episodes):
             self.attempt()
@@ -463,6 +583,17 @@ class EarlyRecorder(Recorder):
         super().__init__(disk, generator)
 
 
+class InfoRecorder(EarlyRecorder):
+    """The same with infos, whose fields come while an episode is written; a refused one is left out of it."""
+
+    environment = WithInfos
+    record_info = True
+
+    def __init__(self, disk: Disk, generator: random.Random) -> None:
+        warnings.simplefilter("ignore")
+        super().__init__(disk, generator)
+
+
 WAYS: dict[str, type[Way]] = {
     "store_episode": Commits,
     "growth": Growth,
@@ -472,6 +603,7 @@ WAYS: dict[str, type[Way]] = {
     "RecordToBuffer": Recorder,
     "RecordToBuffer, long": LongRecorder,
     "RecordToBuffer, early": EarlyRecorder,
+    "RecordToBuffer, infos": InfoRecorder,
     "first write": FirstWrite,
     "clear": Clear,
     "overwrite": Overwrite,
@@ -480,6 +612,12 @@ WAYS: dict[str, type[Way]] = {
     "update": Update,
     "flush": Flush,
     "close": Close,
+    "ragged": Ragged,
+    "ragged growth": RaggedGrowth,
+    "ragged early writes": RaggedEarly,
+    "ragged update": RaggedUpdate,
+    "ragged add_field": RaggedAddField,
+    "ragged close": RaggedClose,
 }
 
 

@@ -15,6 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from gym_replay import EpisodeEvictedError, Field, ReplayBuffer, check_buffer
 
 from . import children
-from .scenarios import length_of
+from .scenarios import length_of, same_rows
 
 FIELDS = {
     "observation": Field("int64", (16,), state=True),
@@ -100,19 +101,32 @@ def verify_copy(episode: Any) -> None:
         assert episode[name].tobytes() == values.tobytes(), f"episode {episode.id}, {name}"
 
 
-def _write_ring(folder: Path, stop: Flag, options: dict[str, Any]) -> dict[str, int]:
+@dataclass(frozen=True)
+class Content:
+    """What a ring holds, how an episode gets there, and what must be true of what is read."""
+
+    fields: dict[str, Any]
+    meta_fields: dict[str, Any]
+    store: Callable[[ReplayBuffer, int], None]
+    verify_batch: Callable[[dict[str, Any]], None]
+    verify_copy: Callable[[Any], None]
+    options: dict[str, Any]
+
+
+def _write_ring(folder: Path, stop: Flag, content: Content, options: dict[str, Any]) -> dict[str, int]:
     number = 0
+    schema = {"fields": content.fields, "meta_fields": content.meta_fields}
     while not stop.get():
-        with ReplayBuffer(folder, fields=FIELDS, meta_fields={"number": "int"}, circular=True, **options) as buffer:
+        with ReplayBuffer(folder, **schema, circular=True, **options) as buffer:
             for _ in range(3000):
-                store(buffer, number)
+                content.store(buffer, number)
                 number += 1
                 if stop.get():
                     break
     return {"episodes": number}
 
 
-def _read_ring(folder: Path, seed: str, batches: int) -> dict[str, int]:
+def _read_ring(folder: Path, content: Content, seed: str, batches: int) -> dict[str, int]:
     generator = random.Random(seed)
     counts = {"batches": 0, "copies": 0, "evicted": 0, "most refreshes": 0}
     buffer = ReplayBuffer.from_folder(folder, read_only=True)
@@ -122,15 +136,15 @@ def _read_ring(folder: Path, seed: str, batches: int) -> dict[str, int]:
             buffer.refresh()
             if len(buffer) == 0:
                 continue
-            dataset = buffer.dataset(n_steps=N, sequence_fields=("action",), dtype="stored")
+            dataset = buffer.dataset(n_steps=N, dtype="stored", **content.options)
             for _ in range(generator.randrange(1, 12)):
                 samples = np.array([generator.randrange(len(dataset)) for _ in range(generator.choice((1, 8, 48)))])
                 batch = dataset[samples]
-                verify_batch(batch)
+                content.verify_batch(batch)
                 counts["batches"] += 1
                 failed = 0
             copy = buffer.episode(generator.randrange(len(buffer))).copy()
-            verify_copy(copy)
+            content.verify_copy(copy)
             counts["copies"] += 1
         except EpisodeEvictedError:
             counts["evicted"] += 1
@@ -140,21 +154,24 @@ def _read_ring(folder: Path, seed: str, batches: int) -> dict[str, int]:
     return counts
 
 
-def follow_ring(readers: int, batches: int, seed: int, **options: Any) -> dict[str, int]:
+def follow_ring(
+    readers: int, batches: int, seed: int, *, content: Content | None = None, **options: Any
+) -> dict[str, int]:
     """One writer and several readers of a ring; returns how much was read.
 
     Raises:
         ChildError: a reader read what nobody wrote, or anybody died.
     """
     with tempfile.TemporaryDirectory() as parent:
-        folder, stop = Path(parent) / "ring", Flag()
-        with ReplayBuffer(folder, fields=FIELDS, meta_fields={"number": "int"}, circular=True, **options):
+        folder, stop, held = Path(parent) / "ring", Flag(), content or PLAIN
+        schema = {"fields": held.fields, "meta_fields": held.meta_fields}
+        with ReplayBuffer(folder, **schema, circular=True, **options):
             pass
         return _follow(
             folder,
             stop,
-            lambda: _write_ring(folder, stop, options),
-            [_reading(_read_ring, folder, f"{seed} {k}", -(-batches // readers)) for k in range(readers)],
+            lambda: _write_ring(folder, stop, held, options),
+            [_reading(_read_ring, folder, held, f"{seed} {k}", -(-batches // readers)) for k in range(readers)],
         )
 
 
@@ -188,6 +205,78 @@ def _follow(
     assert report.ok, str(report)
     assert not list(folder.rglob("*.new"))
     return total
+
+
+# --- a ring of ragged fields and strings ---
+
+RAGGED_FIELDS = {
+    "counter": Field("int64", state=True),
+    "words": Field("int64", state=True, ragged=True),
+    "points": Field("float32", (2,), ragged=True),
+}
+RAGGED_META = {"number": "int", "name": "str"}
+
+
+def words_in(counter: np.ndarray) -> np.ndarray:
+    """How many elements a row of ``words`` has."""
+    return counter * 7 % 11 * (counter % 5 != 4)
+
+
+def points_in(counter: np.ndarray) -> np.ndarray:
+    """The same of ``points``."""
+    return counter * 3 % 7
+
+
+def name_of(number: int) -> str:
+    """Each for several episodes, so that strings are shared; some are long, some are empty."""
+    return f"the name of {number // 3} " * (number // 3 * 5 % 40)
+
+
+def ragged_rows_of(number: int, length: int) -> dict[str, Any]:
+    """Rows of which each element is the row's counter, or follows from it."""
+    counters = STRIDE * number + np.arange(length + 1)
+    sizes = zip(counters.tolist(), words_in(counters).tolist(), points_in(counters).tolist(), strict=True)
+    words, points = zip(*((np.full(w, c), np.full((p, 2), c % 4096, np.float32)) for c, w, p in sizes), strict=True)
+    return {"counter": counters, "words": list(words), "points": list(points[:-1])}
+
+
+def _store_ragged(buffer: ReplayBuffer, number: int) -> None:
+    rows = ragged_rows_of(number, length_of(number))
+    buffer.store_episode(**rows, number=number, name=name_of(number))
+
+
+def _verify_padded(batch: dict[str, Any], name: str, counters: np.ndarray) -> None:
+    """Whether a ragged field holds the rows of these counters."""
+    words, lens = batch[name].numpy(), batch[f"{name}_lens"].numpy()
+    sizes = (points_in if "points" in name else words_in)(counters)
+    values = counters % 4096 if "points" in name else counters
+    assert (lens == sizes).all(), f"{name}: other numbers of elements"
+    assert words.shape[1] == sizes.max(), f"{name}: padded to {words.shape[1]}, not {sizes.max()}"
+    expected = np.where(np.arange(words.shape[1]) < sizes[:, None], values[:, None], 0)
+    expected = expected[..., None] if "points" in name else expected
+    assert (words == expected).all(), f"{name}: elements of other rows"
+
+
+def verify_ragged_batch(batch: dict[str, Any]) -> None:
+    """Whether an n-step batch contradicts itself."""
+    counters = batch["counter"].numpy()
+    numbers = counters // STRIDE
+    lengths = np.array([length_of(number) for number in numbers.tolist()])
+    assert (batch["number"].numpy() == numbers).all(), "the meta field is another episode's"
+    assert batch["name"] == [name_of(number) for number in numbers.tolist()], "the string is another episode's"
+    _verify_padded(batch, "words", counters)
+    _verify_padded(batch, "points", counters)
+    _verify_padded(batch, "next_words", counters + np.minimum(N, lengths - counters % STRIDE))
+
+
+def verify_ragged_copy(episode: Any) -> None:
+    """Whether a copied episode is that of its id."""
+    assert (len(episode), episode.meta["number"]) == (length_of(episode.id), episode.id)
+    assert episode.meta["name"] == name_of(episode.id), f"episode {episode.id}: {episode.meta['name']!r:.60}"
+    expected = ragged_rows_of(episode.id, len(episode))
+    assert episode["counter"].tolist() == expected["counter"].tolist()
+    for name in ("words", "points"):
+        assert same_rows(episode[name], expected[name]), f"episode {episode.id}, {name}"
 
 
 # --- a buffer that changes ---
@@ -314,11 +403,15 @@ def follow_changes(readers: int, states: int, seed: int, *, parent: str | None =
         )
 
 
+PLAIN = Content(FIELDS, {"number": "int"}, store, verify_batch, verify_copy, {"sequence_fields": ("action",)})
+RAGGED = Content(RAGGED_FIELDS, RAGGED_META, _store_ragged, verify_ragged_batch, verify_ragged_copy, {})
 RINGS: dict[str, dict[str, Any]] = {
     "max_steps=2000": {"max_steps": 2000},
     "max_steps=120": {"max_steps": 120},
     "max_episodes=8": {"max_episodes": 8},
     "both": {"max_episodes": 30, "max_steps": 200},
+    "ragged, max_steps=2000": {"max_steps": 2000, "content": RAGGED},
+    "ragged, max_steps=120": {"max_steps": 120, "content": RAGGED},
 }
 
 

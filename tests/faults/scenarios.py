@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -22,6 +23,12 @@ FIELDS = {
     "action": "int",
     "reward": "float64",
 }
+RAGGED_FIELDS = {
+    **FIELDS,
+    "words": Field("uint8", state=True, ragged=True),
+    "points": Field("float32", (2,), ragged=True),
+}
+RAGGED_META = {"number": "int", "version": "int", "task": "str", "note": "str"}
 Report = Callable[[int], None]
 
 
@@ -37,6 +44,33 @@ def rows_of(number: int, length: int) -> dict[str, np.ndarray]:
         "action": base[:-1].astype(np.int64) * 3,
         "reward": base[:-1] / 7,
     }
+
+
+def ragged_of(number: int, length: int, version: int = 0) -> dict[str, list[np.ndarray]]:
+    """The ragged fields' rows; many are empty, and now and then all of an episode are."""
+    base = number + np.arange(length + 1)
+    sizes = (base * 7 + version) % 9 * (number % 6 != 5)
+    words = [(base[t] + version + np.arange(size)).astype(np.uint8) for t, size in enumerate(sizes.tolist())]
+    points = [
+        (base[t] / 7 + version + np.arange(2 * size).reshape(size, 2)).astype(np.float32)
+        for t, size in enumerate(((base[:-1] * 5 + version) % 4).tolist())
+    ]
+    return {"words": words, "points": points}
+
+
+def texts_of(number: int, version: int = 0) -> dict[str, str]:
+    """String meta fields: one of few strings, and one that is another's seldom, empty or long now and then."""
+    note = "" if number % 4 == 0 else f"episode {number} \u2603, version {version}. " * (number % 7 * 40 + 1)
+    return {"task": f"task {number % 3}", "note": note}
+
+
+def same_rows(found: Any, expected: list[np.ndarray]) -> bool:
+    """Whether a ragged field's rows are the expected ones."""
+    return (
+        found.lengths.tolist() == list(map(len, expected))
+        and found.values().tobytes() == b"".join(row.tobytes() for row in expected)
+        and (not expected or (found[0].shape, found[0].tobytes()) == (expected[0].shape, expected[0].tobytes()))
+    )
 
 
 class Deterministic(gym.Env):
@@ -73,6 +107,15 @@ def assert_episode(episode, names: tuple[str, ...] = tuple(FIELDS), length: int 
         assert episode[name].tobytes() == expected[name].tobytes(), f"episode {episode.id}, {name}"
 
 
+def assert_ragged(episode, version: int) -> None:
+    """Of an episode whose ragged fields and strings are of a version."""
+    for name, rows in ragged_of(episode.id, len(episode), version).items():
+        assert same_rows(episode[name], rows), f"episode {episode.id}, {name} of version {version}"
+    meta = episode.meta
+    for name, text in texts_of(episode.id, version).items():
+        assert meta[name] == text, f"episode {episode.id}, {name}: {meta[name][:50]!r} of version {version}"
+
+
 def open_quietly(folder: Path, **options) -> ReplayBuffer:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -104,10 +147,10 @@ def _count(start: int) -> Iterator[int]:
         number += 1
 
 
-def _record(folder: Path, report: Report, **options) -> None:
+def _record(folder: Path, report: Report, environment: type[Deterministic] = Deterministic, **options: Any) -> None:
     done = ReplayBuffer.from_folder(folder, read_only=True) if (folder / "metadata.json").exists() else None
     first = done.episode(-1).id + 1 if done is not None and len(done) else 0
-    env = RecordToBuffer(Deterministic(first), folder, **options)
+    env = RecordToBuffer(environment(first), folder, **options)
     for number in _count(first):
         env.reset()
         for t in range(length_of(number)):
@@ -293,6 +336,159 @@ def _verify_overwritten(folder: Path, reported: int) -> None:
             assert_episode(episode)
 
 
+# --- ragged fields and strings ---
+
+
+def ragged_episode(number: int, length: int, version: int = 0) -> dict[str, Any]:
+    """All that ``store_episode`` takes."""
+    rows = {**rows_of(number, length), **ragged_of(number, length, version)}
+    return {**rows, **texts_of(number, version), "number": number, "version": version}
+
+
+def extra_of(number: int, length: int, place: int) -> list[np.ndarray]:
+    """Rows of the ragged field that was added as the ``place``-th."""
+    return [np.arange(t % 3, dtype=np.int64) + number * 10 + place for t in range(length)]
+
+
+def step_by_step(buffer: ReplayBuffer, episode: dict[str, Any], length: int) -> None:
+    """Store what ``store_episode`` takes, a step at a time."""
+    fields = buffer.metadata.fields
+    with buffer.one_episode(**{name: value for name, value in episode.items() if name not in fields}):
+        for t in range(length):
+            buffer.store(**{name: values[t] for name, values in episode.items() if name in fields})
+        buffer.store_final(**{name: episode[name][length] for name, info in fields.items() if info.state})
+
+
+def _create_ragged(**options) -> Callable[[Path], None]:
+    def prepare(folder: Path) -> None:
+        with ReplayBuffer(folder, fields=RAGGED_FIELDS, meta_fields=RAGGED_META, **options) as buffer:
+            for number in range(3):
+                buffer.store_episode(**ragged_episode(number, length_of(number)))
+
+    return prepare
+
+
+def _added_to(buffer: ReplayBuffer) -> list[str]:
+    return [name for name in buffer.fieldnames if name.startswith("extra")]
+
+
+def _ragged(folder: Path, report: Report) -> None:
+    """Commits of every kind, early writes, updates of rows and strings, new fields, and closing."""
+    from gym_replay.buffer.storage import staging
+
+    staging.CHUNK_ROWS = staging.RAGGED_CHUNK_ROWS = 8
+    while True:
+        with ReplayBuffer.from_folder(folder) as buffer:
+            first = buffer.episode(-1).id + 1
+            for number in range(first, first + 6):
+                length, version = length_of(number), number % 5
+                episode = ragged_episode(number, length, version)
+                episode |= {name: extra_of(number, length, k) for k, name in enumerate(_added_to(buffer))}
+                if number % 3:
+                    step_by_step(buffer, episode, length)
+                else:
+                    buffer.store_episode(**episode)
+                report(number + 1)
+            _update_ragged(buffer, first)
+            if (added := len(_added_to(buffer))) < 5:
+                values = [extra_of(episode.id, len(episode), added) for episode in buffer]
+                buffer.add_field(f"extra{added}", Field("int64", ragged=True), values)
+
+
+def _update_ragged(buffer: ReplayBuffer, seed: int) -> None:
+    """Another version of every third episode."""
+    chosen = [place for place in range(len(buffer)) if (place + seed) % 3 == 0]
+    episodes = [buffer.episode(place) for place in chosen]
+    versions = [int(episode.meta["version"]) + 1 for episode in episodes]
+    numbers = [(episode.id, len(episode), version) for episode, version in zip(episodes, versions, strict=True)]
+    rows = [ragged_of(*number) for number in numbers]
+    texts = [texts_of(number, version) for number, _, version in numbers]
+    buffer.update(
+        chosen,
+        words=[each["words"] for each in rows],
+        points=[each["points"] for each in rows],
+        note=[each["note"] for each in texts],
+        version=versions,
+    )
+
+
+def _verify_ragged(folder: Path, reported: int) -> None:
+    with open_quietly(folder, read_only=True) as buffer:
+        ids = [episode.id for episode in buffer]
+        assert ids == list(range(ids[0], ids[-1] + 1))
+        assert ids[-1] + 1 >= reported, f"{ids[-1:]} of {reported} reported"
+        assert buffer.circular or ids[0] == 0
+        for episode in buffer:
+            assert_episode(episode)
+            assert episode.meta["number"] == episode.id
+            assert_ragged(episode, int(episode.meta["version"]))
+            for k, name in enumerate(_added_to(buffer)):
+                assert same_rows(episode[name], extra_of(episode.id, len(episode), k)), f"{episode.id}, {name}"
+
+
+# --- infos ---
+
+
+class WithInfos(Deterministic):
+    """Infos whose entries come one by one: entry k from episode ``2 * k`` on, and there from step ``k % 5`` on."""
+
+    entries = 12
+
+    def _info(self) -> dict[str, Any]:
+        return {"late": {f"k{k}": value for k, value in infos_of(self.number, self.t).items()}, "text": "left out"}
+
+    def reset(self, **options: Any) -> tuple:
+        observation, _ = super().reset(**options)
+        return observation, self._info()
+
+    def step(self, action: int) -> tuple:
+        *result, _ = super().step(action)
+        return (*result, self._info())
+
+
+def infos_of(number: int, t: int) -> dict[int, Any]:
+    """Entries of row t: numbers, and arrays for every third."""
+    known = [k for k in range(min(number // 2 + 1, WithInfos.entries)) if t >= k % 5]
+    return {k: np.arange(3) + 100.5 * number + t if k % 3 == 2 else 1000 * number + 10 * t + k for k in known}
+
+
+def assert_infos(episode, *, whole: bool = True) -> None:
+    """Of an episode of :class:`WithInfos`; unless ``whole``, entries may be missing from any row."""
+    fields = [name for name in episode if name.startswith("info.late.")]
+    if not fields and not whole:
+        return
+    expected = [infos_of(episode.id, t) for t in range(len(episode) + 1)]
+    names = {f"info.late.k{k}" for row in expected for k in row}
+    assert names <= set(fields) or not whole, f"episode {episode.id} lacks {names - set(fields)}"
+    for name in fields:
+        k = int(name.rpartition("k")[2])
+        known = [k in row for row in expected]
+        present = episode[name.replace("info", "info_present", 1)].tolist()
+        assert present == known or not (whole or any(p and not q for p, q in zip(present, known, strict=True))), (
+            f"episode {episode.id}, where {name} is present"
+        )
+        zero = np.zeros_like(episode[name][0])
+        values = [row[k] if there else zero for row, there in zip(expected, present, strict=True)]
+        assert (episode[name] == np.array(values)).all(), f"episode {episode.id}, {name}"
+
+
+def _record_infos(folder: Path, report: Report, **options: Any) -> None:
+    from gym_replay.buffer.storage import staging
+
+    staging.CHUNK_ROWS = 4
+    warnings.simplefilter("ignore")  # of the text that is left out
+    _record(folder, report, WithInfos, record_info=True, **options)
+
+
+def _verify_infos(folder: Path, reported: int, *, ring: int | None = None) -> None:
+    _verify_recorded(folder, reported, ring=ring)
+    if not (folder / "metadata.json").exists():
+        return
+    with open_quietly(folder, read_only=True) as buffer:
+        for episode in buffer:
+            assert_infos(episode)
+
+
 def _nothing(folder: Path) -> None:
     """The scenario creates its own buffer."""
 
@@ -317,6 +513,14 @@ SCENARIOS: dict[str, Scenario] = {
     "add_field": Scenario(_create(), _add_fields, _verify_added),
     "clear": Scenario(_create(), _clear, _verify_cleared),
     "overwrite": Scenario(_create(), _overwrite, _verify_overwritten),
+    "ragged": Scenario(_create_ragged(), _ragged, _verify_ragged),
+    "ragged ring": Scenario(_create_ragged(circular=True, max_steps=90), _ragged, _verify_ragged),
+    "infos": Scenario(_nothing, _record_infos, _verify_infos),
+    "infos, ring": Scenario(
+        _nothing,
+        lambda folder, report: _record_infos(folder, report, circular=True, max_episodes=5),
+        lambda folder, reported: _verify_infos(folder, reported, ring=5),
+    ),
 }
 
 
@@ -341,10 +545,17 @@ def verify_after(scenario: Scenario, folder: Path, reported: int) -> None:
         limit = buffer.max_episodes
         number = _next_id(folder)
         known = {name: rows for name, rows in rows_of(number, 2).items() if name in buffer.fieldnames}
-        buffer.store_episode(**known)
+        if "words" in buffer.fieldnames:
+            known = {**ragged_episode(number, 2)}
+        states = {
+            name: np.ones((3, *info.shape), info.dtype) for name, info in buffer.metadata.fields.items() if info.state
+        }
+        buffer.store_episode(**{**states, **known})
         assert len(buffer) == before + 1 if limit is None and buffer.max_steps is None else len(buffer) >= 1
         assert buffer.episode(-1).id == number
         assert buffer.episode(-1)["observation"].tobytes() == known["observation"].tobytes()
+        if "words" in known:
+            assert_ragged(buffer.episode(-1), 0)
     report = check_buffer(folder, progress=False)
     assert report.ok, str(report)
     assert not report.without_checksum

@@ -5,12 +5,12 @@ import resource
 import sys
 import warnings
 import weakref
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import pytest
 from faults import children, full_disk
 from faults.full_disk import DISKS, FILLING, WAYS, SmallDisk, fraction_used, mounted, rounds, why_not_mounted
-from faults.scenarios import FIELDS, Deterministic, assert_episode, length_of, rows_of, store
+from faults.scenarios import FIELDS, Deterministic, WithInfos, assert_episode, length_of, rows_of, store
 
 from gym_replay import BufferLockedError, RecordToBuffer, ReplayBuffer, StorageError, check_buffer
 from gym_replay.buffer.storage import staging
@@ -34,9 +34,12 @@ def tmpfs():
         pytest.skip(reason)
 
 
+FEW = ("flush", "close", "RecordToBuffer, infos")
+
+
 @pytest.mark.parametrize("name", WAYS)
 def test_refused_and_resumed(name, kind):
-    refusals, failures = rounds(name, kind, 3 if name in ("flush", "close") else 8, 1)
+    refusals, failures = rounds(name, kind, 3 if name in FEW or "ragged" in name else 8, 1)
     assert not failures, failures[0]
     assert refusals, "the disk was never full"
 
@@ -203,6 +206,48 @@ def test_episode_goes_on_after_a_refused_reset(tmp_path):
         assert not episode["truncated"][:-1].any()
 
     children.run(work)
+
+
+class LateInfo(WithInfos):
+    """One entry, from step 8 of each episode on: then the first rows are written already."""
+
+    def reset(self, **options):
+        result = super().reset(**options)
+        self.length, self.rows = 20, rows_of(self.number, 20)
+        return result
+
+    def _info(self):
+        return {"late": self.t} if self.t >= 8 else {}
+
+
+@pytest.mark.parametrize("spill", [staging.TailSpill, staging.FileSpill])
+def test_a_field_that_comes_when_there_is_no_room(tmp_path, monkeypatch, spill):
+    """The rows before it cannot be filled in; the step is refused, and the episode goes on when there is room."""
+    write, refusals = spill.write, []
+
+    def refuse_once(self, piece):
+        if piece[0] == "info.late" and not refusals:
+            refusals.append(piece)
+            raise StorageError(28, "8 more bytes were needed", str(tmp_path))
+        write(self, piece)
+
+    monkeypatch.setattr(spill, "write", refuse_once)
+    monkeypatch.setattr(staging, "CHUNK_ROWS", 4)
+    limits = {"circular": True, "max_episodes": 9} if spill is staging.FileSpill else {}
+    env = RecordToBuffer(LateInfo(0), tmp_path / "buffer", record_info=True, **limits)
+    for number in range(3):
+        env.reset()
+        while env.unwrapped.t < 20:
+            with suppress(StorageError):
+                env.step((1000 * number + env.unwrapped.t) * 3)
+    env.close()
+    assert refusals
+    with ReplayBuffer.from_folder(tmp_path / "buffer", read_only=True) as buffer:
+        assert len(buffer) == 3
+        for episode in buffer:
+            assert_episode(episode, ("observation", "action", "reward"), length=20)
+            assert episode["info.late"].tolist() == [0] * 8 + list(range(8, 21))
+    assert check_buffer(tmp_path / "buffer", progress=False).verified
 
 
 def change(what, buffer):

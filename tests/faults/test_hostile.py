@@ -12,7 +12,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
 
-COUNT = 600
+COUNT = 540
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,9 @@ def results(victims):
     return run_cases(choose(catalogue(victims), COUNT, 1, slow=False), victims)
 
 
-def test_sound_buffers_stay_sound(results):
+def test_sound_buffers_stay_sound(victims, results):
     sound = [result for result in results if result.case.kind == "nothing"]
-    assert len(sound) == 8
+    assert len(sound) == len(victims)
     assert all(result.outcome == "opened" and not result.problems for result in sound), causes(sound)
 
 

@@ -14,8 +14,9 @@ import gymnasium as gym
 import numpy as np
 
 from gym_replay import Episode, Field, RecordToBuffer, ReplayBuffer
+from gym_replay.buffer.storage.ragged import Ragged
 
-from .scenarios import FIELDS, rows_of
+from .scenarios import FIELDS, RAGGED_FIELDS, RAGGED_META, ragged_episode, rows_of
 
 NESTED_ID = "gym_replay_tests/Nested-v0"
 USER_FILES = {
@@ -28,7 +29,7 @@ USER_FILES = {
 
 @dataclass(frozen=True)
 class Original:
-    """One episode: bytes of each field's rows, and of each meta value."""
+    """One episode: bytes of each field's rows (of ragged ones with the size before each), and of each meta value."""
 
     fields: dict[str, bytes]
     meta: dict[str, bytes]
@@ -62,6 +63,7 @@ class Site:
         folder: the copy of the victim that is attacked.
         outside: a folder beside it, which nobody may touch.
         forged: set where the attack replaces the buffer by one with episodes of its own.
+        endless: set where the folder holds more than can be read through in time: it is only opened and loaded.
     """
 
     folder: Path
@@ -69,6 +71,7 @@ class Site:
     victim: Victim
     random: random.Random
     forged: bool = False
+    endless: bool = False
 
 
 Attack = Callable[[Site], None]
@@ -133,6 +136,16 @@ def _step_ring(folder: Path) -> None:
     _stored(folder, 9, circular=True, max_steps=14)
 
 
+def _ragged(folder: Path, count: int = 6, **options: Any) -> None:
+    with ReplayBuffer(folder, fields=RAGGED_FIELDS, meta_fields=RAGGED_META, **options) as buffer:
+        for number in range(count):
+            buffer.store_episode(**ragged_episode(number, 2 + number % 4))
+
+
+def _ragged_ring(folder: Path) -> None:
+    _ragged(folder, 11, circular=True, max_episodes=5)
+
+
 def _recorded(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Gymnasium finds the action space unusual
@@ -186,15 +199,27 @@ _MAKERS = {
     "updated": (_updated, None),
     "deleted": (_deleted, _delete),
     "interrupted": (_interrupted, _interrupt),
+    "ragged": (_ragged, None),
+    "ragged ring": (_ragged_ring, None),
 }
 
 
 def original(episode: Episode) -> Original:
     """What an episode holds, as bytes."""
     return Original(
-        {name: values.tobytes() for name, values in episode.items()},
-        {name: np.asarray(value).tobytes() for name, value in episode.meta.items()},
+        {name: bytes_of(values) for name, values in episode.items()},
+        {
+            name: value.encode("utf-8", "surrogatepass") if isinstance(value, str) else np.asarray(value).tobytes()
+            for name, value in episode.meta.items()
+        },
     )
+
+
+def bytes_of(values: np.ndarray | Ragged) -> bytes:
+    """The rows of a field, a shorter stretch of which is the beginning of a longer one."""
+    if isinstance(values, Ragged):
+        return b"".join(len(row).to_bytes(8, "little") + row.tobytes() for row in values)
+    return values.tobytes()
 
 
 def _read(folder: Path) -> dict[int, Original]:

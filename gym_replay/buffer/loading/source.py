@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -111,7 +112,8 @@ class Source:
             lengths[mine] = elements.lengths
         width = int(lengths.max(initial=0))
         field = self.fields[name]
-        padded = np.zeros((len(flat), width, *field.shape), field.dtype)
+        with taken[0][1].fitting_into_memory(lengths) if taken else nullcontext():
+            padded = np.zeros((len(flat), width, *field.shape), field.dtype)
         for mine, elements in taken:
             padded[mine] = elements.padded(width)
         return padded.reshape(*rows.shape, width, *field.shape), lengths.reshape(rows.shape)

@@ -313,16 +313,19 @@ class _Check:
             self.fault(12, path, pair, int(max(ids[one], ids[other])), name)
 
     def _fault_of_spans(self, spans: ColumnWriter, elements: ColumnWriter, start: int, rows: int) -> str | None:
-        longest, expected = PIECE // spans.row_nbytes, None
+        longest, begin, expected = PIECE // spans.row_nbytes, None, 0
         for row in range(0, rows, longest):
             part = spans.read_array(start + row, min(longest, rows - row))
             if part.min() < 0 or part.max() >= 1 << 60:
                 return "have a negative place or number"
-            follow = np.concatenate(([part[0, 0] if expected is None else expected], part[:-1].sum(axis=1)))
+            if begin is None:
+                begin = expected = int(part[0, 0])
+            follow = np.concatenate(([expected], part[:-1].sum(axis=1)))
             if (part[:, 0] != follow).any():
                 return "do not lie one row after another"
             expected = int(part[-1].sum())
-        return "are missing" if expected is not None and expected > elements.capacity else None
+        is_empty = expected == begin
+        return None if is_empty or expected <= elements.capacity else "are missing"
 
     def _check_texts(self, name: str, ids: Ints, slots: Ints) -> None:
         """Whether each record's string is there."""

@@ -193,8 +193,8 @@ class Column:
             rows, self._offset = _check_header(self._descriptor, self.path, self.dtype, self.shape)
             if whole_is_too_much:
                 rows = min(rows, needed)
-            self._rows = rows
             if rows == 0 or self._row_nbytes == 0:
+                self._rows = rows
                 return self._without_bytes(0)
             nbytes = self._offset + rows * self._row_nbytes
             try:
@@ -206,6 +206,7 @@ class Column:
                 raise storage_error(error, self.path, nbytes) from error
             except ValueError:  # the writer has cut the file behind the committed rows since; measure it again
                 continue
+            self._rows = rows
             flat: npt.NDArray[Any] = np.frombuffer(mapped, self.dtype, rows * math.prod(self.shape), self._offset)
             return flat.reshape(rows, *self.shape)
         raise CorruptBufferError(f"{self.path}: the file changes its size faster than it can be mapped")

@@ -26,6 +26,7 @@ from gym_replay.buffer.storage.layout import (
 )
 from gym_replay.buffer.storage.ragged import SPAN, Ragged
 from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.buffer.storage.strings import STRINGS
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import FieldError
 
@@ -69,6 +70,9 @@ def update(
                 snapshot.ids[episodes], starts, snapshot.lengths[episodes], snapshot.flags[episodes], record
             )
             copies.copy(table_path("record_crc")).write_scattered(slots, crcs)
+        if any(writer.metadata.meta_fields[name].is_text for name in meta):
+            # Whoever goes on to look at what was needs the old strings, whose place the next ones may take here.
+            copies.copy(STRINGS)
     writer.switch(writer.metadata, copies.paths)
 
 

@@ -26,6 +26,8 @@ _DTYPES = {
 TEXT = "str"
 NO_TEXT = -1
 """The place of the empty string, which is not written."""
+LARGEST_TEXT = 1 << 26
+"""Bytes of a string, at most: a reader allocates no more on a folder's word."""
 
 FieldLike: TypeAlias = Union["Field", str, type, "np.dtype[Any]", tuple[Any, ...]]
 """A :class:`Field`, a dtype, or a tuple ``(dtype, shape)`` or ``(dtype, shape, default)``."""
@@ -423,11 +425,17 @@ def encode_text(name: str, value: Any) -> bytes:
     """A string's UTF-8 bytes.
 
     Raises:
-        FieldError: it is no string.
+        FieldError: it is no string, or too long.
     """
     if not isinstance(value, str):
         raise FieldError(f"field {name!r}: expected a string, got {_describe(value)}; pass str(...) or json.dumps(...)")
-    return value.encode("utf-8", "surrogatepass")
+    content = value.encode("utf-8", "surrogatepass")
+    if len(content) > LARGEST_TEXT:
+        raise FieldError(
+            f"field {name!r}: a string of {len(content)} bytes, expected {LARGEST_TEXT} at most; store it in a file of "
+            "your own and its path here"
+        )
+    return content
 
 
 def stack_episodes(name: str, values: Any, field: Field, rows: Sequence[int]) -> npt.NDArray[Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.errors import CorruptBufferError
+from gym_replay.errors import CorruptBufferError, StorageError
 
 SPAN = np.dtype("<i8")
 """Of the two numbers in a span: the first element, and how many there are."""
@@ -23,6 +26,7 @@ class Ragged:
         spans: int64 ``(rows, 2)``: the first element of each row, and the number of its elements.
         view: gives the elements up to a number, ``(end, *field.shape)``; raises CorruptBufferError where there are
             fewer.
+        path: of the file of spans, for messages.
 
     Example:
         >>> rows = Ragged.of_rows([np.array([1, 2]), np.array([], int), np.array([3])], np.dtype(int), ())
@@ -32,9 +36,10 @@ class Ragged:
                [3, 0]]))
     """
 
-    def __init__(self, spans: npt.NDArray[np.int64], view: Callable[[int], Elements]) -> None:
+    def __init__(self, spans: npt.NDArray[np.int64], view: Callable[[int], Elements], path: Path | None = None) -> None:
         self.spans = spans
         self._view = view
+        self._path = path
 
     @classmethod
     def of_rows(cls, rows: Sequence[Elements], dtype: np.dtype[Any], shape: tuple[int, ...]) -> Ragged:
@@ -75,9 +80,9 @@ class Ragged:
         """One row's elements, read-only; for a slice or an array of rows, those rows."""
         spans = self.spans[index]
         if spans.shape != (2,):
-            return Ragged(spans, self._view)
+            return Ragged(spans, self._view, self._path)
         begin, count = spans.tolist()
-        row: Elements = self._upto(spans[None])[begin : begin + count]
+        row: Elements = self._upto(np.array([[begin, count]]))[begin : begin + count]
         return row
 
     def __iter__(self) -> Iterator[Elements]:
@@ -93,27 +98,45 @@ class Ragged:
         if len(spans) == 0:
             return self._view(0)
         if spans.min() < 0 or spans.max() >= 1 << 60:
-            raise CorruptBufferError(f"a row's elements cannot lie at {spans.min()} or have {spans.max()} elements")
-        return self._view(int(spans.sum(axis=1).max()))
+            place = "" if self._path is None else f"{self._path}: "
+            raise CorruptBufferError(f"{place}no row has its elements at {spans.min()}, or {spans.max()} of them")
+        # Rows without elements may lie past the end, where a damaged episode's elements were given up.
+        return self._view(int(spans.sum(axis=1).max(initial=0, where=spans[:, 1] > 0)))
 
     def values(self) -> Elements:
         """The elements of all rows, one row after another, in memory of their own: ``(elements, *shape)``."""
-        spans = self.spans
+        spans = self.spans.copy()  # in a ring they may be overwritten meanwhile
         elements = self._upto(spans)
         begins, counts = spans[:, 0], spans[:, 1]
-        if len(spans) and (begins[1:] == begins[:-1] + counts[:-1]).all():  # as they lie in an episode
-            return np.array(elements[begins[0] : begins[-1] + counts[-1]])
-        taken: Elements = elements.take(_elements(begins, counts), axis=0)
+        with self.fitting_into_memory(counts):
+            if len(spans) and (begins[1:] == begins[:-1] + counts[:-1]).all():  # as they lie in an episode
+                return np.array(elements[begins[0] : begins[-1] + counts[-1]])
+            taken: Elements = elements.take(_elements(begins, counts), axis=0)
         return taken
 
     def padded(self, width: int | None = None) -> Elements:
         """The rows side by side, padded with zeros on the right: ``(rows, width or longest, *shape)``."""
-        counts = self.lengths
-        elements = self.values()
+        rows = Ragged(self.spans.copy(), self._view, self._path)
+        counts, elements = rows.lengths, rows.values()
         width = int(counts.max(initial=0)) if width is None else width
-        out = np.zeros((len(self), width, *elements.shape[1:]), elements.dtype)
-        out[np.arange(width) < counts[:, None]] = elements
+        with self.fitting_into_memory(counts):
+            out = np.zeros((len(counts), width, *elements.shape[1:]), elements.dtype)
+            out[np.arange(width) < counts[:, None]] = elements
         return out
+
+    @contextmanager
+    def fitting_into_memory(self, counts: npt.NDArray[np.int64]) -> Iterator[None]:
+        """Turn a MemoryError, of rows with these numbers of elements, into a StorageError."""
+        try:
+            yield
+        except MemoryError:
+            longest, total = int(counts.max(initial=0)), sum(counts.tolist())
+            raise StorageError(
+                errno.ENOMEM,
+                f"{len(counts)} rows of up to {longest} elements, {total} in all, do not fit into memory; take fewer "
+                "at a time",
+                None if self._path is None else str(self._path),
+            ) from None
 
     def tolist(self) -> list[Any]:
         """Nested lists of the elements of each row."""
@@ -121,7 +144,12 @@ class Ragged:
 
     def copy(self) -> Ragged:
         """The same rows with elements in memory of their own."""
-        return Ragged.of_lengths(self.lengths.copy(), self.values())
+        rows = Ragged(self.spans.copy(), self._view, self._path)
+        return Ragged.of_lengths(rows.lengths, rows.values())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        copied = self.copy()
+        return Ragged.of_lengths, (copied.lengths, copied.values())
 
     def __repr__(self) -> str:
         return f"Ragged({len(self)} rows of {self.dtype.name} elements of shape {self.shape})"

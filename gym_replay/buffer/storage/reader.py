@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.columns import Column, open_beneath, sync_descriptor
 from gym_replay.buffer.storage.episodes import COMPLETE, DELETED, HAS_FINAL, Counters, record_crcs, record_runs
+from gym_replay.buffer.storage.fields import NO_TEXT
 from gym_replay.buffer.storage.layout import (
     COUNTERS,
     METADATA,
@@ -87,12 +88,27 @@ class Snapshot:
 
     def ragged(self, name: str) -> Ragged:
         """The rows of a ragged field."""
-        return Ragged(self.columns[spans_path(name)].view(self.rows), self.columns[values_path(name)].view)
+        spans = self.columns[spans_path(name)]
+        return Ragged(spans.view(self.rows), self.columns[values_path(name)].view, spans.path)
 
     def meta(self, name: str) -> npt.NDArray[Any]:
-        """A meta field's values, ``(episodes, *field.shape)``, copied; of a string field Python strings."""
+        """A meta field's values, ``(episodes, *field.shape)``, copied; of a string field Python strings.
+
+        Of episodes that have left the ring, they may be anything.
+        """
         values = self.stored_meta(name)
-        return read_strings(self.columns[STRINGS], values) if self.metadata.meta_fields[name].is_text else values
+        return self._texts(values) if self.metadata.meta_fields[name].is_text else values
+
+    def _texts(self, places: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """The strings at these places, one per episode."""
+        try:
+            return read_strings(self.columns[STRINGS], places)
+        except CorruptBufferError:
+            gone = (self.ids < self.counters.first) & (places != NO_TEXT)
+            if not gone.any():
+                raise
+        places[gone] = NO_TEXT  # their strings may have been overwritten
+        return self._texts(places)
 
     def stored_meta(self, name: str) -> npt.NDArray[Any]:
         """The same, of a string field the places of the strings."""
@@ -108,7 +124,11 @@ class Snapshot:
         values = {}
         for name, info in self.metadata.meta_fields.items():
             value = self.columns[meta_path(name)].view(slot + 1)[slot : slot + 1].copy()
-            values[name] = read_strings(self.columns[STRINGS], value)[0] if info.is_text else value[0]
+            try:
+                values[name] = read_strings(self.columns[STRINGS], value)[0] if info.is_text else value[0]
+            except CorruptBufferError:
+                self.require_live(int(self.ids[place]))
+                raise
         return values
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -350,12 +370,18 @@ class FolderReader:
         """
         if len(starts) == 0:
             return np.empty(0, np.int64), np.empty(0, np.int64)
-        spans = self._columns[spans_path(name)].view(int((starts + rows).max()))
+        column = self._columns[spans_path(name)]
+        reached = np.where(deleted, 0, starts + rows)  # records of live ones were checked
+        spans = column.view(column.rows_held(int(reached.max())))
+        if len(spans) == 0:
+            return np.zeros_like(starts), np.zeros_like(starts)
+        there = ~deleted | ((starts >= 0) & (rows > 0) & (starts < len(spans)) & (rows <= len(spans) - starts))
+        starts, rows = np.where(there, starts, 0), np.where(there, rows, 1)
         first, last = spans[starts, 0], spans[starts + rows - 1]
         counts = last.sum(axis=1) - first
         held = self._columns[values_path(name)].rows_held(int((first + counts).max()))
         sound = (first >= 0) & (last.min(axis=1) >= 0) & (last.max(axis=1) < 1 << 60) & (counts >= 0)
-        sound &= first + counts <= held
+        sound &= there & ((first + counts <= held) | (counts == 0))
         if not (sound | deleted).all():
             raise CorruptBufferError(
                 f"{self.folder / spans_path(name)}: the elements of an episode are not where it says"

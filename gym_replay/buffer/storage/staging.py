@@ -311,10 +311,9 @@ class Stage:
         pieces = self._pieces(items[:-width], start, is_last=False)  # a step that is cut changes the last transition
         for piece in pieces:
             self.spill.write(piece)
-        for name, is_elements, first, data in pieces:
-            if is_elements:
-                self._spilled_elements[name] = first + len(data) // self.format.fields[name].nbytes
-        self._chunk = (start + len(items) // width - 1, items[-width:])
+        chunk, spilled = (start + len(items) // width - 1, items[-width:]), self.num_elements(pieces)
+        # In one call: after an interrupt in between, the elements written once more would leave a gap.
+        self.__dict__.update(_chunk=chunk, _spilled_elements={**self._spilled_elements, **spilled})
         if self.watch is not None:
             self.watch(pieces, False)
 

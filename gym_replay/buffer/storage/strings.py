@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.columns import Column, ColumnWriter
-from gym_replay.buffer.storage.fields import NO_TEXT
+from gym_replay.buffer.storage.fields import LARGEST_TEXT, NO_TEXT
 from gym_replay.errors import CorruptBufferError
 
 STRINGS = "episodes/strings.npy"
@@ -20,7 +20,6 @@ _HEAD = struct.Struct("<II")
 """Before each string: its number of bytes, and their CRC-32."""
 
 _REMEMBERED = 1024
-_LARGEST = 1 << 26
 
 
 def read_strings(column: Column, places: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -42,12 +41,15 @@ def _decode(column: Column, place: int) -> str:
     if not 0 <= place < 1 << 60:
         raise CorruptBufferError(f"{column.path}: no string can be at {place}")
     size, crc = _HEAD.unpack(column.view(place + _HEAD.size)[place:].tobytes())
-    if size > _LARGEST:
+    if not 0 < size <= LARGEST_TEXT:  # the empty string is never written: zeros are no string
         raise CorruptBufferError(f"{column.path}: the string at {place} would have {size} bytes")
     content = column.view(place + _HEAD.size + size)[place + _HEAD.size :].tobytes()
     if zlib.crc32(content) != crc:
         raise CorruptBufferError(f"{column.path}: the string at {place} does not match its check value")
-    return content.decode("utf-8", "surrogatepass")
+    try:
+        return content.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise CorruptBufferError(f"{column.path}: the string at {place} is no UTF-8 ({error.reason})") from None
 
 
 class StringWriter:
@@ -65,11 +67,13 @@ class StringWriter:
 
     @staticmethod
     def end_of(column: Column, places: npt.NDArray[np.int64]) -> int:
-        """One past the last byte of the strings at these places."""
-        last = int(places.max(initial=NO_TEXT))
-        if last == NO_TEXT:
-            return 0
-        return last + _HEAD.size + len(_decode(column, last).encode("utf-8", "surrogatepass"))
+        """One past the last byte of the strings at these places, apart from those that are not there whole."""
+        held = column.rows_held(int(places.max(initial=0)) + _HEAD.size)
+        places = places[(places >= 0) & (places <= held - _HEAD.size)]
+        sizes = column.view(held)[places[:, None] + np.arange(4)].view("<u4").astype(np.int64).reshape(-1)
+        ends = places + _HEAD.size + sizes
+        held = column.rows_held(int(ends.max(initial=0)))
+        return int(ends[ends <= held].max(initial=0))
 
     def put(self, content: bytes) -> int:
         """The place of a string, which is in the file when this returns."""

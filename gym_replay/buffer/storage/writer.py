@@ -178,7 +178,7 @@ class FolderWriter:
         if self.metadata.circular:
             highest = {name: max(end, self._highest_element.get(name, 0)) for name, end in highest.items()}
         self._highest_element = highest
-        places = [self._meta[name].read_scattered(slots[~deleted]) for name in self._texts]
+        places = [self._meta[name].read_scattered(slots) for name in self._texts]
         if places:
             end = reader.end_of_strings(np.concatenate(places))
             self._records.strings = StringWriter(self._columns[STRINGS], end)

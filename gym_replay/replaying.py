@@ -366,7 +366,6 @@ class _Player:
         return zlib.crc32(b"".join(parts))
 
     def _reset(self, episode: Episode) -> Any:
-        # With a seed too: for environments that ignore the seed, against the rule, and go on with their generator.
         restore_generator(self.env, _generator_of(episode))
         return self.env.reset(seed=_seed_of(episode), options=_options_of(episode))[0]
 
@@ -374,7 +373,16 @@ class _Player:
         columns = [episode[name].copy() for name in self._action_names]
         episode._snapshot.require_live(episode.id)
         space = self.env.action_space
+        if _is_wider(columns, space.dtype):
+            return iter(columns[0])
         return (unflatten(space, [column[t] for column in columns]) for t in range(len(episode)))
+
+
+def _is_wider(columns: Sequence[Any], dtype: Any) -> bool:
+    """Whether actions were given, and stored, in one column of a dtype that the space's fits into."""
+    if len(columns) != 1 or dtype is None or not isinstance(columns[0], np.ndarray):
+        return False
+    return columns[0].dtype != dtype and np.can_cast(dtype, columns[0].dtype)
 
 
 class _Record:

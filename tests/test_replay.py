@@ -553,3 +553,13 @@ def test_it_is_exported():
     package = importlib.import_module("gym_replay")
     assert package.replay is replay
     assert package.ReplayReport is ReplayReport
+
+
+def test_actions_that_were_stored_in_a_wider_dtype_are_given_as_they_were(tmp_path):
+    env = RecordToBuffer(gym.make("Pendulum-v1"), tmp_path, dtypes={"action": "float64"})
+    env.reset(seed=1)
+    for t in range(20):
+        env.step(np.array([t / 7]))  # float64, as a policy of plain NumPy gives them
+    env.close()
+    assert env.buffer.episode(0)["action"].dtype == np.float64
+    assert replay(env.buffer, 0).status == "equal"

@@ -209,8 +209,9 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         """Step the environment and store the transition; one that ends the episode commits it.
 
         Raises:
-            FieldError: the action, or what the environment returned, does not fit its field. Episodes committed so
-                far are safe; the running one ends with the transition before.
+            FieldError: the action does not fit its field; the environment is not stepped, and the episode goes on. Or
+                what the environment returned does not fit: episodes committed so far are safe, and the running one
+                ends with the transition before.
             EpisodeTooLongError, BufferFullError: the buffer's limits leave no room; the environment is not stepped.
             StorageError: the disk is full. A finished episode is kept, and committed by the next ``reset`` or
                 ``close`` that finds room.

@@ -297,6 +297,8 @@ class ReplayBuffer(Readable):
             writer = FolderWriter(self._folder, durability=self._durability, uuid=self.metadata.uuid)
             self._own(writer)
         writer.check_owner()
+        if writer.has_idle_strings:
+            edits.compact_strings(writer, self._reader.refresh())
         if writer.metadata.revision != self._reader.metadata.revision:
             self._reader.refresh()
         return writer

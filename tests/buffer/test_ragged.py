@@ -299,6 +299,24 @@ def test_several_buffers_as_one(tmp_path, filled, episodes):
     both.close()
 
 
+def test_a_ring_keeps_no_strings_of_episodes_that_have_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "STRINGS_RUN", 50_000)
+    buffer = ReplayBuffer(tmp_path, fields={"x": "int"}, meta_fields=META, circular=True, max_episodes=4)
+    reader = ReplayBuffer.from_folder(tmp_path, read_only=True)
+    for number in range(200):
+        buffer.store_episode(x=[number], task=f"{number} " * 1000)
+        reader.refresh()
+        for one in (buffer, reader):
+            tasks = [episode.meta["task"] for episode in one]
+            assert tasks == [f"{k} " * 1000 for k in range(max(number - 3, 0), number + 1)]
+    buffer.close()
+    assert (tmp_path / "episodes" / "strings.npy").stat().st_size < 300_000  # of 780,000 that were stored
+    assert check_buffer(tmp_path, progress=False).verified
+    with ReplayBuffer.from_folder(tmp_path) as again:
+        again.store_episode(x=[0], task="new")
+        assert [episode.meta["task"][:4] for episode in again] == ["197 ", "198 ", "199 ", "new"]
+
+
 def test_strings_choose_episodes(filled, episodes):
     task = episodes[0]["task"]
     wanted = [len(episode["x"]) for episode in episodes if episode["task"] == task]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gym_replay.buffer.storage.checksums import field_checksums
 from gym_replay.buffer.storage.columns import PIECE, ColumnWriter, storage_error
 from gym_replay.buffer.storage.episodes import record_crcs
-from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.fields import Field, encode_text
 from gym_replay.buffer.storage.layout import (
     NEW,
     checksum_path,
@@ -26,7 +26,7 @@ from gym_replay.buffer.storage.layout import (
 )
 from gym_replay.buffer.storage.ragged import SPAN, Ragged
 from gym_replay.buffer.storage.reader import Snapshot
-from gym_replay.buffer.storage.strings import STRINGS
+from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE, StringWriter
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import FieldError
 
@@ -62,18 +62,42 @@ def update(
         for name, values in meta.items():
             copies.copy(meta_path(name)).write_scattered(slots, values)
         if meta:
-            record = [
-                meta[name] if name in meta else snapshot.stored_meta(name)[episodes]
-                for name in writer.metadata.meta_fields
-            ]
-            crcs = record_crcs(
-                snapshot.ids[episodes], starts, snapshot.lengths[episodes], snapshot.flags[episodes], record
-            )
-            copies.copy(table_path("record_crc")).write_scattered(slots, crcs)
+            _rewrite_check_values(copies, writer, snapshot, episodes, meta)
         if any(writer.metadata.meta_fields[name].is_text for name in meta):
             # Whoever goes on to look at what was needs the old strings, whose place the next ones may take here.
             copies.copy(STRINGS)
     writer.switch(writer.metadata, copies.paths)
+
+
+def compact_strings(writer: FolderWriter, snapshot: Snapshot) -> None:
+    """Write the strings of the live episodes to a new file, so that those of episodes that have left take no room."""
+    writer.fill_checksums()
+    everyone = np.arange(len(snapshot), dtype=np.int64)
+    with _Copies(writer) as copies:
+        strings = StringWriter(copies.create(STRINGS, STRINGS_DTYPE), 0)
+        meta = {}
+        for name in writer.metadata.text_fields:
+            places = [strings.put(encode_text(name, text)) for text in snapshot.meta(name).tolist()]
+            meta[name] = np.array(places, np.int64)
+            copies.copy(meta_path(name)).write_scattered(snapshot.slots, meta[name])
+        _rewrite_check_values(copies, writer, snapshot, everyone, meta)
+    writer.switch(writer.metadata, copies.paths)
+
+
+def _rewrite_check_values(
+    copies: _Copies,
+    writer: FolderWriter,
+    snapshot: Snapshot,
+    episodes: npt.NDArray[np.int64],
+    meta: Mapping[str, npt.NDArray[Any]],
+) -> None:
+    """The records' check values, with new meta values for some episodes."""
+    record = [
+        meta[name] if name in meta else snapshot.stored_meta(name)[episodes] for name in writer.metadata.meta_fields
+    ]
+    starts, lengths, flags = snapshot.starts[episodes], snapshot.lengths[episodes], snapshot.flags[episodes]
+    crcs = record_crcs(snapshot.ids[episodes], starts, lengths, flags, record)
+    copies.copy(table_path("record_crc")).write_scattered(snapshot.slots[episodes], crcs)
 
 
 def add_fields(writer: FolderWriter, snapshot: Snapshot, fields: Mapping[str, tuple[Field, Rows | None]]) -> None:

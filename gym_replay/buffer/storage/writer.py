@@ -63,6 +63,9 @@ LARGE_EPISODE = 1 << 15
 """Bytes of an episode from which on checksums are computed beside the recording: reading and summing then take longer
 than what Python does around them."""
 
+STRINGS_RUN = 1 << 20
+"""Bytes of strings from which on those of a ring's episodes that have left are removed."""
+
 _WRITERS: weakref.WeakSet[FolderWriter] = weakref.WeakSet()
 
 
@@ -182,6 +185,7 @@ class FolderWriter:
         if places:
             end = reader.end_of_strings(np.concatenate(places))
             self._records.strings = StringWriter(self._columns[STRINGS], end)
+            self._most_strings = max(2 * end, STRINGS_RUN)
         reader.close()
         self.num_episodes = len(snapshot)
         self.num_steps = snapshot.num_steps
@@ -545,6 +549,12 @@ class FolderWriter:
         finally:
             self._close_files()
             self._reopen()
+
+    @property
+    def has_idle_strings(self) -> bool:
+        """Whether a ring's strings take twice the room that they took when it was last known which ones are live."""
+        strings = self._records.strings
+        return self._capacity is not None and strings is not None and strings.end > self._most_strings
 
     def put_text(self, content: bytes) -> int:
         """The place of a meta field's string, written if it is new."""

@@ -56,6 +56,7 @@ class RecordWriter:
             write_each(self.columns, repeat(slot, len(values)), values)
             return
         last, until, columns, new = self._last, self._until, [], []
+        self._until = [0] * len(values)  # until the writes are through, nothing is known to be there
         for place, value in enumerate(values):
             if value != last[place] or not value:
                 last[place], until[place] = value, 0
@@ -66,8 +67,5 @@ class RecordWriter:
                 value *= _AHEAD
             columns.append(self.columns[place])
             new.append(value)
-        try:
-            write_each(columns, repeat(slot, len(new)), new)
-        except BaseException:
-            self._until = [0] * len(values)  # what was refused is not there
-            raise
+        write_each(columns, repeat(slot, len(new)), new)
+        self._until = until

@@ -143,7 +143,6 @@ class FolderWriter:
         self._meta = {name: self._columns[meta_path(name)] for name in self.metadata.meta_fields}
         self._table = {name: self._columns[table_path(name)] for name in TABLE_DTYPES}
         self._texts = self.metadata.text_fields
-        self._records = RecordWriter(self.metadata, self._columns)
         self._sizeless = [column for column in self._steps.values() if column.row_nbytes == 0]
         self._row_nbytes = sum(column.row_nbytes for column in self._steps.values())
         # Readers of a ring may still look at any row that ever was committed, so none of those is ever cut off.
@@ -161,6 +160,7 @@ class FolderWriter:
 
     def _recount(self) -> None:
         """Take what is live from the files, as at every start and after any interrupted commit."""
+        self._records = RecordWriter(self.metadata, self._columns)  # what it wrote ahead may be given up below
         reader = FolderReader(self.folder)
         snapshot = reader.snapshot()
         if reader.valid_end < self.counters.next:  # the reader has warned

@@ -19,7 +19,7 @@ from gym_replay.wrappers.generator_state import NUMBERS, generator_state
 
 _INT, _FLOAT = struct.Struct("<q").pack, struct.Struct("<d").pack
 _NO_GENERATOR = np.zeros(NUMBERS, np.uint64).tobytes()
-_FLAG = {False: b"\x00", True: b"\x01"}
+FLAG_BYTES = {False: b"\x00", True: b"\x01"}
 _LIBRARIES = ("gym-replay", "gymnasium", "numpy", "mujoco", "ale-py", "minigrid")
 
 
@@ -52,7 +52,7 @@ def facts_of_reset(
 def facts_of_end(start: bytes, *, complete: bool) -> dict[str, bytes]:
     """What is known of an episode at its end, as the bytes of meta fields; ``start`` are those of its start."""
     (began,) = struct.unpack("<d", start)
-    return {"episode_duration": _FLOAT(time.time() - began), "episode_complete": _FLAG[complete]}
+    return {"episode_duration": _FLOAT(time.time() - began), "episode_complete": FLAG_BYTES[complete]}
 
 
 def storable_seed(seed: int | None) -> int:

@@ -14,14 +14,13 @@ import numpy as np
 from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import FieldLike, fit, make_encoder, parse_fields, to_array
+from gym_replay.buffer.storage.fields import Field, FieldLike, describe, fit, make_encoder, parse_fields, to_array
 from gym_replay.errors import EpisodeStateError, FieldError, StorageError
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import describe_run, facts_of_reset
-from gym_replay.wrappers.infos import Infos
+from gym_replay.wrappers.infos import Infos, is_info
 from gym_replay.wrappers.recorded_schema import core_fields, leaves_of, meta_fields, open_recorded, reward_shape
 from gym_replay.wrappers.recording import OnEpisode, Recording, pack_floats, pack_integers
-from gym_replay.wrappers.space_leaf import describe
 from gym_replay.wrappers.spaces import Leaf, make_flattener, make_space_encoder
 
 _ON_INCOMPLETE = ("keep", "discard")
@@ -118,10 +117,11 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         gym.Wrapper.__init__(self, env)
         dtypes = dict(dtypes or {})
         leaves = leaves_of(env, dtypes)
+        self._core = core_fields(*leaves, reward_shape(env))
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
         self._buffer = _open(
             env,
-            leaves,
+            self._core,
             buffer,
             {**limits, "circular": circular or None},
             overwrite=overwrite,
@@ -133,7 +133,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         fields, core = self._buffer.metadata.fields, self._core
         self._infos = Infos(record_info, dtypes, fields) if record_info else None
         info_names = self._infos.names if self._infos else []
-        extras = [name for name in fields if name not in core and not name.startswith(("info.", "info_present."))]
+        extras = [name for name in fields if name not in core and not is_info(name)]
         self._extra_encoders = {name: make_encoder(name, fields[name]) for name in extras}
         self._extra_defaults = tuple(fields[name].default_value().tobytes() for name in extras)
         self._extras = self._extra_defaults
@@ -164,7 +164,6 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
 
     def _make_encoders(self, env: gym.Env[Any, Any], leaves: Sequence[list[Leaf]]) -> None:
         observation, action = leaves
-        self._core = core_fields(observation, action, reward_shape(env))
         self._encode_observation = _warning_encoder(env.observation_space, observation)
         self._encode_action = _warning_encoder(env.action_space, action)
         self._action_dtype, self._action_shape = _array_of(env.action_space, action)
@@ -430,7 +429,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
 
 def _open(
     env: gym.Env[Any, Any],
-    leaves: Sequence[list[Leaf]],
+    core: dict[str, Field],
     buffer: str | os.PathLike[str] | ReplayBuffer,
     limits: Mapping[str, Any],
     *,
@@ -439,14 +438,13 @@ def _open(
     extra: Mapping[str, FieldLike] | None,
     meta: Mapping[str, FieldLike] | None,
 ) -> ReplayBuffer:
-    observation, action = leaves
     return open_recorded(
         buffer,
         limits,
         overwrite=overwrite,
         durability=durability,
-        core=core_fields(observation, action, reward_shape(env)),
-        own_meta=meta_fields(reward_shape(env)),
+        core=core,
+        own_meta=meta_fields(core["reward"].shape),
         extra=None if extra is None else parse_fields(extra, "extra field"),
         meta=None if meta is None else parse_fields(meta, "meta field"),
         environment={

@@ -15,7 +15,7 @@ from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.staging import Packer, Piece, Stage
 from gym_replay.errors import FieldError
 from gym_replay.wrappers.bounds import BoundsCheck
-from gym_replay.wrappers.episode_facts import facts_of_end
+from gym_replay.wrappers.episode_facts import FLAG_BYTES, facts_of_end
 
 OnEpisode: TypeAlias = "Callable[[FinishedEpisode], Mapping[str, Any] | bool | None]"
 """Looks at an episode before its commit: meta values to set, False to discard it, anything else to keep it."""
@@ -33,9 +33,6 @@ def pack_floats(values: Sequence[float]) -> bytes:
 def pack_integers(values: Sequence[int]) -> bytes:
     """Integers as int64."""
     return struct.pack(f"<{len(values)}q", *values)
-
-
-_FLAGS = {False: b"\x00", True: b"\x01"}
 
 
 class FinishedEpisode:
@@ -114,7 +111,7 @@ class Recording:
     def note_end(self, *, terminated: bool, truncated: bool) -> None:
         """The transition that is added next ends the episode; where an interrupt keeps it away, nothing does."""
         assert self.stage is not None
-        self.stage.last = {"terminated": _FLAGS[terminated], "truncated": _FLAGS[truncated]}
+        self.stage.last = {"terminated": FLAG_BYTES[terminated], "truncated": FLAG_BYTES[truncated]}
         self._ended_at = len(self.stage) + 1
 
     def begin(self, initial: Mapping[str, bytes], facts: Mapping[str, bytes], meta: Mapping[str, Any]) -> OpenEpisode:

@@ -16,7 +16,7 @@ from gymnasium import Space, spaces
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from gym_replay.buffer.custom_spaces import SpaceRule, find_rule, recorded_space, standard_base
-from gym_replay.buffer.storage.fields import Field, encode_text, fit, to_array
+from gym_replay.buffer.storage.fields import Field, describe, encode_text, fit, to_array
 from gym_replay.buffer.storage.names import ITEMS
 from gym_replay.errors import FieldError
 from gym_replay.wrappers.space_leaf import (
@@ -30,7 +30,6 @@ from gym_replay.wrappers.space_leaf import (
     check_graph,
     check_items,
     check_tuple,
-    describe,
     keyed,
     stored_array,
 )

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import Space
 
-from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.fields import Field, describe
 from gym_replay.buffer.storage.names import Key, encode_siblings, lengths_component
 from gym_replay.errors import FieldError, UnsupportedSpaceError
 
@@ -131,12 +131,6 @@ def keyed(place: Place, children: Sequence[tuple[Key, Space[Any]]]) -> list[tupl
     return [
         (key, place.part(key, component), child) for (key, child), component in zip(children, components, strict=True)
     ]
-
-
-def describe(value: Any) -> str:
-    """Type and beginning of a value, for messages."""
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
 def check_dict(name: str, keys: Sequence[Key], value: Any) -> dict[Key, Any]:

@@ -24,7 +24,7 @@ from gym_replay.buffer.storage.layout import (
     table_path,
     values_path,
 )
-from gym_replay.buffer.storage.ragged import SPAN, Ragged
+from gym_replay.buffer.storage.ragged import SPAN, Ragged, spans_of
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE, StringWriter
 from gym_replay.buffer.storage.writer import FolderWriter
@@ -193,9 +193,9 @@ def _write_ragged(copies: _Copies, info: Field, name: str, snapshot: Snapshot, r
     taken = snapshot.lengths + copies.has_state
     spans = copies.create(spans_path(name), SPAN, (2,))
     elements = copies.create(values_path(name), info.dtype, info.shape)
-    compact = rows.copy()
-    elements.write(0, compact.values().tobytes())
-    _write_rows(spans, snapshot.starts, taken, compact.spans)
+    counts, whole = rows.compact()
+    elements.write(0, whole.tobytes())
+    _write_rows(spans, snapshot.starts, taken, spans_of(counts))
     spans.reserve(copies.end_row)
     sums = copies.create(checksum_path(name), np.dtype("<u4"))
     sums.write_scattered(snapshot.slots, field_checksums(spans, elements, snapshot.starts, taken))

@@ -238,9 +238,9 @@ def to_array(value: Any, name: str) -> npt.NDArray[Any]:
             if array.dtype == np.float64 and isinstance(value, (list, tuple)):
                 array = _exact_integers(value, array)
         except (TypeError, ValueError, RuntimeError, OverflowError, NotImplementedError) as error:
-            raise FieldError(f"field {name!r}: expected numbers, got {_describe(value)} ({error})") from None
+            raise FieldError(f"field {name!r}: expected numbers, got {describe(value)} ({error})") from None
     if array.dtype.kind not in "buif" or array.dtype.itemsize > 8:
-        raise FieldError(f"field {name!r}: expected numbers, got {_describe(value)}; convert it first")
+        raise FieldError(f"field {name!r}: expected numbers, got {describe(value)}; convert it first")
     return array
 
 
@@ -277,7 +277,8 @@ def _exact_integers(value: Any, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """Type and beginning of a value, for messages."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
@@ -428,7 +429,7 @@ def encode_text(name: str, value: Any) -> bytes:
         FieldError: it is no string, or too long.
     """
     if not isinstance(value, str):
-        raise FieldError(f"field {name!r}: expected a string, got {_describe(value)}; pass str(...) or json.dumps(...)")
+        raise FieldError(f"field {name!r}: expected a string, got {describe(value)}; pass str(...) or json.dumps(...)")
     content = value.encode("utf-8", "surrogatepass")
     if len(content) > LARGEST_TEXT:
         raise FieldError(

@@ -13,7 +13,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from gym_replay.errors import FieldError
@@ -158,11 +158,6 @@ def key_from_json(value: Any) -> Key:
         except (TypeError, ValueError, OverflowError, RecursionError):
             pass
     raise FieldError("this is not the JSON form of a key")
-
-
-def join_components(components: Sequence[str]) -> str:
-    """The field name made of encoded components."""
-    return ".".join(components)
 
 
 def check_field_name(name: object) -> str:

@@ -19,6 +19,11 @@ SPAN = np.dtype("<i8")
 Elements = npt.NDArray[Any]
 
 
+def spans_of(counts: npt.NDArray[np.int64], first: int = 0) -> npt.NDArray[np.int64]:
+    """The spans of rows with these numbers of elements, one after another from element ``first``: ``(rows, 2)``."""
+    return np.stack((first + np.cumsum(counts) - counts, counts), axis=1)
+
+
 class Ragged:
     """The rows of a ragged field: ``rows[t]`` is an array ``(n, *field.shape)``, with another n for each t.
 
@@ -50,7 +55,7 @@ class Ragged:
     @classmethod
     def of_lengths(cls, lengths: npt.NDArray[np.int64], values: Elements) -> Ragged:
         """Rows that lie one after another in ``values``."""
-        return cls(np.stack((np.cumsum(lengths) - lengths, lengths), axis=1), lambda end: values[:end])
+        return cls(spans_of(lengths), lambda end: values[:end])
 
     @classmethod
     def concatenate(cls, parts: Sequence[Ragged]) -> Ragged:
@@ -116,8 +121,7 @@ class Ragged:
 
     def padded(self, width: int | None = None) -> Elements:
         """The rows side by side, padded with zeros on the right: ``(rows, width or longest, *shape)``."""
-        rows = Ragged(self.spans.copy(), self._view, self._path)
-        counts, elements = rows.lengths, rows.values()
+        counts, elements = self.compact()
         width = int(counts.max(initial=0)) if width is None else width
         with self.fitting_into_memory(counts):
             out = np.zeros((len(counts), width, *elements.shape[1:]), elements.dtype)
@@ -142,14 +146,17 @@ class Ragged:
         """Nested lists of the elements of each row."""
         return [row.tolist() for row in self]
 
+    def compact(self) -> tuple[npt.NDArray[np.int64], Elements]:
+        """How many elements each row has, and the elements of all rows, both in memory of their own."""
+        rows = Ragged(self.spans.copy(), self._view, self._path)
+        return rows.lengths, rows.values()
+
     def copy(self) -> Ragged:
         """The same rows with elements in memory of their own."""
-        rows = Ragged(self.spans.copy(), self._view, self._path)
-        return Ragged.of_lengths(rows.lengths, rows.values())
+        return Ragged.of_lengths(*self.compact())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        copied = self.copy()
-        return Ragged.of_lengths, (copied.lengths, copied.values())
+        return Ragged.of_lengths, self.compact()
 
     def __repr__(self) -> str:
         return f"Ragged({len(self)} rows of {self.dtype.name} elements of shape {self.shape})"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.columns import PIECE, ColumnWriter, storage_error
 from gym_replay.buffer.storage.fields import Field
-from gym_replay.buffer.storage.ragged import SPAN
+from gym_replay.buffer.storage.ragged import SPAN, spans_of
 from gym_replay.errors import StorageError
 
 Packer: TypeAlias = Callable[[Sequence[Any]], bytes]
@@ -166,6 +166,10 @@ class FileSpill:
             self.close()
 
 
+FieldPlan: TypeAlias = tuple[str, int | None, Packer | None, bool, bool, bytes]
+"""A field, its place among a transition's items, its packer, whether it is a state or ragged field, its default."""
+
+
 class RowFormat:
     """How transitions are kept until their episode is committed: a few items each, in one flat list.
 
@@ -196,7 +200,7 @@ class RowFormat:
         longest = RAGGED_CHUNK_ROWS if self.ragged else CHUNK_ROWS
         self.chunk_rows = max(min(longest, chunk_bytes // row_nbytes), 2)
         places = {name: place for place, name in enumerate(self.names)}
-        self.plan = [
+        self.plan: list[FieldPlan] = [
             (name, places.get(name), self._packers.get(name), info.state, info.ragged, self.defaults[name])
             for name, info in fields.items()
         ]
@@ -337,11 +341,13 @@ class Stage:
             if is_elements
         }
 
-    def _pieces(self, items: list[Any], start: int, *, is_last: bool) -> list[Piece]:
+    def _pieces(
+        self, items: list[Any], start: int, *, is_last: bool, plan: Sequence[FieldPlan] | None = None
+    ) -> list[Piece]:
         width, has_state = self.format.width, self.format.has_state
         initial, final, count = self.initial, self.final, len(items) // width
         pieces = []
-        for name, place, packer, is_state, is_ragged, default in self.format.plan:
+        for name, place, packer, is_state, is_ragged, default in self.format.plan if plan is None else plan:
             first = start
             if place is not None:
                 values = items[place::width]
@@ -372,8 +378,8 @@ class Stage:
     def _ragged_pieces(self, name: str, first: int, values: Sequence[bytes]) -> list[Piece]:
         counts = np.fromiter(map(len, values), SPAN, len(values)) // self.format.fields[name].nbytes
         spilled = self._spilled_elements[name]
-        spans = np.stack((spilled + np.cumsum(counts) - counts, counts), axis=1)
-        return [(name, True, spilled, b"".join(values)), (name, False, first, spans.tobytes())]
+        spans = spans_of(counts, spilled).tobytes()
+        return [(name, True, spilled, b"".join(values)), (name, False, first, spans)]
 
     def spilled_rows(self, name: str) -> int:
         """Rows of a field written early."""
@@ -390,7 +396,9 @@ class Stage:
         info = self.format.fields[name]
         early = self.spilled_rows(name)
         data = self.spill.read(name, early) if early else b""
-        data += next(piece[3] for piece in self.pieces() if piece[0] == name)
+        start, items = self._chunk
+        plan = [entry for entry in self.format.plan if entry[0] == name]
+        data += self._pieces(items, start, is_last=True, plan=plan)[0][3]
         rows = self.num_rows if info.state and self.has_final else len(self)
         if info.nbytes == 0:
             return np.empty((rows, *info.shape), info.dtype)

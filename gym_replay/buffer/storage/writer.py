@@ -38,7 +38,7 @@ from gym_replay.buffer.storage.layout import (
     write_metadata,
 )
 from gym_replay.buffer.storage.lock import WriterLock
-from gym_replay.buffer.storage.ragged import Ragged
+from gym_replay.buffer.storage.ragged import Ragged, spans_of
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
 from gym_replay.buffer.storage.records import RecordWriter
 from gym_replay.buffer.storage.ring import RowRing
@@ -389,9 +389,9 @@ class FolderWriter:
         )
         for name, values in rows.items():
             if isinstance(values, Ragged):
-                whole = values.copy()
-                place.write((name, True, 0, whole.values().tobytes()))
-                place.write((name, False, 0, whole.spans.tobytes()))
+                counts, whole = values.compact()
+                place.write((name, True, 0, whole.tobytes()))
+                place.write((name, False, 0, spans_of(counts).tobytes()))
             else:
                 self._steps[name].write(place.start, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
         self._make_visible(first_id, place, lengths, taken, flags, metas)

@@ -16,7 +16,6 @@ from gym_replay.buffer.storage.names import (
     check_field_name,
     encode_key,
     encode_siblings,
-    join_components,
     key_from_json,
     key_to_json,
     lengths_component,
@@ -210,7 +209,7 @@ def test_a_deeply_nested_key_is_refused():
 def test_joined_components_are_a_field_name_that_splits_again(keys):
     components = [encode_key(key) for key in keys]
     assume(all(map(is_stable, components)))
-    name = join_components(components)
+    name = ".".join(components)
     assert check_field_name(name) == name
     assert name.split(".") == components
 

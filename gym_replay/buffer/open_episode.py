@@ -47,19 +47,23 @@ class OpenEpisode:
     As a context manager it yields ``final_meta``, commits at the end, and discards where an exception leaves it.
     """
 
+    complete = True
+    stage: Stage | None = None
+    writer: FolderWriter | None = None
+
     def __init__(
         self, buffer: ReplayBuffer, meta: Mapping[str, Any], encoded: Mapping[str, bytes] | None = None
     ) -> None:
         self._buffer = buffer
-        self._encoders = buffer.encoders()
-        self._meta = {**(self._encoders.meta(meta) if meta else {}), **(encoded or {})}
+        self._encoders = encoders = buffer.encoders()
+        self._meta = {**encoders.meta_defaults, **(encoded or {})}
+        if meta:
+            self._meta |= encoders.meta(meta)
         self.final_meta: dict[str, Any] = {}
-        self.complete = True
-        self.stage: Stage | None = None
-        self.writer: FolderWriter | None = None
 
     def __enter__(self) -> dict[str, Any]:
         self.open()
+        self._encoders = self._buffer.encoders()
         return self.final_meta
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
@@ -82,16 +86,14 @@ class OpenEpisode:
         ``names`` and ``packers`` are those of :class:`RowFormat`.
         """
         buffer = self._buffer
-        buffer._require_no_episode("one_episode")
+        if buffer._open_episode is not None:
+            buffer._require_no_episode("one_episode")
         if self.stage is not None:
             raise EpisodeStateError("this episode was opened before; call one_episode() again")
-        writer = buffer._writing()
-        self.writer = writer
-        self.stage = writer.stage(initial=initial, names=names, packers=packers)
-        self.longest = writer.longest()
-        self._encoders = buffer.encoders()
+        self.writer = writer = buffer._writing()
+        self.stage = stage = writer.stage(initial, names, packers)
         buffer._open_episode = self
-        return self.stage
+        return stage
 
     @property
     def is_open(self) -> bool:
@@ -108,7 +110,7 @@ class OpenEpisode:
         stage = self._running()
         if stage.final is not None:
             raise EpisodeStateError("store after store_final: the last observation ends the episode")
-        if len(stage) >= self.longest:
+        if len(stage) >= stage.longest:
             self.raise_too_long()
         encoders, defaults = self._encoders.fields, self._encoders.defaults
         row = tuple([encoders[name](values.pop(name)) if name in values else defaults[name] for name in encoders])
@@ -118,7 +120,7 @@ class OpenEpisode:
 
     def raise_too_long(self) -> None:
         """Say which limit one more transition would exceed."""
-        metadata, length = self._buffer.metadata, self.longest
+        metadata, length = self._buffer.metadata, self._running().longest
         if metadata.max_timesteps is not None and length >= metadata.max_timesteps:
             raise EpisodeTooLongError(
                 f"one step past max_timesteps={metadata.max_timesteps}; end the episode, or create the buffer with a "
@@ -156,20 +158,24 @@ class OpenEpisode:
         Raises:
             StorageError: the disk refused; the episode stays open, and may be committed again.
         """
-        stage = self._running()
-        if len(stage) == 0:
+        stage = self.stage
+        if stage is None or self._buffer._open_episode is not self:
+            stage = self._running()
+        length = len(stage)
+        if length == 0:
             self._end()
             return False
         known = self._buffer.metadata.fields
         if len(known) > len(stage.format.fields):  # an interrupt came while fields were added
             missing = {name: info for name, info in known.items() if name not in stage.format.fields}
             stage.add_fields(stage.format.with_fields(missing, bring_items=False))
-        encoders = self._encoders
-        meta = {**encoders.meta_defaults, **self._meta, **(encoded or {})}
+        meta = self._meta
+        if encoded:
+            meta.update(encoded)
         if self.final_meta:
-            meta |= encoders.meta(self.final_meta)
+            meta |= self._encoders.meta(self.final_meta)
         assert self.writer is not None
-        self.writer.commit(stage, meta, complete=self.complete)
+        self.writer.commit(stage, length, meta, complete=self.complete)
         self._end()
         return True
 
@@ -180,7 +186,7 @@ class OpenEpisode:
 
     def _end(self) -> None:
         self._buffer._open_episode = None
-        if self.stage is not None:
+        if self.stage is not None and self.stage.spill is not None:
             self.stage.spill.close()
 
 

@@ -297,7 +297,7 @@ class ReplayBuffer(Readable):
             writer = FolderWriter(self._folder, durability=self._durability, uuid=self.metadata.uuid)
             self._own(writer)
         writer.check_owner()
-        if writer.has_idle_strings:
+        if writer.metadata.circular and writer.has_idle_strings:
             edits.compact_strings(writer, self._reader.refresh())
         if writer.metadata.revision != self._reader.metadata.revision:
             self._reader.refresh()
@@ -305,9 +305,10 @@ class ReplayBuffer(Readable):
 
     def encoders(self) -> open_episode.Encoders:
         """The encoders of the present schema."""
-        if self._encoders is None or self._encoders.metadata is not self.metadata:
-            self._encoders = open_episode.Encoders(self.metadata)
-        return self._encoders
+        encoders, metadata = self._encoders, self._reader.metadata
+        if encoders is None or encoders.metadata is not metadata:
+            encoders = self._encoders = open_episode.Encoders(metadata)
+        return encoders
 
     def _require_no_episode(self, what: str) -> None:
         if self._open_episode is not None:

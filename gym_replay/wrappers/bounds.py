@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Sequence
 from typing import Any, TypeAlias
@@ -15,6 +16,9 @@ from gym_replay.wrappers.spaces import Leaf
 
 RUN_BYTES = 1 << 18
 """Bytes of the first field that are compared at once: to compare each short episode would cost more than its steps."""
+
+_COMPARED = 1 << 12
+"""Elements that one comparison takes at least."""
 
 Bound = npt.NDArray[Any]
 
@@ -45,34 +49,39 @@ class BoundsCheck:
         """The fields that are compared."""
         return self._bounds.keys()
 
-    def add(self, written: Written, nbytes: int) -> None:
-        """What was written of an episode; ``nbytes`` of the first of its pieces."""
-        self._pending.append(written)
-        self._nbytes += nbytes
+    def add(self, episode: int, pieces: Sequence[Piece], ends_with_row_t: bool) -> None:
+        """What was written of an episode; with row T, that is no value of fields without state."""
+        self._pending.append((episode, pieces, ends_with_row_t))
+        self._nbytes += len(pieces[0][3])
         if self._nbytes >= RUN_BYTES:
             self.finish()
 
     def finish(self) -> None:
         """Compare all that was given."""
         pending, self._pending, self._nbytes = self._pending, [], 0
-        stretches: dict[str, list[tuple[int, int, bytes]]] = {name: [] for name in self._bounds}
-        for episode, pieces, ends_with_row_t in pending:
-            for name, is_elements, first, data in pieces:
-                if name in stretches and not is_elements:
-                    info = self._fields[name]
-                    values = data[: -info.nbytes] if ends_with_row_t and not info.state else data
-                    stretches[name].append((episode, first, values))
-        for name, given in stretches.items():
-            if given:
-                self._compare(name, given)
+        for name in self._bounds:
+            data = b"".join([piece[3] for _, pieces, _ in pending for piece in pieces if piece[0] == name])
+            # Row T is among them: mostly it is inside, and there is nothing to tell apart.
+            if len(data) and _any_outside(self._rows(name, data), *self._bounds[name]):
+                self._count(name, pending)
 
-    def _compare(self, name: str, pending: list[tuple[int, int, bytes]]) -> None:
+    def _rows(self, name: str, data: bytes) -> npt.NDArray[Any]:
+        field = self._fields[name]
+        return np.frombuffer(data, field.dtype).reshape(-1, *field.shape)
+
+    def _count(self, name: str, written: Sequence[Written]) -> None:
         field, (low, high) = self._fields[name], self._bounds[name]
-        rows = np.frombuffer(b"".join(data for _, _, data in pending), field.dtype).reshape(-1, *field.shape)
+        pending = [
+            (episode, first, data[: -field.nbytes] if ends_with_row_t and not field.state else data)
+            for episode, pieces, ends_with_row_t in written
+            for other, _, first, data in pieces
+            if other == name
+        ]
+        rows = self._rows(name, b"".join(data for _, _, data in pending))
         outside = (rows < low) | (rows > high)  # NaN is neither
-        if not outside.any():
-            return
         places = np.flatnonzero(outside.reshape(len(rows), -1).any(axis=1))
+        if len(places) == 0:
+            return
         is_first, self.counts[name] = name not in self.counts, self.counts.get(name, 0) + len(places)
         if is_first:
             self._warn(name, rows, outside, pending, int(places[0]))
@@ -116,6 +125,19 @@ def _bounds_of(leaf: Leaf) -> tuple[Bound, Bound] | None:
     if dtype.kind in "iu" and (low <= info.min).all() and (high >= info.max).all():
         return None
     return _uniform(low), _uniform(high)
+
+
+def _any_outside(rows: Bound, low: Bound, high: Bound) -> bool:
+    """Whether any row is outside; many rows are compared as one, since to compare short ones takes longer."""
+    width = math.prod(rows.shape[1:])
+    many = max(_COMPARED // width, 1)
+    whole = len(rows) // many * many
+    low, high = (np.tile(np.broadcast_to(bound, rows.shape[1:]).reshape(-1), many) for bound in (low, high))
+    for part, size in ((rows[:whole], many * width), (rows[whole:], width)):
+        values = part.reshape(-1, size)
+        if ((values < low[:size]) | (values > high[:size])).any():
+            return True
+    return False
 
 
 def _uniform(bound: Bound) -> Bound:

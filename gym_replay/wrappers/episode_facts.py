@@ -15,10 +15,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from gym_replay.wrappers.generator_state import NUMBERS, generator_state
+from gym_replay.wrappers.generator_state import NO_GENERATOR, pack_generator_state
 
-_INT, _FLOAT = struct.Struct("<q").pack, struct.Struct("<d").pack
-_NO_GENERATOR = np.zeros(NUMBERS, np.uint64).tobytes()
+_INT, _FLOAT = struct.Struct("<q").pack, struct.Struct("<d")
+_FIRST = _INT(0)
+_NO_SEED = _INT(-1)
 FLAG_BYTES = {False: b"\x00", True: b"\x01"}
 _LIBRARIES = ("gym-replay", "gymnasium", "numpy", "mujoco", "ale-py", "minigrid")
 
@@ -38,27 +39,29 @@ def facts_of_reset(
     env: gym.Env[Any, Any], seed: int | None, options: Mapping[str, Any] | None, run: bytes, index: int = 0
 ) -> dict[str, bytes]:
     """What is known of an episode before its reset, as the bytes of meta fields."""
-    rng = _NO_GENERATOR if seed is not None else generator_state(env, create=True).tobytes()
     return {
-        "episode_seed": _INT(storable_seed(seed)),
-        "episode_rng": rng,
+        "episode_seed": _NO_SEED if seed is None else _INT(storable_seed(seed)),
+        "episode_rng": pack_generator_state(env, create=True) if seed is None else NO_GENERATOR,
         "episode_options": b"" if options is None else options_to_json(options),
-        "episode_start": _FLOAT(time.time()),
+        "episode_start": _FLOAT.pack(time.time()),
         "episode_run": run,
-        "env_index": _INT(index),
+        "env_index": _INT(index) if index else _FIRST,
     }
 
 
-def facts_of_end(start: bytes, *, complete: bool) -> dict[str, bytes]:
+def facts_of_end(start: bytes, episode_return: Any, *, complete: bool) -> dict[str, bytes]:
     """What is known of an episode at its end, as the bytes of meta fields; ``start`` are those of its start."""
-    (began,) = struct.unpack("<d", start)
-    return {"episode_duration": _FLOAT(time.time() - began), "episode_complete": FLAG_BYTES[complete]}
+    (began,) = _FLOAT.unpack(start)
+    is_number = type(episode_return) is float
+    return {
+        "episode_return": _FLOAT.pack(episode_return) if is_number else episode_return.tobytes(),
+        "episode_duration": _FLOAT.pack(time.time() - began),
+        "episode_complete": FLAG_BYTES[complete],
+    }
 
 
-def storable_seed(seed: int | None) -> int:
-    """The seed, or -1 where there is none, or none that int64 takes: it is for the environment to refuse it."""
-    if seed is None:
-        return -1
+def storable_seed(seed: int) -> int:
+    """The seed, or -1 where it is none that int64 takes: it is for the environment to refuse it."""
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 1 << 63:
         warnings.warn(f"the seed {seed!r:.60} does not fit int64 and is not kept with the episode", stacklevel=4)
         return -1

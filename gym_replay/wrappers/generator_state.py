@@ -6,6 +6,7 @@ that the generator's state before the reset stands in for the seed.
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import gymnasium as gym
@@ -15,6 +16,8 @@ import numpy.typing as npt
 from gym_replay.errors import FieldError
 
 NUMBERS = 5
+NO_GENERATOR = bytes(8 * NUMBERS)
+_PACK = struct.Struct(f"<{NUMBERS}Q").pack
 _MASK_32 = (1 << 32) - 1
 _MASK_64 = (1 << 64) - 1
 
@@ -37,14 +40,19 @@ def generator_state(env: gym.Env[Any, Any], *, create: bool = False) -> npt.NDAr
         >>> generator_state(env).any(), generator_state(env, create=True).any()
         (np.False_, np.True_)
     """
+    return np.frombuffer(pack_generator_state(env, create=create), np.uint64)
+
+
+def pack_generator_state(env: gym.Env[Any, Any], *, create: bool) -> bytes:
+    """The bytes of :func:`generator_state`."""
     generator = _generator_of(env.unwrapped, create)
     if generator is None:
-        return np.zeros(NUMBERS, np.uint64)
+        return NO_GENERATOR
     state = generator.bit_generator.state
-    number, increment = state["state"]["state"], state["state"]["inc"]
+    numbers = state["state"]
+    number, increment = numbers["state"], numbers["inc"]
     rest = state["has_uint32"] << 32 | state["uinteger"]
-    numbers = (number >> 64, number & _MASK_64, increment >> 64, increment & _MASK_64, rest)
-    return np.array(numbers, np.uint64)
+    return _PACK(number >> 64, number & _MASK_64, increment >> 64, increment & _MASK_64, rest)
 
 
 def _generator_of(env: gym.Env[Any, Any], create: bool) -> np.random.Generator | None:

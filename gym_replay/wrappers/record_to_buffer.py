@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn, SupportsFloat
 
 import gymnasium as gym
@@ -15,12 +17,13 @@ from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import Field, FieldLike, describe, fit, make_encoder, parse_fields, to_array
+from gym_replay.buffer.storage.staging import UNLIMITED
 from gym_replay.errors import EpisodeStateError, FieldError, StorageError
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import describe_run, facts_of_reset
 from gym_replay.wrappers.infos import Infos, is_info
 from gym_replay.wrappers.recorded_schema import core_fields, leaves_of, meta_fields, open_recorded, reward_shape
-from gym_replay.wrappers.recording import OnEpisode, Recording, pack_floats, pack_integers
+from gym_replay.wrappers.recording import OnEpisode, Recording
 from gym_replay.wrappers.spaces import Leaf, make_flattener, make_space_encoder
 
 _ON_INCOMPLETE = ("keep", "discard")
@@ -167,15 +170,13 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         self._encode_observation = _warning_encoder(env.observation_space, observation)
         self._encode_action = _warning_encoder(env.action_space, action)
         self._action_dtype, self._action_shape = _array_of(env.action_space, action)
-        # And the numbers that are kept as they are until the commit: to take the bytes of each costs more.
+        # And the numbers that are kept as they are until the commit, buffers of their bytes: to take these costs more.
         self._action_number: type | None = None
-        self._packers: dict[str, Any] = {} if self._core["reward"].shape else {"reward": pack_floats}
+        self._packers: dict[str, Any] = {} if self._core["reward"].shape else {"reward": partial(array, "d")}
         is_number = isinstance(env.action_space, gym.spaces.Discrete) and action[0].space is env.action_space
         if is_number and action[0].field.dtype == np.int64:
             self._action_number = np.int64
-            self._encode_action = _integer_of(self._encode_action)
-            self._packers["action"] = pack_integers
-        elif len(action) == 1:
+        if len(action) == 1:
             self._encode_action = _single_of(self._encode_action)
 
     @property
@@ -290,7 +291,14 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
 
     def _open_at(self, observation: Any, info: Any, facts: dict[str, bytes]) -> None:
         """Note the first row of an episode; it is opened by its first step."""
-        self._first = dict(zip(self._observation_names, self._encode_observation(observation), strict=True))
+        if (
+            type(observation) is _ndarray
+            and observation.dtype is self._plain_dtype
+            and observation.shape == self._plain_shape
+        ):
+            self._first = {self._observation_names[0]: observation.tobytes()}
+        else:
+            self._first = dict(zip(self._observation_names, self._encode_observation(observation), strict=True))
         self._facts, self._meta = facts, {}
         self._extras = self._extra_defaults
         if self._infos is not None:
@@ -311,24 +319,24 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         recording = self._recording
         if self._room == _BROKEN:
             recording.is_broken = True
-        if recording.is_broken or recording.has_ended:
+        if recording.is_broken or (recording.stage is not None and recording.has_ended):
             self._end_episode()  # as was not done, or refused, before
-        if recording.stage is None:
+        stage = recording.stage
+        if stage is None:
             if self._first is None:
                 return 0
-            episode = recording.begin(self._first, self._facts, self._meta)
+            episode, stage = recording.begin(self._first, self._facts, self._meta)
             self._first = None
             if self._guarded is not episode.writer:
                 # Made after the writer's own, so that at the interpreter's exit it runs before it.
                 self._guarded = episode.writer
                 weakref.finalize(self, recording.end)
-        stage = recording.stage
-        assert stage is not None
         self._extend, room = stage.make_room()
-        room = min(room, recording.longest - len(stage))
-        if room <= 0:
-            assert recording.episode is not None
-            recording.episode.raise_too_long()
+        if stage.longest < UNLIMITED:
+            room = min(room, stage.longest - len(stage))
+            if room <= 0:
+                assert recording.episode is not None
+                recording.episode.raise_too_long()
         return room
 
     def _end_episode(self) -> None:
@@ -503,11 +511,6 @@ def _warn_of_dtype(leaf: Leaf, found: np.dtype[Any]) -> None:
 def _single_of(encode: Callable[[Any], Any]) -> Callable[[Any], bytes]:
     """The bytes of the only field, as the fast path has them."""
     return lambda value: encode(value)[0]
-
-
-def _integer_of(encode: Callable[[Any], Any]) -> Callable[[Any], int]:
-    """The number that was encoded: the encoder checks it."""
-    return lambda value: int.from_bytes(encode(value)[0], "little", signed=True)
 
 
 def _flag(name: str, value: Any) -> bool:

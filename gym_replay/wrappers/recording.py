@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import struct
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,17 +23,7 @@ OnEpisode: TypeAlias = "Callable[[FinishedEpisode], Mapping[str, Any] | bool | N
 
 
 _FEW = 60
-"""Rewards up to which a loop sums them faster than an array."""
-
-
-def pack_floats(values: Sequence[float]) -> bytes:
-    """Python floats as float64."""
-    return struct.pack(f"<{len(values)}d", *values)
-
-
-def pack_integers(values: Sequence[int]) -> bytes:
-    """Integers as int64."""
-    return struct.pack(f"<{len(values)}q", *values)
+"""Rewards up to which they are summed faster one by one than as an array."""
 
 
 class FinishedEpisode:
@@ -93,13 +84,13 @@ class Recording:
         self._names = tuple(names)
         self._packers = packers
         self._keep = keep
+        self._has_bounds = bool(bounds.names)
         self._on_episode = on_episode
         self._verdict: tuple[Mapping[str, Any], bool] | None = None
-        self._facts: Mapping[str, bytes] = {}
+        self._facts: dict[str, bytes] = {}
         self._meta: Mapping[str, Any] = {}
         self.episode: OpenEpisode | None = None
         self.stage: Stage | None = None
-        self.longest = 0
         self.is_broken = False  # a step was lost, so none may follow
         self._ended_at = -1
 
@@ -114,18 +105,19 @@ class Recording:
         self.stage.last = {"terminated": FLAG_BYTES[terminated], "truncated": FLAG_BYTES[truncated]}
         self._ended_at = len(self.stage) + 1
 
-    def begin(self, initial: Mapping[str, bytes], facts: Mapping[str, bytes], meta: Mapping[str, Any]) -> OpenEpisode:
+    def begin(
+        self, initial: Mapping[str, bytes], facts: dict[str, bytes], meta: Mapping[str, Any]
+    ) -> tuple[OpenEpisode, Stage]:
         """Open an episode: row 0 of the state fields, the meta fields known from the reset, and those of the user."""
         episode = OpenEpisode(self.buffer, meta, facts)
         stage = episode.open(initial, self._names, self._packers)
         self.is_broken, self._ended_at = False, -1
         self._verdict = None
         self._facts, self._meta = facts, meta
-        self.longest = episode.longest
-        if self.bounds.names:
+        if self._has_bounds:
             stage.watch = self._watch
         self.episode, self.stage = episode, stage
-        return episode
+        return episode, stage
 
     def add_fields(self, fields: Mapping[str, Field]) -> None:
         """Add fields to the buffer, of which each step from now on brings an item.
@@ -145,9 +137,11 @@ class Recording:
         stage, episode = self.stage, self.episode
         assert stage is not None
         assert episode is not None
-        assert episode.writer is not None
-        number = stage.commit_id if is_last and stage.commit_id is not None else episode.writer.counters.next
-        self.bounds.add((number, pieces, is_last and stage.format.has_state), len(pieces[0][3]))
+        number = stage.commit_id
+        if not is_last or number is None:
+            assert episode.writer is not None
+            number = episode.writer.counters.next
+        self.bounds.add(number, pieces, is_last and stage.format.has_state)
 
     def end(self) -> None:
         """Commit the episode, or discard it: where it was cut and cut ones are not kept, or ``on_episode`` says so.
@@ -158,10 +152,11 @@ class Recording:
         episode, stage = self.episode, self.stage
         if episode is None:
             return
-        if stage is None or len(stage) == 0 or not (self.has_ended or self._keep):
+        length = 0 if stage is None else len(stage)
+        complete = self._ended_at == length
+        if stage is None or length == 0 or not (complete or self._keep):
             episode.discard()
         elif episode.is_open:
-            complete = self.has_ended
             if not complete:
                 stage.last = {"truncated": b"\x01"}
             try:
@@ -178,29 +173,33 @@ class Recording:
 
     def _commit(self, episode: OpenEpisode, stage: Stage, *, complete: bool) -> None:
         total = self._return_of(stage)
-        facts = facts_of_end(self._facts["episode_start"], complete=complete)
-        facts["episode_return"] = total.tobytes() if isinstance(total, np.ndarray) else pack_floats((total,))
-        if self._on_episode is not None:
-            try:
-                meta, keep = self._judged(self._on_episode, episode, stage, total, complete=complete)
-            except BaseException:
-                self._verdict = {}, True
-                episode.complete = complete
-                episode.commit(facts)  # the episode is not lost to what looks at it
-                raise
-            if not keep:
-                episode.discard()
-                return
-            episode.final_meta.update(meta)
+        facts = facts_of_end(self._facts["episode_start"], total, complete=complete)
         episode.complete = complete
+        if self._on_episode is not None and not self._is_kept(self._on_episode, episode, stage, total, facts):
+            episode.discard()
+            return
         episode.commit(facts)
 
+    def _is_kept(
+        self, on_episode: OnEpisode, episode: OpenEpisode, stage: Stage, total: Any, facts: Mapping[str, bytes]
+    ) -> bool:
+        """Whether ``on_episode`` keeps the episode, with its meta fields then."""
+        try:
+            meta, is_kept = self._judged(on_episode, episode, stage, total)
+        except BaseException:
+            self._verdict = {}, True
+            episode.commit(facts)  # the episode is not lost to what looks at it
+            raise
+        episode.final_meta.update(meta)
+        return is_kept
+
     def _judged(
-        self, on_episode: OnEpisode, episode: OpenEpisode, stage: Stage, total: Any, *, complete: bool
+        self, on_episode: OnEpisode, episode: OpenEpisode, stage: Stage, total: Any
     ) -> tuple[Mapping[str, Any], bool]:
         """What ``on_episode`` said, asked once for each episode."""
         if self._verdict is None:
-            said = on_episode(FinishedEpisode(stage, {**self._meta, **episode.final_meta}, total, complete=complete))
+            finished = FinishedEpisode(stage, {**self._meta, **episode.final_meta}, total, complete=episode.complete)
+            said = on_episode(finished)
             meta = said if isinstance(said, Mapping) else {}
             if own := [name for name in meta if name in self.buffer.metadata.recorder_meta]:
                 raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")
@@ -210,14 +209,9 @@ class Recording:
 
     def _return_of(self, stage: Stage) -> Any:
         """The sum of the rewards, one after another: a float, or an array for rewards of several values."""
-        if stage.format.fields["reward"].shape:
+        if "reward" not in self._packers:  # several values
             return np.cumsum(stage.column("reward"), axis=0)[-1]
-        if stage.spilled_rows("reward"):
-            return float(np.cumsum(stage.column("reward"))[-1])
         rewards = stage.items("reward")
-        if len(rewards) > _FEW:
-            return float(np.cumsum(np.frombuffer(pack_floats(rewards), np.float64))[-1])
-        total = 0.0
-        for reward in rewards:
-            total += reward
-        return total
+        if len(rewards) > _FEW or stage.spill is not None:
+            return float(np.cumsum(stage.column("reward"))[-1])
+        return float(deque(accumulate(rewards, initial=0.0), 1)[0])

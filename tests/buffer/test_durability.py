@@ -11,8 +11,8 @@ import pytest
 from buffer_helpers import FIELDS, META, add, contents, files_of, ids, make, make_plain, run_script
 
 from gym_replay import ReplayBuffer, StorageError, check_buffer
-from gym_replay.buffer.storage import columns, records, staging, writer
-from gym_replay.buffer.storage.columns import ColumnWriter
+from gym_replay.buffer.storage import staging
+from gym_replay.buffer.storage.columns import ColumnGroup, ColumnWriter
 from gym_replay.buffer.storage.episodes import Counters
 
 
@@ -47,21 +47,20 @@ class _Syncs:
     def __init__(self, monkeypatch, folder):
         self.events = []
         self._wrap(monkeypatch, ColumnWriter, "write", lambda column, *_: ("write", self._name(folder, column)))
-        self._wrap_records(monkeypatch, folder)
+        self._wrap_groups(monkeypatch, folder)
         self._wrap(monkeypatch, ColumnWriter, "sync", lambda column: ("sync", self._name(folder, column)))
         self._wrap(monkeypatch, Counters, "sync", lambda counters: ("sync", "commit.npy"))
         self._wrap(monkeypatch, Counters, "put", lambda counters, name, value: ("put", name))
+        self._wrap(monkeypatch, Counters, "put_next", lambda counters, value: ("put", "next"))
 
-    def _wrap_records(self, monkeypatch, folder):
-        real = columns.write_each
+    def _wrap_groups(self, monkeypatch, folder):
+        real = ColumnGroup.write
 
-        def wrapped(targets, rows, data):
-            targets = list(targets)
-            real(targets, rows, data)
-            self.events += [("write", self._name(folder, column)) for column in targets]
+        def wrapped(group, *arguments):
+            real(group, *arguments)
+            self.events += [("write", self._name(folder, column)) for column, *_ in group._columns]
 
-        for module in (records, writer):
-            monkeypatch.setattr(module, "write_each", wrapped)
+        monkeypatch.setattr(ColumnGroup, "write", wrapped)
 
     @staticmethod
     def _name(folder, column):
@@ -154,15 +153,14 @@ def test_power_loss_at_a_durable_commit_of_a_ring_loses_the_evicted_episode_only
     monkeypatch.setattr(Counters, "sync", sync)
     with make_plain(folder, circular=True, durability="power", **limits) as buffer:
         add(buffer, 5, 5, 5)
-        real_put = Counters.put
-        monkeypatch.setattr(
-            Counters, "put", lambda counters, name, value: (real_put(counters, name, value), note(name))[0]
-        )
+        real_put = Counters.put_next
 
-        def note(name):
+        def put_next(counters, value):
             nonlocal off
-            off = off or name == "next"
+            real_put(counters, value)
+            off = True
 
+        monkeypatch.setattr(Counters, "put_next", put_next)
         with pytest.raises(OSError, match="power off"):
             buffer.store_episode(x=np.full(5, -1))
         off = False

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import zlib
 from typing import Any
 
 import numpy as np
 
-from gym_replay.buffer.storage.episodes import record_crc
+from gym_replay.buffer.storage.episodes import DELETED, pack_record
 
 from .attacks_on_files import encode_header, files_of, remove, sizes_text
 from .attacks_on_metadata import Raw, entry, insert, load, replace_text, save, set_value
@@ -72,8 +73,8 @@ def forge(site: Site, episode: int, **values: int) -> None:
         _column(site, name)[slot] = value
     start, length, flags = (int(_column(site, name)[slot]) for name in ("start", "length", "flags"))
     metas = [_column(site, f"meta/{e['name'].replace('.', '/')}") for e in metadata["meta_fields"]]
-    crc = record_crc(episode, start, length, flags, [np.asarray(meta[slot]).tobytes() for meta in metas])
-    _column(site, "record_crc")[slot] = crc
+    values = b"".join(np.asarray(meta[slot]).tobytes() for meta in metas)
+    _column(site, "record_crc")[slot] = zlib.crc32(pack_record(episode, start, length, flags & ~DELETED) + values)
 
 
 def _forge_one(site: Site, at: int, how: str, value: int) -> None:
@@ -188,7 +189,7 @@ def forge_buffer(
         column(f"steps/{path}.npy", info["dtype"], tuple(info["shape"]), rows)
         column(f"checksums/{path}.npy", "uint32", (), count)
     zero = [bytes(np.dtype(m["dtype"]).itemsize * int(np.prod(m["shape"]))) for m in meta if np.prod(m["shape"]) < 1e6]
-    crcs = [record_crc(at, *episode, zero) for at, episode in enumerate(episodes)]
+    crcs = [zlib.crc32(pack_record(at, *episode) + b"".join(zero)) for at, episode in enumerate(episodes)]
     table = [list(values) for values in zip(*episodes, strict=True)] if episodes else [[], [], []]
     for name, dtype, values in zip(
         ("start", "length", "flags", "record_crc"), ("i8", "i8", "u1", "u4"), (*table, crcs), strict=True

@@ -79,7 +79,8 @@ class _Fuse:
             setattr(os, name, self._wrap(getattr(os, name), half=name == "pwrite"))
         from gym_replay.buffer.storage.episodes import Counters
 
-        Counters.put = self._wrap(Counters.put)  # type: ignore[method-assign]
+        for name in ("put", "put_next"):
+            setattr(Counters, name, self._wrap(getattr(Counters, name)))
 
     def _wrap(self, function: Callable, *, half: bool = False) -> Callable:
         def wrapped(*args, **kwargs):

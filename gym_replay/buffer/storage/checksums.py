@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -81,10 +81,10 @@ def _ragged_checksum(spans: ColumnWriter, elements: ColumnWriter, start: int, ro
     value, longest = 0, PIECE // spans.row_nbytes
     for row in range(0, rows, longest):
         part = spans.read_array(start + row, min(longest, rows - row)) - np.array([base, 0])
-        value = zlib.crc32(part.tobytes(), value)
+        value = crc32(part.tobytes(), value)
     longest = max(PIECE // elements.row_nbytes, 1)
     for element in range(0, count, longest):
-        value = zlib.crc32(elements.read(base + element, min(longest, count - element)), value)
+        value = crc32(elements.read(base + element, min(longest, count - element)), value)
     return value
 
 
@@ -107,19 +107,18 @@ def row_checksums(
     if width == 0:
         return sums
     longest = max(PIECE // width, 1)
+    begins, ends = starts.tolist(), (starts + rows).tolist()
     first = 0
-    while first < len(starts):
-        last = first + 1
-        end = int(starts[first] + rows[first])
-        while last < len(starts) and starts[last] == end and end + rows[last] - starts[first] <= longest:
-            end += int(rows[last])
+    while first < len(begins):
+        begin, last = begins[first], first + 1
+        while last < len(begins) and begins[last] == ends[last - 1] and ends[last] - begin <= longest:
             last += 1
-        if rows[first] > longest:
-            sums[first] = _long_checksum(column, int(starts[first]), int(rows[first]), longest)
+        if ends[first] - begin > longest:
+            sums[first] = _long_checksum(column, begin, ends[first] - begin, longest)
         else:
-            content = memoryview(column.read(int(starts[first]), end - int(starts[first])))
-            edges = ((np.append(starts[first:last], end) - starts[first]) * width).tolist()
-            sums[first:last] = [zlib.crc32(content[low:high]) for low, high in pairwise(edges)]
+            content = memoryview(column.read(begin, ends[last - 1] - begin))
+            edges = ((np.append(starts[first:last], ends[last - 1]) - begin) * width).tolist()
+            sums[first:last] = [crc32(content[low:high]) for low, high in pairwise(edges)]
         first = last
     return sums
 
@@ -127,5 +126,5 @@ def row_checksums(
 def _long_checksum(column: ColumnWriter, start: int, rows: int, longest: int) -> int:
     value = 0
     for row in range(0, rows, longest):
-        value = zlib.crc32(column.read(start + row, min(longest, rows - row)), value)
+        value = crc32(column.read(start + row, min(longest, rows - row)), value)
     return value

@@ -78,7 +78,7 @@ def compact_strings(writer: FolderWriter, snapshot: Snapshot) -> None:
         meta = {}
         for name in writer.metadata.text_fields:
             places = [strings.put(encode_text(name, text)) for text in snapshot.meta(name).tolist()]
-            meta[name] = np.array(places, np.int64)
+            meta[name] = np.frombuffer(b"".join(places), np.int64)
             copies.copy(meta_path(name)).write_scattered(snapshot.slots, meta[name])
         _rewrite_check_values(copies, writer, snapshot, everyone, meta)
     writer.switch(writer.metadata, copies.paths)

@@ -6,7 +6,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ DELETED = 4
 
 _NAMES = ("revision", "base", "first", "next", "summed", "deletions")
 _PLACES = {name: place for place, name in enumerate(_NAMES)}
+_NEXT = _PLACES["next"]
 _DTYPE = np.dtype("<i8")
-_RECORD = struct.Struct("<qqqB")
 
 
 class Counters:
@@ -101,6 +101,10 @@ class Counters:
         """Store one counter."""
         self._values[_PLACES[name]] = value
 
+    def put_next(self, value: int) -> None:
+        """Store the counter ``next``: the commit."""
+        self._values[_NEXT] = value
+
     def cut(self, episode_id: int) -> None:
         """Let go of an episode and all after it."""
         for name in ("summed", "first", "next"):
@@ -144,9 +148,8 @@ def record_crcs(
     return np.fromiter((crc32(content[at : at + width]) for at in range(0, count * width, width)), np.uint32, count)
 
 
-def record_crc(episode_id: int, start: int, length: int, flags: int, meta: Iterable[bytes]) -> int:
-    """The same for one record."""
-    return zlib.crc32(b"".join((_RECORD.pack(episode_id, start, length, flags & (255 - DELETED)), *meta)))
+pack_record = struct.Struct("<qqqB").pack
+"""What comes before the meta values in a record whose episode is not deleted: id, start, length, flags."""
 
 
 def slots_of(ids: npt.NDArray[np.int64], base: int, capacity: int | None) -> npt.NDArray[np.int64]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import repeat
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
+from zlib import crc32
 
-from gym_replay.buffer.storage.columns import ColumnWriter, write_each
-from gym_replay.buffer.storage.episodes import record_crc
+from gym_replay.buffer.storage.columns import ColumnGroup, ColumnWriter
+from gym_replay.buffer.storage.episodes import pack_record
 from gym_replay.buffer.storage.layout import TABLE_DTYPES, Metadata, meta_path, table_path
 from gym_replay.buffer.storage.strings import StringWriter
+
+_pack_crc = struct.Struct("<I").pack
 
 _AHEAD = 256
 """Slots that a value which comes again is written to at once."""
@@ -31,32 +35,43 @@ class RecordWriter:
         self, metadata: Metadata, columns: Mapping[str, ColumnWriter], strings: StringWriter | None = None
     ) -> None:
         self.strings = strings
-        self._names = tuple(metadata.meta_fields)
-        self._texts = [place for place, name in enumerate(self._names) if metadata.meta_fields[name].is_text]
-        self.columns = [columns[meta_path(name)] for name in self._names]
+        names = list(metadata.meta_fields)
+        self._texts = [place for place, name in enumerate(names) if metadata.meta_fields[name].is_text]
+        self._values_of: Callable[[Mapping[str, bytes]], Iterable[bytes]] = lambda meta: [meta[name] for name in names]
+        if len(names) > 1:
+            self._values_of = itemgetter(*names)
+        self.columns = [columns[meta_path(name)] for name in names]
         self.columns += [columns[table_path(name)] for name in TABLE_DTYPES]
         self._runs_ahead = metadata.table_capacity is None
         self._last: list[bytes] = [b""] * len(self.columns)
         self._until = [0] * len(self.columns)
+        # Below this slot only some values are new, where the others are what they were.
+        self._steady_until = 0
+        self._steady: Sequence[bytes] = ()
+        self._steady_of: Callable[[Sequence[bytes]], Sequence[bytes]] = tuple
+        self._new_of: Callable[[Sequence[bytes]], Sequence[bytes]] = tuple
+        self._new_columns = self._all_columns = ColumnGroup(self.columns)
 
     def write(self, slot: int, episode_id: int, start: int, length: int, flags: int, meta: Mapping[str, bytes]) -> None:
         """Put the record of an episode into a slot; ``meta`` has every meta field, of string fields the string."""
-        values = [meta[name] for name in self._names]
-        for place in self._texts:
-            assert self.strings is not None
-            values[place] = self.strings.put(values[place]).to_bytes(8, "little", signed=True)
-        crc = record_crc(episode_id, start, length, flags, values)
-        values += (
-            start.to_bytes(8, "little"),
-            length.to_bytes(8, "little"),
-            flags.to_bytes(1, "little"),
-            crc.to_bytes(4, "little"),
-        )
-        if not self._runs_ahead:
-            write_each(self.columns, repeat(slot, len(values)), values)
-            return
-        last, until, columns, new = self._last, self._until, [], []
-        self._until = [0] * len(values)  # until the writes are through, nothing is known to be there
+        values = [*self._values_of(meta)]
+        if self.strings is not None:
+            places = self.strings.places
+            for text in self._texts:
+                values[text] = places.get(values[text]) or self.strings.put(values[text])
+        numbers = pack_record(episode_id, start, length, flags)
+        values += numbers[8:16], numbers[16:24], numbers[24:], _pack_crc(crc32(numbers + b"".join(values)))
+        if slot < self._steady_until and self._steady_of(values) == self._steady:
+            self._new_columns.write(slot, slot + 1, self._new_of(values))
+        elif self._runs_ahead:
+            self._write_ahead(slot, values)
+        else:
+            self._all_columns.write(slot, slot + 1, values)
+
+    def _write_ahead(self, slot: int, values: list[bytes]) -> None:
+        last, until = self._last, self._until
+        # Until the writes are through, nothing is known to be there.
+        self._until, self._steady_until = [0] * len(values), 0
         for place, value in enumerate(values):
             if value != last[place] or not value:
                 last[place], until[place] = value, 0
@@ -65,7 +80,16 @@ class RecordWriter:
             elif len(value) <= 8:
                 until[place] = slot + _AHEAD
                 value *= _AHEAD
-            columns.append(self.columns[place])
-            new.append(value)
-        write_each(columns, repeat(slot, len(new)), new)
+            self.columns[place].reserve(slot + 1)  # values may have no bytes at all
+            self.columns[place].write(slot, value)
         self._until = until
+        self._note_steady(slot, values)
+
+    def _note_steady(self, slot: int, values: list[bytes]) -> None:
+        steady = [place for place, end in enumerate(self._until) if end > slot + 1]
+        others = [place for place, end in enumerate(self._until) if end <= slot + 1]
+        if len(steady) > 1 and len(others) > 1:
+            self._steady_of, self._new_of = itemgetter(*steady), itemgetter(*others)
+            self._steady = self._steady_of(values)
+            self._new_columns = ColumnGroup(self.columns[place] for place in others)
+            self._steady_until = min(self._until[place] for place in steady)

@@ -18,6 +18,9 @@ class RowRing:
     Args:
         runs: ``(first row, end row)`` of each run, the oldest first.
 
+    Attributes:
+        end: one past the highest owned row.
+
     Example:
         >>> ring = RowRing([(10, 30)])
         >>> ring.place(10), ring.place(11), ring.place(11, end=30)
@@ -26,6 +29,7 @@ class RowRing:
 
     def __init__(self, runs: Iterable[tuple[int, int]] = ()) -> None:
         self._runs: deque[tuple[int, int]] = deque(runs)
+        self.end = self._find_end()
 
     @classmethod
     def of_episodes(cls, starts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> RowRing:
@@ -38,9 +42,7 @@ class RowRing:
         last = ends[np.concatenate((breaks - 1, [len(ends) - 1]))]
         return cls(zip(first.tolist(), last.tolist(), strict=True))
 
-    @property
-    def end(self) -> int:
-        """One past the highest owned row."""
+    def _find_end(self) -> int:
         return max((end for _, end in self._runs), default=0)
 
     def place(self, rows: int, *, end: int | None = None) -> int | None:
@@ -54,10 +56,13 @@ class RowRing:
 
     def take(self, start: int, rows: int) -> None:
         """Let the newest episode own ``rows`` rows from ``start``."""
-        if self._runs and self._runs[-1][1] == start:
-            self._runs[-1] = (self._runs[-1][0], start + rows)
+        runs, stop = self._runs, start + rows
+        if runs and runs[-1][1] == start:
+            runs[-1] = (runs[-1][0], stop)
         else:
-            self._runs.append((start, start + rows))
+            runs.append((start, stop))
+        if stop > self.end:
+            self.end = stop
 
     def release(self, rows: int) -> None:
         """Let the oldest episode, of ``rows`` rows, go."""
@@ -66,3 +71,4 @@ class RowRing:
             self._runs[0] = (start + rows, end)
         else:
             self._runs.popleft()
+            self.end = self._find_end()

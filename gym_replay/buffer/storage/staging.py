@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -17,13 +18,16 @@ from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.ragged import SPAN, spans_of
 from gym_replay.errors import StorageError
 
-Packer: TypeAlias = Callable[[Sequence[Any]], bytes]
-"""Makes the bytes of several rows of a field out of what was kept of each."""
+Packer: TypeAlias = Callable[[list[Any]], Any]
+"""Makes a buffer of several rows of a field out of what was kept of each."""
 
 CHUNK_BYTES = 1 << 20
 CHUNK_ROWS = 1 << 14
 RAGGED_CHUNK_ROWS = 1 << 8
 RING_CHUNK_BYTES = 1 << 26
+
+UNLIMITED = 1 << 62
+"""The transitions of an episode where there is no limit."""
 
 
 Piece: TypeAlias = tuple[str, bool, int, bytes]
@@ -193,15 +197,16 @@ class RowFormat:
         self.width = len(self.names)
         self.defaults = {name: info.default_value().tobytes() for name, info in fields.items()}
         self.ragged = [name for name, info in fields.items() if info.ragged]
+        self.no_elements = dict.fromkeys(self.ragged, 0)
         self.has_state = any(info.state for info in fields.values())
         self._packers = dict(packers or {})
         self._chunk_bytes = chunk_bytes
         row_nbytes = max(sum(info.nbytes for info in fields.values()), 1)
         longest = RAGGED_CHUNK_ROWS if self.ragged else CHUNK_ROWS
         self.chunk_rows = max(min(longest, chunk_bytes // row_nbytes), 2)
-        places = {name: place for place, name in enumerate(self.names)}
+        self.places = {name: place for place, name in enumerate(self.names)}
         self.plan: list[FieldPlan] = [
-            (name, places.get(name), self._packers.get(name), info.state, info.ragged, self.defaults[name])
+            (name, self.places.get(name), self._packers.get(name), info.state, info.ragged, self.defaults[name])
             for name, info in fields.items()
         ]
 
@@ -221,26 +226,33 @@ class Stage:
 
     Args:
         row_format: what each transition brings.
-        spill: where long episodes are written to before their commit.
+        open_spill: opens what long episodes are written to before their commit.
         initial: the first state's bytes by field; one that is missing is the default.
 
     Attributes:
         final: the last state's bytes by field.
         last: the bytes that fields without items hold at the last transition, where it is not their default.
+        longest: how many transitions there may be, for whoever adds them.
         watch: is given the pieces that were written, when they were.
     """
 
-    def __init__(self, row_format: RowFormat, spill: Spill, *, initial: Mapping[str, bytes] | None = None) -> None:
+    # What most episodes never change is not made for each of them.
+    longest = UNLIMITED
+    spill: Spill | None = None
+    final: Mapping[str, bytes] | None = None
+    last: Mapping[str, bytes] = MappingProxyType({})
+    watch: Callable[[Sequence[Piece], bool], None] | None = None
+    commit_id: int | None = None  # the id under which a commit was begun
+    _unfilled: Mapping[str, int] = MappingProxyType({})  # rows written early without the default of a field added since
+
+    def __init__(
+        self, row_format: RowFormat, open_spill: Callable[[], Spill], *, initial: Mapping[str, bytes] | None = None
+    ) -> None:
         self.format = row_format
-        self.spill = spill
+        self._open_spill = open_spill
         self.initial = initial
-        self.final: Mapping[str, bytes] | None = None
-        self.last: dict[str, bytes] = {}
-        self.watch: Callable[[Sequence[Piece], bool], None] | None = None
-        self.commit_id: int | None = None  # the id under which a commit was begun
         self._chunk: tuple[int, list[Any]] = (0, [])
-        self._spilled_elements = dict.fromkeys(row_format.ragged, 0)
-        self._unfilled: dict[str, int] = {}  # how many rows written early lack the default of a field added since
+        self._spilled_elements = row_format.no_elements
 
     def __len__(self) -> int:
         start, items = self._chunk
@@ -288,12 +300,13 @@ class Stage:
             extended += items[at : at + width]
             extended += more
         added = {name: info for name, info in row_format.fields.items() if name not in before.fields}
-        self.spill.add_fields(added)
-        self._spilled_elements |= {name: 0 for name in row_format.ragged if name in added}
+        if self.spill is not None:
+            self.spill.add_fields(added)
+        self._spilled_elements = {**row_format.no_elements, **self._spilled_elements}
         early = {
-            name: start + (start > 0 and info.state and self.initial is not None)
+            name: start + (info.state and self.initial is not None)
             for name, info in added.items()
-            if not info.ragged
+            if start and not info.ragged
         }
         # In one call: an interrupt in between would leave items that the format does not fit.
         self.__dict__.update(format=row_format, _chunk=(start, extended), _unfilled={**self._unfilled, **early})
@@ -301,18 +314,21 @@ class Stage:
             self._fill()
 
     def _fill(self) -> None:
-        for name, rows in list(self._unfilled.items()):
+        for name, rows in self._unfilled.items():
+            assert self.spill is not None
             row = self.format.defaults[name]
             step = max(PIECE // max(len(row), 1), 1)
             for first in range(0, rows, step):
                 self.spill.write((name, False, first, row * min(step, rows - first)))
-            del self._unfilled[name]
+            self._unfilled = {other: rows for other, rows in self._unfilled.items() if other != name}
 
     def _write_chunk(self) -> None:
         self._fill()
         start, items = self._chunk
         width = self.format.width
         pieces = self._pieces(items[:-width], start, is_last=False)  # a step that is cut changes the last transition
+        if self.spill is None:
+            self.spill = self._open_spill()
         for piece in pieces:
             self.spill.write(piece)
         chunk, spilled = (start + len(items) // width - 1, items[-width:]), self.num_elements(pieces)
@@ -327,9 +343,29 @@ class Stage:
         Raises:
             StorageError: there is no room for what should have been written before.
         """
-        self._fill()
+        if self._unfilled:
+            self._fill()
         start, items = self._chunk
+        if start == 0 and self.initial is not None and self.format.has_state and not self.format.ragged:
+            return self._whole(items, self.initial)
         return self._pieces(items, start, is_last=True)
+
+    def _whole(self, items: list[Any], initial: Mapping[str, bytes]) -> list[Piece]:
+        """The same as ``_pieces``, with less to do, of an episode that is all in memory and began with row 0."""
+        width, last, pieces = self.format.width, self.last, []
+        count = len(items) // width
+        for name, place, packer, is_state, _, default in self.format.plan:
+            if place is None:
+                data = default * (count - 1) + last.get(name, default)
+                data = initial.get(name, default) + data if is_state else data + default
+            elif is_state:
+                data = b"".join([initial.get(name, default), *items[place::width]])
+            elif packer is not None:
+                data = b"".join([packer(items[place::width]), default])
+            else:
+                data = b"".join([*items[place::width], default])
+            pieces.append((name, False, 0, data))
+        return pieces
 
     def num_elements(self, pieces: Sequence[Piece]) -> dict[str, int]:
         """How many elements each ragged field has in the episode, whose last pieces are these."""
@@ -344,35 +380,27 @@ class Stage:
     def _pieces(
         self, items: list[Any], start: int, *, is_last: bool, plan: Sequence[FieldPlan] | None = None
     ) -> list[Piece]:
-        width, has_state = self.format.width, self.format.has_state
-        initial, final, count = self.initial, self.final, len(items) // width
+        row_format, initial, final, last = self.format, self.initial, self.final, self.last if is_last else {}
+        width, ends_with_row_t = row_format.width, is_last and row_format.has_state
+        count = len(items) // width
         pieces = []
-        for name, place, packer, is_state, is_ragged, default in self.format.plan if plan is None else plan:
-            first = start
-            if place is not None:
-                values = items[place::width]
-            elif is_ragged:
-                values = [default] * count
-            elif is_last:
-                values = [default * (count - 1), self.last.get(name, default)]
-            else:
-                values = [default * count]
+        for name, place, packer, is_state, is_ragged, default in row_format.plan if plan is None else plan:
+            first, values = start, [] if place is None else items[place::width]
             if packer is not None:
                 values = [packer(values)]
+            elif place is None:
+                values = [default] * count if is_ragged else [default * (count - 1), last.get(name, default)]
             if is_state and initial is not None:
                 if start == 0:
                     values.insert(0, initial.get(name, default))
                 else:
                     first += 1
-            if is_last and has_state:
-                if not is_state or (initial is None and final is None):
-                    values.append(default)
-                elif initial is None and final is not None:
-                    values.append(final.get(name, default))
+            elif ends_with_row_t:
+                values.append(final.get(name, default) if is_state and final is not None else default)
             if is_ragged:
                 pieces += self._ragged_pieces(name, first, values)
             else:
-                pieces.append((name, False, first, values[0] if len(values) == 1 else b"".join(values)))
+                pieces.append((name, False, first, b"".join(values)))
         return pieces
 
     def _ragged_pieces(self, name: str, first: int, values: Sequence[bytes]) -> list[Piece]:
@@ -388,14 +416,14 @@ class Stage:
 
     def items(self, name: str) -> list[Any]:
         """The items of a field that are still in memory."""
-        return self._chunk[1][self.format.names.index(name) :: self.format.width]
+        return self._chunk[1][self.format.places[name] :: self.format.width]
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """The rows of a field that is not ragged, as they will be committed, copied: ``(T or T+1, *shape)``."""
         self._fill()
         info = self.format.fields[name]
         early = self.spilled_rows(name)
-        data = self.spill.read(name, early) if early else b""
+        data = self.spill.read(name, early) if early and self.spill is not None else b""
         start, items = self._chunk
         plan = [entry for entry in self.format.plan if entry[0] == name]
         data += self._pieces(items, start, is_last=True, plan=plan)[0][3]

@@ -16,6 +16,7 @@ from gym_replay.errors import CorruptBufferError
 STRINGS = "episodes/strings.npy"
 STRINGS_DTYPE = np.dtype("u1")
 
+_PLACE = struct.Struct("<q")
 _HEAD = struct.Struct("<II")
 """Before each string: its number of bytes, and their CRC-32."""
 
@@ -58,12 +59,15 @@ class StringWriter:
     Args:
         column: the file.
         end: one past the last byte that a live record points to.
+
+    Attributes:
+        places: those written lately, and the bytes of their places.
     """
 
     def __init__(self, column: ColumnWriter, end: int) -> None:
         self._column = column
         self.end = end
-        self._places: dict[bytes, int] = {b"": NO_TEXT}
+        self.places = {b"": _PLACE.pack(NO_TEXT)}
 
     @staticmethod
     def end_of(column: Column, places: npt.NDArray[np.int64]) -> int:
@@ -75,14 +79,15 @@ class StringWriter:
         held = column.rows_held(int(ends.max(initial=0)))
         return int(ends[ends <= held].max(initial=0))
 
-    def put(self, content: bytes) -> int:
-        """The place of a string, which is in the file when this returns."""
-        place = self._places.get(content)
+    def put(self, content: bytes) -> bytes:
+        """The bytes of a string's place (as int64); the string is in the file when this returns."""
+        place = self.places.get(content)
         if place is None:
-            place = self.end
-            self._column.write(place, _HEAD.pack(len(content), zlib.crc32(content)) + content)
+            place = _PLACE.pack(self.end)
+            self._column.write(self.end, _HEAD.pack(len(content), zlib.crc32(content)) + content)
             self.end += _HEAD.size + len(content)
-            if len(self._places) >= _REMEMBERED:
-                self._places = {b"": NO_TEXT}
-            self._places[content] = place
+            if len(self.places) >= _REMEMBERED:
+                self.places.clear()
+                self.places[b""] = _PLACE.pack(NO_TEXT)
+            self.places[content] = place
         return place

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.checksums import SumsJob
-from gym_replay.buffer.storage.columns import ColumnWriter, sync_directory, write_each
+from gym_replay.buffer.storage.columns import ColumnGroup, ColumnWriter, sync_directory
 from gym_replay.buffer.storage.creation import clear_files
 from gym_replay.buffer.storage.episodes import COMPLETE, DELETED, HAS_FINAL, Counters, slots_of
 from gym_replay.buffer.storage.layout import (
@@ -45,11 +45,13 @@ from gym_replay.buffer.storage.ring import RowRing
 from gym_replay.buffer.storage.staging import (
     CHUNK_BYTES,
     RING_CHUNK_BYTES,
+    UNLIMITED,
     FileSpill,
     Packer,
     Piece,
     Place,
     RowFormat,
+    Spill,
     Stage,
     TailSpill,
 )
@@ -65,6 +67,9 @@ than what Python does around them."""
 
 STRINGS_RUN = 1 << 20
 """Bytes of strings from which on those of a ring's episodes that have left are removed."""
+
+NewElements: TypeAlias = tuple[str, int, Sequence[int]]
+"""What episodes bring to a ragged field: its name, the first element, and how many of them each episode has."""
 
 _WRITERS: weakref.WeakSet[FolderWriter] = weakref.WeakSet()
 
@@ -136,17 +141,22 @@ class FolderWriter:
         self.counters.check()
         self.counters.put("revision", self.metadata.revision)
         self._base, self._capacity = self.counters.base, self.metadata.table_capacity
+        limits = self.metadata.max_episodes, self.metadata.max_timesteps, self.metadata.max_steps
+        self._is_limited = limits != (None, None, None)
         for path, (dtype, shape) in self.metadata.columns().items():
             self._columns[path] = ColumnWriter.open(self.folder, path, dtype, shape)
         self._steps.update({name: self._columns[self.metadata.rows_path(name)] for name in self.metadata.fields})
+        self._rows = ColumnGroup(self._steps.values())
         self._elements.update({name: self._columns[values_path(name)] for name in self.metadata.ragged_fields})
         self._meta = {name: self._columns[meta_path(name)] for name in self.metadata.meta_fields}
         self._table = {name: self._columns[table_path(name)] for name in TABLE_DTYPES}
         self._texts = self.metadata.text_fields
         self._sizeless = [column for column in self._steps.values() if column.row_nbytes == 0]
+        self._waits = bool(self._sizeless) or self.power
         self._row_nbytes = sum(column.row_nbytes for column in self._steps.values())
         # Readers of a ring may still look at any row that ever was committed, so none of those is ever cut off.
         self._may_cut = not self.metadata.circular
+        self._is_plain = not self.metadata.circular and not self._elements
         self._kept_rows = {path: column.capacity for path, column in self._columns.items()}
         self._recount()
 
@@ -233,7 +243,6 @@ class FolderWriter:
 
     def stage(
         self,
-        *,
         initial: Mapping[str, bytes] | None = None,
         names: Sequence[str] | None = None,
         packers: Mapping[str, Packer] | None = None,
@@ -243,24 +252,34 @@ class FolderWriter:
         Raises:
             BufferFullError: there is no room for one more.
         """
-        self.check_owner()
-        self.require_room(1, 1)
+        if self._is_limited:
+            self.require_room(1, 1)
         metadata, known = self.metadata, self._format
         if known is None or known[0] is not metadata or known[1] is not names:
             size = RING_CHUNK_BYTES if metadata.circular else CHUNK_BYTES
             self._format = known = (metadata, names, RowFormat(metadata.fields, names, packers, chunk_bytes=size))
+        stage = Stage(known[2], self._open_spill, initial=initial)
+        if self._is_limited:
+            stage.longest = self._longest()
+        return stage
+
+    def _open_spill(self) -> Spill:
+        metadata = self.metadata
         if metadata.circular:
-            return Stage(known[2], FileSpill(self.folder, metadata.fields, self.check_owner), initial=initial)
-        bases = {name: ring.end for name, ring in self._element_rings.items()}
-        return Stage(known[2], TailSpill(self._place(self._ring.end, bases), self.check_owner), initial=initial)
+            return FileSpill(self.folder, metadata.fields, self.check_owner)
+        return TailSpill(self._end_place(), self.check_owner)
 
     def _place(self, start: int, bases: Mapping[str, int]) -> Place:
         return Place(self._steps, self._elements, start, bases)
 
-    def longest(self) -> int:
+    def _end_place(self) -> Place:
+        """Behind all that is live."""
+        return self._place(self._ring.end, {name: ring.end for name, ring in self._element_rings.items()})
+
+    def _longest(self) -> int:
         """How many transitions the next episode may have."""
         metadata = self.metadata
-        limits = [1 << 62]
+        limits = [UNLIMITED]
         if metadata.max_timesteps is not None:
             limits.append(metadata.max_timesteps)
         if metadata.max_steps is not None:
@@ -274,9 +293,9 @@ class FolderWriter:
             EpisodeTooLongError: each one is longer than the buffer takes at all.
             BufferFullError: they do not fit beside what is stored.
         """
-        metadata = self.metadata
-        if metadata.max_episodes is None and metadata.max_steps is None and metadata.max_timesteps is None:
+        if not self._is_limited:
             return
+        metadata = self.metadata
         if metadata.max_timesteps is not None and length > metadata.max_timesteps:
             raise EpisodeTooLongError(
                 f"an episode of {length} steps exceeds max_timesteps={metadata.max_timesteps}; create the buffer with "
@@ -295,62 +314,65 @@ class FolderWriter:
                 f"max_steps={metadata.max_steps}; create it with circular=True or a larger max_steps"
             )
 
-    def commit(self, stage: Stage, meta: Mapping[str, bytes], *, complete: bool) -> int:
-        """Make the staged episode visible; it has at least one transition.
+    def commit(self, stage: Stage, length: int, meta: Mapping[str, bytes], *, complete: bool) -> int:
+        """Make the staged episode of ``length`` transitions, at least one, visible.
 
         Returns:
             The episode's id.
         """
         self.check_owner()
-        length = len(stage)
-        self.require_room(1, length)
+        if self._is_limited:
+            self.require_room(1, length)
         pieces = stage.pieces()
-        elements = stage.num_elements(pieces)
-        rows = length + stage.format.has_state
         flags = (HAS_FINAL if stage.has_final else 0) | (COMPLETE if complete else 0)
         try:
-            return self._commit_stage(stage, pieces, length, rows, elements, flags, meta)
+            return self._commit_stage(stage, pieces, length, flags, meta)
         except KeyboardInterrupt:
             self.check_owner()
-            self._commit_stage(stage, pieces, length, rows, elements, flags, meta)
+            self._commit_stage(stage, pieces, length, flags, meta)
             raise
 
     def _commit_stage(
-        self,
-        stage: Stage,
-        pieces: Sequence[Piece],
-        length: int,
-        rows: int,
-        elements: Mapping[str, int],
-        flags: int,
-        meta: Mapping[str, bytes],
+        self, stage: Stage, pieces: Sequence[Piece], length: int, flags: int, meta: Mapping[str, bytes]
     ) -> int:
         """Commit the staged episode, unless that was done before an interrupt."""
-        if stage.commit_id is not None and stage.commit_id < self.counters.next:
+        episode_id = self.counters.next
+        if stage.commit_id is not None and stage.commit_id < episode_id:
             return stage.commit_id
-        episode_id = stage.commit_id = self.counters.next
-        spill = stage.spill
+        stage.commit_id = episode_id
         self._stale = True  # until the commit is through: an interrupt anywhere leaves the files to tell
-        if isinstance(spill, FileSpill):
-            place = self._find_place(1, length, rows, elements)
-            for piece in spill.pieces():
-                place.write(piece)
+        rows = length + stage.format.has_state
+        elements: Sequence[NewElements] = ()
+        if stage.spill is None and self._is_plain:
+            start = self._ring.end
+            self._rows.write(start, start + rows, [piece[3] for piece in pieces])
         else:
-            assert isinstance(spill, TailSpill)
-            place = spill.place
-        if elements:
-            for piece in pieces:
-                place.write(piece)
-        else:
-            start = place.start
-            write_each(self._steps.values(), [start + piece[2] for piece in pieces], [piece[3] for piece in pieces])
-        self._make_visible(episode_id, place, [length], [rows], flags, [meta])
-        for name, count in elements.items():
-            self._take_elements(name, place.bases[name], [count])
-        self._finish_commit()
+            start, elements = self._write_pieces(stage, pieces, length, rows)
+        if self._waits:
+            self._before_records(start + rows)
+        slot = episode_id - self._base if self._capacity is None else self._slot(episode_id)
+        self._records.write(slot, episode_id, start, length, flags, meta)
+        self._make_visible(episode_id + 1, slot, start, rows, length, elements=elements)
         if stage.watch is not None:
             stage.watch(pieces, True)
         return episode_id
+
+    def _write_pieces(
+        self, stage: Stage, pieces: Sequence[Piece], length: int, rows: int
+    ) -> tuple[int, list[NewElements]]:
+        """Write what is left of an episode to where it belongs; its first row, and its elements."""
+        spill = stage.spill
+        elements = stage.num_elements(pieces)
+        if self.metadata.circular:
+            place = self._find_place(1, length, rows, elements)
+        else:
+            place = spill.place if isinstance(spill, TailSpill) else self._end_place()
+        if isinstance(spill, FileSpill):
+            for piece in spill.pieces():
+                place.write(piece)
+        for piece in pieces:
+            place.write(piece)
+        return place.start, [(name, place.bases[name], [count]) for name, count in elements.items()]
 
     def commit_block(
         self,
@@ -394,47 +416,62 @@ class FolderWriter:
                 place.write((name, False, 0, spans_of(counts).tobytes()))
             else:
                 self._steps[name].write(place.start, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-        self._make_visible(first_id, place, lengths, taken, flags, metas)
-        for name, counts in elements.items():
-            self._take_elements(name, place.bases[name], counts)
-        self._finish_commit()
+        new_elements = [(name, place.bases[name], counts) for name, counts in elements.items()]
+        all_rows, start, slot = sum(taken), place.start, 0
+        self._before_records(start + all_rows)
+        for offset, length in enumerate(lengths):
+            slot = self._slot(first_id + offset)
+            self._records.write(slot, first_id + offset, start, length, flags, metas[offset])
+            self._highest_slot = max(self._highest_slot, slot + 1)
+            start += taken[offset]
+        self._make_visible(
+            first_id + len(lengths),
+            slot,
+            place.start,
+            all_rows,
+            sum(lengths),
+            episodes=len(lengths),
+            elements=new_elements,
+        )
         return first_id
+
+    def _before_records(self, end: int) -> None:
+        """See that the rows up to ``end`` are there before any record says so."""
+        for column in self._sizeless:
+            column.reserve(end)
+        if self.power:
+            self._sync([*self._steps.values(), *self._elements.values()])
 
     def _make_visible(
         self,
-        first_id: int,
-        place: Place,
-        lengths: Sequence[int],
-        rows: Sequence[int],
-        flags: int,
-        metas: Sequence[Mapping[str, bytes]],
+        next_id: int,
+        slot: int,
+        start: int,
+        rows: int,
+        steps: int,
+        *,
+        episodes: int = 1,
+        elements: Sequence[NewElements] = (),
     ) -> None:
-        """Write the records of episodes whose rows are written, then the counter, and count them here."""
-        start, all_rows = place.start, sum(rows)
-        for column in self._sizeless:
-            column.reserve(start + all_rows)
-        if self.power:
-            self._sync([*self._steps.values(), *self._elements.values()])
-        at, slot = start, 0
-        for offset, length in enumerate(lengths):
-            slot = self._slot(first_id + offset)
-            self._records.write(slot, first_id + offset, at, length, flags, metas[offset])
-            self._highest_slot = max(self._highest_slot, slot + 1)
-            at += rows[offset]
+        """Store the counter, and count here, episodes whose rows and records (the last in ``slot``) are written."""
+        counters = self.counters
         if self.power:
             texts = [self._columns[STRINGS]] if self._texts else []
             self._sync([*texts, *self._records.columns])
-        self.counters.put("next", first_id + len(lengths))
+        counters.put_next(next_id)
         if self.power:
-            self.counters.sync()
-        self._ring.take(start, all_rows)
-        self._highest_row = max(self._highest_row, at)
-        self.num_episodes += len(lengths)
-        self.num_steps += sum(lengths)
-        self._table_steps += sum(lengths)
-        self._unsummed += all_rows * self._row_nbytes
-
-    def _finish_commit(self) -> None:
+            counters.sync()
+        if slot >= self._highest_slot:
+            self._highest_slot = slot + 1
+        self._ring.take(start, rows)
+        if self._ring.end > self._highest_row:
+            self._highest_row = self._ring.end
+        self.num_episodes += episodes
+        self.num_steps += steps
+        self._table_steps += steps
+        self._unsummed += rows * self._row_nbytes
+        if elements:
+            self._take_elements(elements)
         self._stale = False
         if self._unsummed >= CHECKSUM_RUN:
             with suppress(StorageError):  # the episode is committed; flush and close try again and say so
@@ -445,13 +482,14 @@ class FolderWriter:
         ring = self._element_rings[name]
         return (ring.place(count) or 0) if self.metadata.circular else ring.end
 
-    def _take_elements(self, name: str, base: int, counts: Sequence[int]) -> None:
-        if self.metadata.circular:
-            self._element_counts[name].extend(counts)
-        if count := sum(counts):
-            self._element_rings[name].take(base, count)
-            self._highest_element[name] = max(self._highest_element[name], base + count)
-            self._unsummed += count * self._elements[name].row_nbytes
+    def _take_elements(self, elements: Sequence[NewElements]) -> None:
+        for name, base, counts in elements:
+            if self.metadata.circular:
+                self._element_counts[name].extend(counts)
+            if count := sum(counts):
+                self._element_rings[name].take(base, count)
+                self._highest_element[name] = max(self._highest_element[name], base + count)
+                self._unsummed += count * self._elements[name].row_nbytes
 
     def _sync_directories(self, paths: Iterable[str]) -> None:
         for directory in {self.folder, *(parent for path in paths for parent in (self.folder / path).parents)}:
@@ -559,7 +597,7 @@ class FolderWriter:
     def put_text(self, content: bytes) -> int:
         """The place of a meta field's string, written if it is new."""
         assert self._records.strings is not None
-        return self._records.strings.put(content)
+        return int.from_bytes(self._records.strings.put(content), "little", signed=True)
 
     @property
     def end_row(self) -> int:

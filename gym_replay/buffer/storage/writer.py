@@ -264,6 +264,7 @@ class FolderWriter:
         return stage
 
     def _open_spill(self) -> Spill:
+        self.check_owner()
         metadata = self.metadata
         if metadata.circular:
             return FileSpill(self.folder, metadata.fields, self.check_owner)

@@ -134,14 +134,12 @@ def record_crcs(
     """CRC-32 (zlib's) of each record: id, start, length, flags without the deleted one, then the meta values."""
     columns = [ids, starts, lengths, flags & np.uint8(255 - DELETED), *meta]
     count = len(ids)
-    packed = np.concatenate(
-        [np.ascontiguousarray(column).reshape(count, -1).view(np.uint8).reshape(count, -1) for column in columns],
-        axis=1,
-    )
-    width = packed.shape[1]
-    content = memoryview(packed.tobytes())
-    crc32 = zlib.crc32
-    return np.fromiter((crc32(content[at : at + width]) for at in range(0, count * width, width)), np.uint32, count)
+    widths = [column.nbytes // count if count else 0 for column in columns]
+    packed = np.empty((count, sum(widths)), np.uint8)
+    for column, end, width in zip(columns, np.cumsum(widths).tolist(), widths, strict=True):
+        packed[:, end - width : end] = np.ascontiguousarray(column).reshape(count, -1).view(np.uint8)
+    records = packed.view(f"V{packed.shape[1]}").reshape(count).tolist() if count else []
+    return np.fromiter(map(zlib.crc32, records), np.uint32, count)
 
 
 def record_crc(episode_id: int, start: int, length: int, flags: int, meta: Iterable[bytes]) -> int:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import repeat
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from gym_replay.buffer.storage.columns import ColumnWriter, write_each
-from gym_replay.buffer.storage.episodes import record_crc
+from gym_replay.buffer.storage.episodes import record_crc, record_crcs
 from gym_replay.buffer.storage.layout import TABLE_DTYPES, Metadata, meta_path, table_path
 from gym_replay.buffer.storage.strings import StringWriter
+
+MetaColumn: TypeAlias = "npt.NDArray[Any] | Sequence[bytes] | bytes"
+"""A meta field's values of several episodes, one along the first axis of each; strings one by one, or one for all."""
 
 _AHEAD = 256
 """Slots that a value which comes again is written to at once."""
@@ -69,3 +76,34 @@ class RecordWriter:
             new.append(value)
         write_each(columns, repeat(slot, len(new)), new)
         self._until = until
+
+    def write_all(
+        self,
+        slots: npt.NDArray[np.int64],
+        ids: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        flags: npt.NDArray[np.uint8],
+        meta: Mapping[str, MetaColumn],
+    ) -> None:
+        """Put the records of several episodes into their slots, which follow one another up to the table's end."""
+        count = len(ids)
+        values = [meta[name] for name in self._names]
+        columns = [value if isinstance(value, np.ndarray) else self._places(value, count) for value in values]
+        crcs = record_crcs(ids, starts, lengths, flags, columns)
+        self._until = [0] * len(self.columns)  # what was written ahead may be overwritten
+        turn = int(slots.argmin()) or count  # where a ring's slots begin anew
+        for column, written in zip(self.columns, (*columns, starts, lengths, flags, crcs), strict=True):
+            data = written.tobytes()
+            edge = turn * column.row_nbytes
+            column.write(int(slots[0]), data[:edge])
+            if turn < count:
+                column.write(int(slots[turn]), data[edge:])
+
+    def _places(self, texts: Sequence[bytes] | bytes, count: int) -> npt.NDArray[np.int64]:
+        """The place of each episode's string."""
+        assert self.strings is not None
+        put = self.strings.put
+        if isinstance(texts, bytes):
+            return np.full(count, put(texts), np.int64)
+        return np.fromiter(map(put, texts), np.int64, count)

@@ -10,7 +10,7 @@ import errno
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,7 @@ from gym_replay.buffer.storage.layout import (
 from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.buffer.storage.ragged import Ragged, spans_of
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
-from gym_replay.buffer.storage.records import RecordWriter
+from gym_replay.buffer.storage.records import MetaColumn, RecordWriter
 from gym_replay.buffer.storage.ring import RowRing
 from gym_replay.buffer.storage.staging import (
     CHUNK_BYTES,
@@ -65,6 +65,9 @@ than what Python does around them."""
 
 STRINGS_RUN = 1 << 20
 """Bytes of strings from which on those of a ring's episodes that have left are removed."""
+
+_SHARE_OF_RING = 8
+"""Episodes that are committed at once take no more than this part of a ring, unless a single one does."""
 
 _WRITERS: weakref.WeakSet[FolderWriter] = weakref.WeakSet()
 
@@ -267,8 +270,8 @@ class FolderWriter:
             limits.append(metadata.max_steps - (0 if metadata.circular else self.num_steps))
         return min(limits)
 
-    def require_room(self, episodes: int, length: int) -> None:
-        """Raise where ``episodes`` episodes of ``length`` transitions cannot be committed.
+    def require_room(self, episodes: int, length: int, steps: int | None = None) -> None:
+        """Raise where ``episodes`` episodes of ``length`` transitions, or of up to that and ``steps``, do not fit.
 
         Raises:
             EpisodeTooLongError: each one is longer than the buffer takes at all.
@@ -283,15 +286,16 @@ class FolderWriter:
                 "a larger max_timesteps (or none)"
             )
         held_episodes, held_steps = (0, 0) if metadata.circular else (self.num_episodes, self.num_steps)
+        steps = episodes * length if steps is None else steps
         if metadata.max_episodes is not None and held_episodes + episodes > metadata.max_episodes:
             raise BufferFullError(
                 f"{episodes} more episodes do not fit: the buffer holds {self.num_episodes} of "
                 f"max_episodes={metadata.max_episodes}; create it with circular=True or a larger max_episodes"
             )
-        if metadata.max_steps is not None and held_steps + episodes * length > metadata.max_steps:
+        if metadata.max_steps is not None and held_steps + steps > metadata.max_steps:
             kind = EpisodeTooLongError if metadata.circular else BufferFullError
             raise kind(
-                f"{episodes * length} more steps do not fit: the buffer holds {self.num_steps} of "
+                f"{steps} more steps do not fit: the buffer holds {self.num_steps} of "
                 f"max_steps={metadata.max_steps}; create it with circular=True or a larger max_steps"
             )
 
@@ -372,21 +376,77 @@ class FolderWriter:
         """
         self.check_owner()
         self.require_room(len(lengths), max(lengths))
-
         flags = COMPLETE | (HAS_FINAL if has_final else 0)
         taken = [length + self.metadata.has_state for length in lengths]
-        edges = np.cumsum([0, *taken])
+        first_id, place, elements = self._write_rows(rows, sum(lengths), taken)
+        self._make_visible(first_id, place, lengths, taken, flags, metas)
+        self._finish_block(place, elements)
+        return first_id
+
+    def commit_episodes(
+        self,
+        rows: Mapping[str, npt.NDArray[Any] | Ragged],
+        lengths: npt.NDArray[np.int64],
+        flags: npt.NDArray[np.uint8],
+        meta: Mapping[str, MetaColumn],
+        begin: Callable[[int], None],
+    ) -> int:
+        """As :meth:`commit_block`, with flags for each episode, and as few calls for many episodes as for one.
+
+        Args:
+            rows: per field the rows of all episodes, one after another, row T of each included.
+            lengths: T of each episode.
+            flags: of each episode.
+            meta: each meta field's values ``(episodes, *shape)``, of string fields one for each episode or for all.
+            begin: is told the first id before anything is written. The commit is through once the counter ``next`` is
+                past it, whatever exception came then.
+
+        Returns:
+            The first episode's id; the others follow.
+        """
+        self.check_owner()
+        self.require_room(len(lengths), int(lengths.max()), steps=int(lengths.sum()))
+        taken = lengths + self.metadata.has_state
+        begin(self.counters.next)
+        first_id, place, elements = self._write_rows(rows, int(lengths.sum()), taken)
+        count, start, all_rows = len(lengths), place.start, int(taken.sum())
+        self._before_records(start + all_rows)
+        ids = np.arange(first_id, first_id + count)
+        starts = start + np.cumsum(taken) - taken
+        slots = self._slots(ids)
+        self._records.write_all(slots, ids, starts, lengths, flags, meta)
+        self._highest_slot = max(self._highest_slot, int(slots.max()) + 1)
+        self._after_records(first_id + count, start, all_rows, int(lengths.sum()), count)
+        self._finish_block(place, elements)
+        return first_id
+
+    def largest_block(self) -> tuple[int, int]:
+        """How many episodes, and transitions, to commit at once: in a ring, so few that not many others leave."""
+        metadata = self.metadata
+        if not metadata.circular:
+            return 1 << 62, 1 << 62
+        limits = (metadata.max_episodes, metadata.max_steps)
+        episodes, steps = (1 << 62 if limit is None else limit // _SHARE_OF_RING for limit in limits)
+        return max(episodes, 1), steps
+
+    def _write_rows(
+        self, rows: Mapping[str, npt.NDArray[Any] | Ragged], steps: int, taken: Sequence[int] | npt.NDArray[np.int64]
+    ) -> tuple[int, Place, dict[str, list[int]]]:
+        """Write the rows of whole episodes of ``taken`` rows each.
+
+        Returns:
+            The id of the first, where they lie, and how many elements of each ragged field each of them has.
+        """
+        edges = np.cumsum([0, *taken]) if self._elements else None
         elements = {
             name: np.diff(np.concatenate(([0], np.cumsum(values.lengths)))[edges]).tolist()
             for name, values in rows.items()
             if isinstance(values, Ragged)
         }
-
         first_id = self.counters.next
         self._stale = True
-        place = self._find_place(
-            len(lengths), sum(lengths), sum(taken), {name: sum(counts) for name, counts in elements.items()}
-        )
+        sizes = {name: sum(counts) for name, counts in elements.items()}
+        place = self._find_place(len(taken), steps, int(sum(taken)), sizes)
         for name, values in rows.items():
             if isinstance(values, Ragged):
                 counts, whole = values.compact()
@@ -394,11 +454,12 @@ class FolderWriter:
                 place.write((name, False, 0, spans_of(counts).tobytes()))
             else:
                 self._steps[name].write(place.start, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-        self._make_visible(first_id, place, lengths, taken, flags, metas)
+        return first_id, place, elements
+
+    def _finish_block(self, place: Place, elements: Mapping[str, list[int]]) -> None:
         for name, counts in elements.items():
             self._take_elements(name, place.bases[name], counts)
         self._finish_commit()
-        return first_id
 
     def _make_visible(
         self,
@@ -411,28 +472,36 @@ class FolderWriter:
     ) -> None:
         """Write the records of episodes whose rows are written, then the counter, and count them here."""
         start, all_rows = place.start, sum(rows)
-        for column in self._sizeless:
-            column.reserve(start + all_rows)
-        if self.power:
-            self._sync([*self._steps.values(), *self._elements.values()])
+        self._before_records(start + all_rows)
         at, slot = start, 0
         for offset, length in enumerate(lengths):
             slot = self._slot(first_id + offset)
             self._records.write(slot, first_id + offset, at, length, flags, metas[offset])
             self._highest_slot = max(self._highest_slot, slot + 1)
             at += rows[offset]
+        self._after_records(first_id + len(lengths), start, all_rows, sum(lengths), len(lengths))
+
+    def _before_records(self, end_row: int) -> None:
+        """What is due when the rows up to ``end_row`` are written, and no record is."""
+        for column in self._sizeless:
+            column.reserve(end_row)
+        if self.power:
+            self._sync([*self._steps.values(), *self._elements.values()])
+
+    def _after_records(self, next_id: int, start: int, rows: int, steps: int, episodes: int) -> None:
+        """Store the counter ``next``, and count the episodes, which take ``rows`` rows from ``start``, here."""
         if self.power:
             texts = [self._columns[STRINGS]] if self._texts else []
             self._sync([*texts, *self._records.columns])
-        self.counters.put("next", first_id + len(lengths))
+        self.counters.put("next", next_id)
         if self.power:
             self.counters.sync()
-        self._ring.take(start, all_rows)
-        self._highest_row = max(self._highest_row, at)
-        self.num_episodes += len(lengths)
-        self.num_steps += sum(lengths)
-        self._table_steps += sum(lengths)
-        self._unsummed += all_rows * self._row_nbytes
+        self._ring.take(start, rows)
+        self._highest_row = max(self._highest_row, start + rows)
+        self.num_episodes += episodes
+        self.num_steps += steps
+        self._table_steps += steps
+        self._unsummed += rows * self._row_nbytes
 
     def _finish_commit(self) -> None:
         self._stale = False

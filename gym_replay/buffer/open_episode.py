@@ -295,6 +295,7 @@ class HeldEpisodes:
 
     def __init__(self, buffer: ReplayBuffer, forget: Callable[[], None]) -> None:
         self._buffer, self._forget = buffer, forget
+        self.writer: FolderWriter | None = None
 
     @property
     def is_open(self) -> bool:
@@ -305,9 +306,9 @@ class HeldEpisodes:
         """Keep the buffer for them; its writer."""
         if not self.is_open:
             self._buffer._require_no_episode("recording")
-        writer = self._buffer._writing()
+        self.writer = self._buffer._writing()
         self._buffer._open_episode = self
-        return writer
+        return self.writer
 
     def end(self) -> None:
         """Let the buffer take others."""

@@ -418,7 +418,7 @@ class ColumnWriter:
             os.close(descriptor)
 
 
-def write_each(columns: Iterable[ColumnWriter], rows: Iterable[int], data: Iterable[bytes]) -> None:
+def write_each(columns: Iterable[ColumnWriter], rows: Iterable[int], data: Iterable[Buffer]) -> None:
     """Write to several columns, each at a row of its own: ``write`` in one loop, for the small writes of an episode."""
     pwrite = os.pwrite
     for column, row, piece in zip(columns, rows, data, strict=True):

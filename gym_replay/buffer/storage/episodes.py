@@ -7,6 +7,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +134,17 @@ def record_crcs(
 ) -> npt.NDArray[np.uint32]:
     """CRC-32 (zlib's) of each record: id, start, length, flags without the deleted one, then the meta values."""
     columns = [ids, starts, lengths, flags & np.uint8(255 - DELETED), *meta]
-    count = len(ids)
-    widths = [column.nbytes // count if count else 0 for column in columns]
-    packed = np.empty((count, sum(widths)), np.uint8)
-    for column, end, width in zip(columns, np.cumsum(widths).tolist(), widths, strict=True):
-        packed[:, end - width : end] = np.ascontiguousarray(column).reshape(count, -1).view(np.uint8)
-    records = packed.view(f"V{packed.shape[1]}").reshape(count).tolist() if count else []
-    return np.fromiter(map(zlib.crc32, records), np.uint32, count)
+    layout = _record_layout(tuple([(column.dtype.str, column.shape[1:]) for column in columns]))
+    packed = np.empty(len(ids), layout)
+    for name, column in zip(layout.names or (), columns, strict=True):
+        packed[name] = column
+    return np.fromiter(map(zlib.crc32, packed.view(f"V{layout.itemsize}").tolist()), np.uint32, len(ids))
+
+
+@lru_cache(64)
+def _record_layout(columns: tuple[tuple[str, tuple[int, ...]], ...]) -> np.dtype[Any]:
+    """What a record's check value is computed from, without gaps."""
+    return np.dtype([(f"f{place}", *column) for place, column in enumerate(columns)])
 
 
 def record_crc(episode_id: int, start: int, length: int, flags: int, meta: Iterable[bytes]) -> int:

@@ -20,6 +20,9 @@ MetaColumn: TypeAlias = "npt.NDArray[Any] | Sequence[bytes] | bytes"
 _AHEAD = 256
 """Slots that a value which comes again is written to at once."""
 
+_LONGEST_AHEAD = 64
+"""Bytes of such a value, at most, where many records are written together."""
+
 
 class RecordWriter:
     """Writes records, the check value of each last.
@@ -91,14 +94,33 @@ class RecordWriter:
         values = [meta[name] for name in self._names]
         columns = [value if isinstance(value, np.ndarray) else self._places(value, count) for value in values]
         crcs = record_crcs(ids, starts, lengths, flags, columns)
-        self._until = [0] * len(self.columns)  # what was written ahead may be overwritten
-        turn = int(slots.argmin()) or count  # where a ring's slots begin anew
-        for column, written in zip(self.columns, (*columns, starts, lengths, flags, crcs), strict=True):
-            data = written.tobytes()
-            edge = turn * column.row_nbytes
-            column.write(int(slots[0]), data[:edge])
-            if turn < count:
-                column.write(int(slots[turn]), data[edge:])
+        data = [column.tobytes() for column in (*columns, starts, lengths, flags, crcs)]
+        first, turn = int(slots[0]), int(slots.argmin()) or count  # where a ring's slots begin anew
+        if turn < count:
+            edges = [turn * column.row_nbytes for column in self.columns]
+            rest = [each[edge:] for each, edge in zip(data, edges, strict=True)]
+            write_each(self.columns, repeat(int(slots[turn]), len(rest)), rest)
+            data = [each[:edge] for each, edge in zip(data, edges, strict=True)]
+        if not self._runs_ahead or count > _AHEAD // 2:
+            self._until = [0] * len(data)
+            write_each(self.columns, repeat(first, len(data)), data)
+            return
+        last, until, new_columns, new = self._last, self._until, [], []
+        self._until = [0] * len(data)  # until the writes are through, nothing is known to be there
+        for place, written in enumerate(data):
+            value = written[: len(written) // count]
+            if not 0 < len(value) <= _LONGEST_AHEAD or written != value * count:
+                last[place], until[place] = b"", 0
+            elif value != last[place]:
+                last[place], until[place] = value, 0
+            elif first + count <= until[place]:
+                continue
+            else:
+                written, until[place] = value * _AHEAD, first + _AHEAD
+            new_columns.append(self.columns[place])
+            new.append(written)
+        write_each(new_columns, repeat(first, len(new)), new)
+        self._until = until
 
     def _places(self, texts: Sequence[bytes] | bytes, count: int) -> npt.NDArray[np.int64]:
         """The place of each episode's string."""

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -417,7 +418,7 @@ class FolderWriter:
         self._records.write_all(slots, ids, starts, lengths, flags, meta)
         self._highest_slot = max(self._highest_slot, int(slots.max()) + 1)
         self._after_records(first_id + count, start, all_rows, int(lengths.sum()), count)
-        self._finish_block(place, elements)
+        self._finish_block(place, elements, may_wait=True)
         return first_id
 
     def largest_block(self) -> tuple[int, int]:
@@ -446,20 +447,33 @@ class FolderWriter:
         first_id = self.counters.next
         self._stale = True
         sizes = {name: sum(counts) for name, counts in elements.items()}
-        place = self._find_place(len(taken), steps, int(sum(taken)), sizes)
+        place = self._find_place(len(taken), steps, int(np.sum(taken)), sizes)
+        columns, data = [], []
         for name, values in rows.items():
             if isinstance(values, Ragged):
                 counts, whole = values.compact()
                 place.write((name, True, 0, whole.tobytes()))
                 place.write((name, False, 0, spans_of(counts).tobytes()))
             else:
-                self._steps[name].write(place.start, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+                columns.append(self._steps[name])
+                data.append(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+        write_each(columns, repeat(place.start, len(data)), data)
         return first_id, place, elements
 
-    def _finish_block(self, place: Place, elements: Mapping[str, list[int]]) -> None:
+    def _finish_block(self, place: Place, elements: Mapping[str, list[int]], *, may_wait: bool = False) -> None:
+        """Count the elements too, and fill in checksums; those of short episodes wait for flush and close if they may.
+
+        A call for each of many short episodes and of its fields would take longer than to record them.
+        """
         for name, counts in elements.items():
             self._take_elements(name, place.bases[name], counts)
-        self._finish_commit()
+        self._stale = False
+        if not may_wait or self._episodes_are_large():
+            self._finish_commit()
+
+    def _episodes_are_large(self) -> bool:
+        """Whether those without checksums are, on average."""
+        return self._unsummed >= LARGE_EPISODE * (self.counters.next - self.counters.summed)
 
     def _make_visible(
         self,
@@ -648,7 +662,7 @@ class FolderWriter:
 
     def _sum_a_run(self) -> None:
         """Write the checksums of a run of episodes, or have them computed meanwhile where the episodes are large."""
-        if self._unsummed < LARGE_EPISODE * (self.counters.next - self.counters.summed):
+        if not self._episodes_are_large():
             self.fill_checksums()
         elif self._job is None or not self._job.is_alive():
             self._take_sums()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,8 +46,7 @@ def autoreset_of(envs: Any) -> Autoreset:
         raise FieldError(f"metadata['autoreset_mode']={named!r}: expected an AutoresetMode, one of {known}") from None
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """What one vector step was for each sub-environment.
 
     Attributes:

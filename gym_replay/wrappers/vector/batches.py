@@ -73,9 +73,10 @@ class BatchEncoder:
             return [np.array(_of_one(_elements(name, field), row, i)) for row, i in zip(part, numbers, strict=True)]
         try:
             array = to_array(part, name)
+            fitted = np.ascontiguousarray(fit(name, array, field, lead=(len(numbers),)))
             if array.dtype not in (leaf.space.dtype, field.dtype) and isinstance(part, np.ndarray):
                 self._warn(leaf, array.dtype)
-            return np.ascontiguousarray(fit(name, array, field, lead=(len(numbers),)))
+            return fitted
         except FieldError:
             if not hasattr(part, "__len__") or len(part) != len(numbers):
                 raise

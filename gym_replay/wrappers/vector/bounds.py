@@ -2,37 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.wrappers.bounds import BoundsCheck
+from gym_replay.wrappers.bounds import RUN_BYTES, Bound, BoundsCheck
+from gym_replay.wrappers.spaces import Leaf
+
+_SIDE_BY_SIDE = 1024
+"""Numbers that are compared in one stretch: with as many bounds side by side, rows of few numbers take no longer."""
 
 
 class BlockBounds(BoundsCheck):
-    """Compares the rows of whole episodes when they were committed: the lowest and highest first, which suffice."""
+    """Compares whole episodes with the bounds of their spaces, some time after they were committed.
 
-    def add_block(
-        self, first_id: int, rows: Mapping[str, Any], edges: npt.NDArray[np.int64], *, ends_with_row_t: bool
-    ) -> None:
+    Args:
+        leaves: as of :class:`BoundsCheck`.
+        has_state: whether the last row of an episode is no value of fields without state.
+    """
+
+    def __init__(self, leaves: Sequence[Leaf], *, has_state: bool) -> None:
+        super().__init__(leaves)
+        self._has_state = has_state
+        self._blocks: list[tuple[int, npt.NDArray[np.int64], dict[str, npt.NDArray[Any]]]] = []
+        self._tiled = {name: _tiled(bounds) for name, bounds in self._bounds.items()}
+
+    def add_block(self, first_id: int, rows: Mapping[str, Any], edges: npt.NDArray[np.int64]) -> None:
         """The rows of episodes that were committed together.
 
         Args:
             first_id: the id of the first.
             rows: by field, those of all episodes.
             edges: the first row of each, and the end.
-            ends_with_row_t: whether the last row of each is no value of fields without state.
         """
-        for name, bounds in self._bounds.items():
-            column = rows[name]
-            flat = column.reshape(len(column), -1)
-            low, high = (np.broadcast_to(bound, self._fields[name].shape).reshape(-1) for bound in bounds)
-            with np.errstate(invalid="ignore"):
-                is_inside = (np.fmin.reduce(flat) >= low).all() and (np.fmax.reduce(flat) <= high).all()
-            if is_inside:
+        if not self._bounds:
+            return
+        columns = {name: rows[name] for name in self._bounds}
+        self._blocks.append((first_id, edges, columns))
+        self._nbytes += sum(column.nbytes for column in columns.values())
+        if self._nbytes >= RUN_BYTES:
+            self.finish()
+
+    def finish(self) -> None:
+        """Compare all that was given."""
+        blocks, self._blocks, self._nbytes = self._blocks, [], 0
+        if not blocks:
+            return
+        for name, bounds in self._tiled.items():
+            columns = [columns[name] for _, _, columns in blocks]
+            if not _is_outside(np.concatenate(columns) if len(columns) > 1 else columns[0], bounds):
                 continue
-            left_out = ends_with_row_t and not self._fields[name].state
-            pairs = zip(edges[:-1].tolist(), (edges[1:] - left_out).tolist(), strict=True)
-            self._compare(name, [(first_id + at, 0, column[a:b].tobytes()) for at, (a, b) in enumerate(pairs)])
+            left_out = self._has_state and not self._fields[name].state
+            pending = []
+            for (first_id, edges, _), column in zip(blocks, columns, strict=True):
+                pairs = zip(edges[:-1].tolist(), (edges[1:] - left_out).tolist(), strict=True)
+                pending += [(first_id + at, 0, column[a:b].tobytes()) for at, (a, b) in enumerate(pairs)]
+            self._compare(name, pending)
+
+
+def _tiled(bounds: tuple[Bound, Bound]) -> tuple[Bound, Bound]:
+    """Bounds of several rows side by side; those that are one number stay that."""
+    low, high = (
+        bound if np.ndim(bound) == 0 else np.tile(bound.reshape(-1), max(_SIDE_BY_SIDE // bound.size, 1))
+        for bound in bounds
+    )
+    return low, high
+
+
+def _is_outside(rows: npt.NDArray[Any], bounds: tuple[Bound, Bound]) -> bool:
+    """Whether any number may be."""
+    flat = rows.reshape(-1)
+    for bound, compare in zip(bounds, (np.less, np.greater), strict=True):
+        if np.ndim(bound) == 0:
+            if compare(flat, bound).any():
+                return True
+            continue
+        whole = len(flat) // len(bound) * len(bound)
+        rest = flat[whole:]
+        if compare(flat[:whole].reshape(-1, len(bound)), bound).any() or compare(rest, bound[: len(rest)]).any():
+            return True
+    return False

@@ -140,11 +140,17 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
             count,
             run=describe_run(),
             keep=on_incomplete == "keep",
-            bounds=BlockBounds([*observation, *action]),
+            bounds=BlockBounds([*observation, *action], has_state=self._buffer.metadata.has_state),
             on_episode=on_episode,
         )
         self._guarded: object = None
         self._warned: set[str] = set()
+        if self._sub.loses_strings():
+            self._warn_once(
+                "strings",
+                "an AsyncVectorEnv with shared memory returns the same strings (and OneOf values) for ever, whatever "
+                "its sub-environments observe; make it with shared_memory=False",
+            )
 
     @property
     def buffer(self) -> ReplayBuffer:
@@ -154,6 +160,7 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
     @property
     def out_of_bounds(self) -> dict[str, int]:
         """How many committed rows of each field had values outside of their space's bounds; they are kept."""
+        self._recording.bounds.finish()
         return dict(self._recording.bounds.counts)
 
     # --- the episodes ---
@@ -308,6 +315,8 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
         field, count = self._reward_field, self._sub.count
         if type(rewards) is np.ndarray and rewards.dtype == np.float64 and rewards.shape == (count, *field.shape):
             return np.ascontiguousarray(rewards)
+        if type(rewards) is np.ndarray and rewards.dtype == np.float32 and rewards.shape == (count, *field.shape):
+            return rewards.astype(np.float64)
         array = to_array(rewards, "reward")
         return np.ascontiguousarray(fit("reward", array, field, lead=(count,)))
 
@@ -498,8 +507,11 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
 
     def _close_all(self, kwargs: dict[str, Any]) -> None:
         try:
-            if self._owns_buffer:
-                self._buffer.release()
+            try:
+                self._recording.bounds.finish()
+            finally:
+                if self._owns_buffer:
+                    self._buffer.release()
         finally:
             super().close(**kwargs)
 

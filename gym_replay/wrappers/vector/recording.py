@@ -14,6 +14,7 @@ from gym_replay.buffer.open_episode import HeldEpisodes, encode_texts
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.episodes import COMPLETE, HAS_FINAL
 from gym_replay.buffer.storage.fields import Field, fit, to_array
+from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.records import MetaColumn
 from gym_replay.buffer.storage.writer import FolderWriter
@@ -168,9 +169,11 @@ class VectorRecording:
         self._seeds = np.full(num_envs, -1, np.int64)
         self._generators = np.zeros((num_envs, NUMBERS), np.uint64)
         self._began = np.zeros(num_envs)
-        self._options: list[bytes] | bytes = b""
+        self._options: list[bytes] = [b""]
+        self._option = np.zeros(num_envs, np.int64)  # of each sub-environment the place in these
         self._notes: dict[str, Any] = {}
         self._finished: list[Block] = []
+        self._most: tuple[Metadata, int, int] | None = None
 
     # --- what each step asks ---
 
@@ -199,7 +202,9 @@ class VectorRecording:
             BufferLockedError: somebody else writes to the buffer.
             StorageError: the staging needs a file, and the disk refused.
         """
-        writer = self._held.open()
+        writer = self._held.writer if self._held.is_open else None
+        if writer is None:
+            writer = self._held.open()
         metadata = writer.metadata
         if metadata.max_episodes or metadata.max_timesteps or metadata.max_steps:
             lengths = self.now + 1 - self._start[self.running]
@@ -230,19 +235,20 @@ class VectorRecording:
         self._note_start(mask, began)
         self._seeds[mask] = seeds[mask]
         self._generators[mask] = generators[mask]
-        if mask.all():
-            self._options = options
-        elif options or self._options:
-            given = [self._options] * self._num_envs if isinstance(self._options, bytes) else self._options
-            self._options = [options if is_new else old for is_new, old in zip(mask.tolist(), given, strict=True)]
+        known = [b"", *{self._options[place] for place in np.unique(self._option[~mask]).tolist()} - {b"", options}]
+        known += [options] if options else []
+        places = [known.index(text) if text in known else 0 for text in self._options]
+        of_all = np.array(places)[self._option]
+        of_all[mask] = known.index(options)
+        self.__dict__.update(_options=known, _option=of_all)
         start, returns = self._start.copy(), self._returns.copy()
         start[mask], returns[mask] = self.now, 0.0
         self.__dict__.update(_start=start, _returns=returns, running=self.running | mask, waiting=self.waiting & ~mask)
 
-    def _note_start(self, mask: Mask, began: float) -> None:
-        self._began[mask] = began
+    def _note_start(self, opened: npt.NDArray[Any], began: float) -> None:
+        self._began[opened] = began
         for name, values in self._notes.items():
-            values[mask] = _default_of(self.buffer.metadata.meta_fields[name])
+            values[opened] = _default_of(self.buffer.metadata.meta_fields[name])
 
     def advance(
         self,
@@ -269,34 +275,30 @@ class VectorRecording:
         """
         now, finished = self.now, self._finished
         returns = self._returns + rewards
-        if turn.ended.any():
-            numbers = np.flatnonzero(turn.ended)
+        numbers = turn.ended.nonzero()[0]
+        if len(numbers):
             ends = terminated[numbers], truncated[numbers]
             finished = [
                 *finished,
                 *self._take_out(numbers, now + 1, returns, ends, complete=True, finals=finals, has_final=has_final),
             ]
-        if turn.opened.any():
-            start = self._start.copy()
-            start[turn.opened], returns[turn.opened] = now + 1, 0.0
-        else:
-            start = self._start
+        start, opened = self._start, turn.opened.nonzero()[0]
+        if len(opened):
+            start = start.copy()
+            start[opened], returns[opened] = now + 1, 0.0
         # In one call each: an interrupt before it leaves the step undone, and one after it leaves it done.
         self.__dict__.update(
             now=now + 1,
-            running=self.running & turn.running & ~turn.opened,
+            running=turn.running & ~turn.opened if len(opened) else turn.running,
             _returns=returns,
             waiting=turn.waiting,
             _finished=finished,
         )
-        if turn.opened.any():
-            self._note_start(turn.opened, began)
-            self._seeds[turn.opened] = -1
-            self._generators[turn.opened] = 0 if generators is None else generators[turn.opened]
-            if isinstance(self._options, list):
-                self._options = [b"" if new else old for new, old in zip(turn.opened, self._options, strict=True)]
-            elif self._options:
-                self._options = [b"" if new else self._options for new in turn.opened]
+        if len(opened):
+            self._note_start(opened, began)
+            self._seeds[opened] = -1
+            self._generators[opened] = 0 if generators is None else generators[opened]
+            self._option[opened] = 0
         self.__dict__.update(running=turn.running, _start=start, is_broken=False)
         if finished:
             self.commit()
@@ -351,6 +353,7 @@ class VectorRecording:
     def _forget(self) -> None:
         nothing = np.zeros(self._num_envs, bool)
         self.__dict__.update(running=nothing, waiting=nothing, _finished=[], is_broken=False)
+        self.staging.release()
 
     # --- taking them out of the staging ---
 
@@ -387,10 +390,12 @@ class VectorRecording:
 
     def _parts(self, lengths: Numbers) -> list[slice]:
         """Which episodes to commit at once: all, unless that is a large part of a ring or of the memory."""
-        writer = self._held.open()
-        episodes, steps = writer.largest_block()
-        row_nbytes = max(sum(info.nbytes for info in writer.metadata.fields.values()), 1)
-        steps = min(steps, BLOCK_BYTES // row_nbytes)
+        metadata = self.buffer.metadata
+        if self._most is None or self._most[0] is not metadata:
+            episodes, steps = self._held.open().largest_block()
+            row_nbytes = max(sum(info.nbytes for info in metadata.fields.values()), 1)
+            self._most = metadata, episodes, min(steps, BLOCK_BYTES // row_nbytes)
+        _, episodes, steps = self._most
         if len(lengths) <= episodes and int(lengths.sum()) <= steps:
             return [slice(None)]
         parts, first, taken = [], 0, 0
@@ -415,9 +420,11 @@ class VectorRecording:
         metadata = self.buffer.metadata
         has_state = metadata.has_state
         taken = lengths + has_state
-        edges = np.concatenate(([0], np.cumsum(taken)))
-        last_row, last_step = edges[1:] - 1, edges[1:] - 1 - has_state
-        rows = self.staging.columns(numbers, self._start[numbers], taken)
+        edges = np.zeros(len(numbers) + 1, np.int64)
+        taken.cumsum(out=edges[1:])
+        last_row = edges[1:] - 1
+        last_step = last_row - 1 if has_state else last_row
+        rows = self.staging.columns(numbers, self._start[numbers], edges)
         for name, column in rows.items():
             info = metadata.fields[name]
             if info.state and finals is not None and name in finals:
@@ -436,7 +443,8 @@ class VectorRecording:
 
     def _meta_of(self, numbers: Numbers, returns: npt.NDArray[Any], *, complete: bool) -> dict[str, MetaColumn]:
         count, known = len(numbers), self.buffer.metadata.meta_fields
-        options = self._options if isinstance(self._options, bytes) else [self._options[i] for i in numbers.tolist()]
+        texts = self._options
+        options = texts[0] if len(texts) == 1 else [texts[place] for place in self._option[numbers].tolist()]
         began = self._began[numbers]
         meta: dict[str, MetaColumn] = {
             "episode_seed": self._seeds[numbers],
@@ -447,7 +455,7 @@ class VectorRecording:
             "episode_start": began,
             "episode_duration": time.time() - began,
             "episode_run": self._run,
-            "env_index": numbers.astype(np.int64),
+            "env_index": numbers,
         }
         for name, info in known.items():
             if name in self._notes:
@@ -473,11 +481,8 @@ class VectorRecording:
                 if len(block):
                     self._commit(writer, block)
             self._finished = self._finished[1:]
-            if len(block) and self.bounds.names:
-                first = block.first_id
-                assert first is not None
-                has_state = self.buffer.metadata.has_state
-                self.bounds.add_block(first, block.rows, block.edges, ends_with_row_t=has_state)
+            if block.first_id is not None:
+                self.bounds.add_block(block.first_id, block.rows, block.edges)
             if block.error is not None:
                 raise block.error
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,13 @@ class _Block:
         self._use(self._default)
         for name, info in fields.items():
             self.views[name][0] = info.default_value().reshape(1, -1).view(self._carriers[name])[0, 0]
-        self._use(np.full((rows, num_envs), self._default[0], self._dtype))
+        self._use(self._filled(rows))
+
+    def _filled(self, rows: int) -> npt.NDArray[Any]:
+        """A ring of defaults; zeros cost nothing before they are used."""
+        if not any(self._default.tobytes()):
+            return np.zeros((rows, self._num_envs), self._dtype)
+        return np.full((rows, self._num_envs), self._default[0], self._dtype)
 
     def _use(self, ring: npt.NDArray[Any]) -> None:
         names = self._dtype.names
@@ -129,7 +135,7 @@ class _Block:
 
     def _grow(self, now: int) -> None:
         times = np.arange(self._hot, now + 1)
-        grown = np.full((2 * len(self.ring), self._num_envs), self._default[0], self._dtype)
+        grown = self._filled(2 * len(self.ring))
         grown[times & (len(grown) - 1)] = self.ring[times & self.mask]
         self._use(grown)
 
@@ -149,19 +155,34 @@ class _Block:
         cold = [*self._cold, _ColdRows(self._hot, count, place)]
         self.__dict__.update(_hot=self._hot + count, _cold=cold, _free=free)
 
-    def gather(self, numbers: Numbers, times: Numbers, starts: Numbers, rows: Numbers) -> npt.NDArray[Any]:
+    def release(self) -> None:
+        """Let the file go, with all rows that are in it."""
+        file, self._file = self._file, None
+        self.__dict__.update(_cold=[], _free=[])
+        if file is not None:
+            file.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            self.release()
+
+    def gather(self, numbers: Numbers, starts: Numbers, edges: Numbers, flat: Numbers) -> npt.NDArray[Any]:
         """The records of several episodes, one after another.
 
         Args:
-            numbers, times: of each record: the sub-environment, and the time.
-            starts, rows: of each episode: its first time, and how many records it has.
+            numbers, starts: of each episode: the sub-environment, and the first time.
+            edges: the first record of each, and the end.
+            flat: of each record ``time * num_envs + sub-environment``.
         """
-        taken: npt.NDArray[Any] = self.ring.reshape(-1).take((times & self.mask) * self._num_envs + numbers)
-        if len(starts) and int(starts.min()) < self._hot:
-            ends = np.cumsum(rows)
-            for episode in np.flatnonzero(starts < self._hot).tolist():
-                begin, end = int(ends[episode] - rows[episode]), int(ends[episode])
-                self._read_cold(int(numbers[begin]), int(starts[episode]), taken[begin:end])
+        size, ring = self.ring.size, self.ring.reshape(-1)
+        if int(starts.min()) >= self._hot:
+            base = self._hot * self._num_envs // size * size
+            taken: npt.NDArray[Any] = ring.take(flat - base if base else flat, mode="wrap")
+            return taken
+        taken = ring.take(flat % size)
+        for episode in np.flatnonzero(starts < self._hot).tolist():
+            begin, end = edges[episode : episode + 2].tolist()
+            self._read_cold(int(numbers[episode]), int(starts[episode]), taken[begin:end])
         return taken
 
     def _read_cold(self, number: int, start: int, out: npt.NDArray[Any]) -> None:
@@ -200,6 +221,7 @@ class Staging:
         self._blocks: list[_Block] = []
         self._block_of: dict[str, _Block] = {}
         self._ragged: dict[str, _RaggedRows] = {}
+        self._multiples = np.arange(0)
         self.add_fields(fields, 0)
 
     def add_fields(self, fields: Mapping[str, Field], now: int) -> None:
@@ -226,6 +248,11 @@ class Staging:
             _block_of={**self._block_of, **found},
             _ragged={**self._ragged, **ragged},
         )
+
+    def release(self) -> None:
+        """Let the files go: no episode is open."""
+        for block in self._blocks:
+            block.release()
 
     @property
     def nbytes(self) -> int:
@@ -271,31 +298,41 @@ class Staging:
     def read(self, time: int, name: str) -> Column:
         """A field's values of all sub-environments in the row of a time, which is one of the last two."""
         if name in self._block_of:
-            return self._block_of[name].read(time, name)
+            values: npt.NDArray[Any] = self._block_of[name].read(time, name)
+            return values
         info = self._fields[name]
-        if info.ragged:
-            return self._ragged[name].get(time, [info.default_value()] * self._num_envs)
-        nothing: npt.NDArray[Any] = np.zeros((self._num_envs, *info.shape), info.dtype)
-        return nothing
+        if name in self._ragged:
+            row: list[npt.NDArray[Any]] = self._ragged[name].get(time, [info.default_value()] * self._num_envs)
+            return row
+        return _without_bytes(self._num_envs, info)
 
-    def columns(self, numbers: Numbers, starts: Numbers, rows: Numbers) -> dict[str, Column]:
+    def columns(self, numbers: Numbers, starts: Numbers, edges: Numbers) -> dict[str, Column]:
         """The rows of several episodes, one after another, by field; those of ragged fields as a list.
 
         Args:
-            numbers, starts, rows: of each episode: the sub-environment, the first time, and how many rows it has.
+            numbers, starts: of each episode: the sub-environment, and the first time.
+            edges: the first row of each, and the end.
         """
-        ends = np.cumsum(rows)
-        count = int(ends[-1])
-        times = np.arange(count) - np.repeat(ends - rows - starts, rows)
-        of_rows = np.repeat(numbers, rows)
+        count, every = int(edges[-1]), self._num_envs
+        if count > len(self._multiples):
+            self._multiples = np.arange(2 * count) * every
+        firsts = edges[:-1]
+        flat = np.repeat((starts - firsts) * every + numbers, edges[1:] - firsts)
+        flat += self._multiples[:count]
         found: dict[str, Column] = {}
         for block in self._blocks:
-            found |= block.columns(block.gather(of_rows, times, starts, rows))
+            found |= block.columns(block.gather(numbers, starts, edges, flat))
         for name, held in self._ragged.items():
-            empty = [self._fields[name].default_value()] * self._num_envs
-            pairs: Sequence[tuple[int, int]] = list(zip(times.tolist(), of_rows.tolist(), strict=True))
-            found[name] = [held.get(time, empty)[number] for time, number in pairs]
+            empty = [self._fields[name].default_value()] * every
+            found[name] = [
+                held.get(time, empty)[number] for time, number in (divmod(at, every) for at in flat.tolist())
+            ]
         for name, info in self._fields.items():
             if name not in found:  # fields whose values have no bytes
-                found[name] = np.zeros((count, *info.shape), info.dtype)
+                found[name] = _without_bytes(count, info)
         return found
+
+
+def _without_bytes(rows: int, info: Field) -> npt.NDArray[Any]:
+    nothing: npt.NDArray[Any] = np.zeros((rows, *info.shape), info.dtype)
+    return nothing

@@ -54,7 +54,8 @@ class SubEnvironments:
         if spec is None:
             return None
         kwargs = {name: value for name, value in spec.kwargs.items() if name not in _OF_VECTORS}
-        return dataclasses.replace(spec, kwargs=kwargs)
+        longest = kwargs.pop("max_episode_steps", spec.max_episode_steps)  # a wrapper's, of a single environment
+        return dataclasses.replace(spec, kwargs=kwargs, max_episode_steps=longest)
 
     def reward_shape(self) -> tuple[int, ...]:
         """``()``, or the shape of one sub-environment's rewards where a reward space is declared."""
@@ -126,6 +127,10 @@ class SubEnvironments:
             states[number] = generator_state(self._base.envs[number], create=create)
         return states
 
+    def loses_strings(self) -> bool:
+        """Whether strings in observations stay those of the beginning, as of an AsyncVectorEnv with shared memory."""
+        return self._async and bool(self._base.shared_memory) and _has_strings(self._envs.single_observation_space)
+
     # --- last observations that Gymnasium hands out by reference ---
 
     @property
@@ -136,6 +141,13 @@ class SubEnvironments:
     def was_overwritten(self, number: int, final: Any) -> bool:
         """Whether an episode's last observation is in arrays that hold the first one of the next episode by now."""
         return self._sync and _share_memory(final, self._base._env_obs[number])
+
+
+def _has_strings(space: Any) -> bool:
+    """Whether a space has parts that Gymnasium reads from shared memory once and for all."""
+    if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
+        return any(map(_has_strings, space.spaces.values() if isinstance(space, gym.spaces.Dict) else space.spaces))
+    return isinstance(space, (gym.spaces.Text, gym.spaces.OneOf))
 
 
 def _share_memory(one: Any, other: Any) -> bool:

@@ -129,7 +129,7 @@ def test_atari_batches_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["CartPole", "Pendulum"])
 def test_phys2d(tmp_path, name):
-    pytest.importorskip("jax")
+    pytest.importorskip("flax")
     module = importlib.import_module(f"gymnasium.envs.phys2d.{name.lower()}")
     envs = getattr(module, f"{name}JaxVectorEnv")(num_envs=3, max_episode_steps=20)
     witness = Witness(envs)

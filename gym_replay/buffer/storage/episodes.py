@@ -7,7 +7,6 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -133,18 +132,32 @@ def record_crcs(
     meta: Sequence[npt.NDArray[Any]],
 ) -> npt.NDArray[np.uint32]:
     """CRC-32 (zlib's) of each record: id, start, length, flags without the deleted one, then the meta values."""
-    columns = [ids, starts, lengths, flags & np.uint8(255 - DELETED), *meta]
-    layout = _record_layout(tuple([(column.dtype.str, column.shape[1:]) for column in columns]))
-    packed = np.empty(len(ids), layout)
-    for name, column in zip(layout.names or (), columns, strict=True):
-        packed[name] = column
-    return np.fromiter(map(zlib.crc32, packed.view(f"V{layout.itemsize}").tolist()), np.uint32, len(ids))
+    layout = RecordLayout([(column.dtype, column.shape[1:]) for column in meta])
+    return layout.crcs(ids, starts, lengths, flags & np.uint8(255 - DELETED), meta)
 
 
-@lru_cache(64)
-def _record_layout(columns: tuple[tuple[str, tuple[int, ...]], ...]) -> np.dtype[Any]:
-    """What a record's check value is computed from, without gaps."""
-    return np.dtype([(f"f{place}", *column) for place, column in enumerate(columns)])
+class RecordLayout:
+    """What the check values of records with meta values of these dtypes and shapes are computed from, without gaps."""
+
+    def __init__(self, meta: Iterable[tuple[np.dtype[Any], tuple[int, ...]]]) -> None:
+        columns = [*((np.dtype(kind), ()) for kind in ("<i8", "<i8", "<i8", "u1")), *meta]
+        self._packed = np.dtype([(f"f{place}", *column) for place, column in enumerate(columns)])
+        self._names = self._packed.names or ()
+        self._bytes = np.dtype(f"V{self._packed.itemsize}")
+
+    def crcs(
+        self,
+        ids: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        flags: npt.NDArray[np.uint8],
+        meta: Sequence[npt.NDArray[Any]],
+    ) -> npt.NDArray[np.uint32]:
+        """CRC-32 of each record; the flags are without the deleted one."""
+        packed = np.empty(len(ids), self._packed)
+        for name, column in zip(self._names, (ids, starts, lengths, flags, *meta), strict=True):
+            packed[name] = column
+        return np.fromiter(map(zlib.crc32, packed.view(self._bytes).tolist()), np.uint32, len(ids))
 
 
 def record_crc(episode_id: int, start: int, length: int, flags: int, meta: Iterable[bytes]) -> int:

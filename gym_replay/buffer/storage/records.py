@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.columns import ColumnWriter, write_each
-from gym_replay.buffer.storage.episodes import record_crc, record_crcs
+from gym_replay.buffer.storage.episodes import RecordLayout, record_crc
 from gym_replay.buffer.storage.layout import TABLE_DTYPES, Metadata, meta_path, table_path
 from gym_replay.buffer.storage.strings import StringWriter
 
@@ -45,6 +45,7 @@ class RecordWriter:
         self._texts = [place for place, name in enumerate(self._names) if metadata.meta_fields[name].is_text]
         self.columns = [columns[meta_path(name)] for name in self._names]
         self.columns += [columns[table_path(name)] for name in TABLE_DTYPES]
+        self._layout = RecordLayout([(info.dtype, info.shape) for info in metadata.meta_fields.values()])
         self._runs_ahead = metadata.table_capacity is None
         self._last: list[bytes] = [b""] * len(self.columns)
         self._until = [0] * len(self.columns)
@@ -82,24 +83,27 @@ class RecordWriter:
 
     def write_all(
         self,
-        slots: npt.NDArray[np.int64],
+        first: int,
+        turn: int,
         ids: npt.NDArray[np.int64],
         starts: npt.NDArray[np.int64],
         lengths: npt.NDArray[np.int64],
         flags: npt.NDArray[np.uint8],
         meta: Mapping[str, MetaColumn],
     ) -> None:
-        """Put the records of several episodes into their slots, which follow one another up to the table's end."""
+        """Put the records of several episodes, none of them deleted, into slots that follow one another.
+
+        The first ``turn`` of them go to the slots from ``first`` on, the others to those from 0 on, as in a ring.
+        """
         count = len(ids)
         values = [meta[name] for name in self._names]
         columns = [value if isinstance(value, np.ndarray) else self._places(value, count) for value in values]
-        crcs = record_crcs(ids, starts, lengths, flags, columns)
+        crcs = self._layout.crcs(ids, starts, lengths, flags, columns)
         data = [column.tobytes() for column in (*columns, starts, lengths, flags, crcs)]
-        first, turn = int(slots[0]), int(slots.argmin()) or count  # where a ring's slots begin anew
         if turn < count:
             edges = [turn * column.row_nbytes for column in self.columns]
             rest = [each[edge:] for each, edge in zip(data, edges, strict=True)]
-            write_each(self.columns, repeat(int(slots[turn]), len(rest)), rest)
+            write_each(self.columns, repeat(0, len(rest)), rest)
             data = [each[:edge] for each, edge in zip(data, edges, strict=True)]
         if not self._runs_ahead or count > _AHEAD // 2:
             self._until = [0] * len(data)
@@ -109,7 +113,7 @@ class RecordWriter:
         self._until = [0] * len(data)  # until the writes are through, nothing is known to be there
         for place, written in enumerate(data):
             value = written[: len(written) // count]
-            if not 0 < len(value) <= _LONGEST_AHEAD or written != value * count:
+            if not 0 < len(value) <= _LONGEST_AHEAD or (count > 1 and written != value * count):
                 last[place], until[place] = b"", 0
             elif value != last[place]:
                 last[place], until[place] = value, 0

@@ -388,6 +388,7 @@ class FolderWriter:
         self,
         rows: Mapping[str, npt.NDArray[Any] | Ragged],
         lengths: npt.NDArray[np.int64],
+        edges: npt.NDArray[np.int64],
         flags: npt.NDArray[np.uint8],
         meta: Mapping[str, MetaColumn],
         begin: Callable[[int], None],
@@ -397,6 +398,7 @@ class FolderWriter:
         Args:
             rows: per field the rows of all episodes, one after another, row T of each included.
             lengths: T of each episode.
+            edges: the first of each one's rows, and the end.
             flags: of each episode.
             meta: each meta field's values ``(episodes, *shape)``, of string fields one for each episode or for all.
             begin: is told the first id before anything is written. The commit is through once the counter ``next`` is
@@ -406,18 +408,20 @@ class FolderWriter:
             The first episode's id; the others follow.
         """
         self.check_owner()
-        self.require_room(len(lengths), int(lengths.max()), steps=int(lengths.sum()))
-        taken = lengths + self.metadata.has_state
+        count, steps = len(lengths), int(lengths.sum())
+        self.require_room(count, int(lengths.max()), steps=steps)
+        has_state = self.metadata.has_state
         begin(self.counters.next)
-        first_id, place, elements = self._write_rows(rows, int(lengths.sum()), taken)
-        count, start, all_rows = len(lengths), place.start, int(taken.sum())
+        first_id, place, elements = self._write_rows(rows, steps, lengths + has_state)
+        start, all_rows = place.start, steps + count * has_state
         self._before_records(start + all_rows)
         ids = np.arange(first_id, first_id + count)
-        starts = start + np.cumsum(taken) - taken
-        slots = self._slots(ids)
-        self._records.write_all(slots, ids, starts, lengths, flags, meta)
-        self._highest_slot = max(self._highest_slot, int(slots.max()) + 1)
-        self._after_records(first_id + count, start, all_rows, int(lengths.sum()), count)
+        starts = edges[:-1] + start
+        slot = self._slot(first_id)
+        turn = count if self._capacity is None else min(count, self._capacity - slot)
+        self._records.write_all(slot, turn, ids, starts, lengths, flags, meta)
+        self._highest_slot = max(self._highest_slot, slot + turn)
+        self._after_records(first_id + count, start, all_rows, steps, count)
         self._finish_block(place, elements, may_wait=True)
         return first_id
 
@@ -447,7 +451,7 @@ class FolderWriter:
         first_id = self.counters.next
         self._stale = True
         sizes = {name: sum(counts) for name, counts in elements.items()}
-        place = self._find_place(len(taken), steps, int(np.sum(taken)), sizes)
+        place = self._find_place(len(taken), steps, steps + len(taken) * self.metadata.has_state, sizes)
         columns, data = [], []
         for name, values in rows.items():
             if isinstance(values, Ragged):
@@ -456,7 +460,8 @@ class FolderWriter:
                 place.write((name, False, 0, spans_of(counts).tobytes()))
             else:
                 columns.append(self._steps[name])
-                data.append(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+                whole = values if values.flags.c_contiguous else np.ascontiguousarray(values)
+                data.append(whole.reshape(-1).view(np.uint8).data)
         write_each(columns, repeat(place.start, len(data)), data)
         return first_id, place, elements
 

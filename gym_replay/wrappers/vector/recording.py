@@ -496,13 +496,13 @@ class VectorRecording:
             if info.ragged:
                 rows[name] = Ragged.of_rows(list(column), info.dtype, info.shape)
             else:
-                rows[name] = np.asarray(column, info.dtype)
+                rows[name] = column if isinstance(column, np.ndarray) else np.array(column, info.dtype)
         try:
-            writer.commit_episodes(rows, block.lengths, block.flags, block.meta, block.begin)
+            writer.commit_episodes(rows, block.lengths, block.edges, block.flags, block.meta, block.begin)
         except KeyboardInterrupt:
             writer.check_owner()
             if not block.is_committed(writer):
-                writer.commit_episodes(rows, block.lengths, block.flags, block.meta, block.begin)
+                writer.commit_episodes(rows, block.lengths, block.edges, block.flags, block.meta, block.begin)
             raise
 
     def _judged(self, block: Block) -> Block:
@@ -606,8 +606,9 @@ _FEW = 60
 def _sequential(returns: npt.NDArray[Any], rewards: Column, edges: Numbers, lengths: Numbers) -> npt.NDArray[Any]:
     """The returns as the single recorder has them: where all rewards are -0.0, it depends on T whether the sum is."""
     assert isinstance(rewards, np.ndarray)
-    is_plain = returns.ndim == 1
-    doubtful = (returns == 0) & (lengths > _FEW) if is_plain else np.ones(len(lengths), bool)
+    if returns.ndim == 1 and returns.all():
+        return returns
+    doubtful = (returns == 0) & (lengths > _FEW) if returns.ndim == 1 else np.ones(len(lengths), bool)
     for place in np.flatnonzero(doubtful).tolist():
         begin = int(edges[place])
         returns[place] = np.cumsum(rewards[begin : begin + int(lengths[place])], axis=0)[-1]

@@ -99,7 +99,10 @@ class _Block:
 
     def write(self, time: int, name: str, values: npt.NDArray[Any], numbers: Numbers | None = None) -> None:
         """Put a field's values, of all sub-environments or of those with these numbers, into the row of a time."""
-        carried = np.ascontiguousarray(values).reshape(len(values), -1).view(self._carriers[name])[:, 0]
+        if not values.flags.c_contiguous:
+            values = np.ascontiguousarray(values)
+        carrier = self._carriers[name]
+        carried = values.view(carrier) if values.ndim == 1 else values.reshape(len(values), -1).view(carrier)[:, 0]
         if numbers is None:
             self.views[name][time & self.mask] = carried
         else:

@@ -11,6 +11,9 @@ import numpy.typing as npt
 from gym_replay.wrappers.bounds import RUN_BYTES, Bound, BoundsCheck
 from gym_replay.wrappers.spaces import Leaf
 
+_MANY = 8
+"""Blocks from which on their rows are put together before they are compared."""
+
 _SIDE_BY_SIDE = 1024
 """Numbers that are compared in one stretch: with as many bounds side by side, rows of few numbers take no longer."""
 
@@ -52,7 +55,8 @@ class BlockBounds(BoundsCheck):
             return
         for name, bounds in self._tiled.items():
             columns = [columns[name] for _, _, columns in blocks]
-            if not _is_outside(np.concatenate(columns) if len(columns) > 1 else columns[0], bounds):
+            many = len(columns) > _MANY
+            if not any(_is_outside(rows, bounds) for rows in ([np.concatenate(columns)] if many else columns)):
                 continue
             left_out = self._has_state and not self._fields[name].state
             pending = []

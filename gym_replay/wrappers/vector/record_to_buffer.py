@@ -260,7 +260,7 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
             else:
                 recording.staging.write_default(now, name)
         generators = None
-        if self._mode is Autoreset.NEXT_STEP and recording.waiting.any():
+        if self._sub.knows_generators and self._mode is Autoreset.NEXT_STEP and recording.waiting.any():
             generators = self._sub.generators(recording.waiting, create=True)
         began = time.time()
         recording.is_broken = True

@@ -141,6 +141,7 @@ class VectorRecording:
     Attributes:
         now: the time, counted in vector steps and resets; its row holds the observations that are next acted on.
         running, waiting: as of :class:`~gym_replay.wrappers.vector.autoreset.Turn`.
+        is_recording: whether the next step can be a transition, or open an episode.
         is_broken: a step was begun and never ended, so none may follow.
     """
 
@@ -163,7 +164,7 @@ class VectorRecording:
         self.now = 0
         self.running: Mask = np.zeros(num_envs, bool)
         self.waiting: Mask = np.zeros(num_envs, bool)
-        self.is_broken = False
+        self.is_broken = self.is_recording = False
         self._start = np.zeros(num_envs, np.int64)
         self._returns = np.zeros((num_envs, *fields["reward"].shape))
         self._seeds = np.full(num_envs, -1, np.int64)
@@ -182,10 +183,8 @@ class VectorRecording:
         """Whether nothing is left of the step before."""
         return not self.is_broken and not self._finished
 
-    @property
-    def is_recording(self) -> bool:
-        """Whether the next step can be a transition, or open an episode."""
-        return bool(self.running.any() or self.waiting.any())
+    def _look(self) -> None:
+        self.is_recording = bool(self.running.any() or self.waiting.any())
 
     def settle(self) -> None:
         """Commit what has ended and could not be committed; cut what was running where a step was lost."""
@@ -244,6 +243,7 @@ class VectorRecording:
         start, returns = self._start.copy(), self._returns.copy()
         start[mask], returns[mask] = self.now, 0.0
         self.__dict__.update(_start=start, _returns=returns, running=self.running | mask, waiting=self.waiting & ~mask)
+        self._look()
 
     def _note_start(self, opened: npt.NDArray[Any], began: float) -> None:
         self._began[opened] = began
@@ -301,6 +301,7 @@ class VectorRecording:
             self._option[opened] = 0
         self.__dict__.update(running=turn.running, _start=start, is_broken=False)
         if finished:
+            self._look()
             self.commit()
             if not self.is_recording:
                 self._held.end()
@@ -308,6 +309,7 @@ class VectorRecording:
     def lose(self, mask: Mask) -> None:
         """Nothing is known of these sub-environments, none of which is running, until an episode of theirs begins."""
         self.waiting = self.waiting & ~mask
+        self._look()
 
     def cut(self, mask: Mask, *, may_go_on: bool = True) -> None:
         """End what is running, before a reset or a close.
@@ -328,6 +330,7 @@ class VectorRecording:
             for numbers in lost:
                 still[numbers] = True
             self.__dict__.update(running=self.running | still, _finished=[])
+            self._look()
             raise
 
     def _publish_cut(self, mask: Mask) -> None:
@@ -352,7 +355,7 @@ class VectorRecording:
 
     def _forget(self) -> None:
         nothing = np.zeros(self._num_envs, bool)
-        self.__dict__.update(running=nothing, waiting=nothing, _finished=[], is_broken=False)
+        self.__dict__.update(running=nothing, waiting=nothing, _finished=[], is_broken=False, is_recording=False)
         self.staging.release()
 
     # --- taking them out of the staging ---

@@ -27,6 +27,7 @@ STAGING_BYTES = 1 << 28
 _LARGE = 256
 """Bytes of a value from which on its field has a block of its own."""
 
+_LARGEST_SCRATCH = 1 << 22
 _FIRST_ROWS = 16
 _FEWEST_ROWS = 8
 _SPILLED_SHARE = 4
@@ -73,6 +74,7 @@ class _Block:
         for name, info in fields.items():
             self.views[name][0] = info.default_value().reshape(1, -1).view(self._carriers[name])[0, 0]
         self._use(self._filled(rows))
+        self._scratch = np.empty(0, self._dtype)
 
     def _filled(self, rows: int) -> npt.NDArray[Any]:
         """A ring of defaults; zeros cost nothing before they are used."""
@@ -180,13 +182,23 @@ class _Block:
         size, ring = self.ring.size, self.ring.reshape(-1)
         if int(starts.min()) >= self._hot:
             base = self._hot * self._num_envs // size * size
-            taken: npt.NDArray[Any] = ring.take(flat - base if base else flat, mode="wrap")
+            taken: npt.NDArray[Any] = ring.take(
+                flat - base if base else flat, out=self._scratch_of(len(flat)), mode="wrap"
+            )
             return taken
         taken = ring.take(flat % size)
         for episode in np.flatnonzero(starts < self._hot).tolist():
             begin, end = edges[episode : episode + 2].tolist()
             self._read_cold(int(numbers[episode]), int(starts[episode]), taken[begin:end])
         return taken
+
+    def _scratch_of(self, count: int) -> npt.NDArray[Any] | None:
+        """Memory for records that are taken apart at once: to have it anew each time costs as much as to fill it."""
+        if self._dtype.names is None or count * self._dtype.itemsize > _LARGEST_SCRATCH:
+            return None
+        if count > len(self._scratch):
+            self._scratch = np.empty(2 * count, self._dtype)
+        return self._scratch[:count]
 
     def _read_cold(self, number: int, start: int, out: npt.NDArray[Any]) -> None:
         """Fill in the records from time ``start`` on that are in the file."""

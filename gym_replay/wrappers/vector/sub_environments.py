@@ -118,6 +118,11 @@ class SubEnvironments:
         """
         return self._async and not self._base.shared_memory and self._mode is Autoreset.NEXT_STEP
 
+    @property
+    def knows_generators(self) -> bool:
+        """Whether :meth:`generators` can tell."""
+        return self._sync
+
     def generators(self, mask: Mask, *, create: bool) -> npt.NDArray[np.uint64] | None:
         """The generators' states of the sub-environments in a mask, zeros for others; None where none can be asked."""
         if not self._sync:

@@ -64,7 +64,9 @@ class _Block:
         offsets = np.cumsum([0, *(-(-size // 8) * 8 for size in sizes)]).tolist()
         names = [f"f{place}" for place in range(len(sizes))]
         layout: Any = {"names": names, "formats": formats, "offsets": offsets[:-1], "itemsize": offsets[-1]}
-        self._dtype = np.dtype(layout) if len(sizes) > 1 else np.dtype(formats[0])
+        self._parts = np.dtype(layout) if len(sizes) > 1 else np.dtype(formats[0])
+        # Records are copied as plain bytes: NumPy would copy one that has gaps field by field.
+        self._dtype = np.dtype(f"V{self._parts.itemsize}")
         self._file: Any = None
         self._cold: list[_ColdRows] = []
         self._free: list[int] = []
@@ -83,8 +85,8 @@ class _Block:
         return np.full((rows, self._num_envs), self._default[0], self._dtype)
 
     def _use(self, ring: npt.NDArray[Any]) -> None:
-        names = self._dtype.names
-        views = {name: ring if names is None else ring[names[at]] for at, name in enumerate(self.fields)}
+        names, parts = self._parts.names, ring.view(self._parts)
+        views = {name: parts if names is None else parts[names[at]] for at, name in enumerate(self.fields)}
         carriers = {name: view.dtype for name, view in views.items()}
         # In one call: an interrupt in between would leave views of another ring.
         self.__dict__.update(ring=ring, views=views, _carriers=carriers, mask=len(ring) - 1)
@@ -129,9 +131,12 @@ class _Block:
         Raises:
             StorageError: rows had to go to a file, and the disk refused.
         """
-        self._free += [rows.place for rows in self._cold if rows.first + rows.count <= low]
-        self._cold = [rows for rows in self._cold if rows.first + rows.count > low]
-        self._hot = max(self._hot, min(low, now))
+        gone = [rows.place for rows in self._cold if rows.first + rows.count <= low]
+        self.__dict__.update(
+            _free=self._free + gone,
+            _cold=[rows for rows in self._cold if rows.first + rows.count > low],
+            _hot=max(self._hot, min(low, now)),
+        )
         while self.is_short_of(now):
             if 2 * self.nbytes <= budget or len(self.ring) < _FEWEST_ROWS:
                 self._grow(now)
@@ -194,7 +199,7 @@ class _Block:
 
     def _scratch_of(self, count: int) -> npt.NDArray[Any] | None:
         """Memory for records that are taken apart at once: to have it anew each time costs as much as to fill it."""
-        if self._dtype.names is None or count * self._dtype.itemsize > _LARGEST_SCRATCH:
+        if self._parts.names is None or count * self._dtype.itemsize > _LARGEST_SCRATCH:
             return None
         if count > len(self._scratch):
             self._scratch = np.empty(2 * count, self._dtype)
@@ -213,11 +218,11 @@ class _Block:
 
     def columns(self, records: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         """The values of each field, of which each record is made."""
-        names = self._dtype.names
+        names, parts = self._parts.names, records.view(self._parts)
         if names is None:
-            return {name: self._decoded(name, records) for name in self.fields}
+            return {name: self._decoded(name, parts) for name in self.fields}
         return {
-            name: self._decoded(name, np.ascontiguousarray(records[names[at]])) for at, name in enumerate(self.fields)
+            name: self._decoded(name, np.ascontiguousarray(parts[names[at]])) for at, name in enumerate(self.fields)
         }
 
 

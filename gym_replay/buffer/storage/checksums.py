@@ -107,13 +107,14 @@ def row_checksums(
     if width == 0:
         return sums
     longest = max(PIECE // width, 1)
+    ends = starts + rows
+    gaps = np.append(np.flatnonzero(starts[1:] != ends[:-1]) + 1, len(starts))  # where another stretch begins
     first = 0
     while first < len(starts):
-        last = first + 1
-        end = int(starts[first] + rows[first])
-        while last < len(starts) and starts[last] == end and end + rows[last] - starts[first] <= longest:
-            end += int(rows[last])
-            last += 1
+        stop = int(gaps[np.searchsorted(gaps, first, side="right")])
+        fitting = int(np.searchsorted(ends[first:stop], starts[first] + longest, side="right"))
+        last = first + max(fitting, 1)
+        end = int(ends[last - 1])
         if rows[first] > longest:
             sums[first] = _long_checksum(column, int(starts[first]), int(rows[first]), longest)
         else:

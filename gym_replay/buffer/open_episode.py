@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -289,6 +289,42 @@ class OpenBlock:
         """Forget the episodes; without effect where they have ended."""
         if self._buffer._open_episode is self:
             self._buffer._open_episode = None
+
+
+class HeldEpisodes:
+    """Episodes that are open somewhere else: while they are, the buffer takes no others.
+
+    Args:
+        buffer: where they will be committed.
+        forget: is called where the buffer gives them up.
+    """
+
+    def __init__(self, buffer: ReplayBuffer, forget: Callable[[], None]) -> None:
+        self._buffer, self._forget = buffer, forget
+        self.writer: FolderWriter | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the buffer is kept for them."""
+        return self._buffer._open_episode is self
+
+    def open(self) -> FolderWriter:
+        """Keep the buffer for them; its writer."""
+        if not self.is_open:
+            self._buffer._require_no_episode("recording")
+        self.writer = self._buffer._writing()
+        self._buffer._open_episode = self
+        return self.writer
+
+    def end(self) -> None:
+        """Let the buffer take others."""
+        if self.is_open:
+            self._buffer._open_episode = None
+
+    def discard(self) -> None:
+        """Forget them."""
+        self.end()
+        self._forget()
 
 
 def _block(steps: list[npt.NDArray[Any] | None], size: int, info: Field) -> npt.NDArray[Any]:

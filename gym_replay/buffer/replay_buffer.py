@@ -125,7 +125,7 @@ class ReplayBuffer(Readable):
         self._read_only = read_only
         self._durability = durability
         self._writer: FolderWriter | None = None
-        self._open_episode: open_episode.OpenEpisode | open_episode.OpenBlock | None = None
+        self._open_episode: open_episode.OpenEpisode | open_episode.OpenBlock | open_episode.HeldEpisodes | None = None
         self._closed = False
         self._encoders: open_episode.Encoders | None = None
         if overwrite or not has_buffer(self._folder):

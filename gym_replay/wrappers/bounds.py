@@ -62,21 +62,23 @@ class BoundsCheck:
         for name in self._bounds:
             data = b"".join([piece[3] for _, pieces, _ in pending for piece in pieces if piece[0] == name])
             # Row T is among them: mostly it is inside, and there is nothing to tell apart.
-            if len(data) and _any_outside(self._rows(name, data), *self._bounds[name]):
-                self._count(name, pending)
+            if len(data) and any_outside(self._rows(name, data), *self._bounds[name]):
+                field = self._fields[name]
+                given = [
+                    (episode, first, data[: -field.nbytes] if ends_with_row_t and not field.state else data)
+                    for episode, pieces, ends_with_row_t in pending
+                    for other, _, first, data in pieces
+                    if other == name
+                ]
+                self._count(name, given)
 
     def _rows(self, name: str, data: bytes) -> npt.NDArray[Any]:
         field = self._fields[name]
         return np.frombuffer(data, field.dtype).reshape(-1, *field.shape)
 
-    def _count(self, name: str, written: Sequence[Written]) -> None:
-        field, (low, high) = self._fields[name], self._bounds[name]
-        pending = [
-            (episode, first, data[: -field.nbytes] if ends_with_row_t and not field.state else data)
-            for episode, pieces, ends_with_row_t in written
-            for other, _, first, data in pieces
-            if other == name
-        ]
+    def _count(self, name: str, pending: list[tuple[int, int, bytes]]) -> None:
+        """Count the rows that are outside of stretches: an episode's id, the first row, and the bytes of each."""
+        low, high = self._bounds[name]
         rows = self._rows(name, b"".join(data for _, _, data in pending))
         outside = (rows < low) | (rows > high)  # NaN is neither
         places = np.flatnonzero(outside.reshape(len(rows), -1).any(axis=1))
@@ -127,7 +129,7 @@ def _bounds_of(leaf: Leaf) -> tuple[Bound, Bound] | None:
     return _uniform(low), _uniform(high)
 
 
-def _any_outside(rows: Bound, low: Bound, high: Bound) -> bool:
+def any_outside(rows: Bound, low: Bound, high: Bound) -> bool:
     """Whether any row is outside; many rows are compared as one, since to compare short ones takes longer."""
     width = math.prod(rows.shape[1:])
     many = max(_COMPARED // width, 1)

@@ -60,8 +60,10 @@ def facts_of_end(start: bytes, episode_return: Any, *, complete: bool) -> dict[s
     }
 
 
-def storable_seed(seed: int) -> int:
-    """The seed, or -1 where it is none that int64 takes: it is for the environment to refuse it."""
+def storable_seed(seed: int | None) -> int:
+    """The seed, or -1 where there is none, or none that int64 takes: it is for the environment to refuse it."""
+    if seed is None:
+        return -1
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 1 << 63:
         warnings.warn(f"the seed {seed!r:.60} does not fit int64 and is not kept with the episode", stacklevel=4)
         return -1

@@ -13,20 +13,24 @@ from typing import Any, NoReturn, SupportsFloat
 import gymnasium as gym
 import numpy as np
 
-from gym_replay.buffer.env_spaces import space_to_json
-from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import Field, FieldLike, describe, fit, make_encoder, parse_fields, to_array
+from gym_replay.buffer.storage.fields import FieldLike, describe, fit, make_encoder, to_array
 from gym_replay.buffer.storage.staging import UNLIMITED
 from gym_replay.errors import EpisodeStateError, FieldError, StorageError
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import describe_run, facts_of_reset
 from gym_replay.wrappers.infos import Infos, is_info
-from gym_replay.wrappers.recorded_schema import core_fields, leaves_of, meta_fields, open_recorded, reward_shape
+from gym_replay.wrappers.recorded_schema import (
+    check_arguments,
+    core_fields,
+    leaves_of,
+    open_for,
+    reward_shape,
+    warn_of_dtype,
+)
 from gym_replay.wrappers.recording import OnEpisode, Recording
 from gym_replay.wrappers.spaces import Leaf, make_flattener, make_space_encoder
 
-_ON_INCOMPLETE = ("keep", "discard")
 _LOOKS = 20
 _ndarray, _float64 = np.ndarray, np.float64  # found at once: a step asks for them several times
 _BROKEN = -1
@@ -92,14 +96,14 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         on_episode: OnEpisode | None = None,
         durability: str = "process",
     ) -> None:
+        if isinstance(env, gym.vector.VectorEnv):
+            raise TypeError(
+                f"expected a gymnasium.Env, got the vector environment {type(env).__name__}; wrap it in "
+                "gym_replay.wrappers.vector.RecordToBuffer"
+            )
         if not isinstance(env, gym.Env):
             raise TypeError(f"expected a gymnasium.Env, got {type(env).__name__}")
-        if on_incomplete not in _ON_INCOMPLETE:
-            raise FieldError(f"on_incomplete={on_incomplete!r}: expected one of {_ON_INCOMPLETE}")
-        if isinstance(record_info, Iterable) and not isinstance(record_info, str):
-            record_info = list(record_info)
-        if record_info:
-            Infos(record_info, dtypes or {}, {})  # before anything is created
+        record_info = check_arguments(on_incomplete, record_info, dtypes)
         limits: dict[str, Any] = {
             "max_episodes": max_episodes,
             "max_timesteps": max_timesteps,
@@ -122,8 +126,10 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         leaves = leaves_of(env, dtypes)
         self._core = core_fields(*leaves, reward_shape(env))
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
-        self._buffer = _open(
-            env,
+        self._buffer = open_for(
+            env.observation_space,
+            env.action_space,
+            env.spec,
             self._core,
             buffer,
             {**limits, "circular": circular or None},
@@ -435,34 +441,6 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         self.__reduce__()
 
 
-def _open(
-    env: gym.Env[Any, Any],
-    core: dict[str, Field],
-    buffer: str | os.PathLike[str] | ReplayBuffer,
-    limits: Mapping[str, Any],
-    *,
-    overwrite: bool,
-    durability: str,
-    extra: Mapping[str, FieldLike] | None,
-    meta: Mapping[str, FieldLike] | None,
-) -> ReplayBuffer:
-    return open_recorded(
-        buffer,
-        limits,
-        overwrite=overwrite,
-        durability=durability,
-        core=core,
-        own_meta=meta_fields(core["reward"].shape),
-        extra=None if extra is None else parse_fields(extra, "extra field"),
-        meta=None if meta is None else parse_fields(meta, "meta field"),
-        environment={
-            "observation_space": space_to_json(env.observation_space, "observation"),
-            "action_space": space_to_json(env.action_space, "action"),
-            "env_spec": spec_to_json(env.spec),
-        },
-    )
-
-
 def _array_of(space: gym.Space[Any], leaves: Sequence[Leaf]) -> tuple[Any, Any]:
     """Dtype and shape of the arrays that are stored as they are, where a space has such values; else what none has."""
     if len(leaves) == 1 and leaves[0].space is space and leaves[0].field.shape and not leaves[0].field.ragged:
@@ -494,18 +472,10 @@ def _warning_encoder(space: gym.Space[Any], leaves: Sequence[Leaf]) -> Callable[
                     continue
                 if part.dtype not in (leaf.space.dtype, leaf.field.dtype):
                     warned.add(leaf.name)
-                    _warn_of_dtype(leaf, part.dtype)
+                    warn_of_dtype(leaf, part.dtype)
         return encoded
 
     return encode_and_warn
-
-
-def _warn_of_dtype(leaf: Leaf, found: np.dtype[Any]) -> None:
-    warnings.warn(
-        f"{leaf.name}: its space says {leaf.space.dtype}, but values are {found}; they are stored as "
-        f"{leaf.field.dtype.name}, and dtypes={{{leaf.name!r}: {found.name!r}}} stores them as they are",
-        stacklevel=5,
-    )
 
 
 def _single_of(encode: Callable[[Any], Any]) -> Callable[[Any], bytes]:

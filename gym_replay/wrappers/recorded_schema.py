@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
+from gym_replay.buffer.env_spaces import space_to_json
+from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
 from gym_replay.buffer.storage.fields import Field, FieldLike, parse_fields
 from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.errors import ConfigMismatchError, FieldError
 from gym_replay.wrappers.generator_state import NUMBERS
-from gym_replay.wrappers.infos import is_info
+from gym_replay.wrappers.infos import Infos, is_info
 from gym_replay.wrappers.spaces import Leaf, space_leaves
 
 RECORDER_META: dict[str, FieldLike] = {
@@ -29,6 +34,8 @@ RECORDER_META: dict[str, FieldLike] = {
     "env_index": Field("int64"),
 }
 """Meta fields of the recorder's own; docs/semantics.md says what each one is."""
+
+_ON_INCOMPLETE = ("keep", "discard")
 
 FLAGS = ("terminated", "truncated")
 
@@ -70,6 +77,63 @@ def leaves_of(env: Any, dtypes: Mapping[str, Any]) -> tuple[list[Leaf], list[Lea
         for root, space in roots.items()
     )
     return observation, action
+
+
+def check_arguments(
+    on_incomplete: str, record_info: bool | Iterable[str], dtypes: Mapping[str, Any] | None
+) -> bool | Iterable[str]:
+    """Look at a recorder's arguments before anything is created; ``record_info`` as one that can be read twice.
+
+    Raises:
+        FieldError: one of them is wrong.
+    """
+    if on_incomplete not in _ON_INCOMPLETE:
+        raise FieldError(f"on_incomplete={on_incomplete!r}: expected one of {_ON_INCOMPLETE}")
+    if isinstance(record_info, Iterable) and not isinstance(record_info, str):
+        record_info = list(record_info)
+    if record_info:
+        Infos(record_info, dtypes or {}, {})
+    return record_info
+
+
+def warn_of_dtype(leaf: Leaf, found: np.dtype[Any], stacklevel: int = 5) -> None:
+    """Say that a field's values are of another dtype than its space."""
+    warnings.warn(
+        f"{leaf.name}: its space says {leaf.space.dtype}, but values are {found}; they are stored as "
+        f"{leaf.field.dtype.name}, and dtypes={{{leaf.name!r}: {found.name!r}}} stores them as they are",
+        stacklevel=stacklevel,
+    )
+
+
+def open_for(
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    spec: EnvSpec | None,
+    core: dict[str, Field],
+    buffer: str | os.PathLike[str] | ReplayBuffer,
+    limits: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    durability: str,
+    extra: Mapping[str, FieldLike] | None,
+    meta: Mapping[str, FieldLike] | None,
+) -> ReplayBuffer:
+    """The buffer of a recorder of an environment with these spaces and this spec; see :func:`open_recorded`."""
+    return open_recorded(
+        buffer,
+        limits,
+        overwrite=overwrite,
+        durability=durability,
+        core=core,
+        own_meta=meta_fields(core["reward"].shape),
+        extra=None if extra is None else parse_fields(extra, "extra field"),
+        meta=None if meta is None else parse_fields(meta, "meta field"),
+        environment={
+            "observation_space": space_to_json(observation_space, "observation"),
+            "action_space": space_to_json(action_space, "action"),
+            "env_spec": spec_to_json(spec),
+        },
+    )
 
 
 def open_recorded(

@@ -210,8 +210,8 @@ class Recording:
     def _return_of(self, stage: Stage) -> Any:
         """The sum of the rewards, one after another: a float, or an array for rewards of several values."""
         if "reward" not in self._packers:  # several values
-            return np.cumsum(stage.column("reward"), axis=0)[-1]
+            return np.cumsum(stage.column("reward"), axis=0)[-1] + 0.0  # as if summed from 0.0 on: no -0.0
         rewards = stage.items("reward")
         if len(rewards) > _FEW or stage.spill is not None:
-            return float(np.cumsum(stage.column("reward"))[-1])
+            return float(np.cumsum(stage.column("reward"))[-1]) + 0.0
         return float(deque(accumulate(rewards, initial=0.0), 1)[0])

@@ -489,6 +489,55 @@ def _verify_infos(folder: Path, reported: int, *, ring: int | None = None) -> No
             assert_infos(episode)
 
 
+# --- vector environments ---
+
+VECTOR_ENVS = 4
+
+
+def _record_vector(folder: Path, report: Report, **options: Any) -> None:
+    """Sub-environment i plays the episodes with numbers i, i + 4, i + 8, ...; all that were committed are reported."""
+    from gym_replay.wrappers.vector import RecordToBuffer as RecordVector
+
+    class Every(Deterministic):
+        """Every fourth episode."""
+
+        def reset(self, **given: Any) -> tuple:
+            self.number += VECTOR_ENVS - 1
+            return super().reset(**given)
+
+    mode = gym.vector.AutoresetMode.SAME_STEP
+    while True:
+        makers = [lambda i=i: Every(i - VECTOR_ENVS + 1) for i in range(VECTOR_ENVS)]
+        envs = RecordVector(gym.vector.SyncVectorEnv(makers, autoreset_mode=mode), folder, **options)
+        envs.reset()
+        committed = _next_id(folder)
+        for _ in range(150):
+            inner = envs.unwrapped.envs
+            envs.step(np.array([(1000 * env.number + env.t) * 3 for env in inner]))
+            committed += sum(env.t == 0 for env in inner)
+            report(committed)
+        envs.close()
+
+
+def _verify_vector(folder: Path, reported: int, *, ring: int | None = None) -> None:
+    if not (folder / "metadata.json").exists():
+        assert reported == 0
+        return
+    with open_quietly(folder, read_only=True) as buffer:
+        ids = [episode.id for episode in buffer]
+        assert not ids or ids == list(range(ids[0], ids[-1] + 1))
+        assert (ids[-1] + 1 if ids else 0) >= reported, f"{ids[-1:]} of {reported} reported"
+        assert ring is not None or not ids or ids[0] == 0
+        for episode in buffer:
+            number = int(episode["action"][0]) // 3000
+            assert number % VECTOR_ENVS == episode.meta["env_index"]
+            assert len(episode) == length_of(number) if episode.complete else len(episode) <= length_of(number)
+            for name, values in rows_of(number, length_of(number)).items():
+                if name in episode:
+                    rows = len(episode) + (name == "observation")
+                    assert episode[name].tobytes() == values[:rows].tobytes(), f"episode {episode.id}, {name}"
+
+
 def _nothing(folder: Path) -> None:
     """The scenario creates its own buffer."""
 
@@ -499,6 +548,12 @@ SCENARIOS: dict[str, Scenario] = {
         _nothing,
         lambda folder, report: _record(folder, report, circular=True, max_episodes=5),
         lambda folder, reported: _verify_recorded(folder, reported, ring=5),
+    ),
+    "vector recorder": Scenario(_nothing, _record_vector, _verify_vector),
+    "vector recorder, ring": Scenario(
+        _nothing,
+        lambda folder, report: _record_vector(folder, report, circular=True, max_episodes=20),
+        lambda folder, reported: _verify_vector(folder, reported, ring=20),
     ),
     "append": Scenario(_create(), _append, _verify_plain),
     "growth": Scenario(_create(), _grow, _verify_grown),

@@ -18,7 +18,7 @@ def test_committed_episodes_survive(name, calls):
     assert survived == 6, failures
 
 
-@pytest.mark.parametrize("name", ["recorder", "update"])
+@pytest.mark.parametrize("name", ["recorder", "vector recorder", "update"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_call_of_a_beginning(tmp_path, name, variant):
     for at in range(1, 130, 9):

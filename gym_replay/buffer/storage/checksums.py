@@ -107,17 +107,20 @@ def row_checksums(
     if width == 0:
         return sums
     longest = max(PIECE // width, 1)
-    begins, ends = starts.tolist(), (starts + rows).tolist()
+    ends = starts + rows
+    gaps = np.append(np.flatnonzero(starts[1:] != ends[:-1]) + 1, len(starts))  # where another stretch begins
     first = 0
-    while first < len(begins):
-        begin, last = begins[first], first + 1
-        while last < len(begins) and begins[last] == ends[last - 1] and ends[last] - begin <= longest:
-            last += 1
-        if ends[first] - begin > longest:
-            sums[first] = _long_checksum(column, begin, ends[first] - begin, longest)
+    while first < len(starts):
+        stop = int(gaps[np.searchsorted(gaps, first, side="right")])
+        fitting = int(np.searchsorted(ends[first:stop], starts[first] + longest, side="right"))
+        last = first + max(fitting, 1)
+        end = int(ends[last - 1])
+        if rows[first] > longest:
+            sums[first] = _long_checksum(column, int(starts[first]), int(rows[first]), longest)
         else:
-            content = memoryview(column.read(begin, ends[last - 1] - begin))
-            edges = ((np.append(starts[first:last], ends[last - 1]) - begin) * width).tolist()
+            begin = int(starts[first])
+            content = memoryview(column.read(begin, end - begin))
+            edges = ((np.append(starts[first:last], end) - begin) * width).tolist()
             sums[first:last] = [crc32(content[low:high]) for low, high in pairwise(edges)]
         first = last
     return sums

@@ -425,7 +425,7 @@ class ColumnGroup:
         self._columns = [(column, column._descriptor, column._offset, column.row_nbytes) for column in columns]
         self._capacity = 0
 
-    def write(self, row: int, end: int, data: Sequence[bytes]) -> None:
+    def write(self, row: int, end: int, data: Sequence[Buffer]) -> None:
         """Write the rows ``row .. end`` of each column; the files grow as needed.
 
         Raises:

@@ -6,7 +6,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,16 +136,32 @@ def record_crcs(
     meta: Sequence[npt.NDArray[Any]],
 ) -> npt.NDArray[np.uint32]:
     """CRC-32 (zlib's) of each record: id, start, length, flags without the deleted one, then the meta values."""
-    columns = [ids, starts, lengths, flags & np.uint8(255 - DELETED), *meta]
-    count = len(ids)
-    packed = np.concatenate(
-        [np.ascontiguousarray(column).reshape(count, -1).view(np.uint8).reshape(count, -1) for column in columns],
-        axis=1,
-    )
-    width = packed.shape[1]
-    content = memoryview(packed.tobytes())
-    crc32 = zlib.crc32
-    return np.fromiter((crc32(content[at : at + width]) for at in range(0, count * width, width)), np.uint32, count)
+    layout = RecordLayout([(column.dtype, column.shape[1:]) for column in meta])
+    return layout.crcs(ids, starts, lengths, flags & np.uint8(255 - DELETED), meta)
+
+
+class RecordLayout:
+    """What the check values of records with meta values of these dtypes and shapes are computed from, without gaps."""
+
+    def __init__(self, meta: Iterable[tuple[np.dtype[Any], tuple[int, ...]]]) -> None:
+        columns = [*((np.dtype(kind), ()) for kind in ("<i8", "<i8", "<i8", "u1")), *meta]
+        self._packed = np.dtype([(f"f{place}", *column) for place, column in enumerate(columns)])
+        self._names = self._packed.names or ()
+        self._bytes = np.dtype(f"V{self._packed.itemsize}")
+
+    def crcs(
+        self,
+        ids: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        flags: npt.NDArray[np.uint8],
+        meta: Sequence[npt.NDArray[Any]],
+    ) -> npt.NDArray[np.uint32]:
+        """CRC-32 of each record; the flags are without the deleted one."""
+        packed = np.empty(len(ids), self._packed)
+        for name, column in zip(self._names, (ids, starts, lengths, flags, *meta), strict=True):
+            packed[name] = column
+        return np.fromiter(map(zlib.crc32, packed.view(self._bytes).tolist()), np.uint32, len(ids))
 
 
 pack_record = struct.Struct("<qqqB").pack

@@ -5,17 +5,27 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
+from typing import Any, TypeAlias
 from zlib import crc32
 
+import numpy as np
+import numpy.typing as npt
+
 from gym_replay.buffer.storage.columns import ColumnGroup, ColumnWriter
-from gym_replay.buffer.storage.episodes import pack_record
+from gym_replay.buffer.storage.episodes import RecordLayout, pack_record
 from gym_replay.buffer.storage.layout import TABLE_DTYPES, Metadata, meta_path, table_path
 from gym_replay.buffer.storage.strings import StringWriter
+
+MetaColumn: TypeAlias = "npt.NDArray[Any] | Sequence[bytes] | bytes"
+"""A meta field's values of several episodes, one along the first axis of each; strings one by one, or one for all."""
 
 _pack_crc = struct.Struct("<I").pack
 
 _AHEAD = 256
 """Slots that a value which comes again is written to at once."""
+
+_LONGEST_AHEAD = 64
+"""Bytes of such a value, at most, where many records are written together."""
 
 
 class RecordWriter:
@@ -37,11 +47,12 @@ class RecordWriter:
         self.strings = strings
         names = list(metadata.meta_fields)
         self._texts = [place for place, name in enumerate(names) if metadata.meta_fields[name].is_text]
-        self._values_of: Callable[[Mapping[str, bytes]], Iterable[bytes]] = lambda meta: [meta[name] for name in names]
+        self._values_of: Callable[[Mapping[str, Any]], Iterable[Any]] = lambda meta: [meta[name] for name in names]
         if len(names) > 1:
             self._values_of = itemgetter(*names)
         self.columns = [columns[meta_path(name)] for name in names]
         self.columns += [columns[table_path(name)] for name in TABLE_DTYPES]
+        self._layout = RecordLayout([(info.dtype, info.shape) for info in metadata.meta_fields.values()])
         self._runs_ahead = metadata.table_capacity is None
         self._last: list[bytes] = [b""] * len(self.columns)
         self._until = [0] * len(self.columns)
@@ -93,3 +104,55 @@ class RecordWriter:
             self._steady = self._steady_of(values)
             self._new_columns = ColumnGroup(self.columns[place] for place in others)
             self._steady_until = min(self._until[place] for place in steady)
+
+    def write_all(
+        self,
+        first: int,
+        turn: int,
+        ids: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        flags: npt.NDArray[np.uint8],
+        meta: Mapping[str, MetaColumn],
+    ) -> None:
+        """Put the records of several episodes, none of them deleted, into slots that follow one another.
+
+        The first ``turn`` of them go to the slots from ``first`` on, the others to those from 0 on, as in a ring.
+        """
+        count = len(ids)
+        values: Any = self._values_of(meta)
+        columns = [value if isinstance(value, np.ndarray) else self._places(value, count) for value in values]
+        crcs = self._layout.crcs(ids, starts, lengths, flags, columns)
+        data = [column.tobytes() for column in (*columns, starts, lengths, flags, crcs)]
+        if turn < count:
+            edges = [turn * column.row_nbytes for column in self.columns]
+            rest = [each[edge:] for each, edge in zip(data, edges, strict=True)]
+            self._all_columns.write(0, count - turn, rest)
+            data = [each[:edge] for each, edge in zip(data, edges, strict=True)]
+        last, until = self._last, self._until
+        # Until the writes are through, nothing is known to be there.
+        self._until, self._steady_until = [0] * len(data), 0
+        if not self._runs_ahead or count > _AHEAD // 2:
+            self._all_columns.write(first, first + turn, data)
+            return
+        for place, written in enumerate(data):
+            value = written[: len(written) // count]
+            if not 0 < len(value) <= _LONGEST_AHEAD or (count > 1 and written != value * count):
+                last[place], until[place] = b"", 0
+            elif value != last[place]:
+                last[place], until[place] = value, 0
+            elif first + count <= until[place]:
+                continue
+            else:
+                written, until[place] = value * _AHEAD, first + _AHEAD
+            self.columns[place].reserve(first + count)  # values may have no bytes at all
+            self.columns[place].write(first, written)
+        self._until = until
+
+    def _places(self, texts: Sequence[bytes] | bytes, count: int) -> npt.NDArray[np.int64]:
+        """The place of each episode's string."""
+        assert self.strings is not None
+        put = self.strings.put
+        if isinstance(texts, bytes):
+            return np.frombuffer(put(texts) * count, np.int64)
+        return np.frombuffer(b"".join(map(put, texts)), np.int64)

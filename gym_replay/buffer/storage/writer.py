@@ -10,7 +10,7 @@ import errno
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,7 @@ from gym_replay.buffer.storage.layout import (
 from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.buffer.storage.ragged import Ragged, spans_of
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
-from gym_replay.buffer.storage.records import RecordWriter
+from gym_replay.buffer.storage.records import MetaColumn, RecordWriter
 from gym_replay.buffer.storage.ring import RowRing
 from gym_replay.buffer.storage.staging import (
     CHUNK_BYTES,
@@ -70,6 +70,9 @@ STRINGS_RUN = 1 << 20
 
 NewElements: TypeAlias = tuple[str, int, Sequence[int]]
 """What episodes bring to a ragged field: its name, the first element, and how many of them each episode has."""
+
+_SHARE_OF_RING = 8
+"""Episodes that are committed at once take no more than this part of a ring, unless a single one does."""
 
 _WRITERS: weakref.WeakSet[FolderWriter] = weakref.WeakSet()
 
@@ -287,8 +290,8 @@ class FolderWriter:
             limits.append(metadata.max_steps - (0 if metadata.circular else self.num_steps))
         return min(limits)
 
-    def require_room(self, episodes: int, length: int) -> None:
-        """Raise where ``episodes`` episodes of ``length`` transitions cannot be committed.
+    def require_room(self, episodes: int, length: int, steps: int | None = None) -> None:
+        """Raise where ``episodes`` episodes of ``length`` transitions, or of up to that and ``steps``, do not fit.
 
         Raises:
             EpisodeTooLongError: each one is longer than the buffer takes at all.
@@ -303,15 +306,16 @@ class FolderWriter:
                 "a larger max_timesteps (or none)"
             )
         held_episodes, held_steps = (0, 0) if metadata.circular else (self.num_episodes, self.num_steps)
+        steps = episodes * length if steps is None else steps
         if metadata.max_episodes is not None and held_episodes + episodes > metadata.max_episodes:
             raise BufferFullError(
                 f"{episodes} more episodes do not fit: the buffer holds {self.num_episodes} of "
                 f"max_episodes={metadata.max_episodes}; create it with circular=True or a larger max_episodes"
             )
-        if metadata.max_steps is not None and held_steps + episodes * length > metadata.max_steps:
+        if metadata.max_steps is not None and held_steps + steps > metadata.max_steps:
             kind = EpisodeTooLongError if metadata.circular else BufferFullError
             raise kind(
-                f"{episodes * length} more steps do not fit: the buffer holds {self.num_steps} of "
+                f"{steps} more steps do not fit: the buffer holds {self.num_steps} of "
                 f"max_steps={metadata.max_steps}; create it with circular=True or a larger max_steps"
             )
 
@@ -353,7 +357,7 @@ class FolderWriter:
             self._before_records(start + rows)
         slot = episode_id - self._base if self._capacity is None else self._slot(episode_id)
         self._records.write(slot, episode_id, start, length, flags, meta)
-        self._make_visible(episode_id + 1, slot, start, rows, length, elements=elements)
+        self._make_visible(episode_id + 1, slot, start, rows, length, 1, elements=elements)
         if stage.watch is not None:
             stage.watch(pieces, True)
         return episode_id
@@ -395,46 +399,104 @@ class FolderWriter:
         """
         self.check_owner()
         self.require_room(len(lengths), max(lengths))
-
         flags = COMPLETE | (HAS_FINAL if has_final else 0)
         taken = [length + self.metadata.has_state for length in lengths]
-        edges = np.cumsum([0, *taken])
-        elements = {
-            name: np.diff(np.concatenate(([0], np.cumsum(values.lengths)))[edges]).tolist()
-            for name, values in rows.items()
-            if isinstance(values, Ragged)
-        }
-
         first_id = self.counters.next
-        self._stale = True
-        place = self._find_place(
-            len(lengths), sum(lengths), sum(taken), {name: sum(counts) for name, counts in elements.items()}
-        )
-        for name, values in rows.items():
-            if isinstance(values, Ragged):
-                counts, whole = values.compact()
-                place.write((name, True, 0, whole.tobytes()))
-                place.write((name, False, 0, spans_of(counts).tobytes()))
-            else:
-                self._steps[name].write(place.start, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-        new_elements = [(name, place.bases[name], counts) for name, counts in elements.items()]
-        all_rows, start, slot = sum(taken), place.start, 0
-        self._before_records(start + all_rows)
+        first_row, elements = self._write_rows(rows, sum(lengths), taken)
+        self._before_records(first_row + sum(taken))
+        start, slot = first_row, 0
         for offset, length in enumerate(lengths):
             slot = self._slot(first_id + offset)
             self._records.write(slot, first_id + offset, start, length, flags, metas[offset])
             self._highest_slot = max(self._highest_slot, slot + 1)
             start += taken[offset]
         self._make_visible(
-            first_id + len(lengths),
-            slot,
-            place.start,
-            all_rows,
-            sum(lengths),
-            episodes=len(lengths),
-            elements=new_elements,
+            first_id + len(lengths), slot, first_row, sum(taken), sum(lengths), len(lengths), elements=elements
         )
         return first_id
+
+    def commit_episodes(
+        self,
+        rows: Mapping[str, npt.NDArray[Any] | Ragged],
+        lengths: npt.NDArray[np.int64],
+        edges: npt.NDArray[np.int64],
+        flags: npt.NDArray[np.uint8],
+        meta: Mapping[str, MetaColumn],
+        begin: Callable[[int], None],
+    ) -> int:
+        """As :meth:`commit_block`, with flags for each episode, and as few calls for many episodes as for one.
+
+        Args:
+            rows: per field the rows of all episodes, one after another, row T of each included.
+            lengths: T of each episode.
+            edges: the first of each one's rows, and the end.
+            flags: of each episode.
+            meta: each meta field's values ``(episodes, *shape)``, of string fields one for each episode or for all.
+            begin: is told the first id before anything is written. The commit is through once the counter ``next`` is
+                past it, whatever exception came then.
+
+        Returns:
+            The first episode's id; the others follow.
+        """
+        self.check_owner()
+        count, steps = len(lengths), int(lengths.sum())
+        self.require_room(count, int(lengths.max()), steps=steps)
+        has_state = self.metadata.has_state
+        first_id, all_rows = self.counters.next, steps + count * has_state
+        begin(first_id)
+        start, elements = self._write_rows(rows, steps, lengths + has_state)
+        self._before_records(start + all_rows)
+        ids = np.arange(first_id, first_id + count)
+        starts = edges[:-1] + start
+        slot = self._slot(first_id)
+        turn = count if self._capacity is None else min(count, self._capacity - slot)
+        self._records.write_all(slot, turn, ids, starts, lengths, flags, meta)
+        self._make_visible(
+            first_id + count, slot + turn - 1, start, all_rows, steps, count, elements=elements, sums_may_wait=True
+        )
+        return first_id
+
+    def largest_block(self) -> tuple[int, int]:
+        """How many episodes, and transitions, to commit at once: in a ring, so few that not many others leave."""
+        metadata = self.metadata
+        if not metadata.circular:
+            return 1 << 62, 1 << 62
+        limits = (metadata.max_episodes, metadata.max_steps)
+        episodes, steps = (1 << 62 if limit is None else limit // _SHARE_OF_RING for limit in limits)
+        return max(episodes, 1), steps
+
+    def _write_rows(
+        self, rows: Mapping[str, npt.NDArray[Any] | Ragged], steps: int, taken: Sequence[int] | npt.NDArray[np.int64]
+    ) -> tuple[int, list[NewElements]]:
+        """Write the rows of whole episodes of ``taken`` rows each; the first of them, and their elements."""
+        edges = np.cumsum([0, *taken]) if self._elements else None
+        elements = {
+            name: np.diff(np.concatenate(([0], np.cumsum(values.lengths)))[edges]).tolist()
+            for name, values in rows.items()
+            if isinstance(values, Ragged)
+        }
+        self._stale = True
+        sizes = {name: sum(counts) for name, counts in elements.items()}
+        all_rows = steps + len(taken) * self.metadata.has_state
+        place = self._find_place(len(taken), steps, all_rows, sizes)
+        data = {}
+        for name, values in rows.items():
+            if isinstance(values, Ragged):
+                counts, whole = values.compact()
+                place.write((name, True, 0, whole.tobytes()))
+                place.write((name, False, 0, spans_of(counts).tobytes()))
+            else:
+                data[name] = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+        if elements:
+            for name, content in data.items():
+                self._steps[name].write(place.start, content)
+        else:
+            self._rows.write(place.start, place.start + all_rows, [data[name] for name in self._steps])
+        return place.start, [(name, place.bases[name], counts) for name, counts in elements.items()]
+
+    def _episodes_are_large(self) -> bool:
+        """Whether those without checksums are, on average."""
+        return self._unsummed >= LARGE_EPISODE * (self.counters.next - self.counters.summed)
 
     def _before_records(self, end: int) -> None:
         """See that the rows up to ``end`` are there before any record says so."""
@@ -450,11 +512,16 @@ class FolderWriter:
         start: int,
         rows: int,
         steps: int,
+        episodes: int,
         *,
-        episodes: int = 1,
         elements: Sequence[NewElements] = (),
+        sums_may_wait: bool = False,
     ) -> None:
-        """Store the counter, and count here, episodes whose rows and records (the last in ``slot``) are written."""
+        """Store the counter, and count here, episodes whose rows and records (the highest in ``slot``) are written.
+
+        The checksums of many short episodes may wait for flush and close: a call for each of them and each field would
+        take longer than to record them.
+        """
         counters = self.counters
         if self.power:
             texts = [self._columns[STRINGS]] if self._texts else []
@@ -474,7 +541,7 @@ class FolderWriter:
         if elements:
             self._take_elements(elements)
         self._stale = False
-        if self._unsummed >= CHECKSUM_RUN:
+        if self._unsummed >= CHECKSUM_RUN and not (sums_may_wait and not self._episodes_are_large()):
             with suppress(StorageError):  # the episode is committed; flush and close try again and say so
                 self._sum_a_run()
 
@@ -618,7 +685,7 @@ class FolderWriter:
 
     def _sum_a_run(self) -> None:
         """Write the checksums of a run of episodes, or have them computed meanwhile where the episodes are large."""
-        if self._unsummed < LARGE_EPISODE * (self.counters.next - self.counters.summed):
+        if not self._episodes_are_large():
             self.fill_checksums()
         elif self._job is None or not self._job.is_alive():
             self._take_sums()

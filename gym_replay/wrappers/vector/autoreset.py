@@ -1,0 +1,91 @@
+"""What a vector step means for each sub-environment, in each autoreset mode."""
+
+from __future__ import annotations
+
+import warnings
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.errors import FieldError
+
+Mask = npt.NDArray[np.bool_]
+"""One bool for each sub-environment."""
+
+
+class Autoreset(Enum):
+    """How a vector environment resets what has ended; the values are those of Gymnasium's own ``AutoresetMode``."""
+
+    NEXT_STEP = "NextStep"
+    SAME_STEP = "SameStep"
+    DISABLED = "Disabled"
+
+
+def autoreset_of(envs: Any) -> Autoreset:
+    """The mode that a vector environment's metadata name.
+
+    Where they name none, it is next-step, as Gymnasium's own wrappers assume with the same warning.
+
+    Raises:
+        FieldError: what they name is no mode.
+    """
+    named = envs.metadata.get("autoreset_mode")
+    if named is None:
+        warnings.warn(
+            f"{envs} is missing `autoreset_mode` in its metadata, so it is taken to reset a sub-environment in the "
+            "step after the one that ended its episode; see https://farama.org/Vector-Autoreset-Mode",
+            stacklevel=4,
+        )
+        return Autoreset.NEXT_STEP
+    try:
+        return Autoreset(getattr(named, "value", named))
+    except ValueError:
+        known = [mode.value for mode in Autoreset]
+        raise FieldError(f"metadata['autoreset_mode']={named!r}: expected an AutoresetMode, one of {known}") from None
+
+
+class Turn(NamedTuple):
+    """What one vector step was for each sub-environment.
+
+    Attributes:
+        ended: it was the last transition of an episode.
+        opened: what it returned is the first observation of an episode.
+        running: an episode is running after it.
+        waiting: the next step resets the sub-environment, whatever its action.
+    """
+
+    ended: Mask
+    opened: Mask
+    running: Mask
+    waiting: Mask
+
+
+def take_turn(mode: Autoreset, running: Mask, waiting: Mask, done: Mask) -> Turn:
+    """What a step was that reported ``done``, terminated or truncated.
+
+    A sub-environment that is neither running nor waiting is one of which nothing is known (since an exception, say):
+    its steps are no transitions until a reset of it is certain.
+
+    Args:
+        mode: the autoreset mode.
+        running: whether an episode was running before the step.
+        waiting: whether the step was to reset the sub-environment.
+        done: what the step reported.
+
+    Example:
+        >>> here, gone = np.array([True]), np.array([False])
+        >>> take_turn(Autoreset.NEXT_STEP, here, gone, done=here).waiting
+        array([ True])
+        >>> take_turn(Autoreset.NEXT_STEP, gone, here, done=gone).opened
+        array([ True])
+        >>> take_turn(Autoreset.SAME_STEP, here, gone, done=here).opened
+        array([ True])
+    """
+    ended = running & done
+    if mode is Autoreset.NEXT_STEP:
+        return Turn(ended, opened=waiting, running=(running | waiting) & ~done, waiting=done)
+    if mode is Autoreset.SAME_STEP:
+        return Turn(ended, opened=done, running=running | done, waiting=waiting)
+    return Turn(ended, opened=np.zeros_like(done), running=running & ~done, waiting=waiting)

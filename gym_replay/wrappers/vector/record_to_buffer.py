@@ -1,0 +1,546 @@
+"""RecordToBuffer for vector environments: every episode of every sub-environment, stored as it is played."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+import weakref
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.replay_buffer import ReplayBuffer
+from gym_replay.buffer.storage.fields import FieldLike, describe, elements_of, fit, to_array
+from gym_replay.errors import EpisodeStateError, FieldError, StorageError
+from gym_replay.wrappers.episode_facts import describe_run, options_to_json
+from gym_replay.wrappers.generator_state import NUMBERS
+from gym_replay.wrappers.infos import Infos, is_info
+from gym_replay.wrappers.recorded_schema import check_arguments, core_fields, leaves_of, open_for
+from gym_replay.wrappers.recording import OnEpisode
+from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, autoreset_of, take_turn
+from gym_replay.wrappers.vector.batches import BatchEncoder, Column
+from gym_replay.wrappers.vector.bounds import BlockBounds
+from gym_replay.wrappers.vector.infos import final_observations, split_final_infos, split_infos
+from gym_replay.wrappers.vector.recording import VectorRecording
+from gym_replay.wrappers.vector.staging import Numbers
+from gym_replay.wrappers.vector.sub_environments import RESET_MASK, SubEnvironments, are_same_arrays
+
+
+class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Records every episode of every sub-environment into one replay buffer, and changes nothing else.
+
+    The buffer is the same as that of :class:`gym_replay.RecordToBuffer` around a single environment: the fields are
+    those of the single spaces, and each episode is whole and by itself. ``env_index`` says which sub-environment it is
+    of. Episodes that end in a step are committed inside it, before it returns. ``docs/semantics.md`` has what each
+    step of each autoreset mode holds.
+
+    Args:
+        env: the vector environment.
+        buffer, max_episodes, max_timesteps, max_steps, circular, overwrite, meta_fields, extra_fields, dtypes,
+        record_info, on_incomplete, on_episode, durability: as for :class:`gym_replay.RecordToBuffer`.
+
+    Raises:
+        UnsupportedSpaceError: a part of a space cannot be stored.
+        ConfigMismatchError: the buffer in the folder is of another environment or config.
+        BufferLockedError: somebody else writes to the buffer (raised by the first step where it exists already).
+
+    Example:
+        >>> import tempfile
+        >>> envs = RecordToBuffer(gym.make_vec("CartPole-v1", num_envs=4), tempfile.mkdtemp())
+        >>> _ = envs.reset(seed=0)
+        >>> for _ in range(200):
+        ...     _ = envs.step(envs.action_space.sample())
+        >>> envs.close()
+        >>> {int(episode.meta["env_index"]) for episode in envs.buffer} == {0, 1, 2, 3}
+        True
+    """
+
+    def __init__(
+        self,
+        env: gym.vector.VectorEnv[Any, Any, Any],
+        buffer: str | os.PathLike[str] | ReplayBuffer,
+        *,
+        max_episodes: int | None = None,
+        max_timesteps: int | None = None,
+        max_steps: int | None = None,
+        circular: bool = False,
+        overwrite: bool = False,
+        meta_fields: Mapping[str, FieldLike] | None = None,
+        extra_fields: Mapping[str, FieldLike] | None = None,
+        dtypes: Mapping[str, Any] | None = None,
+        record_info: bool | Iterable[str] = False,
+        on_incomplete: str = "keep",
+        on_episode: OnEpisode | None = None,
+        durability: str = "process",
+    ) -> None:
+        if isinstance(env, gym.Env):
+            raise TypeError(
+                f"expected a gymnasium.vector.VectorEnv, got the single environment {type(env).__name__}; wrap it in "
+                "gym_replay.RecordToBuffer"
+            )
+        if not isinstance(env, gym.vector.VectorEnv):
+            raise TypeError(f"expected a gymnasium.vector.VectorEnv, got {type(env).__name__}")
+        record_info = check_arguments(on_incomplete, record_info, dtypes)
+        limits: dict[str, Any] = {
+            "max_episodes": max_episodes,
+            "max_timesteps": max_timesteps,
+            "max_steps": max_steps,
+            "circular": circular,
+        }
+        gym.utils.RecordConstructorArgs.__init__(
+            self,
+            buffer=os.path.abspath(buffer.folder if isinstance(buffer, ReplayBuffer) else buffer),
+            meta_fields=meta_fields,
+            extra_fields=extra_fields,
+            dtypes=dtypes,
+            record_info=record_info,
+            on_incomplete=on_incomplete,
+            durability=durability,
+            **limits,
+        )
+        gym.vector.VectorWrapper.__init__(self, env)
+        self._mode = autoreset_of(env)
+        self._sub = SubEnvironments(env, self._mode)
+        dtypes = dict(dtypes or {})
+        single = SimpleNamespace(observation_space=env.single_observation_space, action_space=env.single_action_space)
+        observation, action = leaves_of(single, dtypes)
+        core = core_fields(observation, action, self._sub.reward_shape())
+        self._owns_buffer = not isinstance(buffer, ReplayBuffer)
+        self._buffer = open_for(
+            env.single_observation_space,
+            env.single_action_space,
+            self._sub.spec(),
+            core,
+            buffer,
+            {**limits, "circular": circular or None},
+            overwrite=overwrite,
+            durability=durability,
+            extra=extra_fields,
+            meta=meta_fields,
+        )
+        count = self._sub.count
+        fields = self._buffer.metadata.fields
+        self._reward_field = core["reward"]
+        self._observations = BatchEncoder(env.single_observation_space, env.observation_space, observation, count)
+        self._actions = BatchEncoder(env.single_action_space, env.action_space, action, count)
+        self._observation_names = [leaf.name for leaf in observation]
+        self._action_names = [leaf.name for leaf in action]
+        self._infos = Infos(record_info, dtypes, fields) if record_info else None
+        self._extra_names = [name for name in fields if name not in core and not is_info(name)]
+        self._extras: dict[str, Column] = {}
+        infos = self._infos.names if self._infos else []
+        self._recording = VectorRecording(
+            self._buffer,
+            [*self._observation_names, *self._action_names, "reward", *self._extra_names, *infos],
+            count,
+            run=describe_run(),
+            keep=on_incomplete == "keep",
+            bounds=BlockBounds([*observation, *action], has_state=self._buffer.metadata.has_state),
+            on_episode=on_episode,
+        )
+        self._guarded: object = None
+        self._warned: set[str] = set()
+        if self._sub.loses_strings():
+            self._warn_once(
+                "strings",
+                "an AsyncVectorEnv with shared memory returns the same strings (and OneOf values) for ever, whatever "
+                "its sub-environments observe; make it with shared_memory=False",
+            )
+
+    @property
+    def buffer(self) -> ReplayBuffer:
+        """The buffer; readable also after :meth:`close`."""
+        return self._buffer
+
+    @property
+    def out_of_bounds(self) -> dict[str, int]:
+        """How many committed rows of each field had values outside of their space's bounds; they are kept."""
+        self._recording.bounds.finish()
+        return dict(self._recording.bounds.counts)
+
+    # --- the episodes ---
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset all sub-environments, or those in ``options["reset_mask"]``, and open their episodes.
+
+        Those of them whose episodes are running are cut. ``options`` is not changed.
+
+        Raises:
+            FieldError: the mask is none, or what the environment returned does not fit.
+            StorageError: the disk is full; nothing is reset, and the episodes go on.
+        """
+        recording = self._recording
+        given = self._sub.mask_of(options)
+        mask = np.ones(self._sub.count, bool) if given is None else given
+        recording.settle()
+        recording.cut(mask)
+        unsure = recording.waiting & mask if self._sub.forgets_resets() else ~mask & mask
+        recording.lose(mask)
+        seeds = self._sub.seeds(seed, mask)
+        generators = self._sub.generators(mask & (seeds < 0), create=True)
+        if options is not None and given is not None:
+            options = dict(options)
+        kept = None if options is None else {key: value for key, value in options.items() if key != RESET_MASK}
+        began = time.time()
+        result = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        if not isinstance(result, (tuple, list)) or len(result) != 2:
+            raise FieldError(f"reset: expected (observations, infos), got {describe(result)}")
+        columns = self._observations.encode(result[0])
+        if given is not None and not self._sub.honours_masks():
+            mask = self._really_reset(mask, columns)
+        opened = mask & ~unsure
+        now, numbers = recording.now, np.flatnonzero(opened)
+        # Those that are running keep what is in the row of now.
+        for name, column in zip(self._observation_names, columns, strict=True):
+            recording.staging.write(now, name, _of(column, numbers), numbers)
+        self._stage_infos(now, result[1], numbers)
+        zeros = np.zeros((self._sub.count, NUMBERS), np.uint64)
+        written = b"" if kept is None else options_to_json(kept)
+        recording.open(opened, seeds, zeros if generators is None else generators, written, began)
+        if unsure.any():
+            self._warn_once(
+                "unsure",
+                f"sub-environments {np.flatnonzero(unsure).tolist()} had just ended when they were reset, and an "
+                "AsyncVectorEnv without shared memory resets such ones again in the next step: their episodes are "
+                "recorded from the one after on; with shared_memory=True nothing is lost",
+            )
+        return result
+
+    def _really_reset(self, mask: Mask, columns: list[Column]) -> Mask:
+        """Which sub-environments a reset with a mask changed that may not have known of the mask."""
+        recording = self._recording
+        changed: Mask = mask.copy()
+        for name, column in zip(self._observation_names, columns, strict=True):
+            before = recording.staging.read(recording.now, name)
+            changed |= np.array([_bytes(one) != _bytes(two) for one, two in zip(before, column, strict=True)], bool)
+        if (changed & ~mask).any():
+            self._warn_once(
+                "mask",
+                f"{self.env} does not know options['reset_mask']: it reset other sub-environments too, whose episodes "
+                "are cut",
+            )
+            recording.cut(changed & ~mask, may_go_on=False)
+        return changed
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, Any]:
+        """Step all sub-environments and store their transitions; episodes that end are committed.
+
+        Raises:
+            FieldError: the actions do not fit; nothing is stepped, and the episodes go on. Or what the environment
+                returned does not fit: episodes committed so far are safe, and the running ones end with the step
+                before.
+            EpisodeTooLongError, BufferFullError: the buffer's limits leave no room; nothing is stepped.
+            StorageError: the disk is full. Finished episodes are kept, and committed by the next ``step``, ``reset`` or
+                ``close`` that finds room.
+        """
+        recording = self._recording
+        if not recording.is_settled:
+            recording.settle()
+        if not recording.is_recording:
+            return self._step_between_episodes(actions)
+        writer = recording.make_room()
+        if self._guarded is not writer:
+            # Made after the writer's own, so that at the interpreter's exit it runs before it.
+            self._guarded = writer
+            weakref.finalize(self, recording.end)
+        now = recording.now
+        write = recording.staging.write
+        for name, column in zip(self._action_names, self._actions.encode(actions), strict=True):
+            write(now, name, column)
+        for name in self._extra_names:
+            if name in self._extras:
+                write(now, name, self._extras[name])
+            else:
+                recording.staging.write_default(now, name)
+        generators = None
+        if self._sub.knows_generators and self._mode is Autoreset.NEXT_STEP and recording.waiting.any():
+            generators = self._sub.generators(recording.waiting, create=True)
+        began = time.time()
+        recording.is_broken = True
+        result = self.env.step(actions)
+        try:
+            self._store(result, generators, began)
+        except Exception:
+            if recording.is_broken:
+                # The environments have moved on and this step cannot be stored, so none after it may be.
+                recording.settle()
+            raise
+        return result
+
+    def _store(self, result: Any, generators: npt.NDArray[np.uint64] | None, began: float) -> None:
+        """Stage what a step returned, and commit what ended."""
+        try:
+            observations, rewards, terminations, truncations, infos = result
+        except (TypeError, ValueError):
+            raise FieldError(
+                "step: expected (observations, rewards, terminations, truncations, infos), got " + describe(result)
+            ) from None
+        recording, count = self._recording, self._sub.count
+        now, write = recording.now, recording.staging.write
+        columns = self._observations.encode(observations)
+        rewards = self._rewards(rewards)
+        terminated, truncated = _flags("terminated", terminations, count), _flags("truncated", truncations, count)
+        turn = take_turn(self._mode, recording.running, recording.waiting, terminated | truncated)
+        finals: dict[str, Column] | None = None
+        has_final = None
+        if self._mode is Autoreset.SAME_STEP and turn.ended.any():
+            finals, has_final = self._finals(np.flatnonzero(turn.ended), infos, observations)
+        for name, column in zip(self._observation_names, columns, strict=True):
+            write(now + 1, name, column)
+        write(now, "reward", rewards)
+        self._stage_infos(now + 1, infos, np.flatnonzero(turn.running | turn.ended))
+        if self._mode is Autoreset.DISABLED and not turn.running.all():
+            self._warn_of_unreset(recording.running)
+        self._extras = {}
+        recording.advance(
+            turn,
+            rewards,
+            terminated,
+            truncated,
+            finals=finals,
+            has_final=has_final,
+            generators=generators,
+            began=began,
+        )
+
+    def _rewards(self, rewards: Any) -> npt.NDArray[Any]:
+        """Rewards as float64, ``(num_envs, *reward shape)``."""
+        field, count = self._reward_field, self._sub.count
+        if type(rewards) is np.ndarray and rewards.dtype == np.float64 and rewards.shape == (count, *field.shape):
+            return np.ascontiguousarray(rewards)
+        if type(rewards) is np.ndarray and rewards.dtype == np.float32 and rewards.shape == (count, *field.shape):
+            return rewards.astype(np.float64)
+        array = to_array(rewards, "reward")
+        return np.ascontiguousarray(fit("reward", array, field, lead=(count,)))
+
+    # --- last observations, where the next episode has begun in the same step ---
+
+    def _finals(
+        self, numbers: Numbers, infos: Any, observations: Any
+    ) -> tuple[dict[str, Column], npt.NDArray[np.bool_]]:
+        """The last observations, and infos, of the episodes that ended, and for which of them there is one."""
+        count = self._sub.count
+        given, there = final_observations(infos, count, numbers.tolist())
+        has_final = np.array(there, bool)
+        if not isinstance(given, list):  # dense arrays over all sub-environments
+            columns = [_of(column, numbers) for column in self._observations.encode(given)]
+        else:
+            for place in np.flatnonzero(has_final).tolist():
+                number = int(numbers[place])
+                if self._sub.was_overwritten(number, given[place]):
+                    has_final[place] = False
+                    self._warn_of_reused_arrays()
+            columns = self._fill_final(given, has_final, numbers)
+        if not all(there):
+            self._warn_once(
+                "final",
+                "there is no infos['final_obs'] for some episodes that ended, though the autoreset mode is same-step: "
+                "they are stored without their last observation",
+            )
+        finals = dict(zip(self._observation_names, columns, strict=True))
+        if self._infos is not None:
+            finals |= self._info_columns(split_final_infos(infos, count, numbers.tolist()))
+        if not self._sub.knows_arrays and isinstance(given, list):
+            self._look_for_reused_arrays(given, finals, observations, numbers)
+        return finals, has_final
+
+    def _fill_final(self, given: list[Any], has_final: npt.NDArray[np.bool_], numbers: Numbers) -> list[Column]:
+        """The columns of last observations, with defaults where there is none."""
+        places = np.flatnonzero(has_final)
+        values = [given[place] for place in places.tolist()]
+        found = self._observations.encode_each(values, numbers[places].tolist()) if values else []
+        columns: list[Column] = []
+        for at, leaf in enumerate(self._observations.leaves):
+            default = leaf.field.default_value()
+            column: Column
+            if leaf.field.ragged:
+                column = [default] * len(given)
+            else:
+                column = np.broadcast_to(default, (len(given), *default.shape)).copy()
+            for place, row in zip(places.tolist(), found[at] if found else (), strict=True):
+                column[place] = row
+            columns.append(column)
+        return columns
+
+    def _look_for_reused_arrays(
+        self, given: list[Any], finals: Mapping[str, Column], observations: Any, numbers: Numbers
+    ) -> None:
+        """Warn where last observations are what the next episodes begin with, as reused arrays look from outside."""
+        encoded = dict(zip(self._observation_names, self._observations.encode(observations), strict=True))
+        for place, number in enumerate(numbers.tolist()):
+            last = {name: finals[name][place] for name in encoded}
+            first = {name: encoded[name][number] for name in encoded}
+            if isinstance(given[place], (np.ndarray, Mapping, tuple)) and are_same_arrays(last, first):
+                self._warn_of_reused_arrays(is_certain=False)
+                return
+
+    def _warn_of_reused_arrays(self, *, is_certain: bool = True) -> None:
+        if is_certain:
+            what = "the last observations are overwritten before anybody sees them, and are not stored"
+        else:
+            what = "last observations may have been overwritten: some equal the first ones of the next episodes"
+        self._warn_once(
+            "arrays",
+            "an environment that returns one array again and again does not go with same-step autoreset: "
+            + what
+            + "; return copies, or use the next-step mode",
+        )
+
+    # --- infos ---
+
+    def _stage_infos(self, at: int, infos: Any, numbers: Numbers) -> None:
+        """Put the infos of some sub-environments into the row of a time."""
+        if self._infos is None:
+            return
+        columns = self._info_columns(split_infos(infos, self._sub.count, numbers.tolist()))
+        for name, column in columns.items():
+            self._recording.staging.write(at, name, column, numbers)
+
+    def _info_columns(self, infos: list[dict[Any, Any]]) -> dict[str, Column]:
+        """The info fields' values, a row for each info."""
+        assert self._infos is not None
+        encode, add_fields = self._infos.encode, self._recording.add_fields
+        rows = [encode(info, add_fields) for info in infos]
+        fields = self._buffer.metadata.fields
+        columns: dict[str, Column] = {}
+        for at, name in enumerate(self._infos.names):
+            info = fields[name]
+            default = info.default_value().tobytes()
+            # New fields are found from one info to the next, and come behind the others.
+            data = b"".join([row[at] if at < len(row) else default for row in rows])
+            columns[name] = np.frombuffer(data, info.dtype).reshape(len(infos), *info.shape)
+        return columns
+
+    # --- what is no transition ---
+
+    def _step_between_episodes(self, actions: Any) -> tuple[Any, Any, Any, Any, Any]:
+        warnings.warn(
+            "a step without a running episode is not recorded; call reset() after an exception inside a step, and, "
+            "where autoreset is disabled, after episodes have ended",
+            stacklevel=3,
+        )
+        return self.env.step(actions)
+
+    def _warn_of_unreset(self, running: Mask) -> None:
+        if not running.all():
+            self._warn_once(
+                "unreset",
+                f"sub-environments {np.flatnonzero(~running).tolist()} have ended and were not reset; until they are, "
+                "with reset(options={'reset_mask': mask}), their steps are not recorded",
+            )
+
+    def _warn_once(self, what: str, message: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(message, stacklevel=4)
+
+    # --- what the user adds ---
+
+    def annotate(self, /, **meta: Any) -> None:
+        """Set meta fields of the running episodes; each value is ``(num_envs, *field.shape)``, or one for all.
+
+        Values for sub-environments without a running episode count for nothing: where the next step resets one, its
+        new episode begins with that step.
+
+        Raises:
+            FieldError: a field is unknown, the recorder's own, or its values do not fit.
+            EpisodeStateError: no episode is running.
+        """
+        known = self._buffer.metadata
+        if own := [name for name in meta if name in known.recorder_meta]:
+            raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")
+        if unknown := [name for name in meta if name not in known.meta_fields]:
+            raise FieldError(f"unknown meta field {unknown[0]!r}; there are {list(known.meta_fields)}")
+        notes = [self._recording.annotate(name, value) for name, value in meta.items()]
+        if not self._recording.running.any():
+            raise EpisodeStateError("annotate: no episode is running; call it between a reset and the episodes' ends")
+        for note in notes:
+            note()
+
+    def annotate_step(self, /, **extra: Any) -> None:
+        """Set extra fields of the next step, ``(num_envs, *field.shape)`` each; those not set take their defaults.
+
+        Raises:
+            FieldError: a field is unknown or its values do not fit.
+        """
+        count = self._sub.count
+        columns: dict[str, Column] = {}
+        for name, value in extra.items():
+            if name not in self._extra_names:
+                raise FieldError(
+                    f"unknown extra field {name!r}; there are {self._extra_names}; declare it in extra_fields"
+                )
+            field = self._buffer.metadata.fields[name]
+            if field.ragged:
+                if not hasattr(value, "__len__") or len(value) != count:
+                    raise FieldError(f"field {name!r}: expected one array for each of {count} sub-environments")
+                columns[name] = [np.array(elements_of(name, row, field)) for row in value]
+            else:
+                columns[name] = np.array(fit(name, to_array(value, name), field, lead=(count,)))
+        self._extras = {**self._extras, **columns}
+
+    # --- the end ---
+
+    def close(self, **kwargs: Any) -> None:
+        """End the running episodes, release the buffer's folder, and close the environment.
+
+        Raises:
+            StorageError: the disk has no room for the episodes; nothing is closed yet, so that ``close`` can be called
+                again once there is. ``env.buffer.release()`` gives the episodes up.
+        """
+        refused = False
+        try:
+            self._recording.end()
+        except StorageError:
+            refused = True
+            raise
+        finally:
+            if not refused:
+                self._close_all(kwargs)
+
+    def _close_all(self, kwargs: dict[str, Any]) -> None:
+        try:
+            try:
+                self._recording.bounds.finish()
+            finally:
+                if self._owns_buffer:
+                    self._buffer.release()
+        finally:
+            super().close(**kwargs)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a recorder is the only writer of its folder and cannot be pickled or copied; make one environment in each "
+            "process, with a folder of its own"
+        )
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        self.__reduce__()
+
+
+def _of(column: Column, numbers: Numbers) -> Column:
+    """The values of some sub-environments."""
+    return column[numbers] if isinstance(column, np.ndarray) else [column[number] for number in numbers.tolist()]
+
+
+def _bytes(value: Any) -> bytes:
+    return np.asarray(value).tobytes()
+
+
+def _flags(name: str, values: Any, count: int) -> Mask:
+    """A flag of each sub-environment.
+
+    Raises:
+        FieldError: they are no booleans, or another number of them.
+    """
+    array: npt.NDArray[Any] = values if type(values) is np.ndarray else to_array(values, name)
+    if array.dtype == np.bool_ and array.shape == (count,):
+        return array
+    raise FieldError(f"field {name!r}: expected a bool array of shape ({count},), got {describe(values)}")

@@ -1,0 +1,358 @@
+"""The rows of open episodes, time-major: one row of all sub-environments for each vector step.
+
+The small fields of a step are packed into one record for each sub-environment, so that an episode that is taken out
+touches memory once for each of its rows, not once for each of its values; a large field has a block of its own. The
+blocks are rings over time that grow with the longest open episode. Past :data:`STAGING_BYTES` the oldest rows go to
+nameless files in the buffer's folder, which are gone with the process, however it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.storage.columns import storage_error, write_at
+from gym_replay.buffer.storage.fields import Field
+from gym_replay.wrappers.vector.batches import Column
+
+STAGING_BYTES = 1 << 28
+"""Bytes of open episodes that are kept in memory; ragged fields, which always are, do not count."""
+
+_LARGE = 256
+"""Bytes of a value from which on its field has a block of its own."""
+
+_LARGEST_SCRATCH = 1 << 22
+_FIRST_ROWS = 16
+_FEWEST_ROWS = 8
+_SPILLED_SHARE = 4
+_CARRIERS = {1: "u1", 2: "u2", 4: "u4", 8: "u8"}
+
+_RaggedRows = dict[int, list[npt.NDArray[Any]]]
+"""By time, the values of all sub-environments."""
+
+Numbers = npt.NDArray[np.int64]
+
+
+class _ColdRows:
+    """Rows that went to a file: of each sub-environment the rows of one stretch of time side by side."""
+
+    def __init__(self, first: int, count: int, place: int) -> None:
+        self.first, self.count, self.place = first, count, place
+
+
+class _Block:
+    """A ring over time of one record for each sub-environment.
+
+    Args:
+        fields: what a record is made of.
+        num_envs: how many sub-environments there are.
+        rows: how many rows there is room for; a power of two.
+        folder: where rows go that there is no memory for.
+    """
+
+    def __init__(self, fields: Mapping[str, Field], num_envs: int, rows: int, folder: Path) -> None:
+        self.fields = fields
+        self._folder, self._num_envs = folder, num_envs
+        sizes = [info.nbytes for info in fields.values()]
+        formats = [_CARRIERS.get(size, f"V{size}") for size in sizes]
+        offsets = np.cumsum([0, *(-(-size // 8) * 8 for size in sizes)]).tolist()
+        names = [f"f{place}" for place in range(len(sizes))]
+        layout: Any = {"names": names, "formats": formats, "offsets": offsets[:-1], "itemsize": offsets[-1]}
+        self._parts = np.dtype(layout) if len(sizes) > 1 else np.dtype(formats[0])
+        # Records are copied as plain bytes: NumPy would copy one that has gaps field by field.
+        self._dtype = np.dtype(f"V{self._parts.itemsize}")
+        self._file: Any = None
+        self._cold: list[_ColdRows] = []
+        self._free: list[int] = []
+        self._hot = 0
+        self._default = np.zeros(1, self._dtype)
+        self._use(self._default)
+        for name, info in fields.items():
+            self.views[name][0] = info.default_value().reshape(1, -1).view(self._carriers[name])[0, 0]
+        self._use(self._filled(rows))
+        self._scratch = np.empty(0, self._dtype)
+
+    def _filled(self, rows: int) -> npt.NDArray[Any]:
+        """A ring of defaults; zeros cost nothing before they are used."""
+        if not any(self._default.tobytes()):
+            return np.zeros((rows, self._num_envs), self._dtype)
+        return np.full((rows, self._num_envs), self._default[0], self._dtype)
+
+    def _use(self, ring: npt.NDArray[Any]) -> None:
+        names, parts = self._parts.names, ring.view(self._parts)
+        views = {name: parts if names is None else parts[names[at]] for at, name in enumerate(self.fields)}
+        carriers = {name: view.dtype for name, view in views.items()}
+        # In one call: an interrupt in between would leave views of another ring.
+        self.__dict__.update(ring=ring, views=views, _carriers=carriers, mask=len(ring) - 1)
+
+    ring: npt.NDArray[Any]
+    views: dict[str, npt.NDArray[Any]]
+    mask: int
+    _carriers: dict[str, np.dtype[Any]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.ring.nbytes
+
+    def write(self, time: int, name: str, values: npt.NDArray[Any], numbers: Numbers | None = None) -> None:
+        """Put a field's values, of all sub-environments or of those with these numbers, into the row of a time."""
+        if not values.flags.c_contiguous:
+            values = np.ascontiguousarray(values)
+        carrier = self._carriers[name]
+        carried = values.view(carrier) if values.ndim == 1 else values.reshape(len(values), -1).view(carrier)[:, 0]
+        if numbers is None:
+            self.views[name][time & self.mask] = carried
+        else:
+            self.views[name][time & self.mask][numbers] = carried
+
+    def read(self, time: int, name: str) -> npt.NDArray[Any]:
+        """A field's values in the row of a time, which is one of the last two."""
+        return self._decoded(name, np.array(self.views[name][time & self.mask]))
+
+    def _decoded(self, name: str, carried: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        info = self.fields[name]
+        values: npt.NDArray[Any] = carried.view(np.uint8).view(info.dtype).reshape(len(carried), *info.shape)
+        return values
+
+    def is_short_of(self, now: int) -> bool:
+        """Whether there is no room for the rows of ``now`` and of the time after it."""
+        return now + 2 - self._hot > len(self.ring)
+
+    def make_room(self, now: int, low: int, budget: int) -> None:
+        """Make it; times before ``low`` are needed no more, and the ring may grow to ``budget`` bytes.
+
+        Raises:
+            StorageError: rows had to go to a file, and the disk refused.
+        """
+        gone = [rows.place for rows in self._cold if rows.first + rows.count <= low]
+        self.__dict__.update(
+            _free=self._free + gone,
+            _cold=[rows for rows in self._cold if rows.first + rows.count > low],
+            _hot=max(self._hot, min(low, now)),
+        )
+        while self.is_short_of(now):
+            if 2 * self.nbytes <= budget or len(self.ring) < _FEWEST_ROWS:
+                self._grow(now)
+            else:
+                self._spill()
+
+    def _grow(self, now: int) -> None:
+        times = np.arange(self._hot, now + 1)
+        grown = self._filled(2 * len(self.ring))
+        grown[times & (len(grown) - 1)] = self.ring[times & self.mask]
+        self._use(grown)
+
+    def _spill(self) -> None:
+        count = max(len(self.ring) // _SPILLED_SHARE, 1)
+        times = np.arange(self._hot, self._hot + count)
+        rows = np.ascontiguousarray(self.ring[times & self.mask].T)
+        data = rows.view(np.uint8).reshape(-1).data
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise storage_error(error, self._folder, len(data)) from error
+        place = self._free[-1] if self._free else len(self._cold) * len(data)
+        write_at(self._file.fileno(), data, place, self._folder)
+        free = self._free[:-1]
+        cold = [*self._cold, _ColdRows(self._hot, count, place)]
+        self.__dict__.update(_hot=self._hot + count, _cold=cold, _free=free)
+
+    def release(self) -> None:
+        """Let the file go, with all rows that are in it."""
+        file, self._file = self._file, None
+        self.__dict__.update(_cold=[], _free=[])
+        if file is not None:
+            file.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            self.release()
+
+    def gather(self, numbers: Numbers, starts: Numbers, edges: Numbers, flat: Numbers) -> npt.NDArray[Any]:
+        """The records of several episodes, one after another.
+
+        Args:
+            numbers, starts: of each episode: the sub-environment, and the first time.
+            edges: the first record of each, and the end.
+            flat: of each record ``time * num_envs + sub-environment``.
+        """
+        size, ring = self.ring.size, self.ring.reshape(-1)
+        if int(starts.min()) >= self._hot:
+            base = self._hot * self._num_envs // size * size
+            taken: npt.NDArray[Any] = ring.take(
+                flat - base if base else flat, out=self._scratch_of(len(flat)), mode="wrap"
+            )
+            return taken
+        taken = ring.take(flat % size)
+        for episode in np.flatnonzero(starts < self._hot).tolist():
+            begin, end = edges[episode : episode + 2].tolist()
+            self._read_cold(int(numbers[episode]), int(starts[episode]), taken[begin:end])
+        return taken
+
+    def _scratch_of(self, count: int) -> npt.NDArray[Any] | None:
+        """Memory for records that are taken apart at once: to have it anew each time costs as much as to fill it."""
+        if self._parts.names is None or count * self._dtype.itemsize > _LARGEST_SCRATCH:
+            return None
+        if count > len(self._scratch):
+            self._scratch = np.empty(2 * count, self._dtype)
+        return self._scratch[:count]
+
+    def _read_cold(self, number: int, start: int, out: npt.NDArray[Any]) -> None:
+        """Fill in the records from time ``start`` on that are in the file."""
+        out[: max(self._hot - start, 0)] = self._default[0]  # of fields added later than these rows
+        for cold in self._cold:
+            begin, end = max(cold.first, start), min(cold.first + cold.count, start + len(out))
+            if begin < end:
+                width = self._dtype.itemsize
+                place = cold.place + (number * cold.count + begin - cold.first) * width
+                data = os.pread(self._file.fileno(), (end - begin) * width, place)
+                out[begin - start : end - start] = np.frombuffer(data, self._dtype)
+
+    def columns(self, records: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+        """The values of each field, of which each record is made."""
+        names, parts = self._parts.names, records.view(self._parts)
+        if names is None:
+            return {name: self._decoded(name, parts) for name in self.fields}
+        return {
+            name: self._decoded(name, np.ascontiguousarray(parts[names[at]])) for at, name in enumerate(self.fields)
+        }
+
+
+class Staging:
+    """The rows of all open episodes.
+
+    Args:
+        fields: the fields that rows have.
+        num_envs: how many sub-environments there are.
+        folder: the buffer's.
+    """
+
+    def __init__(self, fields: Mapping[str, Field], num_envs: int, folder: Path) -> None:
+        self._num_envs, self._folder = num_envs, folder
+        self._fields: dict[str, Field] = {}
+        self._blocks: list[_Block] = []
+        self._block_of: dict[str, _Block] = {}
+        self._ragged: dict[str, _RaggedRows] = {}
+        self._multiples = np.arange(0)
+        self.add_fields(fields, 0)
+
+    def add_fields(self, fields: Mapping[str, Field], now: int) -> None:
+        """Take more fields, of which all rows so far hold the default."""
+        dense = {name: info for name, info in fields.items() if not info.ragged and info.nbytes}
+        small = {name: info for name, info in dense.items() if info.nbytes < _LARGE}
+        large = [{name: info} for name, info in dense.items() if info.nbytes >= _LARGE]
+        rows = len(self._blocks[0].ring) if self._blocks else _FIRST_ROWS
+        new = []
+        for group in ([small] if small else []) + large:
+            width = max(sum(info.nbytes for info in group.values()) * self._num_envs, 1)
+            while rows > _FEWEST_ROWS and rows * width > STAGING_BYTES:
+                rows //= 2
+            block = _Block(group, self._num_envs, rows, self._folder)
+            block._hot = max(now - rows + 2, 0)
+            new.append(block)
+        found = {name: block for block in new for name in block.fields}
+        ragged: dict[str, dict[int, list[npt.NDArray[Any]]]] = {
+            name: {} for name, info in fields.items() if info.ragged
+        }
+        self.__dict__.update(
+            _fields={**self._fields, **fields},
+            _blocks=[*self._blocks, *new],
+            _block_of={**self._block_of, **found},
+            _ragged={**self._ragged, **ragged},
+        )
+
+    def release(self) -> None:
+        """Let the files go: no episode is open."""
+        for block in self._blocks:
+            block.release()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, apart from those of ragged fields."""
+        return sum(block.nbytes for block in self._blocks)
+
+    def make_room(self, now: int, low: Callable[[], int]) -> None:
+        """Have room for the rows of ``now`` and of the time after it; times before ``low()`` are needed no more.
+
+        Raises:
+            StorageError: rows had to go to a file, and the disk refused.
+        """
+        for block in self._blocks:
+            if block.is_short_of(now):
+                block.make_room(now, low(), STAGING_BYTES - self.nbytes + block.nbytes)
+        if self._ragged and now % _FIRST_ROWS == 0:
+            lowest = low()
+            self._ragged = {
+                name: {time: row for time, row in rows.items() if time >= lowest} for name, rows in self._ragged.items()
+            }
+
+    def write(self, time: int, name: str, values: Column, numbers: Numbers | None = None) -> None:
+        """Put a field's values into the row of a time: those of all sub-environments, or of those with the numbers."""
+        block = self._block_of.get(name)
+        if block is not None:
+            assert isinstance(values, np.ndarray)
+            block.write(time, name, values, numbers)
+        elif name in self._ragged:
+            row = self._ragged[name].setdefault(time, [self._fields[name].default_value()] * self._num_envs)
+            for number, value in zip(
+                range(self._num_envs) if numbers is None else numbers.tolist(), values, strict=True
+            ):
+                row[number] = value
+
+    def write_default(self, time: int, name: str) -> None:
+        """Put the field's default into the row of a time."""
+        info = self._fields[name]
+        if info.ragged:
+            self._ragged[name].pop(time, None)
+        else:
+            self.write(time, name, np.broadcast_to(info.default_value(), (self._num_envs, *info.shape)).copy())
+
+    def read(self, time: int, name: str) -> Column:
+        """A field's values of all sub-environments in the row of a time, which is one of the last two."""
+        if name in self._block_of:
+            values: npt.NDArray[Any] = self._block_of[name].read(time, name)
+            return values
+        info = self._fields[name]
+        if name in self._ragged:
+            row: list[npt.NDArray[Any]] = self._ragged[name].get(time, [info.default_value()] * self._num_envs)
+            return row
+        return _without_bytes(self._num_envs, info)
+
+    def columns(self, numbers: Numbers, starts: Numbers, edges: Numbers) -> dict[str, Column]:
+        """The rows of several episodes, one after another, by field; those of ragged fields as a list.
+
+        Args:
+            numbers, starts: of each episode: the sub-environment, and the first time.
+            edges: the first row of each, and the end.
+        """
+        count, every = int(edges[-1]), self._num_envs
+        if count > len(self._multiples):
+            self._multiples = np.arange(2 * count) * every
+        firsts = edges[:-1]
+        flat = np.repeat((starts - firsts) * every + numbers, edges[1:] - firsts)
+        flat += self._multiples[:count]
+        found: dict[str, Column] = {}
+        for block in self._blocks:
+            found |= block.columns(block.gather(numbers, starts, edges, flat))
+        for name, held in self._ragged.items():
+            empty = [self._fields[name].default_value()] * every
+            found[name] = [
+                held.get(time, empty)[number] for time, number in (divmod(at, every) for at in flat.tolist())
+            ]
+        for name, info in self._fields.items():
+            if name not in found:  # fields whose values have no bytes
+                found[name] = _without_bytes(count, info)
+        return found
+
+
+def _without_bytes(rows: int, info: Field) -> npt.NDArray[Any]:
+    nothing: npt.NDArray[Any] = np.zeros((rows, *info.shape), info.dtype)
+    return nothing

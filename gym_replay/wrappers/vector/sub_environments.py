@@ -1,0 +1,176 @@
+"""What a vector environment tells of its sub-environments: specs, seeds, generators, overwritten arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+
+from gym_replay.errors import FieldError
+from gym_replay.wrappers.episode_facts import storable_seed
+from gym_replay.wrappers.generator_state import NUMBERS, generator_state
+from gym_replay.wrappers.vector.autoreset import Autoreset, Mask
+
+RESET_MASK = "reset_mask"
+_OF_VECTORS = ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers")
+"""Arguments that ``gymnasium.make_vec`` adds to the spec, and ``gymnasium.make`` does not take."""
+
+
+class SubEnvironments:
+    """The sub-environments of a vector environment, as far as it can be asked for them.
+
+    Args:
+        envs: the vector environment, wrapped or not.
+        mode: how it resets them.
+    """
+
+    def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any], mode: Autoreset) -> None:
+        self._envs, self._mode = envs, mode
+        self._base: Any = envs.unwrapped
+        self.count = envs.num_envs
+        self._sync = isinstance(self._base, SyncVectorEnv)
+        self._async = isinstance(self._base, AsyncVectorEnv)
+        batch = getattr(self._base, "batch_size", None)
+        self._is_native_atari = batch is not None and type(self._base).__name__ == "AtariVectorEnv"
+        if batch not in (None, self.count):
+            raise FieldError(
+                f"batch_size={batch} of {self.count} sub-environments: a step must be one of each, or nothing says "
+                "which rows follow one another; leave batch_size out"
+            )
+
+    def spec(self) -> EnvSpec | None:
+        """That of a single sub-environment."""
+        if self._sync:
+            return self._base.envs[0].spec  # type: ignore[no-any-return]
+        if self._async:
+            return self._base.get_attr("spec")[0]  # type: ignore[no-any-return]
+        spec = self._envs.spec
+        if spec is None:
+            return None
+        kwargs = {name: value for name, value in spec.kwargs.items() if name not in _OF_VECTORS}
+        longest = kwargs.pop("max_episode_steps", spec.max_episode_steps)  # a wrapper's, of a single environment
+        return dataclasses.replace(spec, kwargs=kwargs, max_episode_steps=longest)
+
+    def reward_shape(self) -> tuple[int, ...]:
+        """``()``, or the shape of one sub-environment's rewards where a reward space is declared."""
+        single = getattr(self._base, "single_reward_space", None)
+        if isinstance(single, gym.spaces.Box):
+            return tuple(single.shape)
+        space = getattr(self._base, "reward_space", None)
+        if isinstance(space, gym.spaces.Box) and space.shape[:1] == (self.count,):
+            return tuple(space.shape[1:])
+        return ()
+
+    # --- resets ---
+
+    def mask_of(self, options: Any) -> Mask | None:
+        """Which sub-environments a reset with these options resets; None where it is all of them.
+
+        Raises:
+            FieldError: ``reset_mask`` is no mask.
+        """
+        if not isinstance(options, Mapping) or RESET_MASK not in options:
+            return None
+        mask = options[RESET_MASK]
+        is_mask = isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.shape == (self.count,)
+        if not is_mask or not mask.any():
+            raise FieldError(
+                f"options['reset_mask']: expected a bool array of shape ({self.count},) that is True somewhere, got "
+                f"{mask!r:.80}"
+            )
+        return np.array(mask, bool)
+
+    def seeds(self, seed: Any, mask: Mask) -> npt.NDArray[np.int64]:
+        """The seed of each sub-environment that is reset: ``seed + i`` of an integer, or those of a list; else -1."""
+        seeds = np.full(self.count, -1, np.int64)
+        numbers = np.flatnonzero(mask).tolist()
+        if seed is None:
+            return seeds
+        if isinstance(seed, (int, np.integer)):
+            # ale-py counts only those that are reset
+            places = range(len(numbers)) if self._is_native_atari else numbers
+            given = [int(seed) + place for place in places]
+        else:
+            listed = list(seed)
+            if len(listed) == self.count:
+                given = [listed[number] for number in numbers]
+            elif len(listed) == len(numbers):
+                given = listed
+            else:
+                return seeds  # for the environment to refuse
+        seeds[numbers] = [storable_seed(each) for each in given]
+        return seeds
+
+    def honours_masks(self) -> bool:
+        """Whether a reset with a mask is known to reset only what is in it."""
+        return self._sync or self._async or self._is_native_atari or self._mode is Autoreset.DISABLED
+
+    def forgets_resets(self) -> bool:
+        """Whether an explicit reset leaves open if what was waiting for its reset is reset by the next step once more.
+
+        The workers of an AsyncVectorEnv without shared memory do so, in Gymnasium 1.4 for one.
+        """
+        return self._async and not self._base.shared_memory and self._mode is Autoreset.NEXT_STEP
+
+    @property
+    def knows_generators(self) -> bool:
+        """Whether :meth:`generators` can tell."""
+        return self._sync
+
+    def generators(self, mask: Mask, *, create: bool) -> npt.NDArray[np.uint64] | None:
+        """The generators' states of the sub-environments in a mask, zeros for others; None where none can be asked."""
+        if not self._sync:
+            return None
+        states = np.zeros((self.count, NUMBERS), np.uint64)
+        for number in np.flatnonzero(mask).tolist():
+            states[number] = generator_state(self._base.envs[number], create=create)
+        return states
+
+    def loses_strings(self) -> bool:
+        """Whether strings in observations stay those of the beginning, as of an AsyncVectorEnv with shared memory."""
+        return self._async and bool(self._base.shared_memory) and _has_strings(self._envs.single_observation_space)
+
+    # --- last observations that Gymnasium hands out by reference ---
+
+    @property
+    def knows_arrays(self) -> bool:
+        """Whether :meth:`was_overwritten` can tell."""
+        return self._sync
+
+    def was_overwritten(self, number: int, final: Any) -> bool:
+        """Whether an episode's last observation is in arrays that hold the first one of the next episode by now."""
+        return self._sync and _share_memory(final, self._base._env_obs[number])
+
+
+def _has_strings(space: Any) -> bool:
+    """Whether a space has parts that Gymnasium reads from shared memory once and for all."""
+    if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
+        return any(map(_has_strings, space.spaces.values() if isinstance(space, gym.spaces.Dict) else space.spaces))
+    return isinstance(space, (gym.spaces.Text, gym.spaces.OneOf))
+
+
+def _share_memory(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.size > 0 and np.may_share_memory(one, other)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return any(_share_memory(value, other[key]) for key, value in one.items() if key in other)
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return any(map(_share_memory, one, other))
+    return False
+
+
+def are_same_arrays(one: Any, other: Any) -> bool:
+    """Whether two observations are arrays, alone or nested, and all of them equal."""
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.size > 0 and one.shape == other.shape and one.tobytes() == other.tobytes()
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return bool(one) and all(key in other and are_same_arrays(value, other[key]) for key, value in one.items())
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return bool(one) and all(map(are_same_arrays, one, other))
+    return False

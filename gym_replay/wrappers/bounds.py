@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +15,12 @@ from gym_replay.buffer.storage.staging import Piece
 from gym_replay.wrappers.spaces import Leaf
 
 RUN_BYTES = 1 << 18
-"""Bytes of the first field that are compared at once: to compare each short episode would cost more than its steps."""
+"""Bytes that are compared at once: to compare each short episode would cost more than its steps."""
 
 _COMPARED = 1 << 12
 """Elements that one comparison takes at least."""
 
 Bound = npt.NDArray[Any]
-
-Written: TypeAlias = tuple[int, Sequence[Piece], bool]
-"""An episode's id, pieces of its fields, and whether each ends with row T, no value of fields without state."""
 
 
 class BoundsCheck:
@@ -40,7 +37,9 @@ class BoundsCheck:
             if not leaf.field.ragged and leaf.field.nbytes and (bounds := _bounds_of(leaf)) is not None
         }
         self._fields = {leaf.name: leaf.field for leaf in leaves}
-        self._pending: list[Written] = []
+        # Of each field the id, the first row, whether it ends with row T, and the bytes, one after another: a tuple for
+        # each episode is one more object that Python's garbage collector looks at.
+        self._pending: dict[str, list[Any]] = {name: [] for name in self._bounds}
         self._nbytes = 0
         self.counts: dict[str, int] = {}
 
@@ -51,26 +50,29 @@ class BoundsCheck:
 
     def add(self, episode: int, pieces: Sequence[Piece], ends_with_row_t: bool) -> None:
         """What was written of an episode; with row T, that is no value of fields without state."""
-        self._pending.append((episode, pieces, ends_with_row_t))
-        self._nbytes += len(pieces[0][3])
+        for name, pending in self._pending.items():
+            for other, _, first, data in pieces:
+                if other == name:
+                    pending.extend((episode, first, ends_with_row_t, data))
+                    self._nbytes += len(data)
         if self._nbytes >= RUN_BYTES:
             self.finish()
 
     def finish(self) -> None:
         """Compare all that was given."""
-        pending, self._pending, self._nbytes = self._pending, [], 0
-        for name in self._bounds:
-            data = b"".join([piece[3] for _, pieces, _ in pending for piece in pieces if piece[0] == name])
+        self._nbytes = 0
+        for name, pending in self._pending.items():
+            given, pending[:] = pending[:], []
             # Row T is among them: mostly it is inside, and there is nothing to tell apart.
-            if len(data) and any_outside(self._rows(name, data), *self._bounds[name]):
+            if given and any_outside(self._rows(name, b"".join(given[3::4])), *self._bounds[name]):
                 field = self._fields[name]
-                given = [
-                    (episode, first, data[: -field.nbytes] if ends_with_row_t and not field.state else data)
-                    for episode, pieces, ends_with_row_t in pending
-                    for other, _, first, data in pieces
-                    if other == name
-                ]
-                self._count(name, given)
+                self._count(
+                    name,
+                    [
+                        (episode, first, data[: -field.nbytes] if ends_with_row_t and not field.state else data)
+                        for episode, first, ends_with_row_t, data in zip(*[iter(given)] * 4, strict=True)
+                    ],
+                )
 
     def _rows(self, name: str, data: bytes) -> npt.NDArray[Any]:
         field = self._fields[name]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from gym_replay.buffer.storage.fields import Field, elements_of, encode_text, fit, make_encoder, to_array
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.ragged import Ragged
-from gym_replay.buffer.storage.staging import Packer, Stage
+from gym_replay.buffer.storage.staging import Stage
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import BufferFullError, EpisodeStateError, EpisodeTooLongError, FieldError
 
@@ -47,63 +48,34 @@ class OpenEpisode:
     As a context manager it yields ``final_meta``, commits at the end, and discards where an exception leaves it.
     """
 
-    complete = True
-    stage: Stage | None = None
-    writer: FolderWriter | None = None
-
-    def __init__(
-        self, buffer: ReplayBuffer, meta: Mapping[str, Any], encoded: Mapping[str, bytes] | None = None
-    ) -> None:
+    def __init__(self, buffer: ReplayBuffer, meta: Mapping[str, Any]) -> None:
         self._buffer = buffer
-        self._encoders = encoders = buffer.encoders()
-        self._meta = {**encoders.meta_defaults, **(encoded or {})}
-        if meta:
-            self._meta |= encoders.meta(meta)
+        self._meta = buffer.encoders().meta(meta)
         self.final_meta: dict[str, Any] = {}
+        self._stage: Stage | None = None
 
     def __enter__(self) -> dict[str, Any]:
-        self.open()
-        self._encoders = self._buffer.encoders()
+        buffer = self._buffer
+        buffer._require_no_episode("one_episode")
+        if self._stage is not None:
+            raise EpisodeStateError("this episode was opened before; call one_episode() again")
+        self._writer = buffer._writing()
+        self._stage = self._writer.stage()
+        self._encoders = buffer.encoders()
+        buffer._open_episode = self
         return self.final_meta
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        if kind is None:
-            try:
-                self.commit()
-            finally:
-                self.discard()
-        else:
+        try:
+            if kind is None:
+                self._commit()
+        finally:
             self.discard()
 
-    def open(
-        self,
-        initial: Mapping[str, bytes] | None = None,
-        names: Sequence[str] | None = None,
-        packers: Mapping[str, Packer] | None = None,
-    ) -> Stage:
-        """Begin; ``initial`` is row 0 of the state fields where each transition brings the state it led to.
-
-        ``names`` and ``packers`` are those of :class:`RowFormat`.
-        """
-        buffer = self._buffer
-        if buffer._open_episode is not None:
-            buffer._require_no_episode("one_episode")
-        if self.stage is not None:
-            raise EpisodeStateError("this episode was opened before; call one_episode() again")
-        self.writer = writer = buffer._writing()
-        self.stage = stage = writer.stage(initial, names, packers)
-        buffer._open_episode = self
-        return stage
-
-    @property
-    def is_open(self) -> bool:
-        """Whether transitions can be added."""
-        return self._buffer._open_episode is self
-
     def _running(self) -> Stage:
-        if self.stage is None or not self.is_open:
+        if self._stage is None or self._buffer._open_episode is not self:
             raise EpisodeStateError("the episode is not open (any more)")
-        return self.stage
+        return self._stage
 
     def store(self, values: dict[str, Any]) -> None:
         """Add one transition."""
@@ -111,26 +83,12 @@ class OpenEpisode:
         if stage.final is not None:
             raise EpisodeStateError("store after store_final: the last observation ends the episode")
         if len(stage) >= stage.longest:
-            self.raise_too_long()
+            raise_too_long(self._buffer.metadata, stage.longest)
         encoders, defaults = self._encoders.fields, self._encoders.defaults
         row = tuple([encoders[name](values.pop(name)) if name in values else defaults[name] for name in encoders])
         if values:
             raise FieldError(f"unknown field {next(iter(values))!r}; there are {list(encoders)}")
         stage.append(row)
-
-    def raise_too_long(self) -> None:
-        """Say which limit one more transition would exceed."""
-        metadata, length = self._buffer.metadata, self._running().longest
-        if metadata.max_timesteps is not None and length >= metadata.max_timesteps:
-            raise EpisodeTooLongError(
-                f"one step past max_timesteps={metadata.max_timesteps}; end the episode, or create the buffer with a "
-                "larger max_timesteps (or none)"
-            )
-        if metadata.circular:
-            raise EpisodeTooLongError(f"one step past max_steps={metadata.max_steps}, which is all that the ring holds")
-        raise BufferFullError(
-            f"one step past max_steps={metadata.max_steps}; create the buffer with circular=True or a larger max_steps"
-        )
 
     def store_final(self, values: dict[str, Any]) -> None:
         """Add the observation that the last transition led to."""
@@ -141,53 +99,33 @@ class OpenEpisode:
         encoders = self._encoders.fields
         stage.final = {name: encoders[name](value) for name, value in values.items()}
 
-    def add_fields(self, fields: Mapping[str, Field]) -> None:
-        """Add fields to the buffer; of this episode's transitions so far they hold the default."""
+    def _commit(self) -> None:
         stage = self._running()
-        known = self._buffer.metadata.fields
-        self._buffer.add_default_fields({name: info for name, info in fields.items() if name not in known})
-        stage.add_fields(stage.format.with_fields(fields))
-        self._encoders = self._buffer.encoders()
-
-    def commit(self, encoded: Mapping[str, bytes] | None = None) -> bool:
-        """Make the episode visible; False where it has no transition.
-
-        Args:
-            encoded: meta values as bytes, beside ``final_meta``.
-
-        Raises:
-            StorageError: the disk refused; the episode stays open, and may be committed again.
-        """
-        stage = self.stage
-        if stage is None or self._buffer._open_episode is not self:
-            stage = self._running()
-        length = len(stage)
-        if length == 0:
-            self._end()
-            return False
-        known = self._buffer.metadata.fields
-        if len(known) > len(stage.format.fields):  # an interrupt came while fields were added
-            missing = {name: info for name, info in known.items() if name not in stage.format.fields}
-            stage.add_fields(stage.format.with_fields(missing, bring_items=False))
-        meta = self._meta
-        if encoded:
-            meta.update(encoded)
-        if self.final_meta:
-            meta |= self._encoders.meta(self.final_meta)
-        assert self.writer is not None
-        self.writer.commit(stage, length, meta, complete=self.complete)
-        self._end()
-        return True
+        if length := len(stage):
+            encoders = self._encoders
+            meta = {**encoders.meta_defaults, **self._meta, **encoders.meta(self.final_meta)}
+            self._writer.commit(stage, length, meta, complete=True)
 
     def discard(self) -> None:
         """Forget the episode; without effect where it has ended."""
         if self._buffer._open_episode is self:
-            self._end()
+            self._buffer._open_episode = None
+            if self._stage is not None:
+                self._stage.close()
 
-    def _end(self) -> None:
-        self._buffer._open_episode = None
-        if self.stage is not None and self.stage.spill is not None:
-            self.stage.spill.close()
+
+def raise_too_long(metadata: Metadata, length: int) -> NoReturn:
+    """Say which limit a transition more than ``length`` would exceed."""
+    if metadata.max_timesteps is not None and length >= metadata.max_timesteps:
+        raise EpisodeTooLongError(
+            f"one step past max_timesteps={metadata.max_timesteps}; end the episode, or create the buffer with a "
+            "larger max_timesteps (or none)"
+        )
+    if metadata.circular:
+        raise EpisodeTooLongError(f"one step past max_steps={metadata.max_steps}, which is all that the ring holds")
+    raise BufferFullError(
+        f"one step past max_steps={metadata.max_steps}; create the buffer with circular=True or a larger max_steps"
+    )
 
 
 class OpenBlock:
@@ -296,11 +234,11 @@ class HeldEpisodes:
 
     Args:
         buffer: where they will be committed.
-        forget: is called where the buffer gives them up.
+        forget: a method that is called where the buffer gives them up.
     """
 
     def __init__(self, buffer: ReplayBuffer, forget: Callable[[], None]) -> None:
-        self._buffer, self._forget = buffer, forget
+        self._buffer, self._forget = buffer, weakref.WeakMethod(forget)  # whoever holds them also holds this
         self.writer: FolderWriter | None = None
 
     @property
@@ -310,21 +248,23 @@ class HeldEpisodes:
 
     def open(self) -> FolderWriter:
         """Keep the buffer for them; its writer."""
-        if not self.is_open:
-            self._buffer._require_no_episode("recording")
-        self.writer = self._buffer._writing()
-        self._buffer._open_episode = self
-        return self.writer
+        buffer = self._buffer
+        if buffer._open_episode is not None and buffer._open_episode is not self:
+            buffer._require_no_episode("recording")
+        self.writer = writer = buffer._writing()
+        buffer._open_episode = self
+        return writer
 
     def end(self) -> None:
         """Let the buffer take others."""
-        if self.is_open:
+        if self._buffer._open_episode is self:
             self._buffer._open_episode = None
 
     def discard(self) -> None:
         """Forget them."""
         self.end()
-        self._forget()
+        if (forget := self._forget()) is not None:
+            forget()
 
 
 def _block(steps: list[npt.NDArray[Any] | None], size: int, info: Field) -> npt.NDArray[Any]:

@@ -331,24 +331,23 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         if stage is None:
             if self._first is None:
                 return 0
-            episode, stage = recording.begin(self._first, self._facts, self._meta)
+            stage = recording.begin(self._first, self._facts, self._meta)
             self._first = None
-            if self._guarded is not episode.writer:
+            if self._guarded is not recording.writer:
                 # Made after the writer's own, so that at the interpreter's exit it runs before it.
-                self._guarded = episode.writer
+                self._guarded = recording.writer
                 weakref.finalize(self, recording.end)
         self._extend, room = stage.make_room()
         if stage.longest < UNLIMITED:
             room = min(room, stage.longest - len(stage))
             if room <= 0:
-                assert recording.episode is not None
-                recording.episode.raise_too_long()
+                recording.raise_too_long()
         return room
 
     def _end_episode(self) -> None:
         self._first = None
         self._room = 0
-        if self._recording.episode is not None:
+        if self._recording.stage is not None:
             self._recording.end()
 
     def _step_between_episodes(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
@@ -381,8 +380,8 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             name: value if isinstance(value, (str, bool, int, float)) else np.array(to_array(value, name))
             for name, value in meta.items()
         }
-        if self._recording.episode is not None:
-            self._recording.episode.final_meta.update(copied)
+        if self._recording.stage is not None:
+            self._recording.meta.update(copied)
         elif self._first is not None:
             self._meta.update(copied)
         else:

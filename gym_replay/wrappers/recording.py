@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.open_episode import OpenEpisode
+from gym_replay.buffer.open_episode import HeldEpisodes, raise_too_long
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.staging import Packer, Piece, Stage
+from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import FieldError
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import FLAG_BYTES, facts_of_end
@@ -81,6 +82,7 @@ class Recording:
     ) -> None:
         self.buffer = buffer
         self.bounds = bounds
+        self._held = HeldEpisodes(buffer, self._close_stage)
         self._names = tuple(names)
         self._packers = packers
         self._keep = keep
@@ -88,8 +90,8 @@ class Recording:
         self._on_episode = on_episode
         self._verdict: tuple[Mapping[str, Any], bool] | None = None
         self._facts: dict[str, bytes] = {}
-        self._meta: Mapping[str, Any] = {}
-        self.episode: OpenEpisode | None = None
+        self.meta: dict[str, Any] = {}
+        self.writer: FolderWriter | None = None
         self.stage: Stage | None = None
         self.is_broken = False  # a step was lost, so none may follow
         self._ended_at = -1
@@ -105,19 +107,23 @@ class Recording:
         self.stage.last = {"terminated": FLAG_BYTES[terminated], "truncated": FLAG_BYTES[truncated]}
         self._ended_at = len(self.stage) + 1
 
-    def begin(
-        self, initial: Mapping[str, bytes], facts: dict[str, bytes], meta: Mapping[str, Any]
-    ) -> tuple[OpenEpisode, Stage]:
-        """Open an episode: row 0 of the state fields, the meta fields known from the reset, and those of the user."""
-        episode = OpenEpisode(self.buffer, meta, facts)
-        stage = episode.open(initial, self._names, self._packers)
+    def begin(self, initial: Mapping[str, bytes], facts: Mapping[str, bytes], meta: dict[str, Any]) -> Stage:
+        """Open an episode.
+
+        Args:
+            initial: row 0 of the state fields.
+            facts: the meta fields known from the reset.
+            meta: those set by the user, which may be more until the end.
+        """
+        self.writer = writer = self._held.open()
+        stage = writer.stage(initial, self._names, self._packers)
         self.is_broken, self._ended_at = False, -1
         self._verdict = None
-        self._facts, self._meta = facts, meta
+        self._facts, self.meta = {**self.buffer.encoders().meta_defaults, **facts}, meta
         if self._has_bounds:
             stage.watch = self._watch
-        self.episode, self.stage = episode, stage
-        return episode, stage
+        self.stage = stage
+        return stage
 
     def add_fields(self, fields: Mapping[str, Field]) -> None:
         """Add fields to the buffer, of which each step from now on brings an item.
@@ -127,21 +133,24 @@ class Recording:
         known = self.buffer.metadata.fields
         if other := [name for name, info in fields.items() if known.get(name, info) != info]:
             raise FieldError(f"field {other[0]!r} was added as {known[other[0]]} before; open the buffer anew")
-        if self.episode is not None:
-            self.episode.add_fields(fields)
-        else:
-            self.buffer.add_default_fields({name: info for name, info in fields.items() if name not in known})
+        self.buffer.add_default_fields({name: info for name, info in fields.items() if name not in known})
+        if self.stage is not None:
+            self.stage.add_fields(self.stage.format.with_fields(fields))
         self._names = (*self._names, *fields)
 
     def _watch(self, pieces: Sequence[Piece], is_last: bool) -> None:
-        stage, episode = self.stage, self.episode
+        stage = self.stage
         assert stage is not None
-        assert episode is not None
         number = stage.commit_id
         if not is_last or number is None:
-            assert episode.writer is not None
-            number = episode.writer.counters.next
+            assert self.writer is not None
+            number = self.writer.counters.next
         self.bounds.add(number, pieces, is_last and stage.format.has_state)
+
+    def raise_too_long(self) -> NoReturn:
+        """Say which limit one more transition would exceed."""
+        assert self.stage is not None
+        raise_too_long(self.buffer.metadata, self.stage.longest)
 
     def end(self) -> None:
         """Commit the episode, or discard it: where it was cut and cut ones are not kept, or ``on_episode`` says so.
@@ -149,63 +158,68 @@ class Recording:
         Raises:
             StorageError: the disk refused; the episode goes on where it was cut, and can be ended again.
         """
-        episode, stage = self.episode, self.stage
-        if episode is None:
+        stage = self.stage
+        if stage is None:
             return
-        length = 0 if stage is None else len(stage)
+        length = len(stage)
         complete = self._ended_at == length
-        if stage is None or length == 0 or not (complete or self._keep):
-            episode.discard()
-        elif episode.is_open:
+        # Where the buffer was released meanwhile, nothing is left to commit to.
+        if length and (complete or self._keep) and self._held.is_open:
             if not complete:
                 stage.last = {"truncated": b"\x01"}
             try:
-                self._commit(episode, stage, complete=complete)
+                self._commit(stage, length, complete=complete)
             except BaseException:
-                if not episode.is_open:
+                if not self._held.is_open:
                     self._forget()
                 raise
+        self._held.end()
         self._forget()
 
+    def _close_stage(self) -> None:
+        if self.stage is not None:
+            self.stage.close()
+
     def _forget(self) -> None:
-        self.episode = self.stage = None
+        self._close_stage()
+        self.stage = None
         self.is_broken, self._ended_at = False, -1
 
-    def _commit(self, episode: OpenEpisode, stage: Stage, *, complete: bool) -> None:
+    def _commit(self, stage: Stage, length: int, *, complete: bool) -> None:
+        writer, known = self.writer, self.buffer.metadata.fields
+        assert writer is not None
+        if len(known) > len(stage.format.fields):  # an interrupt came while fields were added
+            missing = {name: info for name, info in known.items() if name not in stage.format.fields}
+            stage.add_fields(stage.format.with_fields(missing, bring_items=False))
         total = self._return_of(stage)
-        facts = facts_of_end(self._facts["episode_start"], total, complete=complete)
-        episode.complete = complete
-        if self._on_episode is not None and not self._is_kept(self._on_episode, episode, stage, total, facts):
-            episode.discard()
+        facts = self._facts
+        facts.update(facts_of_end(facts["episode_start"], total, complete=complete))
+        if self._on_episode is not None and not self._is_kept(self._on_episode, stage, total, complete=complete):
             return
-        episode.commit(facts)
+        if self.meta:
+            facts.update(self.buffer.encoders().meta(self.meta))
+        writer.commit(stage, length, facts, complete=complete)
 
-    def _is_kept(
-        self, on_episode: OnEpisode, episode: OpenEpisode, stage: Stage, total: Any, facts: Mapping[str, bytes]
-    ) -> bool:
-        """Whether ``on_episode`` keeps the episode, with its meta fields then."""
-        try:
-            meta, is_kept = self._judged(on_episode, episode, stage, total)
-        except BaseException:
-            self._verdict = {}, True
-            episode.commit(facts)  # the episode is not lost to what looks at it
-            raise
-        episode.final_meta.update(meta)
+    def _is_kept(self, on_episode: OnEpisode, stage: Stage, total: Any, *, complete: bool) -> bool:
+        """Whether ``on_episode`` keeps the episode, with its meta fields then; it is asked once for each."""
+        if self._verdict is None:
+            self._verdict = {}, True  # the episode is not lost to what looks at it
+            try:
+                self._verdict = self._judged(on_episode(FinishedEpisode(stage, self.meta, total, complete=complete)))
+            except BaseException:
+                self._commit(stage, len(stage), complete=complete)
+                self._held.end()
+                raise
+        meta, is_kept = self._verdict
+        self.meta.update(meta)
         return is_kept
 
-    def _judged(
-        self, on_episode: OnEpisode, episode: OpenEpisode, stage: Stage, total: Any
-    ) -> tuple[Mapping[str, Any], bool]:
-        """What ``on_episode`` said, asked once for each episode."""
-        if self._verdict is None:
-            finished = FinishedEpisode(stage, {**self._meta, **episode.final_meta}, total, complete=episode.complete)
-            said = on_episode(finished)
-            meta = said if isinstance(said, Mapping) else {}
-            if own := [name for name in meta if name in self.buffer.metadata.recorder_meta]:
-                raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")
-            self.buffer.encoders().meta(meta)
-            self._verdict = meta, not (isinstance(said, (bool, np.bool_)) and not said)
-        return self._verdict
+    def _judged(self, said: Any) -> tuple[Mapping[str, Any], bool]:
+        meta = said if isinstance(said, Mapping) else {}
+        if own := [name for name in meta if name in self.buffer.metadata.recorder_meta]:
+            raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")
+        self.buffer.encoders().meta(meta)
+        return meta, not (isinstance(said, (bool, np.bool_)) and not said)
 
     def _return_of(self, stage: Stage) -> Any:
         """The sum of the rewards, one after another: a float, or an array for rewards of several values."""

@@ -106,7 +106,7 @@ def test_a_forked_child_cannot_store_into_the_long_episode_of_its_parent(tmp_pat
                         buffer.store(x=-1)
 
                 def commit():
-                    buffer._open_episode.commit()
+                    buffer._open_episode.__exit__(None)
 
                 return [name_of_error(store_many), name_of_error(commit)]
 

@@ -287,6 +287,11 @@ class Stage:
         items = self._chunk[1]
         return items.extend, self.format.chunk_rows + 1 - len(items) // width
 
+    def close(self) -> None:
+        """The episode has ended."""
+        if self.spill is not None:
+            self.spill.close()
+
     def add_fields(self, row_format: RowFormat) -> None:
         """Go on in a format with more fields, whose values so far are their defaults.
 

@@ -44,8 +44,14 @@ class BlockBounds(BoundsCheck):
         if self._nbytes >= RUN_BYTES:
             self.finish()
 
+    def add_one(self, episode: int, rows: Mapping[str, bytes]) -> None:
+        """The rows of one episode."""
+        if self._bounds:
+            self.add(episode, [(name, False, 0, rows[name]) for name in self._bounds], self._has_state)
+
     def finish(self) -> None:
         """Compare all that was given."""
+        super().finish()
         blocks, self._blocks, self._nbytes = self._blocks, [], 0
         if not blocks:
             return

@@ -537,12 +537,12 @@ class FolderWriter:
                 place.write((name, True, 0, whole.tobytes()))
                 place.write((name, False, 0, spans_of(counts).tobytes()))
             else:
-                data[name] = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+                data[name] = np.ascontiguousarray(values)
         if elements:
-            for name, content in data.items():
-                self._steps[name].write(place.start, content)
+            for name, array in data.items():
+                self._steps[name].write(place.start, array.reshape(-1).view(np.uint8).data)
         else:
-            self._rows.write(place.start, place.start + all_rows, [data[name] for name in self._steps])
+            self._rows.write(place.start, place.start + all_rows, [data[name].data for name in self._steps])
         return place.start, [(name, place.bases[name], counts) for name, counts in elements.items()]
 
     def _episodes_are_large(self) -> bool:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from gym_replay.wrappers.bounds import RUN_BYTES, BoundsCheck, any_outside
 from gym_replay.wrappers.spaces import Leaf
 
+
 class BlockBounds(BoundsCheck):
     """Compares whole episodes with the bounds of their spaces, some time after they were committed.
 

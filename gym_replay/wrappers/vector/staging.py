@@ -71,13 +71,17 @@ class _Block:
         self._cold: list[_ColdRows] = []
         self._free: list[int] = []
         self.hot = 0
-        places: Any = {
+        self._places = [
+            (name, info, place if len(sizes) > 1 else None)
+            for (name, info), place in zip(fields.items(), names, strict=True)
+        ]
+        values: Any = {
             "names": names,
             "formats": [(info.dtype, info.shape) for info in fields.values()],
             "offsets": offsets[:-1],
             "itemsize": self._parts.itemsize,
         }
-        self._values = np.dtype(places)
+        self._values = np.dtype(values)
         self._default = np.zeros(1, self._dtype)
         for name, info in zip(names, fields.values(), strict=True):
             self._default.view(self._values)[name] = info.default_value()
@@ -116,11 +120,6 @@ class _Block:
         if stop <= len(view):
             return view[begin:stop, number].tobytes()
         return view[begin:, number].tobytes() + view[: stop - len(view), number].tobytes()
-
-    def _decoded(self, name: str, carried: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        info = self.fields[name]
-        values: npt.NDArray[Any] = carried.view(np.uint8).view(info.dtype).reshape(len(carried), *info.shape)
-        return values
 
     @property
     def full_at(self) -> int:
@@ -224,12 +223,12 @@ class _Block:
 
     def columns(self, records: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         """The values of each field, of which each record is made."""
-        names, parts = self._parts.names, records.view(self._parts)
-        if names is None:
-            return {name: self._decoded(name, parts) for name in self.fields}
-        return {
-            name: self._decoded(name, np.ascontiguousarray(parts[names[at]])) for at, name in enumerate(self.fields)
-        }
+        parts = records.view(self._parts)
+        found = {}
+        for name, info, part in self._places:
+            column = parts if part is None else np.ascontiguousarray(parts[part])
+            found[name] = column.view(info.dtype).reshape(-1, *info.shape) if info.shape else column.view(info.dtype)
+        return found
 
 
 class Staging:

@@ -490,10 +490,11 @@ class FolderWriter:
             The first episode's id; the others follow.
         """
         self.check_owner()
-        count, steps = len(lengths), int(lengths.sum())
-        self.require_room(count, int(lengths.max()), steps=steps)
         has_state = self.metadata.has_state
-        first_id, all_rows = self.counters.next, steps + count * has_state
+        count, all_rows = len(lengths), int(edges[-1])
+        steps, first_id = all_rows - count * has_state, self.counters.next
+        if self._is_limited:
+            self.require_room(count, int(lengths.max()), steps=steps)
         begin(first_id)
         start, elements = self._write_rows(rows, steps, lengths + has_state)
         self._before_records(start + all_rows)

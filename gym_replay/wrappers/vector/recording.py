@@ -166,19 +166,18 @@ class VectorRecording:
         returns = np.add(self._returns[now & 1], rewards, out=self._returns[~now & 1])
         numbers, opened = turn.ended.nonzero()[0], turn.opened.nonzero()[0]
         if len(numbers):
-            ends = terminated[numbers], truncated[numbers]
+            ends = np.array((terminated[numbers], truncated[numbers]))
             finished = [
                 *finished,
                 *self._take_out.take(numbers, now + 1, returns, ends, complete=True, finals=finals),
             ]
         if len(opened):
-            # What is noted of an episode that has just ended is needed until the step is done.
-            self._set(turn.running & ~turn.opened, turn.waiting, now=now + 1, _finished=finished)
+            if turn.opened is not self.waiting:
+                # What is noted of an episode that has just ended is needed until the step is done.
+                self._set(turn.running & ~turn.opened, turn.waiting, now=now + 1, _finished=finished)
             self.facts.begin(opened, now + 1, began, generators)
             returns[opened] = 0.0
-            self._set(turn.running, turn.waiting, is_broken=False)
-        else:
-            self._set(turn.running, turn.waiting, now=now + 1, _finished=finished, is_broken=False)
+        self._set(turn.running, turn.waiting, now=now + 1, _finished=finished, is_broken=False)
         if finished:
             self.commit()
             if not self.is_recording:
@@ -213,7 +212,7 @@ class VectorRecording:
         finished = self._finished
         numbers = np.flatnonzero(self.running & mask & (self.facts.start < self.now))
         if len(numbers) and self._keep:
-            ends = np.zeros(len(numbers), bool), np.ones(len(numbers), bool)
+            ends = np.array([[False], [True]]).repeat(len(numbers), axis=1)
             returns = self._returns[self.now & 1]
             finished = [*finished, *self._take_out.take(numbers, self.now, returns, ends, complete=False)]
         self._set(self.running & ~mask, self.waiting, _finished=finished, is_broken=False)

@@ -15,7 +15,6 @@ from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.wrappers.episode_facts import FLAG_BYTES
-from gym_replay.wrappers.vector.autoreset import Mask
 from gym_replay.wrappers.vector.batches import Column
 from gym_replay.wrappers.vector.blocks import Block, Ended, FewEpisodes
 from gym_replay.wrappers.vector.facts import EpisodeFacts
@@ -51,11 +50,8 @@ class _Plan:
         episodes, steps = writer.largest_block()
         self.most_episodes, self.most_rows = episodes, min(steps, BLOCK_BYTES // row_nbytes)
         self.most_of_few = 0 if metadata.ragged_fields else min(_FEW_BYTES // row_nbytes, self.most_rows)
-        self.fields = [
-            (name, info.state, info.default_value().tobytes())
-            for name, info in metadata.fields.items()
-            if name in staged
-        ]
+        self.defaults = {name: info.default_value() for name, info in staged.items()}
+        self.fields = [(name, info.state, self.defaults[name].tobytes()) for name, info in staged.items()]
 
 
 class TakeOut:
@@ -86,7 +82,7 @@ class TakeOut:
         numbers: Numbers,
         until: int,
         returns: npt.NDArray[Any],
-        ends: tuple[Mask, Mask],
+        ends: npt.NDArray[np.bool_],
         *,
         complete: bool,
         finals: Finals | None = None,
@@ -97,7 +93,7 @@ class TakeOut:
             numbers: the sub-environments.
             until: the time of their last observations.
             returns: of all sub-environments.
-            ends: of each episode, whether it was terminated, and truncated.
+            ends: whether it was terminated, and truncated, of each episode: ``(2, episodes)``.
             complete: whether they were not cut.
             finals: their last rows, where those are not in the staging.
         """
@@ -116,8 +112,8 @@ class TakeOut:
             if finals is not None:
                 columns = {name: column[part] for name, column in finals.columns.items()}
                 chosen = Finals(columns, finals.has_final[part])
-            some, both = numbers[part], (ends[0][part], ends[1][part])
-            blocks.append(self._take_block(plan, some, lengths[part], returns[some], both, complete, chosen))
+            some = numbers[part]
+            blocks.append(self._take_block(plan, some, lengths[part], returns[some], ends[:, part], complete, chosen))
         return blocks
 
     def _take_few(
@@ -126,7 +122,7 @@ class TakeOut:
         numbers: Numbers,
         until: int,
         returns: npt.NDArray[Any],
-        ends: tuple[Mask, Mask],
+        ends: npt.NDArray[np.bool_],
         *,
         complete: bool,
     ) -> FewEpisodes | None:
@@ -160,7 +156,7 @@ class TakeOut:
         numbers: Numbers,
         lengths: Numbers,
         returns: npt.NDArray[Any],
-        ends: tuple[Mask, Mask],
+        ends: npt.NDArray[np.bool_],
         complete: bool,
         finals: Finals | None,
     ) -> Block:
@@ -175,11 +171,11 @@ class TakeOut:
             if info.state and finals is not None and name in finals.columns:
                 _put(column, last_row, finals.columns[name])
             elif not info.state and has_state:
-                _put(column, last_row, repeat(info.default_value()) if info.ragged else info.default_value())
-        for name, values in zip(("terminated", "truncated"), ends, strict=True):
-            of_rows = np.zeros(int(edges[-1]), bool)
-            of_rows[last_step] = values
-            rows[name] = of_rows
+                default = plan.defaults[name]
+                _put(column, last_row, repeat(default) if info.ragged else default)
+        of_rows = np.zeros((2, int(edges[-1])), bool)
+        of_rows[:, last_step] = ends
+        rows["terminated"], rows["truncated"] = of_rows
         flags = np.full(len(numbers), _flags(plan, complete=complete), np.uint8)
         if finals is not None and has_state:
             flags[~finals.has_final] &= np.uint8(255 - HAS_FINAL)

@@ -166,7 +166,7 @@ class VectorRecording:
         returns = np.add(self._returns[now & 1], rewards, out=self._returns[~now & 1])
         numbers, opened = turn.ended.nonzero()[0], turn.opened.nonzero()[0]
         if len(numbers):
-            ends = np.array((terminated[numbers], truncated[numbers]))
+            ends = terminated, truncated
             finished = [
                 *finished,
                 *self._take_out.take(numbers, now + 1, returns, ends, complete=True, finals=finals),
@@ -212,7 +212,7 @@ class VectorRecording:
         finished = self._finished
         numbers = np.flatnonzero(self.running & mask & (self.facts.start < self.now))
         if len(numbers) and self._keep:
-            ends = np.array([[False], [True]]).repeat(len(numbers), axis=1)
+            ends = np.zeros(self._num_envs, bool), np.ones(self._num_envs, bool)
             returns = self._returns[self.now & 1]
             finished = [*finished, *self._take_out.take(numbers, self.now, returns, ends, complete=False)]
         self._set(self.running & ~mask, self.waiting, _finished=finished, is_broken=False)

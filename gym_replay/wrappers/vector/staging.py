@@ -340,15 +340,12 @@ class Staging:
             return row
         return _without_bytes(self._num_envs, info)
 
-    @property
-    def hot(self) -> int:
-        """From which time on all rows are in memory."""
-        return max((block.hot for block in self._blocks), default=0)
-
-    def bytes_of(self, name: str, number: int, start: int, end: int) -> bytes:
-        """A field's values of one sub-environment from ``start``, not before :attr:`hot`, to before ``end``."""
+    def bytes_of(self, name: str, number: int, start: int, end: int) -> bytes | None:
+        """A field's values of one sub-environment from ``start`` to before ``end``, unless some went to a file."""
         block = self._block_of.get(name)
-        return b"" if block is None else block.bytes_of(name, number, start, end)
+        if block is None:
+            return b""
+        return block.bytes_of(name, number, start, end) if start >= block.hot else None
 
     def columns(self, numbers: Numbers, starts: Numbers, edges: Numbers) -> dict[str, Column]:
         """The rows of several episodes, one after another, by field; those of ragged fields as a list.

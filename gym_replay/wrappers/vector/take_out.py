@@ -14,7 +14,7 @@ from gym_replay.buffer.storage.episodes import COMPLETE, HAS_FINAL
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.writer import FolderWriter
-from gym_replay.wrappers.episode_facts import FLAG_BYTES
+from gym_replay.wrappers.vector.autoreset import Mask
 from gym_replay.wrappers.vector.batches import Column
 from gym_replay.wrappers.vector.blocks import Block, Ended, FewEpisodes
 from gym_replay.wrappers.vector.facts import EpisodeFacts
@@ -82,7 +82,7 @@ class TakeOut:
         numbers: Numbers,
         until: int,
         returns: npt.NDArray[Any],
-        ends: npt.NDArray[np.bool_],
+        ends: tuple[Mask, Mask],
         *,
         complete: bool,
         finals: Finals | None = None,
@@ -93,7 +93,7 @@ class TakeOut:
             numbers: the sub-environments.
             until: the time of their last observations.
             returns: of all sub-environments.
-            ends: whether it was terminated, and truncated, of each episode: ``(2, episodes)``.
+            ends: of all sub-environments, whether theirs was terminated, and truncated.
             complete: whether they were not cut.
             finals: their last rows, where those are not in the staging.
         """
@@ -113,7 +113,7 @@ class TakeOut:
                 columns = {name: column[part] for name, column in finals.columns.items()}
                 chosen = Finals(columns, finals.has_final[part])
             some = numbers[part]
-            blocks.append(self._take_block(plan, some, lengths[part], returns[some], ends[:, part], complete, chosen))
+            blocks.append(self._take_block(plan, some, lengths[part], returns[some], ends, complete, chosen))
         return blocks
 
     def _take_few(
@@ -122,30 +122,28 @@ class TakeOut:
         numbers: Numbers,
         until: int,
         returns: npt.NDArray[Any],
-        ends: npt.NDArray[np.bool_],
+        ends: tuple[Mask, Mask],
         *,
         complete: bool,
     ) -> FewEpisodes | None:
-        """The episodes as bytes, unless some are long."""
+        """The episodes as bytes, unless some are long or not in memory any more."""
         starts = self._facts.start[numbers].tolist()
         lengths = [until - start for start in starts]
-        if sum(lengths) > plan.most_of_few or min(starts) < self._staging.hot:
+        if sum(lengths) > plan.most_of_few:
             return None
         all_rows, metas = [], []
-        for number, start, length, terminated, truncated in zip(
-            numbers.tolist(), starts, lengths, ends[0].tolist(), ends[1].tolist(), strict=True
-        ):
+        bytes_of, has_state = self._staging.bytes_of, plan.has_state
+        terminated, truncated = ends
+        for number, start, length in zip(numbers.tolist(), starts, lengths, strict=True):
             rows = {}
             for name, is_state, default in plan.fields:
-                if is_state:
-                    rows[name] = self._staging.bytes_of(name, number, start, until + 1)
-                elif plan.has_state:
-                    rows[name] = self._staging.bytes_of(name, number, start, until) + default
-                else:
-                    rows[name] = self._staging.bytes_of(name, number, start, until)
-            before, row_t = bytes(length - 1), bytes(plan.has_state)
-            rows["terminated"] = before + FLAG_BYTES[terminated] + row_t
-            rows["truncated"] = before + FLAG_BYTES[truncated] + row_t
+                data = bytes_of(name, number, start, until + is_state)
+                if data is None:
+                    return None
+                rows[name] = data + default if has_state and not is_state else data
+            before, row_t = bytes(length - 1), bytes(has_state)
+            rows["terminated"] = before + terminated[number].tobytes() + row_t
+            rows["truncated"] = before + truncated[number].tobytes() + row_t
             all_rows.append(rows)
             metas.append(self._facts.of_one(number, returns[number].tobytes(), complete=complete))
         return FewEpisodes(numbers, lengths, _flags(plan, complete=complete), all_rows, metas)
@@ -156,7 +154,7 @@ class TakeOut:
         numbers: Numbers,
         lengths: Numbers,
         returns: npt.NDArray[Any],
-        ends: npt.NDArray[np.bool_],
+        ends: tuple[Mask, Mask],
         complete: bool,
         finals: Finals | None,
     ) -> Block:
@@ -174,7 +172,7 @@ class TakeOut:
                 default = plan.defaults[name]
                 _put(column, last_row, repeat(default) if info.ragged else default)
         of_rows = np.zeros((2, int(edges[-1])), bool)
-        of_rows[:, last_step] = ends
+        of_rows[0, last_step], of_rows[1, last_step] = ends[0][numbers], ends[1][numbers]
         rows["terminated"], rows["truncated"] = of_rows
         flags = np.full(len(numbers), _flags(plan, complete=complete), np.uint8)
         if finals is not None and has_state:

@@ -151,7 +151,7 @@ class EpisodeFacts:
 
     def of_one(self, number: int, total: bytes, *, complete: bool) -> dict[str, bytes]:
         """The bytes of the meta fields of one sub-environment's episode; ``total`` are those of its return."""
-        data = self._records[number].tobytes()
+        data: bytes = self._records.item(number)
         (began,) = _FLOAT.unpack_from(data, 8)
         meta = {
             "episode_seed": data[_SEED],

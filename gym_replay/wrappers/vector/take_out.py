@@ -127,7 +127,8 @@ class TakeOut:
         complete: bool,
     ) -> FewEpisodes | None:
         """The episodes as bytes, unless some are long or not in memory any more."""
-        starts = self._facts.start[numbers].tolist()
+        start_of = self._facts.start.item
+        starts = [start_of(number) for number in numbers.tolist()]
         lengths = [until - start for start in starts]
         if sum(lengths) > plan.most_of_few:
             return None

@@ -423,10 +423,11 @@ class ColumnGroup:
 
     def __init__(self, columns: Iterable[ColumnWriter]) -> None:
         self._columns = [(column, column._descriptor, column._offset, column.row_nbytes) for column in columns]
+        self._row_nbytes = sum(column.row_nbytes for column, _, _, _ in self._columns)
         self._capacity = 0
 
     def write(self, row: int, end: int, data: Sequence[Buffer]) -> None:
-        """Write the rows ``row .. end`` of each column; the files grow as needed.
+        """Write the rows ``row .. end`` of each column, of whatever shape; the files grow as needed.
 
         Raises:
             StorageError: the operating system refused.
@@ -440,10 +441,10 @@ class ColumnGroup:
             for (column, descriptor, offset, width), piece in zip(self._columns, data, strict=True):  # noqa: B007
                 written += pwrite(descriptor, piece, offset + row * width)
         except OSError as error:
-            raise storage_error(error, column.path, len(piece)) from error
-        if written != sum(map(len, data)):
+            raise storage_error(error, column.path, (end - row) * width) from error
+        if written != (end - row) * self._row_nbytes:
             for (column, _, _, _), piece in zip(self._columns, data, strict=True):
-                column.write(row, piece)
+                column.write(row, bytes(piece))
 
 
 def write_at(descriptor: int, data: Buffer, position: int, path: Path) -> None:

@@ -148,6 +148,12 @@ class RecordLayout:
         self._packed = np.dtype([(f"f{place}", *column) for place, column in enumerate(columns)])
         self._names = self._packed.names or ()
         self._bytes = np.dtype(f"V{self._packed.itemsize}")
+        self._use(np.zeros(0, self._packed))
+
+    def _use(self, records: npt.NDArray[Any]) -> None:
+        """Put records together here from now on."""
+        self._records, self._parts = records.view(self._bytes), [records[name] for name in self._names]
+        self._held: list[bytes | None] = [None] * len(self._parts)  # of each column the value that all records hold
 
     def crcs(
         self,
@@ -155,13 +161,22 @@ class RecordLayout:
         starts: npt.NDArray[np.int64],
         lengths: npt.NDArray[np.int64],
         flags: npt.NDArray[np.uint8],
-        meta: Sequence[npt.NDArray[Any]],
+        meta: Sequence[npt.NDArray[Any] | bytes],
     ) -> npt.NDArray[np.uint32]:
-        """CRC-32 of each record; the flags are without the deleted one."""
-        packed = np.empty(len(ids), self._packed)
-        for name, column in zip(self._names, (ids, starts, lengths, flags, *meta), strict=True):
-            packed[name] = column
-        return np.fromiter(map(zlib.crc32, packed.view(self._bytes).tolist()), np.uint32, len(ids))
+        """CRC-32 of each record; the flags are without the deleted one, and bytes are a value of all records."""
+        count, held = len(ids), self._held
+        if count > len(self._records):
+            self._use(np.zeros(2 * count, self._packed))
+            held = self._held
+        for place, column in enumerate((ids, starts, lengths, flags, *meta)):
+            part = self._parts[place]
+            if not isinstance(column, bytes):
+                part[:count], held[place] = column, None
+            elif column != held[place]:
+                held[place] = None  # an interrupt may come
+                part[...] = np.frombuffer(column, part.dtype).reshape(part.shape[1:])
+                held[place] = column
+        return np.fromiter(map(zlib.crc32, self._records[:count].tolist()), np.uint32, count)
 
 
 pack_record = struct.Struct("<qqqB").pack

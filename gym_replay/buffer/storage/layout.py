@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +84,17 @@ class Metadata:
         used = ((RAGGED_FEATURE, bool(self.ragged_fields)), (TEXT_FEATURE, bool(self.text_fields)))
         return tuple(name for name, is_used in used if is_used)
 
-    @property
+    @cached_property
     def ragged_fields(self) -> list[str]:
         """The names of the ragged fields."""
         return [name for name, info in self.fields.items() if info.ragged]
 
-    @property
+    @cached_property
     def text_fields(self) -> list[str]:
         """The names of the meta fields that are strings."""
         return [name for name, info in self.meta_fields.items() if info.is_text]
 
-    @property
+    @cached_property
     def has_state(self) -> bool:
         """Whether an episode of T transitions takes T+1 rows."""
         return any(info.state for info in self.fields.values())

@@ -17,12 +17,16 @@ from gym_replay.buffer.storage.layout import TABLE_DTYPES, Metadata, meta_path, 
 from gym_replay.buffer.storage.strings import StringWriter
 
 MetaColumn: TypeAlias = "npt.NDArray[Any] | Sequence[bytes] | bytes"
-"""A meta field's values of several episodes, one along the first axis of each; strings one by one, or one for all."""
+"""A meta field's values of several episodes, one along the first axis of each; strings one by one. Or the
+bytes of one value, or string, for all."""
 
 _pack_crc = struct.Struct("<I").pack
 
 _AHEAD = 256
 """Slots that a value which comes again is written to at once."""
+
+_BLOCKS_AHEAD = 8
+"""How many times the records that are written together, where that is more."""
 
 _LONGEST_AHEAD = 64
 """Bytes of such a value, at most, where many records are written together."""
@@ -62,6 +66,7 @@ class RecordWriter:
         self._steady_of: Callable[[Sequence[bytes]], Sequence[bytes]] = tuple
         self._new_of: Callable[[Sequence[bytes]], Sequence[bytes]] = tuple
         self._new_columns = self._all_columns = ColumnGroup(self.columns)
+        self._groups: dict[tuple[int, ...], ColumnGroup] = {}
 
     def write(self, slot: int, episode_id: int, start: int, length: int, flags: int, meta: Mapping[str, bytes]) -> None:
         """Put the record of an episode into a slot; ``meta`` has every meta field, of string fields the string."""
@@ -120,39 +125,65 @@ class RecordWriter:
         The first ``turn`` of them go to the slots from ``first`` on, the others to those from 0 on, as in a ring.
         """
         count = len(ids)
-        values: Any = self._values_of(meta)
-        columns = [value if isinstance(value, np.ndarray) else self._places(value, count) for value in values]
-        crcs = self._layout.crcs(ids, starts, lengths, flags, columns)
-        data = [column.tobytes() for column in (*columns, starts, lengths, flags, crcs)]
+        columns = [*self._values_of(meta), starts, lengths, flags]
+        data, common = [], []
+        for place in self._texts:
+            columns[place] = self._places(columns[place])
+        for column in columns:
+            whole = column if isinstance(column, bytes) else column.tobytes()
+            data.append(whole)
+            common.append(whole if whole is column else _common(whole, count))
+        meta_columns = [column if one is None else one for column, one in zip(columns[:-3], common, strict=False)]
+        data.append(self._layout.crcs(ids, starts, lengths, flags, meta_columns).tobytes())
+        common.append(None)
+        if self._runs_ahead:
+            self._write_all_ahead(first, count, data, common)
+            return
+        self._until, self._steady_until = [0] * len(data), 0
+        data = [each if one is None else one * count for each, one in zip(data, common, strict=True)]
         if turn < count:
             edges = [turn * column.row_nbytes for column in self.columns]
             rest = [each[edge:] for each, edge in zip(data, edges, strict=True)]
             self._all_columns.write(0, count - turn, rest)
             data = [each[:edge] for each, edge in zip(data, edges, strict=True)]
+        self._all_columns.write(first, first + turn, data)
+
+    def _write_all_ahead(self, first: int, count: int, data: Sequence[bytes], common: Sequence[bytes | None]) -> None:
         last, until = self._last, self._until
         # Until the writes are through, nothing is known to be there.
         self._until, self._steady_until = [0] * len(data), 0
-        if not self._runs_ahead or count > _AHEAD // 2:
-            self._all_columns.write(first, first + turn, data)
-            return
-        for place, written in enumerate(data):
-            value = written[: len(written) // count]
-            if not 0 < len(value) <= _LONGEST_AHEAD or (count > 1 and written != value * count):
+        others = []
+        for place, value in enumerate(common):
+            if value is None:
+                others.append(place)
                 last[place], until[place] = b"", 0
             elif value != last[place]:
                 last[place], until[place] = value, 0
-            elif first + count <= until[place]:
-                continue
-            else:
-                written, until[place] = value * _AHEAD, first + _AHEAD
-            self.columns[place].reserve(first + count)  # values may have no bytes at all
-            self.columns[place].write(first, written)
+                self._write_one(place, first, value * count)
+            elif first + count > until[place]:
+                ahead = max(_AHEAD, _BLOCKS_AHEAD * count)
+                until[place] = first + ahead
+                self._write_one(place, first, value * ahead)
+        group = self._groups.get(key := tuple(others))
+        if group is None:
+            group = self._groups[key] = ColumnGroup(self.columns[place] for place in others)
+        group.write(first, first + count, [data[place] for place in others])
         self._until = until
 
-    def _places(self, texts: Sequence[bytes] | bytes, count: int) -> npt.NDArray[np.int64]:
-        """The place of each episode's string."""
+    def _write_one(self, place: int, slot: int, data: bytes) -> None:
+        self.columns[place].reserve(slot + 1)  # values may have no bytes at all
+        self.columns[place].write(slot, data)
+
+    def _places(self, texts: Sequence[bytes] | bytes) -> npt.NDArray[np.int64] | bytes:
+        """The place of each episode's string, or that of the one for all."""
         assert self.strings is not None
         put = self.strings.put
-        if isinstance(texts, bytes):
-            return np.frombuffer(put(texts) * count, np.int64)
-        return np.frombuffer(b"".join(map(put, texts)), np.int64)
+        return put(texts) if isinstance(texts, bytes) else np.frombuffer(b"".join(map(put, texts)), np.int64)
+
+
+def _common(data: bytes, count: int) -> bytes | None:
+    """The bytes of one value, where all of them are the same and it is short."""
+    value = data[: len(data) // count]
+    if not 0 < len(value) <= _LONGEST_AHEAD or not data.endswith(value) or data != value * count:
+        return None
+    return value

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.checksums import SumsJob
-from gym_replay.buffer.storage.columns import ColumnGroup, ColumnWriter, sync_directory
+from gym_replay.buffer.storage.columns import Buffer, ColumnGroup, ColumnWriter, sync_directory
 from gym_replay.buffer.storage.creation import clear_files
 from gym_replay.buffer.storage.episodes import COMPLETE, DELETED, HAS_FINAL, Counters, slots_of
 from gym_replay.buffer.storage.layout import (
@@ -403,16 +403,67 @@ class FolderWriter:
         taken = [length + self.metadata.has_state for length in lengths]
         first_id = self.counters.next
         first_row, elements = self._write_rows(rows, sum(lengths), taken)
-        self._before_records(first_row + sum(taken))
-        start, slot = first_row, 0
-        for offset, length in enumerate(lengths):
-            slot = self._slot(first_id + offset)
-            self._records.write(slot, first_id + offset, start, length, flags, metas[offset])
-            self._highest_slot = max(self._highest_slot, slot + 1)
-            start += taken[offset]
+        self._commit_records(first_id, first_row, lengths, flags, metas, elements=elements)
+        return first_id
+
+    def _commit_records(
+        self,
+        first_id: int,
+        first_row: int,
+        lengths: Sequence[int],
+        flags: int,
+        metas: Sequence[Mapping[str, bytes]],
+        *,
+        elements: Sequence[NewElements] = (),
+        sums_may_wait: bool = False,
+    ) -> None:
+        """Write the records of a few episodes whose rows are written, one by one, and make them visible."""
+        has_state, count, steps = self.metadata.has_state, len(lengths), sum(lengths)
+        all_rows = steps + count * has_state
+        if self._waits:
+            self._before_records(first_row + all_rows)
+        episode_id, start, slot = first_id, first_row, 0
+        for length, meta in zip(lengths, metas, strict=True):
+            slot = self._slot(episode_id)
+            self._records.write(slot, episode_id, start, length, flags, meta)
+            if slot >= self._highest_slot:
+                self._highest_slot = slot + 1
+            episode_id, start = episode_id + 1, start + length + has_state
         self._make_visible(
-            first_id + len(lengths), slot, first_row, sum(taken), sum(lengths), len(lengths), elements=elements
+            first_id + count, slot, first_row, all_rows, steps, count, elements=elements, sums_may_wait=sums_may_wait
         )
+
+    def commit_few(
+        self,
+        data: Sequence[Buffer],
+        lengths: Sequence[int],
+        flags: int,
+        metas: Sequence[Mapping[str, bytes]],
+        begin: Callable[[int], None],
+    ) -> int:
+        """As :meth:`commit_episodes` where no field is ragged, from bytes: for a few episodes this is much faster.
+
+        Args:
+            data: of each field the rows of all episodes, one after another, row T of each included.
+            lengths: T of each episode.
+            flags: of all of them.
+            metas: each episode's meta values in bytes.
+            begin: as of :meth:`commit_episodes`.
+
+        Returns:
+            The first episode's id; the others follow.
+        """
+        self.check_owner()
+        count, steps = len(lengths), sum(lengths)
+        if self._is_limited:
+            self.require_room(count, max(lengths), steps=steps)
+        first_id = self.counters.next
+        begin(first_id)
+        self._stale = True
+        rows = steps + count * self.metadata.has_state
+        start = self._find_rows(count, steps, rows) if self.metadata.circular else self._ring.end
+        self._rows.write(start, start + rows, data)
+        self._commit_records(first_id, start, lengths, flags, metas, sums_may_wait=True)
         return first_id
 
     def commit_episodes(
@@ -439,10 +490,11 @@ class FolderWriter:
             The first episode's id; the others follow.
         """
         self.check_owner()
-        count, steps = len(lengths), int(lengths.sum())
-        self.require_room(count, int(lengths.max()), steps=steps)
         has_state = self.metadata.has_state
-        first_id, all_rows = self.counters.next, steps + count * has_state
+        count, all_rows = len(lengths), int(edges[-1])
+        steps, first_id = all_rows - count * has_state, self.counters.next
+        if self._is_limited:
+            self.require_room(count, int(lengths.max()), steps=steps)
         begin(first_id)
         start, elements = self._write_rows(rows, steps, lengths + has_state)
         self._before_records(start + all_rows)
@@ -486,12 +538,12 @@ class FolderWriter:
                 place.write((name, True, 0, whole.tobytes()))
                 place.write((name, False, 0, spans_of(counts).tobytes()))
             else:
-                data[name] = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+                data[name] = np.ascontiguousarray(values)
         if elements:
-            for name, content in data.items():
-                self._steps[name].write(place.start, content)
+            for name, array in data.items():
+                self._steps[name].write(place.start, array.reshape(-1).view(np.uint8).data)
         else:
-            self._rows.write(place.start, place.start + all_rows, [data[name] for name in self._steps])
+            self._rows.write(place.start, place.start + all_rows, [data[name].data for name in self._steps])
         return place.start, [(name, place.bases[name], counts) for name, counts in elements.items()]
 
     def _episodes_are_large(self) -> bool:

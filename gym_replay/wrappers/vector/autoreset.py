@@ -85,7 +85,7 @@ def take_turn(mode: Autoreset, running: Mask, waiting: Mask, done: Mask) -> Turn
     """
     ended = running & done
     if mode is Autoreset.NEXT_STEP:
-        return Turn(ended, opened=waiting, running=(running | waiting) & ~done, waiting=done)
+        return Turn(ended, waiting, (running | waiting) > done, done)  # of bools: the one and not the other
     if mode is Autoreset.SAME_STEP:
-        return Turn(ended, opened=done, running=running | done, waiting=waiting)
-    return Turn(ended, opened=np.zeros_like(done), running=running & ~done, waiting=waiting)
+        return Turn(ended, done, running | done, waiting)
+    return Turn(ended, np.zeros_like(done), running > done, waiting)

@@ -11,9 +11,6 @@ import numpy.typing as npt
 from gym_replay.wrappers.bounds import RUN_BYTES, BoundsCheck, any_outside
 from gym_replay.wrappers.spaces import Leaf
 
-_MANY = 8
-"""Blocks from which on their rows are put together before they are compared."""
-
 
 class BlockBounds(BoundsCheck):
     """Compares whole episodes with the bounds of their spaces, some time after they were committed.
@@ -26,7 +23,19 @@ class BlockBounds(BoundsCheck):
     def __init__(self, leaves: Sequence[Leaf], *, has_state: bool) -> None:
         super().__init__(leaves)
         self._has_state = has_state
-        self._blocks: list[tuple[int, npt.NDArray[np.int64], dict[str, npt.NDArray[Any]]]] = []
+        self._left_out = {name: int(has_state and not self._fields[name].state) for name in self._bounds}
+        row_nbytes = sum(self._fields[name].nbytes for name in self._bounds)
+        self._most_rows = RUN_BYTES // row_nbytes if row_nbytes else 0
+        # Rows are copied to the same memory again and again: to hold on to those that were committed means that the
+        # next ones are put where the processor's caches have nothing, or into new pages.
+        self._scratch: dict[str, npt.NDArray[Any]] = {}
+        self._num_rows = 0
+        self._blocks: list[tuple[int, npt.NDArray[np.int64]]] = []  # first id, and edges in the scratch
+
+    def add_one(self, episode: int, rows: Mapping[str, bytes]) -> None:
+        """The rows of one episode."""
+        if self._bounds:
+            self.add(episode, [(name, False, 0, rows[name]) for name in self._bounds], self._has_state)
 
     def add_block(self, first_id: int, rows: Mapping[str, Any], edges: npt.NDArray[np.int64]) -> None:
         """The rows of episodes that were committed together.
@@ -38,25 +47,38 @@ class BlockBounds(BoundsCheck):
         """
         if not self._bounds:
             return
-        columns = {name: rows[name] for name in self._bounds}
-        self._blocks.append((first_id, edges, columns))
-        self._nbytes += sum(column.nbytes for column in columns.values())
-        if self._nbytes >= RUN_BYTES:
+        first, count = self._num_rows, int(edges[-1])
+        if first + count > self._most_rows:
             self.finish()
+            first = 0
+        if count > self._most_rows:
+            self._compare(rows, count, [(first_id, edges)])
+            return
+        for name in self._bounds:
+            field = self._fields[name]
+            if name not in self._scratch:
+                self._scratch[name] = np.empty((self._most_rows, *field.shape), field.dtype)
+            self._scratch[name][first : first + count] = rows[name]
+        self._blocks.append((first_id, edges + first))
+        self._num_rows = first + count
 
     def finish(self) -> None:
         """Compare all that was given."""
-        blocks, self._blocks, self._nbytes = self._blocks, [], 0
-        if not blocks:
-            return
+        super().finish()
+        blocks, count = self._blocks, self._num_rows
+        self._blocks, self._num_rows = [], 0
+        if blocks:
+            self._compare(self._scratch, count, blocks)
+
+    def _compare(
+        self, rows: Mapping[str, Any], count: int, blocks: Sequence[tuple[int, npt.NDArray[np.int64]]]
+    ) -> None:
         for name, bounds in self._bounds.items():
-            columns = [columns[name] for _, _, columns in blocks]
-            many = len(columns) > _MANY
-            if not any(any_outside(rows, *bounds) for rows in ([np.concatenate(columns)] if many else columns)):
+            column = rows[name][:count]
+            if not any_outside(column, *bounds):
                 continue
-            left_out = self._has_state and not self._fields[name].state
             pending = []
-            for (first_id, edges, _), column in zip(blocks, columns, strict=True):
-                pairs = zip(edges[:-1].tolist(), (edges[1:] - left_out).tolist(), strict=True)
+            for first_id, edges in blocks:
+                pairs = zip(edges[:-1].tolist(), (edges[1:] - self._left_out[name]).tolist(), strict=True)
                 pending += [(first_id + at, 0, column[a:b].tobytes()) for at, (a, b) in enumerate(pairs)]
             self._count(name, pending)

@@ -18,7 +18,6 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import FieldLike, describe, elements_of, fit, to_array
 from gym_replay.errors import EpisodeStateError, FieldError, StorageError
 from gym_replay.wrappers.episode_facts import describe_run, options_to_json
-from gym_replay.wrappers.generator_state import NUMBERS
 from gym_replay.wrappers.infos import Infos, is_info
 from gym_replay.wrappers.recorded_schema import check_arguments, core_fields, leaves_of, open_for
 from gym_replay.wrappers.recording import OnEpisode
@@ -29,6 +28,9 @@ from gym_replay.wrappers.vector.infos import final_observations, split_final_inf
 from gym_replay.wrappers.vector.recording import VectorRecording
 from gym_replay.wrappers.vector.staging import Numbers
 from gym_replay.wrappers.vector.sub_environments import RESET_MASK, SubEnvironments, are_same_arrays
+from gym_replay.wrappers.vector.take_out import Finals
+
+_FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
 
 
 class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -201,9 +203,8 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
         for name, column in zip(self._observation_names, columns, strict=True):
             recording.staging.write(now, name, _of(column, numbers), numbers)
         self._stage_infos(now, result[1], numbers)
-        zeros = np.zeros((self._sub.count, NUMBERS), np.uint64)
         written = b"" if kept is None else options_to_json(kept)
-        recording.open(opened, seeds, zeros if generators is None else generators, written, began)
+        recording.open(opened, seeds, generators, written, began)
         if unsure.any():
             self._warn_once(
                 "unsure",
@@ -260,7 +261,7 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
             else:
                 recording.staging.write_default(now, name)
         generators = None
-        if self._sub.knows_generators and self._mode is Autoreset.NEXT_STEP and recording.waiting.any():
+        if recording.has_waiting and self._sub.knows_generators:  # only in next-step mode
             generators = self._sub.generators(recording.waiting, create=True)
         began = time.time()
         recording.is_broken = True
@@ -287,16 +288,39 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
         columns = self._observations.encode(observations)
         rewards = self._rewards(rewards)
         terminated, truncated = _flags("terminated", terminations, count), _flags("truncated", truncations, count)
-        turn = take_turn(self._mode, recording.running, recording.waiting, terminated | truncated)
-        finals: dict[str, Column] | None = None
-        has_final = None
-        if self._mode is Autoreset.SAME_STEP and turn.ended.any():
-            finals, has_final = self._finals(np.flatnonzero(turn.ended), infos, observations)
         for name, column in zip(self._observation_names, columns, strict=True):
             write(now + 1, name, column)
         write(now, "reward", rewards)
-        self._stage_infos(now + 1, infos, np.flatnonzero(turn.running | turn.ended))
-        if self._mode is Autoreset.DISABLED and not turn.running.all():
+        done = terminated | truncated
+        if recording.has_waiting or np.count_nonzero(done):
+            self._store_turn(result, rewards, (terminated, truncated, done), generators, began)
+            return
+        if self._infos is not None:
+            self._stage_infos(now + 1, infos, np.flatnonzero(recording.running))
+        if self._mode is Autoreset.DISABLED:
+            self._warn_of_unreset(recording.running)
+        self._extras = {}
+        recording.step_on(rewards)
+
+    def _store_turn(
+        self,
+        result: Any,
+        rewards: npt.NDArray[Any],
+        flags: tuple[Mask, Mask, Mask],
+        generators: npt.NDArray[np.uint64] | None,
+        began: float,
+    ) -> None:
+        """The rest of a step in which episodes ended or began."""
+        observations, _, _, _, infos = result
+        terminated, truncated, done = flags
+        recording = self._recording
+        turn = take_turn(self._mode, recording.running, recording.waiting, done)
+        finals = None
+        if self._mode is Autoreset.SAME_STEP and np.count_nonzero(turn.ended):
+            finals = self._finals(np.flatnonzero(turn.ended), infos, observations)
+        if self._infos is not None:
+            self._stage_infos(recording.now + 1, infos, np.flatnonzero(turn.running | turn.ended))
+        if self._mode is Autoreset.DISABLED:
             self._warn_of_unreset(recording.running)
         self._extras = {}
         recording.advance(
@@ -305,27 +329,23 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
             terminated,
             truncated,
             finals=finals,
-            has_final=has_final,
             generators=generators,
             began=began,
         )
 
     def _rewards(self, rewards: Any) -> npt.NDArray[Any]:
-        """Rewards as float64, ``(num_envs, *reward shape)``."""
+        """Rewards as floats, ``(num_envs, *reward shape)``."""
         field, count = self._reward_field, self._sub.count
-        if type(rewards) is np.ndarray and rewards.dtype == np.float64 and rewards.shape == (count, *field.shape):
-            return np.ascontiguousarray(rewards)
-        if type(rewards) is np.ndarray and rewards.dtype == np.float32 and rewards.shape == (count, *field.shape):
-            return rewards.astype(np.float64)
+        is_array = type(rewards) is np.ndarray and rewards.shape == (count, *field.shape)
+        if is_array and rewards.dtype in _FLOATS:  # what adds and stores them takes both
+            return rewards  # type: ignore[no-any-return]
         array = to_array(rewards, "reward")
         return np.ascontiguousarray(fit("reward", array, field, lead=(count,)))
 
     # --- last observations, where the next episode has begun in the same step ---
 
-    def _finals(
-        self, numbers: Numbers, infos: Any, observations: Any
-    ) -> tuple[dict[str, Column], npt.NDArray[np.bool_]]:
-        """The last observations, and infos, of the episodes that ended, and for which of them there is one."""
+    def _finals(self, numbers: Numbers, infos: Any, observations: Any) -> Finals:
+        """The last observations, and infos, of the episodes that ended."""
         count = self._sub.count
         given, there = final_observations(infos, count, numbers.tolist())
         has_final = np.array(there, bool)
@@ -349,7 +369,7 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
             finals |= self._info_columns(split_final_infos(infos, count, numbers.tolist()))
         if not self._sub.knows_arrays and isinstance(given, list):
             self._look_for_reused_arrays(given, finals, observations, numbers)
-        return finals, has_final
+        return Finals(finals, has_final)
 
     def _fill_final(self, given: list[Any], has_final: npt.NDArray[np.bool_], numbers: Numbers) -> list[Column]:
         """The columns of last observations, with defaults where there is none."""
@@ -458,11 +478,12 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
             raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")
         if unknown := [name for name in meta if name not in known.meta_fields]:
             raise FieldError(f"unknown meta field {unknown[0]!r}; there are {list(known.meta_fields)}")
-        notes = [self._recording.annotate(name, value) for name, value in meta.items()]
-        if not self._recording.running.any():
+        facts, running = self._recording.facts, self._recording.running
+        notes = {name: facts.checked_note(name, value) for name, value in meta.items()}
+        if not running.any():
             raise EpisodeStateError("annotate: no episode is running; call it between a reset and the episodes' ends")
-        for note in notes:
-            note()
+        for name, values in notes.items():
+            facts.annotate(name, values, running)
 
     def annotate_step(self, /, **extra: Any) -> None:
         """Set extra fields of the next step, ``(num_envs, *field.shape)`` each; those not set take their defaults.

@@ -70,11 +70,21 @@ class _Block:
         self._file: Any = None
         self._cold: list[_ColdRows] = []
         self._free: list[int] = []
-        self._hot = 0
+        self.hot = 0
+        self._places = [
+            (name, info, place if len(sizes) > 1 else None)
+            for (name, info), place in zip(fields.items(), names, strict=True)
+        ]
+        values: Any = {
+            "names": names,
+            "formats": [(info.dtype, info.shape) for info in fields.values()],
+            "offsets": offsets[:-1],
+            "itemsize": self._parts.itemsize,
+        }
+        self._values = np.dtype(values)
         self._default = np.zeros(1, self._dtype)
-        self._use(self._default)
-        for name, info in fields.items():
-            self.views[name][0] = info.default_value().reshape(1, -1).view(self._carriers[name])[0, 0]
+        for name, info in zip(names, fields.values(), strict=True):
+            self._default.view(self._values)[name] = info.default_value()
         self._use(self._filled(rows))
         self._scratch = np.empty(0, self._dtype)
 
@@ -85,45 +95,36 @@ class _Block:
         return np.full((rows, self._num_envs), self._default[0], self._dtype)
 
     def _use(self, ring: npt.NDArray[Any]) -> None:
-        names, parts = self._parts.names, ring.view(self._parts)
-        views = {name: parts if names is None else parts[names[at]] for at, name in enumerate(self.fields)}
-        carriers = {name: view.dtype for name, view in views.items()}
+        values = ring.view(self._values)
+        views = {name: values[place] for name, place in zip(self.fields, self._values.names or (), strict=True)}
         # In one call: an interrupt in between would leave views of another ring.
-        self.__dict__.update(ring=ring, views=views, _carriers=carriers, mask=len(ring) - 1)
+        self.__dict__.update(
+            ring=ring, views=views, rows={name: list(view) for name, view in views.items()}, mask=len(ring) - 1
+        )
 
     ring: npt.NDArray[Any]
     views: dict[str, npt.NDArray[Any]]
+    rows: dict[str, list[npt.NDArray[Any]]]
+    """Of each field a view of each row: to make one takes as long as to write a few values through it."""
     mask: int
-    _carriers: dict[str, np.dtype[Any]]
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
         return self.ring.nbytes
 
-    def write(self, time: int, name: str, values: npt.NDArray[Any], numbers: Numbers | None = None) -> None:
-        """Put a field's values, of all sub-environments or of those with these numbers, into the row of a time."""
-        if not values.flags.c_contiguous:
-            values = np.ascontiguousarray(values)
-        carrier = self._carriers[name]
-        carried = values.view(carrier) if values.ndim == 1 else values.reshape(len(values), -1).view(carrier)[:, 0]
-        if numbers is None:
-            self.views[name][time & self.mask] = carried
-        else:
-            self.views[name][time & self.mask][numbers] = carried
+    def bytes_of(self, name: str, number: int, start: int, end: int) -> bytes:
+        """A field's values of one sub-environment from ``start`` to before ``end``, all of them in memory."""
+        view, begin = self.views[name], start & self.mask
+        stop = begin + end - start
+        if stop <= len(view):
+            return view[begin:stop, number].tobytes()
+        return view[begin:, number].tobytes() + view[: stop - len(view), number].tobytes()
 
-    def read(self, time: int, name: str) -> npt.NDArray[Any]:
-        """A field's values in the row of a time, which is one of the last two."""
-        return self._decoded(name, np.array(self.views[name][time & self.mask]))
-
-    def _decoded(self, name: str, carried: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        info = self.fields[name]
-        values: npt.NDArray[Any] = carried.view(np.uint8).view(info.dtype).reshape(len(carried), *info.shape)
-        return values
-
-    def is_short_of(self, now: int) -> bool:
-        """Whether there is no room for the rows of ``now`` and of the time after it."""
-        return now + 2 - self._hot > len(self.ring)
+    @property
+    def full_at(self) -> int:
+        """The first time of which, and of the one after it, there is no room for the rows."""
+        return self.hot + len(self.ring) - 1
 
     def make_room(self, now: int, low: int, budget: int) -> None:
         """Make it; times before ``low`` are needed no more, and the ring may grow to ``budget`` bytes.
@@ -135,23 +136,27 @@ class _Block:
         self.__dict__.update(
             _free=self._free + gone,
             _cold=[rows for rows in self._cold if rows.first + rows.count > low],
-            _hot=max(self._hot, min(low, now)),
+            hot=max(self.hot, min(low, now)),
         )
-        while self.is_short_of(now):
+        while now >= self.full_at:
             if 2 * self.nbytes <= budget or len(self.ring) < _FEWEST_ROWS:
                 self._grow(now)
             else:
                 self._spill()
 
     def _grow(self, now: int) -> None:
-        times = np.arange(self._hot, now + 1)
         grown = self._filled(2 * len(self.ring))
-        grown[times & (len(grown) - 1)] = self.ring[times & self.mask]
+        time = self.hot
+        while time <= now:  # stretches that wrap in neither ring: two or three
+            begin, place = time & self.mask, time & (len(grown) - 1)
+            count = min(now + 1 - time, len(self.ring) - begin, len(grown) - place)
+            grown[place : place + count] = self.ring[begin : begin + count]
+            time += count
         self._use(grown)
 
     def _spill(self) -> None:
         count = max(len(self.ring) // _SPILLED_SHARE, 1)
-        times = np.arange(self._hot, self._hot + count)
+        times = np.arange(self.hot, self.hot + count)
         rows = np.ascontiguousarray(self.ring[times & self.mask].T)
         data = rows.view(np.uint8).reshape(-1).data
         try:
@@ -162,8 +167,8 @@ class _Block:
         place = self._free[-1] if self._free else len(self._cold) * len(data)
         write_at(self._file.fileno(), data, place, self._folder)
         free = self._free[:-1]
-        cold = [*self._cold, _ColdRows(self._hot, count, place)]
-        self.__dict__.update(_hot=self._hot + count, _cold=cold, _free=free)
+        cold = [*self._cold, _ColdRows(self.hot, count, place)]
+        self.__dict__.update(hot=self.hot + count, _cold=cold, _free=free)
 
     def release(self) -> None:
         """Let the file go, with all rows that are in it."""
@@ -185,14 +190,14 @@ class _Block:
             flat: of each record ``time * num_envs + sub-environment``.
         """
         size, ring = self.ring.size, self.ring.reshape(-1)
-        if int(starts.min()) >= self._hot:
-            base = self._hot * self._num_envs // size * size
+        if int(starts.min()) >= self.hot:
+            base = self.hot * self._num_envs // size * size
             taken: npt.NDArray[Any] = ring.take(
                 flat - base if base else flat, out=self._scratch_of(len(flat)), mode="wrap"
             )
             return taken
         taken = ring.take(flat % size)
-        for episode in np.flatnonzero(starts < self._hot).tolist():
+        for episode in np.flatnonzero(starts < self.hot).tolist():
             begin, end = edges[episode : episode + 2].tolist()
             self._read_cold(int(numbers[episode]), int(starts[episode]), taken[begin:end])
         return taken
@@ -207,7 +212,7 @@ class _Block:
 
     def _read_cold(self, number: int, start: int, out: npt.NDArray[Any]) -> None:
         """Fill in the records from time ``start`` on that are in the file."""
-        out[: max(self._hot - start, 0)] = self._default[0]  # of fields added later than these rows
+        out[: max(self.hot - start, 0)] = self._default[0]  # of fields added later than these rows
         for cold in self._cold:
             begin, end = max(cold.first, start), min(cold.first + cold.count, start + len(out))
             if begin < end:
@@ -218,12 +223,12 @@ class _Block:
 
     def columns(self, records: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         """The values of each field, of which each record is made."""
-        names, parts = self._parts.names, records.view(self._parts)
-        if names is None:
-            return {name: self._decoded(name, parts) for name in self.fields}
-        return {
-            name: self._decoded(name, np.ascontiguousarray(parts[names[at]])) for at, name in enumerate(self.fields)
-        }
+        parts = records.view(self._parts)
+        found = {}
+        for name, info, part in self._places:
+            column = parts if part is None else np.ascontiguousarray(parts[part])
+            found[name] = column.view(info.dtype).reshape(-1, *info.shape) if info.shape else column.view(info.dtype)
+        return found
 
 
 class Staging:
@@ -242,7 +247,13 @@ class Staging:
         self._block_of: dict[str, _Block] = {}
         self._ragged: dict[str, _RaggedRows] = {}
         self._multiples = np.arange(0)
+        self.full_at = 0
         self.add_fields(fields, 0)
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """The fields that rows have; another object after each change."""
+        return self._fields
 
     def add_fields(self, fields: Mapping[str, Field], now: int) -> None:
         """Take more fields, of which all rows so far hold the default."""
@@ -256,7 +267,7 @@ class Staging:
             while rows > _FEWEST_ROWS and rows * width > STAGING_BYTES:
                 rows //= 2
             block = _Block(group, self._num_envs, rows, self._folder)
-            block._hot = max(now - rows + 2, 0)
+            block.hot = max(now - rows + 2, 0)
             new.append(block)
         found = {name: block for block in new for name in block.fields}
         ragged: dict[str, dict[int, list[npt.NDArray[Any]]]] = {
@@ -267,6 +278,7 @@ class Staging:
             _blocks=[*self._blocks, *new],
             _block_of={**self._block_of, **found},
             _ragged={**self._ragged, **ragged},
+            full_at=0,
         )
 
     def release(self) -> None:
@@ -286,20 +298,22 @@ class Staging:
             StorageError: rows had to go to a file, and the disk refused.
         """
         for block in self._blocks:
-            if block.is_short_of(now):
+            if now >= block.full_at:
                 block.make_room(now, low(), STAGING_BYTES - self.nbytes + block.nbytes)
-        if self._ragged and now % _FIRST_ROWS == 0:
-            lowest = low()
+        full_at = min((block.full_at for block in self._blocks), default=now + _FIRST_ROWS)
+        if self._ragged:
+            lowest, full_at = low(), min(full_at, now + _FIRST_ROWS)
             self._ragged = {
                 name: {time: row for time, row in rows.items() if time >= lowest} for name, rows in self._ragged.items()
             }
+        self.full_at = full_at
 
     def write(self, time: int, name: str, values: Column, numbers: Numbers | None = None) -> None:
         """Put a field's values into the row of a time: those of all sub-environments, or of those with the numbers."""
         block = self._block_of.get(name)
         if block is not None:
-            assert isinstance(values, np.ndarray)
-            block.write(time, name, values, numbers)
+            row_of_all = block.rows[name][time & block.mask]
+            row_of_all[... if numbers is None else numbers] = values
         elif name in self._ragged:
             row = self._ragged[name].setdefault(time, [self._fields[name].default_value()] * self._num_envs)
             for number, value in zip(
@@ -313,18 +327,25 @@ class Staging:
         if info.ragged:
             self._ragged[name].pop(time, None)
         else:
-            self.write(time, name, np.broadcast_to(info.default_value(), (self._num_envs, *info.shape)).copy())
+            self.write(time, name, info.default_value())
 
     def read(self, time: int, name: str) -> Column:
         """A field's values of all sub-environments in the row of a time, which is one of the last two."""
         if name in self._block_of:
-            values: npt.NDArray[Any] = self._block_of[name].read(time, name)
-            return values
+            block = self._block_of[name]
+            return np.array(block.rows[name][time & block.mask])
         info = self._fields[name]
         if name in self._ragged:
             row: list[npt.NDArray[Any]] = self._ragged[name].get(time, [info.default_value()] * self._num_envs)
             return row
         return _without_bytes(self._num_envs, info)
+
+    def bytes_of(self, name: str, number: int, start: int, end: int) -> bytes | None:
+        """A field's values of one sub-environment from ``start`` to before ``end``, unless some went to a file."""
+        block = self._block_of.get(name)
+        if block is None:
+            return b""
+        return block.bytes_of(name, number, start, end) if start >= block.hot else None
 
     def columns(self, numbers: Numbers, starts: Numbers, edges: Numbers) -> dict[str, Column]:
         """The rows of several episodes, one after another, by field; those of ragged fields as a list.

@@ -1,0 +1,211 @@
+"""Episodes of a vector environment that have ended, from when they are taken out until they are committed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.storage.episodes import COMPLETE, HAS_FINAL
+from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.ragged import Ragged
+from gym_replay.buffer.storage.records import MetaColumn
+from gym_replay.buffer.storage.writer import FolderWriter
+from gym_replay.errors import FieldError
+from gym_replay.wrappers.recording import FinishedEpisode
+from gym_replay.wrappers.vector.batches import Column
+from gym_replay.wrappers.vector.bounds import BlockBounds
+from gym_replay.wrappers.vector.staging import Numbers
+
+
+class Ended(ABC):
+    """Episodes that have ended and are committed together.
+
+    Attributes:
+        numbers: the sub-environment of each.
+        first_id: the id under which a commit was begun.
+        error: what looking at them raised; it is passed on once they are committed.
+    """
+
+    numbers: Numbers
+    first_id: int | None = None
+    error: BaseException | None = None
+
+    def begin(self, first_id: int) -> None:
+        self.first_id = first_id
+
+    def is_committed(self, writer: FolderWriter) -> bool:
+        """Whether a commit that was begun came through."""
+        return self.first_id is not None and self.first_id < writer.counters.next
+
+    def commit(self, writer: FolderWriter) -> None:
+        """Write them.
+
+        Raises:
+            StorageError: the disk refused; it can be called again.
+        """
+        try:
+            self._write(writer)
+        except KeyboardInterrupt:
+            writer.check_owner()
+            if not self.is_committed(writer):
+                self._write(writer)
+            raise
+
+    @abstractmethod
+    def _write(self, writer: FolderWriter) -> None: ...
+
+    @abstractmethod
+    def show_to(self, bounds: BlockBounds) -> None:
+        """Let it compare the rows, which were committed."""
+
+
+class FewEpisodes(Ended):
+    """So few that their bytes, one episode after the other, take less time than arrays over all of them.
+
+    Args:
+        numbers: the sub-environment of each.
+        lengths: T of each.
+        flags: of all, as the table has them.
+        rows: of each the bytes of its rows, by field.
+        metas: of each the bytes of its meta fields.
+    """
+
+    def __init__(
+        self,
+        numbers: Numbers,
+        lengths: Sequence[int],
+        flags: int,
+        rows: Sequence[dict[str, bytes]],
+        metas: Sequence[Mapping[str, bytes]],
+    ) -> None:
+        self.numbers, self._lengths, self._flags, self._rows, self._metas = numbers, lengths, flags, rows, metas
+
+    def _write(self, writer: FolderWriter) -> None:
+        fields, rows = writer.metadata.fields, self._rows
+        if len(fields) > len(rows[0]):  # of fields added since: the default
+            for length, of_one in zip(self._lengths, rows, strict=True):
+                for name, info in fields.items():
+                    if name not in of_one:
+                        of_one[name] = info.default_value().tobytes() * (length + writer.metadata.has_state)
+        if len(rows) == 1:
+            data = [rows[0][name] for name in fields]
+        else:
+            data = [b"".join([of_one[name] for of_one in rows]) for name in fields]
+        writer.commit_few(data, self._lengths, self._flags, self._metas, self.begin)
+
+    def show_to(self, bounds: BlockBounds) -> None:
+        if self.first_id is not None:
+            for place, of_one in enumerate(self._rows):
+                bounds.add_one(self.first_id + place, of_one)
+
+
+class Block(Ended):
+    """Any number of episodes, as arrays over all of them.
+
+    Args:
+        numbers: the sub-environment of each.
+        lengths: T of each.
+        flags: of each, as the table has them.
+        rows: by field, the rows of all of them, one episode after another; those of ragged fields as a list.
+        meta: by meta field, the values of each.
+        edges: the first row of each, and the end.
+
+    Attributes:
+        verdicts: whether each is kept, of those that were judged.
+    """
+
+    def __init__(
+        self,
+        numbers: Numbers,
+        lengths: Numbers,
+        flags: npt.NDArray[np.uint8],
+        rows: dict[str, Column],
+        meta: dict[str, MetaColumn],
+        edges: Numbers,
+    ) -> None:
+        self.numbers, self.lengths, self.flags = numbers, lengths, flags
+        self.rows, self.meta, self.edges = rows, meta, edges
+        self.verdicts: list[bool] | None = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def _write(self, writer: FolderWriter) -> None:
+        if not len(self):
+            return
+        rows: dict[str, npt.NDArray[Any] | Ragged] = {}
+        for name, info in writer.metadata.fields.items():
+            column = self.rows.get(name)
+            if column is None:  # of fields added since: the default
+                column = [info.default_value()] * int(self.edges[-1])
+            if info.ragged:
+                rows[name] = Ragged.of_rows(list(column), info.dtype, info.shape)
+            else:
+                rows[name] = column if isinstance(column, np.ndarray) else np.array(column, info.dtype)
+        writer.commit_episodes(rows, self.lengths, self.edges, self.flags, self.meta, self.begin)
+
+    def show_to(self, bounds: BlockBounds) -> None:
+        if self.first_id is not None:
+            bounds.add_block(self.first_id, self.rows, self.edges)
+
+    def without(self, kept: npt.NDArray[np.bool_]) -> Block:
+        """Only the episodes that are kept."""
+        rows = np.repeat(kept, np.diff(self.edges))
+        of_kept = np.flatnonzero(kept).tolist()
+        return Block(
+            self.numbers[kept],
+            self.lengths[kept],
+            self.flags[kept],
+            {
+                name: column[rows] if isinstance(column, np.ndarray) else _chosen(column, rows)
+                for name, column in self.rows.items()
+            },
+            {name: _of_episodes(value, kept, of_kept) for name, value in self.meta.items()},
+            np.concatenate(([0], np.cumsum(np.diff(self.edges)[kept]))),
+        )
+
+
+def _chosen(column: list[npt.NDArray[Any]], rows: npt.NDArray[np.bool_]) -> list[npt.NDArray[Any]]:
+    return [value for value, is_kept in zip(column, rows.tolist(), strict=True) if is_kept]
+
+
+def _of_episodes(value: MetaColumn, kept: npt.NDArray[np.bool_], of_kept: list[int]) -> MetaColumn:
+    if isinstance(value, np.ndarray):
+        return value[kept]
+    return value if isinstance(value, bytes) else [value[at] for at in of_kept]
+
+
+class FinishedVectorEpisode(FinishedEpisode):
+    """One of the episodes of a block.
+
+    Attributes:
+        env_index: the sub-environment.
+    """
+
+    def __init__(self, block: Block, place: int, fields: Mapping[str, Field], meta: Mapping[str, Any]) -> None:
+        self._block, self._place, self._fields = block, place, fields
+        self.env_index = int(block.numbers[place])
+        self.complete = bool(block.flags[place] & COMPLETE)
+        total = block.meta["episode_return"]
+        assert isinstance(total, np.ndarray)
+        self.episode_return = total[place] if total.ndim > 1 else float(total[place])
+        self.meta = dict(meta)
+
+    def __len__(self) -> int:
+        return int(self._block.lengths[self._place])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        field = self._fields.get(name)
+        column = self._block.rows.get(name)
+        if field is None or field.ragged or not isinstance(column, np.ndarray):
+            raise FieldError(f"{name!r}: expected one of {list(self)}, and no ragged one")
+        begin = int(self._block.edges[self._place])
+        has_final = bool(self._block.flags[self._place] & HAS_FINAL)
+        return np.array(column[begin : begin + len(self) + (field.state and has_final)])

@@ -1,0 +1,179 @@
+"""What is noted of the episode that each sub-environment is in, beside its steps."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.open_episode import encode_texts
+from gym_replay.buffer.storage.fields import Field, fit, to_array
+from gym_replay.buffer.storage.records import MetaColumn
+from gym_replay.wrappers.episode_facts import FLAG_BYTES
+from gym_replay.wrappers.generator_state import NUMBERS
+from gym_replay.wrappers.vector.autoreset import Mask
+from gym_replay.wrappers.vector.staging import Numbers
+
+_PARTS = np.dtype([("start", "<i8"), ("began", "<f8"), ("seed", "<i8"), ("rng", "<u8", (NUMBERS,))])
+_RECORD = np.dtype(f"V{_PARTS.itemsize}")
+"""The same as plain bytes, which are copied at once."""
+
+_OF_RESET = struct.Struct(f"<qdq{8 * NUMBERS}s").pack
+_INT, _FLOAT = struct.Struct("<q"), struct.Struct("<d")
+_SEED, _RNG = slice(16, 24), slice(24, None)
+
+
+class EpisodeFacts:
+    """The facts of each sub-environment's episode; those of one without an episode mean nothing.
+
+    Args:
+        num_envs: how many sub-environments there are.
+        run: the meta field ``episode_run``.
+        meta_fields: tells the buffer's present ones.
+
+    Attributes:
+        start: of each the time of the first observation.
+    """
+
+    def __init__(self, num_envs: int, run: bytes, meta_fields: Callable[[], Mapping[str, Field]]) -> None:
+        self._num_envs, self._run, self._meta_fields = num_envs, run, meta_fields
+        self._records = np.zeros(num_envs, _RECORD)
+        self._parts = self._records.view(_PARTS)
+        self.start: Numbers = self._parts["start"]
+        self._options: list[bytes] = [b""]
+        self._option = np.zeros(num_envs, np.int64)  # of each sub-environment the place in these
+        self._notes: dict[str, Any] = {}
+
+    @property
+    def annotated(self) -> Mapping[str, Any]:
+        """The user's meta fields that were ever set."""
+        return self._notes
+
+    # --- episodes begin; none of theirs is running while this is written ---
+
+    def begin(
+        self, opened: Numbers | Mask, now: int, began: float, generators: npt.NDArray[np.uint64] | None = None
+    ) -> None:
+        """Episodes that the environment opens by itself.
+
+        Args:
+            opened: of these sub-environments.
+            now: the time of their first observations.
+            began: when the step began that reset them.
+            generators: of all sub-environments, where they are known.
+        """
+        self._records[opened] = np.frombuffer(_OF_RESET(now, began, -1, b""), _RECORD)
+        if generators is not None:
+            self._parts["rng"][opened] = generators[opened]
+        if len(self._options) > 1:
+            self._option[opened] = 0
+        if self._notes:
+            known = self._meta_fields()
+            for name, values in self._notes.items():
+                values[opened] = _default_of(known[name])
+
+    def begin_reset(
+        self,
+        mask: Mask,
+        now: int,
+        began: float,
+        seeds: Numbers,
+        generators: npt.NDArray[np.uint64] | None,
+        options: bytes,
+    ) -> None:
+        """Episodes that an explicit reset opens."""
+        self.begin(mask, now, began, generators)
+        self._parts["seed"][mask] = seeds[mask]
+        known = [b"", *{self._options[place] for place in np.unique(self._option[~mask]).tolist()} - {b"", options}]
+        known += [options] if options else []
+        places = [known.index(text) if text in known else 0 for text in self._options]
+        of_all = np.array(places)[self._option]
+        of_all[mask] = known.index(options)
+        # In one call: an interrupt in between would give the episodes that go on other options.
+        self.__dict__.update(_options=known, _option=of_all)
+
+    # --- what the user adds ---
+
+    def checked_note(self, name: str, value: Any) -> npt.NDArray[Any]:
+        """The values of a meta field for all sub-environments, from what the user gave.
+
+        Raises:
+            FieldError: they do not fit.
+        """
+        info, count = self._meta_fields()[name], self._num_envs
+        if info.is_text:
+            texts = np.empty(count, object)
+            texts[:] = encode_texts(name, value, count)
+            return texts
+        array = to_array(value, name)
+        if array.shape in (info.shape, ()) and array.shape != (count, *info.shape):
+            array = np.broadcast_to(array, (count, *array.shape))
+        return fit(name, array, info, lead=(count,))
+
+    def annotate(self, name: str, values: npt.NDArray[Any], running: Mask) -> None:
+        """Set a meta field of the episodes that are running."""
+        if name not in self._notes:
+            info = self._meta_fields()[name]
+            notes = np.empty((self._num_envs, *info.shape), object if info.is_text else info.dtype)
+            notes[:] = _default_of(info)
+            self._notes[name] = notes
+        self._notes[name][running] = values[running]
+
+    # --- episodes end ---
+
+    def columns(self, numbers: Numbers, returns: npt.NDArray[Any], *, complete: bool) -> dict[str, MetaColumn]:
+        """The meta fields of the episodes of some sub-environments, in the buffer's order."""
+        count, known, texts = len(numbers), self._meta_fields(), self._options
+        taken = self._records.take(numbers).view(_PARTS)
+        began = taken["began"]
+        meta: dict[str, MetaColumn] = {
+            "episode_seed": taken["seed"],
+            "episode_return": returns,
+            "episode_complete": np.full(count, complete),
+            "episode_options": texts[0] if len(texts) == 1 else [texts[at] for at in self._option[numbers].tolist()],
+            "episode_rng": taken["rng"],
+            "episode_start": began,
+            "episode_duration": time.time() - began,
+            "episode_run": self._run,
+            "env_index": numbers,
+        }
+        for name, info in known.items():
+            if name in self._notes:
+                values = self._notes[name][numbers]
+                meta[name] = values.tolist() if info.is_text else values
+            elif name not in meta:
+                meta[name] = b"" if info.is_text else np.array([info.default_value()] * count, info.dtype)
+        return {name: meta[name] for name in known}
+
+    def of_one(self, number: int, total: bytes, *, complete: bool) -> dict[str, bytes]:
+        """The bytes of the meta fields of one sub-environment's episode; ``total`` are those of its return."""
+        data: bytes = self._records.item(number)
+        (began,) = _FLOAT.unpack_from(data, 8)
+        meta = {
+            "episode_seed": data[_SEED],
+            "episode_return": total,
+            "episode_complete": FLAG_BYTES[complete],
+            "episode_options": self._options[self._option[number]] if len(self._options) > 1 else self._options[0],
+            "episode_rng": data[_RNG],
+            "episode_start": data[8:16],
+            "episode_duration": _FLOAT.pack(time.time() - began),
+            "episode_run": self._run,
+            "env_index": _INT.pack(number),
+        }
+        known = self._meta_fields()
+        if len(known) > len(meta):
+            for name, info in known.items():
+                if name in self._notes:
+                    value = self._notes[name][number]
+                    meta[name] = value if info.is_text else value.tobytes()
+                elif name not in meta:
+                    meta[name] = b"" if info.is_text else info.default_value().tobytes()
+        return meta
+
+
+def _default_of(info: Field) -> Any:
+    return b"" if info.is_text else info.default_value()

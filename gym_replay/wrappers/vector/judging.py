@@ -1,0 +1,74 @@
+"""What ``on_episode`` says of the episodes of a block, before they are committed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from gym_replay.buffer.replay_buffer import ReplayBuffer
+from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.records import MetaColumn
+from gym_replay.errors import FieldError
+from gym_replay.wrappers.recording import OnEpisode
+from gym_replay.wrappers.vector.blocks import Block, FinishedVectorEpisode
+
+
+def judge_block(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block, annotated: Collection[str]) -> Block:
+    """What is left of a block; each episode is shown once, whatever interrupts this.
+
+    Args:
+        on_episode: the user's function.
+        buffer: where they go.
+        block: the episodes; the meta fields that the function sets are changed in place.
+        annotated: the user's meta fields that were set before.
+    """
+    if block.verdicts is None:
+        block.verdicts = []
+    while len(block.verdicts) < len(block):
+        place = len(block.verdicts)
+        keep = True
+        try:
+            keep = _judge(on_episode, buffer, block, place, annotated)
+        except Exception as error:  # the episode is not lost to what looks at it
+            block.error = block.error or error
+        except BaseException:
+            block.verdicts.append(True)
+            raise
+        block.verdicts.append(keep)
+    kept = np.array(block.verdicts, bool)
+    if kept.all():
+        return block
+    left = block.without(kept)
+    left.verdicts, left.error = [True] * len(left), block.error
+    return left
+
+
+def _judge(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block, place: int, annotated: Collection[str]) -> bool:
+    metadata = buffer.metadata
+    own = metadata.recorder_meta
+    shown = {
+        name: _shown(metadata.meta_fields[name], value, place)
+        for name, value in block.meta.items()
+        if name not in own and name in annotated
+    }
+    said = on_episode(FinishedVectorEpisode(block, place, metadata.fields, shown))
+    meta = said if isinstance(said, Mapping) else {}
+    if taken := [name for name in meta if name in own]:
+        raise FieldError(f"meta field {taken[0]!r} is set by the recorder itself")
+    for name, encoded in buffer.encoders().meta(meta).items():
+        info, values = metadata.meta_fields[name], block.meta[name]
+        if isinstance(values, np.ndarray):
+            values[place] = np.frombuffer(encoded, info.dtype).reshape(info.shape)
+        else:
+            texts = [values] * len(block) if isinstance(values, bytes) else list(values)
+            texts[place] = encoded
+            block.meta[name] = texts
+    return not (isinstance(said, (bool, np.bool_)) and not said)
+
+
+def _shown(info: Field, value: MetaColumn, place: int) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogatepass")
+    return value[place].decode("utf-8", "surrogatepass") if info.is_text else value[place]

@@ -1,0 +1,208 @@
+"""Taking the episodes that have ended out of the staging."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.replay_buffer import ReplayBuffer
+from gym_replay.buffer.storage.episodes import COMPLETE, HAS_FINAL
+from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.layout import Metadata
+from gym_replay.buffer.storage.writer import FolderWriter
+from gym_replay.wrappers.vector.autoreset import Mask
+from gym_replay.wrappers.vector.batches import Column
+from gym_replay.wrappers.vector.blocks import Block, Ended, FewEpisodes
+from gym_replay.wrappers.vector.facts import EpisodeFacts
+from gym_replay.wrappers.vector.staging import Numbers, Staging
+
+BLOCK_BYTES = 1 << 26
+"""Bytes of rows that are taken out of the staging at once, unless a single episode has more."""
+
+FEW = 4
+"""Episodes, at most, that are faster taken one by one."""
+
+_FEW_BYTES = 1 << 20
+
+
+class Finals(NamedTuple):
+    """The last rows of episodes, where the staging has those of the next episodes in their place.
+
+    Attributes:
+        columns: the last observations and infos by field.
+        has_final: for which of them there is a last observation.
+    """
+
+    columns: Mapping[str, Column]
+    has_final: npt.NDArray[np.bool_]
+
+
+class _Plan:
+    """What the schema says, asked once."""
+
+    def __init__(self, metadata: Metadata, writer: FolderWriter, staged: Mapping[str, Field]) -> None:
+        self.metadata, self.staged, self.has_state = metadata, staged, metadata.has_state
+        row_nbytes = max(sum(info.nbytes for info in metadata.fields.values()), 1)
+        episodes, steps = writer.largest_block()
+        self.most_episodes, self.most_rows = episodes, min(steps, BLOCK_BYTES // row_nbytes)
+        self.most_of_few = 0 if metadata.ragged_fields else min(_FEW_BYTES // row_nbytes, self.most_rows)
+        self.defaults = {name: info.default_value() for name, info in staged.items()}
+        self.fields = [(name, info.state, self.defaults[name].tobytes()) for name, info in staged.items()]
+
+
+class TakeOut:
+    """Makes blocks of episodes that have ended.
+
+    Args:
+        buffer: where they go.
+        open_writer: its writer.
+        staging, facts: what there is of them.
+        one_by_one: whether few of them may be taken as bytes.
+    """
+
+    def __init__(
+        self,
+        buffer: ReplayBuffer,
+        open_writer: Callable[[], FolderWriter],
+        staging: Staging,
+        facts: EpisodeFacts,
+        *,
+        one_by_one: bool,
+    ) -> None:
+        self._buffer, self._open_writer, self._staging, self._facts = buffer, open_writer, staging, facts
+        self._few = FEW if one_by_one else 0
+        self._plan: _Plan | None = None
+
+    def take(
+        self,
+        numbers: Numbers,
+        until: int,
+        returns: npt.NDArray[Any],
+        ends: tuple[Mask, Mask],
+        *,
+        complete: bool,
+        finals: Finals | None = None,
+    ) -> list[Ended]:
+        """The episodes of some sub-environments.
+
+        Args:
+            numbers: the sub-environments.
+            until: the time of their last observations.
+            returns: of all sub-environments.
+            ends: of all sub-environments, whether theirs was terminated, and truncated.
+            complete: whether they were not cut.
+            finals: their last rows, where those are not in the staging.
+        """
+        metadata, plan = self._buffer.metadata, self._plan
+        staged = self._staging.fields
+        if plan is None or plan.metadata is not metadata or plan.staged is not staged:
+            plan = self._plan = _Plan(metadata, self._open_writer(), staged)
+        if len(numbers) <= self._few and finals is None and len(numbers) <= plan.most_episodes:
+            few = self._take_few(plan, numbers, until, returns, ends, complete=complete)
+            if few is not None:
+                return [few]
+        lengths = until - self._facts.start[numbers]
+        blocks: list[Ended] = []
+        for part in _parts(plan, lengths):
+            chosen = finals
+            if finals is not None:
+                columns = {name: column[part] for name, column in finals.columns.items()}
+                chosen = Finals(columns, finals.has_final[part])
+            some = numbers[part]
+            blocks.append(self._take_block(plan, some, lengths[part], returns[some], ends, complete, chosen))
+        return blocks
+
+    def _take_few(
+        self,
+        plan: _Plan,
+        numbers: Numbers,
+        until: int,
+        returns: npt.NDArray[Any],
+        ends: tuple[Mask, Mask],
+        *,
+        complete: bool,
+    ) -> FewEpisodes | None:
+        """The episodes as bytes, unless some are long or not in memory any more."""
+        start_of = self._facts.start.item
+        starts = [start_of(number) for number in numbers.tolist()]
+        lengths = [until - start for start in starts]
+        if sum(lengths) > plan.most_of_few:
+            return None
+        all_rows, metas = [], []
+        bytes_of, has_state = self._staging.bytes_of, plan.has_state
+        terminated, truncated = ends
+        for number, start, length in zip(numbers.tolist(), starts, lengths, strict=True):
+            rows = {}
+            for name, is_state, default in plan.fields:
+                data = bytes_of(name, number, start, until + is_state)
+                if data is None:
+                    return None
+                rows[name] = data + default if has_state and not is_state else data
+            before, row_t = bytes(length - 1), bytes(has_state)
+            rows["terminated"] = before + terminated[number].tobytes() + row_t
+            rows["truncated"] = before + truncated[number].tobytes() + row_t
+            all_rows.append(rows)
+            metas.append(self._facts.of_one(number, returns[number].tobytes(), complete=complete))
+        return FewEpisodes(numbers, lengths, _flags(plan, complete=complete), all_rows, metas)
+
+    def _take_block(
+        self,
+        plan: _Plan,
+        numbers: Numbers,
+        lengths: Numbers,
+        returns: npt.NDArray[Any],
+        ends: tuple[Mask, Mask],
+        complete: bool,
+        finals: Finals | None,
+    ) -> Block:
+        fields, has_state = plan.metadata.fields, plan.has_state
+        edges = np.zeros(len(numbers) + 1, np.int64)
+        (lengths + has_state).cumsum(out=edges[1:])
+        last_row = edges[1:] - 1
+        last_step = last_row - 1 if has_state else last_row
+        rows = self._staging.columns(numbers, self._facts.start[numbers], edges)
+        for name, column in rows.items():
+            info = fields[name]
+            if info.state and finals is not None and name in finals.columns:
+                _put(column, last_row, finals.columns[name])
+            elif not info.state and has_state:
+                default = plan.defaults[name]
+                _put(column, last_row, repeat(default) if info.ragged else default)
+        of_rows = np.zeros((2, int(edges[-1])), bool)
+        of_rows[0, last_step], of_rows[1, last_step] = ends[0][numbers], ends[1][numbers]
+        rows["terminated"], rows["truncated"] = of_rows
+        flags = np.full(len(numbers), _flags(plan, complete=complete), np.uint8)
+        if finals is not None and has_state:
+            flags[~finals.has_final] &= np.uint8(255 - HAS_FINAL)
+        meta = self._facts.columns(numbers, returns, complete=complete)
+        return Block(numbers, lengths, flags, rows, meta, edges)
+
+
+def _flags(plan: _Plan, *, complete: bool) -> int:
+    return (COMPLETE if complete else 0) | (HAS_FINAL if plan.has_state else 0)
+
+
+def _parts(plan: _Plan, lengths: Numbers) -> list[slice]:
+    """Which episodes to commit at once: all, unless that is a large part of a ring or of the memory."""
+    if len(lengths) <= plan.most_episodes and int(lengths.sum()) <= plan.most_rows:
+        return [slice(None)]
+    parts, first, taken = [], 0, 0
+    for place, length in enumerate(lengths.tolist()):
+        if place > first and (place - first >= plan.most_episodes or taken + length > plan.most_rows):
+            parts.append(slice(first, place))
+            first, taken = place, 0
+        taken += length
+    return [*parts, slice(first, len(lengths))]
+
+
+def _put(column: Column, places: Numbers, values: Any) -> None:
+    """Set some rows of a column."""
+    if isinstance(column, np.ndarray):
+        column[places] = values
+    else:
+        for place, value in zip(places.tolist(), values, strict=False):
+            column[place] = value

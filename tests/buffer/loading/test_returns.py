@@ -71,9 +71,8 @@ def test_n_step_samples_equal_the_reference(tmp_path_factory, how, n, discount, 
 
 
 def test_truncation_keeps_bootstrapping(tmp_path):
-    with ReplayBuffer(
-        tmp_path, fields={"o": Field("float", state=True), "reward": "float64", "terminated": "bool", "truncated": "bool"}
-    ) as buffer:  # fmt: skip
+    fields = {"o": Field("float", state=True), "reward": "float64", "terminated": "bool", "truncated": "bool"}
+    with ReplayBuffer(tmp_path, fields=fields) as buffer:
         for terminated in (True, False):
             ends = np.array([False, False, True])
             buffer.store_episode(

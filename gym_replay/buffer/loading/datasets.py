@@ -165,11 +165,11 @@ class ReplayDataset(Dataset[Batch]):
         """To be called by datasets that draw something for their samples: in memory that workers share."""
         self._moment = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
-    def _draws(self, stream: int, episodes: Ints, steps: Ints) -> Floats:
-        """A number from [0, 1) for each sample; other ones for each stream, and in each epoch."""
+    def _draws(self, count: int, episodes: Ints, steps: Ints) -> Floats:
+        """So many numbers from [0, 1) for each sample, ``(count, samples)``; other ones in each epoch."""
         assert self._moment is not None
         seed, epoch = self._moment.tolist()
-        return draw(seed, epoch, stream, self.source.index[episodes], steps)
+        return draw(seed, epoch, count, self.source.index[episodes], steps)
 
     def batch(self, samples: Ints) -> Batch:
         """The samples as one batch, not nested yet.

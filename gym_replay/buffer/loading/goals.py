@@ -81,13 +81,13 @@ class GoalMixture:
         if not _is_number(self.discount) or not 0 <= self.discount < 1:
             raise FieldError(f"GoalMixture: discount={self.discount!r}: expected a number from 0 to below 1")
 
-    def rows(self, steps: Ints, last: Ints, uniforms: tuple[Floats, Floats]) -> tuple[Ints, Bools]:
+    def rows(self, steps: Ints, last: Ints, uniforms: Floats) -> tuple[Ints, Bools]:
         """The goals' rows in their own episodes, and where they are to be random ones instead.
 
         Args:
             steps: t of each sample.
             last: the last row of each sample's episode, counted from its first, that holds a state.
-            uniforms: two numbers from [0, 1) for each sample.
+            uniforms: two numbers from [0, 1) for each sample, ``(2, samples)``.
         """
         kind, place = uniforms
         ahead = last - steps

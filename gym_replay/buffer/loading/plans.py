@@ -140,17 +140,28 @@ class Window:
     offsets: Ints
     last: Ints
 
-    def rows(self, episodes: Ints, steps: Ints) -> tuple[Ints, Bools, Bools]:
+    def rows(self, episodes: Ints, steps: Ints, boundary: Boundary) -> tuple[Ints, Bools, Bools | None]:
         """Where the window around each step is.
 
         Returns:
             Rows counted from the episode's first, ``(samples, time)``, those outside replaced by the nearest one that
-            exists; and two masks of that shape, True where the row would be before the first one, and after the last.
+            exists; a mask of that shape, True where the row is outside; and one that is False where zeros are to be
+            delivered, or None where there is no such place.
         """
-        wanted = steps[:, None] + self.offsets
-        last = self.last[episodes][:, None]
-        inside = np.minimum(np.maximum(wanted, 0), last)
-        return inside, wanted < 0, wanted > last
+        wanted = inside = steps[:, None] + self.offsets
+        # A step is inside itself, and steps that are dropped are none: then there is nothing to look for.
+        if boundary.start != DROP and self.offsets.min() < 0:
+            inside = np.maximum(inside, 0)
+        if boundary.end != DROP and self.offsets.max() > 0:
+            inside = np.minimum(inside, self.last[episodes][:, None])
+        if inside is wanted:
+            return inside, np.zeros(inside.shape, np.bool_), None
+        is_pad = inside != wanted
+        if ZERO not in (boundary.start, boundary.end) or not is_pad.any():
+            return inside, is_pad, None
+        if boundary.start == EDGE:
+            return inside, is_pad, inside >= wanted
+        return inside, is_pad, inside <= wanted if boundary.end == EDGE else ~is_pad
 
 
 def window_anchors(lengths: Ints, windows: Sequence[Window], boundary: Boundary, stride: int) -> Anchors:
@@ -205,7 +216,7 @@ class Crops:
 def draw_crops(
     steps: Ints,
     lengths: Ints,
-    uniforms: tuple[Floats, Floats],
+    uniforms: Floats,
     *,
     shortest: int,
     longest: int,
@@ -221,7 +232,7 @@ def draw_crops(
     Args:
         steps: of the samples; 0 without a stride.
         lengths: T of their episodes.
-        uniforms: two numbers from [0, 1) for each sample.
+        uniforms: two numbers from [0, 1) for each sample, ``(2, samples)``.
         shortest, longest: how many transitions, at least 1.
         burn_in: how many transitions come before it, as far as the episode has them.
         stride: from sample to sample of an episode.

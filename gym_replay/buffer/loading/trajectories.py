@@ -147,7 +147,7 @@ class CropDataset(StretchDataset):
         return draw_crops(
             steps,
             self.source.lengths[episodes],
-            (self._draws(0, episodes, steps), self._draws(1, episodes, steps)),
+            self._draws(2, episodes, steps),
             shortest=self._shortest,
             longest=self._longest,
             burn_in=self._burn_in,

@@ -26,7 +26,7 @@ from gym_replay.buffer.loading.source import Source
 from gym_replay.errors import CorruptBufferError, EpisodeEvictedError, FieldError
 
 _ATTEMPTS = 100
-_STREAMS = {"value": (0, 1, 2), "policy": (3, 4, 5)}
+_DRAWN = {"value": slice(0, 3), "policy": slice(3, 6)}
 _REWARD, _MASK = "goal_reward", "goal_mask"
 
 
@@ -80,6 +80,7 @@ class StepDataset(ReplayDataset):
         **common: Any,
     ) -> None:
         super().__init__(source, anchors, **common)
+        self._last = last_rows(source.lengths, source.has_final)
         self._return_indices = return_indices
         if goal_sampler is not None and not isinstance(goal_sampler, GoalSampler):
             raise FieldError(f"goal_sampler={goal_sampler!r}: expected a GoalSampler")
@@ -119,10 +120,10 @@ class StepDataset(ReplayDataset):
             arrays["_indices"] = np.stack((self.source.index[episodes], steps), axis=1)
 
     def _put_goals(self, sampler: GoalSampler, arrays: Arrays, episodes: Ints, steps: Ints) -> None:
+        uniforms = self._draws(6, episodes, steps)
         for kind, mixture in sampler.mixtures.items():
-            draws = [self._draws(stream, episodes, steps) for stream in _STREAMS[kind]]
-            last = last_rows(self.source.lengths, self.source.has_final)[episodes]
-            own, is_random = mixture.rows(steps, last, (draws[0], draws[1]))
+            draws = uniforms[_DRAWN[kind]]
+            own, is_random = mixture.rows(steps, self._last[episodes], draws[:2])
             anywhere = scale(draws[2], np.full(len(steps), len(self._everything), np.int64))
             for _ in range(_ATTEMPTS):
                 others, places = self._everything.locate(self.source.replace_evicted(anywhere, self._everything))
@@ -203,7 +204,6 @@ class NStepDataset(StepDataset):
             raise FieldError(f"n_steps: expected a positive integer, got {n_steps!r}")
         super().__init__(source, n_step_anchors(source.lengths, source.has_final), **common)
         self._n_steps = int(n_steps)
-        self._last = last_rows(source.lengths, source.has_final)
         self._discount = None if discount is None else check_discount(discount)
         self._reward, self._terminated = reward_field, terminated_field
         if self._discount is not None:

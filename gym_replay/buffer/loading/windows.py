@@ -87,15 +87,12 @@ class WindowDataset(StepDataset):
         for name in self._single:
             self._put_rows(arrays, name, name, starts + steps)
         for window, names in self._groups:
-            places, before, after = window.rows(episodes, steps)
+            places, is_pad, present = window.rows(episodes, steps, self._boundary)
             rows = starts[:, None] + places
-            is_pad = before | after
-            present = ~((before & (self._boundary.start == ZERO)) | (after & (self._boundary.end == ZERO)))
-            is_whole = bool(present.all())
             for name in names:
-                if name in self._windowed and is_whole:
+                if name in self._windowed and present is None:
                     self._put_rows(arrays, name, name, rows)
-                elif name in self._windowed:
+                elif name in self._windowed and present is not None:
                     self._put_masked(arrays, name, name, rows, present)
                 if self._is_wanted(f"{name}_is_pad"):
                     arrays[f"{name}_is_pad"] = is_pad.copy()

@@ -92,8 +92,7 @@ def counted(mixture, lengths, *, epochs):
     lengths = np.array(lengths)
     for epoch in range(epochs):
         t = np.array([lengths[0] // 2])
-        uniforms = tuple(draw(3, epoch, stream, episodes, t) for stream in range(2))
-        own, is_random = mixture.rows(t, lengths[:1], uniforms)
+        own, is_random = mixture.rows(t, lengths[:1], draw(3, epoch, 2, episodes, t))
         key = "random" if is_random[0] else int(own[0] - t[0])
         counts[key] = counts.get(key, 0) + 1
     return counts
@@ -271,12 +270,14 @@ def test_what_is_wrong_is_said(tmp_path):
 
 
 def test_draws_do_not_hang_together():
-    """Numbers of neighbouring samples, streams, seeds and epochs are uniform and uncorrelated."""
+    """Numbers of one sample, of neighbouring samples, seeds and epochs are uniform and uncorrelated."""
     episodes, steps = np.divmod(np.arange(40_000), 200)
-    base = draw(5, 7, 1, episodes, steps)
+    base, *others = draw(5, 7, 6, episodes, steps)
+    np.testing.assert_array_equal(draw(5, 7, 1, episodes, steps), base[None])
     assert ((base >= 0) & (base < 1)).all()
-    others = [draw(5, 7, 2, episodes, steps), draw(5, 8, 1, episodes, steps), draw(6, 7, 1, episodes, steps)]
-    others += [np.roll(base, 1), np.roll(base, 200), draw(7, 5, 1, episodes, steps), draw(5, 7, 1, steps, episodes)]
+    others += [np.roll(base, 1), np.roll(base, 200), *draw(5, 7, 1, steps, episodes)]
+    for seed, epoch in ((5, 8), (6, 7), (7, 5), (5 + 2**40, 7)):
+        others += [*draw(seed, epoch, 1, episodes, steps)]
     counts = np.histogram(base, 100, (0, 1))[0]
     assert ((counts - 400) ** 2 / 400).sum() < 160
     for other in others:

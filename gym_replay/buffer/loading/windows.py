@@ -72,10 +72,12 @@ class WindowDataset(StepDataset):
         ordered = [name for name in source.fields if name in self._offsets or name in single]
         chosen = self._choose_steps({name: name for name in ordered}, named)
         pads = {name for name in self._offsets if self._is_wanted(f"{name}_is_pad")}
+        # Of each window: the fields that are taken there, and the entries that are its mask.
         self._groups = [
-            (window, kept) for window, names in groups if (kept := [n for n in names if n in chosen or n in pads])
+            (window, [n for n in names if n in chosen], [f"{n}_is_pad" for n in names if n in pads])
+            for window, names in groups
+            if not (chosen.keys() | pads).isdisjoint(names)
         ]
-        self._windowed = {name for name in self._offsets if name in chosen}
         self._single = [name for name in single if name in chosen]
 
     def _extra_names(self) -> list[str]:
@@ -86,16 +88,16 @@ class WindowDataset(StepDataset):
         arrays: Arrays = {}
         for name in self._single:
             self._put_rows(arrays, name, name, starts + steps)
-        for window, names in self._groups:
+        for window, names, masks in self._groups:
             places, is_pad, present = window.rows(episodes, steps, self._boundary)
             rows = starts[:, None] + places
             for name in names:
-                if name in self._windowed and present is None:
+                if present is None:
                     self._put_rows(arrays, name, name, rows)
-                elif name in self._windowed and present is not None:
+                else:
                     self._put_masked(arrays, name, name, rows, present)
-                if self._is_wanted(f"{name}_is_pad"):
-                    arrays[f"{name}_is_pad"] = is_pad.copy()
+            for entry in masks:
+                arrays[entry] = is_pad.copy()  # each entry has memory of its own
         self._put_steps(arrays, episodes, steps)
         return arrays
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from loading_helpers import FIELDS, RAGGED, assert_equal, assert_rows, by_index, world, worlds
+from loading_helpers import FIELDS, RAGGED, assert_equal, assert_rows, by_index, make_episode, world, worlds
 
 from gym_replay import EmptyBufferError, Field, FieldError, RecordToBuffer, ReplayBuffer, window_loader
 
@@ -161,6 +161,26 @@ def test_a_frame_stack_is_that_of_gymnasium(tmp_path, stack):
         for (e, t), sample in found.items():
             assert_equal(sample["observation"][:-1], stacks[e][t])
             assert_equal(sample["observation"][1:], stacks[e][t + 1])
+
+
+@pytest.mark.parametrize("boundary", [*KINDS, ("drop", "zero")])
+def test_windows_of_evicted_episodes_are_replaced_by_live_ones(tmp_path, boundary):
+    offsets = {"observation": (-1, 0, 1), "action": range(3)}
+    with world(tmp_path, [7, 4, 6], kind="circular") as (buffer, _):
+        loader = window_loader(buffer, 50, offsets=offsets, fields=(), stride=2, boundary=boundary, return_indices=True)
+        count = len(loader.dataset)
+        for number in (3, 4):
+            buffer.store_episode(**make_episode(number, 5))
+        (batch,) = loader
+        left = buffer.episode(0)
+        assert left.meta["name"] == "name 2"
+        both = (boundary, boundary) if isinstance(boundary, str) else boundary
+        expected = {t: sample for (_, t), sample in reference([left], offsets, (), 2, both).items()}
+        assert len(batch["action"]) == count > len(expected)
+        for k, (e, t) in enumerate(batch["_indices"].tolist()):
+            assert e == 2  # its index when the loader was made
+            for name, value in expected[t].items():
+                assert_equal(batch[name][k], np.array(value))
 
 
 def test_masks_are_of_their_own(tmp_path):

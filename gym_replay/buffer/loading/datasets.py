@@ -157,7 +157,11 @@ class ReplayDataset(Dataset[Batch]):
         return batch if self._nesting is None else self._nesting.fold(batch)
 
     def set_epoch(self, epoch: int, *, seed: int = 0) -> None:
-        """Let what is drawn at random for each sample be that of this epoch and seed, also in workers that run."""
+        """Let what is drawn at random for each sample be that of this epoch and seed, also in workers that run.
+
+        Loaders call it when an iteration begins. An earlier iteration of the same loader that still runs then draws
+        for the new epoch too.
+        """
         if self._moment is not None:
             self._moment[0], self._moment[1] = seed % 2**63, epoch
 

@@ -37,7 +37,15 @@ from gym_replay.errors import (
 
 if TYPE_CHECKING:
     from gym_replay.buffer.custom_spaces import register_space
-    from gym_replay.buffer.loading.loaders import n_step_loader, timestep_loader, trajectory_loader
+    from gym_replay.buffer.loading.goals import GoalMixture, GoalSampler
+    from gym_replay.buffer.loading.loaders import (
+        crop_loader,
+        n_step_loader,
+        timestep_loader,
+        trajectory_loader,
+        window_loader,
+    )
+    from gym_replay.buffer.loading.returns import returns_to_go
     from gym_replay.buffer.storage.check import CheckReport, Fault, check_buffer
     from gym_replay.replaying import ReplayReport, replay
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
@@ -50,14 +58,19 @@ _LAZY = {
     "CheckReport": "gym_replay.buffer.storage.check",
     "Fault": "gym_replay.buffer.storage.check",
     "FinishedEpisode": "gym_replay.wrappers.recording",
+    "GoalMixture": "gym_replay.buffer.loading.goals",
+    "GoalSampler": "gym_replay.buffer.loading.goals",
     "ReplayReport": "gym_replay.replaying",
     "check_buffer": "gym_replay.buffer.storage.check",
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
+    "crop_loader": "gym_replay.buffer.loading.loaders",
     "n_step_loader": "gym_replay.buffer.loading.loaders",
     "register_space": "gym_replay.buffer.custom_spaces",
+    "returns_to_go": "gym_replay.buffer.loading.returns",
     "replay": "gym_replay.replaying",
     "timestep_loader": "gym_replay.buffer.loading.loaders",
     "trajectory_loader": "gym_replay.buffer.loading.loaders",
+    "window_loader": "gym_replay.buffer.loading.loaders",
 }
 
 __all__ = [
@@ -78,6 +91,8 @@ __all__ = [
     "Field",
     "FieldError",
     "FinishedEpisode",
+    "GoalMixture",
+    "GoalSampler",
     "GymReplayError",
     "MakeEnvError",
     "MissingExtraError",
@@ -91,11 +106,14 @@ __all__ = [
     "UnsupportedFormatError",
     "UnsupportedSpaceError",
     "check_buffer",
+    "crop_loader",
     "n_step_loader",
     "register_space",
     "replay",
+    "returns_to_go",
     "timestep_loader",
     "trajectory_loader",
+    "window_loader",
 ]
 
 

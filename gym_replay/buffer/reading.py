@@ -16,6 +16,7 @@ from gym_replay.errors import EmptyBufferError, FieldError
 if TYPE_CHECKING:
     from gym_replay.buffer.loading.datasets import ReplayDataset
     from gym_replay.buffer.loading.loaders import ReplayLoader
+    from gym_replay.buffer.loading.source import Episodes
 
 
 class Readable:
@@ -138,6 +139,7 @@ class Readable:
         timestep_level: bool = False,
         n_steps: int | None = None,
         filter_meta: Mapping[str, Any] | None = None,
+        episodes: Episodes | None = None,
         **options: Any,
     ) -> ReplayDataset:
         """A map-style dataset: an integer gives one sample, an array of sample numbers a batch.
@@ -147,7 +149,7 @@ class Readable:
         from gym_replay.buffer.loading.loaders import make_dataset
 
         kind, options = _kind(timestep_level, n_steps, options)
-        return make_dataset(self, kind, filter_meta=filter_meta, **options)
+        return make_dataset(self, kind, filter_meta=filter_meta, episodes=episodes, **options)
 
     def dataloader(
         self,
@@ -156,6 +158,7 @@ class Readable:
         timestep_level: bool = False,
         n_steps: int | None = None,
         filter_meta: Mapping[str, Any] | None = None,
+        episodes: Episodes | None = None,
         to_named_tuple: Sequence[str] | None = None,
         shuffle: bool = False,
         drop_last: bool = False,
@@ -169,17 +172,24 @@ class Readable:
         numbers of elements as ``<entry>_lens``, int64 ``lead``; a string meta field comes as a list.
 
         Args:
-            batch_size: samples a batch: trajectories, timesteps (``timestep_level=True``) or n-step transitions
-                (``n_steps=n``).
+            batch_size: samples a batch: trajectories, timesteps (``timestep_level=True``), n-step transitions
+                (``n_steps=n``), windows (``length=L`` or ``offsets={...}``) or random crops (``crop=L``).
+            episodes: which episodes: an index, indices or a slice, a mask over all of them, or a function that is
+                given a mapping from meta fields to the values of all episodes and returns a mask. They are served in
+                the buffer's order.
             filter_meta: conditions on meta fields that choose episodes: a value, a set of values, or a function from
-                all values to a boolean mask.
+                all values to a boolean mask. Float fields are compared in their own precision.
             to_named_tuple: deliver named tuples of these entries in this order; leading underscores are dropped in
                 the tuple's own names.
             shuffle, drop_last, seed: the order, a pure function of seed and epoch.
             device: where the tensors go.
             options: ``fields``, ``current_fields``, ``next_fields``, ``sequence_fields``, ``filter_fields`` (as
                 filter_meta, for scalar fields at the sample's step), ``fieldname_map`` (entry name to new name),
-                ``return_mask``, ``return_indices``, ``slice_by_episode_len``, ``return_episode_lens``, ``dtype`` (None:
+                ``return_mask``, ``return_indices``, ``slice_by_episode_len``, ``return_episode_lens``, those of
+                :func:`~gym_replay.n_step_loader`, :func:`~gym_replay.window_loader` and
+                :func:`~gym_replay.crop_loader`, ``goal_sampler``, ``nested`` (True: the parts of Dict and Tuple spaces
+                as ``batch["observation"]["camera"]["rgb"]``, what belongs to them as ``batch["observation_is_pad"]``
+                with the same parts; named tuples then have ``"observation"`` as one entry), ``dtype`` (None:
                 float64 is delivered in torch's default dtype; a torch dtype: all floats in it; ``"stored"``: as
                 stored), and the DataLoader's own such as ``num_workers``.
 
@@ -195,6 +205,7 @@ class Readable:
             kind,
             batch_size,
             filter_meta=filter_meta,
+            episodes=episodes,
             to_named_tuple=to_named_tuple,
             shuffle=shuffle,
             drop_last=drop_last,
@@ -207,9 +218,19 @@ class Readable:
 def _kind(timestep_level: bool, n_steps: int | None, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     # What is left at "no" is as good as not given: callers pass whole sets of keywords through.
     options = {name: value for name, value in options.items() if value is not None}
-    if timestep_level and n_steps is not None:
-        raise FieldError("timestep_level and n_steps exclude one another; n_steps=1 gives single transitions with next")
-    kind = "timestep" if timestep_level else "trajectory"
+    asked = {
+        "timestep_level": timestep_level and "timestep",
+        "n_steps": n_steps is not None and "n_step",
+        "length": "length" in options and "window",
+        "offsets": "offsets" in options and "window",
+        "crop": "crop" in options and "crop",
+    }
+    kinds = {kind: name for name, kind in asked.items() if kind}
+    if len(kinds) > 1:
+        names = " and ".join(kinds.values())
+        raise FieldError(
+            f"{names} exclude one another: each says what a sample is; n_steps=1 gives single transitions with next"
+        )
     if n_steps is not None:
-        return "n_step", options | {"n_steps": n_steps}
-    return kind, options
+        options["n_steps"] = n_steps
+    return next(iter(kinds), "trajectory"), options

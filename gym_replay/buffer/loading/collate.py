@@ -58,8 +58,13 @@ def named_tuple_class(names: Sequence[str]) -> type[tuple[Tensor, ...]]:
 
 
 def to_device(batch: Mapping[str, Any], device: Any, *, non_blocking: bool) -> Batch:
-    """The batch with every tensor on the device."""
-    return {
-        name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
+    """The batch with every tensor on the device, those in trees of dicts and tuples too."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device, non_blocking=non_blocking)
+        if isinstance(value, dict):
+            return {key: moved(part) for key, part in value.items()}
+        return tuple(moved(part) for part in value) if isinstance(value, tuple) else value
+
+    return {name: moved(value) for name, value in batch.items()}

@@ -1,7 +1,4 @@
-"""Datasets whose items are whole batches: one for each kind of sample.
-
-An integer index gives one sample, an array of sample numbers gives a batch, gathered in one call per field.
-"""
+"""What the datasets of every kind of sample have in common; their items are whole batches."""
 
 from __future__ import annotations
 
@@ -10,19 +7,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch.utils.data import Dataset
 
 from gym_replay.buffer.loading.collate import Batch, Dtype, check_dtype, to_tensor
-from gym_replay.buffer.loading.plans import (
-    Anchors,
-    Ints,
-    forward_rows,
-    last_rows,
-    n_step_anchors,
-    n_step_lengths,
-    timestep_anchors,
-    trajectory_anchors,
-)
+from gym_replay.buffer.loading.draws import draw
+from gym_replay.buffer.loading.nesting import Nesting, roots_of
+from gym_replay.buffer.loading.plans import Anchors, Bools, Floats, Ints
 from gym_replay.buffer.loading.source import Condition, Padded, Source, matches
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 
@@ -33,6 +24,8 @@ _ATTEMPTS = 100
 class ReplayDataset(Dataset[Batch]):
     """What the datasets have in common: the choice of fields, names and samples.
 
+    An integer index gives one sample, an array of sample numbers a batch, gathered in one call per field.
+
     Args:
         source: the selected episodes.
         anchors: their samples.
@@ -41,6 +34,8 @@ class ReplayDataset(Dataset[Batch]):
         only: gather only the entries that get these names; meta fields of the recorder are among them only here
             or where a ``fields`` argument names them.
         dtype: see the loaders.
+        nested: put the parts of nested spaces into dicts and tuples as the space has them, instead of beside one
+            another under dotted names.
     """
 
     def __init__(
@@ -52,8 +47,12 @@ class ReplayDataset(Dataset[Batch]):
         fieldname_map: Mapping[str, str] | None = None,
         only: Sequence[str] | None = None,
         dtype: Dtype = None,
+        nested: bool = False,
     ) -> None:
         self.source = source
+        self._nesting = Nesting(roots_of(source.parts[0].metadata.environment)) if nested else None
+        self._roots: dict[str, str] = {}
+        self._moment: torch.Tensor | None = None
         self.anchors = _filter(source, anchors, filter_fields) if filter_fields else anchors
         if len(self.anchors) == 0:
             raise EmptyBufferError("no sample to load: the selected episodes have no step of this kind")
@@ -73,17 +72,34 @@ class ReplayDataset(Dataset[Batch]):
         available = [*entries, *(f"{entry}_lens" for entry in ragged), *meta, *self._extra_names()]
         if unknown := [name for name in self._names if name not in available]:
             raise FieldError(f"fieldname_map: unknown entry {unknown[0]!r}; the batch has {available}")
-        outputs = [self._out(name) for name in available]
-        if twice := sorted({name for name in outputs if outputs.count(name) > 1}):
-            raise FieldError(f"two entries of the batch would be called {twice[0]!r}; use fieldname_map")
+        self._check_distinct([self._out(name) for name in available])
+        self._place_in_trees(entries, available)
+        outputs = [*dict.fromkeys(self._roots.values()), *(self._out(n) for n in available if n not in self._roots)]
+        self._check_distinct(outputs)
         if self._only is not None and (missing := self._only - set(outputs)):
             raise FieldError(f"field {sorted(missing)[0]!r} is not in the batch; it has {outputs}")
         self._meta = [name for name in meta if self._is_wanted(name)]
+        if self._nesting is not None:
+            self._nesting.build(name for name in available if self._is_wanted(name))
         return {
             name: field
             for name, field in entries.items()
             if self._is_wanted(name) or (name in ragged and self._is_wanted(f"{name}_lens"))
         }
+
+    def _check_distinct(self, outputs: Sequence[str]) -> None:
+        if twice := sorted({name for name in outputs if outputs.count(name) > 1}):
+            raise FieldError(f"two entries of the batch would be called {twice[0]!r}; use fieldname_map")
+
+    def _place_in_trees(self, entries: Mapping[str, str], available: Sequence[str]) -> None:
+        """Where entries are to be nested, note of those that keep their name which tree they will be in."""
+        if self._nesting is None:
+            return
+        for entry, name in entries.items():
+            for suffix in ("", "_lens", "_is_pad"):
+                whole = f"{entry}{suffix}"
+                if whole in available and whole not in self._names:
+                    self._roots[whole] = self._nesting.place(whole, name, entry.removesuffix(name), suffix)
 
     def _put_ragged(self, arrays: Arrays, entry: str, padded: Padded) -> None:
         """Add the two entries of a ragged field, as far as they are asked for."""
@@ -98,6 +114,14 @@ class ReplayDataset(Dataset[Batch]):
         else:
             arrays[entry] = self.source.take(name, rows)
 
+    def _put_masked(self, arrays: Arrays, entry: str, name: str, rows: Ints, present: Bools) -> None:
+        """Add a field's values at these rows, zeros (of ragged fields no elements) where they are not ``present``."""
+        if self.source.fields[name].ragged:
+            self._put_ragged(arrays, entry, self.source.take_ragged(name, rows, present))
+        else:
+            arrays[entry] = values = self.source.take(name, rows)
+            values[~present] = 0
+
     def _extra_names(self) -> list[str]:
         """Entries that are neither fields nor meta fields, such as lengths and masks."""
         raise NotImplementedError
@@ -106,7 +130,7 @@ class ReplayDataset(Dataset[Batch]):
         return self._names.get(name, name)
 
     def _is_wanted(self, name: str) -> bool:
-        return self._only is None or self._out(name) in self._only
+        return self._only is None or self._roots.get(name, self._out(name)) in self._only
 
     def _check_fields(self, argument: str, names: Sequence[str] | None, default: Sequence[str]) -> list[str]:
         if names is None:
@@ -125,11 +149,34 @@ class ReplayDataset(Dataset[Batch]):
         if isinstance(index, (int, np.integer)):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index}: there are {len(self)}")
-            return {name: values[0] for name, values in self.batch(np.array([index % len(self)])).items()}
-        return self.batch(np.asarray(index, np.int64))
+            flat = self.batch(np.array([index % len(self)]))
+            return self._nest({name: values[0] for name, values in flat.items()})
+        return self._nest(self.batch(np.asarray(index, np.int64)))
+
+    def _nest(self, batch: Batch) -> Batch:
+        return batch if self._nesting is None else self._nesting.fold(batch)
+
+    def set_epoch(self, epoch: int, *, seed: int = 0) -> None:
+        """Let what is drawn at random for each sample be that of this epoch and seed, also in workers that run.
+
+        Loaders call it when an iteration begins. An earlier iteration of the same loader that still runs then draws
+        for the new epoch too.
+        """
+        if self._moment is not None:
+            self._moment[0], self._moment[1] = seed % 2**63, epoch
+
+    def _draw_at_random(self) -> None:
+        """To be called by datasets that draw something for their samples: in memory that workers share."""
+        self._moment = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def _draws(self, count: int, episodes: Ints, steps: Ints) -> Floats:
+        """So many numbers from [0, 1) for each sample, ``(count, samples)``; other ones in each epoch."""
+        assert self._moment is not None
+        seed, epoch = self._moment.tolist()
+        return draw(seed, epoch, count, self.source.index[episodes], steps)
 
     def batch(self, samples: Ints) -> Batch:
-        """The samples as one batch.
+        """The samples as one batch, not nested yet.
 
         Raises:
             EpisodeEvictedError: their episodes leave the circular buffer faster than they can be copied.
@@ -174,150 +221,3 @@ def _filter(source: Source, anchors: Anchors, conditions: Mapping[str, Condition
     if not mask.any():
         raise EmptyBufferError(f"no step matches filter_fields={dict(conditions)!r}")
     return anchors.keep(mask)
-
-
-class TimestepDataset(ReplayDataset):
-    """One transition a sample: the row of its step."""
-
-    def __init__(
-        self, source: Source, *, fields: Sequence[str] | None = None, return_indices: bool = False, **common: Any
-    ) -> None:
-        super().__init__(source, timestep_anchors(source.lengths), **common)
-        self._return_indices = return_indices
-        chosen = self._check_fields("fields", fields, list(source.fields))
-        self._fields = self._choose({name: name for name in chosen}, fields or ())
-
-    def _extra_names(self) -> list[str]:
-        return ["_indices"] if self._return_indices else []
-
-    def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
-        rows = self.source.starts[episodes] + steps
-        arrays: Arrays = {}
-        for name in self._fields:
-            self._put_rows(arrays, name, name, rows)
-        if self._return_indices and self._is_wanted("_indices"):
-            arrays["_indices"] = np.stack((self.source.index[episodes], steps), axis=1)
-        return arrays
-
-
-class NStepDataset(ReplayDataset):
-    """One step t a sample, with what holds n steps later, or at the episode's end where that comes first."""
-
-    def __init__(
-        self,
-        source: Source,
-        *,
-        n_steps: int = 1,
-        current_fields: Sequence[str] | None = None,
-        next_fields: Sequence[str] | None = None,
-        sequence_fields: Sequence[str] | None = None,
-        return_indices: bool = False,
-        **common: Any,
-    ) -> None:
-        if isinstance(n_steps, bool) or not isinstance(n_steps, (int, np.integer)) or n_steps < 1:
-            raise FieldError(f"n_steps: expected a positive integer, got {n_steps!r}")
-        super().__init__(source, n_step_anchors(source.lengths, source.has_final), **common)
-        self._n_steps = int(n_steps)
-        self._return_indices = return_indices
-        self._last = last_rows(source.lengths, source.has_final)
-        states = [name for name, field in source.fields.items() if field.state]
-        current = self._check_fields("current_fields", current_fields, list(source.fields))
-        following = self._check_fields("next_fields", next_fields, states or list(source.fields))
-        sequence = self._check_fields("sequence_fields", sequence_fields, ())
-        entries = {name: name for name in current}
-        entries |= {f"next_{name}": name for name in following} | {f"seq_{name}": name for name in sequence}
-        chosen = self._choose(entries, (*(current_fields or ()), *(next_fields or ()), *(sequence_fields or ())))
-        self._current = [name for name in current if name in chosen]
-        self._next = [name for name in following if f"next_{name}" in chosen]
-        self._sequence = [name for name in sequence if f"seq_{name}" in chosen]
-
-    def _extra_names(self) -> list[str]:
-        return ["n_step_lens", *(["_indices"] if self._return_indices else [])]
-
-    def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
-        rows = self.source.starts[episodes] + steps
-        lengths = n_step_lengths(steps, self._last[episodes], self._n_steps)
-        arrays: Arrays = {}
-        for name in self._current:
-            self._put_rows(arrays, name, name, rows)
-        for name in self._next:
-            self._put_rows(arrays, f"next_{name}", name, rows + lengths)
-        if self._sequence:
-            inside, mask = forward_rows(rows, lengths, self._n_steps)
-            for name in self._sequence:
-                if self.source.fields[name].ragged:
-                    self._put_ragged(arrays, f"seq_{name}", self.source.take_ragged(name, inside, mask))
-                    continue
-                arrays[f"seq_{name}"] = sequence = self.source.take(name, inside)
-                sequence[~mask] = 0
-        if self._is_wanted("n_step_lens"):
-            arrays["n_step_lens"] = lengths
-        if self._return_indices and self._is_wanted("_indices"):
-            arrays["_indices"] = np.stack((self.source.index[episodes], steps), axis=1)
-        return arrays
-
-
-class TrajectoryDataset(ReplayDataset):
-    """One whole episode a sample, padded with zeros to the longest of its batch."""
-
-    def __init__(
-        self,
-        source: Source,
-        *,
-        fields: Sequence[str] | None = None,
-        next_fields: Sequence[str] | None = None,
-        return_mask: bool = False,
-        return_indices: bool = False,
-        return_episode_lens: bool = True,
-        slice_by_episode_len: bool = True,
-        filter_fields: Mapping[str, Condition] | None = None,
-        **common: Any,
-    ) -> None:
-        if filter_fields is not None:
-            raise FieldError("filter_fields chooses steps; for whole trajectories use filter_meta")
-        if not slice_by_episode_len and not return_episode_lens:
-            raise FieldError("slice_by_episode_len=False pads every batch, so it needs return_episode_lens=True")
-        super().__init__(source, trajectory_anchors(source.lengths), **common)
-        self._return_mask, self._return_indices = return_mask, return_indices
-        self._return_lens = return_episode_lens
-        self._width = None if slice_by_episode_len else source.max_timesteps or int(source.lengths.max())
-        current = self._check_fields("fields", fields, list(source.fields))
-        following = self._check_fields("next_fields", next_fields, ())
-        if partial := [name for name in following if not source.fields[name].state]:
-            raise FieldError(f"next_fields: {partial[0]!r} is no state field, so it has no row T")
-        if following and not source.has_final.all():
-            raise FieldError("next_fields: an episode lacks its last observation; leave such episodes out")
-        entries = {name: name for name in current} | {f"next_{name}": name for name in following}
-        chosen = self._choose(entries, (*(fields or ()), *(next_fields or ())))
-        self._current = [name for name in current if name in chosen]
-        self._next = [name for name in following if f"next_{name}" in chosen]
-
-    def _extra_names(self) -> list[str]:
-        flags = {"_lens": self._return_lens, "_mask": self._return_mask, "_index": self._return_indices}
-        return [name for name, present in flags.items() if present]
-
-    def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
-        starts, lengths = self.source.starts[episodes], self.source.lengths[episodes]
-        width = self._width or int(lengths.max())
-        arrays: Arrays = {}
-        for name in self._current:
-            self._put_slices(arrays, name, name, starts, lengths, width)
-        for name in self._next:
-            self._put_slices(arrays, f"next_{name}", name, starts + 1, lengths, width)
-        for name in self._extra_names():
-            if not self._is_wanted(name):
-                continue
-            if name == "_lens":
-                arrays[name] = lengths
-            elif name == "_mask":
-                arrays[name] = np.arange(width) < lengths[:, None]
-            else:
-                arrays[name] = self.source.index[episodes]
-        return arrays
-
-    def _put_slices(self, arrays: Arrays, entry: str, name: str, starts: Ints, lengths: Ints, width: int) -> None:
-        if self.source.fields[name].ragged:
-            rows, inside = forward_rows(starts, lengths, width)
-            self._put_ragged(arrays, entry, self.source.take_ragged(name, rows, inside))
-        else:
-            arrays[entry] = self.source.take_slices(name, starts, lengths, width)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,13 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from gym_replay.buffer.loading.collate import Batch, named_tuple_class, to_device
-from gym_replay.buffer.loading.datasets import NStepDataset, ReplayDataset, TimestepDataset, TrajectoryDataset
+from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.order import Order
 from gym_replay.buffer.loading.plans import Ints
-from gym_replay.buffer.loading.source import Condition, Source
+from gym_replay.buffer.loading.source import Condition, Episodes, Source
+from gym_replay.buffer.loading.trajectories import CropDataset, TrajectoryDataset
+from gym_replay.buffer.loading.transitions import NStepDataset, TimestepDataset
+from gym_replay.buffer.loading.windows import WindowDataset
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import FieldError
 
@@ -91,6 +94,7 @@ class ReplayLoader(DataLoader[Batch]):
             seed = int(torch.randint(1 << 62, (), generator=options.get("generator")).item())
         self._order = Order(len(dataset), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
         self._positions = _Positions(self._order)
+        self._dataset = dataset
         self._device = device
         self._tuple_names = None if to_named_tuple is None else list(to_named_tuple)
         self._tuple_class = None if to_named_tuple is None else named_tuple_class(to_named_tuple)
@@ -103,6 +107,7 @@ class ReplayLoader(DataLoader[Batch]):
         self._next_epoch, self._next_start = epoch + 1, 0
         self._progress = (epoch, start)
         self._positions.epoch, self._positions.start = epoch, start
+        self._dataset.set_epoch(epoch, seed=self._order.seed)
         return self._deliver(super().__iter__(), epoch, start)
 
     def _deliver(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Any]:
@@ -166,6 +171,8 @@ KINDS: dict[str, type[ReplayDataset]] = {
     "trajectory": TrajectoryDataset,
     "timestep": TimestepDataset,
     "n_step": NStepDataset,
+    "window": WindowDataset,
+    "crop": CropDataset,
 }
 
 
@@ -183,6 +190,7 @@ def make_dataset(
     kind: str,
     *,
     filter_meta: Mapping[str, Condition] | None = None,
+    episodes: Episodes | None = None,
     only: Sequence[str] | None = None,
     **options: Any,
 ) -> ReplayDataset:
@@ -198,7 +206,7 @@ def make_dataset(
         if not others:
             raise TypeError(f"unexpected keyword {name!r}; {kind} loading takes {sorted(fitting)}")
         raise FieldError(f"{name} goes with {' and '.join(others)} loading, not with {kind} loading")
-    return KINDS[kind](Source(buffer.snapshots(), filter_meta=filter_meta), only=only, **options)
+    return KINDS[kind](Source(buffer.snapshots(), filter_meta=filter_meta, episodes=episodes), only=only, **options)
 
 
 def make_loader(
@@ -207,13 +215,14 @@ def make_loader(
     batch_size: int,
     *,
     filter_meta: Mapping[str, Condition] | None = None,
+    episodes: Episodes | None = None,
     to_named_tuple: Sequence[str] | None = None,
     **options: Any,
 ) -> ReplayLoader:
     """The loader of one kind: dataset options go to the dataset, all others to :class:`ReplayLoader`."""
     known = set().union(*(dataset_options(other) for other in KINDS))
     chosen = {name: options.pop(name) for name in list(options) if name in known}
-    dataset = make_dataset(buffer, kind, filter_meta=filter_meta, only=to_named_tuple, **chosen)
+    dataset = make_dataset(buffer, kind, filter_meta=filter_meta, episodes=episodes, only=to_named_tuple, **chosen)
     return ReplayLoader(dataset, batch_size, to_named_tuple=to_named_tuple, **options)
 
 
@@ -241,7 +250,8 @@ def timestep_loader(buffer: Readable, batch_size: int, **options: Any) -> Replay
         buffer: a ReplayBuffer or ConcatReplayBuffer.
         batch_size: transitions a batch.
         options: ``fields`` (names), ``filter_fields`` (conditions on scalar fields), ``return_indices`` (adds
-            ``_indices``, int64 ``(batch, 2)``: episode and step), and those of :meth:`ReplayBuffer.dataloader`.
+            ``_indices``, int64 ``(batch, 2)``: episode and step), ``goal_sampler``, and
+            those of :meth:`ReplayBuffer.dataloader`.
 
     Returns:
         A loader of dicts: each field and meta field ``(batch, *field.shape)``.
@@ -260,11 +270,83 @@ def n_step_loader(buffer: Readable, batch_size: int, n_steps: int = 1, **options
         batch_size: samples a batch.
         n_steps: n.
         options: ``current_fields`` (default: all), ``next_fields`` (default: the state fields, or all where there are
-            none), ``sequence_fields`` (default: none), ``filter_fields``, ``return_indices``, and those of
-            :meth:`ReplayBuffer.dataloader`.
+            none), ``sequence_fields`` (default: none), ``discount`` (adds ``n_step_return`` and ``n_step_discount``,
+            from the fields ``reward_field="reward"`` and ``terminated_field="terminated"``), ``goal_sampler``,
+            ``filter_fields``, ``return_indices``, and those of :meth:`ReplayBuffer.dataloader`.
 
     Returns:
         A loader of dicts: fields and ``next_`` fields ``(batch, *field.shape)``, ``seq_`` fields
-        ``(batch, n, *field.shape)``, ``n_step_lens`` int64 ``(batch,)``.
+        ``(batch, n, *field.shape)``, ``n_step_lens`` int64 ``(batch,)``. Next fields that are no state fields come
+        with ``next_<field>_is_pad``, bool ``(batch,)``: True where t + m is T, of which only the state is recorded.
+        With ``discount=g``, ``n_step_return`` ``(batch, *reward.shape)`` is the sum of ``g**k * reward[t + k]`` over
+        the m steps, and ``n_step_discount`` ``(batch,)`` is ``g**m``, or 0 where one of them terminated: the target is
+        ``n_step_return + n_step_discount * value(next_observation)``. Truncation leaves it as it is.
     """
     return make_loader(buffer, "n_step", batch_size, n_steps=n_steps, **options)
+
+
+def window_loader(
+    buffer: Readable,
+    batch_size: int,
+    *,
+    length: int | None = None,
+    offsets: Mapping[str, Iterable[int]] | None = None,
+    fields: Sequence[str] | None = None,
+    stride: int = 1,
+    boundary: str | tuple[str, str] = "edge",
+    **options: Any,
+) -> ReplayLoader:
+    """Batches of windows: each field at offsets of its own around a step.
+
+    A sample is a step t of an episode of T transitions. The field's row at an offset is t + offset: state fields have
+    the rows 0 .. T (T-1 where the last observation is missing), others 0 .. T-1.
+
+    Args:
+        buffer: a ReplayBuffer or ConcatReplayBuffer.
+        batch_size: samples a batch.
+        length: the offsets ``0 .. length - 1`` for all fields without offsets of their own.
+        offsets: of single fields, in the order in which they are delivered: ``{"observation": (-1, 0), "action":
+            range(16)}``.
+        fields: which others come along: in the window of ``length``, or without it at the step itself, with no time
+            axis. None for all.
+        stride: steps from one sample of an episode to the next.
+        boundary: what is done about rows that do not exist. ``"edge"`` repeats the nearest one that does, ``"zero"``
+            gives zeros, ``"drop"`` leaves out the steps that need one: samples then begin at the first step that fits.
+            Two of them are for rows before the episode and for rows after it: ``("edge", "drop")``.
+        options: ``filter_fields``, ``return_indices``, ``goal_sampler``, and those of
+            :meth:`ReplayBuffer.dataloader`.
+
+    Returns:
+        A loader of dicts: fields with offsets ``(batch, time, *field.shape)`` and ``<field>_is_pad``, bool
+        ``(batch, time)``, True where the row does not exist; other fields ``(batch, *field.shape)``.
+
+    Example:
+        >>> stack = {"observation": (-3, -2, -1, 0)}  # as FrameStackObservation, of frames that are stored once
+        >>> loader = window_loader(buffer, 256, offsets=stack, shuffle=True)  # doctest: +SKIP
+        >>> chunks = {"observation": (-1, 0), "action": range(16)}  # two observations and 16 actions
+        >>> loader = window_loader(buffer, 256, offsets=chunks, fields=(), shuffle=True)  # doctest: +SKIP
+    """
+    options |= {"length": length, "offsets": offsets, "fields": fields, "stride": stride, "boundary": boundary}
+    return make_loader(buffer, "window", batch_size, **options)
+
+
+def crop_loader(buffer: Readable, batch_size: int, crop: int | tuple[int, int], **options: Any) -> ReplayLoader:
+    """Batches of stretches of episodes, of random place and length, drawn anew in each epoch.
+
+    Args:
+        buffer: a ReplayBuffer or ConcatReplayBuffer.
+        batch_size: crops a batch.
+        crop: how many transitions, or the least and the most; each number in between is as likely.
+        options: ``burn_in`` (so many transitions before the crop come too, as far as the episode has them),
+            ``stride`` (default: one sample for each episode, placed uniformly where it fits, or the whole episode
+            where that is shorter; with a stride of s, one sample for each s steps, that begins at one of them and is
+            cut at the episode's end), ``pad`` (``"right"``, or ``"left"``), ``fields``, ``next_fields`` (state fields
+            one row later), ``return_indices`` (adds ``_indices``, int64 ``(batch, 2)``: episode, and the crop's first
+            step after the burn-in), and those of :meth:`ReplayBuffer.dataloader`.
+
+    Returns:
+        A loader of dicts: each field ``(batch, burn_in + most, *field.shape)``, padded with zeros; ``_mask``, bool
+        ``(batch, time)``, True where there is a transition; ``_burn_in_mask`` of the same shape, where ``burn_in`` is
+        not 0, True where it leads up to the crop; ``_lens``, int64 ``(batch,)``, the transitions of both.
+    """
+    return make_loader(buffer, "crop", batch_size, crop=crop, **options)

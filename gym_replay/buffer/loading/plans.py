@@ -6,13 +6,15 @@ of one episode have consecutive sample numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Anchors:
     Args:
         counts: int64 ``(episodes,)``: how many samples each episode has.
         kept: where only some samples count, their numbers among all of them, ascending.
+        first: int64 ``(episodes,)``: the step of each episode's first sample; None for 0.
+        stride: steps from a sample to the next one of its episode.
 
     Example:
         >>> Anchors.of(np.array([2, 3])).locate(np.array([1, 2]))
@@ -30,16 +34,19 @@ class Anchors:
 
     offsets: Ints
     kept: Ints | None = None
+    first: Ints | None = None
+    stride: int = 1
 
     @classmethod
-    def of(cls, counts: Ints) -> Anchors:
+    def of(cls, counts: Ints, *, first: Ints | None = None, stride: int = 1) -> Anchors:
         """All samples of episodes with so many samples each."""
-        return cls(np.concatenate((np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64))))
+        offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)))
+        return cls(offsets, first=first, stride=stride)
 
     def keep(self, mask: Bools) -> Anchors:
         """Only the samples for which ``mask``, one entry per sample, is True."""
         kept = np.flatnonzero(mask)
-        return Anchors(self.offsets, kept if self.kept is None else self.kept[kept])
+        return replace(self, kept=kept if self.kept is None else self.kept[kept])
 
     def __len__(self) -> int:
         return int(self.offsets[-1]) if self.kept is None else len(self.kept)
@@ -49,7 +56,12 @@ class Anchors:
         if self.kept is not None:
             samples = self.kept[samples]
         episodes = np.searchsorted(self.offsets, samples, side="right") - 1
-        return episodes, samples - self.offsets[episodes]
+        steps = samples - self.offsets[episodes]
+        if self.stride != 1:
+            steps = steps * self.stride
+        if self.first is not None:
+            steps = steps + self.first[episodes]
+        return episodes, steps
 
     def first_sample(self, episode: int) -> int:
         """The number of the first sample that belongs to this episode or a later one."""
@@ -60,6 +72,12 @@ class Anchors:
 def timestep_anchors(lengths: Ints) -> Anchors:
     """Every transition is a sample."""
     return Anchors.of(lengths)
+
+
+def strided_anchors(first: Ints, last: Ints, stride: int) -> Anchors:
+    """The steps ``first, first + stride, ...`` of each episode up to ``last`` are samples; none where it is smaller."""
+    counts = np.maximum(last - first + stride, 0) // stride
+    return Anchors.of(counts, first=first if first.any() else None, stride=stride)
 
 
 def trajectory_anchors(lengths: Ints) -> Anchors:
@@ -94,3 +112,143 @@ def forward_rows(first: Ints, valid: Ints, width: int) -> tuple[Ints, Bools]:
     steps = np.arange(width, dtype=np.int64)
     mask = steps < valid[:, None]
     return first[:, None] + np.minimum(steps, valid[:, None] - 1), mask
+
+
+EDGE, ZERO, DROP = "edge", "zero", "drop"
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What is done about offsets that leave the episode before its first row, and after its last one.
+
+    Each is ``"edge"`` (the nearest row that exists), ``"zero"``, or ``"drop"`` (such a step is no sample).
+    """
+
+    start: str
+    end: str
+
+
+@dataclass(frozen=True)
+class Window:
+    """Offsets around a step, of fields that have rows up to the same one.
+
+    Args:
+        offsets: int64 ``(time,)``, in the order in which they are delivered.
+        last: int64 ``(episodes,)``: the last row of each episode, counted from its first, that such a field has.
+    """
+
+    offsets: Ints
+    last: Ints
+
+    def rows(self, episodes: Ints, steps: Ints, boundary: Boundary) -> tuple[Ints, Bools, Bools | None]:
+        """Where the window around each step is.
+
+        Returns:
+            Rows counted from the episode's first, ``(samples, time)``, those outside replaced by the nearest one that
+            exists; a mask of that shape, True where the row is outside; and one that is False where zeros are to be
+            delivered, or None where there is no such place.
+        """
+        wanted = inside = steps[:, None] + self.offsets
+        # A step is inside itself, and steps that are dropped are none: then there is nothing to look for.
+        if boundary.start != DROP and self.offsets.min() < 0:
+            inside = np.maximum(inside, 0)
+        if boundary.end != DROP and self.offsets.max() > 0:
+            inside = np.minimum(inside, self.last[episodes][:, None])
+        if inside is wanted:
+            return inside, np.zeros(inside.shape, np.bool_), None
+        is_pad = inside != wanted
+        if ZERO not in (boundary.start, boundary.end) or not is_pad.any():
+            return inside, is_pad, None
+        if boundary.start == EDGE:
+            return inside, is_pad, inside >= wanted
+        return inside, is_pad, inside <= wanted if boundary.end == EDGE else ~is_pad
+
+
+def window_anchors(lengths: Ints, windows: Sequence[Window], boundary: Boundary, stride: int) -> Anchors:
+    """Every stride-th transition is a sample: from the first one on that has all its rows, where those without drop."""
+    first, last = np.zeros_like(lengths), lengths - 1
+    for window in windows:
+        if boundary.start == DROP:
+            first = np.maximum(first, -window.offsets.min())
+        if boundary.end == DROP:
+            last = np.minimum(last, window.last - window.offsets.max())
+    return strided_anchors(first, last, stride)
+
+
+def group_windows(offsets: Mapping[str, Ints], last: Mapping[str, Ints]) -> list[tuple[Window, list[str]]]:
+    """The windows of several fields, those that are the same together: their rows are computed once.
+
+    Args:
+        offsets: of each field.
+        last: the last row of each field; fields with the same rows share one array.
+    """
+    groups: dict[tuple[bytes, int], tuple[Window, list[str]]] = {}
+    for name, own in offsets.items():
+        _, names = groups.setdefault((own.tobytes(), id(last[name])), (Window(own, last[name]), []))
+        names.append(name)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Stretches of steps: of sample i the transitions ``first[i] .. first[i] + counts[i]`` of its episode.
+
+    The first ``burn_in[i]`` of them lead up to what was drawn.
+    """
+
+    first: Ints
+    counts: Ints
+    burn_in: Ints
+
+    def rows(self, width: int, *, pad_left: bool) -> tuple[Ints, Bools, Bools]:
+        """The rows of each crop, padded to ``width``.
+
+        Returns:
+            Rows counted from the episode's first, ``(samples, width)``, those that are padding replaced by one of the
+            crop; a mask that is True where there is a transition; and one that is True where it is no burn-in either.
+        """
+        places = np.arange(width, dtype=np.int64) - (width - self.counts[:, None] if pad_left else 0)
+        mask = (places >= 0) & (places < self.counts[:, None])
+        inside = np.minimum(np.maximum(places, 0), self.counts[:, None] - 1)
+        return self.first[:, None] + inside, mask, mask & (places >= self.burn_in[:, None])
+
+
+def draw_crops(
+    steps: Ints,
+    lengths: Ints,
+    uniforms: Floats,
+    *,
+    shortest: int,
+    longest: int,
+    burn_in: int,
+    stride: int | None,
+) -> Crops:
+    """One crop for each sample.
+
+    Its length is drawn from ``shortest .. longest``. Without a stride it is then placed anywhere in the episode where
+    it fits, and is the whole episode where that is shorter. With one it begins at one of the ``stride`` steps from the
+    sample's own on, and is cut at the episode's end.
+
+    Args:
+        steps: of the samples; 0 without a stride.
+        lengths: T of their episodes.
+        uniforms: two numbers from [0, 1) for each sample, ``(2, samples)``.
+        shortest, longest: how many transitions, at least 1.
+        burn_in: how many transitions come before it, as far as the episode has them.
+        stride: from sample to sample of an episode.
+    """
+    counts = shortest + scale(uniforms[0], np.full_like(lengths, longest - shortest + 1))
+    if stride is None:
+        counts = np.minimum(counts, lengths)
+        begin = scale(uniforms[1], lengths - counts + 1)
+    else:
+        begin = steps + scale(uniforms[1], np.minimum(stride, lengths - steps))
+        counts = np.minimum(counts, lengths - begin)
+    before = np.minimum(burn_in, begin)
+    return Crops(begin - before, counts + before, before)
+
+
+def scale(uniforms: Floats, counts: Ints) -> Ints:
+    """Numbers from [0, 1) as whole numbers from ``0 .. count - 1``."""
+    whole: Ints = np.minimum((uniforms * counts).astype(np.int64), counts - 1)
+    return whole

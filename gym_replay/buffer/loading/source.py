@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
@@ -17,6 +17,16 @@ from gym_replay.errors import EmptyBufferError, EpisodeEvictedError, FieldError
 
 Condition: TypeAlias = Any | Collection[Any] | Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]
 """A value to equal, a set, list or tuple of values to be among, or a function of the values that gives a mask."""
+
+Episodes: TypeAlias = (
+    int
+    | slice
+    | Collection[int]
+    | npt.NDArray[np.int64]
+    | npt.NDArray[np.bool_]
+    | Callable[[Mapping[str, npt.NDArray[Any]]], npt.NDArray[np.bool_]]
+)
+"""Which episodes: indices, a mask over all of them, or a function of all meta values that gives a mask."""
 
 Padded: TypeAlias = tuple[npt.NDArray[Any], Ints]
 """Elements of ragged rows, padded with zeros, and how many each row has."""
@@ -33,7 +43,13 @@ class Source:
         index: int64 ``(episodes,)``: each episode's index in the buffer, or in the concatenation.
     """
 
-    def __init__(self, parts: Sequence[Snapshot], *, filter_meta: Mapping[str, Condition] | None = None) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Snapshot],
+        *,
+        filter_meta: Mapping[str, Condition] | None = None,
+        episodes: Episodes | None = None,
+    ) -> None:
         self.parts = list(parts)
         metadata = self.parts[0].metadata
         self.fields: dict[str, Field] = metadata.fields
@@ -51,6 +67,8 @@ class Source:
         self.lengths = np.concatenate([part.lengths for part in self.parts])
         self.has_final = np.concatenate([part.has_final for part in self.parts])
         self._meta: dict[str, npt.NDArray[Any]] = {}
+        if episodes is not None:
+            self._keep(_episode_mask(episodes, len(self.index), self), "episodes=... selects no episode")
         if filter_meta:
             self._select(filter_meta)
         present, firsts = np.unique(self._part, return_index=True)
@@ -64,8 +82,12 @@ class Source:
             if name not in self.meta_fields:
                 raise FieldError(f"filter_meta: unknown meta field {name!r}; there are {list(self.meta_fields)}")
             mask &= matches(self.meta(name), condition, name)
+        self._keep(mask, f"no episode matches filter_meta={dict(filter_meta)!r}")
+
+    def _keep(self, mask: npt.NDArray[np.bool_], message: str) -> None:
+        """Only these episodes, in the order in which they are: replacing evicted ones relies on it."""
         if not mask.any():
-            raise EmptyBufferError(f"no episode matches filter_meta={dict(filter_meta)!r}")
+            raise EmptyBufferError(message)
         for attribute in ("_part", "index", "ids", "starts", "lengths", "has_final"):
             setattr(self, attribute, getattr(self, attribute)[mask])
         self._meta = {}
@@ -163,6 +185,60 @@ class Source:
         return all(self.parts[part].is_live(int(ids[owner == part].min())) for part in np.unique(owner).tolist())
 
 
+class _MetaValues(Mapping[str, npt.NDArray[Any]]):
+    """The meta values of all episodes by name, each read when it is asked for."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        if name not in self._source.meta_fields:
+            raise FieldError(f"episodes: unknown meta field {name!r}; there are {list(self)}")
+        return self._source.meta(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source.meta_fields)
+
+    def __len__(self) -> int:
+        return len(self._source.meta_fields)
+
+
+def _episode_mask(episodes: Any, count: int, source: Source) -> npt.NDArray[np.bool_]:
+    """Which of ``count`` episodes are selected.
+
+    Raises:
+        FieldError: it is no selection, or names an episode twice.
+        IndexError: there is no such episode.
+    """
+    mask = np.zeros(count, np.bool_)
+    if isinstance(episodes, slice):
+        mask[episodes] = True
+        return mask
+    if callable(episodes):
+        given = np.asarray(episodes(_MetaValues(source)))
+        if given.dtype != np.bool_ or given.shape != (count,):
+            raise FieldError(
+                f"episodes: expected the function to give a boolean mask of shape ({count},), got {given.dtype} of "
+                f"shape {given.shape}"
+            )
+        return given
+    if isinstance(episodes, (set, frozenset)):
+        episodes = sorted(episodes)
+    array = np.atleast_1d(np.asarray(episodes))
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "biu"):
+        raise FieldError("episodes: expected an index, indices, a slice, a mask, or a function of the meta fields")
+    if array.dtype == np.bool_:
+        if len(array) != count:
+            raise FieldError(f"episodes: expected a mask over {count} episodes, got one over {len(array)}")
+        return array
+    if array.size and (int(array.min()) < -count or int(array.max()) >= count):
+        raise IndexError(f"episodes {episodes}: there are {count}")
+    mask[array.astype(np.int64)] = True
+    if mask.sum() != array.size:
+        raise FieldError("episodes: an episode is named twice")
+    return mask
+
+
 def matches(values: npt.NDArray[Any], condition: Condition, name: str) -> npt.NDArray[np.bool_]:
     """Which of ``values``, one per row of the first axis, meet a condition.
 
@@ -177,13 +253,27 @@ def matches(values: npt.NDArray[Any], condition: Condition, name: str) -> npt.ND
                 f"shape {mask.shape}"
             )
         return mask
-    if isinstance(condition, (set, frozenset)) or (isinstance(condition, (list, tuple, range)) and values.ndim == 1):
-        return np.isin(values, list(condition))
+    is_set = isinstance(condition, (set, frozenset))
+    if is_set and values.ndim > 1:
+        raise FieldError(
+            f"the condition on {name!r}: a set goes with single values, not with shape {values.shape[1:]}; give a "
+            "function that returns a mask"
+        )
+    if is_set or (isinstance(condition, (list, tuple, range)) and values.ndim == 1):
+        if values.dtype == object:
+            return np.fromiter((value in condition for value in values), np.bool_, len(values))
+        if len(condition) == 0:
+            return np.zeros(len(values), np.bool_)
+        return np.isin(values, _as_compared(to_array(list(condition), name), values))
     if values.dtype == object:
-        same: npt.NDArray[np.bool_] = values == condition
-        return same
-    wanted = to_array(condition, name)
+        return np.fromiter((value == condition for value in values), np.bool_, len(values))
+    wanted = _as_compared(to_array(condition, name), values)
     if wanted.shape != values.shape[1:] and wanted.size != 1:
         raise FieldError(f"the condition on {name!r}: expected shape {values.shape[1:]}, got {wanted.shape}")
     equal: npt.NDArray[np.bool_] = (values == wanted).reshape(len(values), -1).all(axis=1)
     return equal
+
+
+def _as_compared(wanted: npt.NDArray[Any], values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What values are compared with: in a float field's own precision, so that the 0.1 that was stored is 0.1."""
+    return wanted.astype(values.dtype) if values.dtype.kind == "f" else wanted

@@ -1,0 +1,159 @@
+"""Goals for goal-conditioned learning: which state each sample is to reach, drawn from the data.
+
+The mixture is that of OGBench (Park et al., "OGBench: Benchmarking Offline Goal-Conditioned RL", 2024, ``GCDataset``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.loading.plans import Bools, Floats, Ints, scale
+from gym_replay.errors import FieldError
+
+
+class Reaching(Protocol):
+    """What a function that recomputes rewards is given: transitions t, and for each the goal of the value function.
+
+    Attributes:
+        reached: bool ``(batch,)``: whether the goal is the very row t.
+    """
+
+    reached: Bools
+
+    def current(self, name: str) -> npt.NDArray[Any]:
+        """A field at row t, as stored: ``(batch, *field.shape)``."""
+
+    def following(self, name: str) -> npt.NDArray[Any]:
+        """A state field at row t+1."""
+
+    def goal(self, name: str) -> npt.NDArray[Any]:
+        """A state field at the goal's row."""
+
+
+Relabel: TypeAlias = Callable[[Reaching], tuple[npt.ArrayLike, npt.ArrayLike]]
+"""Gives rewards and masks, each ``(batch,)``; a mask is 0 where nothing is to be bootstrapped."""
+
+
+def sparse(samples: Reaching) -> tuple[Floats, Floats]:
+    """Reward 0 and mask 0 where the goal is row t itself, else -1 and 1: OGBench's, with ``gc_negative``."""
+    reached = samples.reached.astype(np.float64)
+    return reached - 1.0, 1.0 - reached
+
+
+@dataclass(frozen=True)
+class GoalMixture:
+    """How likely a goal is the current state, a later one of the same episode, or any of the selected episodes.
+
+    Args:
+        current: probability of row t.
+        future: probability of a row after t of the same episode, o_T included where it was recorded; row t where there
+            is none.
+        random: probability of a row drawn uniformly from all transitions of the selected episodes.
+        geometric: draw the distance of a future row from a geometric distribution with parameter ``1 - discount``, cut
+            at the episode's end; else a later row uniformly. (OGBench's uniform one rounds a real number, so that it
+            takes the first and the last row half as often.)
+        discount: of the geometric distribution, in [0, 1).
+
+    Raises:
+        FieldError: the probabilities do not sum up to 1, or the discount is no such number.
+
+    Example:
+        >>> GoalMixture(current=0.2, future=0.8, geometric=True, discount=0.9).random
+        0.0
+    """
+
+    current: float = 0.0
+    future: float = 0.0
+    random: float = 0.0
+    geometric: bool = False
+    discount: float = 0.99
+
+    def __post_init__(self) -> None:
+        chances = (self.current, self.future, self.random)
+        if not all(_is_number(chance) and 0 <= chance <= 1 for chance in chances) or abs(sum(chances) - 1) > 1e-6:
+            raise FieldError(f"GoalMixture: expected three probabilities that sum up to 1, got {chances}")
+        if not _is_number(self.discount) or not 0 <= self.discount < 1:
+            raise FieldError(f"GoalMixture: discount={self.discount!r}: expected a number from 0 to below 1")
+
+    def rows(self, steps: Ints, last: Ints, uniforms: Floats) -> tuple[Ints, Bools]:
+        """The goals' rows in their own episodes, and where they are to be random ones instead.
+
+        Args:
+            steps: t of each sample.
+            last: the last row of each sample's episode, counted from its first, that holds a state.
+            uniforms: two numbers from [0, 1) for each sample, ``(2, samples)``.
+        """
+        kind, place = uniforms
+        ahead = last - steps
+        if self.geometric:
+            with np.errstate(divide="ignore"):
+                distance = np.floor(np.log1p(-place) / np.log(self.discount)) + 1
+            distance = np.minimum(distance, ahead).astype(np.int64)
+        else:
+            distance = np.where(ahead > 0, 1 + scale(place, np.maximum(ahead, 1)), 0)
+        # Sums of probabilities are rounded: where one is 0, that case must not come up at all.
+        inside = 1.0 if self.random == 0 else self.current + self.future
+        is_current = kind < (inside if self.future == 0 else self.current)
+        return np.where(is_current, steps, steps + distance), kind >= inside
+
+
+@dataclass(frozen=True)
+class GoalSampler:
+    """Adds goals to timestep, n-step and window batches, and rewards for reaching them.
+
+    With ``value`` the batch gets ``value_goal_<field>`` (batch, *field.shape), ``goal_reward`` and ``goal_mask``
+    (batch,); with ``policy`` it gets ``policy_goal_<field>``. The recorded ``reward`` stays beside them. The defaults
+    are OGBench's. Goals are drawn anew in each epoch, and depend on nothing but the loader's seed, the epoch and the
+    sample.
+
+    Args:
+        value: how goals of the value function are drawn; None for none.
+        policy: how those of the policy are drawn; None for none.
+        fields: the state fields that make up a goal; None for all.
+        relabel: gives rewards and masks for the goals of the value function. With workers that are spawned it must be
+            a function of a module, since it is pickled.
+
+    Raises:
+        FieldError: there is neither a value nor a policy mixture.
+
+    Example:
+        >>> sampler = GoalSampler(value=GoalMixture(current=0.2, future=0.5, random=0.3, geometric=True))
+        >>> loader = buffer.dataloader(256, n_steps=1, goal_sampler=sampler, shuffle=True)  # doctest: +SKIP
+        >>> def reach(samples):
+        ...     distance = samples.following("observation") - samples.goal("observation")
+        ...     reached = np.linalg.norm(distance, axis=-1) < 0.5
+        ...     return reached - 1.0, ~reached
+        >>> sampler = GoalSampler(relabel=reach)
+    """
+
+    value: GoalMixture | None = field(
+        default_factory=lambda: GoalMixture(current=0.2, future=0.5, random=0.3, geometric=True)
+    )
+    policy: GoalMixture | None = field(default_factory=lambda: GoalMixture(future=1.0))
+    fields: Sequence[str] | None = None
+    relabel: Relabel = sparse
+
+    def __post_init__(self) -> None:
+        for name, mixture in self.mixtures.items():
+            if not isinstance(mixture, GoalMixture):
+                raise FieldError(f"GoalSampler: {name}={mixture!r}: expected a GoalMixture or None")
+        if not self.mixtures:
+            raise FieldError("GoalSampler: value and policy are both None; give one of them a GoalMixture")
+        if not callable(self.relabel):
+            raise FieldError(f"GoalSampler: relabel={self.relabel!r}: expected a function of the samples")
+
+    @property
+    def mixtures(self) -> dict[str, GoalMixture]:
+        """Those that goals are drawn from, by name."""
+        both = {"value": self.value, "policy": self.policy}
+        return {name: mixture for name, mixture in both.items() if mixture is not None}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and math.isfinite(value)

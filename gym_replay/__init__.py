@@ -38,6 +38,8 @@ from gym_replay.errors import (
 if TYPE_CHECKING:
     from gym_replay.buffer.custom_spaces import register_space
     from gym_replay.buffer.loading.loaders import n_step_loader, timestep_loader, trajectory_loader
+    from gym_replay.buffer.loading.prioritized import PrioritizedSampler
+    from gym_replay.buffer.loading.splits import split
     from gym_replay.buffer.storage.check import CheckReport, Fault, check_buffer
     from gym_replay.replaying import ReplayReport, replay
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
@@ -50,12 +52,14 @@ _LAZY = {
     "CheckReport": "gym_replay.buffer.storage.check",
     "Fault": "gym_replay.buffer.storage.check",
     "FinishedEpisode": "gym_replay.wrappers.recording",
+    "PrioritizedSampler": "gym_replay.buffer.loading.prioritized",
     "ReplayReport": "gym_replay.replaying",
     "check_buffer": "gym_replay.buffer.storage.check",
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
     "n_step_loader": "gym_replay.buffer.loading.loaders",
     "register_space": "gym_replay.buffer.custom_spaces",
     "replay": "gym_replay.replaying",
+    "split": "gym_replay.buffer.loading.splits",
     "timestep_loader": "gym_replay.buffer.loading.loaders",
     "trajectory_loader": "gym_replay.buffer.loading.loaders",
 }
@@ -82,6 +86,7 @@ __all__ = [
     "MakeEnvError",
     "MissingExtraError",
     "NotABufferError",
+    "PrioritizedSampler",
     "Ragged",
     "ReadOnlyError",
     "RecordToBuffer",
@@ -94,6 +99,7 @@ __all__ = [
     "n_step_loader",
     "register_space",
     "replay",
+    "split",
     "timestep_loader",
     "trajectory_loader",
 ]

@@ -15,7 +15,7 @@ from gym_replay.errors import EmptyBufferError, FieldError
 
 if TYPE_CHECKING:
     from gym_replay.buffer.loading.datasets import ReplayDataset
-    from gym_replay.buffer.loading.loaders import ReplayLoader
+    from gym_replay.buffer.loading.replay_loader import ReplayLoader
 
 
 class Readable:
@@ -157,7 +157,7 @@ class Readable:
         n_steps: int | None = None,
         filter_meta: Mapping[str, Any] | None = None,
         to_named_tuple: Sequence[str] | None = None,
-        shuffle: bool = False,
+        shuffle: bool | str = False,
         drop_last: bool = False,
         seed: int | None = None,
         device: Any = None,
@@ -175,13 +175,18 @@ class Readable:
                 all values to a boolean mask.
             to_named_tuple: deliver named tuples of these entries in this order; leading underscores are dropped in
                 the tuple's own names.
-            shuffle, drop_last, seed: the order, a pure function of seed and epoch.
+            shuffle, drop_last, seed: the order, a pure function of seed, epoch, rank and world size: each sample once
+                an epoch, over all ranks of an initialised torch.distributed. ``shuffle="block"`` is for data larger
+                than memory.
             device: where the tensors go.
             options: ``fields``, ``current_fields``, ``next_fields``, ``sequence_fields``, ``filter_fields`` (as
                 filter_meta, for scalar fields at the sample's step), ``fieldname_map`` (entry name to new name),
                 ``return_mask``, ``return_indices``, ``slice_by_episode_len``, ``return_episode_lens``, ``dtype`` (None:
                 float64 is delivered in torch's default dtype; a torch dtype: all floats in it; ``"stored"``: as
-                stored), and the DataLoader's own such as ``num_workers``.
+                stored); ``rank``, ``world_size``, ``block_size``, ``pool_size``, ``replacement``, ``weights``,
+                ``buffer_weights``, ``samples_per_epoch``, ``sampler`` and ``refresh``, see
+                :class:`~gym_replay.buffer.loading.replay_loader.ReplayLoader`; and the DataLoader's own such as
+                ``num_workers``.
 
         Raises:
             EmptyBufferError: there is no sample.

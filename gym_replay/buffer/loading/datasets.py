@@ -5,7 +5,7 @@ An integer index gives one sample, an array of sample numbers gives a batch, gat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from gym_replay.buffer.loading.collate import Batch, Dtype, check_dtype, to_tensor
+from gym_replay.buffer.loading.draws import Draw
 from gym_replay.buffer.loading.plans import (
     Anchors,
     Ints,
@@ -41,7 +42,15 @@ class ReplayDataset(Dataset[Batch]):
         only: gather only the entries that get these names; meta fields of the recorder are among them only here
             or where a ``fields`` argument names them.
         dtype: see the loaders.
+
+    Attributes:
+        draw: what the batch in the making was asked with. Whatever is drawn at random for it comes from
+            ``uniforms(self.draw.positions, self.draw.seed, self.draw.epoch, stream)``.
+        read_fields: the names of the fields that batches are made of.
     """
+
+    draw = Draw(np.empty(0, np.int64))
+    read_fields: Collection[str] = ()
 
     def __init__(
         self,
@@ -79,11 +88,13 @@ class ReplayDataset(Dataset[Batch]):
         if self._only is not None and (missing := self._only - set(outputs)):
             raise FieldError(f"field {sorted(missing)[0]!r} is not in the batch; it has {outputs}")
         self._meta = [name for name in meta if self._is_wanted(name)]
-        return {
+        chosen = {
             name: field
             for name, field in entries.items()
             if self._is_wanted(name) or (name in ragged and self._is_wanted(f"{name}_lens"))
         }
+        self.read_fields = set(chosen.values())
+        return chosen
 
     def _put_ragged(self, arrays: Arrays, entry: str, padded: Padded) -> None:
         """Add the two entries of a ragged field, as far as they are asked for."""
@@ -125,8 +136,29 @@ class ReplayDataset(Dataset[Batch]):
         if isinstance(index, (int, np.integer)):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index}: there are {len(self)}")
-            return {name: values[0] for name, values in self.batch(np.array([index % len(self)])).items()}
-        return self.batch(np.asarray(index, np.int64))
+            return {name: values[0] for name, values in self[np.array([index % len(self)])].items()}
+        if isinstance(index, Draw):
+            return self._drawn(index)
+        samples = np.asarray(index, np.int64)
+        self.draw = Draw(samples)
+        return self.batch(samples)
+
+    def _drawn(self, draw: Draw) -> Batch:
+        """The batch that a sampler asked for, with the entries that only a prioritised draw has."""
+        self.draw = draw
+        for first, last in draw.reads:
+            episodes, steps = self.anchors.locate(np.array([first, last - 1]))
+            # Of the last episode no more than is needed, unless its last sample is among them: it may be all of it.
+            whole = int(steps[1]) + 1 == int(np.diff(self.anchors.offsets[episodes[1] : episodes[1] + 2])[0])
+            end = int(self.source.lengths[episodes[1]]) if whole else int(steps[1])
+            self.source.read_ahead(self.read_fields, episodes, (int(steps[0]), end + 1))
+        batch = self.batch(draw.samples)
+        if draw.weights is not None:
+            served = self._served
+            names = served if draw.names is None else np.where(served == draw.samples, draw.names, -1)
+            batch["_samples"] = to_tensor(names.astype(np.int64), None, only_float64=True)
+            batch["_weights"] = to_tensor(draw.weights.copy(), check_dtype(None), only_float64=True)
+        return batch
 
     def batch(self, samples: Ints) -> Batch:
         """The samples as one batch.
@@ -146,6 +178,7 @@ class ReplayDataset(Dataset[Batch]):
             for name in self._meta:
                 arrays[name] = self.source.meta(name)[episodes]
             if self.source.are_live(episodes):
+                self._served = samples
                 return {self._out(name): self._deliver(array) for name, array in arrays.items()}
         raise EpisodeEvictedError("episodes are evicted from the circular buffer faster than a batch can be copied")
 

@@ -14,15 +14,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from gym_replay.buffer.loading.batches import Batches
-from gym_replay.buffer.loading.blocks import BlockOrder, default_sizes
+from gym_replay.buffer.loading.blocks import BlockOrder
 from gym_replay.buffer.loading.collate import Batch, named_tuple_class, to_device
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.draws import Draw
 from gym_replay.buffer.loading.live import LiveDataset, Snapshots
-from gym_replay.buffer.loading.order import Order
+from gym_replay.buffer.loading.ordering import Ordering
 from gym_replay.buffer.loading.prioritized import PrioritizedSampler
 from gym_replay.buffer.loading.ranks import agree_on_seed, find_ranks
-from gym_replay.buffer.loading.weights import Floats, ReplacementOrder, check_weights, cumulative_weights
+from gym_replay.buffer.loading.weights import ReplacementOrder
 from gym_replay.errors import FieldError
 
 PRIORITIZED_ENTRIES = ("_samples", "_weights")
@@ -113,32 +113,32 @@ class ReplayLoader(DataLoader[Batch]):
         for name, remedy in _REFUSED.items():
             if options.pop(name, None) is not None:
                 raise FieldError(f"{name} is not taken: {remedy}")
-        self._batch_size, self._drop_last, self._shuffle = batch_size, bool(drop_last), shuffle
-        self._replacement = replacement or weights is not None or buffer_weights is not None or sampler is not None
-        self._replacement |= refresh == "batch"
-        self._weights = weights if weights is None or isinstance(weights, str) else np.asarray(weights, np.float64)
-        self._buffer_weights = None if buffer_weights is None else np.asarray(buffer_weights, np.float64)
-        self._samples_per_epoch = samples_per_epoch
-        self._prioritized, self._refresh = sampler, refresh
-        self._sizes = (block_size, pool_size)
-        self._check(dataset, remake)
-        self._ranks = find_ranks(rank, world_size)
+        replacement = replacement or weights is not None or buffer_weights is not None or sampler is not None
+        self._ordering = Ordering(
+            batch_size,
+            shuffle,
+            bool(drop_last),
+            (block_size, pool_size),
+            replacement or refresh == "batch",
+            weights if weights is None or isinstance(weights, str) else np.asarray(weights, np.float64),
+            None if buffer_weights is None else np.asarray(buffer_weights, np.float64),
+            samples_per_epoch,
+            sampler,
+            refresh,
+        )
+        self._ordering.check(dataset, remake)
+        self._ranks = self._ordering.ranks = find_ranks(rank, world_size)
         if seed is None:
-            drawn = int(torch.randint(1 << 62, (), generator=options.get("generator")).item())
-            settings: dict[str, Any] = {
-                "the number of samples": len(dataset) if refresh is None else None,
-                "batch_size": batch_size,
-            }
-            settings |= {"shuffle": shuffle, "drop_last": bool(drop_last), "replacement": self._replacement}
-            seed = agree_on_seed(self._ranks, drawn, settings)
-        self._seed = seed
+            seed = self._drawn_seed(dataset, options.get("generator"))
+        self._ordering.seed = seed
+        self._prioritized = sampler
         self._live = None if refresh is None or remake is None else LiveDataset(dataset, remake)
-        self._order = self._order_of(dataset)
+        self._order = self._ordering.order_of(dataset)
         self._batches = Batches(
             self._order,
             len(dataset),
             live=self._live,
-            reorder=self._order_of,
+            reorder=self._ordering.order_of,
             each_batch=refresh == "batch",
             prioritized=sampler,
         )
@@ -151,85 +151,16 @@ class ReplayLoader(DataLoader[Batch]):
         served = dataset if self._live is None else self._live
         super().__init__(served, batch_size=None, sampler=self._batches, collate_fn=_as_it_is, **options)
 
-    def _check(self, dataset: ReplayDataset, remake: Any) -> None:
-        """Refuse arguments that do not fit one another."""
-        if not (isinstance(self._shuffle, (bool, np.bool_)) or self._shuffle == "block"):
-            raise FieldError(f"shuffle={self._shuffle!r}: expected True, False or 'block'")
-        if self._shuffle != "block" and self._sizes != (None, None):
-            raise FieldError("block_size and pool_size go with shuffle='block'")
-        if self._prioritized is not None and not isinstance(self._prioritized, PrioritizedSampler):
-            raise FieldError(
-                f"sampler={self._prioritized!r}: expected a PrioritizedSampler; any other order is decided by shuffle, "
-                "weights, seed and set_epoch"
-            )
-        weighted = self._weights is not None or self._buffer_weights is not None
-        if self._shuffle == "block" and (self._replacement or self._refresh is not None):
-            raise FieldError("shuffle='block' goes with neither refresh, nor weights, nor any draw with replacement")
-        if weighted and self._prioritized is not None:
-            raise FieldError("weights and sampler exclude one another: priorities are weights")
-        if self._samples_per_epoch is not None and not self._replacement:
-            raise FieldError("samples_per_epoch goes with draws with replacement: replacement=True, weights or sampler")
-        if self._refresh not in (None, "epoch", "batch"):
-            raise FieldError(f"refresh={self._refresh!r}: expected 'epoch', 'batch' or None")
-        if self._refresh is None:
-            return
-        if remake is None:
-            raise FieldError("refresh: make the loader with buffer.dataloader(...), which knows how to look again")
-        if self._refresh == "batch" and self._shuffle is False and self._prioritized is None and not weighted:
-            raise FieldError("refresh='batch' draws at random from what is live; pass shuffle=True or a sampler")
-        if self._weights is not None and not isinstance(self._weights, str):
-            raise FieldError("weights: with refresh, episodes come and go; name a meta field that holds their weights")
-        if self._prioritized is not None and len(dataset.source.parts) > 1:
-            raise FieldError("sampler: with refresh, it follows one buffer; make a loader for each")
-
-    def _order_of(self, dataset: ReplayDataset) -> Order:
-        """The order over the samples of this dataset."""
-        count = len(dataset)
-        common: dict[str, Any] = {"seed": self._seed, "drop_last": self._drop_last}
-        common |= {"rank": self._ranks.rank, "world_size": self._ranks.world_size}
-        if self._replacement:
-            draws = count if self._samples_per_epoch is None else self._samples_per_epoch
-            offsets = dataset.anchors.first_samples()
-            return ReplacementOrder(
-                draws,
-                self._batch_size,
-                shuffle=True,
-                **common,
-                offsets=offsets,
-                cumulative=self._cumulative(dataset, np.diff(offsets)),
-            )
-        if self._shuffle == "block":
-            block, pool = default_sizes(_sample_bytes(dataset), count)
-            block_size = block if self._sizes[0] is None else self._sizes[0]
-            pool_size = max(pool, block_size) if self._sizes[1] is None else self._sizes[1]
-            if self._sizes[0] is None:
-                block_size = min(block_size, pool_size)
-            try:
-                return BlockOrder(
-                    count, self._batch_size, shuffle=True, **common, block_size=block_size, pool_size=pool_size
-                )
-            except ValueError as error:
-                raise FieldError(str(error)) from None
-        return Order(count, self._batch_size, shuffle=bool(self._shuffle), **common)
-
-    def _cumulative(self, dataset: ReplayDataset, counts: npt.NDArray[np.int64]) -> Floats | None:
-        """The weights of the dataset's episodes, added up."""
-        source = dataset.source
-        if self._weights is None and self._buffer_weights is None:
-            return None
-        if self._buffer_weights is not None:
-            check_weights("buffer_weights", self._buffer_weights, len(source.parts))
-        weights = self._weights
-        if isinstance(weights, str):
-            field = source.meta_fields.get(weights)
-            if field is None or field.is_text or field.shape != ():
-                numbers = [name for name, info in source.meta_fields.items() if not info.is_text and info.shape == ()]
-                raise FieldError(f"weights={weights!r}: expected a meta field that is one number; there are {numbers}")
-            weights = source.meta(weights).astype(np.float64)
-        elif weights is not None:
-            check_weights("weights", weights, sum(len(part) for part in source.parts))
-            weights = weights[source.index]
-        return cumulative_weights(counts, source.owners, episode_weights=weights, buffer_weights=self._buffer_weights)
+    def _drawn_seed(self, dataset: ReplayDataset, generator: Any) -> int:
+        """A seed from torch's generator; that of rank 0 where the ranks must have the same."""
+        drawn, ordering = int(torch.randint(1 << 62, (), generator=generator).item()), self._ordering
+        shared = bool(ordering.shuffle) or (ordering.replacement and ordering.prioritized is None)
+        if not shared and not self._ranks.connected:
+            return drawn  # nothing is shared out by the seed
+        settings: dict[str, Any] = {"the number of samples": len(dataset) if ordering.refresh is None else None}
+        for name in ("batch_size", "shuffle", "drop_last", "replacement"):
+            settings[name] = getattr(ordering, name)
+        return agree_on_seed(self._ranks, drawn, settings)
 
     def __iter__(self) -> Any:
         epoch, start = self._next_epoch, self._next_start
@@ -245,13 +176,13 @@ class ReplayLoader(DataLoader[Batch]):
         assert self._live is not None
         within, self._resumed_within = self._resumed_within, None
         self._live.renew(self._ranks, within=None if within is None else within[0])
-        if within is not None and len(self._live) != within[1] and self._refresh == "epoch":
+        if within is not None and len(self._live) != within[1] and self._ordering.refresh == "epoch":
             warnings.warn(
                 f"resuming an epoch of {within[1]} samples, of which {len(self._live)} are left: episodes have gone "
                 "since, so that its order is another one",
                 stacklevel=3,
             )
-        self._order = self._batches.order = self._order_of(self._live.view.dataset)
+        self._order = self._batches.order = self._ordering.order_of(self._live.view.dataset)
         self._batches.follow()
 
     def _deliver(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Any]:
@@ -277,7 +208,7 @@ class ReplayLoader(DataLoader[Batch]):
     @property
     def seed(self) -> int:
         """The seed of the order, given or drawn."""
-        return self._seed
+        return self._ordering.seed
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be this epoch."""
@@ -292,22 +223,22 @@ class ReplayLoader(DataLoader[Batch]):
         """What must be the same for an order to be the same."""
         order = self._order
         settings: dict[str, Any] = {
-            "num_samples": order.num_samples if self._refresh is None else None,
+            "num_samples": order.num_samples if self._ordering.refresh is None else None,
             "batch_size": order.batch_size,
-            "shuffle": self._shuffle,
+            "shuffle": self._ordering.shuffle,
             "drop_last": order.drop_last,
             "world_size": order.world_size,
-            "replacement": self._replacement,
-            "samples_per_epoch": self._samples_per_epoch,
+            "replacement": self._ordering.replacement,
+            "samples_per_epoch": self._ordering.samples_per_epoch,
             "block_size": None,
             "pool_size": None,
             "weights": None,
             "prioritized": self._prioritized is not None,
-            "refresh": self._refresh,
+            "refresh": self._ordering.refresh,
         }
         if isinstance(order, BlockOrder):
             settings |= {"block_size": order.block_size, "pool_size": order.pool_size}
-        if isinstance(order, ReplacementOrder) and order.cumulative is not None and self._refresh is None:
+        if isinstance(order, ReplacementOrder) and order.cumulative is not None and self._ordering.refresh is None:
             settings["weights"] = zlib.crc32(order.cumulative.tobytes())
         return settings
 
@@ -318,7 +249,7 @@ class ReplayLoader(DataLoader[Batch]):
         that are at the same batch have the same state, so one checkpoint does for all; but priorities are of each rank.
         """
         epoch, batch = self._progress
-        state = {"epoch": epoch, "batch": batch, "seed": self._seed} | self._settings()
+        state = {"epoch": epoch, "batch": batch, "seed": self._ordering.seed} | self._settings()
         if self._prioritized is not None:
             state["sampler"] = self._prioritized.state_dict()
             drawn = [*self._batches.issued, *self._batches.pending]
@@ -345,23 +276,16 @@ class ReplayLoader(DataLoader[Batch]):
                     f"the state was taken with {name}={state[name]}, this loader has {value}; resume with the "
                     "same data and settings"
                 )
-        self._seed = state["seed"]
-        self._order = self._batches.order = replace(self._order, seed=self._seed)
+        self._ordering.seed = state["seed"]
+        self._order = self._batches.order = replace(self._order, seed=self._ordering.seed)
         self._next_epoch, self._next_start = state["epoch"], state["batch"]
         self._progress = (state["epoch"], state["batch"])
         if self._prioritized is not None:
             self._prioritized.load_state_dict(state["sampler"])
             self._batches.issued.clear()
             self._batches.pending = [
-                Draw(np.asarray(samples), self._seed, state["epoch"], first, np.asarray(weights))
+                Draw(np.asarray(samples), self._ordering.seed, state["epoch"], first, np.asarray(weights))
                 for samples, weights, first in state["pending"]
             ]
         if self._live is not None and state["batch"]:
             self._resumed_within = (tuple(tuple(pair) for pair in state["episodes"]), state["live_samples"])
-
-
-def _sample_bytes(dataset: ReplayDataset) -> float:
-    """Bytes on the disk for each further sample: rows of the selected episodes over samples, times bytes of a row."""
-    fields = [dataset.source.fields[name] for name in dataset.read_fields]
-    row = sum(field.nbytes for field in fields if not field.ragged) + sum(16 for field in fields if field.ragged)
-    return row * max(1.0, float(dataset.source.lengths.sum()) / max(len(dataset), 1))

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
         trajectory_loader,
         window_loader,
     )
+    from gym_replay.buffer.loading.prioritized import PrioritizedSampler
     from gym_replay.buffer.loading.returns import returns_to_go
+    from gym_replay.buffer.loading.splits import split
     from gym_replay.buffer.storage.check import CheckReport, Fault, check_buffer
     from gym_replay.replaying import ReplayReport, replay
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
@@ -60,6 +62,7 @@ _LAZY = {
     "FinishedEpisode": "gym_replay.wrappers.recording",
     "GoalMixture": "gym_replay.buffer.loading.goals",
     "GoalSampler": "gym_replay.buffer.loading.goals",
+    "PrioritizedSampler": "gym_replay.buffer.loading.prioritized",
     "ReplayReport": "gym_replay.replaying",
     "check_buffer": "gym_replay.buffer.storage.check",
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
@@ -68,6 +71,7 @@ _LAZY = {
     "register_space": "gym_replay.buffer.custom_spaces",
     "returns_to_go": "gym_replay.buffer.loading.returns",
     "replay": "gym_replay.replaying",
+    "split": "gym_replay.buffer.loading.splits",
     "timestep_loader": "gym_replay.buffer.loading.loaders",
     "trajectory_loader": "gym_replay.buffer.loading.loaders",
     "window_loader": "gym_replay.buffer.loading.loaders",
@@ -97,6 +101,7 @@ __all__ = [
     "MakeEnvError",
     "MissingExtraError",
     "NotABufferError",
+    "PrioritizedSampler",
     "Ragged",
     "ReadOnlyError",
     "RecordToBuffer",
@@ -111,6 +116,7 @@ __all__ = [
     "register_space",
     "replay",
     "returns_to_go",
+    "split",
     "timestep_loader",
     "trajectory_loader",
     "window_loader",

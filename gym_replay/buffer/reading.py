@@ -15,7 +15,7 @@ from gym_replay.errors import EmptyBufferError, FieldError
 
 if TYPE_CHECKING:
     from gym_replay.buffer.loading.datasets import ReplayDataset
-    from gym_replay.buffer.loading.loaders import ReplayLoader
+    from gym_replay.buffer.loading.replay_loader import ReplayLoader
     from gym_replay.buffer.loading.source import Episodes
 
 
@@ -160,7 +160,7 @@ class Readable:
         filter_meta: Mapping[str, Any] | None = None,
         episodes: Episodes | None = None,
         to_named_tuple: Sequence[str] | None = None,
-        shuffle: bool = False,
+        shuffle: bool | str = False,
         drop_last: bool = False,
         seed: int | None = None,
         device: Any = None,
@@ -181,7 +181,9 @@ class Readable:
                 all values to a boolean mask. Float fields are compared in their own precision.
             to_named_tuple: deliver named tuples of these entries in this order; leading underscores are dropped in
                 the tuple's own names.
-            shuffle, drop_last, seed: the order, a pure function of seed and epoch.
+            shuffle, drop_last, seed: the order, a pure function of seed, epoch, rank and world size: each sample once
+                an epoch, over all ranks of an initialised torch.distributed. ``shuffle="block"`` is for data larger
+                than memory.
             device: where the tensors go.
             options: ``fields``, ``current_fields``, ``next_fields``, ``sequence_fields``, ``filter_fields`` (as
                 filter_meta, for scalar fields at the sample's step), ``fieldname_map`` (entry name to new name),
@@ -191,7 +193,10 @@ class Readable:
                 as ``batch["observation"]["camera"]["rgb"]``, what belongs to them as ``batch["observation_is_pad"]``
                 with the same parts; named tuples then have ``"observation"`` as one entry), ``dtype`` (None:
                 float64 is delivered in torch's default dtype; a torch dtype: all floats in it; ``"stored"``: as
-                stored), and the DataLoader's own such as ``num_workers``.
+                stored); ``rank``, ``world_size``, ``block_size``, ``pool_size``, ``replacement``, ``weights``,
+                ``buffer_weights``, ``samples_per_epoch``, ``sampler`` and ``refresh``, see
+                :class:`~gym_replay.buffer.loading.replay_loader.ReplayLoader`; and the DataLoader's own such as
+                ``num_workers``.
 
         Raises:
             EmptyBufferError: there is no sample.

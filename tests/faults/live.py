@@ -154,6 +154,46 @@ def _read_ring(folder: Path, content: Content, seed: str, batches: int) -> dict[
     return counts
 
 
+def _load_ring(folder: Path, content: Content, seed: int, batches: int, refresh: str, workers: int) -> dict[str, int]:
+    """The same through a loader that refreshes its snapshot."""
+    buffer = ReplayBuffer.from_folder(folder, read_only=True)
+    while len(buffer) < 3:
+        time.sleep(0.001)
+        buffer.refresh()
+    more = {"num_workers": workers, "persistent_workers": True, "multiprocessing_context": "fork"} if workers else {}
+    options = {"n_steps": N, "dtype": "stored", "shuffle": True, "seed": seed, "refresh": refresh}
+    loader = buffer.dataloader(16, **options, **content.options, **more)
+    counts = {"batches": 0, "epochs": 0, "ended": 0}
+    while counts["batches"] < batches:
+        counts["epochs"] += 1
+        try:
+            for batch in loader:
+                content.verify_batch(batch)
+                counts["batches"] += 1
+        except EpisodeEvictedError:  # faster than a batch could be copied, again and again: said, and not hidden
+            counts["ended"] += 1
+            assert counts["ended"] < REFRESHES
+    return counts
+
+
+def follow_ring_by_loader(batches: int, seed: int, *, workers: int, refresh: str, **options: Any) -> dict[str, int]:
+    """One writer of a ring, and a loader that follows it; returns how much was read.
+
+    Raises:
+        ChildError: a batch held what nobody wrote, or anybody died.
+    """
+    with tempfile.TemporaryDirectory() as parent:
+        folder, stop = Path(parent) / "ring", Flag()
+        with ReplayBuffer(folder, fields=PLAIN.fields, meta_fields=PLAIN.meta_fields, circular=True, **options):
+            pass
+        return _follow(
+            folder,
+            stop,
+            lambda: _write_ring(folder, stop, PLAIN, options),
+            [_reading(_load_ring, folder, PLAIN, seed, batches, refresh, workers)],
+        )
+
+
 def follow_ring(
     readers: int, batches: int, seed: int, *, content: Content | None = None, **options: Any
 ) -> dict[str, int]:
@@ -422,6 +462,10 @@ def table(rounds: int, seed: int) -> tuple[list[str], list[str]]:
         f"ring, {name}": lambda options=options: follow_ring(3, 120 * rounds, seed, **options)  # type: ignore[misc]
         for name, options in RINGS.items()
     }
+    for refresh in ("epoch", "batch"):
+        work[f"loader, {refresh}"] = lambda refresh=refresh: follow_ring_by_loader(  # type: ignore[misc]
+            120 * rounds, seed, workers=2, refresh=refresh, max_steps=2000
+        )
     work["changes"] = lambda: follow_changes(3, 30 * rounds, seed)
     work["changes, in memory"] = lambda: follow_changes(3, 30 * rounds, seed, parent=memory())
     for name, follow in work.items():

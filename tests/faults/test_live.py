@@ -23,6 +23,14 @@ def test_no_torn_batch_from_a_ring(ring):
     assert counts["episodes"] > 200
 
 
+@pytest.mark.parametrize("refresh", ["epoch", "batch"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_torn_batch_from_a_loader_that_follows_a_ring(workers, refresh):
+    counts = live.follow_ring_by_loader(300, 1, workers=workers, refresh=refresh, max_steps=2000)
+    assert counts["batches"] >= 300
+    assert counts["episodes"] > 200
+
+
 @pytest.mark.parametrize(("states", "in_memory"), [(1000, False), (2500, True)], ids=["disk", "memory"])
 def test_changes_are_seen_whole(states, in_memory):
     counts = live.follow_changes(3, states, 1, parent=live.memory() if in_memory else None)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch.utils.data import Dataset
 
 from gym_replay.buffer.loading.collate import Batch, Dtype, check_dtype, to_tensor
-from gym_replay.buffer.loading.draws import draw
+from gym_replay.buffer.loading.draws import Draw
 from gym_replay.buffer.loading.nesting import Nesting, roots_of
 from gym_replay.buffer.loading.plans import Anchors, Bools, Floats, Ints
+from gym_replay.buffer.loading.randomness import draw
 from gym_replay.buffer.loading.source import Condition, Padded, Source, matches
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 
@@ -36,7 +36,14 @@ class ReplayDataset(Dataset[Batch]):
         dtype: see the loaders.
         nested: put the parts of nested spaces into dicts and tuples as the space has them, instead of beside one
             another under dotted names.
+
+    Attributes:
+        draw: what the batch in the making was asked with: the seed and the epoch of whatever is drawn at random for it.
+        read_fields: the names of the fields that batches are made of.
     """
+
+    draw = Draw(np.empty(0, np.int64))
+    read_fields: Collection[str] = ()
 
     def __init__(
         self,
@@ -52,7 +59,7 @@ class ReplayDataset(Dataset[Batch]):
         self.source = source
         self._nesting = Nesting(roots_of(source.parts[0].metadata.environment)) if nested else None
         self._roots: dict[str, str] = {}
-        self._moment: torch.Tensor | None = None
+        self._moment = 0, 0
         self.anchors = _filter(source, anchors, filter_fields) if filter_fields else anchors
         if len(self.anchors) == 0:
             raise EmptyBufferError("no sample to load: the selected episodes have no step of this kind")
@@ -81,11 +88,13 @@ class ReplayDataset(Dataset[Batch]):
         self._meta = [name for name in meta if self._is_wanted(name)]
         if self._nesting is not None:
             self._nesting.build(name for name in available if self._is_wanted(name))
-        return {
+        chosen = {
             name: field
             for name, field in entries.items()
             if self._is_wanted(name) or (name in ragged and self._is_wanted(f"{name}_lens"))
         }
+        self.read_fields = set(chosen.values())
+        return chosen
 
     def _check_distinct(self, outputs: Sequence[str]) -> None:
         if twice := sorted({name for name in outputs if outputs.count(name) > 1}):
@@ -149,31 +158,46 @@ class ReplayDataset(Dataset[Batch]):
         if isinstance(index, (int, np.integer)):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index}: there are {len(self)}")
-            flat = self.batch(np.array([index % len(self)]))
+            flat = self._asked(np.array([index % len(self)]))
             return self._nest({name: values[0] for name, values in flat.items()})
-        return self._nest(self.batch(np.asarray(index, np.int64)))
+        if isinstance(index, Draw):
+            return self._nest(self._drawn(index))
+        return self._nest(self._asked(np.asarray(index, np.int64)))
 
     def _nest(self, batch: Batch) -> Batch:
         return batch if self._nesting is None else self._nesting.fold(batch)
 
     def set_epoch(self, epoch: int, *, seed: int = 0) -> None:
-        """Let what is drawn at random for each sample be that of this epoch and seed, also in workers that run.
+        """Let what is drawn at random for each sample be that of this epoch and seed.
 
-        Loaders call it when an iteration begins. An earlier iteration of the same loader that still runs then draws
-        for the new epoch too.
+        For samples that are asked for by their numbers; a loader says with each batch of which epoch it is.
         """
-        if self._moment is not None:
-            self._moment[0], self._moment[1] = seed % 2**63, epoch
-
-    def _draw_at_random(self) -> None:
-        """To be called by datasets that draw something for their samples: in memory that workers share."""
-        self._moment = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._moment = seed, epoch
 
     def _draws(self, count: int, episodes: Ints, steps: Ints) -> Floats:
         """So many numbers from [0, 1) for each sample, ``(count, samples)``; other ones in each epoch."""
-        assert self._moment is not None
-        seed, epoch = self._moment.tolist()
-        return draw(seed, epoch, count, self.source.index[episodes], steps)
+        return draw(self.draw.seed, self.draw.epoch, count, self.source.index[episodes], steps)
+
+    def _asked(self, samples: Ints) -> Batch:
+        self.draw = Draw(samples, *self._moment)
+        return self.batch(samples)
+
+    def _drawn(self, draw: Draw) -> Batch:
+        """The batch that a sampler asked for, with the entries that only a prioritised draw has."""
+        self.draw = draw
+        for first, last in draw.reads:
+            episodes, steps = self.anchors.locate(np.array([first, last - 1]))
+            # Of the last episode no more than is needed, unless its last sample is among them: it may be all of it.
+            whole = int(steps[1]) + 1 == int(np.diff(self.anchors.offsets[episodes[1] : episodes[1] + 2])[0])
+            end = int(self.source.lengths[episodes[1]]) if whole else int(steps[1])
+            self.source.read_ahead(self.read_fields, episodes, (int(steps[0]), end + 1))
+        batch = self.batch(draw.samples)
+        if draw.weights is not None:
+            served = self._served
+            names = served if draw.names is None else np.where(served == draw.samples, draw.names, -1)
+            batch["_samples"] = to_tensor(names.astype(np.int64), None, only_float64=True)
+            batch["_weights"] = to_tensor(draw.weights.copy(), check_dtype(None), only_float64=True)
+        return batch
 
     def batch(self, samples: Ints) -> Batch:
         """The samples as one batch, not nested yet.
@@ -193,6 +217,7 @@ class ReplayDataset(Dataset[Batch]):
             for name in self._meta:
                 arrays[name] = self.source.meta(name)[episodes]
             if self.source.are_live(episodes):
+                self._served = samples
                 return {self._out(name): self._deliver(array) for name, array in arrays.items()}
         raise EpisodeEvictedError("episodes are evicted from the circular buffer faster than a batch can be copied")
 

@@ -1,65 +1,47 @@
-"""Random numbers that belong to a sample: a pure function of seed, epoch, episode and step.
-
-Which batch a sample is in, and which process gathers it, makes no difference.
-"""
+"""What a sampler asks of a dataset: the samples of one batch, and what goes with them."""
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from gym_replay.buffer.loading.plans import Floats, Ints
-
-Words: TypeAlias = npt.NDArray[np.uint64]
-
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_ONE = np.uint64(1)
-_SHIFTS = (30, 27)
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+from gym_replay.buffer.loading.order import Ints
+from gym_replay.buffer.loading.weights import Floats
 
 
-def draw(seed: int, epoch: int, count: int, episodes: Ints, steps: Ints) -> Floats:
-    """``count`` numbers from [0, 1) for each sample, float64 ``(count, samples)``.
+class Draw(NamedTuple):
+    """One batch to make. Small, so that it can be sent to a worker.
 
-    Seed, epoch, episode and step are added to a state one after another, each of which is then mixed by the output
-    function of SplitMix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014, with Stafford's
-    variant 13). The numbers of a sample are that generator's outputs from there on, so the first ones are the same
-    whatever ``count`` is.
+    Whatever a dataset draws at random for a batch (goals, crops), it takes from
+    ``uniforms(draw.positions, draw.seed, draw.epoch, stream)``. Then a batch does not depend on the worker that makes
+    it, nor on which batches were made before, and another epoch brings other values, with persistent workers too.
 
-    Args:
-        seed: any integer; those that are equal modulo 2**64 are the same.
-        epoch: from 0 on.
-        count: how many.
-        episodes, steps: int64 ``(samples,)``: which sample.
-
-    Example:
-        >>> draw(0, 0, 2, np.array([3, 3, 4]), np.array([0, 1, 0])).round(3)
-        array([[0.551, 0.919, 0.687],
-               [0.672, 0.701, 0.874]])
+    Attributes:
+        samples: sample numbers, int64 ``(batch,)``; in a live draw, which sample of its episode each is.
+        seed, epoch: of the loader.
+        first: the position in the epoch, over all ranks, of the first sample.
+        weights: importance weights, float64 ``(batch,)``, of a prioritised draw.
+        names: numbers for ``_samples`` where they are not ``samples``, int64 ``(batch,)``.
+        parts, ids: of a live draw: the buffer and the episode id of each sample, int64 ``(batch,)``.
+        version, bounds: of a live draw: a number that changes with the snapshot, and of each buffer the first id in it
+            and the one past the last.
+        reads: ranges ``(first, last)`` of samples that are soon to be read.
     """
-    state = 0
-    for number in (seed, epoch):
-        state = _mix_integer(state + _GOLDEN + number)
-    mixed = _mix(episodes.astype(np.uint64) + np.array(state, np.uint64))
-    mixed = _mix(mixed + (steps.astype(np.uint64) + _ONE) * np.array(_GOLDEN, np.uint64))
-    outputs = _mix(mixed + np.arange(1, count + 1, dtype=np.uint64)[:, None] * np.array(_GOLDEN, np.uint64))
-    uniform: Floats = (outputs >> np.uint64(11)) * 2.0**-53
-    return uniform
 
+    samples: Ints
+    seed: int = 0
+    epoch: int = 0
+    first: int = 0
+    weights: Floats | None = None
+    names: Ints | None = None
+    parts: Ints | None = None
+    ids: Ints | None = None
+    version: int = 0
+    bounds: tuple[tuple[int, int], ...] = ()
+    reads: tuple[tuple[int, int], ...] = ()
 
-def _mix_integer(state: int) -> int:
-    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=True):
-        state &= _MASK
-        state = (state ^ (state >> shift)) * multiplier
-    state &= _MASK
-    return state ^ (state >> 31)
-
-
-def _mix(state: Words) -> Words:
-    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=True):
-        state = (state ^ (state >> np.uint64(shift))) * np.array(multiplier, np.uint64)
-    mixed: Words = state ^ (state >> np.uint64(31))
-    return mixed
+    @property
+    def positions(self) -> Ints:
+        """The position of each sample in the epoch, over all ranks, int64 ``(batch,)``."""
+        return np.arange(self.first, self.first + len(self.samples), dtype=np.int64)

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch.utils.data import DataLoader, Sampler
-
-from gym_replay.buffer.loading.collate import Batch, named_tuple_class, to_device
 from gym_replay.buffer.loading.datasets import ReplayDataset
-from gym_replay.buffer.loading.order import Order
-from gym_replay.buffer.loading.plans import Ints
+from gym_replay.buffer.loading.replay_loader import PRIORITIZED_ENTRIES, ReplayLoader
 from gym_replay.buffer.loading.source import Condition, Episodes, Source
 from gym_replay.buffer.loading.trajectories import CropDataset, TrajectoryDataset
 from gym_replay.buffer.loading.transitions import NStepDataset, TimestepDataset
@@ -30,141 +24,6 @@ if TYPE_CHECKING:
 
         def snapshots(self) -> list[Snapshot]:
             """The live episodes of each part."""
-
-
-_REFUSED = {
-    "collate_fn": "batches are gathered whole; change the batch in your training loop",
-    "sampler": "the order is decided by shuffle, seed and set_epoch",
-    "batch_sampler": "the order is decided by batch_size, shuffle, drop_last and seed",
-    "dataset": "the dataset is made from the buffer; use buffer.dataset(...) with a DataLoader of your own",
-}
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-class _Positions(Sampler[Ints]):
-    """The batches of sample numbers of one epoch, from one of them on."""
-
-    def __init__(self, order: Order) -> None:
-        self.order = order
-        self.epoch, self.start = 0, 0
-
-    def __iter__(self) -> Iterator[Ints]:
-        return self.order.batches(self.epoch, self.start)
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-
-class ReplayLoader(DataLoader[Batch]):
-    """A DataLoader whose batches are dicts (or named tuples) of tensors.
-
-    Its order is a pure function of (seed, epoch): every sample exactly once an epoch. Each new iteration is the
-    next epoch. The episodes are those that were live when the loader was made.
-
-    Args:
-        dataset: one of this package's datasets.
-        batch_size: samples a batch.
-        shuffle: whether the order is random; else it is that of the buffer.
-        drop_last: leave out the last batch where it is not full.
-        seed: of the order; None draws one from torch's default generator.
-        device: where the tensors go.
-        to_named_tuple: deliver named tuples of these entries, in this order.
-        options: torch's own (num_workers, pin_memory, prefetch_factor, persistent_workers, ...).
-    """
-
-    def __init__(
-        self,
-        dataset: ReplayDataset,
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        drop_last: bool = False,
-        seed: int | None = None,
-        device: Any = None,
-        to_named_tuple: Sequence[str] | None = None,
-        **options: Any,
-    ) -> None:
-        for name, remedy in _REFUSED.items():
-            if options.pop(name, None) is not None:
-                raise FieldError(f"{name} is not taken: {remedy}")
-        if seed is None:
-            seed = int(torch.randint(1 << 62, (), generator=options.get("generator")).item())
-        self._order = Order(len(dataset), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
-        self._positions = _Positions(self._order)
-        self._dataset = dataset
-        self._device = device
-        self._tuple_names = None if to_named_tuple is None else list(to_named_tuple)
-        self._tuple_class = None if to_named_tuple is None else named_tuple_class(to_named_tuple)
-        self._next_epoch, self._next_start = 0, 0
-        self._progress = (0, 0)
-        super().__init__(dataset, batch_size=None, sampler=self._positions, collate_fn=_as_it_is, **options)
-
-    def __iter__(self) -> Any:
-        epoch, start = self._next_epoch, self._next_start
-        self._next_epoch, self._next_start = epoch + 1, 0
-        self._progress = (epoch, start)
-        self._positions.epoch, self._positions.start = epoch, start
-        self._dataset.set_epoch(epoch, seed=self._order.seed)
-        return self._deliver(super().__iter__(), epoch, start)
-
-    def _deliver(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Any]:
-        for number, batch in enumerate(batches, start + 1):
-            self._progress = (epoch, number) if number < len(self._order) else (epoch + 1, 0)
-            if self._device is not None:
-                batch = to_device(batch, self._device, non_blocking=self.pin_memory)
-            if self._tuple_class is not None and self._tuple_names is not None:
-                yield self._tuple_class(*(batch[name] for name in self._tuple_names))
-            else:
-                yield batch
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of the next iteration."""
-        return self._next_epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be this epoch."""
-        if isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)) or epoch < 0:
-            raise FieldError(f"epoch: expected a number from 0 on, got {epoch!r}")
-        self._next_epoch, self._next_start = int(epoch), 0
-        self._progress = (int(epoch), 0)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the running (or last) iteration is: from it, another loader of the same data goes on exactly."""
-        order = self._order
-        epoch, batch = self._progress
-        return {
-            "epoch": epoch,
-            "batch": batch,
-            "seed": order.seed,
-            "num_samples": order.num_samples,
-            "batch_size": order.batch_size,
-            "shuffle": order.shuffle,
-            "drop_last": order.drop_last,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration begin with the batch after the last one delivered when the state was taken.
-
-        Raises:
-            FieldError: the state is of a loader over other data or with other settings.
-        """
-        mine = self.state_dict()
-        if missing := sorted(set(mine) - set(state)):
-            raise FieldError(f"the state has no entry {missing[0]!r}; pass what state_dict() returned")
-        for name in ("num_samples", "batch_size", "shuffle", "drop_last"):
-            if state[name] != mine[name]:
-                raise FieldError(
-                    f"the state was taken with {name}={state[name]}, this loader has {mine[name]}; resume with the "
-                    "same data and settings"
-                )
-        self._order = replace(self._order, seed=state["seed"])
-        self._positions.order = self._order
-        self._next_epoch, self._next_start = state["epoch"], state["batch"]
-        self._progress = (state["epoch"], state["batch"])
 
 
 KINDS: dict[str, type[ReplayDataset]] = {
@@ -222,8 +81,13 @@ def make_loader(
     """The loader of one kind: dataset options go to the dataset, all others to :class:`ReplayLoader`."""
     known = set().union(*(dataset_options(other) for other in KINDS))
     chosen = {name: options.pop(name) for name in list(options) if name in known}
-    dataset = make_dataset(buffer, kind, filter_meta=filter_meta, episodes=episodes, only=to_named_tuple, **chosen)
-    return ReplayLoader(dataset, batch_size, to_named_tuple=to_named_tuple, **options)
+    only = to_named_tuple
+    if only is not None and options.get("sampler") is not None:
+        only = [name for name in only if name not in PRIORITIZED_ENTRIES]
+    remake: Callable[[Readable], ReplayDataset] = partial(
+        make_dataset, kind=kind, filter_meta=filter_meta, episodes=episodes, only=only, **chosen
+    )
+    return ReplayLoader(remake(buffer), batch_size, to_named_tuple=to_named_tuple, remake=remake, **options)
 
 
 def trajectory_loader(buffer: Readable, batch_size: int, **options: Any) -> ReplayLoader:

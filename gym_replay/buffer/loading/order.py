@@ -20,6 +20,7 @@ BLOCK_POSITIONS = 1 << 16
 ROUNDS = 8
 
 Word: TypeAlias = np.uint32 | np.uint64
+Ints: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,28 @@ class Order:
         starts = begin + min(stride, self.num_samples) * np.arange(count, dtype=np.int64)
         positions = np.add.outer(starts, np.arange(width - missing if count == 1 else width, dtype=np.int64)).ravel()
         positions = positions[: count * width - missing]
+        return self.visit(positions, epoch)
+
+    def visit(self, positions: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        """Return the samples at these positions of ``epoch``, int64 of the same shape.
+
+        This is what other orders replace; how positions are dealt to batches and ranks they share.
+        """
         return permute(positions, self.num_samples, self.seed, epoch) if self.shuffle else positions
 
+    def positions(self, index: int) -> NDArray[np.int64]:
+        """Return the positions of this rank's batch ``index``, over all ranks, ``(batch,)`` int64."""
+        first = self.first_position(index)
+        return np.arange(first, min(first + self._width, self.num_samples), dtype=np.int64)
 
-def permute(positions: NDArray[np.int64], size: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    def first_position(self, index: int) -> int:
+        """Return the position, over all ranks, of the first sample of this rank's batch ``index``."""
+        return (index * self.world_size + self.rank) * self._width
+
+
+def permute(
+    positions: NDArray[np.int64], size: int, seed: int, epoch: int, stream: tuple[int, ...] = ()
+) -> NDArray[np.int64]:
     """Return the samples at ``positions`` of a pseudo-random order of ``range(size)``.
 
     For fixed ``size``, ``seed`` and ``epoch`` this is a bijection of ``range(size)``, and each element is computed on
@@ -154,6 +173,7 @@ def permute(positions: NDArray[np.int64], size: int, seed: int, epoch: int) -> N
         size: how many samples there are, less than ``2**63``.
         seed: any integer from 0 on.
         epoch: any integer from 0 on.
+        stream: integers from 0 on that tell one of several orders of the same seed and epoch.
 
     Returns:
         Sample numbers, int64, of the shape of ``positions``.
@@ -175,7 +195,7 @@ def permute(positions: NDArray[np.int64], size: int, seed: int, epoch: int) -> N
     if lowest < 0 or highest >= size:
         raise IndexError(f"positions: expected 0 <= position < size = {size}, got {lowest} .. {highest}")
     bits = max(1, (size - 1).bit_length())
-    keys = _round_keys(seed, epoch, bits)
+    keys = _round_keys(seed, (epoch, *stream), bits)
     last = keys[0][0].dtype.type(size - 1)
     words = positions.astype(last.dtype).ravel()
     _mix(words, keys, bits)
@@ -188,12 +208,55 @@ def permute(positions: NDArray[np.int64], size: int, seed: int, epoch: int) -> N
     return words.astype(np.int64).reshape(positions.shape)
 
 
+def uniforms(positions: NDArray[np.int64], seed: int, epoch: int, stream: tuple[int, ...] = ()) -> NDArray[np.float64]:
+    """Return a pseudo-random number in [0, 1) for each position: always the same, whoever asks for it and when.
+
+    For fixed ``seed``, ``epoch`` and ``stream`` these are outputs of SplitMix64 (G. Steele, D. Lea and C. Flood, "Fast
+    Splittable Pseudorandom Number Generators", OOPSLA 2014), numbered by position, with 53 bits each.
+
+    Args:
+        positions: int64 of any shape, of any sign.
+        seed: any integer from 0 on.
+        epoch: any integer from 0 on.
+        stream: integers from 0 on that tell one of several sequences of the same seed and epoch.
+
+    Returns:
+        float64 of the shape of ``positions``.
+
+    Example:
+        >>> uniforms(np.arange(4), seed=0, epoch=0)[2] == uniforms(np.array([2]), seed=0, epoch=0)[0]
+        np.True_
+    """
+    key = _stream_key(_checked_integer("seed", seed, 0), (_checked_integer("epoch", epoch, 0), *stream))
+    words = mixed(positions.astype(np.uint64) + key)
+    numbers: NDArray[np.float64] = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers
+
+
+def mixed(counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return SplitMix64's output for each counter, uint64 of the same shape."""
+    words: NDArray[np.uint64] = counters * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        words ^= words >> np.uint64(shift)
+        words *= np.uint64(factor)
+    words ^= words >> np.uint64(31)
+    return words
+
+
+@lru_cache(maxsize=64)
+def _stream_key(seed: int, stream: tuple[int, ...]) -> np.uint64:
+    # One entry more than an order's streams have, so that the two never share their words.
+    state = np.random.SeedSequence(seed, spawn_key=(*stream, 0x756E6966)).generate_state(1, np.uint64)
+    key: np.uint64 = state[0]
+    return key
+
+
 @lru_cache(maxsize=16)
-def _round_keys(seed: int, epoch: int, bits: int) -> tuple[tuple[Word, Word], ...]:
+def _round_keys(seed: int, stream: tuple[int, ...], bits: int) -> tuple[tuple[Word, Word], ...]:
     """Return an addend and an odd multiplier per round, below ``2**bits`` and in the narrowest word that holds them."""
     # 32-bit products are twice as many per vector instruction, and 64-bit ones have none at all on most machines.
     word = np.uint32 if bits <= 32 else np.uint64
-    state = np.random.SeedSequence(seed, spawn_key=(epoch,)).generate_state(2 * ROUNDS, np.uint64).tolist()
+    state = np.random.SeedSequence(seed, spawn_key=stream).generate_state(2 * ROUNDS, np.uint64).tolist()
     mask = 2**bits - 1
     pairs = zip(state[::2], state[1::2], strict=True)
     return tuple((word(add & mask), word((multiply | 1) & mask)) for add, multiply in pairs)

@@ -68,6 +68,10 @@ class Anchors:
         flat = int(self.offsets[episode])
         return flat if self.kept is None else int(np.searchsorted(self.kept, flat))
 
+    def first_samples(self) -> Ints:
+        """The number of each episode's first sample, and after them how many samples there are: ``(episodes + 1,)``."""
+        return self.offsets if self.kept is None else np.searchsorted(self.kept, self.offsets).astype(np.int64)
+
 
 def timestep_anchors(lengths: Ints) -> Anchors:
     """Every transition is a sample."""

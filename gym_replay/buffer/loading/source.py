@@ -92,6 +92,32 @@ class Source:
             setattr(self, attribute, getattr(self, attribute)[mask])
         self._meta = {}
 
+    @property
+    def owners(self) -> Ints:
+        """Which part each episode is in, int64 ``(episodes,)``, ascending."""
+        return self._part
+
+    def read_ahead(self, names: Collection[str], episodes: Ints, steps: tuple[int, int]) -> None:
+        """Have rows in memory soon.
+
+        Args:
+            names: fields.
+            episodes: the first and the last episode (places in the selection), int64 ``(2,)``.
+            steps: from which row of the first one, and to before which row of the last one.
+        """
+        chosen = slice(int(episodes[0]), int(episodes[1]) + 1)
+        starts = self.starts[chosen].copy()
+        ends = starts + self.lengths[chosen] + self.has_final[chosen]
+        ends[-1] = min(int(ends[-1]), int(starts[-1]) + steps[1])
+        starts[0] += steps[0]
+        # Episodes mostly lie back to back; up to a row between two (an o_T that is missing) is read along.
+        breaks = np.flatnonzero((starts[1:] < ends[:-1]) | (starts[1:] > ends[:-1] + 1)) + 1
+        for begin, end in zip(starts[[0, *breaks]].tolist(), ends[[*(breaks - 1), -1]].tolist(), strict=True):
+            number = int(np.searchsorted(self._row_offsets, begin, side="right")) - 1
+            part, offset = self.parts[number], int(self._row_offsets[number])
+            for name in names:
+                part.columns[part.metadata.rows_path(name)].read_ahead(begin - offset, end - offset)
+
     def meta(self, name: str) -> npt.NDArray[Any]:
         """A meta field's values, ``(episodes, *field.shape)``."""
         if name not in self._meta:

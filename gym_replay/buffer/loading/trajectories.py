@@ -131,7 +131,6 @@ class CropDataset(StretchDataset):
         self._pad_left = pad == "left"
         self._return_indices = return_indices
         super().__init__(source, self._make_anchors(source.lengths), **common)
-        self._draw_at_random()
         self._choose_stretches(fields, next_fields)
 
     def _make_anchors(self, lengths: Ints) -> Anchors:

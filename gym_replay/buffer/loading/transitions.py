@@ -94,7 +94,6 @@ class StepDataset(ReplayDataset):
             which = f"{wrong[0]!r} is none" if self._goal_fields else "there is none"
             raise FieldError(f"GoalSampler: expected state fields as goals, {which}; the state fields are {states}")
         self._everything = timestep_anchors(source.lengths)
-        self._draw_at_random()
 
     def _goal_entries(self) -> dict[str, str]:
         """Entry name to field name of all goals."""

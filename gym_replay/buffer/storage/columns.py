@@ -221,6 +221,13 @@ class Column:
             raise CorruptBufferError(f"{self.path}: expected at least {rows} rows, got {self._rows}")
         return self._array[:rows] if self._row_nbytes else self._without_bytes(rows)
 
+    def read_ahead(self, first: int, last: int) -> None:
+        """Ask the operating system to have rows ``first`` to ``last - 1`` in memory soon; returns at once."""
+        if hasattr(os, "posix_fadvise") and self._descriptor >= 0 and last > first:
+            begin, nbytes = self._offset + first * self._row_nbytes, (last - first) * self._row_nbytes
+            with contextlib.suppress(OSError):  # it is advice
+                os.posix_fadvise(self._descriptor, begin, nbytes, os.POSIX_FADV_WILLNEED)
+
     def rows_held(self, rows: int) -> int:
         """How many rows there are to view, up to ``rows`` at least where the file holds them."""
         if rows > self._rows:

@@ -1,0 +1,195 @@
+"""A dataset over buffers that are still written: it takes new snapshots, in workers too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset
+
+from gym_replay.buffer.loading.collate import Batch
+from gym_replay.buffer.loading.datasets import ReplayDataset
+from gym_replay.buffer.loading.draws import Draw
+from gym_replay.buffer.loading.order import Ints, uniforms
+from gym_replay.buffer.loading.ranks import Ranks
+from gym_replay.buffer.loading.weights import Floats
+from gym_replay.buffer.storage.reader import FolderReader, Snapshot
+from gym_replay.errors import EmptyBufferError, EpisodeEvictedError
+
+Bounds: TypeAlias = tuple[tuple[int, int], ...]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+_ATTEMPTS = 20
+_REPLACED = 31
+
+
+class Snapshots:
+    """Snapshots in the place of a buffer."""
+
+    def __init__(self, parts: Sequence[Snapshot]) -> None:
+        self._parts = list(parts)
+
+    def snapshots(self) -> list[Snapshot]:
+        """The parts as they were given."""
+        return self._parts
+
+
+class View:
+    """A dataset over one snapshot, and by what its samples are known to other processes.
+
+    Attributes:
+        dataset: over the snapshot.
+        bounds: of each buffer, the first id in it and the one past the last.
+        version: a number that changes with the snapshot.
+        offsets: int64 ``(episodes + 1,)``: each episode's first sample, and the number of samples.
+        parts, ids: int64 ``(episodes,)``: buffer and id of each episode.
+    """
+
+    def __init__(self, dataset: ReplayDataset, bounds: Bounds, version: int) -> None:
+        self.dataset, self.bounds, self.version = dataset, bounds, version
+        self.offsets = dataset.anchors.first_samples()
+        self.parts, self.ids = dataset.source.owners, dataset.source.ids
+        self._starts_of_parts = np.searchsorted(self.parts, np.arange(len(bounds) + 1))
+
+    def find(self, parts: Ints, ids: Ints, inside: Ints) -> tuple[Ints, Bools]:
+        """Return the numbers of samples, and which there are not."""
+        samples, missing = np.zeros(len(ids), np.int64), np.ones(len(ids), np.bool_)
+        for part in np.unique(parts).tolist():
+            low, high = self._starts_of_parts[part : part + 2].tolist()
+            if low == high:
+                continue
+            mine = np.flatnonzero(parts == part)
+            places = low + np.minimum(np.searchsorted(self.ids[low:high], ids[mine]), high - low - 1)
+            samples[mine] = self.offsets[places] + inside[mine]
+            missing[mine] = (self.ids[places] != ids[mine]) | (samples[mine] >= self.offsets[places + 1])
+        return samples, missing
+
+    def others(self, parts: Ints, chances: Floats) -> Ints:
+        """Return samples of these parts, or of all where a part has none, one for each number in [0, 1)."""
+        low, high = (self.offsets[self._starts_of_parts[parts + k]] for k in (0, 1))
+        empty = low == high
+        low, high = np.where(empty, 0, low), np.where(empty, self.offsets[-1], high)
+        samples: Ints = low + (chances * (high - low)).astype(np.int64)
+        return samples
+
+
+class LiveDataset(Dataset[Batch]):
+    """The dataset of the newest snapshot that was asked for.
+
+    The main process takes snapshots and draws samples. A draw names episodes by their ids, which never change. So a
+    worker, whose snapshot may be newer, finds the same samples, and takes a new snapshot when a draw says that there
+    is one. A sample whose episode has gone in between is replaced by a random one of the same buffer.
+
+    Args:
+        dataset: over the snapshot of now.
+        remake: makes the like of it over other snapshots; must pickle where workers are spawned.
+    """
+
+    def __init__(self, dataset: ReplayDataset, remake: Callable[[Snapshots], ReplayDataset]) -> None:
+        self._remake = remake
+        self._folders = [part.reader.folder for part in dataset.source.parts]
+        self._readers: list[FolderReader] | None = None
+        self._seen: list[Snapshot] = []
+        self.view = View(dataset, tuple(_bounds_of(part) for part in dataset.source.parts), 0)
+        """What samples are drawn from."""
+        self._served = self.view
+        """What batches are made from: in a worker, or where episodes left too fast, another view than the above."""
+
+    def __len__(self) -> int:
+        return len(self.view.dataset)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process opens the files itself, and draws nothing.
+        return self.__dict__ | {"_readers": None, "_seen": [], "view": self._served}
+
+    def renew(self, ranks: Ranks | None = None, *, within: Bounds | None = None) -> bool:
+        """Take a new snapshot; return whether anything is different.
+
+        Args:
+            ranks: processes that must get the same episodes: those that all of them see.
+            within: episodes outside of these bounds are left out.
+
+        Raises:
+            EmptyBufferError: there is no sample any more.
+            EpisodeEvictedError: the ranks cannot agree, because episodes leave too fast.
+        """
+        for _ in range(_ATTEMPTS):
+            parts, bounds = self._look(within)
+            if ranks is not None and ranks.connected:
+                bounds = _intersection(ranks.gather(bounds))
+            changed = bounds != self.view.bounds or [*map(id, parts)] != [*map(id, self._seen)]
+            if changed:
+                self.view = self._served = self._view_of(parts, bounds, self.view.version + 1)
+                self._seen = parts
+            # Deletions between two ranks' looks do not show in the bounds.
+            if ranks is None or len(set(ranks.gather((bounds, len(self))))) == 1:
+                return changed
+        raise EpisodeEvictedError("the episodes change faster than the ranks can agree on them")
+
+    def _look(self, within: Bounds | None) -> tuple[list[Snapshot], Bounds]:
+        if self._readers is None:
+            self._readers = [FolderReader(folder) for folder in self._folders]
+        parts = [reader.refresh() for reader in self._readers]
+        bounds = tuple(_bounds_of(part) for part in parts)
+        return parts, bounds if within is None else _intersection([bounds, within])
+
+    def _view_of(self, parts: Sequence[Snapshot], bounds: Bounds, version: int) -> View:
+        cut = [_within(part, *limits) for part, limits in zip(parts, bounds, strict=True)]
+        return View(self._remake(Snapshots(cut)), bounds, version)
+
+    def draw(self, samples: Ints, **entries: Any) -> Draw:
+        """Return a draw of samples of the newest snapshot, for whichever process makes the batch."""
+        places = np.searchsorted(self.view.offsets, samples, side="right") - 1
+        return self.draw_of(places, samples - self.view.offsets[places], **entries)
+
+    def draw_of(self, places: Ints, inside: Ints, **entries: Any) -> Draw:
+        """The same of episodes (places, -1 for one that has gone) and which of its samples each sample is."""
+        view = self.view
+        ids = np.where(places < 0, -1, view.ids[places])
+        return Draw(inside, parts=view.parts[places], ids=ids, version=view.version, bounds=view.bounds, **entries)
+
+    def __getitem__(self, index: Any) -> Batch:
+        if not isinstance(index, Draw) or index.ids is None:
+            return self._served.dataset[index]
+        if index.version != self._served.version:
+            try:
+                self._served = self._view_of(*self._look(index.bounds), index.version)
+            except EmptyBufferError:  # none of those that it was drawn from is left
+                self._served = self._view_of(*self._look(None), index.version)
+        for _ in range(_ATTEMPTS):
+            with suppress(EpisodeEvictedError):
+                return self._served.dataset[self._numbered(index)]
+            self._served = self._view_of(*self._look(None), index.version)
+        raise EpisodeEvictedError("episodes are evicted from the circular buffer faster than a batch can be copied")
+
+    def _numbered(self, draw: Draw) -> Draw:
+        """The draw with sample numbers of the view that is served."""
+        assert draw.ids is not None
+        assert draw.parts is not None
+        samples, missing = self._served.find(draw.parts, draw.ids, draw.samples)
+        names = draw.names
+        if missing.any():
+            chances = uniforms(draw.positions[missing], draw.seed, draw.epoch, (_REPLACED,))
+            samples[missing] = self._served.others(draw.parts[missing], chances)
+            names = None if names is None else np.where(missing, -1, names)
+        return draw._replace(samples=samples, ids=None, parts=None, names=names)
+
+
+def _bounds_of(part: Snapshot) -> tuple[int, int]:
+    return (int(part.ids[0]), int(part.ids[-1]) + 1) if len(part) else (0, 0)
+
+
+def _intersection(several: Sequence[Bounds]) -> Bounds:
+    return tuple((max(first for first, _ in of), min(end for _, end in of)) for of in zip(*several, strict=True))
+
+
+def _within(part: Snapshot, first: int, end: int) -> Snapshot:
+    """The snapshot without the episodes before id ``first`` and from id ``end`` on."""
+    low, high = np.searchsorted(part.ids, (first, end)).tolist()
+    if (low, high) == (0, len(part)):
+        return part
+    names = ("ids", "slots", "starts", "lengths", "flags")
+    return replace(part, **{name: getattr(part, name)[low : max(low, high)] for name in names})

@@ -1,0 +1,203 @@
+"""Block shuffle: each sample once, few blocks at a time, and as well mixed as is said."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gym_replay.buffer.loading.blocks import BlockOrder, default_sizes
+
+epochs = st.integers(0, 2**40)
+
+
+@st.composite
+def block_orders(draw, **fixed):
+    """The same order as seen by every rank."""
+    world_size = draw(st.integers(1, 4))
+    block = draw(st.integers(1, 40))
+    arguments = {
+        "num_samples": draw(st.integers(0, 400)),
+        "batch_size": draw(st.integers(1, 60)),
+        "shuffle": True,
+        "seed": draw(st.integers(0, 2**70)),
+        "drop_last": draw(st.booleans()),
+        "block_size": block,
+        "pool_size": block * draw(st.integers(1, 8)) + draw(st.integers(0, 5)),
+    } | fixed
+    return [BlockOrder(**arguments, rank=rank, world_size=world_size) for rank in range(world_size)]
+
+
+def as_lists(batches):
+    return [batch.tolist() for batch in batches]
+
+
+@settings(deadline=None)
+@given(block_orders(drop_last=False), epochs)
+def test_every_sample_once_over_all_ranks(ranks, epoch):
+    visited = [sample for order in ranks for batch in order.batches(epoch) for sample in batch.tolist()]
+    assert sorted(visited) == list(range(ranks[0].num_samples))
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+
+
+@settings(deadline=None)
+@given(block_orders(drop_last=True), epochs)
+def test_drop_last_gives_every_rank_the_same(ranks, epoch):
+    visited = [sample for order in ranks for batch in order.batches(epoch) for sample in batch.tolist()]
+    assert len({len(list(order.batches(epoch))) for order in ranks}) == 1
+    assert len(set(visited)) == len(visited) == sum(map(len, ranks)) * ranks[0].batch_size
+
+
+@settings(deadline=None)
+@given(block_orders(), epochs, st.integers(0, 410))
+def test_resume_is_exact(ranks, epoch, start):
+    for order in ranks:
+        batches = as_lists(order.batches(epoch))
+        assert as_lists(order.batches(epoch, start)) == batches[start:]
+        if batches:
+            index = start % len(batches)
+            assert order.batch(epoch, index).tolist() == batches[index]
+            assert order.visit(order.positions(index), epoch).tolist() == batches[index]
+
+
+@settings(deadline=None)
+@given(block_orders(), epochs)
+def test_the_world_size_does_not_change_the_global_batches(ranks, epoch):
+    first = ranks[0]
+    alone = BlockOrder(
+        first.num_samples, first.batch_size, True, first.seed, block_size=first.block_size, pool_size=first.pool_size
+    )
+    together = as_lists(alone.batches(epoch))
+    for rank, order in enumerate(ranks):
+        assert as_lists(order.batches(epoch)) == together[rank :: len(ranks)][: len(order)]
+
+
+@settings(deadline=None)
+@given(block_orders(), epochs)
+def test_a_pool_is_few_runs_of_consecutive_samples(ranks, epoch):
+    order = ranks[0]
+    size, most = order.num_samples, order.pool_size / order.block_size
+    positions = np.arange(size)
+    samples = order.visit(positions, epoch)
+    pools = np.array([order.pool_of(position) for position in range(size)])
+    for pool in range(order.num_pools):
+        held = samples[pools == pool]
+        assert abs(len(held) - size / order.num_pools) < 1
+        spans = order.spans(epoch, pool)
+        assert sorted(held.tolist()) == sorted(itertools.chain.from_iterable(range(*span) for span in spans))
+        # Each block is one run; one is cut at either end of a pool, one is short, and one wraps around.
+        assert len(spans) <= math.ceil(most) + 4
+        assert all(end - first <= order.block_size for first, end in spans)
+
+
+@settings(deadline=None)
+@given(block_orders(), epochs, st.integers(0, 50))
+def test_what_a_batch_needs_was_announced_before(ranks, epoch, start):
+    for order in ranks:
+        announced = set()
+        times = 0
+        for batch, spans in zip(order.batches(epoch, start), order.reads(epoch, start), strict=True):
+            for span in spans:
+                announced.update(range(*span))
+                times += span[1] - span[0]
+            if order.batch_size <= order.pool_size // 4 and order.num_pools == 1:
+                assert set(batch.tolist()) <= announced
+        assert times <= order.num_samples
+
+
+def test_reading_ahead_is_spread_over_the_pool_before():
+    order = BlockOrder(64_000, 64, True, seed=2, block_size=100, pool_size=6400)
+    announced = set()
+    counts = []
+    for batch, spans in zip(order.batches(3), order.reads(3), strict=True):
+        for span in spans:
+            announced.update(range(*span))
+        counts.append(sum(end - first for first, end in spans))
+        assert set(batch.tolist()) <= announced
+    assert len(announced) == sum(counts) == 64_000
+    assert max(counts[1:]) <= 300  # a batch takes 64 of a pool, so it may announce as much, in whole blocks
+    assert counts[0] <= 6400 + 300
+
+
+def joint(order, count):
+    """For each sample how often it was at each tenth of the epoch, over many seeds."""
+    table = np.zeros((10, 10))
+    for seed in range(count):
+        samples = BlockOrder(order.num_samples, 10, True, seed, block_size=order.block_size, pool_size=order.pool_size)
+        visited = samples.visit(np.arange(order.num_samples), 0)
+        np.add.at(table, (visited * 10 // order.num_samples, np.arange(order.num_samples) * 10 // order.num_samples), 1)
+    return table
+
+
+@pytest.mark.parametrize("size", [1000, 1037])
+def test_every_sample_is_as_likely_everywhere(size):
+    order = BlockOrder(size, 10, True, block_size=20, pool_size=200)
+    seeds = 400
+    table = joint(order, seeds)
+    # Blocks move together: of a tenth's 5 blocks each is in a tenth of the epoch with probability 1/10.
+    deviation = math.sqrt(seeds * 5 * 0.1 * 0.9) * 20
+    assert np.abs(table - table.sum() / 100).max() < 4.5 * deviation
+
+
+def test_mixing_is_as_documented():
+    """Pairs of one block in a batch, and the variance of the mean of a batch, against the formulas."""
+    size, block, pool, batch = 64_000, 50, 3200, 64
+    pairs, means = [], []
+    for seed in range(40):
+        order = BlockOrder(size, batch, True, seed, block_size=block, pool_size=pool)
+        values = np.random.default_rng(seed).normal(size=size // block)  # all samples of a block are alike
+        values = (values - values.mean()) / values.std()
+        phase = order._layout(0)[0]
+        for samples in order.batches(0):
+            numbers = (samples - phase) % size // block
+            counts = np.bincount(numbers)
+            pairs.append((counts * (counts - 1)).sum() / (batch * (batch - 1)))
+            means.append(values[numbers].mean())
+    expected = (block - 1) / (pool - 1)
+    assert abs(np.mean(pairs) / expected - 1) < 0.02
+    factor = np.var(means) * batch
+    assert 0.93 < factor / (1 + (batch - 1) * block / pool) < 1.07
+
+
+def test_epochs_cut_elsewhere():
+    order = BlockOrder(10_000, 100, True, seed=1, block_size=100, pool_size=1000)
+    phases = {order._layout(epoch)[0] % 100 for epoch in range(50)}
+    assert len(phases) > 30
+    assert order.visit(np.arange(10_000), 0).tolist() != order.visit(np.arange(10_000), 1).tolist()
+
+
+def test_memory_is_that_of_a_block_of_batches():
+    tracemalloc.start()
+    try:
+        order = BlockOrder(10**8, 256, True, seed=1, rank=2, world_size=3)
+        batches = list(itertools.islice(order.batches(0, start=len(order) // 2), 2000))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**24
+    samples = np.concatenate(batches)
+    assert len(np.unique(samples)) == len(samples)
+
+
+def test_orders_never_change():
+    order = BlockOrder(10, 10, True, seed=1, block_size=3, pool_size=6)
+    assert order.batch(0, 0).tolist() == ORDER
+
+
+ORDER = [2, 3, 4, 0, 1, 8, 7, 5, 6, 9]
+
+
+def test_arguments():
+    with pytest.raises(ValueError, match="pool_size=3"):
+        BlockOrder(10, 2, True, block_size=4, pool_size=3)
+    assert default_sizes(100.0, 10**9) == (41943, 2684354)
+    assert default_sizes(1e9, 100) == (1, 1)
+    block, pool = default_sizes(50_000.0, 10**6)
+    assert 64 <= pool / block <= 66
+    block, pool = default_sizes(8.0, 1000)
+    assert block == 1000 // 16

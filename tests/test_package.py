@@ -91,6 +91,6 @@ def test_imports_run_one_way(path):
 
 
 def test_plans_and_order_see_arrays_only():
-    for name in ("plans", "order"):
+    for name in ("plans", "order", "blocks", "weights", "prioritized"):
         imported = set(_imports(ROOT / "buffer" / "loading" / f"{name}.py"))
         assert not {module for module in imported if "storage" in module or "torch" in module}

@@ -14,7 +14,7 @@ from gym_replay.buffer.open_episode import OpenEpisode
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.staging import Packer, Piece, Stage
-from gym_replay.errors import FieldError
+from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import FLAG_BYTES, facts_of_end
 
@@ -91,6 +91,7 @@ class Recording:
         self._meta: Mapping[str, Any] = {}
         self.episode: OpenEpisode | None = None
         self.stage: Stage | None = None
+        self._is_judging = False
         self.is_broken = False  # a step was lost, so none may follow
         self._ended_at = -1
 
@@ -147,8 +148,10 @@ class Recording:
         """Commit the episode, or discard it: where it was cut and cut ones are not kept, or ``on_episode`` says so.
 
         Raises:
+            EpisodeStateError: ``on_episode`` is looking at the episode.
             StorageError: the disk refused; the episode goes on where it was cut, and can be ended again.
         """
+        self.refuse_within_on_episode()
         episode, stage = self.episode, self.stage
         if episode is None:
             return
@@ -199,13 +202,25 @@ class Recording:
         """What ``on_episode`` said, asked once for each episode."""
         if self._verdict is None:
             finished = FinishedEpisode(stage, {**self._meta, **episode.final_meta}, total, complete=episode.complete)
-            said = on_episode(finished)
+            self._is_judging = True
+            try:
+                said = on_episode(finished)
+            finally:
+                self._is_judging = False
             meta = said if isinstance(said, Mapping) else {}
             if own := [name for name in meta if name in self.buffer.metadata.recorder_meta]:
                 raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")
             self.buffer.encoders().meta(meta)
             self._verdict = meta, not (isinstance(said, (bool, np.bool_)) and not said)
         return self._verdict
+
+    def refuse_within_on_episode(self) -> None:
+        """Raise EpisodeStateError where ``on_episode`` is looking at the episode, which is not committed yet."""
+        if self._is_judging:
+            raise EpisodeStateError(
+                "on_episode: the recorder cannot be stepped, reset or closed while an episode of it is looked at; do "
+                "that after the step, reset or close that ended the episode"
+            )
 
     def _return_of(self, stage: Stage) -> Any:
         """The sum of the rewards, one after another: a float, or an array for rewards of several values."""

@@ -175,6 +175,7 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
         Those of them whose episodes are running are cut. ``options`` is not changed.
 
         Raises:
+            EpisodeStateError: it is called by ``on_episode``.
             FieldError: the mask is none, or what the environment returned does not fit.
             StorageError: the disk is full; nothing is reset, and the episodes go on.
         """
@@ -517,6 +518,7 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
                 again once there is. ``env.buffer.release()`` gives the episodes up.
         """
         refused = False
+        self._recording.refuse_within_on_episode()
         try:
             self._recording.end()
         except StorageError:

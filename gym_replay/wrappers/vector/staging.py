@@ -228,7 +228,9 @@ class _Block:
         if names is None:
             return {name: self._decoded(name, parts) for name in self.fields}
         return {
-            name: self._decoded(name, np.ascontiguousarray(parts[names[at]])) for at, name in enumerate(self.fields)
+            # Copied in any case: what is taken may be in memory that the next ones are taken to.
+            name: self._decoded(name, parts[names[at]].copy())
+            for at, name in enumerate(self.fields)
         }
 
 

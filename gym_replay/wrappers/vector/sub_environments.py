@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,13 +50,31 @@ class SubEnvironments:
         if self._sync:
             return self._base.envs[0].spec  # type: ignore[no-any-return]
         if self._async:
-            return self._base.get_attr("spec")[0]  # type: ignore[no-any-return]
+            return self._spec_of_another()
         spec = self._envs.spec
         if spec is None:
             return None
         kwargs = {name: value for name, value in spec.kwargs.items() if name not in _OF_VECTORS}
         longest = kwargs.pop("max_episode_steps", spec.max_episode_steps)  # a wrapper's, of a single environment
         return dataclasses.replace(spec, kwargs=kwargs, max_episode_steps=longest)
+
+    def _spec_of_another(self) -> EnvSpec | None:
+        """The spec of one more sub-environment, made as an AsyncVectorEnv makes one to see its spaces.
+
+        To ask a worker for its spec ends the worker where the spec cannot be pickled.
+        """
+        try:
+            env = self._base.env_fns[0]()
+        except Exception as error:
+            warnings.warn(
+                f"no spec is kept in the buffer: to have one, a sub-environment was made, which raised {error!r:.200}",
+                stacklevel=4,
+            )
+            return None
+        try:
+            return env.spec  # type: ignore[no-any-return]
+        finally:
+            env.close()
 
     def reward_shape(self) -> tuple[int, ...]:
         """``()``, or the shape of one sub-environment's rewards where a reward space is declared."""

@@ -17,6 +17,7 @@ from gym_replay.wrappers.recorded_schema import warn_of_dtype
 from gym_replay.wrappers.space_leaf import Leaf, LeafMaker, Place, check_dict, check_tuple, keyed
 from gym_replay.wrappers.space_rows import make_row
 from gym_replay.wrappers.spaces import make_flattener
+from gym_replay.wrappers.vector.sub_environments import arrays_in, share_memory
 
 Column: TypeAlias = "npt.NDArray[Any] | list[npt.NDArray[Any]]"
 """A field's values of all sub-environments: ``(num_envs, *field.shape)``, or of a ragged field one array for each."""
@@ -66,6 +67,31 @@ class BatchEncoder:
         rows = [_of_one(self._flatten, value, number) for value, number in zip(values, numbers, strict=True)]
         parts = zip(*rows, strict=True)
         return [self._fit(leaf, list(part), numbers) for leaf, part in zip(self.leaves, parts, strict=True)]
+
+    def shared_parts(self, last: Any, first: Any) -> dict[str, bytes] | None:
+        """The fields of a last observation whose arrays are, or overlap, those of the next episode's first one.
+
+        Args:
+            last, first: of one sub-environment.
+
+        Returns:
+            Their present values by field; None where no other array of it is one of its own, or where the fields do
+            not have the arrays themselves.
+        """
+        parts = self._flatten(last)
+        known = set(map(id, parts))
+        if any(id(array) not in known for array in arrays_in(last)):
+            return None
+        of_all = list(zip(self.leaves, parts, self._flatten(first), strict=True))
+        shared = [share_memory(part, other) for _, part, other in of_all]
+        own = [part for part, is_shared in zip(parts, shared, strict=True) if not is_shared]
+        if not any(isinstance(part, np.ndarray) for part in own):
+            return None
+        return {
+            leaf.name: _value(leaf.name, leaf.field)(part).tobytes()
+            for (leaf, part, _), is_shared in zip(of_all, shared, strict=True)
+            if is_shared
+        }
 
     def _fit(self, leaf: Leaf, part: Any, numbers: Sequence[int]) -> Column:
         name, field = leaf.name, leaf.field

@@ -353,6 +353,11 @@ class Staging:
         block = self._block_of.get(name)
         return b"" if block is None else block.bytes_of(name, number, start, end)
 
+    def is_constant(self, name: str, number: int, start: int, end: int, value: bytes) -> bool:
+        """Whether a field of one sub-environment has a value in all rows that are in memory, of those from start on."""
+        start = max(start, self.hot)
+        return self.bytes_of(name, number, start, end) == value * (end - start)
+
     def columns(self, numbers: Numbers, starts: Numbers, edges: Numbers) -> dict[str, Column]:
         """The rows of several episodes, one after another, by field; those of ragged fields as a list.
 

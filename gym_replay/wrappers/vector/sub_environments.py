@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +19,7 @@ from gym_replay.wrappers.generator_state import NUMBERS, generator_state
 from gym_replay.wrappers.vector.autoreset import Autoreset, Mask
 
 RESET_MASK = "reset_mask"
+_MOST_WORK = 10_000
 _OF_VECTORS = ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers")
 """Arguments that ``gymnasium.make_vec`` adds to the spec, and ``gymnasium.make`` does not take."""
 
@@ -116,7 +117,10 @@ class SubEnvironments:
             places = range(len(numbers)) if self._is_native_atari else numbers
             given = [int(seed) + place for place in places]
         else:
-            listed = list(seed)
+            try:
+                listed = list(seed)
+            except TypeError:
+                raise FieldError(f"seed: expected an integer, a list of integers, or None, got {seed!r:.80}") from None
             if len(listed) == self.count:
                 given = [listed[number] for number in numbers]
             elif len(listed) == len(numbers):
@@ -159,12 +163,23 @@ class SubEnvironments:
 
     @property
     def knows_arrays(self) -> bool:
-        """Whether :meth:`was_overwritten` can tell."""
+        """Whether :meth:`first_observation` can tell."""
         return self._sync
 
-    def was_overwritten(self, number: int, final: Any) -> bool:
-        """Whether an episode's last observation is in arrays that hold the first one of the next episode by now."""
-        return self._sync and _share_memory(final, self._base._env_obs[number])
+    def first_observation(self, number: int) -> Any:
+        """What the last reset of a sub-environment returned itself; None where it cannot be asked."""
+        return self._base._env_obs[number] if self._sync else None
+
+    # --- infos that a wrapper adds ---
+
+    def statistics(self) -> tuple[str, ...]:
+        """The entries of Gymnasium's RecordEpisodeStatistics for vector environments: of episodes that have ended."""
+        keys, envs = [], self._envs
+        while isinstance(envs, gym.vector.VectorWrapper):
+            if isinstance(envs, gym.wrappers.vector.RecordEpisodeStatistics):
+                keys.append(envs._stats_key)
+            envs = envs.env
+        return tuple(keys)
 
 
 def _has_strings(space: Any) -> bool:
@@ -174,14 +189,27 @@ def _has_strings(space: Any) -> bool:
     return isinstance(space, (gym.spaces.Text, gym.spaces.OneOf))
 
 
-def _share_memory(one: Any, other: Any) -> bool:
+def share_memory(one: Any, other: Any) -> bool:
+    """Whether two observations have memory in common, unless that takes too long to say: then it counts as such."""
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        return one.size > 0 and np.may_share_memory(one, other)
+        try:
+            return np.shares_memory(one, other, max_work=_MOST_WORK)  # type: ignore[arg-type]
+        except np.exceptions.TooHardError:
+            return True
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return any(_share_memory(value, other[key]) for key, value in one.items() if key in other)
+        return any(share_memory(value, other[key]) for key, value in one.items() if key in other)
     if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
-        return any(map(_share_memory, one, other))
+        return any(map(share_memory, one, other))
     return False
+
+
+def arrays_in(value: Any) -> Iterator[npt.NDArray[Any]]:
+    """The arrays that an observation is made of."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, (Mapping, tuple, list)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from arrays_in(part)
 
 
 def are_same_arrays(one: Any, other: Any) -> bool:

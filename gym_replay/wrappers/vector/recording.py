@@ -275,7 +275,7 @@ class VectorRecording:
     def _judge(self, on_episode: OnEpisode, block: Block) -> Block:
         self._is_judging = True
         try:
-            return judge_block(on_episode, self.buffer, block, self.facts.annotated)
+            return judge_block(on_episode, self.buffer, block)
         finally:
             self._is_judging = False
 

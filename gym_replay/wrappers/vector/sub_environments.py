@@ -49,7 +49,14 @@ class SubEnvironments:
     def spec(self) -> EnvSpec | None:
         """That of a single sub-environment."""
         if self._sync:
-            return self._base.envs[0].spec  # type: ignore[no-any-return]
+            specs = [env.spec for env in self._base.envs]
+            if len(known := {None if spec is None else spec.id for spec in specs}) > 1:
+                warnings.warn(
+                    f"the sub-environments have different specs, {sorted(map(str, known))}; the buffer keeps that of "
+                    f"the first one, {specs[0] and specs[0].id}",
+                    stacklevel=4,
+                )
+            return specs[0]  # type: ignore[no-any-return]
         if self._async:
             return self._spec_of_another()
         spec = self._envs.spec

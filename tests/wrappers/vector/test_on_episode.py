@@ -102,3 +102,25 @@ def test_the_recorder_is_not_used_while_it_shows_an_episode(tmp_path, method, en
         env.reset()
         env.close()
     assert held(tmp_path) == shown
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_it_sees_the_meta_values_that_were_set_in_the_episode(tmp_path, mode):
+    shown = []
+    fields = {"skill": "int", "goal": ("float", 2), "task": "str", "unused": "int"}
+    envs = RecordToBuffer(
+        scripted([2, 3], mode), tmp_path, meta_fields=fields, on_episode=lambda episode: shown.append(episode.meta)
+    )
+    envs.reset()
+    envs.annotate(skill=[5, 6], task=["a", "b"], goal=np.ones((2, 2)))
+    for _ in range(4):
+        envs.step(np.zeros(2, int))
+    envs.annotate(skill=[7, 8])
+    envs.close()
+    goals = [meta.pop("goal", None) for meta in shown]
+    assert [goal is not None and goal.tolist() for goal in goals[:2]] == [[1, 1]] * 2
+    assert all(goal is None for goal in goals[2:])
+    assert shown[:2] == [{"skill": 5, "task": "a"}, {"skill": 6, "task": "b"}]
+    assert all(type(meta.get("skill", 0)) is int for meta in shown)
+    others = [{}, {"skill": 8}] if mode is AutoresetMode.SAME_STEP else [{"skill": 7}]
+    assert shown[2:] == others

@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from gym_replay.wrappers.vector import RecordToBuffer
@@ -32,3 +33,12 @@ def test_a_sub_environment_that_can_be_made_no_more_has_no_spec(tmp_path):
     envs.step(np.zeros(2, int))
     envs.close()
     assert len(envs.buffer) == 2
+
+
+def test_different_specs_are_warned_about(tmp_path):
+    makers = [lambda: gym.make("CartPole-v1"), lambda: gym.wrappers.TimeLimit(CartPoleEnv(), 9)]
+    inner = SyncVectorEnv(makers)
+    with pytest.warns(UserWarning, match=r"'CartPole-v1', 'None'.*first one, CartPole-v1"):
+        envs = RecordToBuffer(inner, tmp_path)
+    assert envs.buffer.metadata.environment["env_spec"]["id"] == "CartPole-v1"
+    envs.close()

@@ -1,5 +1,6 @@
-"""Extra fields are those of the very next step."""
+"""What a caller gives: extra fields of the very next step, seeds, and numbers of other shapes."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -72,3 +73,29 @@ def test_a_seed_that_is_none_cuts_nothing(tmp_path, seed):
         envs.reset(seed=seed)
     envs.step([0, 0])
     assert stored(envs) == [(0, [3, 3]), (1, [3, 3])]
+
+
+def test_rewards_and_actions_of_one_number_each(tmp_path):
+    class Columns(gym.vector.VectorWrapper):
+        def step(self, actions):
+            observations, rewards, *others = self.env.step(actions[:, 0])
+            return observations, rewards[:, None], *others
+
+    inner = Columns(SyncVectorEnv([lambda: Scripted(9)] * 2, autoreset_mode=AutoresetMode.DISABLED))
+    envs = RecordToBuffer(inner, tmp_path)
+    envs.reset()
+    envs.step(np.array([[0], [1]]))
+    envs.close()
+    assert [episode["action"].tolist() for episode in envs.buffer] == [[0], [1]]
+    assert [episode["reward"].tolist() for episode in envs.buffer] == [[1.0], [1.0]]
+
+
+def test_rewards_of_too_many_bits_are_named(tmp_path):
+    wide = gym.wrappers.vector.TransformReward(
+        SyncVectorEnv([lambda: Scripted(9)] * 2), lambda rewards: rewards.astype(np.longdouble)
+    )
+    envs = RecordToBuffer(wide, tmp_path)
+    envs.reset()
+    with pytest.raises(FieldError, match="64 bits"):
+        envs.step(np.zeros(2, int))
+    envs.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -208,15 +208,6 @@ def share_memory(one: Any, other: Any) -> bool:
     if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
         return any(map(share_memory, one, other))
     return False
-
-
-def arrays_in(value: Any) -> Iterator[npt.NDArray[Any]]:
-    """The arrays that an observation is made of."""
-    if isinstance(value, np.ndarray):
-        yield value
-    elif isinstance(value, (Mapping, tuple, list)):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from arrays_in(part)
 
 
 def are_same_arrays(one: Any, other: Any) -> bool:

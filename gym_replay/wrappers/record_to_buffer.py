@@ -323,6 +323,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         0 where no episode is running.
         """
         recording = self._recording
+        recording.refuse_within_on_episode()
         if self._room == _BROKEN:
             recording.is_broken = True
         if recording.is_broken or (recording.stage is not None and recording.has_ended):
@@ -411,6 +412,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
                 again once there is. ``env.buffer.release()`` gives the episode up.
         """
         refused = False
+        self._recording.refuse_within_on_episode()
         try:
             self._end_episode()
         except StorageError:

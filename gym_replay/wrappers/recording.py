@@ -15,7 +15,7 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.staging import Packer, Piece, Stage
 from gym_replay.buffer.storage.writer import FolderWriter
-from gym_replay.errors import FieldError
+from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import FLAG_BYTES, facts_of_end
 
@@ -93,6 +93,7 @@ class Recording:
         self.meta: dict[str, Any] = {}
         self.writer: FolderWriter | None = None
         self.stage: Stage | None = None
+        self._is_judging = False
         self.is_broken = False  # a step was lost, so none may follow
         self._ended_at = -1
 
@@ -156,8 +157,10 @@ class Recording:
         """Commit the episode, or discard it: where it was cut and cut ones are not kept, or ``on_episode`` says so.
 
         Raises:
+            EpisodeStateError: ``on_episode`` is looking at the episode.
             StorageError: the disk refused; the episode goes on where it was cut, and can be ended again.
         """
+        self.refuse_within_on_episode()
         stage = self.stage
         if stage is None:
             return
@@ -205,7 +208,12 @@ class Recording:
         if self._verdict is None:
             self._verdict = {}, True  # the episode is not lost to what looks at it
             try:
-                self._verdict = self._judged(on_episode(FinishedEpisode(stage, self.meta, total, complete=complete)))
+                self._is_judging = True
+                try:
+                    said = on_episode(FinishedEpisode(stage, self.meta, total, complete=complete))
+                finally:
+                    self._is_judging = False
+                self._verdict = self._judged(said)
             except BaseException:
                 self._commit(stage, len(stage), complete=complete)
                 self._held.end()
@@ -220,6 +228,14 @@ class Recording:
             raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")
         self.buffer.encoders().meta(meta)
         return meta, not (isinstance(said, (bool, np.bool_)) and not said)
+
+    def refuse_within_on_episode(self) -> None:
+        """Raise EpisodeStateError where ``on_episode`` is looking at the episode, which is not committed yet."""
+        if self._is_judging:
+            raise EpisodeStateError(
+                "on_episode: the recorder cannot be stepped, reset or closed while an episode of it is looked at; do "
+                "that after the step, reset or close that ended the episode"
+            )
 
     def _return_of(self, stage: Stage) -> Any:
         """The sum of the rewards, one after another: a float, or an array for rewards of several values."""

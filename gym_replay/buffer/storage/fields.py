@@ -239,6 +239,10 @@ def to_array(value: Any, name: str) -> npt.NDArray[Any]:
                 array = _exact_integers(value, array)
         except (TypeError, ValueError, RuntimeError, OverflowError, NotImplementedError) as error:
             raise FieldError(f"field {name!r}: expected numbers, got {describe(value)} ({error})") from None
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        raise FieldError(
+            f"field {name!r}: expected numbers of at most 64 bits, got {describe(value)}; convert it to float64"
+        )
     if array.dtype.kind not in "buif" or array.dtype.itemsize > 8:
         raise FieldError(f"field {name!r}: expected numbers, got {describe(value)}; convert it first")
     return array

@@ -41,7 +41,6 @@ class BatchEncoder:
         root = Place(leaves[0].name, leaves[0].keys).groups()[0] if leaves else "value"
         self._take = _taking(space, batched, Place(root), count)
         self._flatten = make_flattener(space, root)
-        self._names = [leaf.name for leaf in leaves]
         self._warned: set[str] = set()
         self._plain: tuple[Any, Any] = (None, None)
         if len(leaves) == 1 and leaves[0].space is space and not leaves[0].field.ragged:

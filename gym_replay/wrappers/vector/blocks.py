@@ -115,6 +115,7 @@ class Block(Ended):
         edges: the first row of each, and the end.
 
     Attributes:
+        noted: by meta field of the user's, whether each has been given a value before its end.
         verdicts: whether each is kept, of those that were judged.
     """
 
@@ -129,6 +130,7 @@ class Block(Ended):
     ) -> None:
         self.numbers, self.lengths, self.flags = numbers, lengths, flags
         self.rows, self.meta, self.edges = rows, meta, edges
+        self.noted: Mapping[str, npt.NDArray[np.bool_]] = {}
         self.verdicts: list[bool] | None = None
 
     def __len__(self) -> int:

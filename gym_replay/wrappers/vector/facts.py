@@ -47,11 +47,11 @@ class EpisodeFacts:
         self._options: list[bytes] = [b""]
         self._option = np.zeros(num_envs, np.int64)  # of each sub-environment the place in these
         self._notes: dict[str, Any] = {}
+        self._are_noted: dict[str, Mask] = {}
 
-    @property
-    def annotated(self) -> Mapping[str, Any]:
-        """The user's meta fields that were ever set."""
-        return self._notes
+    def noted(self, numbers: Numbers) -> dict[str, Mask]:
+        """By meta field of the user's, whether it was set in the episodes of some sub-environments."""
+        return {name: are_noted[numbers] for name, are_noted in self._are_noted.items()}
 
     # --- episodes begin; none of theirs is running while this is written ---
 
@@ -75,6 +75,7 @@ class EpisodeFacts:
             known = self._meta_fields()
             for name, values in self._notes.items():
                 values[opened] = _default_of(known[name])
+                self._are_noted[name][opened] = False
 
     def begin_reset(
         self,
@@ -120,8 +121,10 @@ class EpisodeFacts:
             info = self._meta_fields()[name]
             notes = np.empty((self._num_envs, *info.shape), object if info.is_text else info.dtype)
             notes[:] = _default_of(info)
+            self._are_noted[name] = np.zeros(self._num_envs, bool)
             self._notes[name] = notes
         self._notes[name][running] = values[running]
+        self._are_noted[name] |= running
 
     # --- episodes end ---
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ FINAL = ("final_obs", "final_info")
 """Entries that tell of the episode that has ended, where the sub-environment was reset in the same step."""
 
 
-def split_infos(infos: Any, count: int, numbers: Sequence[int]) -> list[dict[Any, Any]]:
+def split_infos(infos: Any, count: int, numbers: Sequence[int], *, has_finals: bool = True) -> list[dict[Any, Any]]:
     """The info of each of the sub-environments with these numbers, as it would have given it by itself.
 
     An entry is that of the sub-environments in its mask ``_<key>``; where there is none, of all of them. What has no
@@ -21,12 +21,14 @@ def split_infos(infos: Any, count: int, numbers: Sequence[int]) -> list[dict[Any
         infos: a dict of arrays and dicts as Gymnasium gives it, or one dict for each sub-environment.
         count: how many sub-environments there are.
         numbers: those that are asked for.
+        has_finals: whether the entries :data:`FINAL` are no infos of the sub-environments' own: in same-step mode.
     """
+    left_out = set(FINAL) if has_finals else set()
     if isinstance(infos, (list, tuple)) and len(infos) == count:
-        return [_without_final(infos[number]) for number in numbers]
+        return [_without(infos[number], left_out) for number in numbers]
     if not isinstance(infos, Mapping):
         return [{} for _ in numbers]
-    return _split(infos, count, numbers, {key for key in FINAL if key in infos})
+    return _split(infos, count, numbers, {key for key in left_out if key in infos})
 
 
 def split_final_infos(infos: Any, count: int, numbers: Sequence[int]) -> list[dict[Any, Any]]:
@@ -43,18 +45,31 @@ def split_final_infos(infos: Any, count: int, numbers: Sequence[int]) -> list[di
     return [{} for _ in numbers]
 
 
-def _without_final(info: Any) -> dict[Any, Any]:
+def lacks_final_infos(infos: Any, count: int, numbers: Sequence[int], others: Collection[str] = ()) -> bool:
+    """Whether there are infos, besides these other entries, and none of last rows of episodes that have ended."""
+    if isinstance(infos, Mapping):
+        given: list[Any] = [infos]
+    else:
+        is_list = isinstance(infos, (list, tuple)) and len(infos) == count
+        given = [infos[number] for number in numbers] if is_list else []
+    if all(isinstance(info, Mapping) and "final_info" in info for info in given):
+        return False
+    return any(set(info).difference(others) for info in split_infos(infos, count, numbers))
+
+
+def _without(info: Any, left_out: set[str]) -> dict[Any, Any]:
     if not isinstance(info, Mapping):
         return {}
-    return {key: value for key, value in info.items() if key not in FINAL}
+    return {key: value for key, value in info.items() if key not in left_out}
 
 
 def _split(infos: Mapping[Any, Any], count: int, numbers: Sequence[int], left_out: set[str]) -> list[dict[Any, Any]]:
     found: list[dict[Any, Any]] = [{} for _ in numbers]
+    named = {f"_{key}" for key in infos}
     for key, value in infos.items():
-        if key in left_out or _is_mask(key, infos, left_out):
+        if key in left_out or key in named:
             continue
-        mask = infos.get(f"_{key}") if isinstance(key, str) else None
+        mask = infos.get(f"_{key}")
         there = None if mask is None else np.asarray(mask, bool)
         if isinstance(value, Mapping):
             values: Any = _split(value, count, numbers, set())
@@ -67,13 +82,6 @@ def _split(infos: Mapping[Any, Any], count: int, numbers: Sequence[int], left_ou
             if there is None or there.shape != (count,) or there[number]:
                 info[key] = item
     return found
-
-
-def _is_mask(key: Any, infos: Mapping[Any, Any], left_out: set[str]) -> bool:
-    """Whether an entry only says of which sub-environments another one is."""
-    if not isinstance(key, str) or not key.startswith("_"):
-        return False
-    return key[1:] in infos or key[1:] in left_out
 
 
 def final_observations(infos: Any, count: int, numbers: Sequence[int]) -> tuple[Any, list[bool]]:

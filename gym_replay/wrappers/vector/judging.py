@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,13 @@ from gym_replay.wrappers.recording import OnEpisode
 from gym_replay.wrappers.vector.blocks import Block, FinishedVectorEpisode
 
 
-def judge_block(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block, annotated: Collection[str]) -> Block:
+def judge_block(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block) -> Block:
     """What is left of a block; each episode is shown once, whatever interrupts this.
 
     Args:
         on_episode: the user's function.
         buffer: where they go.
         block: the episodes; the meta fields that the function sets are changed in place.
-        annotated: the user's meta fields that were set before.
     """
     if block.verdicts is None:
         block.verdicts = []
@@ -30,7 +29,7 @@ def judge_block(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block, annot
         place = len(block.verdicts)
         keep = True
         try:
-            keep = _judge(on_episode, buffer, block, place, annotated)
+            keep = _judge(on_episode, buffer, block, place)
         except Exception as error:  # the episode is not lost to what looks at it
             block.error = block.error or error
         except BaseException:
@@ -45,13 +44,13 @@ def judge_block(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block, annot
     return left
 
 
-def _judge(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block, place: int, annotated: Collection[str]) -> bool:
+def _judge(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block, place: int) -> bool:
     metadata = buffer.metadata
     own = metadata.recorder_meta
     shown = {
         name: _shown(metadata.meta_fields[name], value, place)
         for name, value in block.meta.items()
-        if name not in own and name in annotated
+        if name in block.noted and block.noted[name][place]
     }
     said = on_episode(FinishedVectorEpisode(block, place, metadata.fields, shown))
     meta = said if isinstance(said, Mapping) else {}
@@ -71,4 +70,6 @@ def _judge(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block, place: int
 def _shown(info: Field, value: MetaColumn, place: int) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogatepass")
-    return value[place].decode("utf-8", "surrogatepass") if info.is_text else value[place]
+    if not isinstance(value, np.ndarray):
+        return value[place].decode("utf-8", "surrogatepass")
+    return np.array(value[place]) if info.shape else value[place].item()

@@ -24,10 +24,10 @@ from gym_replay.wrappers.recording import OnEpisode
 from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, autoreset_of, take_turn
 from gym_replay.wrappers.vector.batches import BatchEncoder, Column
 from gym_replay.wrappers.vector.bounds import BlockBounds
-from gym_replay.wrappers.vector.infos import final_observations, split_final_infos, split_infos
+from gym_replay.wrappers.vector.infos import final_observations, lacks_final_infos, split_final_infos, split_infos
 from gym_replay.wrappers.vector.recording import VectorRecording
 from gym_replay.wrappers.vector.staging import Numbers
-from gym_replay.wrappers.vector.sub_environments import RESET_MASK, SubEnvironments, are_same_arrays
+from gym_replay.wrappers.vector.sub_environments import RESET_MASK, SubEnvironments, are_same_arrays, share_memory
 from gym_replay.wrappers.vector.take_out import Finals
 
 _FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
@@ -135,6 +135,7 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
         self._infos = Infos(record_info, dtypes, fields) if record_info else None
         self._extra_names = [name for name in fields if name not in core and not is_info(name)]
         self._extras: dict[str, Column] = {}
+        self._statistics = self._sub.statistics()
         infos = self._infos.names if self._infos else []
         self._recording = VectorRecording(
             self._buffer,
@@ -175,17 +176,19 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
         Those of them whose episodes are running are cut. ``options`` is not changed.
 
         Raises:
-            FieldError: the mask is none, or what the environment returned does not fit.
+            EpisodeStateError: it is called by ``on_episode``.
+            FieldError: the mask or the seed is none, or what the environment returned does not fit.
             StorageError: the disk is full; nothing is reset, and the episodes go on.
         """
         recording = self._recording
         given = self._sub.mask_of(options)
         mask = np.ones(self._sub.count, bool) if given is None else given
+        seeds = self._sub.seeds(seed, mask)
         recording.settle()
         recording.cut(mask)
         unsure = recording.waiting & mask if self._sub.forgets_resets() else ~mask & mask
         recording.lose(mask)
-        seeds = self._sub.seeds(seed, mask)
+        self._forget_extras(given)
         generators = self._sub.generators(mask & (seeds < 0), create=True)
         if options is not None and given is not None:
             options = dict(options)
@@ -265,6 +268,7 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
             generators = self._sub.generators(recording.waiting, create=True)
         began = time.time()
         recording.is_broken = True
+        self._extras = {}
         result = self.env.step(actions)
         try:
             self._store(result, generators, began)
@@ -299,7 +303,6 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
             self._stage_infos(now + 1, infos, np.flatnonzero(recording.running))
         if self._mode is Autoreset.DISABLED:
             self._warn_of_unreset(recording.running)
-        self._extras = {}
         recording.step_on(rewards)
 
     def _store_turn(
@@ -319,10 +322,11 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
         if self._mode is Autoreset.SAME_STEP and np.count_nonzero(turn.ended):
             finals = self._finals(np.flatnonzero(turn.ended), infos, observations)
         if self._infos is not None:
-            self._stage_infos(recording.now + 1, infos, np.flatnonzero(turn.running | turn.ended))
+            self._stage_infos(recording.now + 1, infos, np.flatnonzero(turn.running | turn.ended), turn.ended)
+            if finals is not None:
+                finals = self._with_late_infos(finals)
         if self._mode is Autoreset.DISABLED:
             self._warn_of_unreset(recording.running)
-        self._extras = {}
         recording.advance(
             turn,
             rewards,
@@ -354,7 +358,7 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
         else:
             for place in np.flatnonzero(has_final).tolist():
                 number = int(numbers[place])
-                if self._sub.was_overwritten(number, given[place]):
+                if self._was_overwritten(number, given[place]):
                     has_final[place] = False
                     self._warn_of_reused_arrays()
             columns = self._fill_final(given, has_final, numbers)
@@ -366,10 +370,17 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
             )
         finals = dict(zip(self._observation_names, columns, strict=True))
         if self._infos is not None:
-            finals |= self._info_columns(split_final_infos(infos, count, numbers.tolist()))
+            finals |= self._info_columns(self._final_infos(infos, numbers))
         if not self._sub.knows_arrays and isinstance(given, list):
             self._look_for_reused_arrays(given, finals, observations, numbers)
         return Finals(finals, has_final)
+
+    def _was_overwritten(self, number: int, final: Any) -> bool:
+        """Whether an episode's last observation is in arrays that the reset may have written to since.
+
+        That a part holds what it held in all rows before proves nothing: a flag may change in the last row alone.
+        """
+        return share_memory(final, self._sub.first_observation(number))
 
     def _fill_final(self, given: list[Any], has_final: npt.NDArray[np.bool_], numbers: Numbers) -> list[Column]:
         """The columns of last observations, with defaults where there is none."""
@@ -415,13 +426,44 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
 
     # --- infos ---
 
-    def _stage_infos(self, at: int, infos: Any, numbers: Numbers) -> None:
-        """Put the infos of some sub-environments into the row of a time."""
+    def _stage_infos(self, at: int, infos: Any, numbers: Numbers, ended: Mask | None = None) -> None:
+        """Put the infos of some sub-environments into the row of a time; ``ended`` is where an episode has ended."""
         if self._infos is None:
             return
-        columns = self._info_columns(split_infos(infos, self._sub.count, numbers.tolist()))
+        is_same_step = self._mode is Autoreset.SAME_STEP
+        found = split_infos(infos, self._sub.count, numbers.tolist(), has_finals=is_same_step)
+        if is_same_step and ended is not None and self._statistics:
+            for info, number in zip(found, numbers.tolist(), strict=True):
+                for key in self._statistics if ended[number] else ():
+                    info.pop(key, None)
+        columns = self._info_columns(found)
         for name, column in columns.items():
             self._recording.staging.write(at, name, column, numbers)
+
+    def _final_infos(self, infos: Any, numbers: Numbers) -> list[dict[Any, Any]]:
+        """The infos of the last rows of the episodes that ended."""
+        count, chosen = self._sub.count, numbers.tolist()
+        found = split_final_infos(infos, count, chosen)
+        if self._statistics:
+            for info, of_step in zip(found, split_infos(infos, count, chosen), strict=True):
+                info |= {key: of_step[key] for key in self._statistics if key in of_step}
+        if "final_info" not in self._warned and lacks_final_infos(infos, count, chosen, self._statistics):
+            self._warn_once(
+                "final_info",
+                "there is no infos['final_info'], though the autoreset mode is same-step: the infos that came with "
+                "last observations are lost, and the rows of those have none",
+            )
+        return found
+
+    def _with_late_infos(self, finals: Finals) -> Finals:
+        """With the fields that were found since in what the resets returned: the episodes that ended have no values."""
+        assert self._infos is not None
+        fields, count = self._buffer.metadata.fields, len(finals.has_final)
+        columns = dict(finals.columns)
+        for name in self._infos.names:
+            if name not in columns:
+                columns[name] = np.array([fields[name].default_value()] * count, fields[name].dtype)
+        return Finals(columns, finals.has_final)
 
     def _info_columns(self, infos: list[dict[Any, Any]]) -> dict[str, Column]:
         """The info fields' values, a row for each info."""
@@ -446,6 +488,7 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
             "where autoreset is disabled, after episodes have ended",
             stacklevel=3,
         )
+        self._extras = {}
         return self.env.step(actions)
 
     def _warn_of_unreset(self, running: Mask) -> None:
@@ -507,6 +550,15 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
                 columns[name] = np.array(fit(name, to_array(value, name), field, lead=(count,)))
         self._extras = {**self._extras, **columns}
 
+    def _forget_extras(self, mask: Mask | None) -> None:
+        """Take extra fields back that were set for the next step: of the sub-environments in a mask, or of all."""
+        if mask is None:
+            self._extras = {}
+            return
+        for name, column in self._extras.items():
+            for number in np.flatnonzero(mask).tolist():
+                column[number] = self._buffer.metadata.fields[name].default_value()
+
     # --- the end ---
 
     def close(self, **kwargs: Any) -> None:
@@ -517,6 +569,7 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
                 again once there is. ``env.buffer.release()`` gives the episodes up.
         """
         refused = False
+        self._recording.refuse_within_on_episode()
         try:
             self._recording.end()
         except StorageError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from gym_replay.buffer.open_episode import HeldEpisodes
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.writer import FolderWriter
-from gym_replay.errors import FieldError, StorageError
+from gym_replay.errors import EpisodeStateError, FieldError, StorageError
 from gym_replay.wrappers.recording import OnEpisode
 from gym_replay.wrappers.vector.autoreset import Mask, Turn
 from gym_replay.wrappers.vector.blocks import Block, Ended
@@ -69,6 +69,8 @@ class VectorRecording:
         shape = num_envs, *fields["reward"].shape
         self._returns = np.zeros(shape), np.zeros(shape)
         self._finished: list[Ended] = []
+        self._error: BaseException | None = None  # of looking at episodes, until all that ended are committed
+        self._is_judging = False
 
     # --- what each step asks ---
 
@@ -87,6 +89,7 @@ class VectorRecording:
 
     def settle(self) -> None:
         """Commit what has ended and could not be committed; cut what was running where a step was lost."""
+        self.refuse_within_on_episode()
         if self.is_broken:
             self._publish_cut(self.running)
             self.lose(np.ones(self._num_envs, bool))
@@ -97,7 +100,7 @@ class VectorRecording:
 
         Raises:
             EpisodeTooLongError, BufferFullError: the buffer's limits leave no room for what is running.
-            BufferLockedError: somebody else writes to the buffer.
+            BufferLockedError: somebody else writes to the buffer, or this is a forked child.
             StorageError: the staging needs a file, and the disk refused.
         """
         writer = self._held.writer if self._held.is_open else None
@@ -111,6 +114,7 @@ class VectorRecording:
             elif len(lengths):
                 writer.require_room(len(lengths), int(lengths.max()), steps=int(lengths.sum()))
         if self.now >= self.staging.full_at:
+            writer.check_owner()  # a forked child has the files of the process that it comes from
             self.staging.make_room(self.now, self._lowest)
         return writer
 
@@ -222,16 +226,23 @@ class VectorRecording:
 
         Raises:
             StorageError: the disk refused; it can be called again.
+            Exception: what ``on_episode`` raised first, once all is committed.
         """
+        self.refuse_within_on_episode()
+        error = None
         if self._held.is_open:
-            self.settle()
-            self.cut(np.ones(self._num_envs, bool))
+            # What looks at episodes keeps no others from being committed.
+            error = _raised_by(self.settle)
+            later = _raised_by(lambda: self.cut(np.ones(self._num_envs, bool)))
+            error = error or later
             self._held.end()
         self._forget()
+        if error is not None:
+            raise error
 
     def _forget(self) -> None:
         nothing = np.zeros(self._num_envs, bool)
-        self._set(nothing, nothing, _finished=[], is_broken=False)
+        self._set(nothing, nothing, _finished=[], _error=None, is_broken=False)
         self.staging.release()
 
     # --- the commit ---
@@ -240,17 +251,48 @@ class VectorRecording:
         """Commit all that has ended.
 
         Raises:
+            EpisodeStateError: ``on_episode`` is looking at an episode.
             StorageError: the disk refused; what is left is kept, and committed by the next call that finds room.
+            Exception: what ``on_episode`` raised first, once all is committed.
         """
+        self.refuse_within_on_episode()
         while self._finished:
             writer = self._held.open()
             block = self._finished[0]
             if not block.is_committed(writer):
                 if self._on_episode is not None and isinstance(block, Block):
-                    block = judge_block(self._on_episode, self.buffer, block, self.facts.annotated)
+                    block = self._judge(self._on_episode, block)
                     self._finished = [block, *self._finished[1:]]
                 block.commit(writer)
+            self._error = self._error or block.error
             self._finished = self._finished[1:]
             block.show_to(self.bounds)
-            if block.error is not None:
-                raise block.error
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _judge(self, on_episode: OnEpisode, block: Block) -> Block:
+        self._is_judging = True
+        try:
+            return judge_block(on_episode, self.buffer, block)
+        finally:
+            self._is_judging = False
+
+    def refuse_within_on_episode(self) -> None:
+        """Raise EpisodeStateError where ``on_episode`` is looking at an episode, which has not been committed yet."""
+        if self._is_judging:
+            raise EpisodeStateError(
+                "on_episode: the recorder cannot be stepped, reset or closed while an episode of it is looked at; do "
+                "that after the step, reset or close that ended the episode"
+            )
+
+
+def _raised_by(function: Callable[[], None]) -> Exception | None:
+    """What a function raised, apart from the disk's refusals, which are passed on."""
+    try:
+        function()
+    except StorageError:
+        raise
+    except Exception as error:
+        return error
+    return None

@@ -226,7 +226,8 @@ class _Block:
         parts = records.view(self._parts)
         found = {}
         for name, info, part in self._places:
-            column = parts if part is None else np.ascontiguousarray(parts[part])
+            # Copied in any case: what is taken may be in memory that the next ones are taken to.
+            column = parts if part is None else parts[part].copy()
             found[name] = column.view(info.dtype).reshape(-1, *info.shape) if info.shape else column.view(info.dtype)
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from gym_replay.wrappers.generator_state import NUMBERS, generator_state
 from gym_replay.wrappers.vector.autoreset import Autoreset, Mask
 
 RESET_MASK = "reset_mask"
+_MOST_WORK = 10_000
 _OF_VECTORS = ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers")
 """Arguments that ``gymnasium.make_vec`` adds to the spec, and ``gymnasium.make`` does not take."""
 
@@ -47,15 +49,40 @@ class SubEnvironments:
     def spec(self) -> EnvSpec | None:
         """That of a single sub-environment."""
         if self._sync:
-            return self._base.envs[0].spec  # type: ignore[no-any-return]
+            specs = [env.spec for env in self._base.envs]
+            if len(known := {None if spec is None else spec.id for spec in specs}) > 1:
+                warnings.warn(
+                    f"the sub-environments have different specs, {sorted(map(str, known))}; the buffer keeps that of "
+                    f"the first one, {specs[0] and specs[0].id}",
+                    stacklevel=4,
+                )
+            return specs[0]  # type: ignore[no-any-return]
         if self._async:
-            return self._base.get_attr("spec")[0]  # type: ignore[no-any-return]
+            return self._spec_of_another()
         spec = self._envs.spec
         if spec is None:
             return None
         kwargs = {name: value for name, value in spec.kwargs.items() if name not in _OF_VECTORS}
         longest = kwargs.pop("max_episode_steps", spec.max_episode_steps)  # a wrapper's, of a single environment
         return dataclasses.replace(spec, kwargs=kwargs, max_episode_steps=longest)
+
+    def _spec_of_another(self) -> EnvSpec | None:
+        """The spec of one more sub-environment, made as an AsyncVectorEnv makes one to see its spaces.
+
+        To ask a worker for its spec ends the worker where the spec cannot be pickled.
+        """
+        try:
+            env = self._base.env_fns[0]()
+        except Exception as error:
+            warnings.warn(
+                f"no spec is kept in the buffer: to have one, a sub-environment was made, which raised {error!r:.200}",
+                stacklevel=4,
+            )
+            return None
+        try:
+            return env.spec  # type: ignore[no-any-return]
+        finally:
+            env.close()
 
     def reward_shape(self) -> tuple[int, ...]:
         """``()``, or the shape of one sub-environment's rewards where a reward space is declared."""
@@ -97,7 +124,10 @@ class SubEnvironments:
             places = range(len(numbers)) if self._is_native_atari else numbers
             given = [int(seed) + place for place in places]
         else:
-            listed = list(seed)
+            try:
+                listed = list(seed)
+            except TypeError:
+                raise FieldError(f"seed: expected an integer, a list of integers, or None, got {seed!r:.80}") from None
             if len(listed) == self.count:
                 given = [listed[number] for number in numbers]
             elif len(listed) == len(numbers):
@@ -140,12 +170,23 @@ class SubEnvironments:
 
     @property
     def knows_arrays(self) -> bool:
-        """Whether :meth:`was_overwritten` can tell."""
+        """Whether :meth:`first_observation` can tell."""
         return self._sync
 
-    def was_overwritten(self, number: int, final: Any) -> bool:
-        """Whether an episode's last observation is in arrays that hold the first one of the next episode by now."""
-        return self._sync and _share_memory(final, self._base._env_obs[number])
+    def first_observation(self, number: int) -> Any:
+        """What the last reset of a sub-environment returned itself; None where it cannot be asked."""
+        return self._base._env_obs[number] if self._sync else None
+
+    # --- infos that a wrapper adds ---
+
+    def statistics(self) -> tuple[str, ...]:
+        """The entries of Gymnasium's RecordEpisodeStatistics for vector environments: of episodes that have ended."""
+        keys, envs = [], self._envs
+        while isinstance(envs, gym.vector.VectorWrapper):
+            if isinstance(envs, gym.wrappers.vector.RecordEpisodeStatistics):
+                keys.append(envs._stats_key)
+            envs = envs.env
+        return tuple(keys)
 
 
 def _has_strings(space: Any) -> bool:
@@ -155,13 +196,17 @@ def _has_strings(space: Any) -> bool:
     return isinstance(space, (gym.spaces.Text, gym.spaces.OneOf))
 
 
-def _share_memory(one: Any, other: Any) -> bool:
+def share_memory(one: Any, other: Any) -> bool:
+    """Whether two observations have memory in common, unless that takes too long to say: then it counts as such."""
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        return one.size > 0 and np.may_share_memory(one, other)
+        try:
+            return np.shares_memory(one, other, max_work=_MOST_WORK)  # type: ignore[arg-type]
+        except np.exceptions.TooHardError:
+            return True
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return any(_share_memory(value, other[key]) for key, value in one.items() if key in other)
+        return any(share_memory(value, other[key]) for key, value in one.items() if key in other)
     if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
-        return any(map(_share_memory, one, other))
+        return any(map(share_memory, one, other))
     return False
 
 

@@ -179,7 +179,9 @@ class TakeOut:
         if finals is not None and has_state:
             flags[~finals.has_final] &= np.uint8(255 - HAS_FINAL)
         meta = self._facts.columns(numbers, returns, complete=complete)
-        return Block(numbers, lengths, flags, rows, meta, edges)
+        block = Block(numbers, lengths, flags, rows, meta, edges)
+        block.noted = self._facts.noted(numbers)
+        return block
 
 
 def _flags(plan: _Plan, *, complete: bool) -> int:

@@ -7,9 +7,12 @@ of one episode have consecutive sample numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+
+from gym_replay.buffer.loading.lookup import Lookup
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -48,8 +51,12 @@ class Anchors:
         """The episode (its place in the given order) and the step of each sample."""
         if self.kept is not None:
             samples = self.kept[samples]
-        episodes = np.searchsorted(self.offsets, samples, side="right") - 1
-        return episodes, samples - self.offsets[episodes]
+        episodes = self._lookup.find(samples)
+        return episodes, samples - self.offsets.take(episodes)
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        return Lookup(self.offsets)
 
     def first_sample(self, episode: int) -> int:
         """The number of the first sample that belongs to this episode or a later one."""

@@ -1,0 +1,58 @@
+"""Which of many consecutive ranges a number is in, for many numbers at once. Sees arrays, never a buffer."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+_CELLS_PER_RANGE = 4
+_MOST_STEPS = 4
+
+
+class Lookup:
+    """Finds the range of a number: ``np.searchsorted(offsets, numbers, side="right") - 1``, faster.
+
+    The numbers are cut into cells of a power of two, about four to a range, and a table holds the range in which each
+    cell begins. From there it is mostly no step, or one, to the range of a number. Binary search takes ten steps for
+    1000 ranges and twenty for a million, each a branch and, of the larger tables, a cache miss. The method is that of
+    guide tables: H.-C. Chen and Y. Asau, "On Generating Random Variates from an Empirical Distribution", AIIE
+    Transactions 6(2), 1974.
+
+    Args:
+        offsets: int64 ``(ranges + 1,)``, ascending from 0: range i is ``offsets[i] .. offsets[i + 1] - 1``, and may
+            be empty. The table takes at most 32 bytes a range.
+
+    Example:
+        >>> Lookup(np.array([0, 2, 2, 5])).find(np.array([0, 1, 2, 4]))
+        array([0, 0, 2, 2])
+    """
+
+    def __init__(self, offsets: Ints) -> None:
+        self._offsets = offsets
+        self._ends = np.ascontiguousarray(offsets[1:])
+        total, ranges = int(offsets[-1]), len(offsets) - 1
+        self._shift = max(0, (total // max(1, _CELLS_PER_RANGE * ranges)).bit_length())
+        cells = (total >> self._shift) + 1
+        begins = np.arange(cells, dtype=np.int64) << self._shift
+        self._table: Ints = np.searchsorted(offsets, begins, side="right") - 1
+
+    def find(self, numbers: Ints) -> Ints:
+        """The range of each number, int64 of the same shape.
+
+        Raises:
+            IndexError: a number is in none of them.
+        """
+        if numbers.size == 0:
+            return np.zeros(numbers.shape, np.int64)
+        places: Ints = self._table.take(numbers >> self._shift)
+        for _ in range(_MOST_STEPS):
+            behind = self._ends.take(places) <= numbers
+            if not np.count_nonzero(behind):
+                return places
+            places += behind
+        # Many short ranges in one cell: those numbers that are not there yet are searched for.
+        behind = self._ends.take(places) <= numbers
+        places[behind] = np.searchsorted(self._offsets, numbers[behind], side="right") - 1
+        return places

@@ -38,6 +38,7 @@ from gym_replay.errors import (
 if TYPE_CHECKING:
     from gym_replay.buffer.custom_spaces import register_space
     from gym_replay.buffer.loading.loaders import n_step_loader, timestep_loader, trajectory_loader
+    from gym_replay.buffer.loading.statistics import FieldStatistics, Statistics, statistics
     from gym_replay.buffer.storage.check import CheckReport, Fault, check_buffer
     from gym_replay.replaying import ReplayReport, replay
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
@@ -49,13 +50,16 @@ __version__ = "0.1.0"
 _LAZY = {
     "CheckReport": "gym_replay.buffer.storage.check",
     "Fault": "gym_replay.buffer.storage.check",
+    "FieldStatistics": "gym_replay.buffer.loading.statistics",
     "FinishedEpisode": "gym_replay.wrappers.recording",
     "ReplayReport": "gym_replay.replaying",
+    "Statistics": "gym_replay.buffer.loading.statistics",
     "check_buffer": "gym_replay.buffer.storage.check",
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
     "n_step_loader": "gym_replay.buffer.loading.loaders",
     "register_space": "gym_replay.buffer.custom_spaces",
     "replay": "gym_replay.replaying",
+    "statistics": "gym_replay.buffer.loading.statistics",
     "timestep_loader": "gym_replay.buffer.loading.loaders",
     "trajectory_loader": "gym_replay.buffer.loading.loaders",
 }
@@ -77,6 +81,7 @@ __all__ = [
     "Fault",
     "Field",
     "FieldError",
+    "FieldStatistics",
     "FinishedEpisode",
     "GymReplayError",
     "MakeEnvError",
@@ -87,6 +92,7 @@ __all__ = [
     "RecordToBuffer",
     "ReplayBuffer",
     "ReplayReport",
+    "Statistics",
     "StorageError",
     "UnsupportedFormatError",
     "UnsupportedSpaceError",
@@ -94,6 +100,7 @@ __all__ = [
     "n_step_loader",
     "register_space",
     "replay",
+    "statistics",
     "timestep_loader",
     "trajectory_loader",
 ]

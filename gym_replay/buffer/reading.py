@@ -116,7 +116,7 @@ class Readable:
         ):
             if unknown := [name for name in given or () if name not in known]:
                 raise FieldError(f"{argument}: unknown name {unknown[0]!r}; there are {list(known)}")
-        from gym_replay.buffer.loading.collate import to_device
+        from gym_replay.buffer.loading.devices import to_device
         from gym_replay.buffer.loading.loaders import make_dataset
 
         try:
@@ -130,7 +130,7 @@ class Readable:
         except EmptyBufferError:
             return {}
         batch = dataset[np.arange(len(dataset))]
-        return batch if device is None else to_device(batch, device, non_blocking=False)
+        return batch if device is None else to_device(batch, device)
 
     def dataset(
         self,

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from gym_replay.buffer.loading.collate import Batch, Dtype, check_dtype, to_tensor
+from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
+from gym_replay.buffer.loading.gather import Padded
 from gym_replay.buffer.loading.plans import (
     Anchors,
     Ints,
@@ -23,10 +23,10 @@ from gym_replay.buffer.loading.plans import (
     timestep_anchors,
     trajectory_anchors,
 )
-from gym_replay.buffer.loading.source import Condition, Padded, Source, matches
+from gym_replay.buffer.loading.source import Condition, Source, matches
+from gym_replay.buffer.loading.statistics import Normalize, resolve
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 
-Arrays = dict[str, npt.NDArray[Any]]
 _ATTEMPTS = 100
 
 
@@ -40,7 +40,8 @@ class ReplayDataset(Dataset[Batch]):
         fieldname_map: other names for entries of the batch.
         only: gather only the entries that get these names; meta fields of the recorder are among them only here
             or where a ``fields`` argument names them.
-        dtype: see the loaders.
+        dtype, image_layout, transform: see :class:`Delivery`.
+        normalize: statistics, or names of fields, whose statistics over the selected episodes are then taken.
     """
 
     def __init__(
@@ -52,13 +53,17 @@ class ReplayDataset(Dataset[Batch]):
         fieldname_map: Mapping[str, str] | None = None,
         only: Sequence[str] | None = None,
         dtype: Dtype = None,
+        image_layout: Layout = None,
+        normalize: Normalize = None,
+        transform: Transform | None = None,
     ) -> None:
         self.source = source
         self.anchors = _filter(source, anchors, filter_fields) if filter_fields else anchors
         if len(self.anchors) == 0:
             raise EmptyBufferError("no sample to load: the selected episodes have no step of this kind")
-        self._dtype = check_dtype(dtype)
-        self._only_float64 = dtype is None
+        self._delivery = Delivery(
+            dtype=dtype, image_layout=image_layout, normalize=resolve(normalize, source), transform=transform
+        )
         self._names: dict[str, str] = dict(fieldname_map or {})
         self._only = None if only is None else set(only)
 
@@ -79,6 +84,9 @@ class ReplayDataset(Dataset[Batch]):
         if self._only is not None and (missing := self._only - set(outputs)):
             raise FieldError(f"field {sorted(missing)[0]!r} is not in the batch; it has {outputs}")
         self._meta = [name for name in meta if self._is_wanted(name)]
+        shown = {entry: (name, self.source.fields[name]) for entry, name in entries.items()}
+        shown |= {name: (name, self.source.meta_fields[name]) for name in meta}
+        self._delivery.bind({self._out(entry): field for entry, field in shown.items()})
         return {
             name: field
             for name, field in entries.items()
@@ -96,7 +104,7 @@ class ReplayDataset(Dataset[Batch]):
         if self.source.fields[name].ragged:
             self._put_ragged(arrays, entry, self.source.take_ragged(name, rows))
         else:
-            arrays[entry] = self.source.take(name, rows)
+            arrays[entry] = self.source.rows.take(name, rows)
 
     def _extra_names(self) -> list[str]:
         """Entries that are neither fields nor meta fields, such as lengths and masks."""
@@ -146,16 +154,19 @@ class ReplayDataset(Dataset[Batch]):
             for name in self._meta:
                 arrays[name] = self.source.meta(name)[episodes]
             if self.source.are_live(episodes):
-                return {self._out(name): self._deliver(array) for name, array in arrays.items()}
+                return self._deliver(arrays)
         raise EpisodeEvictedError("episodes are evicted from the circular buffer faster than a batch can be copied")
 
     def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
         raise NotImplementedError
 
-    def _deliver(self, array: npt.NDArray[Any]) -> Any:
-        if array.dtype == object:
-            return array.tolist()  # strings
-        return to_tensor(array, self._dtype, only_float64=self._only_float64)
+    def _deliver(self, arrays: Arrays) -> Batch:
+        if not self._names:
+            return self._delivery(arrays)
+        renamed = Arrays()
+        renamed.update((self._out(name), array) for name, array in arrays.items())
+        renamed.valid = {self._out(name): mask for name, mask in arrays.valid.items()}
+        return self._delivery(renamed)
 
 
 def _filter(source: Source, anchors: Anchors, conditions: Mapping[str, Condition]) -> Anchors:
@@ -191,8 +202,8 @@ class TimestepDataset(ReplayDataset):
         return ["_indices"] if self._return_indices else []
 
     def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
-        rows = self.source.starts[episodes] + steps
-        arrays: Arrays = {}
+        rows = self.source.starts.take(episodes) + steps
+        arrays = Arrays()
         for name in self._fields:
             self._put_rows(arrays, name, name, rows)
         if self._return_indices and self._is_wanted("_indices"):
@@ -235,15 +246,16 @@ class NStepDataset(ReplayDataset):
         return ["n_step_lens", *(["_indices"] if self._return_indices else [])]
 
     def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
-        rows = self.source.starts[episodes] + steps
-        lengths = n_step_lengths(steps, self._last[episodes], self._n_steps)
-        arrays: Arrays = {}
+        rows = self.source.starts.take(episodes) + steps
+        lengths = n_step_lengths(steps, self._last.take(episodes), self._n_steps)
+        arrays = Arrays()
         for name in self._current:
             self._put_rows(arrays, name, name, rows)
         for name in self._next:
             self._put_rows(arrays, f"next_{name}", name, rows + lengths)
         if self._sequence:
             inside, mask = forward_rows(rows, lengths, self._n_steps)
+            arrays.valid.update((f"seq_{name}", mask) for name in self._sequence)
             for name in self._sequence:
                 if self.source.fields[name].ragged:
                     self._put_ragged(arrays, f"seq_{name}", self.source.take_ragged(name, inside, mask))
@@ -299,18 +311,20 @@ class TrajectoryDataset(ReplayDataset):
     def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
         starts, lengths = self.source.starts[episodes], self.source.lengths[episodes]
         width = self._width or int(lengths.max())
-        arrays: Arrays = {}
+        arrays = Arrays()
         for name in self._current:
             self._put_slices(arrays, name, name, starts, lengths, width)
         for name in self._next:
             self._put_slices(arrays, f"next_{name}", name, starts + 1, lengths, width)
+        inside = np.arange(width) < lengths[:, None]
+        arrays.valid.update((name, inside) for name in (*self._current, *(f"next_{name}" for name in self._next)))
         for name in self._extra_names():
             if not self._is_wanted(name):
                 continue
             if name == "_lens":
                 arrays[name] = lengths
             elif name == "_mask":
-                arrays[name] = np.arange(width) < lengths[:, None]
+                arrays[name] = inside
             else:
                 arrays[name] = self.source.index[episodes]
         return arrays

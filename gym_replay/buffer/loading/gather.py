@@ -19,7 +19,6 @@ import numpy.typing as npt
 import torch
 
 from gym_replay.buffer.loading.lookup import Lookup
-from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.joined import first_rows, join
 from gym_replay.buffer.storage.layout import step_path
 from gym_replay.buffer.storage.reader import Snapshot
@@ -69,7 +68,9 @@ class Column:
 
     def take(self, rows: Ints) -> Array:
         """``array[rows]`` in memory of its own: ``(*rows.shape, *field.shape)``."""
-        if rows.size * self._nbytes >= THREADED_BYTES and self._tensor is not None and torch.get_num_threads() > 1:
+        if rows.size * self._nbytes < THREADED_BYTES:
+            return self._array.take(rows, 0)
+        if self._tensor is not None and torch.get_num_threads() > 1:
             taken = torch.index_select(self._tensor, 0, torch.from_numpy(rows.reshape(-1)))
             found: Array = taken.numpy().reshape(*rows.shape, *self._array.shape[1:])
             return found
@@ -156,7 +157,7 @@ class Rows:
 
     def take(self, name: str, rows: Ints) -> Array:
         """A field's values at rows of any shape: ``(*rows.shape, *field.shape)``, in memory of their own."""
-        column = self.column(name)
+        column = self._columns.get(name) or self.column(name)
         if column is not None:
             return column.take(rows)
         field = self._fields[name]

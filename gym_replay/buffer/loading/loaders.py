@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from gym_replay.buffer.loading.collate import Batch, named_tuple_class, to_device
+from gym_replay.buffer.loading.collate import Batch, named_tuple_class
 from gym_replay.buffer.loading.datasets import NStepDataset, ReplayDataset, TimestepDataset, TrajectoryDataset
+from gym_replay.buffer.loading.devices import check_device, on_device
 from gym_replay.buffer.loading.order import Order
 from gym_replay.buffer.loading.plans import Ints
 from gym_replay.buffer.loading.source import Condition, Source
@@ -67,7 +68,7 @@ class ReplayLoader(DataLoader[Batch]):
         shuffle: whether the order is random; else it is that of the buffer.
         drop_last: leave out the last batch where it is not full.
         seed: of the order; None draws one from torch's default generator.
-        device: where the tensors go.
+        device: where the tensors go; to a CUDA device they are copied through pinned memory, ahead of their use.
         to_named_tuple: deliver named tuples of these entries, in this order.
         options: torch's own (num_workers, pin_memory, prefetch_factor, persistent_workers, ...).
     """
@@ -91,7 +92,7 @@ class ReplayLoader(DataLoader[Batch]):
             seed = int(torch.randint(1 << 62, (), generator=options.get("generator")).item())
         self._order = Order(len(dataset), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
         self._positions = _Positions(self._order)
-        self._device = device
+        self._device = check_device(device)
         self._tuple_names = None if to_named_tuple is None else list(to_named_tuple)
         self._tuple_class = None if to_named_tuple is None else named_tuple_class(to_named_tuple)
         self._next_epoch, self._next_start = 0, 0
@@ -103,13 +104,16 @@ class ReplayLoader(DataLoader[Batch]):
         self._next_epoch, self._next_start = epoch + 1, 0
         self._progress = (epoch, start)
         self._positions.epoch, self._positions.start = epoch, start
-        return self._deliver(super().__iter__(), epoch, start)
+        batches: Iterator[Batch] = super().__iter__()
+        if self.num_workers == 0 and not self.pin_memory:
+            # Torch's own iterator, which has drawn its seed now, takes as long to hand over a small batch as there is
+            # to gather in it.
+            batches = map(self.dataset.__getitem__, self._positions)
+        return self._deliver(on_device(batches, self._device), epoch, start)
 
     def _deliver(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Any]:
         for number, batch in enumerate(batches, start + 1):
             self._progress = (epoch, number) if number < len(self._order) else (epoch + 1, 0)
-            if self._device is not None:
-                batch = to_device(batch, self._device, non_blocking=self.pin_memory)
             if self._tuple_class is not None and self._tuple_names is not None:
                 yield self._tuple_class(*(batch[name] for name in self._tuple_names))
             else:

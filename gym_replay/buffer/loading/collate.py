@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -37,9 +38,11 @@ class Arrays(dict[str, Array]):
             normalized.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.valid: dict[str, npt.NDArray[np.bool_]] = {}
+    valid: Mapping[str, npt.NDArray[np.bool_]] = MappingProxyType({})
+
+    def were_padded(self, entries: Iterable[str], mask: npt.NDArray[np.bool_]) -> None:
+        """Say where these entries hold data."""
+        self.valid = {**self.valid, **dict.fromkeys(entries, mask)}
 
 
 def check_dtype(dtype: Dtype) -> torch.dtype | None:
@@ -99,7 +102,7 @@ class Delivery:
             raise FieldError(f"transform={transform!r:.60}: expected a function from a batch to a batch")
         self._transform = transform
         self._entries: dict[str, tuple[str, Field]] = {}
-        self._finishers: dict[tuple[str, str], Callable[[Array], Any]] = {}
+        self._finishers: dict[str, Callable[[Array], Any]] = {}
 
     def bind(self, entries: Mapping[str, tuple[str, Field]]) -> None:
         """Say which field each entry of the batch shows, as name and declaration.
@@ -117,14 +120,14 @@ class Delivery:
                 _check_statistics(name, field, self._normalize[name])
 
     def __call__(self, arrays: Mapping[str, Array]) -> Batch:
-        """The batch: tensors of the arrays' shapes (but for images), and lists for arrays of objects."""
+        """The batch: tensors of the arrays' shapes (but for images), and lists for arrays of objects.
+
+        The arrays of an entry have the same dtype in every batch.
+        """
         finishers = self._finishers
         batch: Batch = {}
         for name, array in arrays.items():
-            key = name, array.dtype.char
-            finish = finishers.get(key)
-            if finish is None:
-                finish = finishers[key] = self._finisher(name, array.dtype)
+            finish = finishers.get(name) or self._learn(name, array.dtype)
             batch[name] = finish(array)
         if self._normalize and isinstance(arrays, Arrays):
             self._restore_padding(batch, arrays.valid)
@@ -134,6 +137,10 @@ class Delivery:
         if not isinstance(batch, dict):
             raise FieldError(f"transform: expected it to return a dict, got {type(batch).__name__}")
         return batch
+
+    def _learn(self, name: str, dtype: np.dtype[Any]) -> Callable[[Array], Any]:
+        finish = self._finishers[name] = self._finisher(name, dtype)
+        return finish
 
     def _restore_padding(self, batch: Batch, valid: Mapping[str, npt.NDArray[np.bool_]]) -> None:
         for name, mask in valid.items():

@@ -255,7 +255,7 @@ class NStepDataset(ReplayDataset):
             self._put_rows(arrays, f"next_{name}", name, rows + lengths)
         if self._sequence:
             inside, mask = forward_rows(rows, lengths, self._n_steps)
-            arrays.valid.update((f"seq_{name}", mask) for name in self._sequence)
+            arrays.were_padded([f"seq_{name}" for name in self._sequence], mask)
             for name in self._sequence:
                 if self.source.fields[name].ragged:
                     self._put_ragged(arrays, f"seq_{name}", self.source.take_ragged(name, inside, mask))
@@ -317,7 +317,7 @@ class TrajectoryDataset(ReplayDataset):
         for name in self._next:
             self._put_slices(arrays, f"next_{name}", name, starts + 1, lengths, width)
         inside = np.arange(width) < lengths[:, None]
-        arrays.valid.update((name, inside) for name in (*self._current, *(f"next_{name}" for name in self._next)))
+        arrays.were_padded((*self._current, *(f"next_{name}" for name in self._next)), inside)
         for name in self._extra_names():
             if not self._is_wanted(name):
                 continue

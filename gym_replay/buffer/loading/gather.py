@@ -39,7 +39,7 @@ class _Memory:
     """An array as an array that claims to be writable, which torch wants; only ever read from."""
 
     def __init__(self, array: Array) -> None:
-        self._array = array
+        self._kept = array
         interface = dict(array.__array_interface__)
         self.__array_interface__ = interface | {"data": (interface["data"][0], False)}
 
@@ -56,25 +56,29 @@ class Column:
 
     Args:
         array: ``(rows, *field.shape)``.
+
+    Attributes:
+        array: the same.
+        nbytes: of a row.
     """
 
-    __slots__ = ("_array", "_nbytes", "_tensor", "_windows")
+    __slots__ = ("_tensor", "_windows", "array", "nbytes")
 
     def __init__(self, array: Array) -> None:
-        self._array = array
-        self._nbytes = array.dtype.itemsize * math.prod(array.shape[1:])
+        self.array = array
+        self.nbytes = array.dtype.itemsize * math.prod(array.shape[1:])
         self._tensor = as_tensor(array)
         self._windows: dict[int, Array] = {}
 
     def take(self, rows: Ints) -> Array:
         """``array[rows]`` in memory of its own: ``(*rows.shape, *field.shape)``."""
-        if rows.size * self._nbytes < THREADED_BYTES:
-            return self._array.take(rows, 0)
+        if rows.size * self.nbytes < THREADED_BYTES:
+            return self.array.take(rows, 0)
         if self._tensor is not None and torch.get_num_threads() > 1:
             taken = torch.index_select(self._tensor, 0, torch.from_numpy(rows.reshape(-1)))
-            found: Array = taken.numpy().reshape(*rows.shape, *self._array.shape[1:])
+            found: Array = taken.numpy().reshape(*rows.shape, *self.array.shape[1:])
             return found
-        return self._array.take(rows, axis=0)
+        return self.array.take(rows, axis=0)
 
     def take_runs(self, firsts: Ints, length: int) -> Array:
         """``length`` consecutive rows from each of ``firsts``: ``(len(firsts), length, *field.shape)``.
@@ -84,7 +88,7 @@ class Column:
         Raises:
             IndexError: a run reaches outside of the rows.
         """
-        array, nbytes = self._array, self._nbytes * length
+        array, nbytes = self.array, self.nbytes * length
         if nbytes * len(firsts) >= THREADED_BYTES or nbytes == 0 or len(array) < length or nbytes >= 1 << 16:
             return self.take(firsts[:, None] + np.arange(length))
         if (windows := self._windows.get(length)) is None:
@@ -96,7 +100,7 @@ class Column:
 
     def slice(self, start: int, end: int) -> Array:
         """Read-only view of consecutive rows."""
-        return self._array[start:end]
+        return self.array[start:end]
 
 
 def _windows(array: Array, length: int) -> Array:
@@ -159,6 +163,9 @@ class Rows:
         """A field's values at rows of any shape: ``(*rows.shape, *field.shape)``, in memory of their own."""
         column = self._columns.get(name) or self.column(name)
         if column is not None:
+            # The smallest batches are written out here: in them a call is a part of the time.
+            if rows.size * column.nbytes < THREADED_BYTES:
+                return column.array.take(rows, 0)
             return column.take(rows)
         field = self._fields[name]
         flat, out = rows.reshape(-1), np.empty((rows.size, *field.shape), field.dtype)

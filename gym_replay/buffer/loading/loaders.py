@@ -92,6 +92,7 @@ class ReplayLoader(DataLoader[Batch]):
             seed = int(torch.randint(1 << 62, (), generator=options.get("generator")).item())
         self._order = Order(len(dataset), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
         self._positions = _Positions(self._order)
+        self._replay_dataset = dataset
         self._device = check_device(device)
         self._tuple_names = None if to_named_tuple is None else list(to_named_tuple)
         self._tuple_class = None if to_named_tuple is None else named_tuple_class(to_named_tuple)
@@ -108,12 +109,13 @@ class ReplayLoader(DataLoader[Batch]):
         if self.num_workers == 0 and not self.pin_memory:
             # Torch's own iterator, which has drawn its seed now, takes as long to hand over a small batch as there is
             # to gather in it.
-            batches = map(self.dataset.__getitem__, self._positions)
+            batches = map(self._replay_dataset.batch, self._positions)
         return self._deliver(on_device(batches, self._device), epoch, start)
 
     def _deliver(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Any]:
+        total = len(self._order)
         for number, batch in enumerate(batches, start + 1):
-            self._progress = (epoch, number) if number < len(self._order) else (epoch + 1, 0)
+            self._progress = (epoch, number) if number < total else (epoch + 1, 0)
             if self._tuple_class is not None and self._tuple_names is not None:
                 yield self._tuple_class(*(batch[name] for name in self._tuple_names))
             else:

@@ -37,21 +37,22 @@ class Lookup:
         cells = (total >> self._shift) + 1
         begins = np.arange(cells, dtype=np.int64) << self._shift
         self._table: Ints = np.searchsorted(offsets, begins, side="right") - 1
+        lasts = np.searchsorted(offsets, np.minimum(begins + (1 << self._shift), total) - 1, side="right") - 1
+        self._most_steps = int((lasts - self._table).max(initial=0))
 
     def find(self, numbers: Ints) -> Ints:
         """The range of each number, int64 of the same shape.
 
         Raises:
-            IndexError: a number is in none of them.
+            IndexError: a number is far outside of them; one that is just outside may be given a range.
         """
         if numbers.size == 0:
             return np.zeros(numbers.shape, np.int64)
         places: Ints = self._table.take(numbers >> self._shift)
-        for _ in range(_MOST_STEPS):
-            behind = self._ends.take(places) <= numbers
-            if not np.count_nonzero(behind):
-                return places
-            places += behind
+        for _ in range(min(self._most_steps, _MOST_STEPS)):
+            places += self._ends.take(places) <= numbers
+        if self._most_steps <= _MOST_STEPS:
+            return places
         # Many short ranges in one cell: those numbers that are not there yet are searched for.
         behind = self._ends.take(places) <= numbers
         places[behind] = np.searchsorted(self._offsets, numbers[behind], side="right") - 1

@@ -1,10 +1,10 @@
 """From rows to one contiguous array per field, in one call per field.
 
 How rows are taken was decided by measurement (NumPy 2.4, torch 2.13, two cores). ``numpy.take`` is the fastest for
-rows of less than a few hundred bytes, and as fast as any for larger ones in one thread. From about 256 KiB a batch,
-``torch.index_select`` with two threads takes half the time of it. ``tensor[index]`` is two to eight times slower than
-either, and ``array[index]`` twice for rows that are not single numbers. All of them read memory at random, and are
-within a fifth of copying as many bytes where rows have kilobytes.
+rows of less than a few hundred bytes, and as fast as any for larger ones in one thread. Of a megabyte and more, several
+threads take a part each. ``torch.index_select`` is as fast in one thread, and with several wherever no other process
+wants the processor. ``tensor[index]`` is two to eight times slower than either, and ``array[index]`` twice for rows
+that are not single numbers. All of them are within a fifth of copying as many bytes where rows have kilobytes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from gym_replay.buffer.loading import threads
 from gym_replay.buffer.loading.lookup import Lookup
 from gym_replay.buffer.storage.joined import first_rows, join
 from gym_replay.buffer.storage.layout import step_path
@@ -29,26 +29,11 @@ Array = npt.NDArray[Any]
 Padded: TypeAlias = tuple[Array, Ints]
 """Elements of ragged rows, padded with zeros, and how many each row has."""
 
-THREADED_BYTES = 1 << 18
-"""From so many bytes on, rows are taken by torch, where it has more than one thread."""
+THREADED_BYTES = 1 << 20
+"""From so many bytes on, rows are taken by several threads, where there are."""
 
-_HAS_TORCH_DTYPE = frozenset("?bBhilqefd")
-
-
-class _Memory:
-    """An array as an array that claims to be writable, which torch wants; only ever read from."""
-
-    def __init__(self, array: Array) -> None:
-        self._kept = array
-        interface = dict(array.__array_interface__)
-        self.__array_interface__ = interface | {"data": (interface["data"][0], False)}
-
-
-def as_tensor(array: Array) -> torch.Tensor | None:
-    """The array as a tensor over the same memory, without a warning where it is read-only; None for other dtypes."""
-    if array.dtype.char not in _HAS_TORCH_DTYPE or array.size == 0:
-        return None
-    return torch.from_numpy(np.asarray(_Memory(array)) if not array.flags.writeable else array)
+_MOST_WINDOWS = 16
+_LARGEST_RUN = 1 << 30
 
 
 class Column:
@@ -67,18 +52,13 @@ class Column:
     def __init__(self, array: Array) -> None:
         self.array = array
         self.nbytes = array.dtype.itemsize * math.prod(array.shape[1:])
-        self._tensor = as_tensor(array)
         self._windows: dict[int, Array] = {}
 
     def take(self, rows: Ints) -> Array:
         """``array[rows]`` in memory of its own: ``(*rows.shape, *field.shape)``."""
-        if rows.size * self.nbytes < THREADED_BYTES:
+        if rows.size * self.nbytes < THREADED_BYTES or threads.threads() == 1:
             return self.array.take(rows, 0)
-        if self._tensor is not None and torch.get_num_threads() > 1:
-            taken = torch.index_select(self._tensor, 0, torch.from_numpy(rows.reshape(-1)))
-            found: Array = taken.numpy().reshape(*rows.shape, *self.array.shape[1:])
-            return found
-        return self.array.take(rows, axis=0)
+        return threads.take(self.array, rows.reshape(-1)).reshape(*rows.shape, *self.array.shape[1:])
 
     def take_runs(self, firsts: Ints, length: int) -> Array:
         """``length`` consecutive rows from each of ``firsts``: ``(len(firsts), length, *field.shape)``.
@@ -89,14 +69,16 @@ class Column:
             IndexError: a run reaches outside of the rows.
         """
         array, nbytes = self.array, self.nbytes * length
-        if nbytes * len(firsts) >= THREADED_BYTES or nbytes == 0 or len(array) < length or nbytes >= 1 << 16:
+        if nbytes == 0 or nbytes > _LARGEST_RUN or len(array) < length:
             return self.take(firsts[:, None] + np.arange(length))
         if (windows := self._windows.get(length)) is None:
+            if len(self._windows) >= _MOST_WINDOWS:
+                self._windows.clear()
             windows = self._windows[length] = _windows(array, length)
-        if len(firsts) and int(firsts.min()) < 0:  # from the end, as NumPy counts
+        if len(firsts) and int(firsts.min()) < 0:  # which NumPy would count from the end
             raise IndexError(f"a run begins at row {firsts.min()}")
-        taken: Array = windows[firsts]
-        return taken.view(array.dtype).reshape(len(firsts), length, *array.shape[1:])
+        found: Array = windows[firsts].view(array.dtype).reshape(len(firsts), length, *array.shape[1:])
+        return found
 
     def slice(self, start: int, end: int) -> Array:
         """Read-only view of consecutive rows."""
@@ -183,6 +165,8 @@ class Rows:
     def take_slices(self, name: str, starts: Ints, counts: Ints, width: int) -> Array:
         """``counts[i]`` rows from ``starts[i]`` for each i, padded with zeros: ``(len(starts), width, *shape)``."""
         field, column = self._fields[name], self.column(name)
+        if column is not None and len(counts) and int(counts.min()) == width:
+            return column.take_runs(starts, width)
         out = np.empty((len(starts), width, *field.shape), field.dtype)
         pairs = zip(starts.tolist(), counts.tolist(), strict=True)
         if column is not None:

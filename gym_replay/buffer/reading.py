@@ -176,12 +176,14 @@ class Readable:
             to_named_tuple: deliver named tuples of these entries in this order; leading underscores are dropped in
                 the tuple's own names.
             shuffle, drop_last, seed: the order, a pure function of seed and epoch.
-            device: where the tensors go.
+            device: where the tensors go; to a CUDA device they are copied ahead of their use.
             options: ``fields``, ``current_fields``, ``next_fields``, ``sequence_fields``, ``filter_fields`` (as
                 filter_meta, for scalar fields at the sample's step), ``fieldname_map`` (entry name to new name),
                 ``return_mask``, ``return_indices``, ``slice_by_episode_len``, ``return_episode_lens``, ``dtype`` (None:
                 float64 is delivered in torch's default dtype; a torch dtype: all floats in it; ``"stored"``: as
-                stored), and the DataLoader's own such as ``num_workers``.
+                stored), ``normalize`` (names of fields, or :func:`gym_replay.statistics`), ``image_layout``
+                (``"CHW"``), ``transform`` (a function of the batch, called in the worker), and the DataLoader's own
+                such as ``num_workers``.
 
         Raises:
             EmptyBufferError: there is no sample.

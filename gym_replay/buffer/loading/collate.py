@@ -25,7 +25,6 @@ Layout: TypeAlias = str | Mapping[str, str] | None
 
 LAYOUTS = ("HWC", "CHW")
 
-_NUMPY_DTYPES = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
 _MOST_ROUNDED = 256
 """Means of up to so many standard deviations are subtracted in float32: the error is under 2e-5 deviations."""
 
@@ -240,12 +239,11 @@ def _converter(dtype: np.dtype[Any] | None, target: torch.dtype | None) -> Calla
     """From an array, of this dtype where it is known, that nobody else holds to a tensor of the target dtype."""
     if target is None:
         return torch.from_numpy
-    wanted = _NUMPY_DTYPES.get(target)
-    if wanted is None:  # bfloat16 and smaller ones, which NumPy does not have
-        return lambda array: torch.from_numpy(array).to(target)
-    if dtype == wanted:
-        return torch.from_numpy
-    return lambda array: torch.from_numpy(array.astype(wanted, copy=False))
+    if target is torch.float32:
+        if dtype == np.float32:
+            return torch.from_numpy
+        return lambda array: torch.from_numpy(array.astype(np.float32, copy=False))  # half the time of torch's own
+    return lambda array: torch.from_numpy(array).to(target)
 
 
 def _channels_first(images: Tensor) -> Tensor:

@@ -311,8 +311,8 @@ def large(suite: Suite) -> None:
         opened = ReplayBuffer.from_folder(folder, read_only=True)
         loader = opened.dataloader(256, n_steps=1, shuffle=True, drop_last=True)
         for batch in itertools.islice(loader, 3):
-            row = batch["observation"][:, 0] * 4096 + batch["observation"][:, 1]
-            following = batch["next_observation"][:, 0] * 4096 + batch["next_observation"][:, 1]
+            shown, after = (batch[entry][:, :2].long() for entry in ("observation", "next_observation"))
+            row, following = shown[:, 0] * 4096 + shown[:, 1], after[:, 0] * 4096 + after[:, 1]
             assert torch.equal(following, row + 1)
             assert torch.equal(batch["reward"], batch["observation"][:, 2])
         loaders[title] = forever(loader)

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from gym_replay.buffer.loading.prioritized import PrioritizedSampler
     from gym_replay.buffer.loading.returns import returns_to_go
     from gym_replay.buffer.loading.splits import split
+    from gym_replay.buffer.loading.statistics import FieldStatistics, Statistics, statistics
     from gym_replay.buffer.storage.check import CheckReport, Fault, check_buffer
     from gym_replay.replaying import ReplayReport, replay
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
@@ -59,11 +60,13 @@ __version__ = "0.1.0"
 _LAZY = {
     "CheckReport": "gym_replay.buffer.storage.check",
     "Fault": "gym_replay.buffer.storage.check",
+    "FieldStatistics": "gym_replay.buffer.loading.statistics",
     "FinishedEpisode": "gym_replay.wrappers.recording",
     "GoalMixture": "gym_replay.buffer.loading.goals",
     "GoalSampler": "gym_replay.buffer.loading.goals",
     "PrioritizedSampler": "gym_replay.buffer.loading.prioritized",
     "ReplayReport": "gym_replay.replaying",
+    "Statistics": "gym_replay.buffer.loading.statistics",
     "check_buffer": "gym_replay.buffer.storage.check",
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
     "crop_loader": "gym_replay.buffer.loading.loaders",
@@ -72,6 +75,7 @@ _LAZY = {
     "returns_to_go": "gym_replay.buffer.loading.returns",
     "replay": "gym_replay.replaying",
     "split": "gym_replay.buffer.loading.splits",
+    "statistics": "gym_replay.buffer.loading.statistics",
     "timestep_loader": "gym_replay.buffer.loading.loaders",
     "trajectory_loader": "gym_replay.buffer.loading.loaders",
     "window_loader": "gym_replay.buffer.loading.loaders",
@@ -94,6 +98,7 @@ __all__ = [
     "Fault",
     "Field",
     "FieldError",
+    "FieldStatistics",
     "FinishedEpisode",
     "GoalMixture",
     "GoalSampler",
@@ -107,6 +112,7 @@ __all__ = [
     "RecordToBuffer",
     "ReplayBuffer",
     "ReplayReport",
+    "Statistics",
     "StorageError",
     "UnsupportedFormatError",
     "UnsupportedSpaceError",
@@ -117,6 +123,7 @@ __all__ = [
     "replay",
     "returns_to_go",
     "split",
+    "statistics",
     "timestep_loader",
     "trajectory_loader",
     "window_loader",

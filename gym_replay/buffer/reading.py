@@ -117,7 +117,7 @@ class Readable:
         ):
             if unknown := [name for name in given or () if name not in known]:
                 raise FieldError(f"{argument}: unknown name {unknown[0]!r}; there are {list(known)}")
-        from gym_replay.buffer.loading.collate import to_device
+        from gym_replay.buffer.loading.devices import to_device
         from gym_replay.buffer.loading.loaders import make_dataset
 
         try:
@@ -131,7 +131,7 @@ class Readable:
         except EmptyBufferError:
             return {}
         batch = dataset[np.arange(len(dataset))]
-        return batch if device is None else to_device(batch, device, non_blocking=False)
+        return batch if device is None else to_device(batch, device)
 
     def dataset(
         self,
@@ -184,7 +184,7 @@ class Readable:
             shuffle, drop_last, seed: the order, a pure function of seed, epoch, rank and world size: each sample once
                 an epoch, over all ranks of an initialised torch.distributed. ``shuffle="block"`` is for data larger
                 than memory.
-            device: where the tensors go.
+            device: where the tensors go; to a CUDA device they are copied ahead of their use.
             options: ``fields``, ``current_fields``, ``next_fields``, ``sequence_fields``, ``filter_fields`` (as
                 filter_meta, for scalar fields at the sample's step), ``fieldname_map`` (entry name to new name),
                 ``return_mask``, ``return_indices``, ``slice_by_episode_len``, ``return_episode_lens``, those of
@@ -193,8 +193,10 @@ class Readable:
                 as ``batch["observation"]["camera"]["rgb"]``, what belongs to them as ``batch["observation_is_pad"]``
                 with the same parts; named tuples then have ``"observation"`` as one entry), ``dtype`` (None:
                 float64 is delivered in torch's default dtype; a torch dtype: all floats in it; ``"stored"``: as
-                stored); ``rank``, ``world_size``, ``block_size``, ``pool_size``, ``replacement``, ``weights``,
-                ``buffer_weights``, ``samples_per_epoch``, ``sampler`` and ``refresh``, see
+                stored); ``normalize`` (names of fields, or :func:`gym_replay.statistics`), ``image_layout``
+                (``"CHW"``), ``transform`` (a function of the batch, called in the worker; it sees nested parts under
+                their dotted names); ``rank``, ``world_size``, ``block_size``, ``pool_size``, ``replacement``,
+                ``weights``, ``buffer_weights``, ``samples_per_epoch``, ``sampler`` and ``refresh``, see
                 :class:`~gym_replay.buffer.loading.replay_loader.ReplayLoader`; and the DataLoader's own such as
                 ``num_workers``.
 

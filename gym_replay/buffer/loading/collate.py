@@ -1,9 +1,10 @@
-"""From gathered arrays to what the training code receives: tensors, dtypes, names, device."""
+"""From gathered arrays to what the training code receives: tensors, dtypes, layout, scale, names."""
 
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,11 +12,36 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gym_replay.buffer.loading.statistics import FieldStatistics, is_image
+from gym_replay.buffer.storage.fields import Field
 from gym_replay.errors import FieldError
 
+Array = npt.NDArray[Any]
 Batch: TypeAlias = dict[str, Any]
 """Tensors by name, and lists of strings."""
 Dtype: TypeAlias = torch.dtype | str | None
+Transform: TypeAlias = Callable[[Batch], Batch]
+Layout: TypeAlias = str | Mapping[str, str] | None
+
+LAYOUTS = ("HWC", "CHW")
+
+_MOST_ROUNDED = 256
+"""Means of up to so many standard deviations are subtracted in float32: the error is under 2e-5 deviations."""
+
+
+class Arrays(dict[str, Array]):
+    """The arrays of a batch, by entry.
+
+    Attributes:
+        valid: bool ``(batch, time)``, or ``(batch,)``, of entries that were padded with zeros: True where they
+            were not. Padding is not normalized.
+    """
+
+    valid: Mapping[str, npt.NDArray[np.bool_]] = MappingProxyType({})
+
+    def were_padded(self, entries: Iterable[str], mask: npt.NDArray[np.bool_]) -> None:
+        """Say where these entries hold data."""
+        self.valid = {**self.valid, **dict.fromkeys(entries, mask)}
 
 
 def check_dtype(dtype: Dtype) -> torch.dtype | None:
@@ -33,14 +59,199 @@ def check_dtype(dtype: Dtype) -> torch.dtype | None:
     raise FieldError(f"dtype={dtype!r}: expected a floating-point torch.dtype, 'stored' or None")
 
 
-def to_tensor(array: npt.NDArray[Any], dtype: torch.dtype | None, *, only_float64: bool) -> Tensor:
-    """An array that nobody else holds as a tensor over the same memory; floats are converted to ``dtype``."""
-    if dtype is torch.float32 and array.dtype == np.float64:
-        array = array.astype(np.float32)
-    tensor = torch.from_numpy(array)
-    if dtype is None or not tensor.is_floating_point() or (only_float64 and tensor.dtype != torch.float64):
-        return tensor
-    return tensor.to(dtype)
+class Delivery:
+    """What happens to each batch between the gather and the training code.
+
+    In this order: fields are normalized, images are laid out, floats are converted, and the batch is transformed. Each
+    tensor is contiguous, writable, and in memory that nothing else holds.
+
+    Args:
+        dtype: of floats. None: float64 arrives in torch's default dtype, all others as stored. A torch dtype: all
+            floats arrive in it. ``"stored"``: all as stored.
+        image_layout: ``"CHW"`` delivers images ``(..., channels, height, width)``: the uint8 fields with three axes of
+            which the last has 1, 3 or 4 and the others more. A mapping from field names to ``"CHW"`` or ``"HWC"`` says
+            it for each field, which may have any dtype.
+        normalize: statistics by field name; ``(x - mean) / std`` is delivered for these fields, also where an entry is
+            at a later step. Integers become floats. Zeros that pad an entry stay zeros.
+        transform: a function from the batch, a dict of tensors, to the dict to deliver in its place. It runs where the
+            batch is made: in the worker, if there are any.
+
+    Raises:
+        FieldError: an option is none of these.
+
+    Example:
+        >>> delivery = Delivery(dtype=torch.float16, transform=lambda batch: batch | {"twice": 2 * batch["x"]})
+        >>> delivery({"x": np.array([1.0, 2.0])})["twice"]
+        tensor([2., 4.], dtype=torch.float16)
+    """
+
+    def __init__(
+        self,
+        *,
+        dtype: Dtype = None,
+        image_layout: Layout = None,
+        normalize: Mapping[str, FieldStatistics] | None = None,
+        transform: Transform | None = None,
+    ) -> None:
+        self._dtype = check_dtype(dtype)
+        self._only_float64 = dtype is None
+        self._layout = _checked_layout(image_layout)
+        self._normalize = dict(normalize or {})
+        if transform is not None and not callable(transform):
+            raise FieldError(f"transform={transform!r:.60}: expected a function from a batch to a batch")
+        self._transform = transform
+        self._entries: dict[str, tuple[str, Field]] = {}
+        self._finishers: dict[str, Callable[[Array], Any]] = {}
+
+    def bind(self, entries: Mapping[str, tuple[str, Field]]) -> None:
+        """Say which field each entry of the batch shows, as name and declaration.
+
+        Raises:
+            FieldError: statistics or a layout do not fit their field.
+        """
+        self._entries, self._finishers = dict(entries), {}
+        for name, field in self._entries.values():
+            if isinstance(self._layout, dict) and name in self._layout and len(field.shape) != 3:
+                raise FieldError(
+                    f"image_layout: field {name!r}: expected three axes (height, width, channels), got {field.shape}"
+                )
+            if name in self._normalize:
+                _check_statistics(name, field, self._normalize[name])
+
+    def __call__(self, arrays: Mapping[str, Array]) -> Batch:
+        """The batch: tensors of the arrays' shapes (but for images), and lists for arrays of objects.
+
+        The arrays of an entry have the same dtype in every batch.
+        """
+        finishers = self._finishers
+        batch: Batch = {}
+        for name, array in arrays.items():
+            finish = finishers.get(name) or self._learn(name, array.dtype)
+            batch[name] = finish(array)
+        if self._normalize and isinstance(arrays, Arrays):
+            self._restore_padding(batch, arrays.valid)
+        if self._transform is None:
+            return batch
+        batch = self._transform(batch)
+        if not isinstance(batch, dict):
+            raise FieldError(f"transform: expected it to return a dict, got {type(batch).__name__}")
+        return batch
+
+    def _learn(self, name: str, dtype: np.dtype[Any]) -> Callable[[Array], Any]:
+        finish = self._finishers[name] = self._finisher(name, dtype)
+        return finish
+
+    def _restore_padding(self, batch: Batch, valid: Mapping[str, npt.NDArray[np.bool_]]) -> None:
+        for name, mask in valid.items():
+            if name in batch and self._entries.get(name, ("",))[0] in self._normalize:
+                batch[name][torch.from_numpy(~mask)] = 0
+
+    def _finisher(self, entry: str, dtype: np.dtype[Any]) -> Callable[[Array], Any]:
+        """What turns the arrays of one entry into tensors."""
+        if dtype.kind == "O":
+            return _as_list
+        name, field = self._entries.get(entry, (entry, None))
+        scale = self._normalize.get(name) if field is not None else None
+        target = self._target(dtype, normalized=scale is not None)
+        finish = _converter(dtype if scale is None else None, target)
+        if scale is not None:
+            finish = _Then(_Normalizer(scale), finish)
+        return _Then(finish, _channels_first) if field is not None and self._is_turned(name, field) else finish
+
+    def _target(self, dtype: np.dtype[Any], *, normalized: bool) -> torch.dtype | None:
+        """The dtype to deliver; None as it is."""
+        if dtype.kind == "f":
+            if self._dtype is None or (self._only_float64 and dtype != np.float64):
+                return getattr(torch, dtype.name) if normalized else None
+            return self._dtype
+        return (self._dtype or torch.get_default_dtype()) if normalized else None
+
+    def _is_turned(self, name: str, field: Field) -> bool:
+        if isinstance(self._layout, dict):
+            return self._layout.get(name) == "CHW"
+        return self._layout == "CHW" and is_image(field)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_finishers": {}}  # made anew where they are used
+
+
+def _checked_layout(layout: Layout) -> str | dict[str, str] | None:
+    chosen = layout if isinstance(layout, Mapping) else {"": layout}
+    for name, value in chosen.items():
+        if value not in LAYOUTS and (value is not None or name):
+            place = f" of {name!r}" if name else ""
+            raise FieldError(f"image_layout{place}: expected 'CHW' or 'HWC', got {value!r}")
+    return dict(layout) if isinstance(layout, Mapping) else layout
+
+
+def _check_statistics(name: str, field: Field, found: FieldStatistics) -> None:
+    if field.ragged:
+        raise FieldError(f"normalize: field {name!r} is ragged, which has no statistics; leave it out")
+    try:
+        fits = np.broadcast_shapes(np.shape(found.mean), np.shape(found.std), field.shape) == field.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise FieldError(
+            f"normalize: field {name!r}: expected statistics of shape {field.shape}, got {np.shape(found.mean)}"
+        )
+    if not (np.asarray(found.std) > 0).all():
+        raise FieldError(f"normalize: field {name!r}: expected positive standard deviations; see std_floor")
+
+
+class _Then:
+    """Two functions, one after the other; unlike a closure it has no cell to keep alive."""
+
+    __slots__ = ("_first", "_second")
+
+    def __init__(self, first: Callable[[Any], Any], second: Callable[[Any], Any]) -> None:
+        self._first, self._second = first, second
+
+    def __call__(self, value: Any) -> Any:
+        return self._second(self._first(value))
+
+
+class _Normalizer:
+    """``(x - mean) / std``, in float32 where the mean is near enough, else in float64."""
+
+    __slots__ = ("_mean", "_narrow", "_narrow_mean", "_narrow_std", "_std")
+
+    def __init__(self, statistics: FieldStatistics) -> None:
+        self._mean = np.asarray(statistics.mean, np.float64)
+        self._std = np.asarray(statistics.std, np.float64)
+        largest = float(np.finfo(np.float32).max)
+        near = np.abs(self._mean) <= np.minimum(_MOST_ROUNDED * self._std, largest)
+        self._narrow = bool(near.all()) and bool((self._std <= largest).all())
+        if self._narrow:
+            self._narrow_mean, self._narrow_std = self._mean.astype(np.float32), self._std.astype(np.float32)
+
+    def __call__(self, array: Array) -> Array:
+        if self._narrow and array.dtype.itemsize <= 4 and array.dtype not in (np.int32, np.uint32):
+            scaled: Array = np.subtract(array, self._narrow_mean, dtype=np.float32)
+            scaled /= self._narrow_std
+            return scaled
+        scaled = np.subtract(array, self._mean, dtype=np.float64)
+        scaled /= self._std
+        return scaled
+
+
+def _converter(dtype: np.dtype[Any] | None, target: torch.dtype | None) -> Callable[[Array], Any]:
+    """From an array, of this dtype where it is known, that nobody else holds to a tensor of the target dtype."""
+    if target is None:
+        return torch.from_numpy
+    if target is torch.float32:
+        if dtype == np.float32:
+            return torch.from_numpy
+        return lambda array: torch.from_numpy(array.astype(np.float32, copy=False))  # half the time of torch's own
+    return lambda array: torch.from_numpy(array).to(target)
+
+
+def _channels_first(images: Tensor) -> Tensor:
+    return images.movedim(-1, -3).contiguous()
+
+
+def _as_list(array: Array) -> Any:
+    return array.tolist()
 
 
 def named_tuple_class(names: Sequence[str]) -> type[tuple[Tensor, ...]]:
@@ -55,16 +266,3 @@ def named_tuple_class(names: Sequence[str]) -> type[tuple[Tensor, ...]]:
     except ValueError as error:
         raise FieldError(f"to_named_tuple={tuple(names)}: {error}; use fieldname_map to choose other names") from None
     return made
-
-
-def to_device(batch: Mapping[str, Any], device: Any, *, non_blocking: bool) -> Batch:
-    """The batch with every tensor on the device, those in trees of dicts and tuples too."""
-
-    def moved(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(device, non_blocking=non_blocking)
-        if isinstance(value, dict):
-            return {key: moved(part) for key, part in value.items()}
-        return tuple(moved(part) for part in value) if isinstance(value, tuple) else value
-
-    return {name: moved(value) for name, value in batch.items()}

@@ -6,18 +6,19 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
 from torch.utils.data import Dataset
 
-from gym_replay.buffer.loading.collate import Batch, Dtype, check_dtype, to_tensor
+from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
 from gym_replay.buffer.loading.draws import Draw
+from gym_replay.buffer.loading.gather import Padded
 from gym_replay.buffer.loading.nesting import Nesting, roots_of
 from gym_replay.buffer.loading.plans import Anchors, Bools, Floats, Ints
 from gym_replay.buffer.loading.randomness import draw
-from gym_replay.buffer.loading.source import Condition, Padded, Source, matches
+from gym_replay.buffer.loading.source import Condition, Source, matches
+from gym_replay.buffer.loading.statistics import Normalize, resolve
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 
-Arrays = dict[str, npt.NDArray[Any]]
 _ATTEMPTS = 100
 
 
@@ -33,13 +34,15 @@ class ReplayDataset(Dataset[Batch]):
         fieldname_map: other names for entries of the batch.
         only: gather only the entries that get these names; meta fields of the recorder are among them only here
             or where a ``fields`` argument names them.
-        dtype: see the loaders.
+        dtype, image_layout, transform: see :class:`~gym_replay.buffer.loading.collate.Delivery`.
+        normalize: statistics, or names of fields, whose statistics over the selected episodes are then taken.
         nested: put the parts of nested spaces into dicts and tuples as the space has them, instead of beside one
-            another under dotted names.
+            another under dotted names. A ``transform`` is given the dotted names.
 
     Attributes:
         draw: what the batch in the making was asked with: the seed and the epoch of whatever is drawn at random for it.
         read_fields: the names of the fields that batches are made of.
+        normalized: the statistics that fields are normalized with, or None.
     """
 
     draw = Draw(np.empty(0, np.int64))
@@ -54,6 +57,9 @@ class ReplayDataset(Dataset[Batch]):
         fieldname_map: Mapping[str, str] | None = None,
         only: Sequence[str] | None = None,
         dtype: Dtype = None,
+        image_layout: Layout = None,
+        normalize: Normalize = None,
+        transform: Transform | None = None,
         nested: bool = False,
     ) -> None:
         self.source = source
@@ -63,8 +69,10 @@ class ReplayDataset(Dataset[Batch]):
         self.anchors = _filter(source, anchors, filter_fields) if filter_fields else anchors
         if len(self.anchors) == 0:
             raise EmptyBufferError("no sample to load: the selected episodes have no step of this kind")
-        self._dtype = check_dtype(dtype)
-        self._only_float64 = dtype is None
+        self.normalized = resolve(normalize, source)
+        self._delivery = Delivery(
+            dtype=dtype, image_layout=image_layout, normalize=self.normalized, transform=transform
+        )
         self._names: dict[str, str] = dict(fieldname_map or {})
         self._only = None if only is None else set(only)
 
@@ -86,6 +94,9 @@ class ReplayDataset(Dataset[Batch]):
         if self._only is not None and (missing := self._only - set(outputs)):
             raise FieldError(f"field {sorted(missing)[0]!r} is not in the batch; it has {outputs}")
         self._meta = [name for name in meta if self._is_wanted(name)]
+        shown = {entry: (name, self.source.fields[name]) for entry, name in entries.items()}
+        shown |= {name: (name, self.source.meta_fields[name]) for name in meta}
+        self._delivery.bind({self._out(entry): field for entry, field in shown.items()})
         if self._nesting is not None:
             self._nesting.build(name for name in available if self._is_wanted(name))
         chosen = {
@@ -121,7 +132,7 @@ class ReplayDataset(Dataset[Batch]):
         if self.source.fields[name].ragged:
             self._put_ragged(arrays, entry, self.source.take_ragged(name, rows))
         else:
-            arrays[entry] = self.source.take(name, rows)
+            arrays[entry] = self.source.rows.take(name, rows)
 
     def _put_masked(self, arrays: Arrays, entry: str, name: str, rows: Ints, present: Bools) -> None:
         """Add a field's values at these rows, zeros (of ragged fields no elements) where they are not ``present``."""
@@ -130,6 +141,7 @@ class ReplayDataset(Dataset[Batch]):
         else:
             arrays[entry] = values = self.source.take(name, rows)
             values[~present] = 0
+            arrays.were_padded((entry,), present)
 
     def _extra_names(self) -> list[str]:
         """Entries that are neither fields nor meta fields, such as lengths and masks."""
@@ -195,8 +207,8 @@ class ReplayDataset(Dataset[Batch]):
         if draw.weights is not None:
             served = self._served
             names = served if draw.names is None else np.where(served == draw.samples, draw.names, -1)
-            batch["_samples"] = to_tensor(names.astype(np.int64), None, only_float64=True)
-            batch["_weights"] = to_tensor(draw.weights.copy(), check_dtype(None), only_float64=True)
+            batch["_samples"] = torch.from_numpy(names.astype(np.int64))
+            batch["_weights"] = torch.from_numpy(draw.weights.copy()).to(torch.get_default_dtype())
         return batch
 
     def batch(self, samples: Ints) -> Batch:
@@ -218,16 +230,19 @@ class ReplayDataset(Dataset[Batch]):
                 arrays[name] = self.source.meta(name)[episodes]
             if self.source.are_live(episodes):
                 self._served = samples
-                return {self._out(name): self._deliver(array) for name, array in arrays.items()}
+                return self._deliver(arrays)
         raise EpisodeEvictedError("episodes are evicted from the circular buffer faster than a batch can be copied")
 
     def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
         raise NotImplementedError
 
-    def _deliver(self, array: npt.NDArray[Any]) -> Any:
-        if array.dtype == object:
-            return array.tolist()  # strings
-        return to_tensor(array, self._dtype, only_float64=self._only_float64)
+    def _deliver(self, arrays: Arrays) -> Batch:
+        if not self._names:
+            return self._delivery(arrays)
+        renamed = Arrays()
+        renamed.update((self._out(name), array) for name, array in arrays.items())
+        renamed.valid = {self._out(name): mask for name, mask in arrays.valid.items()}
+        return self._delivery(renamed)
 
 
 def _filter(source: Source, anchors: Anchors, conditions: Mapping[str, Condition]) -> Anchors:

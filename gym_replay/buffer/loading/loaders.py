@@ -84,10 +84,12 @@ def make_loader(
     only = to_named_tuple
     if only is not None and options.get("sampler") is not None:
         only = [name for name in only if name not in PRIORITIZED_ENTRIES]
-    remake: Callable[[Readable], ReplayDataset] = partial(
-        make_dataset, kind=kind, filter_meta=filter_meta, episodes=episodes, only=only, **chosen
-    )
-    return ReplayLoader(remake(buffer), batch_size, to_named_tuple=to_named_tuple, remake=remake, **options)
+    make = partial(make_dataset, kind=kind, filter_meta=filter_meta, episodes=episodes, only=only)
+    dataset = make(buffer, **chosen)
+    if dataset.normalized is not None:  # statistics are taken once, not of each snapshot anew
+        chosen["normalize"] = dataset.normalized
+    remake: Callable[[Readable], ReplayDataset] = partial(make, **chosen)
+    return ReplayLoader(dataset, batch_size, to_named_tuple=to_named_tuple, remake=remake, **options)
 
 
 def trajectory_loader(buffer: Readable, batch_size: int, **options: Any) -> ReplayLoader:

@@ -74,7 +74,7 @@ class Nesting:
         folded: dict[str, Any] = {}
         for name, value in batch.items():
             root = self._tree_of.get(name)
-            if root is None:
+            if root is None or root not in self._trees:
                 folded[name] = value
             elif root not in folded:
                 folded[root] = _filled(self._trees[root], batch)

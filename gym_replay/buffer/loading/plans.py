@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+
+from gym_replay.buffer.loading.lookup import Lookup
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -55,13 +58,17 @@ class Anchors:
         """The episode (its place in the given order) and the step of each sample."""
         if self.kept is not None:
             samples = self.kept[samples]
-        episodes = np.searchsorted(self.offsets, samples, side="right") - 1
-        steps = samples - self.offsets[episodes]
+        episodes = self._lookup.find(samples)
+        steps = samples - self.offsets.take(episodes)
         if self.stride != 1:
             steps = steps * self.stride
         if self.first is not None:
-            steps = steps + self.first[episodes]
+            steps = steps + self.first.take(episodes)
         return episodes, steps
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        return Lookup(self.offsets)
 
     def first_sample(self, episode: int) -> int:
         """The number of the first sample that belongs to this episode or a later one."""

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 
 from gym_replay.buffer.loading.batches import Batches
 from gym_replay.buffer.loading.blocks import BlockOrder
-from gym_replay.buffer.loading.collate import Batch, named_tuple_class, to_device
+from gym_replay.buffer.loading.collate import Batch, named_tuple_class
 from gym_replay.buffer.loading.datasets import ReplayDataset
+from gym_replay.buffer.loading.devices import check_device, on_device
 from gym_replay.buffer.loading.draws import Draw
 from gym_replay.buffer.loading.live import LiveDataset, Snapshots
 from gym_replay.buffer.loading.ordering import Ordering
@@ -70,9 +71,10 @@ class ReplayLoader(DataLoader[Batch]):
         samples_per_epoch: draws with replacement in an epoch, over all ranks.
         sampler: a PrioritizedSampler. Batches then have ``_samples`` and ``_weights``.
         refresh: ``"epoch"`` takes a new snapshot of a live buffer at the start of each epoch; ``"batch"`` before each
-            batch is drawn (with workers, that is when it is queued), and needs ``shuffle=True`` or a ``sampler``.
-            Where something was committed, this costs time in proportion to the number of episodes.
-        device: where the tensors go.
+            batch is drawn (with workers, or to a CUDA device, that is some batches ahead), and needs ``shuffle=True``
+            or a ``sampler``. Where something was committed, this costs time in proportion to the number of episodes.
+            Statistics of ``normalize`` are those of when the loader was made.
+        device: where the tensors go; to a CUDA device they are copied through pinned memory, ahead of their use.
         to_named_tuple: deliver named tuples of these entries, in this order.
         remake: for ``refresh``: makes the like of ``dataset`` over other snapshots.
         options: torch's own (num_workers, pin_memory, prefetch_factor, persistent_workers, ...).
@@ -142,7 +144,7 @@ class ReplayLoader(DataLoader[Batch]):
             each_batch=refresh == "batch",
             prioritized=sampler,
         )
-        self._device = device
+        self._device = check_device(device)
         self._tuple_names = None if to_named_tuple is None else list(to_named_tuple)
         self._tuple_class = None if to_named_tuple is None else named_tuple_class(to_named_tuple)
         self._next_epoch, self._next_start = 0, 0
@@ -169,7 +171,12 @@ class ReplayLoader(DataLoader[Batch]):
         self._next_epoch, self._next_start = epoch + 1, 0
         self._progress = (epoch, start)
         self._batches.epoch, self._batches.start = epoch, start
-        return self._deliver(super().__iter__(), epoch, start)
+        batches: Iterator[Batch] = super().__iter__()
+        if self.num_workers == 0 and not self.pin_memory:
+            # Torch's own iterator, which has drawn its seed now, takes as long to hand over a small batch as there is
+            # to gather in it.
+            batches = map(self.dataset.__getitem__, self._batches)
+        return self._deliver(on_device(batches, self._device), epoch, start)
 
     def _look_again(self) -> None:
         """Take the snapshot of an epoch; one that is resumed gets the episodes that it had, as far as they live."""
@@ -191,8 +198,6 @@ class ReplayLoader(DataLoader[Batch]):
             self._progress = (epoch, number) if number < count else (epoch + 1, 0)
             if self._prioritized is not None:
                 self._batches.issued.popleft()
-            if self._device is not None:
-                batch = to_device(batch, self._device, non_blocking=self.pin_memory)
             if self._tuple_class is not None and self._tuple_names is not None:
                 yield self._tuple_class(*(batch[name] for name in self._tuple_names))
             else:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.gather import take_rows, take_slices
+from gym_replay.buffer.loading.gather import Padded, Rows
 from gym_replay.buffer.loading.plans import Anchors, Ints
 from gym_replay.buffer.storage.fields import Field, to_array
 from gym_replay.buffer.storage.reader import Snapshot
@@ -28,16 +27,14 @@ Episodes: TypeAlias = (
 )
 """Which episodes: indices, a mask over all of them, or a function of all meta values that gives a mask."""
 
-Padded: TypeAlias = tuple[npt.NDArray[Any], Ints]
-"""Elements of ragged rows, padded with zeros, and how many each row has."""
-
 
 class Source:
     """The selected episodes of one or more snapshots of one schema.
 
-    Rows are numbered over all parts: part p's row r is ``r + sum of the earlier parts' rows``.
+    Rows are numbered over all parts, as ``rows`` does it.
 
     Attributes:
+        rows: the rows of all fields.
         starts, lengths: int64 ``(episodes,)``: first row over all parts, and T.
         has_final: bool ``(episodes,)``: whether row T holds the last observation.
         index: int64 ``(episodes,)``: each episode's index in the buffer, or in the concatenation.
@@ -56,14 +53,14 @@ class Source:
         self.meta_fields: dict[str, Field] = metadata.meta_fields
         self.user_meta = [name for name in metadata.meta_fields if name not in metadata.recorder_meta]
         self.max_timesteps = metadata.max_timesteps
-        self._row_offsets = np.cumsum([0, *(part.rows for part in self.parts)])
+        self.rows = Rows(self.parts)
         sizes = [len(part) for part in self.parts]
         if sum(sizes) == 0:
             raise EmptyBufferError("the buffer is empty: record at least one episode before loading")
         self._part = np.repeat(np.arange(len(sizes)), sizes)
         self.index = np.arange(sum(sizes), dtype=np.int64)
         self.ids = np.concatenate([part.ids for part in self.parts])
-        self.starts = np.concatenate([part.starts for part in self.parts]) + self._row_offsets[self._part]
+        self.starts = np.concatenate([part.starts for part in self.parts]) + self.rows.firsts[self._part]
         self.lengths = np.concatenate([part.lengths for part in self.parts])
         self.has_final = np.concatenate([part.has_final for part in self.parts])
         self._meta: dict[str, npt.NDArray[Any]] = {}
@@ -111,10 +108,12 @@ class Source:
         ends[-1] = min(int(ends[-1]), int(starts[-1]) + steps[1])
         starts[0] += steps[0]
         # Episodes mostly lie back to back; up to a row between two (an o_T that is missing) is read along.
-        breaks = np.flatnonzero((starts[1:] < ends[:-1]) | (starts[1:] > ends[:-1] + 1)) + 1
-        for begin, end in zip(starts[[0, *breaks]].tolist(), ends[[*(breaks - 1), -1]].tolist(), strict=True):
-            number = int(np.searchsorted(self._row_offsets, begin, side="right")) - 1
-            part, offset = self.parts[number], int(self._row_offsets[number])
+        owners = self._part[chosen]
+        apart = (starts[1:] < ends[:-1]) | (starts[1:] > ends[:-1] + 1) | (owners[1:] != owners[:-1])
+        breaks = np.flatnonzero(apart) + 1
+        begins, numbers = starts[[0, *breaks]].tolist(), owners[[0, *breaks]].tolist()
+        for number, begin, end in zip(numbers, begins, ends[[*(breaks - 1), -1]].tolist(), strict=True):
+            part, offset = self.parts[number], int(self.rows.firsts[number])
             for name in names:
                 part.columns[part.metadata.rows_path(name)].read_ahead(begin - offset, end - offset)
 
@@ -126,57 +125,19 @@ class Source:
 
     def take(self, name: str, rows: Ints) -> npt.NDArray[Any]:
         """A field's values at rows of any shape: ``(*rows.shape, *field.shape)``, in memory of their own."""
-        if len(self.parts) == 1:
-            return take_rows(self.parts[0].column(name), rows)
-        out = np.empty((*rows.shape, *self.fields[name].shape), self.fields[name].dtype)
-        owner = np.searchsorted(self._row_offsets, rows, side="right") - 1
-        for part in np.unique(owner).tolist():
-            mine = owner == part
-            out[mine] = take_rows(self.parts[part].column(name), rows[mine] - self._row_offsets[part])
-        return out
+        return self.rows.take(name, rows)
+
+    def take_runs(self, name: str, firsts: Ints, length: int) -> npt.NDArray[Any]:
+        """``length`` consecutive rows from each of ``firsts``: ``(len(firsts), length, *field.shape)``."""
+        return self.rows.take_runs(name, firsts, length)
 
     def take_ragged(self, name: str, rows: Ints, present: npt.NDArray[np.bool_] | None = None) -> Padded:
-        """The elements of a ragged field at rows of any shape, padded, and how many there are.
-
-        Args:
-            name: the field.
-            rows: int64, of any shape.
-            present: of the same shape: False where a row is not to be taken, and counts as empty.
-
-        Returns:
-            ``(*rows.shape, longest, *field.shape)``, padded with zeros on the right, and int64 ``rows.shape``.
-        """
-        flat = rows.reshape(-1)
-        wanted = np.ones(len(flat), np.bool_) if present is None else present.reshape(-1)
-        owner = np.searchsorted(self._row_offsets, flat, side="right") - 1
-        taken = [
-            (mine, self.parts[part].ragged(name)[flat[mine] - self._row_offsets[part]])
-            for part in np.unique(owner[wanted]).tolist()
-            for mine in [np.flatnonzero(wanted & (owner == part))]
-        ]
-        lengths = np.zeros(len(flat), np.int64)
-        for mine, elements in taken:
-            elements.check()  # before anything of the size that they claim is allocated
-            lengths[mine] = elements.lengths
-        width = int(lengths.max(initial=0))
-        field = self.fields[name]
-        with taken[0][1].fitting_into_memory(lengths) if taken else nullcontext():
-            padded = np.zeros((len(flat), width, *field.shape), field.dtype)
-        for mine, elements in taken:
-            padded[mine] = elements.padded(width)
-        return padded.reshape(*rows.shape, width, *field.shape), lengths.reshape(rows.shape)
+        """The elements of a ragged field at rows of any shape, padded, and how many there are."""
+        return self.rows.take_ragged(name, rows, present)
 
     def take_slices(self, name: str, starts: Ints, counts: Ints, width: int) -> npt.NDArray[Any]:
         """``counts[i]`` rows from ``starts[i]`` for each i, padded with zeros: ``(len(starts), width, *shape)``."""
-        owner = np.searchsorted(self._row_offsets, starts, side="right") - 1
-        columns = {part: self.parts[part].column(name) for part in np.unique(owner).tolist()}
-        pieces = [
-            columns[part][start : start + count]
-            for part, start, count in zip(
-                owner.tolist(), (starts - self._row_offsets[owner]).tolist(), counts.tolist(), strict=True
-            )
-        ]
-        return take_slices(pieces, width, self.fields[name])
+        return self.rows.take_slices(name, starts, counts, width)
 
     def replace_evicted(self, samples: Ints, anchors: Anchors) -> Ints:
         """The samples, those whose episodes have left a circular buffer replaced by live ones of the same buffer.

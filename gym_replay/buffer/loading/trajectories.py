@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gym_replay.buffer.loading.datasets import Arrays, ReplayDataset
+from gym_replay.buffer.loading.collate import Arrays
+from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.plans import (
     Anchors,
     Crops,
@@ -71,18 +72,20 @@ class TrajectoryDataset(StretchDataset):
     def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
         starts, lengths = self.source.starts[episodes], self.source.lengths[episodes]
         width = self._width or int(lengths.max())
-        arrays: Arrays = {}
+        arrays = Arrays()
         for name in self._current:
             self._put_slices(arrays, name, name, starts, lengths, width)
         for name in self._next:
             self._put_slices(arrays, f"next_{name}", name, starts + 1, lengths, width)
+        inside = np.arange(width) < lengths[:, None]
+        arrays.were_padded((*self._current, *(f"next_{name}" for name in self._next)), inside)
         for name in self._extra_names():
             if not self._is_wanted(name):
                 continue
             if name == "_lens":
                 arrays[name] = lengths
             elif name == "_mask":
-                arrays[name] = np.arange(width) < lengths[:, None]
+                arrays[name] = inside
             else:
                 arrays[name] = self.source.index[episodes]
         return arrays
@@ -157,7 +160,7 @@ class CropDataset(StretchDataset):
         crops = self._crops(episodes, steps)
         places, mask, drawn = crops.rows(self._burn_in + self._longest, pad_left=self._pad_left)
         rows = self.source.starts[episodes][:, None] + places
-        arrays: Arrays = {}
+        arrays = Arrays()
         for prefix, names, shift in (("", self._current, 0), ("next_", self._next, 1)):
             for name in names:
                 self._put_masked(arrays, f"{prefix}{name}", name, rows + shift, mask)
@@ -167,7 +170,8 @@ class CropDataset(StretchDataset):
             "_lens": crops.counts,
             "_indices": np.stack((self.source.index[episodes], crops.first + crops.burn_in), axis=1),
         }
-        return arrays | {name: extra[name] for name in self._extra_names() if self._is_wanted(name)}
+        arrays.update((name, extra[name]) for name in self._extra_names() if self._is_wanted(name))
+        return arrays
 
 
 def check_count(name: str, value: Any, lowest: int) -> int:

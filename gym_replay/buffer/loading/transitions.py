@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.datasets import Arrays, ReplayDataset
+from gym_replay.buffer.loading.collate import Arrays
+from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.goals import GoalSampler
 from gym_replay.buffer.loading.plans import (
     Anchors,
@@ -127,7 +128,7 @@ class StepDataset(ReplayDataset):
             for _ in range(_ATTEMPTS):
                 others, places = self._everything.locate(self.source.replace_evicted(anywhere, self._everything))
                 goals = np.where(is_random, others, episodes), np.where(is_random, places, own)
-                taken: Arrays = {}
+                taken = Arrays()
                 try:
                     self._take_goals(sampler, kind, taken, episodes, steps, goals)
                 except CorruptBufferError:
@@ -175,8 +176,8 @@ class TimestepDataset(StepDataset):
         return self._step_names()
 
     def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
-        rows = self.source.starts[episodes] + steps
-        arrays: Arrays = {}
+        rows = self.source.starts.take(episodes) + steps
+        arrays = Arrays()
         for name in self._fields:
             self._put_rows(arrays, name, name, rows)
         self._put_steps(arrays, episodes, steps)
@@ -237,16 +238,19 @@ class NStepDataset(StepDataset):
         return [*pads, "n_step_lens", *discounted, *self._step_names()]
 
     def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
-        rows = self.source.starts[episodes] + steps
-        lengths = n_step_lengths(steps, self._last[episodes], self._n_steps)
-        arrays: Arrays = {}
+        rows = self.source.starts.take(episodes) + steps
+        lengths = n_step_lengths(steps, self._last.take(episodes), self._n_steps)
+        arrays = Arrays()
         for name in self._current:
             self._put_rows(arrays, name, name, rows)
         for name in self._next:
             self._put_rows(arrays, f"next_{name}", name, rows + lengths)
-        for name in self._may_lack_next:
-            if self._is_wanted(entry := f"next_{name}_is_pad"):
-                arrays[entry] = steps + lengths >= self.source.lengths[episodes]
+        if self._may_lack_next:
+            exist = steps + lengths < self.source.lengths.take(episodes)
+            arrays.were_padded([f"next_{name}" for name in self._may_lack_next], exist)
+            for name in self._may_lack_next:
+                if self._is_wanted(entry := f"next_{name}_is_pad"):
+                    arrays[entry] = ~exist
         if self._sequence or self._discount is not None:
             self._put_sequences(arrays, *forward_rows(rows, lengths, self._n_steps))
         if self._is_wanted("n_step_lens"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gym_replay.buffer.loading.datasets import Arrays
+from gym_replay.buffer.loading.collate import Arrays
 from gym_replay.buffer.loading.plans import (
     DROP,
     EDGE,
@@ -84,8 +84,8 @@ class WindowDataset(StepDataset):
         return [*(f"{name}_is_pad" for name in self._offsets), *self._step_names()]
 
     def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
-        starts = self.source.starts[episodes]
-        arrays: Arrays = {}
+        starts = self.source.starts.take(episodes)
+        arrays = Arrays()
         for name in self._single:
             self._put_rows(arrays, name, name, starts + steps)
         for window, names, masks in self._groups:

@@ -234,6 +234,15 @@ class Column:
             self._array = self._map(rows)
         return self._rows
 
+    def map_of(self, rows: int) -> tuple[int, int] | None:
+        """The descriptor of a file with at least so many rows, and where they begin in it; None where it is closed.
+
+        Raises:
+            CorruptBufferError: the file holds fewer rows.
+        """
+        self.view(rows)
+        return None if self._descriptor < 0 else (self._descriptor, self._offset)
+
     def _without_bytes(self, rows: int) -> npt.NDArray[Any]:
         try:
             empty = np.empty((rows, *self.shape), self.dtype)

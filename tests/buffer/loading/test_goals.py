@@ -211,7 +211,7 @@ def test_goals_that_leave_while_they_are_copied(tmp_path, monkeypatch):
         dataset = timestep_loader(
             buffer, 4, goal_sampler=sampler, filter_fields={"action": lambda a: a >= 600}, fields=("action",)
         ).dataset
-        take = dataset.source.take
+        take = dataset.source.rows.take
         evicting = iter([True])
 
         def take_while_evicted(name, rows):
@@ -221,7 +221,7 @@ def test_goals_that_leave_while_they_are_copied(tmp_path, monkeypatch):
                 copied[:] = -1  # torn
             return copied
 
-        monkeypatch.setattr(dataset.source, "take", take_while_evicted)
+        monkeypatch.setattr(dataset.source.rows, "take", take_while_evicted)
         for _ in range(20):
             batch = dataset[np.arange(4)]
             assert {place_of(goal)[0] for goal in batch["value_goal_observation"]} <= {1, 2}

@@ -1,0 +1,409 @@
+"""What the values of each field are like: count, mean, deviation, range and quantiles over chosen episodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.loading.source import Condition, Episodes, Source
+from gym_replay.buffer.storage.fields import Field
+from gym_replay.errors import EpisodeEvictedError, FieldError
+
+if TYPE_CHECKING:
+    from gym_replay.buffer.reading import Readable
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
+STD_FLOOR = 1e-3
+CHUNK_BYTES = 1 << 24
+"""Of float64 values, looked at together."""
+QUANTILE_BYTES = 1 << 27
+"""Of the values of one field that are kept for its quantiles."""
+
+
+@dataclass(frozen=True)
+class FieldStatistics:
+    """The statistics of one field, all of one shape: the field's, or ``(1, 1, channels)`` of images.
+
+    Attributes:
+        count: int64: how many values there are, not counting NaN.
+        mean, std, min, max: float64. ``std`` is that of the population, and at least the floor.
+        quantiles: float64, by probability.
+    """
+
+    count: Ints
+    mean: Floats
+    std: Floats
+    min: Floats
+    max: Floats
+    quantiles: Mapping[float, Floats]
+
+
+class Statistics(Mapping[str, FieldStatistics]):
+    """Statistics by field name.
+
+    Example:
+        >>> found = statistics(buffer)  # doctest: +SKIP
+        >>> found["observation"].mean  # doctest: +SKIP
+        array([ 0.02, -0.11])
+        >>> loader = buffer.dataloader(256, n_steps=1, normalize=found.only("observation"))  # doctest: +SKIP
+    """
+
+    def __init__(self, fields: Mapping[str, FieldStatistics]) -> None:
+        self._fields = dict(fields)
+
+    def __getitem__(self, name: str) -> FieldStatistics:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def only(self, *names: str) -> Statistics:
+        """Of these fields only.
+
+        Raises:
+            FieldError: there are none of one of them.
+        """
+        if unknown := [name for name in names if name not in self]:
+            raise FieldError(f"no statistics of {unknown[0]!r}; there are {list(self)}")
+        return Statistics({name: self[name] for name in names})
+
+    def __repr__(self) -> str:
+        return f"Statistics({', '.join(self)})"
+
+
+Normalize: TypeAlias = Mapping[str, FieldStatistics] | Collection[str] | None
+"""Statistics, or names of fields."""
+
+
+def statistics(
+    buffer: Readable,
+    fields: Sequence[str] | None = None,
+    *,
+    episodes: Episodes | None = None,
+    filter_meta: Mapping[str, Condition] | None = None,
+    quantiles: Sequence[float] = QUANTILES,
+    std_floor: float = STD_FLOOR,
+    cache: bool = True,
+    progress: bool = True,
+) -> Statistics:
+    """Count, mean, standard deviation, minimum, maximum and quantiles of fields over the chosen episodes.
+
+    Only values that were recorded count: the T+1 of a state field (T where the last observation is missing), the T of
+    every other field. NaN counts as missing; where all are NaN, or there are infinities, the results are NaN or
+    infinite.
+
+    Each file is read once, in pieces. Deviations are summed in float64 around the mean of each piece, and pieces are
+    combined as in T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for Computing the Sample Variance", The
+    American Statistician 37(3), 1983, so that values with a large common part lose nothing. Quantiles are interpolated
+    linearly, and exact where a field's values take up to 128 MiB. Of more, a random sample of as many whole rows is
+    taken, one from each of equal stretches, the same one every time; with k rows, the share of values below what is
+    called the p-quantile is off by more than e with a probability of at most 2 exp(-2 k e^2) (P. Massart, "The Tight
+    Constant in the Dvoretzky-Kiefer-Wolfowitz Inequality", The Annals of Probability 18(3), 1990).
+
+    Images, which are uint8 fields of shape (height, width, channels) with 1, 3 or 4 channels, have one value for each
+    channel. Everything else has one for each element.
+
+    Args:
+        buffer: a ReplayBuffer or ConcatReplayBuffer.
+        fields: names; None takes all but ragged ones.
+        episodes: which episodes, as for the loaders: an index, indices or a slice, a mask, or a function of the meta
+            fields that returns one; None takes all.
+        filter_meta: conditions on meta fields that choose among them, as for the loaders.
+        quantiles: probabilities, from 0 to 1.
+        std_floor: the least standard deviation to return, so that values that hardly vary are not blown up by the
+            division. At 0, constant fields cannot be used to normalize.
+        cache: keep the results in ``statistics.json`` in the buffer's folder, where it can be written, and take them
+            from there as long as the buffer does not change. Not for concatenations.
+        progress: show a bar where it takes longer than a second.
+
+    Raises:
+        EmptyBufferError: no episode was chosen.
+        FieldError: a name is unknown, a field is ragged, or another argument is out of range.
+        IndexError: there is no such episode.
+        EpisodeEvictedError: an episode left the circular buffer before it was read.
+
+    Example:
+        >>> statistics(buffer, ["observation"], episodes=range(100))["observation"].std  # doctest: +SKIP
+        array([0.56, 0.91])
+    """
+    source = Source(buffer.snapshots(), filter_meta=filter_meta, episodes=episodes)
+    return statistics_of(source, fields, quantiles=quantiles, std_floor=std_floor, cache=cache, progress=progress)
+
+
+def statistics_of(
+    source: Source,
+    fields: Sequence[str] | None = None,
+    *,
+    quantiles: Sequence[float] = QUANTILES,
+    std_floor: float = STD_FLOOR,
+    cache: bool = True,
+    progress: bool = True,
+) -> Statistics:
+    """The statistics of the selected episodes; see :func:`statistics`."""
+    from gym_replay.buffer.loading.statistics_cache import Cache
+
+    names = _checked_names(source, fields)
+    wanted = _checked_quantiles(quantiles)
+    if not (isinstance(std_floor, (int, float)) and 0 <= std_floor < math.inf):
+        raise FieldError(f"std_floor: expected a number from 0 on, got {std_floor!r}")
+    rows = _Selection(source)
+    kept = Cache.of(source, wanted) if cache else None
+    found = kept.load() if kept is not None else {}
+    missing = [name for name in names if name not in found]
+    if missing:
+        with _Bar(sum(rows.count(name) for name in missing), progress) as bar:
+            computed = {name: _of_field(rows, name, wanted, bar) for name in missing}
+        if kept is not None:
+            kept.store(computed)
+        found |= computed
+    return Statistics({name: replace(found[name], std=_floored(found[name].std, std_floor)) for name in names})
+
+
+class Resolved(dict[str, FieldStatistics]):
+    """The statistics that fields are normalized with, of whatever dtype they are."""
+
+
+def resolve(normalize: Normalize, source: Source) -> Resolved | None:
+    """Statistics as they are; of names, those of the selected episodes.
+
+    Of statistics, only floating-point fields are normalized: what a recorded integer counts, or which of several things
+    it chooses, is lost otherwise. Names say it for any field.
+    """
+    if normalize is None or isinstance(normalize, Resolved):
+        return normalize
+    if not isinstance(normalize, Mapping) and not normalize:
+        return None
+    if isinstance(normalize, str):
+        raise FieldError(f"normalize={normalize!r}: expected statistics or a sequence of names; write ({normalize!r},)")
+    if isinstance(normalize, Mapping):
+        known = source.fields
+        if unknown := [name for name in normalize if name not in known]:
+            raise FieldError(f"normalize: unknown field {unknown[0]!r}; there are {list(known)}")
+        return Resolved((name, found) for name, found in normalize.items() if known[name].dtype.kind == "f")
+    return Resolved(statistics_of(source, list(normalize)))
+
+
+def is_image(field: Field) -> bool:
+    """Whether a field is an image: uint8, height, width and 1, 3 or 4 channels."""
+    if field.ragged or field.dtype != np.uint8 or len(field.shape) != 3:
+        return False
+    height, width, channels = field.shape
+    return channels in (1, 3, 4) and min(height, width) > channels
+
+
+def statistics_shape(field: Field) -> tuple[int, ...]:
+    """The shape of a field's statistics."""
+    return (1, 1, field.shape[-1]) if is_image(field) else field.shape
+
+
+def _floored(std: Floats, floor: float) -> Floats:
+    floored: Floats = np.maximum(std, floor)  # NaN stays NaN
+    return floored
+
+
+def _checked_names(source: Source, fields: Sequence[str] | None) -> list[str]:
+    if isinstance(fields, str):
+        raise FieldError(f"fields={fields!r}: expected a sequence of names; write ({fields!r},)")
+    if fields is None:
+        return [name for name, field in source.fields.items() if not field.ragged]
+    for name in fields:
+        if name not in source.fields:
+            raise FieldError(f"statistics: unknown field {name!r}; there are {list(source.fields)}")
+        if source.fields[name].ragged:
+            raise FieldError(f"statistics: field {name!r} is ragged, which has no statistics; leave it out")
+    return list(dict.fromkeys(fields))
+
+
+def _checked_quantiles(quantiles: Sequence[float]) -> tuple[float, ...]:
+    wanted = tuple(map(float, quantiles))
+    if not all(0 <= probability <= 1 for probability in wanted):
+        raise FieldError(f"quantiles: expected probabilities from 0 to 1, got {list(quantiles)!r}")
+    return wanted
+
+
+class _Selection:
+    """The recorded rows of chosen episodes, in pieces."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def count(self, name: str) -> int:
+        """How many rows of a field are recorded."""
+        return int(self._counts(name).sum())
+
+    def _counts(self, name: str) -> Ints:
+        source = self.source
+        return source.lengths + source.has_final if source.fields[name].state else source.lengths
+
+    def chunks(self, name: str) -> Iterator[npt.NDArray[Any]]:
+        """The values of a field, ``(rows, *field.shape)`` each time.
+
+        Raises:
+            EpisodeEvictedError: an episode left the circular buffer before it was read.
+        """
+        counts = self._counts(name)
+        offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts)))
+        size = max(1, CHUNK_BYTES // (8 * max(1, math.prod(self.source.fields[name].shape))))
+        for begin in range(0, int(offsets[-1]), size):
+            end = min(begin + size, int(offsets[-1]))
+            low = int(np.searchsorted(offsets, begin, side="right")) - 1
+            high = int(np.searchsorted(offsets, end))
+            inside = np.minimum(offsets[low + 1 : high + 1], end) - np.maximum(offsets[low:high], begin)
+            rows = np.repeat(self.source.starts[low:high] - offsets[low:high], inside) + np.arange(begin, end)
+            values = self.source.take(name, rows)
+            if not self.source.are_live(np.arange(low, high)):
+                raise EpisodeEvictedError(
+                    "an episode was evicted from the circular buffer while its statistics were taken; choose newer "
+                    "ones or take them while nothing is recorded"
+                )
+            yield values
+
+
+class _Bar:
+    """A progress bar over rows."""
+
+    def __init__(self, total: int, shown: bool) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, unit="row", unit_scale=True, desc="statistics", delay=1, disable=not shown)
+
+    def advance(self, rows: int) -> None:
+        self._bar.update(rows)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._bar.close()
+
+
+def _of_field(rows: _Selection, name: str, quantiles: tuple[float, ...], bar: _Bar) -> FieldStatistics:
+    """The statistics of one field, with the deviation as it is."""
+    field = rows.source.fields[name]
+    shape = statistics_shape(field)
+    width = math.prod(shape)
+    total = rows.count(name)
+    moments = _Moments(width)
+    sample = _Sample(total, field, width) if quantiles else None
+    for values in rows.chunks(name):
+        values = values.reshape(-1, width) if width else np.empty((len(values), 0), values.dtype)
+        moments.add(values)
+        if sample is not None:
+            sample.add(values)
+        bar.advance(len(values) * math.prod(shape) // max(1, math.prod(field.shape)))
+    found = sample.quantiles(quantiles) if sample is not None else np.empty((0, width))
+    return FieldStatistics(
+        moments.count.reshape(shape),
+        moments.mean.reshape(shape),
+        moments.std().reshape(shape),
+        moments.min.reshape(shape),
+        moments.max.reshape(shape),
+        {probability: values.reshape(shape) for probability, values in zip(quantiles, found, strict=True)},
+    )
+
+
+class _Moments:
+    """Count, mean, sum of squared deviations, minimum and maximum of each column."""
+
+    def __init__(self, width: int) -> None:
+        self.count = np.zeros(width, np.int64)
+        self.mean, self._squares = np.full(width, np.nan), np.full(width, np.nan)
+        self.min, self.max = np.full(width, np.nan), np.full(width, np.nan)
+
+    def add(self, values: npt.NDArray[Any]) -> None:
+        """More values, ``(rows, width)``."""
+        if len(values) == 0:
+            return
+        self.min = np.fmin(self.min, np.fmin.reduce(values, axis=0).astype(np.float64))
+        self.max = np.fmax(self.max, np.fmax.reduce(values, axis=0).astype(np.float64))
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            self._combine(*_moments(values.astype(np.float64)))
+
+    def _combine(self, count: Ints, mean: Floats, squares: Floats) -> None:
+        first, neither = self.count == 0, count == 0
+        total = np.maximum(self.count + count, 1)
+        delta = mean - self.mean
+        share = count / total
+        new_mean = self.mean + delta * share
+        new_squares = self._squares + squares + delta * delta * (self.count * share)
+        self.mean = np.where(neither, self.mean, np.where(first, mean, new_mean))
+        self._squares = np.where(neither, self._squares, np.where(first, squares, new_squares))
+        self.count = self.count + count
+
+    def std(self) -> Floats:
+        """Of the population."""
+        with np.errstate(invalid="ignore"):
+            deviations: Floats = np.sqrt(self._squares / np.maximum(self.count, 1))
+        return deviations
+
+
+def _moments(values: Floats) -> tuple[Ints, Floats, Floats]:
+    """Count, mean and sum of squared deviations of each column; ``values`` is overwritten."""
+    missing = np.isnan(values)
+    if not missing.any():
+        count = np.full(values.shape[1], len(values), np.int64)
+        mean = values.mean(axis=0)
+        values -= mean
+    else:
+        count = len(values) - np.count_nonzero(missing, axis=0)
+        values[missing] = 0
+        mean = values.sum(axis=0) / count
+        values -= mean
+        values[missing] = 0
+    # The mean was rounded; what is left of the deviations corrects it and the sum of their squares.
+    rest = values.sum(axis=0) / np.maximum(count, 1)
+    rest[~np.isfinite(rest)] = 0
+    squares = np.einsum("ij,ij->j", values, values) - count * rest * rest
+    return count, mean + rest, np.maximum(squares, 0)
+
+
+class _Sample:
+    """All values of each column, or where they are too many, those of one random row from each of equal stretches."""
+
+    def __init__(self, rows: int, field: Field, width: int) -> None:
+        self._per_row = math.prod(field.shape) // max(1, width)
+        row_nbytes = max(1, field.nbytes)
+        self._taken: Ints | None = None
+        if rows * row_nbytes > QUANTILE_BYTES:
+            number = max(1, QUANTILE_BYTES // row_nbytes)
+            edges = np.arange(number + 1) * (rows / number)
+            begins, ends = np.ceil(edges[:-1]).astype(np.int64), np.ceil(edges[1:]).astype(np.int64)
+            self._taken = np.random.default_rng(0).integers(begins, np.maximum(ends, begins + 1)).clip(max=rows - 1)
+        self._kept: list[npt.NDArray[Any]] = []
+        self._seen = 0
+
+    def add(self, values: npt.NDArray[Any]) -> None:
+        """The next values, ``(rows, width)``."""
+        if self._taken is None:
+            self._kept.append(values)
+            return
+        per_row = max(1, self._per_row)
+        rows = len(values) // per_row
+        low, high = np.searchsorted(self._taken, (self._seen, self._seen + rows)).tolist()
+        picked = self._taken[low:high] - self._seen
+        self._kept.append(values.reshape(rows, -1)[picked].reshape(-1, values.shape[1]))
+        self._seen += rows
+
+    def quantiles(self, probabilities: tuple[float, ...]) -> Floats:
+        """Float64 ``(probabilities, width)``, interpolated linearly between the values around."""
+        values = np.concatenate(self._kept)
+        self._kept = []
+        found = np.full((len(probabilities), values.shape[1]), np.nan)
+        for column in range(values.shape[1]):
+            present = values[:, column].astype(np.float64)
+            present = present[~np.isnan(present)]
+            if len(present):
+                with np.errstate(invalid="ignore"):
+                    found[:, column] = np.quantile(present, probabilities)
+        return found

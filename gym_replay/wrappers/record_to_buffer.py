@@ -8,7 +8,7 @@ import weakref
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NoReturn, SupportsFloat
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import FieldLike, describe, fit, make_encoder, to_array
 from gym_replay.buffer.storage.staging import UNLIMITED
-from gym_replay.errors import EpisodeStateError, FieldError, StorageError
+from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import describe_run, facts_of_reset
 from gym_replay.wrappers.infos import Infos, is_info
@@ -25,9 +25,11 @@ from gym_replay.wrappers.recorded_schema import (
     core_fields,
     leaves_of,
     open_for,
+    refuse_own_meta,
     reward_shape,
     warn_of_dtype,
 )
+from gym_replay.wrappers.recorder import Recorder
 from gym_replay.wrappers.recording import OnEpisode, Recording
 from gym_replay.wrappers.spaces import Leaf, make_flattener, make_space_encoder
 
@@ -37,7 +39,7 @@ _BROKEN = -1
 """In the place of the steps that there is room for: a step was begun and never ended."""
 
 
-class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Records every episode of an environment into a replay buffer, and changes nothing else.
 
     An episode is opened at each ``reset`` and committed inside the ``step`` that ends it, before that step returns.
@@ -77,6 +79,9 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         >>> len(env.buffer), env.buffer.episode(0)["observation"].shape[1]
         (1, 4)
     """
+
+    _recording: Recording
+    _instead_of_pickling = ", or pickle env.spec"
 
     def __init__(
         self,
@@ -184,17 +189,6 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             self._action_number = np.int64
         if len(action) == 1:
             self._encode_action = _single_of(self._encode_action)
-
-    @property
-    def buffer(self) -> ReplayBuffer:
-        """The buffer; readable also after :meth:`close`."""
-        return self._buffer
-
-    @property
-    def out_of_bounds(self) -> dict[str, int]:
-        """How many committed rows of each field had values outside of their space's bounds; they are kept."""
-        self._recording.bounds.finish()
-        return dict(self._recording.bounds.counts)
 
     # --- the episode ---
 
@@ -374,8 +368,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             FieldError: a field is unknown, the recorder's own, or its value does not fit.
             EpisodeStateError: no episode is running.
         """
-        if own := [name for name in meta if name in self._buffer.metadata.recorder_meta]:
-            raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")
+        refuse_own_meta(meta, self._buffer.metadata)
         self._buffer.encoders().meta(meta)
         copied = {
             name: value if isinstance(value, (str, bool, int, float)) else np.array(to_array(value, name))
@@ -411,35 +404,7 @@ class RecordToBuffer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             StorageError: the disk has no room for the episode; nothing is closed yet, so that ``close`` can be called
                 again once there is. ``env.buffer.release()`` gives the episode up.
         """
-        refused = False
-        self._recording.refuse_within_on_episode()
-        try:
-            self._end_episode()
-        except StorageError:
-            refused = True
-            raise
-        finally:
-            if not refused:
-                self._close_all()
-
-    def _close_all(self) -> None:
-        try:
-            try:
-                self._recording.bounds.finish()
-            finally:
-                if self._owns_buffer:
-                    self._buffer.release()
-        finally:
-            super().close()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a recorder is the only writer of its folder and cannot be pickled or copied; make one environment in each "
-            "process, with a folder of its own, or pickle env.spec"
-        )
-
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        self.__reduce__()
+        self._close_after(self._end_episode, super().close)
 
 
 def _array_of(space: gym.Space[Any], leaves: Sequence[Leaf]) -> tuple[Any, Any]:

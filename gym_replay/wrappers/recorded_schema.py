@@ -16,6 +16,7 @@ from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
 from gym_replay.buffer.storage.fields import Field, FieldLike, parse_fields
+from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.errors import ConfigMismatchError, FieldError
 from gym_replay.wrappers.generator_state import NUMBERS
@@ -217,3 +218,9 @@ def _check_recorded(
         raise ConfigMismatchError(
             f"{buffer.folder} was recorded from {stored_id!r}, this environment is {passed_id!r}; choose another folder"
         )
+
+
+def refuse_own_meta(meta: Iterable[str], metadata: Metadata) -> None:
+    """Raise FieldError where a meta field that a user sets is one that the recorder sets itself."""
+    if own := [name for name in meta if name in metadata.recorder_meta]:
+        raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")

@@ -18,6 +18,7 @@ from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import FLAG_BYTES, facts_of_end
+from gym_replay.wrappers.recorded_schema import refuse_own_meta
 
 OnEpisode: TypeAlias = "Callable[[FinishedEpisode], Mapping[str, Any] | bool | None]"
 """Looks at an episode before its commit: meta values to set, False to discard it, anything else to keep it."""
@@ -224,8 +225,7 @@ class Recording:
 
     def _judged(self, said: Any) -> tuple[Mapping[str, Any], bool]:
         meta = said if isinstance(said, Mapping) else {}
-        if own := [name for name in meta if name in self.buffer.metadata.recorder_meta]:
-            raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")
+        refuse_own_meta(meta, self.buffer.metadata)
         self.buffer.encoders().meta(meta)
         return meta, not (isinstance(said, (bool, np.bool_)) and not said)
 

@@ -47,7 +47,7 @@ class Column:
         nbytes: of a row.
     """
 
-    __slots__ = ("_tensor", "_windows", "array", "nbytes")
+    __slots__ = ("_windows", "array", "nbytes")
 
     def __init__(self, array: Array) -> None:
         self.array = array

@@ -11,6 +11,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""What SplitMix64 adds to its state for each output."""
+
 # Positions that are permuted together. One call costs some hundred microseconds however few they are, so many batches
 # share it; a larger block gains little and delays the first batch.
 BLOCK_POSITIONS = 1 << 16
@@ -235,7 +238,11 @@ def uniforms(positions: NDArray[np.int64], seed: int, epoch: int, stream: tuple[
 
 def mixed(counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return SplitMix64's output for each counter, uint64 of the same shape."""
-    words: NDArray[np.uint64] = counters * np.uint64(0x9E3779B97F4A7C15)
+    return finished(counters * GOLDEN)
+
+
+def finished(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Apply SplitMix64's output function to its states, in place: D. Stafford's variant 13."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         words ^= words >> np.uint64(shift)
         words *= np.uint64(factor)

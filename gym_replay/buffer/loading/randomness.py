@@ -5,20 +5,12 @@ Which batch a sample is in, and which process gathers it, makes no difference.
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
-import numpy.typing as npt
 
+from gym_replay.buffer.loading.order import GOLDEN, finished
 from gym_replay.buffer.loading.plans import Floats, Ints
 
-Words: TypeAlias = npt.NDArray[np.uint64]
-
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
 _ONE = np.uint64(1)
-_SHIFTS = (30, 27)
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 def draw(seed: int, epoch: int, count: int, episodes: Ints, steps: Ints) -> Floats:
@@ -40,26 +32,11 @@ def draw(seed: int, epoch: int, count: int, episodes: Ints, steps: Ints) -> Floa
         array([[0.551, 0.919, 0.687],
                [0.672, 0.701, 0.874]])
     """
-    state = 0
+    state = np.zeros(1, np.uint64)
     for number in (seed, epoch):
-        state = _mix_integer(state + _GOLDEN + number)
-    mixed = _mix(episodes.astype(np.uint64) + np.array(state, np.uint64))
-    mixed = _mix(mixed + (steps.astype(np.uint64) + _ONE) * np.array(_GOLDEN, np.uint64))
-    outputs = _mix(mixed + np.arange(1, count + 1, dtype=np.uint64)[:, None] * np.array(_GOLDEN, np.uint64))
+        state = finished(state + GOLDEN + np.array(number % 2**64, np.uint64))
+    mixed = finished(episodes.astype(np.uint64) + state)
+    mixed = finished(mixed + (steps.astype(np.uint64) + _ONE) * GOLDEN)
+    outputs = finished(mixed + np.arange(1, count + 1, dtype=np.uint64)[:, None] * GOLDEN)
     uniform: Floats = (outputs >> np.uint64(11)) * 2.0**-53
     return uniform
-
-
-def _mix_integer(state: int) -> int:
-    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=True):
-        state &= _MASK
-        state = (state ^ (state >> shift)) * multiplier
-    state &= _MASK
-    return state ^ (state >> 31)
-
-
-def _mix(state: Words) -> Words:
-    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=True):
-        state = (state ^ (state >> np.uint64(shift))) * np.array(multiplier, np.uint64)
-    mixed: Words = state ^ (state >> np.uint64(31))
-    return mixed

@@ -96,8 +96,7 @@ class RecordWriter:
             elif len(value) <= 8:
                 until[place] = slot + _AHEAD
                 value *= _AHEAD
-            self.columns[place].reserve(slot + 1)  # values may have no bytes at all
-            self.columns[place].write(slot, value)
+            self._write_one(place, slot, value)
         self._until = until
         self._note_steady(slot, values)
 

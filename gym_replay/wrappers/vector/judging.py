@@ -10,7 +10,7 @@ import numpy as np
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.records import MetaColumn
-from gym_replay.errors import FieldError
+from gym_replay.wrappers.recorded_schema import refuse_own_meta
 from gym_replay.wrappers.recording import OnEpisode
 from gym_replay.wrappers.vector.blocks import Block, FinishedVectorEpisode
 
@@ -46,7 +46,6 @@ def judge_block(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block) -> Bl
 
 def _judge(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block, place: int) -> bool:
     metadata = buffer.metadata
-    own = metadata.recorder_meta
     shown = {
         name: _shown(metadata.meta_fields[name], value, place)
         for name, value in block.meta.items()
@@ -54,8 +53,7 @@ def _judge(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block, place: int
     }
     said = on_episode(FinishedVectorEpisode(block, place, metadata.fields, shown))
     meta = said if isinstance(said, Mapping) else {}
-    if taken := [name for name in meta if name in own]:
-        raise FieldError(f"meta field {taken[0]!r} is set by the recorder itself")
+    refuse_own_meta(meta, metadata)
     for name, encoded in buffer.encoders().meta(meta).items():
         info, values = metadata.meta_fields[name], block.meta[name]
         if isinstance(values, np.ndarray):

@@ -7,8 +7,9 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -16,10 +17,11 @@ import numpy.typing as npt
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import FieldLike, describe, elements_of, fit, to_array
-from gym_replay.errors import EpisodeStateError, FieldError, StorageError
+from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.episode_facts import describe_run, options_to_json
 from gym_replay.wrappers.infos import Infos, is_info
-from gym_replay.wrappers.recorded_schema import check_arguments, core_fields, leaves_of, open_for
+from gym_replay.wrappers.recorded_schema import check_arguments, core_fields, leaves_of, open_for, refuse_own_meta
+from gym_replay.wrappers.recorder import Recorder
 from gym_replay.wrappers.recording import OnEpisode
 from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, autoreset_of, take_turn
 from gym_replay.wrappers.vector.batches import BatchEncoder, Column
@@ -33,7 +35,7 @@ from gym_replay.wrappers.vector.take_out import Finals
 _FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
 
 
-class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Records every episode of every sub-environment into one replay buffer, and changes nothing else.
 
     The buffer is the same as that of :class:`gym_replay.RecordToBuffer` around a single environment: the fields are
@@ -61,6 +63,9 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
         >>> {int(episode.meta["env_index"]) for episode in envs.buffer} == {0, 1, 2, 3}
         True
     """
+
+    _recording: VectorRecording
+    _instead_of_pickling = ""
 
     def __init__(
         self,
@@ -154,17 +159,6 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
                 "an AsyncVectorEnv with shared memory returns the same strings (and OneOf values) for ever, whatever "
                 "its sub-environments observe; make it with shared_memory=False",
             )
-
-    @property
-    def buffer(self) -> ReplayBuffer:
-        """The buffer; readable also after :meth:`close`."""
-        return self._buffer
-
-    @property
-    def out_of_bounds(self) -> dict[str, int]:
-        """How many committed rows of each field had values outside of their space's bounds; they are kept."""
-        self._recording.bounds.finish()
-        return dict(self._recording.bounds.counts)
 
     # --- the episodes ---
 
@@ -517,8 +511,7 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
             EpisodeStateError: no episode is running.
         """
         known = self._buffer.metadata
-        if own := [name for name in meta if name in known.recorder_meta]:
-            raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")
+        refuse_own_meta(meta, known)
         if unknown := [name for name in meta if name not in known.meta_fields]:
             raise FieldError(f"unknown meta field {unknown[0]!r}; there are {list(known.meta_fields)}")
         facts, running = self._recording.facts, self._recording.running
@@ -568,35 +561,7 @@ class RecordToBuffer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.util
             StorageError: the disk has no room for the episodes; nothing is closed yet, so that ``close`` can be called
                 again once there is. ``env.buffer.release()`` gives the episodes up.
         """
-        refused = False
-        self._recording.refuse_within_on_episode()
-        try:
-            self._recording.end()
-        except StorageError:
-            refused = True
-            raise
-        finally:
-            if not refused:
-                self._close_all(kwargs)
-
-    def _close_all(self, kwargs: dict[str, Any]) -> None:
-        try:
-            try:
-                self._recording.bounds.finish()
-            finally:
-                if self._owns_buffer:
-                    self._buffer.release()
-        finally:
-            super().close(**kwargs)
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a recorder is the only writer of its folder and cannot be pickled or copied; make one environment in each "
-            "process, with a folder of its own"
-        )
-
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        self.__reduce__()
+        self._close_after(self._recording.end, partial(super().close, **kwargs))
 
 
 def _of(column: Column, numbers: Numbers) -> Column:

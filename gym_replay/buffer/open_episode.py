@@ -104,7 +104,7 @@ class OpenEpisode:
         if length := len(stage):
             encoders = self._encoders
             meta = {**encoders.meta_defaults, **self._meta, **encoders.meta(self.final_meta)}
-            self._writer.commit(stage, length, meta, complete=True)
+            self._writer.commit(stage, stage.pieces(), length, meta, complete=True)
 
     def discard(self) -> None:
         """Forget the episode; without effect where it has ended."""

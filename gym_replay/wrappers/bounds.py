@@ -50,11 +50,10 @@ class BoundsCheck:
 
     def add(self, episode: int, pieces: Sequence[Piece], ends_with_row_t: bool) -> None:
         """What was written of an episode; with row T, that is no value of fields without state."""
-        for name, pending in self._pending.items():
-            for other, _, first, data in pieces:
-                if other == name:
-                    pending.extend((episode, first, ends_with_row_t, data))
-                    self._nbytes += len(data)
+        for name, _, first, data in pieces:
+            if name in self._pending:
+                self._pending[name].extend((episode, first, ends_with_row_t, data))
+                self._nbytes += len(data)
         if self._nbytes >= RUN_BYTES:
             self.finish()
 

@@ -15,10 +15,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from gym_replay.wrappers.generator_state import NO_GENERATOR, pack_generator_state
+from gym_replay.wrappers.generator_state import NO_GENERATOR, GeneratorStates
 
 _INT, _FLOAT = struct.Struct("<q").pack, struct.Struct("<d")
-_FIRST = _INT(0)
 _NO_SEED = _INT(-1)
 FLAG_BYTES = {False: b"\x00", True: b"\x01"}
 _LIBRARIES = ("gym-replay", "gymnasium", "numpy", "mujoco", "ale-py", "minigrid")
@@ -35,18 +34,22 @@ def describe_run() -> bytes:
     return json.dumps({"run": uuid.uuid4().hex, "began": time.time(), "versions": versions}).encode()
 
 
-def facts_of_reset(
-    env: gym.Env[Any, Any], seed: int | None, options: Mapping[str, Any] | None, run: bytes, index: int = 0
-) -> dict[str, bytes]:
-    """What is known of an episode before its reset, as the bytes of meta fields."""
-    return {
-        "episode_seed": _NO_SEED if seed is None else _INT(storable_seed(seed)),
-        "episode_rng": pack_generator_state(env, create=True) if seed is None else NO_GENERATOR,
-        "episode_options": b"" if options is None else options_to_json(options),
-        "episode_start": _FLOAT.pack(time.time()),
-        "episode_run": run,
-        "env_index": _INT(index) if index else _FIRST,
-    }
+class ResetFacts:
+    """What is known of each episode of an environment before its reset."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        self._env, self._states = env, GeneratorStates()
+        self._same = {"episode_run": describe_run(), "env_index": _INT(0)}
+
+    def of(self, seed: int | None = None, options: Mapping[str, Any] | None = None) -> dict[str, bytes]:
+        """The facts of an episode that this seed and these options will begin, as the bytes of meta fields."""
+        return {
+            "episode_seed": _NO_SEED if seed is None else _INT(storable_seed(seed)),
+            "episode_rng": self._states.pack(self._env) if seed is None else NO_GENERATOR,
+            "episode_options": b"" if options is None else options_to_json(options),
+            "episode_start": _FLOAT.pack(time.time()),
+            **self._same,
+        }
 
 
 def facts_of_end(start: bytes, episode_return: Any, *, complete: bool) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ that the generator's state before the reset stands in for the seed.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.errors import FieldError
+from gym_replay.wrappers.generator_memory import make_state_reader
 
 NUMBERS = 5
 NO_GENERATOR = bytes(8 * NUMBERS)
@@ -40,14 +42,33 @@ def generator_state(env: gym.Env[Any, Any], *, create: bool = False) -> npt.NDAr
         >>> generator_state(env).any(), generator_state(env, create=True).any()
         (np.False_, np.True_)
     """
-    return np.frombuffer(pack_generator_state(env, create=create), np.uint64)
-
-
-def pack_generator_state(env: gym.Env[Any, Any], *, create: bool) -> bytes:
-    """The bytes of :func:`generator_state`."""
     generator = _generator_of(env.unwrapped, create)
-    if generator is None:
-        return NO_GENERATOR
+    return np.frombuffer(NO_GENERATOR if generator is None else _pack(generator), np.uint64)
+
+
+class GeneratorStates:
+    """The states of one environment's generator, before one episode after another."""
+
+    def __init__(self) -> None:
+        self._generator: np.random.Generator | None = None
+        self._read: Callable[[], bytes] | None = None
+
+    def pack(self, env: gym.Env[Any, Any]) -> bytes:
+        """The bytes of :func:`generator_state` with ``create``."""
+        inner = env.unwrapped
+        if self._read is not None and getattr(inner, "_np_random", None) is self._generator:
+            return self._read()
+        generator = _generator_of(inner, create=True)
+        if generator is None:
+            return NO_GENERATOR
+        if generator is self._generator:  # the same one again, so there may be many more episodes of it
+            self._read = make_state_reader(generator.bit_generator)
+        else:
+            self._generator, self._read = generator, None
+        return _pack(generator)
+
+
+def _pack(generator: np.random.Generator) -> bytes:
     state = generator.bit_generator.state
     numbers = state["state"]
     number, increment = numbers["state"], numbers["inc"]

@@ -18,7 +18,7 @@ from gym_replay.buffer.storage.fields import FieldLike, describe, fit, make_enco
 from gym_replay.buffer.storage.staging import UNLIMITED
 from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.bounds import BoundsCheck
-from gym_replay.wrappers.episode_facts import describe_run, facts_of_reset
+from gym_replay.wrappers.episode_facts import ResetFacts
 from gym_replay.wrappers.infos import Infos, is_info
 from gym_replay.wrappers.recorded_schema import (
     check_arguments,
@@ -143,7 +143,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             extra=extra_fields,
             meta=meta_fields,
         )
-        self._make_encoders(env, leaves)
+        packers = self._make_encoders(env, leaves)
         fields, core = self._buffer.metadata.fields, self._core
         self._infos = Infos(record_info, dtypes, fields) if record_info else None
         info_names = self._infos.names if self._infos else []
@@ -161,7 +161,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         self._recording = Recording(
             self._buffer,
             names=[*names, "reward", *extras, *info_names],
-            packers=self._packers,
+            packers=packers,
             keep=on_incomplete == "keep",
             bounds=BoundsCheck([leaf for side in leaves for leaf in side]),
             on_episode=on_episode,
@@ -172,30 +172,31 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         self._first: dict[str, bytes] | None = None
         self._facts: dict[str, bytes] = {}
         self._meta: dict[str, Any] = {}
-        self._run = describe_run()
+        self._reset_facts = ResetFacts(env)
         self._autoreset = _autoreset_in(env)
         _warn_of_stacked_frames(env)
 
-    def _make_encoders(self, env: gym.Env[Any, Any], leaves: Sequence[list[Leaf]]) -> None:
+    def _make_encoders(self, env: gym.Env[Any, Any], leaves: Sequence[list[Leaf]]) -> dict[str, Any]:
         observation, action = leaves
         self._encode_observation = _warning_encoder(env.observation_space, observation)
         self._encode_action = _warning_encoder(env.action_space, action)
         self._action_dtype, self._action_shape = _array_of(env.action_space, action)
         # And the numbers that are kept as they are until the commit, buffers of their bytes: to take these costs more.
         self._action_number: type | None = None
-        self._packers: dict[str, Any] = {} if self._core["reward"].shape else {"reward": partial(array, "d")}
+        packers: dict[str, Any] = {} if self._core["reward"].shape else {"reward": partial(array, "d")}
         is_number = isinstance(env.action_space, gym.spaces.Discrete) and action[0].space is env.action_space
         if is_number and action[0].field.dtype == np.int64:
             self._action_number = np.int64
         if len(action) == 1:
             self._encode_action = _single_of(self._encode_action)
+        return packers
 
     # --- the episode ---
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment and open an episode; one that is running is cut."""
         self._end_episode()
-        facts = facts_of_reset(self.env, seed, options, self._run)
+        facts = self._reset_facts.of(seed, options)
         result = self.env.reset(seed=seed, options=options)
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise FieldError(
@@ -348,7 +349,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
     def _step_between_episodes(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """A step that is no transition: after an end, or that of an inner Autoreset, which begins an episode."""
         if self._autoreset is not None and self._autoreset.autoreset:
-            facts = facts_of_reset(self.env, None, None, self._run)
+            facts = self._reset_facts.of()
             result = self.env.step(action)
             self._open_at(result[0], result[4], facts)
             return result
@@ -425,11 +426,12 @@ def _warning_encoder(space: gym.Space[Any], leaves: Sequence[Leaf]) -> Callable[
     looks = _LOOKS if len(leaves) > 1 else 1 << 62
     warned: set[str] = set()
     dtype, _ = _array_of(space, leaves)
+    is_leaf = len(leaves) == 1 and leaves[0].space is space
 
     def encode_and_warn(value: Any) -> Any:
         nonlocal looks
         encoded = encode(value)
-        if type(value) is np.ndarray and value.dtype is dtype:
+        if value.dtype is dtype if isinstance(value, np.ndarray) else is_leaf:
             return encoded
         if looks and len(warned) < len(numbers):
             looks -= 1

@@ -195,14 +195,15 @@ class Recording:
         if len(known) > len(stage.format.fields):  # an interrupt came while fields were added
             missing = {name: info for name, info in known.items() if name not in stage.format.fields}
             stage.add_fields(stage.format.with_fields(missing, bring_items=False))
-        total = self._return_of(stage)
+        pieces = stage.pieces()
+        total = self._return_of(stage, pieces)
         facts = self._facts
         facts.update(facts_of_end(facts["episode_start"], total, complete=complete))
         if self._on_episode is not None and not self._is_kept(self._on_episode, stage, total, complete=complete):
             return
         if self.meta:
             facts.update(self.buffer.encoders().meta(self.meta))
-        writer.commit(stage, length, facts, complete=complete)
+        writer.commit(stage, pieces, length, facts, complete=complete)
 
     def _is_kept(self, on_episode: OnEpisode, stage: Stage, total: Any, *, complete: bool) -> bool:
         """Whether ``on_episode`` keeps the episode, with its meta fields then; it is asked once for each."""
@@ -237,11 +238,14 @@ class Recording:
                 "that after the step, reset or close that ended the episode"
             )
 
-    def _return_of(self, stage: Stage) -> Any:
+    def _return_of(self, stage: Stage, pieces: Sequence[Piece]) -> Any:
         """The sum of the rewards, one after another: a float, or an array for rewards of several values."""
         if "reward" not in self._packers:  # several values
             return np.cumsum(stage.column("reward"), axis=0)[-1] + 0.0  # as if summed from 0.0 on: no -0.0
-        rewards = stage.items("reward")
-        if len(rewards) > _FEW or stage.spill is not None:
+        if stage.spill is not None:
             return float(np.cumsum(stage.column("reward"))[-1]) + 0.0
-        return float(deque(accumulate(rewards, initial=0.0), 1)[0])
+        length = len(stage)
+        if length > _FEW:
+            data = next(data for name, _, _, data in pieces if name == "reward")
+            return float(np.cumsum(np.frombuffer(data, np.float64, length))[-1]) + 0.0
+        return float(deque(accumulate(stage.items("reward"), initial=0.0), 1)[0])

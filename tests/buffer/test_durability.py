@@ -58,7 +58,7 @@ class _Syncs:
 
         def wrapped(group, *arguments):
             real(group, *arguments)
-            self.events += [("write", self._name(folder, column)) for column, *_ in group._columns]
+            self.events += [("write", self._name(folder, column)) for column in group._columns]
 
         monkeypatch.setattr(ColumnGroup, "write", wrapped)
 

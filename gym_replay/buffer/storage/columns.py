@@ -438,8 +438,10 @@ class ColumnGroup:
     """Columns that are written together at the same row, with little to do for each: an episode is a dozen writes."""
 
     def __init__(self, columns: Iterable[ColumnWriter]) -> None:
-        self._columns = [(column, column._descriptor, column._offset, column.row_nbytes) for column in columns]
-        self._row_nbytes = sum(column.row_nbytes for column, _, _, _ in self._columns)
+        self._columns = list(columns)
+        self._descriptors = [column._descriptor for column in self._columns]
+        self._places = [(column._offset, column.row_nbytes) for column in self._columns]
+        self._row_nbytes = sum(column.row_nbytes for column in self._columns)
         self._capacity = 0
 
     def write(self, row: int, end: int, data: Sequence[Buffer]) -> None:
@@ -449,17 +451,16 @@ class ColumnGroup:
             StorageError: the operating system refused.
         """
         if end > self._capacity:
-            for column, _, _, _ in self._columns:
+            for column in self._columns:
                 column.reserve(end)
-            self._capacity = min(column.capacity for column, _, _, _ in self._columns)
-        pwrite, written = os.pwrite, 0
+            self._capacity = min(column.capacity for column in self._columns)
+        positions = [offset + row * width for offset, width in self._places]
         try:
-            for (column, descriptor, offset, width), piece in zip(self._columns, data, strict=True):  # noqa: B007
-                written += pwrite(descriptor, piece, offset + row * width)
-        except OSError as error:
-            raise storage_error(error, column.path, (end - row) * width) from error
-        if written != (end - row) * self._row_nbytes:
-            for (column, _, _, _), piece in zip(self._columns, data, strict=True):
+            written = sum(map(os.pwrite, self._descriptors, data, positions))
+        except OSError:
+            written = -1
+        if written != (end - row) * self._row_nbytes:  # once more, one by one: that tells which is refused
+            for column, piece in zip(self._columns, data, strict=True):
                 column.write(row, bytes(piece))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -62,8 +64,8 @@ CHECKSUM_RUN = 1 << 20
 """Bytes of rows after which missing checksums are filled in."""
 
 LARGE_EPISODE = 1 << 15
-"""Bytes of an episode from which on checksums are computed beside the recording: reading and summing then take longer
-than what Python does around them."""
+"""Bytes of an episode from which on a call for each of its checksums takes less time than the summing itself. Such
+checksums are computed at the commit from what is in memory, and otherwise beside the recording."""
 
 STRINGS_RUN = 1 << 20
 """Bytes of strings from which on those of a ring's episodes that have left are removed."""
@@ -73,6 +75,8 @@ NewElements: TypeAlias = tuple[str, int, Sequence[int]]
 
 _SHARE_OF_RING = 8
 """Episodes that are committed at once take no more than this part of a ring, unless a single one does."""
+
+_pack_sum = struct.Struct("<I").pack
 
 _WRITERS: weakref.WeakSet[FolderWriter] = weakref.WeakSet()
 
@@ -150,6 +154,7 @@ class FolderWriter:
             self._columns[path] = ColumnWriter.open(self.folder, path, dtype, shape)
         self._steps.update({name: self._columns[self.metadata.rows_path(name)] for name in self.metadata.fields})
         self._rows = ColumnGroup(self._steps.values())
+        self._sums = ColumnGroup(self._columns[checksum_path(name)] for name in self._steps)
         self._elements.update({name: self._columns[values_path(name)] for name in self.metadata.ragged_fields})
         self._meta = {name: self._columns[meta_path(name)] for name in self.metadata.meta_fields}
         self._table = {name: self._columns[table_path(name)] for name in TABLE_DTYPES}
@@ -319,8 +324,10 @@ class FolderWriter:
                 f"max_steps={metadata.max_steps}; create it with circular=True or a larger max_steps"
             )
 
-    def commit(self, stage: Stage, length: int, meta: Mapping[str, bytes], *, complete: bool) -> int:
-        """Make the staged episode of ``length`` transitions, at least one, visible.
+    def commit(
+        self, stage: Stage, pieces: Sequence[Piece], length: int, meta: Mapping[str, bytes], *, complete: bool
+    ) -> int:
+        """Make the staged episode of ``length`` transitions, at least one, visible; ``pieces`` are the stage's.
 
         Returns:
             The episode's id.
@@ -328,7 +335,6 @@ class FolderWriter:
         self.check_owner()
         if self._is_limited:
             self.require_room(1, length)
-        pieces = stage.pieces()
         flags = (HAS_FINAL if stage.has_final else 0) | (COMPLETE if complete else 0)
         try:
             return self._commit_stage(stage, pieces, length, flags, meta)
@@ -348,9 +354,12 @@ class FolderWriter:
         self._stale = True  # until the commit is through: an interrupt anywhere leaves the files to tell
         rows = length + stage.format.has_state
         elements: Sequence[NewElements] = ()
+        sums: Sequence[bytes] = ()
         if stage.spill is None and self._is_plain:
-            start = self._ring.end
-            self._rows.write(start, start + rows, [piece[3] for piece in pieces])
+            start, data = self._ring.end, [piece[3] for piece in pieces]
+            self._rows.write(start, start + rows, data)
+            if rows * self._row_nbytes >= LARGE_EPISODE and self.counters.summed == episode_id and not self.power:
+                sums = [_pack_sum(crc32(content)) for content in data]  # while the processor has the bytes at hand
         else:
             start, elements = self._write_pieces(stage, pieces, length, rows)
         if self._waits:
@@ -358,6 +367,11 @@ class FolderWriter:
         slot = episode_id - self._base if self._capacity is None else self._slot(episode_id)
         self._records.write(slot, episode_id, start, length, flags, meta)
         self._make_visible(episode_id + 1, slot, start, rows, length, 1, elements=elements)
+        if sums and self.counters.summed == episode_id:
+            with suppress(StorageError):  # the episode is committed; flush and close try again and say so
+                self._sums.write(slot, slot + 1, sums)
+                self.counters.put("summed", episode_id + 1)
+                self._unsummed = 0
         if stage.watch is not None:
             stage.watch(pieces, True)
         return episode_id

@@ -108,3 +108,55 @@ def test_changes_wait_for_them(tmp_path):
     add(buffer, 20)
     buffer.close()
     assert check_buffer(tmp_path, progress=False).verified
+
+
+def step_by_step(buffer, length):
+    with buffer.one_episode():
+        for t in range(length):
+            buffer.store(x=t)
+
+
+def test_an_episode_that_was_in_memory_brings_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "LARGE_EPISODE", 100)
+    monkeypatch.setattr(writer, "CHECKSUM_RUN", 1 << 30)
+    buffer = make_plain(tmp_path)
+    step_by_step(buffer, 20)
+    assert summed(tmp_path) == 1
+    assert buffer._writer._job is None
+    step_by_step(buffer, 2)  # too short
+    assert summed(tmp_path) == 1
+    step_by_step(buffer, 20)  # the one before has none
+    assert summed(tmp_path) == 1
+    buffer.flush()
+    step_by_step(buffer, 20)
+    assert summed(tmp_path) == 4
+    buffer.close()
+    assert check_buffer(tmp_path, progress=False).verified
+
+
+@pytest.mark.parametrize("options", [{"durability": "power"}, {"circular": True, "max_steps": 90}])
+def test_where_sums_are_synced_or_slots_come_again_they_are_written_in_runs(tmp_path, monkeypatch, options):
+    monkeypatch.setattr(writer, "CHECKSUM_RUN", 1 << 30)
+    buffer = make_plain(tmp_path, **options)
+    for _ in range(9):
+        step_by_step(buffer, 20)
+    assert summed(tmp_path) < buffer._writer.counters.next
+    buffer.close()
+    assert check_buffer(tmp_path, progress=False).verified
+
+
+def test_where_the_disk_refuses_its_sums_the_episode_is_committed(tmp_path, monkeypatch):
+    buffer = make_plain(tmp_path)
+    step_by_step(buffer, 20)
+
+    def refuse(*arguments):
+        raise StorageError(28, "no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(buffer._writer._sums, "write", refuse)
+        step_by_step(buffer, 20)
+    assert len(buffer) == 2
+    assert summed(tmp_path) == 1
+    buffer.close()
+    assert summed(tmp_path) == 2
+    assert check_buffer(tmp_path, progress=False).verified

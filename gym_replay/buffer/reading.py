@@ -16,7 +16,7 @@ from gym_replay.errors import EmptyBufferError, FieldError
 if TYPE_CHECKING:
     from gym_replay.buffer.loading.datasets import ReplayDataset
     from gym_replay.buffer.loading.replay_loader import ReplayLoader
-    from gym_replay.buffer.loading.source import Episodes
+    from gym_replay.buffer.loading.selection import Episodes
 
 
 class Readable:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.concat import ConcatReplayBuffer
+from gym_replay.buffer.folders import buffers_at
 from gym_replay.buffer.loading.facts import EpisodeFacts
 from gym_replay.buffer.loading.selection import Condition, Episodes, MetaValues, episode_mask, meta_mask
 from gym_replay.buffer.loading.splits import split
@@ -25,7 +26,7 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.aside import FolderAside
 from gym_replay.buffer.storage.bulk import FolderBuilder
 from gym_replay.buffer.storage.layout import Metadata
-from gym_replay.buffer.storage.reader import FolderReader, Snapshot, has_buffer
+from gym_replay.buffer.storage.reader import FolderReader, Snapshot
 from gym_replay.errors import (
     ConfigMismatchError,
     CorruptBufferError,
@@ -39,6 +40,9 @@ Ints = npt.NDArray[np.int64]
 Folder: TypeAlias = str | os.PathLike[str]
 Copied: TypeAlias = Folder | Readable
 """What is copied from: a folder, or a ReplayBuffer or ConcatReplayBuffer."""
+
+Fractions: TypeAlias = Mapping[str, float] | Mapping[Path, float] | Mapping[Folder, float]
+"""How much each folder gets."""
 
 
 def merge(
@@ -62,7 +66,8 @@ def merge(
     place removes where a killed process left it.
 
     Args:
-        sources: folders of buffers, or ReplayBuffers and ConcatReplayBuffers.
+        sources: folders of buffers, folders with buffers below them, patterns, or ReplayBuffers and
+            ConcatReplayBuffers.
         folder: the new buffer; nothing may be there, or an empty folder.
         fields, meta_fields: names to copy where the sources do not have the same ones; None takes all, which then must
             be the same. With ``fields``, the environment's spaces are kept where all their fields are copied.
@@ -152,7 +157,7 @@ def select(
 
 def split_into(
     source: Copied,
-    fractions: Mapping[Folder, float],
+    fractions: Fractions,
     *,
     seed: int = 0,
     overwrite: bool = False,
@@ -255,17 +260,24 @@ def _opened(source: Copied) -> Iterator[Readable]:
     """The reading side of a source; a folder is opened read-only, and closed at the end."""
     if isinstance(source, Readable):
         yield source
-    elif has_buffer(Path(source)):
-        with ReplayBuffer.from_folder(source, read_only=True) as buffer:
-            yield buffer
     else:
-        with ConcatReplayBuffer(source) as buffers:  # type: ignore[arg-type]
-            yield buffers
+        folders = buffers_at(source)
+        with (
+            ReplayBuffer.from_folder(folders[0], read_only=True) if len(folders) == 1 else ConcatReplayBuffer(folders)
+        ) as buffer:
+            yield buffer
 
 
 def _parts_of(source: Copied) -> list[_Part]:
     """All episodes of a source."""
-    with _opened(source) as buffer:
+    if not isinstance(source, Readable):
+        # One after another: of very many, not all can be open.
+        return [part for folder in buffers_at(source) for part in _parts_of_folder(folder)]
+    return [_Part.of(part, np.arange(len(part))) for part in source.snapshots()]
+
+
+def _parts_of_folder(folder: Path) -> list[_Part]:
+    with ReplayBuffer.from_folder(folder, read_only=True) as buffer:
         return [_Part.of(part, np.arange(len(part))) for part in buffer.snapshots()]
 
 

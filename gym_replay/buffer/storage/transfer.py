@@ -7,7 +7,9 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -25,6 +27,8 @@ PIECE = 1 << 20
 
 GAP = 1 << 14
 """Bytes that are read along between two episodes, where another read would take longer."""
+
+SPAN_NBYTES = 2 * SPAN.itemsize
 
 _THREAD_BYTES = 1 << 14
 """Bytes of an episode from which on a thread sums while this one writes: below, it is mostly Python that is run."""
@@ -88,18 +92,18 @@ class RowTransfer:
         target.reserve(at + int(counts.sum()))
         if width == 0:
             return sums
-        reader = _Reader(source, int((starts + counts).max()), width)
         longest = max(PIECE // width, 1)
-        for first, last in _groups(starts, counts, longest, GAP // width):
-            begin, end = int(starts[first]), int(starts[last - 1] + counts[last - 1])
-            if last - first == 1:
-                sums[first] = self._long_run(reader, begin, end - begin, target, at, int(sums[first]))
-            else:
-                content = memoryview(reader.read(self._buffer, begin, end - begin))
-                content = _without_gaps(content, starts[first:last] - begin, counts[first:last], width)
-                sizes = (counts[first:last] * width).tolist()
-                sums[first:last] = self._write_summed(content, sizes, sums[first:last].tolist(), target, at)
-            at += int(counts[first:last].sum())
+        with _reader(source, int((starts + counts).max()), width) as reader:
+            for first, last in _groups(starts, counts, longest, GAP // width):
+                begin, end = int(starts[first]), int(starts[last - 1] + counts[last - 1])
+                if last - first == 1:
+                    sums[first] = self._long_run(reader, begin, end - begin, target, at, int(sums[first]))
+                else:
+                    content = reader.read(self._buffer, begin, end - begin)
+                    content = _without_gaps(content, starts[first:last] - begin, counts[first:last], width)
+                    sizes = (counts[first:last] * width).tolist()
+                    sums[first:last] = self._write_summed(content, sizes, sums[first:last].tolist(), target, at)
+                at += int(counts[first:last].sum())
         return sums
 
     def _long_run(self, reader: _Reader, begin: int, rows: int, target: ColumnWriter, at: int, value: int) -> int:
@@ -152,31 +156,34 @@ class RowTransfer:
         sums, begins, totals = np.zeros(len(starts), np.uint32), np.zeros_like(starts), np.zeros_like(starts)
         if len(starts) == 0:
             return sums, begins, totals
-        width = 2 * SPAN.itemsize
-        reader = _Reader(source, int((starts + counts).max()), width)
-        for first, last in _groups(starts, counts, PIECE // width, GAP // width):
-            begin, end = int(starts[first]), int(starts[last - 1] + counts[last - 1])
-            buffer = self._buffer if end - begin <= PIECE // width else memoryview(bytearray((end - begin) * width))
-            content = memoryview(reader.read(buffer, begin, end - begin))
-            here = counts[first:last]
-            whole = _without_gaps(content, starts[first:last] - begin, here, width)
-            spans = np.frombuffer(whole, SPAN).reshape(-1, 2).copy()
-            heads = np.cumsum(here) - here
-            begins[first:last] = spans[heads, 0]
-            spans[:, 0] -= np.repeat(begins[first:last], here)
-            if len(bad := _bad_spans(spans, heads, here)):
-                raise DamagedSpansError(first + int(bad[0]), f"{source.path}: elements are not one row after another")
-            tails = heads + here - 1
-            totals[first:last] = spans[tails, 0] + spans[tails, 1]
-            relative = memoryview(spans.tobytes())
-            edges = [*(heads * width).tolist(), len(relative)]
-            sums[first:last] = [crc32(relative[low:high]) for low, high in pairwise(edges)]
-            moved = base + np.cumsum(totals[first:last]) - totals[first:last]
-            spans[:, 0] += np.repeat(moved, here)
-            target.write(at, spans.tobytes())
-            self._advance(len(relative))
-            base, at = base + int(totals[first:last].sum()), at + len(spans)
+        with _reader(source, int((starts + counts).max()), SPAN_NBYTES) as reader:
+            for first, last in _groups(starts, counts, PIECE // SPAN_NBYTES, GAP // SPAN_NBYTES):
+                part = slice(first, last)
+                spans = self._read_spans(reader, starts[part], counts[part])
+                heads = np.cumsum(counts[part]) - counts[part]
+                begins[part] = spans[heads, 0]
+                spans[:, 0] -= np.repeat(begins[part], counts[part])
+                if len(bad := _bad_spans(spans, heads, counts[part])):
+                    message = f"{source.path}: elements are not one row after another"
+                    raise DamagedSpansError(first + int(bad[0]), message)
+                totals[part] = spans[heads + counts[part] - 1].sum(axis=1)
+                relative = memoryview(spans.tobytes())
+                edges = [*(heads * SPAN_NBYTES).tolist(), len(relative)]
+                sums[part] = [crc32(relative[low:high]) for low, high in pairwise(edges)]
+                moved = base + np.cumsum(totals[part]) - totals[part]
+                spans[:, 0] += np.repeat(moved, counts[part])
+                target.write(at, spans.tobytes())
+                self._advance(len(relative))
+                base, at = base + int(totals[part].sum()), at + len(spans)
         return sums, begins, totals
+
+    def _read_spans(self, reader: _Reader, starts: Ints, counts: Ints) -> Ints:
+        """The spans of episodes that lie close to one another, ``(rows, 2)``, in memory of their own."""
+        begin, rows = int(starts[0]), int(starts[-1] + counts[-1] - starts[0])
+        content = reader.read(self._buffer, begin, rows)
+        whole = _without_gaps(content, starts - begin, counts, SPAN_NBYTES)
+        spans: Ints = np.frombuffer(whole, SPAN).reshape(-1, 2).copy()
+        return spans
 
 
 def _bad_spans(spans: Ints, heads: Ints, counts: Ints) -> Ints:
@@ -188,14 +195,19 @@ def _bad_spans(spans: Ints, heads: Ints, counts: Ints) -> Ints:
     return bad
 
 
+@contextmanager
+def _reader(column: Column, rows: int, width: int) -> Iterator[_Reader]:
+    """Reads a column of which ``rows`` rows are needed."""
+    with column.opened(rows) as place:
+        assert place is not None, "the column was closed"
+        yield _Reader(column.path, width, *place)
+
+
 class _Reader:
     """Reads rows with ``pread``: what the disk cannot deliver is then an exception, which under a map it is not."""
 
-    def __init__(self, column: Column, rows: int, width: int) -> None:
-        place = column.map_of(rows)
-        assert place is not None, "the column was closed"
-        self._path, self._width = column.path, width
-        self._descriptor, self._offset = place
+    def __init__(self, path: Path, width: int, descriptor: int, offset: int) -> None:
+        self._path, self._width, self._descriptor, self._offset = path, width, descriptor, offset
 
     def read(self, buffer: memoryview, row: int, rows: int) -> memoryview:
         """The bytes of ``rows`` rows from ``row`` on, at the beginning of ``buffer`` where it is large enough."""

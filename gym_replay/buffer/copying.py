@@ -342,7 +342,7 @@ def _copy(
 def _failure(error: StorageError) -> StorageError:
     """The same error without the advice that is given to those who record."""
     reason = (error.strerror or str(error)).partition(" (")[0]
-    remedy = "; free some space and start it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    remedy = "; free some space and start it again" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
     return StorageError(error.errno, f"{reason}; nothing is left of the copy{remedy}", error.filename)
 
 

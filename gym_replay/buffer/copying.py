@@ -33,6 +33,7 @@ from gym_replay.errors import (
     EmptyBufferError,
     EpisodeEvictedError,
     FieldError,
+    GymReplayError,
     StorageError,
 )
 
@@ -330,7 +331,9 @@ def _copy(
             _build(made[-1].folder, metadata, parts, bar)
         for aside in made:
             aside.publish()
-    except StorageError as error:
+    except OSError as error:
+        if isinstance(error, GymReplayError) and not isinstance(error, StorageError):
+            raise
         raise _failure(error) from error
     finally:
         for aside in made:
@@ -339,8 +342,8 @@ def _copy(
     return [ReplayBuffer.from_folder(aside.target) for aside in made]
 
 
-def _failure(error: StorageError) -> StorageError:
-    """The same error without the advice that is given to those who record."""
+def _failure(error: OSError) -> StorageError:
+    """An error of ours, without the advice that is given to those who record."""
     reason = (error.strerror or str(error)).partition(" (")[0]
     remedy = "; free some space and start it again" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
     return StorageError(error.errno, f"{reason}; nothing is left of the copy{remedy}", error.filename)

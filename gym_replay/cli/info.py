@@ -142,7 +142,7 @@ def _runs(facts: EpisodeFacts) -> list[dict[str, Any]]:
 def _lines(place: str, found: Mapping[str, Any]) -> list[str]:
     steps = f"{found['num_steps']} steps in {found['num_episodes']} episodes, {output.nbytes(found['bytes'])}"
     shards = f", {found['num_buffers']} buffers" if found["num_buffers"] > 1 else ""
-    lines = [f"{output.printable(place)}: {steps}{shards}", ""]
+    lines = [*output.wrapped(f"{place}: {steps}{shards}"), ""]
     facts = {
         "environment": found["env_id"],
         "observations": _space(found["observation_space"]),

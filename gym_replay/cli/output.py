@@ -111,6 +111,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequen
     return lines
 
 
+def wrapped(text: str) -> list[str]:
+    """A text on as many lines as it needs."""
+    return textwrap.wrap(printable(text), width(), subsequent_indent="  ")
+
+
 def labelled(label: str, text: str) -> list[str]:
     """A label and a text beside it, on up to three lines."""
     indent = f"{label:<12}  "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,14 @@ if TYPE_CHECKING:
     from gym_replay.buffer.replay_buffer import ReplayBuffer
 
 SOURCE_HELP = "a buffer's folder, a folder of such folders (shards), or a quoted pattern such as 'data/run-*'"
+_EXAMPLES = "examples:"
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Keeps the lines of examples, and wraps all other text."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
 
 
 def add_verb(
@@ -38,9 +45,9 @@ def add_verb(
     parser = verbs.add_parser(
         name,
         help=summary,
-        description=textwrap.fill(description, 78),
-        epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=description,
+        epilog=f"{_EXAMPLES}\n" + "\n".join(f"  {example}" for example in examples),
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
     parser.set_defaults(run=run)

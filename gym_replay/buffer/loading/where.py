@@ -205,7 +205,7 @@ class _Evaluation:
         if name not in self._values:
             known = list(self._values)
             close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise self._where.fault(node, f"unknown name {name!r}{hint} There are: {', '.join(known)}")
         return self._values[name]
 

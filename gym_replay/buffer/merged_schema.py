@@ -73,7 +73,8 @@ def _check_environments(sources: Sources, fields: Mapping[str, Field]) -> None:
     for folder, metadata in sources[1:]:
         other = metadata.environment or {}
         if apart := [name for name in {**first, **other} if first.get(name) != other.get(name)]:
-            ids = [(found.get("env_spec") or {}).get("id") for found in (first, other)]
+            specs = [found.get("env_spec") for found in (first, other)]
+            ids = [spec.get("id") if isinstance(spec, dict) else None for spec in specs]
             which = f" ({ids[0]} and {ids[1]})" if ids[0] != ids[1] else ""
             raise ConfigMismatchError(
                 f"{home} and {folder} were recorded from different environments{which}: their {', '.join(apart)} "

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
-    except (GymReplayError, OSError, IndexError, ImportError) as error:
+    except Exception as error:  # also what an environment raises while it is replayed
         if getattr(args, "debug", False):
             raise
         _say(f"error: {_described(error)}")
@@ -85,7 +85,9 @@ def _described(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{error.strerror}"
-    return str(error) or type(error).__name__
+    if isinstance(error, (GymReplayError, IndexError)):
+        return str(error)
+    return " ".join(f"{type(error).__name__}: {error}".split()) + " (--debug shows where)"
 
 
 def _say(message: str) -> None:

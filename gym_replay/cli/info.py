@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
 def describe(metadata: Metadata, folders: Sequence[Path], facts: EpisodeFacts) -> dict[str, Any]:
     """All that is shown, as plain values."""
     environment = metadata.environment or {}
+    spec = environment.get("env_spec")
     lengths = facts["length"]
     return {
         "num_episodes": facts.count,
@@ -64,8 +65,8 @@ def describe(metadata: Metadata, folders: Sequence[Path], facts: EpisodeFacts) -
             {**_field(name, info), "recorder": name in metadata.recorder_meta}
             for name, info in metadata.meta_fields.items()
         ],
-        "env_id": (environment.get("env_spec") or {}).get("id"),
-        "env_spec": environment.get("env_spec"),
+        "env_id": spec.get("id") if isinstance(spec, dict) else None,
+        "env_spec": spec,
         "observation_space": environment.get("observation_space"),
         "action_space": environment.get("action_space"),
         "circular": metadata.circular,
@@ -111,8 +112,10 @@ def _returns(facts: EpisodeFacts) -> dict[str, Any] | None:
 def _recorded(facts: EpisodeFacts) -> dict[str, float] | None:
     """When the first episode began, when the last one ended, and how long all of them took, in seconds."""
     names = ("episode_start", "episode_duration")
-    if facts.count == 0 or not all(name in facts and facts[name].shape == (facts.count,) for name in names):
+    if facts.count == 0 or not all(name in facts for name in names):
         return None
+    if any(facts[name].shape != (facts.count,) or facts[name].dtype.kind not in "biuf" for name in names):
+        return None  # meta fields of the user's, with these names
     starts, durations = (facts[name].astype(np.float64) for name in names)
     return {
         "first": float(starts.min()),

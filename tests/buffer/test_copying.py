@@ -385,6 +385,8 @@ def test_targets_that_are_refused(tmp_path):
                 select(source, tmp_path / name, overwrite=overwrite)
     with pytest.raises(NotABufferError, match="overwrite=True"):
         select(source, tmp_path / "a")
+    with pytest.raises(NotABufferError, match="inside of the buffer"):
+        select(source, tmp_path / "a" / "b" / "c")
     with pytest.raises(BufferLockedError):
         select(source, tmp_path / "a", overwrite=True)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before | {

@@ -133,6 +133,8 @@ def _aside(target: Path, suffix: str = SUFFIX) -> Path:
 def _check(target: Path, *, overwrite: bool) -> None:
     """Raise NotABufferError where something is in the way at the target."""
     check_target(target, overwrite=overwrite)
+    if inside := next((parent for parent in target.parents if has_buffer(parent)), None):
+        raise NotABufferError(errno.EEXIST, f"inside of the buffer at {inside}; choose a folder beside it", str(target))
     if has_buffer(target) and not overwrite:
         raise NotABufferError(
             errno.EEXIST,

@@ -216,7 +216,7 @@ class _Reader:
         position = self._offset + row * self._width
         while done < size:
             try:
-                count = os.preadv(self._descriptor, [content[done:]], position + done)
+                count = _read_into(self._descriptor, content[done:], position + done)
             except OSError as error:
                 reason = f"{error.strerror or error}: row {row} and those after it cannot be read"
                 raise StorageError(error.errno or errno.EIO, reason, str(self._path)) from error
@@ -224,6 +224,15 @@ class _Reader:
                 raise CorruptBufferError(f"{self._path}: expected {rows} rows at row {row}, the file ends before")
             done += count
         return content
+
+
+def _read_into(descriptor: int, content: memoryview, position: int) -> int:
+    """Read bytes at a position into a buffer; how many there were."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [content], position)
+    piece = os.pread(descriptor, len(content), position)  # pragma: no cover
+    content[: len(piece)] = piece  # pragma: no cover
+    return len(piece)  # pragma: no cover
 
 
 def _groups(starts: Ints, counts: Ints, longest: int, gap: int) -> Iterator[tuple[int, int]]:

@@ -36,6 +36,7 @@ from gym_replay.errors import (
 )
 
 if TYPE_CHECKING:
+    from gym_replay.buffer.copying import merge, select, split_into
     from gym_replay.buffer.custom_spaces import register_space
     from gym_replay.buffer.loading.goals import GoalMixture, GoalSampler
     from gym_replay.buffer.loading.loaders import (
@@ -70,11 +71,14 @@ _LAZY = {
     "check_buffer": "gym_replay.buffer.storage.check",
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
     "crop_loader": "gym_replay.buffer.loading.loaders",
+    "merge": "gym_replay.buffer.copying",
     "n_step_loader": "gym_replay.buffer.loading.loaders",
     "register_space": "gym_replay.buffer.custom_spaces",
     "returns_to_go": "gym_replay.buffer.loading.returns",
     "replay": "gym_replay.replaying",
+    "select": "gym_replay.buffer.copying",
     "split": "gym_replay.buffer.loading.splits",
+    "split_into": "gym_replay.buffer.copying",
     "statistics": "gym_replay.buffer.loading.statistics",
     "timestep_loader": "gym_replay.buffer.loading.loaders",
     "trajectory_loader": "gym_replay.buffer.loading.loaders",
@@ -118,11 +122,14 @@ __all__ = [
     "UnsupportedSpaceError",
     "check_buffer",
     "crop_loader",
+    "merge",
     "n_step_loader",
     "register_space",
     "replay",
     "returns_to_go",
+    "select",
     "split",
+    "split_into",
     "statistics",
     "timestep_loader",
     "trajectory_loader",

@@ -17,6 +17,8 @@ LAYERS = {
     "gym_replay.buffer": 3,
     "gym_replay.wrappers": 4,
     "gym_replay.replaying": 5,
+    "gym_replay.cli": 6,
+    "gym_replay.__main__": 7,
 }
 
 
@@ -39,6 +41,8 @@ def test_an_unknown_name_is_an_attribute_error():
         ("import gym_replay", ["torch", "gymnasium"]),
         ("import gym_replay; gym_replay.RecordToBuffer", ["torch"]),
         ("import gym_replay.buffer.storage.writer", ["torch", "gymnasium"]),
+        ("from gym_replay import merge, select, split_into", ["torch", "gymnasium"]),
+        ("from gym_replay.cli import make_parser; make_parser()", ["torch", "gymnasium"]),
     ],
 )
 def test_importing_stays_light(code, absent):

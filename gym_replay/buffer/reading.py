@@ -16,7 +16,7 @@ from gym_replay.errors import EmptyBufferError, FieldError
 if TYPE_CHECKING:
     from gym_replay.buffer.loading.datasets import ReplayDataset
     from gym_replay.buffer.loading.replay_loader import ReplayLoader
-    from gym_replay.buffer.loading.source import Episodes
+    from gym_replay.buffer.loading.selection import Episodes
 
 
 class Readable:
@@ -174,9 +174,10 @@ class Readable:
         Args:
             batch_size: samples a batch: trajectories, timesteps (``timestep_level=True``), n-step transitions
                 (``n_steps=n``), windows (``length=L`` or ``offsets={...}``) or random crops (``crop=L``).
-            episodes: which episodes: an index, indices or a slice, a mask over all of them, or a function that is
-                given a mapping from meta fields to the values of all episodes and returns a mask. They are served in
-                the buffer's order.
+            episodes: which episodes: an index, indices or a slice, a mask over all of them, a condition such as
+                ``"episode_return > 300 and not truncated"`` (see :class:`~gym_replay.buffer.loading.where.Where`), or a
+                function that is given a mapping from meta fields to the values of all episodes and returns a mask.
+                They are served in the buffer's order.
             filter_meta: conditions on meta fields that choose episodes: a value, a set of values, or a function from
                 all values to a boolean mask. Float fields are compared in their own precision.
             to_named_tuple: deliver named tuples of these entries in this order; leading underscores are dropped in

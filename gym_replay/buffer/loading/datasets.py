@@ -15,7 +15,8 @@ from gym_replay.buffer.loading.gather import Padded
 from gym_replay.buffer.loading.nesting import Nesting, roots_of
 from gym_replay.buffer.loading.plans import Anchors, Bools, Floats, Ints
 from gym_replay.buffer.loading.randomness import draw
-from gym_replay.buffer.loading.source import Condition, Source, matches
+from gym_replay.buffer.loading.selection import Condition, matches
+from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.loading.statistics import Normalize, resolve
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.replay_loader import PRIORITIZED_ENTRIES, ReplayLoader
-from gym_replay.buffer.loading.source import Condition, Episodes, Source
+from gym_replay.buffer.loading.selection import Condition, Episodes
+from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.loading.trajectories import CropDataset, TrajectoryDataset
 from gym_replay.buffer.loading.transitions import NStepDataset, TimestepDataset
 from gym_replay.buffer.loading.windows import WindowDataset

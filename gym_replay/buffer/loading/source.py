@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.loading.facts import EpisodeFacts
 from gym_replay.buffer.loading.gather import Padded, Rows
 from gym_replay.buffer.loading.plans import Anchors, Ints
-from gym_replay.buffer.storage.fields import Field, to_array
+from gym_replay.buffer.loading.selection import Condition, Episodes, MetaValues, episode_mask, meta_mask
+from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.reader import Snapshot
-from gym_replay.errors import EmptyBufferError, EpisodeEvictedError, FieldError
-
-Condition: TypeAlias = Any | Collection[Any] | Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]
-"""A value to equal, a set, list or tuple of values to be among, or a function of the values that gives a mask."""
-
-Episodes: TypeAlias = (
-    int
-    | slice
-    | Collection[int]
-    | npt.NDArray[np.int64]
-    | npt.NDArray[np.bool_]
-    | Callable[[Mapping[str, npt.NDArray[Any]]], npt.NDArray[np.bool_]]
-)
-"""Which episodes: indices, a mask over all of them, or a function of all meta values that gives a mask."""
+from gym_replay.errors import EmptyBufferError, EpisodeEvictedError
 
 
 class Source:
@@ -64,22 +53,17 @@ class Source:
         self.lengths = np.concatenate([part.lengths for part in self.parts])
         self.has_final = np.concatenate([part.has_final for part in self.parts])
         self._meta: dict[str, npt.NDArray[Any]] = {}
-        if episodes is not None:
-            self._keep(_episode_mask(episodes, len(self.index), self), "episodes=... selects no episode")
+        if isinstance(episodes, str):
+            self._keep(EpisodeFacts(self.parts).where(episodes), f"no episode meets episodes={episodes!r}")
+        elif episodes is not None:
+            self._keep(episode_mask(episodes, len(self.index), self._meta_values), "episodes=... selects no episode")
         if filter_meta:
-            self._select(filter_meta)
+            mask = meta_mask(filter_meta, len(self.index), self._meta_values)
+            self._keep(mask, f"no episode matches filter_meta={dict(filter_meta)!r}")
         present, firsts = np.unique(self._part, return_index=True)
         self._oldest = [
             (self.parts[part], int(self.ids[first])) for part, first in zip(present, firsts.tolist(), strict=True)
         ]
-
-    def _select(self, filter_meta: Mapping[str, Condition]) -> None:
-        mask = np.ones(len(self.index), np.bool_)
-        for name, condition in filter_meta.items():
-            if name not in self.meta_fields:
-                raise FieldError(f"filter_meta: unknown meta field {name!r}; there are {list(self.meta_fields)}")
-            mask &= matches(self.meta(name), condition, name)
-        self._keep(mask, f"no episode matches filter_meta={dict(filter_meta)!r}")
 
     def _keep(self, mask: npt.NDArray[np.bool_], message: str) -> None:
         """Only these episodes, in the order in which they are: replacing evicted ones relies on it."""
@@ -88,6 +72,10 @@ class Source:
         for attribute in ("_part", "index", "ids", "starts", "lengths", "has_final"):
             setattr(self, attribute, getattr(self, attribute)[mask])
         self._meta = {}
+
+    @property
+    def _meta_values(self) -> MetaValues:
+        return MetaValues(self.meta_fields, self.meta)
 
     @property
     def owners(self) -> Ints:
@@ -170,97 +158,3 @@ class Source:
             return True
         owner, ids = self._part[episodes], self.ids[episodes]
         return all(self.parts[part].is_live(int(ids[owner == part].min())) for part in np.unique(owner).tolist())
-
-
-class _MetaValues(Mapping[str, npt.NDArray[Any]]):
-    """The meta values of all episodes by name, each read when it is asked for."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        if name not in self._source.meta_fields:
-            raise FieldError(f"episodes: unknown meta field {name!r}; there are {list(self)}")
-        return self._source.meta(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._source.meta_fields)
-
-    def __len__(self) -> int:
-        return len(self._source.meta_fields)
-
-
-def _episode_mask(episodes: Any, count: int, source: Source) -> npt.NDArray[np.bool_]:
-    """Which of ``count`` episodes are selected.
-
-    Raises:
-        FieldError: it is no selection, or names an episode twice.
-        IndexError: there is no such episode.
-    """
-    mask = np.zeros(count, np.bool_)
-    if isinstance(episodes, slice):
-        mask[episodes] = True
-        return mask
-    if callable(episodes):
-        given = np.asarray(episodes(_MetaValues(source)))
-        if given.dtype != np.bool_ or given.shape != (count,):
-            raise FieldError(
-                f"episodes: expected the function to give a boolean mask of shape ({count},), got {given.dtype} of "
-                f"shape {given.shape}"
-            )
-        return given
-    if isinstance(episodes, (set, frozenset)):
-        episodes = sorted(episodes)
-    array = np.atleast_1d(np.asarray(episodes))
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "biu"):
-        raise FieldError("episodes: expected an index, indices, a slice, a mask, or a function of the meta fields")
-    if array.dtype == np.bool_:
-        if len(array) != count:
-            raise FieldError(f"episodes: expected a mask over {count} episodes, got one over {len(array)}")
-        return array
-    if array.size and (int(array.min()) < -count or int(array.max()) >= count):
-        raise IndexError(f"episodes {episodes}: there are {count}")
-    mask[array.astype(np.int64)] = True
-    if mask.sum() != array.size:
-        raise FieldError("episodes: an episode is named twice")
-    return mask
-
-
-def matches(values: npt.NDArray[Any], condition: Condition, name: str) -> npt.NDArray[np.bool_]:
-    """Which of ``values``, one per row of the first axis, meet a condition.
-
-    Raises:
-        FieldError: a function gave no mask, or the condition does not fit the values.
-    """
-    if callable(condition):
-        mask = np.asarray(condition(values))
-        if mask.dtype != np.bool_ or mask.shape != values.shape[:1]:
-            raise FieldError(
-                f"the condition on {name!r}: expected a boolean mask of shape {values.shape[:1]}, got {mask.dtype} of "
-                f"shape {mask.shape}"
-            )
-        return mask
-    is_set = isinstance(condition, (set, frozenset))
-    if is_set and values.ndim > 1:
-        raise FieldError(
-            f"the condition on {name!r}: a set goes with single values, not with shape {values.shape[1:]}; give a "
-            "function that returns a mask"
-        )
-    if is_set or (isinstance(condition, (list, tuple, range)) and values.ndim == 1):
-        if values.dtype == object:
-            return np.fromiter((value in condition for value in values), np.bool_, len(values))
-        if len(condition) == 0:
-            return np.zeros(len(values), np.bool_)
-        return np.isin(values, _as_compared(to_array(list(condition), name), values))
-    if values.dtype == object:
-        return np.fromiter((value == condition for value in values), np.bool_, len(values))
-    wanted = _as_compared(to_array(condition, name), values)
-    if wanted.shape != values.shape[1:] and wanted.size != 1:
-        raise FieldError(f"the condition on {name!r}: expected shape {values.shape[1:]}, got {wanted.shape}")
-    equal: npt.NDArray[np.bool_] = (values == wanted).reshape(len(values), -1).all(axis=1)
-    return equal
-
-
-def _as_compared(wanted: npt.NDArray[Any], values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """What values are compared with: in a float field's own precision, so that the 0.1 that was stored is 0.1."""
-    return wanted.astype(values.dtype) if values.dtype.kind == "f" else wanted

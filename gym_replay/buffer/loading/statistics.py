@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.source import Condition, Episodes, Source
+from gym_replay.buffer.loading.selection import Condition, Episodes
+from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.errors import EpisodeEvictedError, FieldError
 

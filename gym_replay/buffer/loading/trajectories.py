@@ -18,7 +18,8 @@ from gym_replay.buffer.loading.plans import (
     strided_anchors,
     trajectory_anchors,
 )
-from gym_replay.buffer.loading.source import Condition, Source
+from gym_replay.buffer.loading.selection import Condition
+from gym_replay.buffer.loading.source import Source
 from gym_replay.errors import FieldError
 
 

@@ -243,6 +243,15 @@ class Column:
         self.view(rows)
         return None if self._descriptor < 0 else (self._descriptor, self._offset)
 
+    @contextlib.contextmanager
+    def opened(self, rows: int) -> Iterator[tuple[int, int] | None]:
+        """The descriptor of a file with at least so many rows, and where they begin in it; None where it is closed.
+
+        Raises:
+            CorruptBufferError: the file holds fewer rows.
+        """
+        yield self.map_of(rows)
+
     def _without_bytes(self, rows: int) -> npt.NDArray[Any]:
         try:
             empty = np.empty((rows, *self.shape), self.dtype)

@@ -155,6 +155,10 @@ class _OutdatedError(Exception):
 class FolderReader:
     """A buffer's files, opened for reading. Locks nothing and blocks nobody.
 
+    Args:
+        folder: the buffer's.
+        checksums: open the files of checksums too, of the same revision as the others.
+
     Raises:
         BufferNotFoundError: there is no buffer in the folder.
         CorruptBufferError: a file is missing, damaged, or contradicts another.
@@ -164,8 +168,9 @@ class FolderReader:
     metadata: Metadata
     counters: Counters
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, checksums: bool = False) -> None:
         self.folder = folder
+        self._with_checksums = checksums
         self._columns: dict[str, Column] = {}
         self._snapshot: Snapshot | None = None
         self._seen: tuple[int, ...] = ()
@@ -238,7 +243,7 @@ class FolderReader:
         return counters, {
             path: Column(self.folder, current_path(self.folder, metadata, path), dtype, shape)
             for path, (dtype, shape) in metadata.columns().items()
-            if not path.startswith("checksums/")
+            if self._with_checksums or not path.startswith("checksums/")
         }
 
     @property

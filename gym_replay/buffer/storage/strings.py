@@ -38,7 +38,12 @@ def read_strings(column: Column, places: npt.NDArray[np.int64]) -> npt.NDArray[A
     return out
 
 
-def _decode(column: Column, place: int) -> str:
+def read_text(column: Column, place: int) -> bytes:
+    """The UTF-8 bytes of the string at a place, compared with their check value.
+
+    Raises:
+        CorruptBufferError: there is none, or it does not match its check value.
+    """
     if not 0 <= place < 1 << 60:
         raise CorruptBufferError(f"{column.path}: no string can be at {place}")
     size, crc = _HEAD.unpack(column.view(place + _HEAD.size)[place:].tobytes())
@@ -47,8 +52,12 @@ def _decode(column: Column, place: int) -> str:
     content = column.view(place + _HEAD.size + size)[place + _HEAD.size :].tobytes()
     if zlib.crc32(content) != crc:
         raise CorruptBufferError(f"{column.path}: the string at {place} does not match its check value")
+    return content
+
+
+def _decode(column: Column, place: int) -> str:
     try:
-        return content.decode("utf-8", "surrogatepass")
+        return read_text(column, place).decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
         raise CorruptBufferError(f"{column.path}: the string at {place} is no UTF-8 ({error.reason})") from None
 

@@ -114,7 +114,7 @@ def test_slices_and_single_indices(tmp_path):
         ([-4], IndexError, "there are 3"),
         (np.ones(2, bool), FieldError, "mask over 3"),
         ([0.5], FieldError, "indices"),
-        ("all", FieldError, "indices"),
+        ("all", FieldError, "unknown name 'all'"),
         ([[0, 1]], FieldError, "indices"),
         (lambda meta: meta["task"], FieldError, "boolean mask"),
         (lambda meta: meta["nothing"] > 0, FieldError, "nothing"),

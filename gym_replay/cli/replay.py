@@ -1,0 +1,87 @@
+"""``gym-replay replay``: recorded episodes executed again, and compared bit for bit."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from gym_replay.buffer.reading import Readable
+from gym_replay.cli import output
+from gym_replay.cli.options import SOURCE_HELP, add_choice, add_verb, chosen, open_source, shows_bars
+
+if TYPE_CHECKING:
+    from gym_replay.replaying import ReplayReport
+
+_STATUSES = ("equal", "differs", "not replayable")
+_WORDS = {"differs": "different"}
+
+
+def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        verbs,
+        "replay",
+        run,
+        "execute episodes again and compare them with the record",
+        "Makes the recorded environment, executes the episodes again, and compares what it returns with the record, "
+        "bit for bit. The exit status is 1 where an episode differs, else 0. Episodes that depend on something which "
+        "was not recorded are named, and count as no difference.",
+        ["gym-replay replay data/cartpole", "gym-replay replay data/cartpole --episodes 0:10"],
+    )
+    parser.add_argument("folder", help=SOURCE_HELP)
+    add_choice(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay the episodes."""
+    from tqdm import tqdm
+
+    with open_source(args.folder) as buffer:
+        episodes = chosen(buffer, args.where, args.episodes)
+        indices = list(range(len(buffer))) if episodes is None else episodes.tolist()
+        found = []
+        for index, report in tqdm(
+            _replayed(buffer, indices), "replay", len(indices), unit="episode", disable=not shows_bars(args)
+        ):
+            found.append((index, report))
+            if not args.json and report.status != "equal":
+                print(output.printable(f"index {index}, {report}"), flush=True)
+    counts = Counter[str](report.status for _, report in found)
+    if args.json:
+        reports = [{"index": index, **vars(report)} for index, report in found]
+        totals = {status.replace(" ", "_"): counts[status] for status in _STATUSES}
+        output.write_json({"folder": args.folder, "ok": not counts["differs"], **totals, "episodes": reports})
+    else:
+        print(
+            f"{len(found)} episodes: "
+            + ", ".join(f"{counts[status]} {_WORDS.get(status, status)}" for status in _STATUSES)
+        )
+    return 1 if counts["differs"] else 0
+
+
+def _replayed(buffer: Readable, indices: list[int]) -> Iterator[tuple[int, ReplayReport]]:
+    """The report of each episode, all executed in one environment, in their order.
+
+    So each goes on from the one before, as when they were recorded, and the environment is made once. An episode that
+    does not come out equal gets a fresh one before its report counts.
+    """
+    from gym_replay.buffer.env_spec import make_env
+    from gym_replay.replaying import replay
+
+    env: Any = None
+    made_of: Any = None
+    try:
+        for index in indices:
+            episode = buffer.episode(index)
+            spec = (episode._snapshot.metadata.environment or {}).get("env_spec")
+            if spec is not None and (env is None or spec != made_of):
+                if env is not None:
+                    env.close()
+                env, made_of = make_env(spec), spec
+            report = replay(buffer, episode, env=env)
+            yield index, report if report.equal else replay(buffer, episode)
+    finally:
+        if env is not None:
+            env.close()

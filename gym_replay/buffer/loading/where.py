@@ -96,7 +96,8 @@ class Where:
                 warnings.simplefilter("ignore")  # of odd escapes in strings
                 return ast.parse(self.text, mode="eval").body
         except SyntaxError as error:
-            raise FieldError(self._shown(error.msg or "invalid syntax", (error.offset or 1) - 1)) from None
+            at = error.offset - 1 if error.offset else len(self.text.rstrip())  # the parser says 0 of the end
+            raise FieldError(self._shown(error.msg or "invalid syntax", at)) from None
         except (ValueError, MemoryError, RecursionError) as error:
             raise FieldError(self._shown(f"it cannot be parsed ({error or type(error).__name__})", 0)) from None
 

@@ -165,6 +165,7 @@ def test_the_language(text, expected):
     ("text", "message", "caret"),
     [
         ("lenght > 1", "did you mean 'length'", 0),
+        ("length > 1 and", "invalid syntax", 14),
         ("done and nonsense == 1", "unknown name 'nonsense'", 9),
         ("length", "expected a condition, got a number", 0),
         ("done and task", "expected a condition, got a string", 9),

@@ -22,7 +22,6 @@ from gym_replay.buffer.loading import threads
 from gym_replay.buffer.loading.groups import group_edges
 from gym_replay.buffer.loading.lookup import Lookup
 from gym_replay.buffer.storage.joined import first_rows, join, maps_needed
-from gym_replay.buffer.storage.layout import step_path
 from gym_replay.buffer.storage.reader import Snapshot
 
 Ints = npt.NDArray[np.int64]
@@ -39,6 +38,7 @@ _FEW_PARTS = 8
 
 _MOST_WINDOWS = 16
 _LARGEST_RUN = 1 << 30
+_ALL = slice(None)
 _numbers = itertools.count()
 
 
@@ -154,6 +154,7 @@ class Rows:
         if self._maps is not None:
             columns = max(1, sum(self._fields[name].nbytes > 0 for name in names))
             self.edges = group_edges(self._used, len(self._parts), self._maps.pool.bound, columns)
+        self._starts = self.firsts[self.edges]
 
     def column(self, name: str) -> Column | None:
         """A field that is not ragged, over all parts; None where its files cannot be mapped as one array."""
@@ -165,12 +166,14 @@ class Rows:
             column = self._columns[name] = self._joined(name, 0, len(self._parts))
             return column
 
-    def _group(self, name: str, group: int) -> Column | None:
-        """The parts of a group, as one array, from the pool."""
+    def _group(self, name: str, group: int, *, held: bool = False) -> Column | None:
+        """The parts of a group, as one array, from the pool; with ``held``, None where they are not there already."""
         assert self._maps is not None
         if name in self._refused:
             return None
         first, last = self.edges[group : group + 2].tolist()
+        if held:
+            return self._maps.held((self._number, name, first))
         used = np.searchsorted(self._used, (first, last))
         found = self._maps.get(
             (self._number, name, first), lambda: self._joined(name, first, last), maps_needed(int(used[1] - used[0]))
@@ -194,29 +197,38 @@ class Rows:
         array = join(files, [part.rows for part in parts], np.array(begins)) if parts else None
         return None if array is None else Column(array)
 
-    def _pieces(self, name: str, rows: Ints) -> Iterator[tuple[Column, Any, Any]]:
+    def _pieces(self, name: str, rows: Ints) -> Iterator[tuple[Column, Any, Ints | slice]]:
         """Columns that have these rows between them, each with the number of its first row, and which rows it has."""
-        starts = self.firsts[self.edges]
-        if self._maps is not None and len(rows) > _FEW_PARTS and len(starts) > 2:
-            groups = np.searchsorted(starts, (rows.min(), rows.max()), side="right") - 1
-            if groups[1] - groups[0] <= 1 or len(np.unique(np.searchsorted(starts, rows, side="right"))) <= 2:
-                yield from self._pieces_of_groups(name, rows, starts)
+        if self._maps is not None and len(rows) > _FEW_PARTS and len(self._starts) > 2:
+            first, last = self._starts.searchsorted((rows.min(), rows.max()), side="right").tolist()
+            if first == last:
+                yield from self._pieces_of_group(name, first - 1, rows, _ALL)
                 return
+            owners = self._starts.searchsorted(rows, side="right")
+            groups = (first, last) if last == first + 1 else np.unique(owners).tolist()
+            if len(groups) <= 2:
+                for group in groups:
+                    mine = np.flatnonzero(owners == group)
+                    yield from self._pieces_of_group(name, group - 1, rows[mine], mine)
+                return
+        yield from self._pieces_by_part(name, rows)
+
+    def _pieces_of_group(
+        self, name: str, group: int, rows: Ints, places: Ints | slice
+    ) -> Iterator[tuple[Column, Any, Ints | slice]]:
+        """The same of rows of one group, which are at these places of all."""
+        column = self._group(name, group, held=True)
+        if column is None and (len(rows) > _FEW_PARTS and len(np.unique(self._owner(rows))) > _FEW_PARTS):
+            column = self._group(name, group)
+        if column is not None:
+            yield column, self._starts[group], places
+            return
+        for piece, first, mine in self._pieces_by_part(name, rows):
+            yield piece, first, mine if places is _ALL else places[mine]
+
+    def _pieces_by_part(self, name: str, rows: Ints) -> Iterator[tuple[Column, Any, Ints]]:
         for part, mine in self._by_part(rows):
             yield Column(self._parts[part].column(name)), self.firsts[part], mine
-
-    def _pieces_of_groups(self, name: str, rows: Ints, starts: Ints) -> Iterator[tuple[Column, Any, Any]]:
-        """The same of rows that are in two groups, or one."""
-        owners = np.searchsorted(starts, rows, side="right") - 1
-        for group in np.unique(owners).tolist():
-            mine = np.flatnonzero(owners == group)
-            by_part = self._by_part(rows[mine])
-            column = self._group(name, group) if len(by_part) > _FEW_PARTS else None
-            if column is not None:
-                yield column, starts[group], mine
-                continue
-            for part, places in by_part:
-                yield Column(self._parts[part].column(name)), self.firsts[part], mine[places]
 
     def take(self, name: str, rows: Ints) -> Array:
         """A field's values at rows of any shape: ``(*rows.shape, *field.shape)``, in memory of their own."""
@@ -249,9 +261,12 @@ class Rows:
         if column is not None and len(counts) and int(counts.min()) == width:
             return column.take_runs(starts, width)
         out = np.empty((len(starts), width, *field.shape), field.dtype)
-        whole = [] if column is None else [(column, 0, np.arange(len(starts)))]
-        for piece, base, mine in whole or self._pieces(name, starts):
-            for place, start, count in zip(mine.tolist(), (starts[mine] - base).tolist(), counts[mine].tolist(), strict=True):
+        pieces = self._pieces(name, starts) if column is None else iter([(column, 0, _ALL)])
+        numbers = np.arange(len(starts))
+        for piece, base, mine in pieces:
+            for place, start, count in zip(
+                numbers[mine].tolist(), (starts[mine] - base).tolist(), counts[mine].tolist(), strict=True
+            ):
                 out[place, :count] = piece.slice(start, start + count)
                 if count < width:
                     out[place, count:] = 0

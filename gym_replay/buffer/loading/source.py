@@ -28,6 +28,10 @@ Episodes: TypeAlias = (
 """Which episodes: indices, a mask over all of them, or a function of all meta values that gives a mask."""
 
 
+_MANY_PARTS = 16
+"""Up to so many circular parts are all looked at for each batch; of more, those that the batch is from."""
+
+
 class Source:
     """The selected episodes of one or more snapshots of one schema.
 
@@ -52,7 +56,8 @@ class Source:
         self.fields: dict[str, Field] = metadata.fields
         self.meta_fields: dict[str, Field] = metadata.meta_fields
         self.user_meta = [name for name in metadata.meta_fields if name not in metadata.recorder_meta]
-        self.max_timesteps = metadata.max_timesteps
+        limits = [part.metadata.max_timesteps for part in self.parts]
+        self.max_timesteps = None if None in limits else max(filter(None, limits))
         self.rows = Rows(self.parts)
         sizes = [len(part) for part in self.parts]
         if sum(sizes) == 0:
@@ -69,9 +74,14 @@ class Source:
         if filter_meta:
             self._select(filter_meta)
         present, firsts = np.unique(self._part, return_index=True)
-        self._oldest = [
-            (self.parts[part], int(self.ids[first])) for part, first in zip(present, firsts.tolist(), strict=True)
-        ]
+        self.rows.use(present)
+        self.rows.expect(self.fields)
+        # Episodes leave circular buffers only. Where there are many, only those of a batch are looked at.
+        self._oldest = {
+            part: int(self.ids[first])
+            for part, first in zip(present.tolist(), firsts.tolist(), strict=True)
+            if self.parts[part].metadata.circular
+        }
 
     def _select(self, filter_meta: Mapping[str, Condition]) -> None:
         mask = np.ones(len(self.index), np.bool_)
@@ -88,6 +98,15 @@ class Source:
         for attribute in ("_part", "index", "ids", "starts", "lengths", "has_final"):
             setattr(self, attribute, getattr(self, attribute)[mask])
         self._meta = {}
+
+    @property
+    def environment(self) -> Mapping[str, Any] | None:
+        """The recorded environment; None where there is none, or not the same spaces in all parts."""
+        first, *others = (part.metadata.environment or {} for part in self.parts)
+        spaces = ("observation_space", "action_space")
+        if any(other is not first and any(other.get(s) != first.get(s) for s in spaces) for other in others):
+            return None
+        return first
 
     @property
     def owners(self) -> Ints:
@@ -120,7 +139,12 @@ class Source:
     def meta(self, name: str) -> npt.NDArray[Any]:
         """A meta field's values, ``(episodes, *field.shape)``."""
         if name not in self._meta:
-            self._meta[name] = np.concatenate([part.meta(name) for part in self.parts])[self.index]
+            firsts = np.cumsum([0, *map(len, self.parts)])
+            present, begins = np.unique(self._part, return_index=True)
+            places = np.split(self.index - firsts[self._part], begins[1:])
+            self._meta[name] = np.concatenate(
+                [self.parts[part].meta(name)[inside] for part, inside in zip(present.tolist(), places, strict=True)]
+            )
         return self._meta[name]
 
     def take(self, name: str, rows: Ints) -> npt.NDArray[Any]:
@@ -145,10 +169,12 @@ class Source:
         Raises:
             EpisodeEvictedError: no selected episode of the buffer is left.
         """
-        for part, oldest in self._oldest:
-            if part.is_live(oldest):
+        asked = samples
+        for number in self._looked_at(lambda: self._part[anchors.locate(asked)[0]]):
+            part = self.parts[number]
+            if part.is_live(self._oldest[number]):
                 continue
-            low, high = np.searchsorted(self._part, np.array((0, 1)) + self._number_of(part)).tolist()
+            low, high = np.searchsorted(self._part, (number, number + 1)).tolist()
             live = low + int(np.searchsorted(self.ids[low:high], part.counters.first))
             first, alive, end = (anchors.first_sample(episode) for episode in (low, live, high))
             gone = (samples >= first) & (samples < alive)
@@ -161,15 +187,20 @@ class Source:
                 samples[gone] = alive + (samples[gone] - first) % (end - alive)
         return samples
 
-    def _number_of(self, part: Snapshot) -> int:
-        return next(number for number, other in enumerate(self.parts) if other is part)
+    def _looked_at(self, owners: Callable[[], Ints]) -> list[int]:
+        """The circular parts, or where there are many, those among ``owners()``."""
+        if len(self._oldest) <= _MANY_PARTS:
+            return list(self._oldest)
+        return [part for part in np.unique(owners()).tolist() if part in self._oldest]
 
     def are_live(self, episodes: Ints) -> bool:
         """Whether all these episodes (places in the selection) still own their rows."""
-        if all(part.is_live(oldest) for part, oldest in self._oldest):
+        looked_at = self._looked_at(lambda: self._part[episodes])
+        if all(self.parts[part].is_live(self._oldest[part]) for part in looked_at):
             return True
         owner, ids = self._part[episodes], self.ids[episodes]
-        return all(self.parts[part].is_live(int(ids[owner == part].min())) for part in np.unique(owner).tolist())
+        present = set(np.unique(owner).tolist())
+        return all(self.parts[part].is_live(int(ids[owner == part].min())) for part in looked_at if part in present)
 
 
 class _MetaValues(Mapping[str, npt.NDArray[Any]]):

@@ -67,7 +67,7 @@ class Counters:
                 self._map = mmap.mmap(descriptor, size, access=mmap.ACCESS_WRITE)
                 whole = memoryview(self._map)
             else:  # nothing stays open for it
-                whole = memoryview(Stretch(size, descriptor).array(0, np.dtype("u1"), (size,)))
+                whole = Stretch(size, descriptor).array(0, np.dtype("u1"), (size,)).data
         finally:
             os.close(descriptor)
         # A view of 64-bit numbers stores each with one instruction; format 'q' is little-endian where this runs.

@@ -24,7 +24,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.columns import Column, open_beneath, read_column
@@ -154,11 +153,17 @@ class Maps:
         """What was made for a key, or make it now, with so many maps."""
         whole = (self.number, key)
         found: _T | None = self.pool.get(whole)
-        if found is None:
-            self.pool.make_room(maps)
-            found = make()
-            self.pool.put(whole, found, maps)
-        return found
+        if found is not None:
+            return found
+        self.pool.make_room(maps)
+        made = make()
+        if made is not None:
+            self.pool.put(whole, made, maps)
+        return made
+
+    def held(self, key: Hashable) -> Any:
+        """What was made for a key; None where it is not there, or no more."""
+        return self.pool.get((self.number, key))
 
     def discard(self) -> None:
         """Let go of all that is held for the set."""

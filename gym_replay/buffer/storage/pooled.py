@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,8 @@ class PooledReader(FolderReader):
         self.maps = maps
         super().__init__(folder)
 
-    def another(self) -> FolderReader:
-        return PooledReader(self.folder, self.maps)
+    def origin(self) -> tuple[Callable[..., FolderReader], tuple[Any, ...]]:
+        return PooledReader, (self.folder, self.maps)
 
     def _load_files(self) -> None:
         for _ in range(_ATTEMPTS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,9 +195,9 @@ class FolderReader:
         self._bad_id: int | None = None
         self.load()
 
-    def another(self) -> FolderReader:
-        """A reader of its own of the same folder, with the same way of holding files."""
-        return FolderReader(self.folder)
+    def origin(self) -> tuple[Callable[..., FolderReader], tuple[Any, ...]]:
+        """What makes another reader of the same folder that holds its files in the same way; can be pickled."""
+        return FolderReader, (self.folder,)
 
     def reduce(self, snapshot: Snapshot) -> tuple[Any, ...]:
         """How a snapshot of this reader is made anew in another process."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.agreement import Wanted, agree
 from gym_replay.buffer.episode import Episode
-from gym_replay.buffer.finding import find_buffers, require_distinct
+from gym_replay.buffer.finding import find_buffers, real_paths, require_distinct
 from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.replay_buffer import ReplayBuffer, open_pooled
 from gym_replay.buffer.storage.choice import Choice
@@ -213,7 +213,7 @@ class ConcatReplayBuffer(Readable):
             environment = other.metadata.environment
             if environment is not first.metadata.environment and (environment or {}).get(part) != stored:
                 raise FieldError(
-                    f"{first.folder} and {other.folder} have different values of {part}; ask one of .buffers for its own"
+                    f"{first.folder} and {other.folder} have different values of {part}; each of .buffers has its own"
                 )
         return first
 
@@ -269,11 +269,11 @@ class ConcatReplayBuffer(Readable):
         self._forget()
         for buffer in self.buffers:
             buffer.refresh()
-        known = {os.path.realpath(folder) for folder in self.folders}
+        known = set(real_paths(self.folders))
         paths = [
             path for source in self._sources if not isinstance(source, ReplayBuffer) for path in find_buffers(source)
         ]
-        new = [path for path in dict.fromkeys(paths) if os.path.realpath(path) not in known]
+        new = [path for path, real in zip(paths, real_paths(paths), strict=True) if real not in known]
         self._open(new)
 
     def close(self) -> None:

@@ -61,14 +61,28 @@ def require_distinct(folders: Sequence[Path]) -> None:
         ConfigMismatchError: naming it.
     """
     seen: dict[str, Path] = {}
-    for folder in folders:
-        real = os.path.realpath(folder)
+    for folder, real in zip(folders, real_paths(folders), strict=True):
         if real in seen:
             other = "" if seen[real] == folder else f" (as {seen[real]} and as {folder})"
             raise ConfigMismatchError(
-                f"{folder} is named twice{other}; name it once, and use buffer_weights of the loaders to draw more of it"
+                f"{folder} is named twice{other}; name it once, and draw more of it with buffer_weights of the loaders"
             )
         seen[real] = folder
+
+
+def real_paths(folders: Iterable[Path]) -> list[str]:
+    """``os.path.realpath`` of each, fast where they are in few folders."""
+    parents: dict[str, str] = {}
+    found = []
+    for folder in folders:
+        parent, name = os.path.split(folder)
+        if os.path.islink(folder):
+            found.append(os.path.realpath(folder))
+            continue
+        if parent not in parents:
+            parents[parent] = os.path.realpath(parent)
+        found.append(os.path.join(parents[parent], name))
+    return found
 
 
 def _buffers_of(folder: Path) -> list[Path]:
@@ -78,8 +92,10 @@ def _buffers_of(folder: Path) -> list[Path]:
         raise BufferNotFoundError(errno.ENOENT, "no such folder; check the path", str(folder))
     room = folder / SHARDS if (folder / SHARDS).is_dir() else folder
     children = sorted(_folders_in(room), key=lambda path: natural_key(path.name))
-    found = [child for child in children if has_buffer(child)]
-    others = [child for child in children if not has_buffer(child)]
+    found: list[Path] = []
+    others: list[Path] = []
+    for child in children:
+        (found if has_buffer(child) else others).append(child)
     if not found:
         raise BufferNotFoundError(errno.ENOENT, "neither a buffer nor a folder of buffers; check the path", str(folder))
     if wrong := [child for child in others if foreign_files(child)]:

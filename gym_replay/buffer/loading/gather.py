@@ -173,7 +173,8 @@ class Rows:
             return None
         first, last = self.edges[group : group + 2].tolist()
         if held:
-            return self._maps.held((self._number, name, first))
+            present: Column | None = self._maps.held((self._number, name, first))
+            return present
         used = np.searchsorted(self._used, (first, last))
         found = self._maps.get(
             (self._number, name, first), lambda: self._joined(name, first, last), maps_needed(int(used[1] - used[0]))
@@ -224,7 +225,7 @@ class Rows:
             yield column, self._starts[group], places
             return
         for piece, first, mine in self._pieces_by_part(name, rows):
-            yield piece, first, mine if places is _ALL else places[mine]
+            yield piece, first, mine if isinstance(places, slice) else places[mine]
 
     def _pieces_by_part(self, name: str, rows: Ints) -> Iterator[tuple[Column, Any, Ints]]:
         for part, mine in self._by_part(rows):

@@ -52,8 +52,8 @@ class GroupOrder(Order):
     samples of one group and the first of the next. All ranks are in the same group at about the same time. It is
     computed from positions, so memory does not grow with the samples, and an epoch resumes anywhere.
 
-    How well it mixes: within a group, as ``shuffle=True`` does it over all. A batch is of one group (or two), so what is
-    alike in all samples of a group does not average out within a batch.
+    How well it mixes: within a group, as ``shuffle=True`` does it over all. A batch is of one group (or two), so what
+    is alike in all samples of a group does not average out within a batch.
 
     Args:
         bounds: int64 ``(groups + 1,)``: the first sample of each group, and ``num_samples``; ascending.

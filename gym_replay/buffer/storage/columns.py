@@ -63,9 +63,21 @@ def open_beneath(folder: Path, relative: str, flags: int) -> int:
         FileNotFoundError: it does not exist.
     """
     *parents, name = relative.split("/")
+    if not parents:
+        return _open_plain(folder, relative, os.path.join(folder, name), flags)
     try:
         with _directory_beneath(folder, parents) as directory:
-            descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=directory)
+            return _open_plain(folder, relative, name, flags, directory)
+    except OSError as error:
+        if error.errno in _LINK_ERRORS:
+            raise CorruptBufferError(f"{folder / relative}: expected a plain file, reached through no links") from None
+        raise
+
+
+def _open_plain(folder: Path, relative: str, name: str, flags: int, directory: int | None = None) -> int:
+    """Open a plain file that is no link."""
+    try:
+        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=directory)
     except OSError as error:
         if error.errno in _LINK_ERRORS:
             raise CorruptBufferError(f"{folder / relative}: expected a plain file, reached through no links") from None
@@ -74,6 +86,38 @@ def open_beneath(folder: Path, relative: str, flags: int) -> int:
         os.close(descriptor)
         raise CorruptBufferError(f"{folder / relative}: expected a plain file")
     return descriptor
+
+
+class DirectoriesBeneath:
+    """Opens many files below a folder, in few directories, each of which is opened once.
+
+    Args:
+        folder: what the files are below.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptors: dict[str, int] = {}
+
+    def open(self, relative: str, flags: int) -> int:
+        """As :func:`open_beneath`."""
+        parent, _, name = relative.rpartition("/")
+        directory = self._descriptors.get(parent)
+        if directory is None:
+            try:
+                with _directory_beneath(self._folder, parent.split("/") if parent else []) as found:
+                    directory = self._descriptors[parent] = os.dup(found)
+            except OSError as error:
+                if error.errno in _LINK_ERRORS:
+                    path = self._folder / relative
+                    raise CorruptBufferError(f"{path}: expected a plain file, reached through no links") from None
+                raise
+        return _open_plain(self._folder, relative, name, flags, directory)
+
+    def close(self) -> None:
+        """Close the directories."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
 
 
 def rename_beneath(folder: Path, relative: str, new_name: str) -> None:
@@ -124,7 +168,7 @@ def encode_header(dtype: np.dtype[Any], shape: tuple[int, ...], rows: int) -> by
     return stream.getvalue()
 
 
-def _decode_header(head: bytes, path: Path) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+def _decode_header(head: bytes, path: Path | str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
     length = int.from_bytes(head[8:10], "little") + 10
     if head[:8] != _MAGIC or len(head) < 10 or length > len(head):
         raise CorruptBufferError(f"{path}: no .npy header of version 1.0")
@@ -159,7 +203,7 @@ def _rows_in_header(head: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -
     return int(digits) if sound and b"," + rest.rstrip(b" \n") == after else None
 
 
-def _check_header(descriptor: int, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[int, int]:
+def _check_header(descriptor: int, path: Path | str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows that the file really holds, and the header's length."""
     head = os.pread(descriptor, _LONGEST_HEADER, 0)
     rows, row_nbytes = _rows_in_header(head, dtype, shape), dtype.itemsize * math.prod(shape)
@@ -172,7 +216,9 @@ def _check_header(descriptor: int, path: Path, dtype: np.dtype[Any], shape: tupl
     return rows, length
 
 
-def _check_foreign_header(head: bytes, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[int, int]:
+def _check_foreign_header(
+    head: bytes, path: Path | str, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> tuple[int, int]:
     """Rows that the header speaks of, and its length."""
     found, full_shape, length = _decode_header(head, path)
     if found != dtype or full_shape[1:] != shape:
@@ -185,7 +231,7 @@ def _check_foreign_header(head: bytes, path: Path, dtype: np.dtype[Any], shape: 
     return rows, length
 
 
-def read_column(descriptor: int, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def read_column(descriptor: int, path: Path | str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """All rows of a column, in memory: ``(rows, *shape)``.
 
     Raises:
@@ -228,7 +274,7 @@ class Column:
         *,
         opener: Callable[[], int] | None = None,
     ) -> None:
-        self.path = folder / relative
+        self._folder, self._relative = folder, relative
         self.dtype, self.shape = dtype, shape
         self._row_nbytes = dtype.itemsize * math.prod(shape)
         self._opener = opener
@@ -245,6 +291,11 @@ class Column:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return self._folder / self._relative
 
     @contextlib.contextmanager
     def _file(self) -> Iterator[int]:

@@ -34,7 +34,7 @@ _unpack = struct.Struct(f"<{len(_NAMES)}q").unpack
 NUM_COUNTERS = len(_NAMES)
 
 
-def read_counters(descriptor: int, path: Path) -> tuple[int, ...]:
+def read_counters(descriptor: int, path: Path | str) -> tuple[int, ...]:
     """The counters in an open file: revision, base, first, next, summed, deletions.
 
     Raises:

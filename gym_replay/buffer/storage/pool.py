@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.columns import Column, open_beneath, read_column
+from gym_replay.buffer.storage.columns import Column, DirectoriesBeneath, open_beneath, read_column
 from gym_replay.buffer.storage.layout import Metadata, current_path, read_metadata_bytes
 from gym_replay.buffer.storage.strings import STRINGS
 from gym_replay.errors import BufferChangedError, BufferNotFoundError, CorruptBufferError
@@ -181,8 +181,9 @@ def digest_of(content: bytes) -> bytes:
 class _InMemory(Column):
     """A column of the episode table, read whole."""
 
-    def __init__(self, path: Path, array: npt.NDArray[Any]) -> None:
-        self.path, self.dtype, self.shape = path, array.dtype, array.shape[1:]
+    def __init__(self, folder: Path, relative: str, array: npt.NDArray[Any]) -> None:
+        self._folder, self._relative = folder, relative
+        self.dtype, self.shape = array.dtype, array.shape[1:]
         self._array = array
 
     def view(self, rows: int) -> npt.NDArray[Any]:
@@ -204,6 +205,7 @@ class PooledFiles(Mapping[str, Column]):
         self.folder, self.metadata, self.digest, self.maps = folder, metadata, digest, maps
         self._number = next(_numbers)
         self._tables: dict[str, Column] | None = None
+        self._directories = DirectoriesBeneath(folder)
 
     def __getitem__(self, path: str) -> Column:
         if self._tables is not None and path.startswith("episodes/") and path != STRINGS:
@@ -248,6 +250,8 @@ class PooledFiles(Mapping[str, Column]):
         for _ in range(_ATTEMPTS):
             current = current_path(self.folder, self.metadata, path)
             try:
+                if self._tables is not None:
+                    return self._directories.open(current, os.O_RDONLY)
                 return open_beneath(self.folder, current, os.O_RDONLY)
             except FileNotFoundError:
                 if current == path:  # otherwise it was renamed after it had been looked for
@@ -277,6 +281,7 @@ class PooledFiles(Mapping[str, Column]):
             yield
         finally:
             self._tables = None
+            self._directories.close()
 
     def begin_tables(self) -> None:
         """Forget what was read, and read from now on."""
@@ -289,6 +294,6 @@ class PooledFiles(Mapping[str, Column]):
         except FileNotFoundError:
             raise CorruptBufferError(f"{self.folder / path}: the file is missing") from None
         try:
-            return _InMemory(self.folder / path, read_column(descriptor, self.folder / path, dtype, shape))
+            return _InMemory(self.folder, path, read_column(descriptor, f"{self.folder}/{path}", dtype, shape))
         finally:
             os.close(descriptor)

@@ -30,12 +30,16 @@ class DetachedCounters(Counters):
     """
 
     def __init__(self, folder: Path, relative: str, *, inode: int | None = None) -> None:
-        self.path = folder / relative
         self._folder, self._relative = folder, relative
         self.inode = -1 if inode is None else inode
+        self.first_look: tuple[int, ...] = _GONE
         if inode is None:
             self.inode, self.first_look = self._read()
             self.check_values(self.first_look)
+
+    @property
+    def path(self) -> Path:  # type: ignore[override]
+        return self._folder / self._relative
 
     def _read(self) -> tuple[int, tuple[int, ...]]:
         try:
@@ -43,7 +47,7 @@ class DetachedCounters(Counters):
         except FileNotFoundError:
             raise CorruptBufferError(f"{self.path}: the file is missing") from None
         try:
-            return os.fstat(descriptor).st_ino, read_counters(descriptor, self.path)
+            return os.fstat(descriptor).st_ino, read_counters(descriptor, f"{self._folder}/{self._relative}")
         finally:
             os.close(descriptor)
 
@@ -61,7 +65,7 @@ class DetachedCounters(Counters):
 
     @property
     def base(self) -> int:
-        return self.now()[1]
+        return self.first_look[1]  # it does not change as long as the file is the same
 
     @property
     def first(self) -> int:
@@ -131,6 +135,13 @@ class PooledReader(FolderReader):
         if self._snapshot is not None and self._seen == (first, end, deletions):
             return self._snapshot
         return super().refresh()
+
+    def snapshot(self) -> Snapshot:
+        _, _, first, end, _, deletions = self.counters.now()
+        seen = first, end, deletions
+        if self._snapshot is None or seen != self._seen:
+            self._snapshot, self._seen = self._read_table(), seen
+        return self._snapshot
 
     def _is_outdated(self) -> bool:
         # The metadata is read after the table, whose files are therefore those that it was read with.

@@ -464,4 +464,4 @@ def _reopen_snapshot(folder: Path, uuid: str, arrays: tuple[Any, ...], choice: C
 
 def has_buffer(folder: Path) -> bool:
     """Whether the folder holds the metadata of a buffer."""
-    return (folder / METADATA).is_file()
+    return os.path.isfile(os.path.join(folder, METADATA))

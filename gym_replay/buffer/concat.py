@@ -62,8 +62,8 @@ class ConcatReplayBuffer(Readable):
         fields, meta_fields: names that all buffers have, to read only these; ``"common"`` for all that they have in
             common; None where there must be no others.
         max_maps: how many maps its columns may take in each process; None for 32,000 (or half of the kernel's limit
-            ``vm.max_map_count``, where that is less), which all concatenations in a process share. Maps that are in use,
-            as by an ``episode["observation"]`` that was kept, come on top.
+            ``vm.max_map_count``, where that is less), which all concatenations in a process share. Maps in use, as by
+            an ``episode["observation"]`` that was kept, come on top.
 
     Raises:
         BufferNotFoundError: there is nothing there, or a folder that is no buffer.
@@ -73,7 +73,7 @@ class ConcatReplayBuffer(Readable):
 
     Example:
         >>> both = ConcatReplayBuffer(["data/monday", "data/tuesday"])  # doctest: +SKIP
-        >>> shards = ConcatReplayBuffer("data/cartpole")  # with data/cartpole/shards/worker-00000, ...  # doctest: +SKIP
+        >>> shards = ConcatReplayBuffer("data/cartpole")  # of data/cartpole/shards/...  # doctest: +SKIP
         >>> mixed = ConcatReplayBuffer("data/*/", fields=("observation", "action"))  # doctest: +SKIP
         >>> loader = mixed.dataloader(batch_size=256, timestep_level=True, shuffle=True)  # doctest: +SKIP
     """

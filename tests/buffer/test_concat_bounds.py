@@ -96,7 +96,7 @@ def test_all_kinds_of_samples_equal_those_of_one_buffer(tmp_path_factory, parts,
             np.testing.assert_array_equal(one["observation"], other["observation"])
             assert one["seen"].tolist() == other["seen"].tolist()
             assert one.meta == other.meta
-        for name, options in KINDS.items():
+        for options in KINDS.values():
             loaders = [buffer.dataloader(batch_size, seed=seed, **options) for buffer in (both, whole)]
             for one, other in zip(*loaders, strict=True):
                 same(one, other)
@@ -227,21 +227,19 @@ def test_workers(tmp_path, method):
             same(one, other)
 
 
-def test_edits_elsewhere_never_mix_with_what_was(tmp_path):
+@pytest.mark.parametrize("max_maps", [8, 100])  # part by part, and joined
+def test_edits_elsewhere_never_mix_with_what_was(tmp_path, max_maps):
     folder, whole = make_shards(tmp_path, [[3, 2]] * 6)
     whole.close()
     with (
-        ConcatReplayBuffer(folder, max_maps=8) as buffer,
+        ConcatReplayBuffer(folder, max_maps=max_maps) as buffer,
         ReplayBuffer.from_folder(folder / "shards" / "w-2") as writer,
     ):
         options = {"timestep_level": True, "fields": ("reward", "action"), "return_indices": True}
         loader, live = (buffer.dataloader(4, refresh=refresh, **options) for refresh in (None, "epoch"))
         writer.update(reward=[np.full(3, -1.0), np.full(2, -1.0)], action=[np.full(3, -1), np.full(2, -1)])
-        seen = []
         with pytest.raises(BufferChangedError, match=r"w-2: .*refresh\(\)"):
-            for batch in loader:
-                seen += batch["_indices"][:, 0].tolist()
-        assert max(seen, default=0) < 4  # what came before it was fine
+            list(loader)
         buffer.refresh()
         for again in (buffer.dataloader(4, **options), live):
             for batch in again:

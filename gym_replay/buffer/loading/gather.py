@@ -132,7 +132,6 @@ class Rows:
         self._owners: Lookup | None = None
         self._maps = next((part.map_pool for part in self._parts if part.map_pool is not None), None)
         self._used = np.arange(len(self._parts))
-        self._number = next(_numbers)
         self._refused: set[str] = set()
         self.expect(self._fields)
 
@@ -155,30 +154,29 @@ class Rows:
             columns = max(1, sum(self._fields[name].nbytes > 0 for name in names))
             self.edges = group_edges(self._used, len(self._parts), self._maps.pool.bound, columns)
         self._starts = self.firsts[self.edges]
+        self._are_together = len(self.edges) == 2
+        self._number = next(_numbers)  # what is held of other groups is not found any more
 
     def column(self, name: str) -> Column | None:
         """A field that is not ragged, over all parts; None where its files cannot be mapped as one array."""
+        if self._maps is not None:
+            return self._group(name, 0) if self._are_together else None
         try:
             return self._columns[name]
         except KeyError:
-            if self._maps is not None:
-                return self._group(name, 0) if len(self.edges) == 2 else None
             column = self._columns[name] = self._joined(name, 0, len(self._parts))
             return column
 
     def _group(self, name: str, group: int, *, held: bool = False) -> Column | None:
         """The parts of a group, as one array, from the pool; with ``held``, None where they are not there already."""
         assert self._maps is not None
-        if name in self._refused:
-            return None
+        key = self._number, name, group
+        found: Column | None = self._maps.held(key)
+        if found is not None or held or name in self._refused:
+            return found
         first, last = self.edges[group : group + 2].tolist()
-        if held:
-            present: Column | None = self._maps.held((self._number, name, first))
-            return present
-        used = np.searchsorted(self._used, (first, last))
-        found = self._maps.get(
-            (self._number, name, first), lambda: self._joined(name, first, last), maps_needed(int(used[1] - used[0]))
-        )
+        low, high = np.searchsorted(self._used, (first, last)).tolist()
+        found = self._maps.get(key, lambda: self._joined(name, first, last), maps_needed(high - low))
         if found is None:
             self._refused.add(name)
         return found

@@ -2,7 +2,10 @@
 
 import os
 import pickle
+import shutil
+import subprocess
 import sys
+import uuid
 import warnings
 from pathlib import Path
 
@@ -300,3 +303,32 @@ def test_maps_that_are_refused_are_read_one_by_one(tmp_path, monkeypatch):
         assert libc() is libc()
         for one, other in zip(*(each.dataloader(20, n_steps=2, seed=0) for each in (buffer, whole)), strict=True):
             same(one, other)
+
+
+_UNDER_A_LIMIT = """
+import resource, sys, warnings
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+from gym_replay import ConcatReplayBuffer
+buffer = ConcatReplayBuffer(sys.argv[1], max_maps=100)
+warnings.simplefilter("ignore")
+loader = buffer.dataloader(64, timestep_level=True, shuffle=True, seed=0, return_indices=True)
+found = [tuple(pair) for batch in loader for pair in batch["_indices"].tolist()]
+assert sorted(found) == [(k, t) for k in range(400) for t in range(3)], len(found)
+assert loader.num_groups > 10
+print(len(buffer.buffers), buffer.num_steps)
+"""
+
+
+def test_hundreds_of_shards_with_a_few_dozen_files(tmp_path):
+    folder, whole = make_shards(tmp_path, [[3, 3]])
+    whole.close()
+    first = folder / "shards" / "w-0"
+    content = (first / "metadata.json").read_text()
+    identity = ReplayBuffer.from_folder(first, read_only=True).metadata.uuid
+    for number in range(1, 200):
+        shard = first.with_name(f"w-{number}")
+        shutil.copytree(first, shard)
+        (shard / "metadata.json").write_text(content.replace(identity, uuid.uuid4().hex))
+    command = [sys.executable, "-c", _UNDER_A_LIMIT, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("200 1200", 0), done.stderr

@@ -14,6 +14,7 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.errors import (
+    BufferChangedError,
     BufferClosedError,
     BufferFullError,
     BufferLockedError,
@@ -86,6 +87,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "BufferChangedError",
     "BufferClosedError",
     "BufferFullError",
     "BufferLockedError",

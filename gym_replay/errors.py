@@ -8,6 +8,7 @@ GymReplayError
  |- BufferFullError (ValueError)         no room for one more episode
  |- EpisodeTooLongError (ValueError)     one step past max_timesteps
  |- EpisodeEvictedError (IndexError)     the episode left the ring while it was being read
+ |   `- BufferChangedError               what a buffer held was cleared or edited, and its files are gone
  |- EmptyBufferError (ValueError)        nothing to load from
  |- BufferClosedError (ValueError)       the buffer was closed
  |- MakeEnvError (ValueError)            the recorded environment cannot be made anew
@@ -54,6 +55,10 @@ class EpisodeTooLongError(GymReplayError, ValueError):
 
 class EpisodeEvictedError(GymReplayError, IndexError):
     """The episode was evicted from a circular buffer while it was being read."""
+
+
+class BufferChangedError(EpisodeEvictedError):
+    """One of very many buffers was cleared or edited since it was opened, and what it held then cannot be read."""
 
 
 class EmptyBufferError(GymReplayError, ValueError):

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.concat import ConcatReplayBuffer
-from gym_replay.buffer.folders import buffers_at
+from gym_replay.buffer.finding import find_buffers
 from gym_replay.buffer.loading.facts import EpisodeFacts
 from gym_replay.buffer.loading.selection import Condition, Episodes, MetaValues, episode_mask, meta_mask
 from gym_replay.buffer.loading.splits import split
@@ -262,7 +262,7 @@ def _opened(source: Copied) -> Iterator[Readable]:
     if isinstance(source, Readable):
         yield source
     else:
-        folders = buffers_at(source)
+        folders = find_buffers(source)
         with (
             ReplayBuffer.from_folder(folders[0], read_only=True) if len(folders) == 1 else ConcatReplayBuffer(folders)
         ) as buffer:
@@ -273,7 +273,7 @@ def _parts_of(source: Copied) -> list[_Part]:
     """All episodes of a source."""
     if not isinstance(source, Readable):
         # One after another: of very many, not all can be open.
-        return [part for folder in buffers_at(source) for part in _parts_of_folder(folder)]
+        return [part for folder in find_buffers(source) for part in _parts_of_folder(folder)]
     return [_Part.of(part, np.arange(len(part))) for part in source.snapshots()]
 
 

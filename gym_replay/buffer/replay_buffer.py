@@ -29,6 +29,8 @@ from gym_replay.buffer.storage.fields import (
 from gym_replay.buffer.storage.layout import METADATA, Metadata
 from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.buffer.storage.names import check_distinct, check_field_name
+from gym_replay.buffer.storage.pool import Maps
+from gym_replay.buffer.storage.pooled import PooledReader
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot, has_buffer
 from gym_replay.buffer.storage.writer import FolderWriter
@@ -121,13 +123,7 @@ class ReplayBuffer(Readable):
             raise FieldError(f"durability={durability!r}: expected one of {_DURABILITIES}")
         if overwrite and read_only:
             raise FieldError("overwrite=True and read_only=True exclude one another")
-        self._folder = Path(os.path.abspath(folder))
-        self._read_only = read_only
-        self._durability = durability
-        self._writer: FolderWriter | None = None
-        self._open_episode: open_episode.OpenEpisode | open_episode.OpenBlock | open_episode.HeldEpisodes | None = None
-        self._closed = False
-        self._encoders: open_episode.Encoders | None = None
+        self._begin(Path(os.path.abspath(folder)), read_only=read_only, durability=durability)
         if overwrite or not has_buffer(self._folder):
             if read_only:
                 raise BufferNotFoundError(errno.ENOENT, "no buffer here to open read-only", str(self._folder))
@@ -138,6 +134,16 @@ class ReplayBuffer(Readable):
         except BaseException:
             self.close()
             raise
+
+    def _begin(self, folder: Path, *, read_only: bool, durability: str) -> None:
+        """What there is before the first file is opened."""
+        self._folder = folder
+        self._read_only = read_only
+        self._durability = durability
+        self._writer: FolderWriter | None = None
+        self._open_episode: open_episode.OpenEpisode | open_episode.OpenBlock | open_episode.HeldEpisodes | None = None
+        self._closed = False
+        self._encoders: open_episode.Encoders | None = None
 
     def _create(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
         given = {name: value for name, value in config.items() if value is not None}
@@ -575,6 +581,14 @@ def open_buffer(
     environment. ``config`` holds attributes of :class:`Metadata`; None means what is stored."""
     buffer = ReplayBuffer.__new__(ReplayBuffer)
     buffer._open(folder, config, overwrite=overwrite, read_only=False, durability=durability)
+    return buffer
+
+
+def open_pooled(folder: Path, maps: Maps) -> ReplayBuffer:
+    """Open one of very many buffers, read-only: no file stays open, and its columns are mapped when they are read."""
+    buffer = ReplayBuffer.__new__(ReplayBuffer)
+    buffer._begin(folder, read_only=True, durability="process")
+    buffer._reader = PooledReader(folder, maps)
     return buffer
 
 

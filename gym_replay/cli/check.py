@@ -28,11 +28,11 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check every buffer at the place."""
-    from gym_replay.buffer.folders import buffers_at
+    from gym_replay.buffer.finding import find_buffers
     from gym_replay.buffer.storage.check import check_buffer
 
     reports = []
-    for folder in buffers_at(args.folder):
+    for folder in find_buffers(args.folder):
         report = check_buffer(folder, repair=args.repair, progress=shows_bars(args))
         reports.append(report)
         if not args.json:

@@ -76,10 +76,10 @@ def open_source(path: str) -> ReplayBuffer | ConcatReplayBuffer:
         BufferNotFoundError: there is none.
     """
     from gym_replay.buffer.concat import ConcatReplayBuffer
-    from gym_replay.buffer.folders import buffers_at
+    from gym_replay.buffer.finding import find_buffers
     from gym_replay.buffer.replay_buffer import ReplayBuffer
 
-    folders = buffers_at(path)
+    folders = find_buffers(path)
     if len(folders) == 1:
         return ReplayBuffer.from_folder(folders[0], read_only=True)
     return ConcatReplayBuffer(folders)

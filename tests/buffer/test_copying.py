@@ -122,7 +122,7 @@ def test_shards_and_patterns_are_sources(tmp_path):
     expected = [episode for name in ("w0", "w1") for episode in ReplayBuffer.from_folder(tmp_path / "shards" / name)]
     assert_same(merge([tmp_path / "shards"], tmp_path / "one"), expected)
     assert_same(select(f"{tmp_path}/shards/w*", tmp_path / "two"), expected)
-    with pytest.raises(BufferNotFoundError, match="nor below it"):
+    with pytest.raises(BufferNotFoundError, match="no such folder"):
         merge([tmp_path / "nothing"], tmp_path / "three")
 
 

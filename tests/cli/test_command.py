@@ -208,7 +208,7 @@ def test_a_buffer_without_episodes(data, tmp_path, capsys):
         ((), "the following arguments are required: VERB"),
         (("nonsense",), "invalid choice: 'nonsense'"),
         (("info",), "the following arguments are required: folder"),
-        (("info", "nowhere"), "nowhere: no buffer here"),
+        (("info", "nowhere"), "nowhere: no such folder"),
         (("select", "shards", "out", "--episodes", "1-3"), "expected indices and ranges"),
         (("select", "shards", "out", "--episodes", "99"), "there are 12 episodes"),
         (("select", "shards", "out", "--where", "length > 10000"), "no episode meets where='length > 10000'"),
@@ -340,7 +340,7 @@ def test_an_output_that_is_full(data):
 def test_a_locale_without_the_characters(data):
     done = shell("gym-replay info 'hand ä'; gym-replay info 'nö'", data, PYTHONIOENCODING="ascii", LC_ALL="C")
     assert done.stdout.startswith("hand \\xe4: 3 steps in 1 episodes")
-    assert "n\\xf6: no buffer here" in done.stderr
+    assert "n\\xf6: no such folder" in done.stderr
     done = shell("gym-replay info 'hand ä' --json", data, PYTHONIOENCODING="ascii", LC_ALL="C")
     assert json.loads(done.stdout)["folder"] == "hand ä"
 

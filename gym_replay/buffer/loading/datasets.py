@@ -64,7 +64,7 @@ class ReplayDataset(Dataset[Batch]):
         nested: bool = False,
     ) -> None:
         self.source = source
-        self._nesting = Nesting(roots_of(source.parts[0].metadata.environment)) if nested else None
+        self._nesting = Nesting(roots_of(source.environment)) if nested else None
         self._roots: dict[str, str] = {}
         self._moment = 0, 0
         self.anchors = _filter(source, anchors, filter_fields) if filter_fields else anchors
@@ -106,6 +106,7 @@ class ReplayDataset(Dataset[Batch]):
             if self._is_wanted(name) or (name in ragged and self._is_wanted(f"{name}_lens"))
         }
         self.read_fields = set(chosen.values())
+        self.source.rows.expect(self.read_fields)
         return chosen
 
     def _check_distinct(self, outputs: Sequence[str]) -> None:

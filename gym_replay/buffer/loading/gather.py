@@ -9,8 +9,9 @@ that are not single numbers. All of them are within a fifth of copying as many b
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
@@ -18,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.loading import threads
+from gym_replay.buffer.loading.groups import group_edges
 from gym_replay.buffer.loading.lookup import Lookup
-from gym_replay.buffer.storage.joined import first_rows, join
-from gym_replay.buffer.storage.layout import step_path
+from gym_replay.buffer.storage.joined import first_rows, join, maps_needed
 from gym_replay.buffer.storage.reader import Snapshot
 
 Ints = npt.NDArray[np.int64]
@@ -32,8 +33,13 @@ Padded: TypeAlias = tuple[Array, Ints]
 THREADED_BYTES = 1 << 20
 """From so many bytes on, rows are taken by several threads, where there are."""
 
+_FEW_PARTS = 8
+"""Up to so many parts, of more than can be mapped at once, are mapped one by one, and not their whole group."""
+
 _MOST_WINDOWS = 16
 _LARGEST_RUN = 1 << 30
+_ALL = slice(None)
+_numbers = itertools.count()
 
 
 class Column:
@@ -106,11 +112,16 @@ class Rows:
 
     Row r of part p has the number ``firsts[p] + r``. Between the parts there are numbers without a row.
 
+    The parts of a field are mapped as one array, where they can be. Where there are more files than maps may be held,
+    they are cut into groups of consecutive parts, and the parts of a group are mapped as one array when a batch needs
+    many of them; parts of which few are needed are mapped one by one.
+
     Args:
         parts: the snapshots.
 
     Attributes:
         firsts: int64 ``(parts + 1,)``.
+        edges: int64 ``(groups + 1,)``: the first part of each group, and the number of parts.
     """
 
     def __init__(self, parts: Sequence[Snapshot]) -> None:
@@ -119,27 +130,104 @@ class Rows:
         self.firsts = first_rows([part.rows for part in self._parts])
         self._columns: dict[str, Column | None] = {}
         self._owners: Lookup | None = None
+        self._maps = next((part.map_pool for part in self._parts if part.map_pool is not None), None)
+        self._used = np.arange(len(self._parts))
+        self._refused: set[str] = set()
+        self.expect(self._fields)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_columns": {}}  # maps are made anew where they are used
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._number = next(_numbers)  # those of the other process mean nothing here
+
+    def use(self, parts: Ints) -> None:
+        """Map no other parts than these, ascending."""
+        self._used = parts
+        self._columns = {}
+
+    def expect(self, names: Collection[str]) -> None:
+        """Cut the parts into groups such that these fields can be mapped."""
+        self.edges = np.array([0, len(self._parts)], np.int64)
+        if self._maps is not None:
+            columns = max(1, sum(self._fields[name].nbytes > 0 for name in names))
+            self.edges = group_edges(self._used, len(self._parts), self._maps.pool.bound, columns)
+        self._starts = self.firsts[self.edges]
+        self._are_together = len(self.edges) == 2
+        self._number = next(_numbers)  # what is held of other groups is not found any more
+
     def column(self, name: str) -> Column | None:
         """A field that is not ragged, over all parts; None where its files cannot be mapped as one array."""
+        if self._maps is not None:
+            return self._group(name, 0) if self._are_together else None
         try:
             return self._columns[name]
         except KeyError:
-            column = self._columns[name] = self._joined(name)
+            column = self._columns[name] = self._joined(name, 0, len(self._parts))
             return column
 
-    def _joined(self, name: str) -> Column | None:
+    def _group(self, name: str, group: int, *, held: bool = False) -> Column | None:
+        """The parts of a group, as one array, from the pool; with ``held``, None where they are not there already."""
+        assert self._maps is not None
+        key = self._number, name, group
+        found: Column | None = self._maps.held(key)
+        if found is not None or held or name in self._refused:
+            return found
+        first, last = self.edges[group : group + 2].tolist()
+        low, high = np.searchsorted(self._used, (first, last)).tolist()
+        found = self._maps.get(key, lambda: self._joined(name, first, last), maps_needed(high - low))
+        if found is None:
+            self._refused.add(name)
+        return found
+
+    def _joined(self, name: str, first: int, last: int) -> Column | None:
+        """The parts from ``first`` to before ``last``, as one array."""
         field = self._fields[name]
+        firsts = self.firsts[first : last + 1] - self.firsts[first]
         if field.nbytes == 0:
-            return Column(np.empty((int(self.firsts[-1]), *field.shape), field.dtype))
+            return Column(np.empty((int(firsts[-1]), *field.shape), field.dtype))
         if len(self._parts) == 1:
             return Column(self._parts[0].column(name))
-        columns = [part.columns[step_path(name)] for part in self._parts]
-        array = join(columns, [part.rows for part in self._parts], self.firsts)
+        wanted = self._used[slice(*np.searchsorted(self._used, (first, last)).tolist())].tolist()
+        parts = [self._parts[part] for part in wanted]
+        begins = [*firsts[np.array(wanted, np.int64) - first], firsts[-1]]
+        files = [part.file_of(name) for part in parts]
+        array = join(files, [part.rows for part in parts], np.array(begins)) if parts else None
         return None if array is None else Column(array)
+
+    def _pieces(self, name: str, rows: Ints) -> Iterator[tuple[Column, Any, Ints | slice]]:
+        """Columns that have these rows between them, each with the number of its first row, and which rows it has."""
+        if self._maps is not None and len(rows) > _FEW_PARTS and len(self._starts) > 2:
+            first, last = self._starts.searchsorted((rows.min(), rows.max()), side="right").tolist()
+            if first == last:
+                yield from self._pieces_of_group(name, first - 1, rows, _ALL)
+                return
+            owners = self._starts.searchsorted(rows, side="right")
+            groups = (first, last) if last == first + 1 else np.unique(owners).tolist()
+            if len(groups) <= 2:
+                for group in groups:
+                    mine = np.flatnonzero(owners == group)
+                    yield from self._pieces_of_group(name, group - 1, rows[mine], mine)
+                return
+        yield from self._pieces_by_part(name, rows)
+
+    def _pieces_of_group(
+        self, name: str, group: int, rows: Ints, places: Ints | slice
+    ) -> Iterator[tuple[Column, Any, Ints | slice]]:
+        """The same of rows of one group, which are at these places of all."""
+        column = self._group(name, group, held=True)
+        if column is None and (len(rows) > _FEW_PARTS and len(np.unique(self._owner(rows))) > _FEW_PARTS):
+            column = self._group(name, group)
+        if column is not None:
+            yield column, self._starts[group], places
+            return
+        for piece, first, mine in self._pieces_by_part(name, rows):
+            yield piece, first, mine if isinstance(places, slice) else places[mine]
+
+    def _pieces_by_part(self, name: str, rows: Ints) -> Iterator[tuple[Column, Any, Ints]]:
+        for part, mine in self._by_part(rows):
+            yield Column(self._parts[part].column(name)), self.firsts[part], mine
 
     def take(self, name: str, rows: Ints) -> Array:
         """A field's values at rows of any shape: ``(*rows.shape, *field.shape)``, in memory of their own."""
@@ -151,8 +239,8 @@ class Rows:
             return column.take(rows)
         field = self._fields[name]
         flat, out = rows.reshape(-1), np.empty((rows.size, *field.shape), field.dtype)
-        for part, mine in self._by_part(flat):
-            out[mine] = self._parts[part].column(name).take(flat[mine] - self.firsts[part], axis=0)
+        for piece, first, mine in self._pieces(name, flat):
+            out[mine] = piece.take(flat[mine] - first)
         return out.reshape(*rows.shape, *field.shape)
 
     def take_runs(self, name: str, firsts: Ints, length: int) -> Array:
@@ -160,7 +248,11 @@ class Rows:
         column = self.column(name)
         if column is not None:
             return column.take_runs(firsts, length)
-        return self.take(name, firsts[:, None] + np.arange(length))
+        field = self._fields[name]
+        out = np.empty((len(firsts), length, *field.shape), field.dtype)
+        for piece, first, mine in self._pieces(name, firsts):
+            out[mine] = piece.take_runs(firsts[mine] - first, length)
+        return out
 
     def take_slices(self, name: str, starts: Ints, counts: Ints, width: int) -> Array:
         """``counts[i]`` rows from ``starts[i]`` for each i, padded with zeros: ``(len(starts), width, *shape)``."""
@@ -168,20 +260,15 @@ class Rows:
         if column is not None and len(counts) and int(counts.min()) == width:
             return column.take_runs(starts, width)
         out = np.empty((len(starts), width, *field.shape), field.dtype)
-        pairs = zip(starts.tolist(), counts.tolist(), strict=True)
-        if column is not None:
-            for place, (start, count) in zip(out, pairs, strict=True):
-                place[:count] = column.slice(start, start + count)
+        pieces = self._pieces(name, starts) if column is None else iter([(column, 0, _ALL)])
+        numbers = np.arange(len(starts))
+        for piece, base, mine in pieces:
+            for place, start, count in zip(
+                numbers[mine].tolist(), (starts[mine] - base).tolist(), counts[mine].tolist(), strict=True
+            ):
+                out[place, :count] = piece.slice(start, start + count)
                 if count < width:
-                    place[count:] = 0
-            return out
-        owners, columns = self._owner(starts).tolist(), {}
-        for place, part, (start, count) in zip(out, owners, pairs, strict=True):
-            if part not in columns:
-                columns[part] = self._parts[part].column(name)
-            first = start - int(self.firsts[part])
-            place[:count] = columns[part][first : first + count]
-            place[count:] = 0
+                    out[place, count:] = 0
         return out
 
     def take_ragged(self, name: str, rows: Ints, present: npt.NDArray[np.bool_] | None = None) -> Padded:
@@ -225,4 +312,6 @@ class Rows:
         if len(self._parts) == 1:
             return [(0, places)] if len(places) else []
         owner = self._owner(rows[places])
-        return [(part, places[owner == part]) for part in np.unique(owner).tolist()]
+        order = np.argsort(owner, kind="stable")
+        parts, begins = np.unique(owner[order], return_index=True)
+        return list(zip(parts.tolist(), np.split(places[order], begins[1:]), strict=True)) if len(parts) else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from gym_replay.buffer.loading.selection import Condition, Episodes, MetaValues,
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError
+
+_MANY_PARTS = 16
+"""Up to so many circular parts are all looked at for each batch; of more, those that the batch is from."""
 
 
 class Source:
@@ -41,7 +44,8 @@ class Source:
         self.fields: dict[str, Field] = metadata.fields
         self.meta_fields: dict[str, Field] = metadata.meta_fields
         self.user_meta = [name for name in metadata.meta_fields if name not in metadata.recorder_meta]
-        self.max_timesteps = metadata.max_timesteps
+        limits = [part.metadata.max_timesteps for part in self.parts]
+        self.max_timesteps = None if None in limits else max(filter(None, limits))
         self.rows = Rows(self.parts)
         sizes = [len(part) for part in self.parts]
         if sum(sizes) == 0:
@@ -61,9 +65,14 @@ class Source:
             mask = meta_mask(filter_meta, len(self.index), self._meta_values)
             self._keep(mask, f"no episode matches filter_meta={dict(filter_meta)!r}")
         present, firsts = np.unique(self._part, return_index=True)
-        self._oldest = [
-            (self.parts[part], int(self.ids[first])) for part, first in zip(present, firsts.tolist(), strict=True)
-        ]
+        self.rows.use(present)
+        self.rows.expect(self.fields)
+        # Episodes leave circular buffers only. Where there are many, only those of a batch are looked at.
+        self._oldest = {
+            part: int(self.ids[first])
+            for part, first in zip(present.tolist(), firsts.tolist(), strict=True)
+            if self.parts[part].metadata.circular
+        }
 
     def _keep(self, mask: npt.NDArray[np.bool_], message: str) -> None:
         """Only these episodes, in the order in which they are: replacing evicted ones relies on it."""
@@ -76,6 +85,15 @@ class Source:
     @property
     def _meta_values(self) -> MetaValues:
         return MetaValues(self.meta_fields, self.meta)
+
+    @property
+    def environment(self) -> Mapping[str, Any] | None:
+        """The recorded environment; None where there is none, or not the same spaces in all parts."""
+        first, *others = (part.metadata.environment or {} for part in self.parts)
+        spaces = ("observation_space", "action_space")
+        if any(other is not first and any(other.get(s) != first.get(s) for s in spaces) for other in others):
+            return None
+        return first
 
     @property
     def owners(self) -> Ints:
@@ -108,7 +126,12 @@ class Source:
     def meta(self, name: str) -> npt.NDArray[Any]:
         """A meta field's values, ``(episodes, *field.shape)``."""
         if name not in self._meta:
-            self._meta[name] = np.concatenate([part.meta(name) for part in self.parts])[self.index]
+            firsts = np.cumsum([0, *map(len, self.parts)])
+            present, begins = np.unique(self._part, return_index=True)
+            places = np.split(self.index - firsts[self._part], begins[1:])
+            self._meta[name] = np.concatenate(
+                [self.parts[part].meta(name)[inside] for part, inside in zip(present.tolist(), places, strict=True)]
+            )
         return self._meta[name]
 
     def take(self, name: str, rows: Ints) -> npt.NDArray[Any]:
@@ -133,10 +156,12 @@ class Source:
         Raises:
             EpisodeEvictedError: no selected episode of the buffer is left.
         """
-        for part, oldest in self._oldest:
-            if part.is_live(oldest):
+        asked = samples
+        for number in self._looked_at(lambda: self._part[anchors.locate(asked)[0]]):
+            part = self.parts[number]
+            if part.is_live(self._oldest[number]):
                 continue
-            low, high = np.searchsorted(self._part, np.array((0, 1)) + self._number_of(part)).tolist()
+            low, high = np.searchsorted(self._part, (number, number + 1)).tolist()
             live = low + int(np.searchsorted(self.ids[low:high], part.counters.first))
             first, alive, end = (anchors.first_sample(episode) for episode in (low, live, high))
             gone = (samples >= first) & (samples < alive)
@@ -149,12 +174,17 @@ class Source:
                 samples[gone] = alive + (samples[gone] - first) % (end - alive)
         return samples
 
-    def _number_of(self, part: Snapshot) -> int:
-        return next(number for number, other in enumerate(self.parts) if other is part)
+    def _looked_at(self, owners: Callable[[], Ints]) -> list[int]:
+        """The circular parts, or where there are many, those among ``owners()``."""
+        if len(self._oldest) <= _MANY_PARTS:
+            return list(self._oldest)
+        return [part for part in np.unique(owners()).tolist() if part in self._oldest]
 
     def are_live(self, episodes: Ints) -> bool:
         """Whether all these episodes (places in the selection) still own their rows."""
-        if all(part.is_live(oldest) for part, oldest in self._oldest):
+        looked_at = self._looked_at(lambda: self._part[episodes])
+        if all(self.parts[part].is_live(self._oldest[part]) for part in looked_at):
             return True
         owner, ids = self._part[episodes], self.ids[episodes]
-        return all(self.parts[part].is_live(int(ids[owner == part].min())) for part in np.unique(owner).tolist())
+        present = set(np.unique(owner).tolist())
+        return all(self.parts[part].is_live(int(ids[owner == part].min())) for part in looked_at if part in present)

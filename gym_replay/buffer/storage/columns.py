@@ -7,17 +7,18 @@ import contextlib
 import errno
 import io
 import math
-import mmap
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.storage.maps import Stretch
 from gym_replay.errors import CorruptBufferError, StorageError
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
@@ -27,7 +28,6 @@ LARGEST_CHUNK = 1 << 28
 PIECE = 1 << 23
 """Bytes handled at a time where a column is copied or summed."""
 
-_ATTEMPTS = 100
 _LONGEST_HEADER = 1 << 12
 _LONGEST_WRITE = 1 << 30
 _MAGIC = b"\x93NUMPY\x01\x00"
@@ -63,9 +63,21 @@ def open_beneath(folder: Path, relative: str, flags: int) -> int:
         FileNotFoundError: it does not exist.
     """
     *parents, name = relative.split("/")
+    if not parents:
+        return _open_plain(folder, relative, os.path.join(folder, name), flags)
     try:
         with _directory_beneath(folder, parents) as directory:
-            descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=directory)
+            return _open_plain(folder, relative, name, flags, directory)
+    except OSError as error:
+        if error.errno in _LINK_ERRORS:
+            raise CorruptBufferError(f"{folder / relative}: expected a plain file, reached through no links") from None
+        raise
+
+
+def _open_plain(folder: Path, relative: str, name: str, flags: int, directory: int | None = None) -> int:
+    """Open a plain file that is no link."""
+    try:
+        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=directory)
     except OSError as error:
         if error.errno in _LINK_ERRORS:
             raise CorruptBufferError(f"{folder / relative}: expected a plain file, reached through no links") from None
@@ -74,6 +86,38 @@ def open_beneath(folder: Path, relative: str, flags: int) -> int:
         os.close(descriptor)
         raise CorruptBufferError(f"{folder / relative}: expected a plain file")
     return descriptor
+
+
+class DirectoriesBeneath:
+    """Opens many files below a folder, in few directories, each of which is opened once.
+
+    Args:
+        folder: what the files are below.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptors: dict[str, int] = {}
+
+    def open(self, relative: str, flags: int) -> int:
+        """As :func:`open_beneath`."""
+        parent, _, name = relative.rpartition("/")
+        directory = self._descriptors.get(parent)
+        if directory is None:
+            try:
+                with _directory_beneath(self._folder, parent.split("/") if parent else []) as found:
+                    directory = self._descriptors[parent] = os.dup(found)
+            except OSError as error:
+                if error.errno in _LINK_ERRORS:
+                    path = self._folder / relative
+                    raise CorruptBufferError(f"{path}: expected a plain file, reached through no links") from None
+                raise
+        return _open_plain(self._folder, relative, name, flags, directory)
+
+    def close(self) -> None:
+        """Close the directories."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
 
 
 def rename_beneath(folder: Path, relative: str, new_name: str) -> None:
@@ -124,8 +168,7 @@ def encode_header(dtype: np.dtype[Any], shape: tuple[int, ...], rows: int) -> by
     return stream.getvalue()
 
 
-def _decode_header(descriptor: int, path: Path) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    head = os.pread(descriptor, _LONGEST_HEADER, 0)
+def _decode_header(head: bytes, path: Path | str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
     length = int.from_bytes(head[8:10], "little") + 10
     if head[:8] != _MAGIC or len(head) < 10 or length > len(head):
         raise CorruptBufferError(f"{path}: no .npy header of version 1.0")
@@ -144,9 +187,40 @@ def _decode_header(descriptor: int, path: Path) -> tuple[np.dtype[Any], tuple[in
     return dtype, shape, length
 
 
-def _check_header(descriptor: int, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[int, int]:
+@lru_cache(maxsize=1024)
+def _parts_of_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[bytes, bytes, int]:
+    """What comes before and after the number of rows in a header as we write it, and the header's length."""
+    header = encode_header(dtype, shape, 0)
+    before, key, after = header.partition(b"'shape': (0")
+    return before + key[:-1], after.rstrip(), len(header)
+
+
+def _rows_in_header(head: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> int | None:
+    """The rows that a header as we write it speaks of; None where it is another one, to be read as anybody's."""
+    before, after, length = _parts_of_header(dtype, shape)
+    digits, _, rest = head[len(before) : length].partition(b",")
+    sound = head.startswith(before) and digits.isdigit() and len(digits) < 19 and rest.endswith(b"\n")
+    return int(digits) if sound and b"," + rest.rstrip(b" \n") == after else None
+
+
+def _check_header(descriptor: int, path: Path | str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows that the file really holds, and the header's length."""
-    found, full_shape, length = _decode_header(descriptor, path)
+    head = os.pread(descriptor, _LONGEST_HEADER, 0)
+    rows, row_nbytes = _rows_in_header(head, dtype, shape), dtype.itemsize * math.prod(shape)
+    if rows is None or row_nbytes == 0:
+        rows, length = _check_foreign_header(head, path, dtype, shape)
+    else:
+        length = _parts_of_header(dtype, shape)[2]
+    if row_nbytes:
+        rows = min(rows, max(os.fstat(descriptor).st_size - length, 0) // row_nbytes)
+    return rows, length
+
+
+def _check_foreign_header(
+    head: bytes, path: Path | str, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> tuple[int, int]:
+    """Rows that the header speaks of, and its length."""
+    found, full_shape, length = _decode_header(head, path)
     if found != dtype or full_shape[1:] != shape:
         raise CorruptBufferError(
             f"{path}: expected {dtype.name} rows of shape {shape}, got {found} rows of shape {full_shape[1:]!r:.100}"
@@ -154,9 +228,26 @@ def _check_header(descriptor: int, path: Path, dtype: np.dtype[Any], shape: tupl
     rows, row_nbytes = full_shape[0], dtype.itemsize * math.prod(shape)
     if row_nbytes == 0 and rows * math.prod(max(size, 1) for size in shape) >= 1 << 59:
         raise CorruptBufferError(f"{path}: {rows} rows of shape {shape} are more than any array can have")
-    if row_nbytes:
-        rows = min(rows, max(os.fstat(descriptor).st_size - length, 0) // row_nbytes)
     return rows, length
+
+
+def read_column(descriptor: int, path: Path | str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """All rows of a column, in memory: ``(rows, *shape)``.
+
+    Raises:
+        CorruptBufferError: it is no such column.
+    """
+    rows, offset = _check_header(descriptor, path, dtype, shape)
+    row_nbytes = dtype.itemsize * math.prod(shape)
+    content, end = bytearray(), rows * row_nbytes
+    while len(content) < end:
+        piece = os.pread(descriptor, min(end - len(content), _LONGEST_WRITE), offset + len(content))
+        if not piece:  # cut by the writer meanwhile, behind the committed rows
+            rows = len(content) // row_nbytes
+            break
+        content += piece
+    flat: npt.NDArray[Any] = np.frombuffer(content, dtype, rows * math.prod(shape))
+    return flat.reshape(rows, *shape)
 
 
 class Column:
@@ -166,15 +257,31 @@ class Column:
         folder: the buffer's folder.
         relative: the file's path below it.
         dtype, shape: of one row.
+        opener: opens the file, each time that it is to be mapped, and raises CorruptBufferError where it is missing.
+            Then nothing is opened before the first rows are asked for, and nothing stays open. Without it, the file is
+            opened here and stays open until :meth:`close`, so that it can be followed as it grows.
 
     Raises:
         CorruptBufferError: the file is missing or is no such column.
     """
 
-    def __init__(self, folder: Path, relative: str, dtype: np.dtype[Any], shape: tuple[int, ...] = ()) -> None:
-        self.path = folder / relative
+    def __init__(
+        self,
+        folder: Path,
+        relative: str,
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...] = (),
+        *,
+        opener: Callable[[], int] | None = None,
+    ) -> None:
+        self._folder, self._relative = folder, relative
         self.dtype, self.shape = dtype, shape
         self._row_nbytes = dtype.itemsize * math.prod(shape)
+        self._opener = opener
+        self._rows, self._offset = -1, 0
+        self._descriptor = -1
+        if opener is not None:
+            return
         try:
             self._descriptor = open_beneath(folder, relative, os.O_RDONLY)
         except FileNotFoundError:
@@ -185,31 +292,42 @@ class Column:
             self.close()
             raise
 
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return self._folder / self._relative
+
+    @contextlib.contextmanager
+    def _file(self) -> Iterator[int]:
+        """The descriptor; -1 where the column was closed."""
+        if self._opener is None:
+            yield self._descriptor
+            return
+        descriptor = self._opener()
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
     def _map(self, needed: int) -> npt.NDArray[Any]:
         """All rows that the file has, or ``needed`` ones where the address space does not take them all."""
         # A map may reach past the committed rows; only committed ones, which are fully written, are ever touched.
-        whole_is_too_much = False
-        for _ in range(_ATTEMPTS):
-            rows, self._offset = _check_header(self._descriptor, self.path, self.dtype, self.shape)
-            if whole_is_too_much:
-                rows = min(rows, needed)
-            if rows == 0 or self._row_nbytes == 0:
-                self._rows = rows
-                return self._without_bytes(0)
-            nbytes = self._offset + rows * self._row_nbytes
-            try:
-                mapped = mmap.mmap(self._descriptor, nbytes, access=mmap.ACCESS_READ)
-            except OSError as error:
-                if error.errno == errno.ENOMEM and not whole_is_too_much:
-                    whole_is_too_much = True
-                    continue
-                raise storage_error(error, self.path, nbytes) from error
-            except ValueError:  # the writer has cut the file behind the committed rows since; measure it again
-                continue
-            self._rows = rows
-            flat: npt.NDArray[Any] = np.frombuffer(mapped, self.dtype, rows * math.prod(self.shape), self._offset)
-            return flat.reshape(rows, *self.shape)
-        raise CorruptBufferError(f"{self.path}: the file changes its size faster than it can be mapped")
+        with self._file() as descriptor:
+            rows, self._offset = _check_header(descriptor, self.path, self.dtype, self.shape)
+            for count in (rows, min(rows, needed)):
+                if count == 0 or self._row_nbytes == 0:
+                    self._rows = count
+                    return self._without_bytes(0)
+                nbytes = self._offset + count * self._row_nbytes
+                try:
+                    stretch = Stretch(nbytes, descriptor)
+                except OSError as error:
+                    if error.errno == errno.ENOMEM and count > needed:
+                        continue
+                    raise storage_error(error, self.path, nbytes) from error
+                self._rows = count
+                return stretch.array(self._offset, self.dtype, (count, *self.shape))
+        raise AssertionError
 
     def view(self, rows: int) -> npt.NDArray[Any]:
         """Read-only view of the first ``rows`` rows, ``(rows, *shape)``. Views stay good after :meth:`close`.
@@ -217,31 +335,26 @@ class Column:
         Raises:
             CorruptBufferError: the file holds fewer rows.
         """
-        if rows > self._rows and rows > self.rows_held(rows):
-            raise CorruptBufferError(f"{self.path}: expected at least {rows} rows, got {self._rows}")
+        if rows > self._rows:
+            self._require(rows, self.rows_held(rows))
         return self._array[:rows] if self._row_nbytes else self._without_bytes(rows)
 
     def read_ahead(self, first: int, last: int) -> None:
         """Ask the operating system to have rows ``first`` to ``last - 1`` in memory soon; returns at once."""
-        if hasattr(os, "posix_fadvise") and self._descriptor >= 0 and last > first:
+        if not hasattr(os, "posix_fadvise") or last <= first:
+            return
+        if self._rows < 0:
+            self.view(last)
+        with self._file() as descriptor:
             begin, nbytes = self._offset + first * self._row_nbytes, (last - first) * self._row_nbytes
-            with contextlib.suppress(OSError):  # it is advice
-                os.posix_fadvise(self._descriptor, begin, nbytes, os.POSIX_FADV_WILLNEED)
+            with contextlib.suppress(OSError):  # it is advice, and the column may be closed
+                os.posix_fadvise(descriptor, begin, nbytes, os.POSIX_FADV_WILLNEED)
 
     def rows_held(self, rows: int) -> int:
         """How many rows there are to view, up to ``rows`` at least where the file holds them."""
         if rows > self._rows:
             self._array = self._map(rows)
         return self._rows
-
-    def map_of(self, rows: int) -> tuple[int, int] | None:
-        """The descriptor of a file with at least so many rows, and where they begin in it; None where it is closed.
-
-        Raises:
-            CorruptBufferError: the file holds fewer rows.
-        """
-        self.view(rows)
-        return None if self._descriptor < 0 else (self._descriptor, self._offset)
 
     @contextlib.contextmanager
     def opened(self, rows: int) -> Iterator[tuple[int, int] | None]:
@@ -250,7 +363,17 @@ class Column:
         Raises:
             CorruptBufferError: the file holds fewer rows.
         """
-        yield self.map_of(rows)
+        with self._file() as descriptor:
+            if descriptor < 0:
+                yield None
+                return
+            held, offset = _check_header(descriptor, self.path, self.dtype, self.shape)
+            self._require(rows, held)
+            yield descriptor, offset
+
+    def _require(self, rows: int, held: int) -> None:
+        if rows > held:
+            raise CorruptBufferError(f"{self.path}: expected at least {rows} rows, got {held}")
 
     def _without_bytes(self, rows: int) -> npt.NDArray[Any]:
         try:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.columns import ColumnWriter, encode_header, open_beneath, sync_descriptor
+from gym_replay.buffer.storage.maps import Stretch
 from gym_replay.errors import CorruptBufferError
 
 HAS_FINAL = 1
@@ -27,6 +28,23 @@ _NAMES = ("revision", "base", "first", "next", "summed", "deletions")
 _PLACES = {name: place for place, name in enumerate(_NAMES)}
 _NEXT = _PLACES["next"]
 _DTYPE = np.dtype("<i8")
+_HEADER = encode_header(_DTYPE, (), len(_NAMES))
+_unpack = struct.Struct(f"<{len(_NAMES)}q").unpack
+
+NUM_COUNTERS = len(_NAMES)
+
+
+def read_counters(descriptor: int, path: Path | str) -> tuple[int, ...]:
+    """The counters in an open file: revision, base, first, next, summed, deletions.
+
+    Raises:
+        CorruptBufferError: it is no such file.
+    """
+    size = len(_HEADER) + _DTYPE.itemsize * NUM_COUNTERS
+    content = os.pread(descriptor, size + 1, 0)
+    if len(content) != size or not content.startswith(_HEADER):
+        raise CorruptBufferError(f"{path}: expected {NUM_COUNTERS} 64-bit counters in {size} bytes")
+    return _unpack(content[len(_HEADER) :])
 
 
 class Counters:
@@ -42,18 +60,18 @@ class Counters:
         except FileNotFoundError:
             raise CorruptBufferError(f"{self.path}: the file is missing") from None
         try:
-            status = os.fstat(descriptor)
-            header = encode_header(_DTYPE, (), len(_NAMES))
-            size = len(header) + _DTYPE.itemsize * len(_NAMES)
-            if status.st_size != size or os.pread(descriptor, len(header), 0) != header:
-                raise CorruptBufferError(f"{self.path}: expected {len(_NAMES)} 64-bit counters in {size} bytes")
-            self.inode = status.st_ino
-            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-            self._map = mmap.mmap(descriptor, size, access=access)
+            read_counters(descriptor, self.path)
+            size = len(_HEADER) + _DTYPE.itemsize * NUM_COUNTERS
+            self.inode = os.fstat(descriptor).st_ino
+            if writable:
+                self._map = mmap.mmap(descriptor, size, access=mmap.ACCESS_WRITE)
+                whole = memoryview(self._map)
+            else:  # nothing stays open for it
+                whole = Stretch(size, descriptor).array(0, np.dtype("u1"), (size,)).data
         finally:
             os.close(descriptor)
         # A view of 64-bit numbers stores each with one instruction; format 'q' is little-endian where this runs.
-        self._values = memoryview(self._map)[len(header) :].cast("q")
+        self._values = whole[len(_HEADER) :].cast("q")
 
     @staticmethod
     def create(folder: Path, relative: str, *, first_id: int = 0, revision: int = 0) -> None:
@@ -121,7 +139,11 @@ class Counters:
 
     def check(self) -> None:
         """Raise CorruptBufferError where the counters contradict one another."""
-        values = dict(zip(_NAMES, self._values.tolist(), strict=True))
+        self.check_values(self._values.tolist())
+
+    def check_values(self, found: Sequence[int]) -> None:
+        """Raise CorruptBufferError where these values of them contradict one another."""
+        values = dict(zip(_NAMES, found, strict=True))
         if not 0 <= values["base"] <= values["first"] <= values["next"] < 1 << 61 or not (
             values["base"] <= values["summed"] <= values["next"]
         ):

@@ -11,23 +11,19 @@ where it is a multiple of ``PAGE`` rows, which is why one numbering of rows serv
 
 from __future__ import annotations
 
-import ctypes
 import math
 import mmap
-import os
 from collections.abc import Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.columns import Column
+from gym_replay.buffer.storage.maps import Stretch
 
 PAGE = mmap.ALLOCATIONGRANULARITY
 
-_MAP_FIXED = 0x10  # the same number on Linux and macOS
-_MAP_NORESERVE = 0x40 if os.uname().sysname == "Darwin" else 0x4000
-_FAILED = ctypes.c_void_p(-1).value
 _LARGEST = 1 << 46
 
 
@@ -43,80 +39,57 @@ def first_rows(rows: Sequence[int]) -> npt.NDArray[np.int64]:
     return np.array(firsts, np.int64)
 
 
-class _Libc:
-    """``mmap`` with an address, which Python's own has not."""
+class Mappable(Protocol):
+    """A column's file, as :func:`join` needs it."""
 
-    def __init__(self) -> None:
-        library = ctypes.CDLL(None, use_errno=True)
-        size, number, address = ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p
-        self.mmap, self.munmap = library.mmap, library.munmap
-        # Files are mapped from their beginning only, so the width of off_t does not matter.
-        self.mmap.restype, self.mmap.argtypes = address, (address, size, number, number, number, ctypes.c_int64)
-        self.munmap.restype, self.munmap.argtypes = number, (address, size)
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def opened(self, rows: int) -> AbstractContextManager[tuple[int, int] | None]:
+        """The descriptor of a file with so many rows, and where they begin in it; None where it is closed."""
 
 
-class _Stretch:
-    """Addresses that are ours until this is deleted."""
-
-    def __init__(self, nbytes: int) -> None:
-        self._libc = _Libc()
-        self._nbytes = nbytes
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self._address = self._mapped(self._libc.mmap(None, nbytes, mmap.PROT_READ, flags, -1, 0))
-
-    def map(self, offset: int, nbytes: int, descriptor: int) -> None:
-        """Map the beginning of a file, ``nbytes`` of it, at a distance from the beginning of the stretch."""
-        flags = mmap.MAP_SHARED | _MAP_FIXED
-        self._mapped(self._libc.mmap(self._address + offset, nbytes, mmap.PROT_READ, flags, descriptor, 0))
-
-    def _mapped(self, address: int | None) -> int:
-        if address is None or address == _FAILED:
-            raise OSError(ctypes.get_errno(), "mmap refused")
-        return address
-
-    def array(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """A read-only array over the stretch, which keeps it."""
-        self.__array_interface__ = {
-            "data": (self._address + offset, True),
-            "shape": shape,
-            "typestr": dtype.str,
-            "version": 3,
-        }
-        return np.asarray(self)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_address"):
-            self._libc.munmap(self._address, self._nbytes)
+def maps_needed(parts: int) -> int:
+    """How many maps so many files take at most, joined: each its own, and what lies before, between and after them."""
+    return 2 * parts + 1
 
 
-def join(columns: Sequence[Column], rows: Sequence[int], firsts: npt.NDArray[np.int64]) -> npt.NDArray[Any] | None:
+def join(columns: Sequence[Mappable], rows: Sequence[int], firsts: npt.NDArray[np.int64]) -> npt.NDArray[Any] | None:
     """One read-only array ``(firsts[-1], *shape)`` over the first ``rows[p]`` rows of each column.
+
+    No file is open afterwards that was not open before.
 
     Args:
         columns: of one dtype and shape, with at least a byte a row.
         rows: how many rows of each are needed.
-        firsts: of :func:`first_rows`.
+        firsts: of :func:`first_rows`, or a part of it, less its first number.
 
     Returns:
         None where they cannot be mapped so: a column was closed, a header has another length than the others, or the
         operating system has no such stretch of addresses to give.
+
+    Raises:
+        CorruptBufferError: a file holds fewer rows.
     """
     dtype, shape = columns[0].dtype, columns[0].shape
     width = dtype.itemsize * math.prod(shape)
     used = [(column, count, int(first)) for column, count, first in zip(columns, rows, firsts, strict=False) if count]
-    maps = [column.map_of(count) for column, count, _ in used]
-    if not used or None in maps:
-        return None
-    headers = {header for _, header in filter(None, maps)}
     nbytes = int(firsts[-1]) * width + PAGE
-    if len(headers) != 1 or max(headers) > PAGE or nbytes > _LARGEST:
+    if not used or nbytes > _LARGEST:
         return None
-    (header,) = headers
-    try:
-        stretch = _Stretch(nbytes)
-        for (_, count, first), found in zip(used, maps, strict=True):
-            assert found is not None
-            stretch.map(first * width, header + count * width, found[0])
-    except (OSError, AttributeError):  # refused, or there is no such function to call
-        return None
+    stretch: Stretch | None = None
+    header = 0
+    for column, count, first in used:
+        with column.opened(count) as file:
+            if file is None or file[1] > PAGE:
+                return None
+            try:
+                if stretch is None:
+                    header, stretch = file[1], Stretch(nbytes)
+                if file[1] != header:
+                    return None
+                stretch.map(first * width, header + count * width, file[0])
+            except (OSError, AttributeError):  # refused, or there is no such function to call
+                return None
+    assert stretch is not None
     return stretch.array(header, dtype, (int(firsts[-1]), *shape))

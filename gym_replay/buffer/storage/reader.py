@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.storage.choice import Choice
 from gym_replay.buffer.storage.columns import Column, open_beneath, sync_descriptor
 from gym_replay.buffer.storage.episodes import COMPLETE, DELETED, HAS_FINAL, Counters, record_crcs, record_runs
 from gym_replay.buffer.storage.fields import NO_TEXT
@@ -31,6 +32,7 @@ from gym_replay.buffer.storage.layout import (
     table_path,
     values_path,
 )
+from gym_replay.buffer.storage.pool import Maps, PooledFiles
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.strings import STRINGS, StringWriter, read_strings
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError, EpisodeEvictedError
@@ -49,6 +51,7 @@ class Snapshot:
         ids, slots, starts, lengths: int64 ``(episodes,)``: id, table slot, first row and number of transitions T.
         flags: uint8 ``(episodes,)``.
         rows: how many rows of each column the episodes reach into.
+        choice: the part of the schema that ``metadata`` was limited to; None for all of it.
     """
 
     reader: FolderReader
@@ -61,6 +64,7 @@ class Snapshot:
     lengths: npt.NDArray[np.int64]
     flags: npt.NDArray[np.uint8]
     rows: int
+    choice: Choice | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -89,7 +93,26 @@ class Snapshot:
     def ragged(self, name: str) -> Ragged:
         """The rows of a ragged field."""
         spans = self.columns[spans_path(name)]
-        return Ragged(spans.view(self.rows), self.columns[values_path(name)].view, spans.path)
+        return Ragged(spans.view(self.rows), lambda end: self.columns[values_path(name)].view(end), spans.path)
+
+    def file_of(self, name: str) -> Column:
+        """The column of a field that is not ragged, for its file; where maps are pooled, not mapped for it."""
+        columns, path = self.columns, step_path(name)
+        return columns.unmapped(path) if isinstance(columns, PooledFiles) else columns[path]
+
+    @property
+    def map_pool(self) -> Maps | None:
+        """What holds the maps of the columns; None where each stays as long as the snapshot."""
+        return self.columns.maps if isinstance(self.columns, PooledFiles) else None
+
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """What the episodes are, without their data."""
+        return self.ids, self.slots, self.starts, self.lengths, self.flags, self.rows
+
+    def limited_to(self, choice: Choice) -> Snapshot:
+        """The same episodes with a part of the schema."""
+        return replace(self, metadata=choice.of(self.metadata), choice=choice)
 
     def meta(self, name: str) -> npt.NDArray[Any]:
         """A meta field's values, ``(episodes, *field.shape)``, copied; of a string field Python strings.
@@ -132,8 +155,7 @@ class Snapshot:
         return values
 
     def __reduce__(self) -> tuple[Any, ...]:
-        arrays = (self.ids, self.slots, self.starts, self.lengths, self.flags, self.rows)
-        return _reopen_snapshot, (self.reader.folder, self.metadata.uuid, arrays)
+        return self.reader.reduce(self)
 
     def is_live(self, oldest: int) -> bool:
         """Whether the episode with id ``oldest``, and so every newer one, still owns its rows."""
@@ -171,12 +193,20 @@ class FolderReader:
     def __init__(self, folder: Path, *, checksums: bool = False) -> None:
         self.folder = folder
         self._with_checksums = checksums
-        self._columns: dict[str, Column] = {}
+        self._columns: Mapping[str, Column] = {}
         self._snapshot: Snapshot | None = None
         self._seen: tuple[int, ...] = ()
         self._checked = 0
         self._bad_id: int | None = None
         self.load()
+
+    def origin(self) -> tuple[Callable[..., FolderReader], tuple[Any, ...]]:
+        """What makes another reader of the same folder that holds its files in the same way; can be pickled."""
+        return FolderReader, (self.folder,)
+
+    def reduce(self, snapshot: Snapshot) -> tuple[Any, ...]:
+        """How a snapshot of this reader is made anew in another process."""
+        return _reopen_snapshot, (self.folder, self.metadata.uuid, snapshot.arrays, snapshot.choice)
 
     def load(self) -> Snapshot:
         """Read the metadata, open the files that it lists, all of one revision, and take a snapshot of them."""
@@ -268,6 +298,7 @@ class FolderReader:
     def _read_records(self) -> Snapshot:
         metadata, counters = self.metadata, self.counters
         for _ in range(_ATTEMPTS):
+            self._begin_table()
             end = self.valid_end
             first = min(counters.first, end)
             needed = self._slots_needed(first, end)
@@ -298,6 +329,9 @@ class FolderReader:
             self._checked = end
             return self._snapshot_of(*_joined(runs))
         raise EpisodeEvictedError(f"{self.folder}: episodes are evicted faster than the table can be read")
+
+    def _begin_table(self) -> None:
+        """The table is read from now on, as it is now."""
 
     def _snapshot_of(
         self,
@@ -357,9 +391,12 @@ class FolderReader:
         order = np.argsort(starts, kind="stable") if metadata.circular else slice(None)
         if (starts[order][1:] < ends[order][:-1]).any():
             raise CorruptBufferError(f"{table}: the rows of two live episodes overlap")
-        rows = int(ends.max())
-        for name in metadata.fields:
-            self._columns[metadata.rows_path(name)].view(rows)
+        self._check_rows(int(ends.max()))
+
+    def _check_rows(self, rows: int) -> None:
+        """Raise CorruptBufferError where a column has fewer rows."""
+        for name in self.metadata.fields:
+            self._columns[self.metadata.rows_path(name)].view(rows)
 
     def elements_of(
         self,
@@ -421,14 +458,15 @@ def _joined(runs: list[tuple[npt.NDArray[Any], ...]]) -> tuple[npt.NDArray[Any],
     return runs[0] if len(runs) == 1 else tuple(map(np.concatenate, zip(*runs, strict=True)))
 
 
-def _reopen_snapshot(folder: Path, uuid: str, arrays: tuple[Any, ...]) -> Snapshot:
+def _reopen_snapshot(folder: Path, uuid: str, arrays: tuple[Any, ...], choice: Choice | None) -> Snapshot:
     """A snapshot in another process: rows come as a path, never as data."""
     reader = FolderReader(folder)
     if reader.metadata.uuid != uuid:
         raise ConfigMismatchError(f"{folder}: another buffer was created in its place; open it anew")
-    return Snapshot(reader, reader.metadata, reader._columns, reader.counters, *arrays)
+    snapshot = Snapshot(reader, reader.metadata, reader._columns, reader.counters, *arrays)
+    return snapshot if choice is None else snapshot.limited_to(choice)
 
 
 def has_buffer(folder: Path) -> bool:
     """Whether the folder holds the metadata of a buffer."""
-    return (folder / METADATA).is_file()
+    return os.path.isfile(os.path.join(folder, METADATA))

@@ -397,8 +397,8 @@ def test_arguments_that_do_not_fit(tmp_path):
         ):
             with pytest.raises(FieldError, match=message):
                 loader_of(buffer, **options)
-        with pytest.raises(FieldError, match="make a loader for each"):
-            loader_of(ConcatReplayBuffer([buffer, buffer]), refresh="epoch", sampler=PrioritizedSampler())
+        with fill(tmp_path / "other") as other, pytest.raises(FieldError, match="make a loader for each"):
+            loader_of(ConcatReplayBuffer([buffer, other]), refresh="epoch", sampler=PrioritizedSampler())
         state = loader_of(buffer, weights="weight").state_dict()
         with pytest.raises(FieldError, match="weights"):
             loader_of(buffer, weights=np.arange(8)).load_state_dict(state)

@@ -1,0 +1,113 @@
+"""From what a user names to the folders of buffers: one folder, a folder of shards, or a pattern."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from gym_replay.buffer.storage.layout import foreign_files
+from gym_replay.buffer.storage.reader import has_buffer
+from gym_replay.errors import BufferNotFoundError, ConfigMismatchError
+
+SHARDS = "shards"
+"""The folder below a data set's own in which each worker has a buffer."""
+
+_DIGITS = re.compile(r"(\d+)")
+
+
+def find_buffers(source: str | os.PathLike[str]) -> list[Path]:
+    """The folders of the buffers that a path or a pattern stands for, in natural order: ``w-2`` before ``w-10``.
+
+    Args:
+        source: the folder of a buffer; a folder with buffers in ``shards/``; a folder whose folders are buffers; or a
+            string with ``*``, ``?``, ``[`` or ``**``, each of whose matches is one of these.
+
+    Returns:
+        Absolute paths. Of a folder of buffers, hidden folders, files, and folders in which a buffer is just being
+        created are left out.
+
+    Raises:
+        BufferNotFoundError: there is nothing there, or a folder that holds no buffer; the message names it.
+
+    Example:
+        >>> find_buffers("data/*/")  # doctest: +SKIP
+        [PosixPath('/home/me/data/run-1'), PosixPath('/home/me/data/run-2')]
+    """
+    text = os.fspath(source)
+    if not isinstance(source, str) or not glob.has_magic(text) or os.path.lexists(text):
+        return _buffers_of(Path(os.path.abspath(text)))
+    matches = sorted(glob.glob(text, recursive=True), key=natural_key)
+    folders = [Path(os.path.abspath(match)) for match in matches if os.path.isdir(match)]
+    if not folders:
+        raise BufferNotFoundError(errno.ENOENT, "no folder matches the pattern; check it", text)
+    return [found for folder in folders for found in _buffers_of(folder)]
+
+
+def natural_key(path: str | os.PathLike[str]) -> tuple[tuple[int, str], ...]:
+    """A key to sort by, in which the digits of a path count as numbers."""
+    pieces = _DIGITS.split(os.fspath(path))
+    # Of equal numbers, the one with fewer zeros in front comes first.
+    return tuple((int(piece), piece) if place % 2 else (-1, piece) for place, piece in enumerate(pieces))
+
+
+def require_distinct(folders: Sequence[Path]) -> None:
+    """Refuse a folder that comes twice, under whatever name.
+
+    Raises:
+        ConfigMismatchError: naming it.
+    """
+    seen: dict[str, Path] = {}
+    for folder, real in zip(folders, real_paths(folders), strict=True):
+        if real in seen:
+            other = "" if seen[real] == folder else f" (as {seen[real]} and as {folder})"
+            raise ConfigMismatchError(
+                f"{folder} is named twice{other}; name it once, and draw more of it with buffer_weights of the loaders"
+            )
+        seen[real] = folder
+
+
+def real_paths(folders: Iterable[Path]) -> list[str]:
+    """``os.path.realpath`` of each, fast where they are in few folders."""
+    parents: dict[str, str] = {}
+    found = []
+    for folder in folders:
+        parent, name = os.path.split(folder)
+        if os.path.islink(folder):
+            found.append(os.path.realpath(folder))
+            continue
+        if parent not in parents:
+            parents[parent] = os.path.realpath(parent)
+        found.append(os.path.join(parents[parent], name))
+    return found
+
+
+def _buffers_of(folder: Path) -> list[Path]:
+    if has_buffer(folder):
+        return [folder]
+    if not folder.is_dir():
+        raise BufferNotFoundError(errno.ENOENT, "no such folder; check the path", str(folder))
+    room = folder / SHARDS if (folder / SHARDS).is_dir() else folder
+    children = sorted(_folders_in(room), key=lambda path: natural_key(path.name))
+    found: list[Path] = []
+    others: list[Path] = []
+    for child in children:
+        (found if has_buffer(child) else others).append(child)
+    if not found:
+        raise BufferNotFoundError(errno.ENOENT, "neither a buffer nor a folder of buffers; check the path", str(folder))
+    if wrong := [child for child in others if foreign_files(child)]:
+        raise BufferNotFoundError(
+            errno.ENOENT,
+            f"no buffer, but {room} has {len(found)} of them beside it; move it elsewhere, or name the buffers one by "
+            "one",
+            str(wrong[0]),
+        )
+    return found
+
+
+def _folders_in(room: Path) -> Iterable[Path]:
+    with os.scandir(room) as entries:
+        return [room / entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]

@@ -79,10 +79,11 @@ class Batches(Sampler[Draw]):
             first = order.first_position(index)
             if self.live is not None:
                 yield self.live.draw(samples, seed=order.seed, epoch=epoch, first=first)
-            elif reads is None:
+            elif reads is None or not isinstance(order, BlockOrder):
                 yield Draw(samples, order.seed, epoch, first)
             else:
-                yield Draw(samples, order.seed, epoch, first, reads=tuple(next(reads)))
+                pool = order.pool_of(first + len(samples) - 1)
+                yield Draw(samples, order.seed, epoch, first, reads=tuple(next(reads)), pool=pool)
 
     def _anew(self, epoch: int, start: int) -> Iterator[Draw]:
         assert self.live is not None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from gym_replay.buffer.loading.ahead import ReadAhead
 from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
 from gym_replay.buffer.loading.draws import Draw
 from gym_replay.buffer.loading.gather import Padded
@@ -66,6 +67,7 @@ class ReplayDataset(Dataset[Batch]):
         self._nesting = Nesting(roots_of(source.parts[0].metadata.environment)) if nested else None
         self._roots: dict[str, str] = {}
         self._moment = 0, 0
+        self._ahead = ReadAhead()
         self.anchors = _filter(source, anchors, filter_fields) if filter_fields else anchors
         if len(self.anchors) == 0:
             raise EmptyBufferError("no sample to load: the selected episodes have no step of this kind")
@@ -197,12 +199,8 @@ class ReplayDataset(Dataset[Batch]):
     def _drawn(self, draw: Draw) -> Batch:
         """The batch that a sampler asked for, with the entries that only a prioritised draw has."""
         self.draw = draw
-        for first, last in draw.reads:
-            episodes, steps = self.anchors.locate(np.array([first, last - 1]))
-            # Of the last episode no more than is needed, unless its last sample is among them: it may be all of it.
-            whole = int(steps[1]) + 1 == int(np.diff(self.anchors.offsets[episodes[1] : episodes[1] + 2])[0])
-            end = int(self.source.lengths[episodes[1]]) if whole else int(steps[1])
-            self.source.read_ahead(self.read_fields, episodes, (int(steps[0]), end + 1))
+        if draw.pool is not None:
+            self._ahead.serve(self, (draw.epoch, draw.pool), draw.reads)
         batch = self.batch(draw.samples)
         if draw.weights is not None:
             served = self._served
@@ -210,6 +208,15 @@ class ReplayDataset(Dataset[Batch]):
             batch["_samples"] = torch.from_numpy(names.astype(np.int64))
             batch["_weights"] = torch.from_numpy(draw.weights.copy()).to(torch.get_default_dtype())
         return batch
+
+    def stretches(self, span: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """Where the rows of samples ``span[0]`` to ``span[1] - 1`` are: parts, first rows, and those past the last."""
+        first, last = span
+        episodes, steps = self.anchors.locate(np.array([first, last - 1]))
+        # Of the last episode no more than is needed, unless its last sample is among them: it may be all of it.
+        whole = int(steps[1]) + 1 == int(np.diff(self.anchors.offsets[episodes[1] : episodes[1] + 2])[0])
+        end = int(self.source.lengths[episodes[1]]) if whole else int(steps[1])
+        return self.source.stretches(episodes, (int(steps[0]), end + 1))
 
     def batch(self, samples: Ints) -> Batch:
         """The samples as one batch, not nested yet.

@@ -27,6 +27,7 @@ class Draw(NamedTuple):
         version, bounds: of a live draw: a number that changes with the snapshot, and of each buffer the first id in it
             and the one past the last.
         reads: ranges ``(first, last)`` of samples that are soon to be read.
+        pool: of an order by blocks: which pool of the epoch the batch reaches into.
     """
 
     samples: Ints
@@ -40,6 +41,7 @@ class Draw(NamedTuple):
     version: int = 0
     bounds: tuple[tuple[int, int], ...] = ()
     reads: tuple[tuple[int, int], ...] = ()
+    pool: int | None = None
 
     @property
     def positions(self) -> Ints:

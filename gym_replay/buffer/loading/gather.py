@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.loading import threads
 from gym_replay.buffer.loading.lookup import Lookup
+from gym_replay.buffer.storage.advice import expect_blocks, is_held
 from gym_replay.buffer.storage.joined import first_rows, join
 from gym_replay.buffer.storage.layout import step_path
 from gym_replay.buffer.storage.reader import Snapshot
@@ -42,15 +43,17 @@ class Column:
     Args:
         array: ``(rows, *field.shape)``.
 
+        address: of row 0, where the rows are in a map of its own that expects blocks.
+
     Attributes:
-        array: the same.
+        array, address: the same.
         nbytes: of a row.
     """
 
-    __slots__ = ("_windows", "array", "nbytes")
+    __slots__ = ("_windows", "address", "array", "nbytes")
 
-    def __init__(self, array: Array) -> None:
-        self.array = array
+    def __init__(self, array: Array, address: int | None = None) -> None:
+        self.array, self.address = array, address
         self.nbytes = array.dtype.itemsize * math.prod(array.shape[1:])
         self._windows: dict[int, Array] = {}
 
@@ -119,6 +122,35 @@ class Rows:
         self.firsts = first_rows([part.rows for part in self._parts])
         self._columns: dict[str, Column | None] = {}
         self._owners: Lookup | None = None
+        self._in_blocks = False
+
+    def expect_blocks(self) -> None:
+        """Have maps of its own from now on, of which only what :meth:`read_ahead` was told of is read."""
+        self._in_blocks, self._columns = True, {}
+
+    def read_ahead(self, name: str, part: int, first: int, last: int) -> None:
+        """Have a field's rows ``first`` to ``last - 1`` in memory soon; they are of this part. It may take a while."""
+        before = int(self.firsts[part])
+        held = self._parts[part].columns[self._parts[part].metadata.rows_path(name)]
+        held.read_ahead(first - before, last - before, self._address_of(name, before))
+
+    def let_go(self, name: str, part: int, first: int, last: int) -> None:
+        """Take rows that were read ahead out of memory."""
+        before = int(self.firsts[part])
+        if (address := self._address_of(name, before)) is not None:
+            self._parts[part].columns[step_path(name)].let_go(first - before, last - before, address)
+
+    def are_held(self, name: str, row: int) -> bool:
+        """Whether a field's row that was read ahead is still in memory, as far as that can be known."""
+        address = self._address_of(name, row)
+        return address is None or is_held(address)
+
+    def _address_of(self, name: str, row: int) -> int | None:
+        """Where a row is in a map that expects blocks."""
+        if self._fields[name].ragged or not self._in_blocks:
+            return None
+        column = self.column(name)
+        return None if column is None or column.address is None else column.address + row * column.nbytes
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_columns": {}}  # maps are made anew where they are used
@@ -135,11 +167,13 @@ class Rows:
         field = self._fields[name]
         if field.nbytes == 0:
             return Column(np.empty((int(self.firsts[-1]), *field.shape), field.dtype))
-        if len(self._parts) == 1:
+        if len(self._parts) == 1 and not self._in_blocks:
             return Column(self._parts[0].column(name))
         columns = [part.columns[step_path(name)] for part in self._parts]
         array = join(columns, [part.rows for part in self._parts], self.firsts)
-        return None if array is None else Column(array)
+        if array is None:
+            return Column(self._parts[0].column(name)) if len(self._parts) == 1 else None
+        return Column(array, array.ctypes.data if self._in_blocks and expect_blocks(array) else None)
 
     def take(self, name: str, rows: Ints) -> Array:
         """A field's values at rows of any shape: ``(*rows.shape, *field.shape)``, in memory of their own."""

@@ -136,6 +136,8 @@ class ReplayLoader(DataLoader[Batch]):
         self._prioritized = sampler
         self._live = None if refresh is None or remake is None else LiveDataset(dataset, remake)
         self._order = self._ordering.order_of(dataset)
+        if isinstance(self._order, BlockOrder):
+            dataset.source.rows.expect_blocks()
         self._batches = Batches(
             self._order,
             len(dataset),

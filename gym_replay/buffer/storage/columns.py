@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.storage.advice import HUGE, populate, unmap
 from gym_replay.errors import CorruptBufferError, StorageError
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
@@ -26,6 +27,9 @@ FIRST_CHUNK = 1 << 16
 LARGEST_CHUNK = 1 << 28
 PIECE = 1 << 23
 """Bytes handled at a time where a column is copied or summed."""
+
+_ADVISED = 1 << 17
+"""Linux reads no more than its read-ahead for one piece of advice, which is 128 KiB unless the disk says otherwise."""
 
 _ATTEMPTS = 100
 _LONGEST_HEADER = 1 << 12
@@ -159,6 +163,11 @@ def _check_header(descriptor: int, path: Path, dtype: np.dtype[Any], shape: tupl
     return rows, length
 
 
+def _huge_pages(begin: int, end: int) -> tuple[int, int]:
+    """Which large pages of a file are brought in whole for these bytes: those of which at least half is wanted."""
+    return (begin + HUGE // 2) // HUGE * HUGE, (end + HUGE // 2) // HUGE * HUGE
+
+
 class Column:
     """The reading side of one column.
 
@@ -221,12 +230,47 @@ class Column:
             raise CorruptBufferError(f"{self.path}: expected at least {rows} rows, got {self._rows}")
         return self._array[:rows] if self._row_nbytes else self._without_bytes(rows)
 
-    def read_ahead(self, first: int, last: int) -> None:
-        """Ask the operating system to have rows ``first`` to ``last - 1`` in memory soon; returns at once."""
-        if hasattr(os, "posix_fadvise") and self._descriptor >= 0 and last > first:
-            begin, nbytes = self._offset + first * self._row_nbytes, (last - first) * self._row_nbytes
+    def read_ahead(self, first: int, last: int, address: int | None = None) -> None:
+        """Ask the operating system to have rows ``first`` to ``last - 1`` in memory soon.
+
+        Args:
+            first, last: which rows.
+            address: where row 0 is in a map of :func:`~gym_replay.buffer.storage.advice.expect_blocks`: most of the
+                rows are then in memory when this returns. Without it, this returns before anything is read.
+        """
+        if self._descriptor < 0 or last <= first:
+            return
+        begin, end = self._offset + first * self._row_nbytes, self._offset + last * self._row_nbytes
+        if address is None:
+            self._will_need(begin, end)
+            return
+        low, high = _huge_pages(begin, end)
+        if high <= low:
+            self._will_need(begin, end)
+            return
+        self._will_need(begin, low)
+        self._will_need(high, end)
+        low, high = max(low, begin), min(high, end)
+        populate(address - self._offset + low, high - low)
+
+    def let_go(self, first: int, last: int, address: int) -> None:
+        """Take rows that were read ahead out of memory, as far as no other process has them mapped."""
+        if self._descriptor < 0 or last <= first:
+            return
+        begin, end = self._offset + first * self._row_nbytes, self._offset + last * self._row_nbytes
+        low, high = _huge_pages(begin, end)
+        begin, end = min(begin, low if low < high else begin), max(end, high if low < high else end)
+        mapped = self._offset + self._rows * self._row_nbytes
+        unmap(address - self._offset + begin, min(end, mapped) - begin)
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
+
+    def _will_need(self, begin: int, end: int) -> None:
+        """Bytes of the file."""
+        if hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):  # it is advice
-                os.posix_fadvise(self._descriptor, begin, nbytes, os.POSIX_FADV_WILLNEED)
+                for at in range(begin, end, _ADVISED):
+                    os.posix_fadvise(self._descriptor, at, min(_ADVISED, end - at), os.POSIX_FADV_WILLNEED)
 
     def rows_held(self, rows: int) -> int:
         """How many rows there are to view, up to ``rows`` at least where the file holds them."""

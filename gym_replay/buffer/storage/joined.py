@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.storage.advice import HUGE
 from gym_replay.buffer.storage.columns import Column
 
 PAGE = mmap.ALLOCATIONGRANULARITY
@@ -60,9 +61,11 @@ class _Stretch:
 
     def __init__(self, nbytes: int) -> None:
         self._libc = _Libc()
-        self._nbytes = nbytes
+        self._nbytes = nbytes + HUGE
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self._address = self._mapped(self._libc.mmap(None, nbytes, mmap.PROT_READ, flags, -1, 0))
+        self._reserved = self._mapped(self._libc.mmap(None, self._nbytes, mmap.PROT_READ, flags, -1, 0))
+        # Large pages of a file can be mapped as such where they are aligned in memory as they are in the file.
+        self._address = -(-self._reserved // HUGE) * HUGE
 
     def map(self, offset: int, nbytes: int, descriptor: int) -> None:
         """Map the beginning of a file, ``nbytes`` of it, at a distance from the beginning of the stretch."""
@@ -85,8 +88,8 @@ class _Stretch:
         return np.asarray(self)
 
     def __del__(self) -> None:
-        if hasattr(self, "_address"):
-            self._libc.munmap(self._address, self._nbytes)
+        if hasattr(self, "_reserved"):
+            self._libc.munmap(self._reserved, self._nbytes)
 
 
 def join(columns: Sequence[Column], rows: Sequence[int], firsts: npt.NDArray[np.int64]) -> npt.NDArray[Any] | None:

@@ -82,8 +82,7 @@ class Batches(Sampler[Draw]):
             elif reads is None or not isinstance(order, BlockOrder):
                 yield Draw(samples, order.seed, epoch, first)
             else:
-                pool = order.pool_of(first + len(samples) - 1)
-                yield Draw(samples, order.seed, epoch, first, reads=tuple(next(reads)), pool=pool)
+                yield Draw(samples, order.seed, epoch, first, reads=tuple(next(reads)), pool=order.pool_of(first))
 
     def _anew(self, epoch: int, start: int) -> Iterator[Draw]:
         assert self.live is not None

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from gym_replay.buffer.loading.ahead import ReadAhead
+from gym_replay.buffer.loading.ahead import ReadAhead, Stretch
 from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
 from gym_replay.buffer.loading.draws import Draw
 from gym_replay.buffer.loading.gather import Padded
@@ -200,7 +200,7 @@ class ReplayDataset(Dataset[Batch]):
         """The batch that a sampler asked for, with the entries that only a prioritised draw has."""
         self.draw = draw
         if draw.pool is not None:
-            self._ahead.serve(self, (draw.epoch, draw.pool), draw.reads)
+            self._ahead.serve(self, draw.epoch, draw.pool, draw.reads)
         batch = self.batch(draw.samples)
         if draw.weights is not None:
             served = self._served
@@ -209,9 +209,8 @@ class ReplayDataset(Dataset[Batch]):
             batch["_weights"] = torch.from_numpy(draw.weights.copy()).to(torch.get_default_dtype())
         return batch
 
-    def stretches(self, span: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """Where the rows of samples ``span[0]`` to ``span[1] - 1`` are: parts, first rows, and those past the last."""
-        first, last = span
+    def stretches(self, first: int, last: int) -> list[Stretch]:
+        """Where the rows of samples ``first`` to ``last - 1`` are: parts, first rows, and those past the last."""
         episodes, steps = self.anchors.locate(np.array([first, last - 1]))
         # Of the last episode no more than is needed, unless its last sample is among them: it may be all of it.
         whole = int(steps[1]) + 1 == int(np.diff(self.anchors.offsets[episodes[1] : episodes[1] + 2])[0])

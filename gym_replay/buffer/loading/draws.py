@@ -26,8 +26,8 @@ class Draw(NamedTuple):
         parts, ids: of a live draw: the buffer and the episode id of each sample, int64 ``(batch,)``.
         version, bounds: of a live draw: a number that changes with the snapshot, and of each buffer the first id in it
             and the one past the last.
-        reads: ranges ``(first, last)`` of samples that are soon to be read.
-        pool: of an order by blocks: which pool of the epoch the batch reaches into.
+        reads: of an order by blocks: samples that are soon to be read, as first, one past the last, and pool.
+        pool: of an order by blocks: the pool of the first sample; of those before it, no sample is to come.
     """
 
     samples: Ints
@@ -40,7 +40,7 @@ class Draw(NamedTuple):
     ids: Ints | None = None
     version: int = 0
     bounds: tuple[tuple[int, int], ...] = ()
-    reads: tuple[tuple[int, int], ...] = ()
+    reads: tuple[tuple[int, int, int], ...] = ()
     pool: int | None = None
 
     @property

@@ -17,7 +17,7 @@ from gym_replay.buffer.loading.nesting import Nesting, roots_of
 from gym_replay.buffer.loading.plans import Anchors, Bools, Floats, Ints
 from gym_replay.buffer.loading.randomness import draw
 from gym_replay.buffer.loading.source import Condition, Source, matches
-from gym_replay.buffer.loading.statistics import Normalize, resolve
+from gym_replay.buffer.loading.statistics import Normalize, Resolved, resolve
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 
 _ATTEMPTS = 100
@@ -181,6 +181,11 @@ class ReplayDataset(Dataset[Batch]):
     def _nest(self, batch: Batch) -> Batch:
         return batch if self._nesting is None else self._nesting.fold(batch)
 
+    def normalize_with(self, statistics: Resolved) -> None:
+        """Normalize with these statistics, of the same fields as so far."""
+        self.normalized = statistics
+        self._delivery.normalize_with(statistics)
+
     def set_epoch(self, epoch: int, *, seed: int = 0) -> None:
         """Let what is drawn at random for each sample be that of this epoch and seed.
 
@@ -189,8 +194,12 @@ class ReplayDataset(Dataset[Batch]):
         self._moment = seed, epoch
 
     def _draws(self, count: int, episodes: Ints, steps: Ints) -> Floats:
-        """So many numbers from [0, 1) for each sample, ``(count, samples)``; other ones in each epoch."""
-        return draw(self.draw.seed, self.draw.epoch, count, self.source.index[episodes], steps)
+        """So many numbers from [0, 1) for each sample, ``(count, samples)``; other ones in each epoch.
+
+        Where a sample may come again in the epoch, it gets others each time.
+        """
+        positions = self.draw.positions if self.draw.repeats else None
+        return draw(self.draw.seed, self.draw.epoch, count, self.source.index[episodes], steps, positions)
 
     def _asked(self, samples: Ints) -> Batch:
         self.draw = Draw(samples, *self._moment)
@@ -201,13 +210,16 @@ class ReplayDataset(Dataset[Batch]):
         self.draw = draw
         if draw.pool is not None:
             self._ahead.serve(self, draw.epoch, draw.pool, draw.reads)
-        batch = self.batch(draw.samples)
-        if draw.weights is not None:
-            served = self._served
-            names = served if draw.names is None else np.where(served == draw.samples, draw.names, -1)
-            batch["_samples"] = torch.from_numpy(names.astype(np.int64))
-            batch["_weights"] = torch.from_numpy(draw.weights.copy()).to(torch.get_default_dtype())
-        return batch
+        return self.batch(draw.samples)
+
+    def _weighed(self, served: Ints) -> Batch:
+        """The entries that only a prioritised batch has, where these samples are what it holds."""
+        draw = self.draw
+        if draw.weights is None:
+            return {}
+        names = served if draw.names is None else np.where(served == draw.samples, draw.names, -1)
+        weights = torch.from_numpy(draw.weights.copy()).to(torch.get_default_dtype())
+        return {"_samples": torch.from_numpy(names.astype(np.int64)), "_weights": weights}
 
     def stretches(self, first: int, last: int) -> list[Stretch]:
         """Where the rows of samples ``first`` to ``last - 1`` are: parts, first rows, and those past the last."""
@@ -235,20 +247,19 @@ class ReplayDataset(Dataset[Batch]):
             for name in self._meta:
                 arrays[name] = self.source.meta(name)[episodes]
             if self.source.are_live(episodes):
-                self._served = samples
-                return self._deliver(arrays)
+                return self._deliver(arrays, self._weighed(samples))
         raise EpisodeEvictedError("episodes are evicted from the circular buffer faster than a batch can be copied")
 
     def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
         raise NotImplementedError
 
-    def _deliver(self, arrays: Arrays) -> Batch:
+    def _deliver(self, arrays: Arrays, weighed: Batch) -> Batch:
         if not self._names:
-            return self._delivery(arrays)
+            return self._delivery(arrays, weighed)
         renamed = Arrays()
         renamed.update((self._out(name), array) for name, array in arrays.items())
         renamed.valid = {self._out(name): mask for name, mask in arrays.valid.items()}
-        return self._delivery(renamed)
+        return self._delivery(renamed, weighed)
 
 
 def _filter(source: Source, anchors: Anchors, conditions: Mapping[str, Condition]) -> Anchors:

@@ -99,8 +99,8 @@ class PrioritizedSampler:
     default dtype. A sample whose episode was evicted between draw and reading is replaced by a live one, and has -1 in
     ``_samples``, which :meth:`update` leaves out.
 
-    Batches are drawn before they are delivered: with workers as many as are prefetched, and to a CUDA device two. So many
-    batches do not know of the last updates yet.
+    Batches are drawn before they are delivered: with workers as many as are prefetched, and to a CUDA device two. They
+    do not know of the last updates yet.
 
     An epoch is as many batches as an epoch of all samples would have, or ``samples_per_epoch``; every rank draws from
     priorities of its own. Memory is 16 to 32 bytes per sample, at most 64 while a live buffer grows.

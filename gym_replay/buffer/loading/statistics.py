@@ -415,7 +415,7 @@ class _Sample:
         self._seen += rows
 
     def _picked(self, begin: int, end: int) -> Ints:
-        """Which rows from ``begin`` to ``end - 1`` are taken. Of all rows at once, this would take more than they do."""
+        """Which rows from ``begin`` to ``end - 1`` are taken. For all at once, this takes more than they."""
         first, last = begin * self._number // self._rows, -(-end * self._number // self._rows)
         stretches = np.arange(max(0, first - 1), min(last + 1, self._number) + 1)
         edges = -(-stretches * self._rows // self._number)

@@ -560,7 +560,7 @@ def test_a_resume_normalizes_as_before(tmp_path, refresh, workers):
         state = json.loads(json.dumps(first.state_dict()))
         expected = np.concatenate(values(batches))
         if refresh is None:
-            buffer.update([0], x=7 * np.arange(LENGTHS[0]) + 10**6)
+            buffer.update([0], x=(7 * np.arange(LENGTHS[0]) + 10**6)[None])
         else:
             append(buffer, 10**6, 50)
         more = {"num_workers": workers, "persistent_workers": workers > 0}

@@ -113,6 +113,8 @@ class ReadAhead:
         for read in map(Read._make, reads):
             self._asked.append((epoch, read))
             self._submit(partial(self._read, spans, read))
+        if any(needed == pool for _, _, needed in reads):
+            self.wait()  # the batch needs them: each page that it found missing would be read with all around it
 
     def wait(self, left: int = 0) -> None:
         """Wait until no more than so many pieces are left."""

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.loading import threads
 from gym_replay.buffer.loading.lookup import Lookup
-from gym_replay.buffer.storage.advice import expect_blocks, is_held
+from gym_replay.buffer.storage.advice import HUGE, expect_stretches, is_held, use_huge_pages
 from gym_replay.buffer.storage.joined import first_rows, join
 from gym_replay.buffer.storage.layout import step_path
 from gym_replay.buffer.storage.reader import Snapshot
@@ -43,17 +43,18 @@ class Column:
     Args:
         array: ``(rows, *field.shape)``.
 
-        address: of row 0, where the rows are in a map of its own that expects blocks.
+        address: of row 0, where the rows are in a map of its own that expects stretches to be read.
+        has_huge_pages: whether that map has large pages.
 
     Attributes:
-        array, address: the same.
+        array, address, has_huge_pages: the same.
         nbytes: of a row.
     """
 
-    __slots__ = ("_windows", "address", "array", "nbytes")
+    __slots__ = ("_windows", "address", "array", "has_huge_pages", "nbytes")
 
-    def __init__(self, array: Array, address: int | None = None) -> None:
-        self.array, self.address = array, address
+    def __init__(self, array: Array, address: int | None = None, *, has_huge_pages: bool = False) -> None:
+        self.array, self.address, self.has_huge_pages = array, address, has_huge_pages
         self.nbytes = array.dtype.itemsize * math.prod(array.shape[1:])
         self._windows: dict[int, Array] = {}
 
@@ -123,17 +124,19 @@ class Rows:
         self.firsts = first_rows([part.rows for part in self._parts])
         self._columns: dict[str, Column | None] = {}
         self._owners: Lookup | None = None
-        self._in_blocks = False
+        self._block = 0
 
-    def expect_blocks(self) -> None:
-        """Have maps of its own from now on, of which only what :meth:`read_ahead` was told of is read."""
-        self._in_blocks, self._columns = True, {}
+    def expect_blocks(self, rows: int) -> None:
+        """Have maps of its own from now on, of which blocks of so many rows are read after :meth:`read_ahead`."""
+        self._block, self._columns = rows, {}
 
     def read_ahead(self, name: str, part: int, first: int, last: int) -> None:
         """Have a field's rows ``first`` to ``last - 1`` in memory soon; they are of this part. It may take a while."""
         before = int(self.firsts[part])
         held = self._parts[part].columns[self._parts[part].metadata.rows_path(name)]
-        held.read_ahead(first - before, last - before, self._address_of(name, before))
+        address = self._address_of(name, before)
+        column = None if address is None else self.column(name)
+        held.read_ahead(first - before, last - before, address if column and column.has_huge_pages else None)
 
     def let_go(self, name: str, part: int, first: int, last: int) -> None:
         """Take rows that were read ahead out of memory."""
@@ -148,7 +151,7 @@ class Rows:
 
     def _address_of(self, name: str, row: int) -> int | None:
         """Where a row is in a map that expects blocks."""
-        if self._fields[name].ragged or not self._in_blocks:
+        if self._fields[name].ragged or not self._block:
             return None
         column = self.column(name)
         return None if column is None or column.address is None else column.address + row * column.nbytes
@@ -168,13 +171,16 @@ class Rows:
         field = self._fields[name]
         if field.nbytes == 0:
             return Column(np.empty((int(self.firsts[-1]), *field.shape), field.dtype))
-        if len(self._parts) == 1 and not self._in_blocks:
+        if len(self._parts) == 1 and not self._block:
             return Column(self._parts[0].column(name))
         columns = [part.columns[step_path(name)] for part in self._parts]
         array = join(columns, [part.rows for part in self._parts], self.firsts)
         if array is None:
             return Column(self._parts[0].column(name)) if len(self._parts) == 1 else None
-        return Column(array, array.ctypes.data if self._in_blocks and expect_blocks(array) else None)
+        if not self._block or not expect_stretches(array):
+            return Column(array)
+        is_large = self._block * field.nbytes >= HUGE
+        return Column(array, array.ctypes.data, has_huge_pages=is_large and use_huge_pages(array))
 
     def take(self, name: str, rows: Ints) -> Array:
         """A field's values at rows of any shape: ``(*rows.shape, *field.shape)``, in memory of their own."""

@@ -139,7 +139,8 @@ class ReplayLoader(DataLoader[Batch]):
         self._live = None if refresh is None or remake is None else LiveDataset(dataset, remake)
         self._order = self._ordering.order_of(dataset)
         if isinstance(self._order, BlockOrder):
-            dataset.source.rows.expect_blocks()
+            rows = int(dataset.source.lengths.sum()) // max(1, len(dataset)) * self._order.block_size
+            dataset.source.rows.expect_blocks(rows)
         self._batches = Batches(
             self._order,
             len(dataset),

@@ -48,20 +48,20 @@ def _advise(address: int, nbytes: int, advice: int) -> bool:
     return bool(_libc().madvise(begin, address + nbytes - begin, advice) == 0)
 
 
-def expect_blocks(array: npt.NDArray[Any]) -> bool:
-    """Say that of a map only stretches will be read, each of them announced.
+def expect_stretches(array: npt.NDArray[Any]) -> bool:
+    """Say that of a map, or maps side by side, that nothing else reads, only announced stretches will be read."""
+    known = array.nbytes > 0 and hasattr(mmap, "MADV_RANDOM")
+    return known and _advise(array.ctypes.data, array.nbytes, mmap.MADV_RANDOM)
 
-    Args:
-        array: over a map, or maps side by side, that nothing else reads.
 
-    Returns:
-        Whether stretches can be brought in with :func:`populate`.
+def use_huge_pages(array: npt.NDArray[Any]) -> bool:
+    """Ask for large pages; return whether stretches can be brought in with :func:`populate`.
+
+    Only where stretches have the size of a large page: a page that is found missing is then read as a large one.
     """
-    if array.nbytes == 0 or not hasattr(mmap, "MADV_RANDOM"):
+    if not _has_huge_pages():
         return False
     address = array.ctypes.data
-    if not _advise(address, array.nbytes, mmap.MADV_RANDOM) or not _has_huge_pages():
-        return False
     # Its first page is all there is to populate for now: to see whether the kernel knows the word.
     return _advise(address, array.nbytes, mmap.MADV_HUGEPAGE) and populate(address, 1)
 

@@ -235,7 +235,7 @@ class Column:
 
         Args:
             first, last: which rows.
-            address: where row 0 is in a map of :func:`~gym_replay.buffer.storage.advice.expect_blocks`: most of the
+            address: where row 0 is in a map of :func:`~gym_replay.buffer.storage.advice.use_huge_pages`: most of the
                 rows are then in memory when this returns. Without it, this returns before anything is read.
         """
         if self._descriptor < 0 or last <= first:

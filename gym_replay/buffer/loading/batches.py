@@ -14,6 +14,7 @@ from gym_replay.buffer.loading.draws import Draw
 from gym_replay.buffer.loading.live import LiveDataset
 from gym_replay.buffer.loading.order import Order
 from gym_replay.buffer.loading.prioritized import PrioritizedSampler
+from gym_replay.buffer.loading.weights import ReplacementOrder
 
 OrderOf = Callable[[Any], Order]
 
@@ -50,6 +51,7 @@ class Batches(Sampler[Draw]):
         self.issued: deque[Draw] = deque()
         """What was drawn by priority and not delivered yet."""
         self._reorder, self._each_batch = reorder, each_batch
+        self._repeats = each_batch or isinstance(order, ReplacementOrder)
         self.follow()
 
     def __len__(self) -> int:
@@ -78,11 +80,11 @@ class Batches(Sampler[Draw]):
         for index, samples in enumerate(order.batches(epoch, start), start):
             first = order.first_position(index)
             if self.live is not None:
-                yield self.live.draw(samples, seed=order.seed, epoch=epoch, first=first)
-            elif reads is None:
-                yield Draw(samples, order.seed, epoch, first)
+                yield self.live.draw(samples, seed=order.seed, epoch=epoch, first=first, repeats=self._repeats)
+            elif reads is None or not isinstance(order, BlockOrder):
+                yield Draw(samples, order.seed, epoch, first, repeats=self._repeats)
             else:
-                yield Draw(samples, order.seed, epoch, first, reads=tuple(next(reads)))
+                yield Draw(samples, order.seed, epoch, first, reads=tuple(next(reads)), pool=order.pool_of(first))
 
     def _anew(self, epoch: int, start: int) -> Iterator[Draw]:
         assert self.live is not None
@@ -94,7 +96,8 @@ class Batches(Sampler[Draw]):
                 order = self._reorder(self.live.view.dataset)
             positions = self.order.positions(index)
             samples = order.visit(positions, epoch)
-            yield self.live.draw(samples, seed=order.seed, epoch=epoch, first=self.order.first_position(index))
+            first = self.order.first_position(index)
+            yield self.live.draw(samples, seed=order.seed, epoch=epoch, first=first, repeats=True)
 
     def _by_priority(self, prioritized: PrioritizedSampler, epoch: int, start: int) -> Iterator[Draw]:
         pending, self.pending = deque(self.pending), []
@@ -106,11 +109,12 @@ class Batches(Sampler[Draw]):
             else:
                 positions = self.order.positions(index)
                 samples, weights = prioritized.draw(positions, self.order.seed, epoch)
-                draw = Draw(samples, self.order.seed, epoch, self.order.first_position(index), weights)
+                first = self.order.first_position(index)
+                draw = Draw(samples, self.order.seed, epoch, first, weights, repeats=True)
             self.issued.append(draw)
             if self.live is None:
                 yield draw
             else:
                 places, inside = prioritized.locate(draw.samples)
                 rest = {"seed": draw.seed, "epoch": epoch, "first": draw.first, "weights": draw.weights}
-                yield self.live.draw_of(places, inside, names=draw.samples, **rest)
+                yield self.live.draw_of(places, inside, names=draw.samples, repeats=True, **rest)

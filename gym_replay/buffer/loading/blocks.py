@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,14 @@ _FEWEST_BLOCKS = 16
 
 # Which of the sequences of a seed and epoch is for what.
 _PHASE, _SHORT, _BLOCKS, _POOLS = range(1, 5)
+
+
+class Read(NamedTuple):
+    """Samples ``first`` to ``last - 1``, of a block that is in this pool of the epoch."""
+
+    first: int
+    last: int
+    pool: int
 
 
 @dataclass(frozen=True)
@@ -118,30 +127,33 @@ class BlockOrder(Order):
                 ranges.append((0, until - self.num_samples))
         return ranges
 
-    def reads(self, epoch: int, start: int = 0) -> Iterator[list[tuple[int, int]]]:
-        """Iterate over what to read ahead with each batch from ``start`` on: ranges ``(first, last)`` of samples.
+    def reads(self, epoch: int, start: int = 0) -> Iterator[list[Read]]:
+        """Iterate over what to read ahead with each batch from ``start`` on: ranges of samples, and for which pool.
 
         With the first batch they are those of its pool, which come too late to be ahead of it but in one piece; with
         the batches of a pool together, those of the pool after it, in equal parts.
         """
         started = False
-        pending: list[tuple[int, int]] = []
+        pending: list[Read] = []
         current, remaining = -1, 0
         for index in range(start, len(self)):
             # The last position of the batch: a pool counts as entered as soon as a batch reaches into it.
             position = min(self.first_position(index) + self._width, self.num_samples) - 1
             pool = self.pool_of(position)
-            now: list[tuple[int, int]] = []
+            now: list[Read] = []
             if pool != current:
-                now += pending if started else self.spans(epoch, pool)
+                now += pending if started else self._reads_of(epoch, pool)
                 started, current = True, pool
-                pending = self.spans(epoch, pool + 1) if pool + 1 < self.num_pools else []
+                pending = self._reads_of(epoch, pool + 1) if pool + 1 < self.num_pools else []
                 stride = self.world_size * self._width
                 remaining = max(1, (self._bounds(pool)[1] - position) // stride)
             share = -(-len(pending) // remaining) if remaining > 0 else len(pending)
             now += pending[:share]
             pending, remaining = pending[share:], remaining - 1
             yield now
+
+    def _reads_of(self, epoch: int, pool: int) -> list[Read]:
+        return [Read(first, last, pool) for first, last in self.spans(epoch, pool)]
 
     def _bounds(self, pool: int) -> tuple[int, int]:
         """Return the first position of a pool, and that of the next."""

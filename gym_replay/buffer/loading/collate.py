@@ -118,10 +118,15 @@ class Delivery:
             if name in self._normalize:
                 _check_statistics(name, field, self._normalize[name])
 
-    def __call__(self, arrays: Mapping[str, Array]) -> Batch:
+    def normalize_with(self, normalize: Mapping[str, FieldStatistics]) -> None:
+        """Take these statistics from now on."""
+        self._normalize = dict(normalize)
+        self.bind(self._entries)
+
+    def __call__(self, arrays: Mapping[str, Array], more: Mapping[str, Any] = MappingProxyType({})) -> Batch:
         """The batch: tensors of the arrays' shapes (but for images), and lists for arrays of objects.
 
-        The arrays of an entry have the same dtype in every batch.
+        The arrays of an entry have the same dtype in every batch. The entries of ``more`` are in the batch as they are.
         """
         finishers = self._finishers
         batch: Batch = {}
@@ -130,6 +135,7 @@ class Delivery:
             batch[name] = finish(array)
         if self._normalize and isinstance(arrays, Arrays):
             self._restore_padding(batch, arrays.valid)
+        batch |= more
         if self._transform is None:
             return batch
         batch = self._transform(batch)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from gym_replay.buffer.loading.ahead import ReadAhead, Stretch
 from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
 from gym_replay.buffer.loading.draws import Draw
 from gym_replay.buffer.loading.gather import Padded
@@ -17,7 +18,7 @@ from gym_replay.buffer.loading.plans import Anchors, Bools, Floats, Ints
 from gym_replay.buffer.loading.randomness import draw
 from gym_replay.buffer.loading.selection import Condition, matches
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.loading.statistics import Normalize, resolve
+from gym_replay.buffer.loading.statistics import Normalize, Resolved, resolve
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 
 _ATTEMPTS = 100
@@ -67,6 +68,7 @@ class ReplayDataset(Dataset[Batch]):
         self._nesting = Nesting(roots_of(source.environment)) if nested else None
         self._roots: dict[str, str] = {}
         self._moment = 0, 0
+        self._ahead = ReadAhead()
         self.anchors = _filter(source, anchors, filter_fields) if filter_fields else anchors
         if len(self.anchors) == 0:
             raise EmptyBufferError("no sample to load: the selected episodes have no step of this kind")
@@ -181,6 +183,11 @@ class ReplayDataset(Dataset[Batch]):
     def _nest(self, batch: Batch) -> Batch:
         return batch if self._nesting is None else self._nesting.fold(batch)
 
+    def normalize_with(self, statistics: Resolved) -> None:
+        """Normalize with these statistics, of the same fields as so far."""
+        self.normalized = statistics
+        self._delivery.normalize_with(statistics)
+
     def set_epoch(self, epoch: int, *, seed: int = 0) -> None:
         """Let what is drawn at random for each sample be that of this epoch and seed.
 
@@ -189,8 +196,12 @@ class ReplayDataset(Dataset[Batch]):
         self._moment = seed, epoch
 
     def _draws(self, count: int, episodes: Ints, steps: Ints) -> Floats:
-        """So many numbers from [0, 1) for each sample, ``(count, samples)``; other ones in each epoch."""
-        return draw(self.draw.seed, self.draw.epoch, count, self.source.index[episodes], steps)
+        """So many numbers from [0, 1) for each sample, ``(count, samples)``; other ones in each epoch.
+
+        Where a sample may come again in the epoch, it gets others each time.
+        """
+        positions = self.draw.positions if self.draw.repeats else None
+        return draw(self.draw.seed, self.draw.epoch, count, self.source.index[episodes], steps, positions)
 
     def _asked(self, samples: Ints) -> Batch:
         self.draw = Draw(samples, *self._moment)
@@ -199,19 +210,26 @@ class ReplayDataset(Dataset[Batch]):
     def _drawn(self, draw: Draw) -> Batch:
         """The batch that a sampler asked for, with the entries that only a prioritised draw has."""
         self.draw = draw
-        for first, last in draw.reads:
-            episodes, steps = self.anchors.locate(np.array([first, last - 1]))
-            # Of the last episode no more than is needed, unless its last sample is among them: it may be all of it.
-            whole = int(steps[1]) + 1 == int(np.diff(self.anchors.offsets[episodes[1] : episodes[1] + 2])[0])
-            end = int(self.source.lengths[episodes[1]]) if whole else int(steps[1])
-            self.source.read_ahead(self.read_fields, episodes, (int(steps[0]), end + 1))
-        batch = self.batch(draw.samples)
-        if draw.weights is not None:
-            served = self._served
-            names = served if draw.names is None else np.where(served == draw.samples, draw.names, -1)
-            batch["_samples"] = torch.from_numpy(names.astype(np.int64))
-            batch["_weights"] = torch.from_numpy(draw.weights.copy()).to(torch.get_default_dtype())
-        return batch
+        if draw.pool is not None:
+            self._ahead.serve(self, draw.epoch, draw.pool, draw.reads)
+        return self.batch(draw.samples)
+
+    def _weighed(self, served: Ints) -> Batch:
+        """The entries that only a prioritised batch has, where these samples are what it holds."""
+        draw = self.draw
+        if draw.weights is None:
+            return {}
+        names = served if draw.names is None else np.where(served == draw.samples, draw.names, -1)
+        weights = torch.from_numpy(draw.weights.copy()).to(torch.get_default_dtype())
+        return {"_samples": torch.from_numpy(names.astype(np.int64)), "_weights": weights}
+
+    def stretches(self, first: int, last: int) -> list[Stretch]:
+        """Where the rows of samples ``first`` to ``last - 1`` are: parts, first rows, and those past the last."""
+        episodes, steps = self.anchors.locate(np.array([first, last - 1]))
+        # Of the last episode no more than is needed, unless its last sample is among them: it may be all of it.
+        whole = int(steps[1]) + 1 == int(np.diff(self.anchors.offsets[episodes[1] : episodes[1] + 2])[0])
+        end = int(self.source.lengths[episodes[1]]) if whole else int(steps[1])
+        return self.source.stretches(episodes, (int(steps[0]), end + 1))
 
     def batch(self, samples: Ints) -> Batch:
         """The samples as one batch, not nested yet.
@@ -231,20 +249,19 @@ class ReplayDataset(Dataset[Batch]):
             for name in self._meta:
                 arrays[name] = self.source.meta(name)[episodes]
             if self.source.are_live(episodes):
-                self._served = samples
-                return self._deliver(arrays)
+                return self._deliver(arrays, self._weighed(samples))
         raise EpisodeEvictedError("episodes are evicted from the circular buffer faster than a batch can be copied")
 
     def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
         raise NotImplementedError
 
-    def _deliver(self, arrays: Arrays) -> Batch:
+    def _deliver(self, arrays: Arrays, weighed: Batch) -> Batch:
         if not self._names:
-            return self._delivery(arrays)
+            return self._delivery(arrays, weighed)
         renamed = Arrays()
         renamed.update((self._out(name), array) for name, array in arrays.items())
         renamed.valid = {self._out(name): mask for name, mask in arrays.valid.items()}
-        return self._delivery(renamed)
+        return self._delivery(renamed, weighed)
 
 
 def _filter(source: Source, anchors: Anchors, conditions: Mapping[str, Condition]) -> Anchors:

@@ -13,8 +13,8 @@ from gym_replay.buffer.loading.weights import Floats
 class Draw(NamedTuple):
     """One batch to make. Small, so that it can be sent to a worker.
 
-    Whatever a dataset draws at random for a batch (goals, crops), it takes from
-    ``uniforms(draw.positions, draw.seed, draw.epoch, stream)``. Then a batch does not depend on the worker that makes
+    Whatever a dataset draws at random for a batch (goals, crops) is a function of seed, epoch and sample, and where the
+    same sample may come again in an epoch, of its position too. Then a batch does not depend on the worker that makes
     it, nor on which batches were made before, and another epoch brings other values, with persistent workers too.
 
     Attributes:
@@ -26,7 +26,9 @@ class Draw(NamedTuple):
         parts, ids: of a live draw: the buffer and the episode id of each sample, int64 ``(batch,)``.
         version, bounds: of a live draw: a number that changes with the snapshot, and of each buffer the first id in it
             and the one past the last.
-        reads: ranges ``(first, last)`` of samples that are soon to be read.
+        repeats: whether a sample may come more than once in an epoch, as in draws with replacement.
+        reads: of an order by blocks: samples that are soon to be read, as first, one past the last, and pool.
+        pool: of an order by blocks: the pool of the first sample; of those before it, no sample is to come.
     """
 
     samples: Ints
@@ -39,7 +41,9 @@ class Draw(NamedTuple):
     ids: Ints | None = None
     version: int = 0
     bounds: tuple[tuple[int, int], ...] = ()
-    reads: tuple[tuple[int, int], ...] = ()
+    repeats: bool = False
+    reads: tuple[tuple[int, int, int], ...] = ()
+    pool: int | None = None
 
     @property
     def positions(self) -> Ints:

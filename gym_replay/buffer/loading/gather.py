@@ -21,6 +21,8 @@ import numpy.typing as npt
 from gym_replay.buffer.loading import threads
 from gym_replay.buffer.loading.groups import group_edges
 from gym_replay.buffer.loading.lookup import Lookup
+from gym_replay.buffer.storage.advice import HUGE, expect_stretches, is_held, use_huge_pages
+from gym_replay.buffer.storage.columns import Column as FileColumn
 from gym_replay.buffer.storage.joined import first_rows, join, maps_needed
 from gym_replay.buffer.storage.reader import Snapshot
 
@@ -47,16 +49,18 @@ class Column:
 
     Args:
         array: ``(rows, *field.shape)``.
+        address: of row 0, where the rows are in a map of its own that expects stretches to be read.
+        has_huge_pages: whether that map has large pages.
 
     Attributes:
-        array: the same.
+        array, address, has_huge_pages: the same.
         nbytes: of a row.
     """
 
-    __slots__ = ("_windows", "array", "nbytes")
+    __slots__ = ("_windows", "address", "array", "has_huge_pages", "nbytes")
 
-    def __init__(self, array: Array) -> None:
-        self.array = array
+    def __init__(self, array: Array, address: int | None = None, *, has_huge_pages: bool = False) -> None:
+        self.array, self.address, self.has_huge_pages = array, address, has_huge_pages
         self.nbytes = array.dtype.itemsize * math.prod(array.shape[1:])
         self._windows: dict[int, Array] = {}
 
@@ -81,7 +85,8 @@ class Column:
             if len(self._windows) >= _MOST_WINDOWS:
                 self._windows.clear()
             windows = self._windows[length] = _windows(array, length)
-        if len(firsts) and int(firsts.min()) < 0:  # which NumPy would count from the end
+        # A third of the time of min(), which is a part of that of a batch.
+        if len(firsts) and firsts[firsts.argmin()] < 0:  # which NumPy would count from the end
             raise IndexError(f"a run begins at row {firsts.min()}")
         found: Array = windows[firsts].view(array.dtype).reshape(len(firsts), length, *array.shape[1:])
         return found
@@ -134,6 +139,44 @@ class Rows:
         self._used = np.arange(len(self._parts))
         self._refused: set[str] = set()
         self.expect(self._fields)
+        self._block = 0
+
+    def expect_blocks(self, rows: int) -> None:
+        """Have maps of its own from now on, of which blocks of so many rows are read after :meth:`read_ahead`."""
+        self._block, self._columns = rows, {}
+
+    def read_ahead(self, name: str, part: int, first: int, last: int) -> None:
+        """Have a field's rows ``first`` to ``last - 1`` in memory soon; they are of this part. It may take a while."""
+        before = int(self.firsts[part])
+        if self._maps is not None and self._fields[name].ragged:
+            return
+        held = self._file_of(name, part)
+        address = self._address_of(name, before)
+        column = None if address is None else self.column(name)
+        held.read_ahead(first - before, last - before, address if column and column.has_huge_pages else None)
+
+    def let_go(self, name: str, part: int, first: int, last: int) -> None:
+        """Take rows that were read ahead out of memory."""
+        before = int(self.firsts[part])
+        if (address := self._address_of(name, before)) is not None:
+            self._file_of(name, part).let_go(first - before, last - before, address)
+
+    def are_held(self, name: str, row: int) -> bool:
+        """Whether a field's row that was read ahead is still in memory, as far as that can be known."""
+        address = self._address_of(name, row)
+        return address is None or is_held(address)
+
+    def _address_of(self, name: str, row: int) -> int | None:
+        """Where a row is in a map that expects blocks."""
+        if self._fields[name].ragged or not self._block or self._maps is not None:
+            return None
+        column = self.column(name)
+        return None if column is None or column.address is None else column.address + row * column.nbytes
+
+    def _file_of(self, name: str, part: int) -> FileColumn:
+        """The file of a part's rows, or spans; of one whose maps are pooled, without a map from the pool."""
+        found = self._parts[part]
+        return found.columns[found.metadata.rows_path(name)] if self._maps is None else found.file_of(name)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_columns": {}}  # maps are made anew where they are used
@@ -187,14 +230,19 @@ class Rows:
         firsts = self.firsts[first : last + 1] - self.firsts[first]
         if field.nbytes == 0:
             return Column(np.empty((int(firsts[-1]), *field.shape), field.dtype))
-        if len(self._parts) == 1:
+        if len(self._parts) == 1 and not self._block:
             return Column(self._parts[0].column(name))
         wanted = self._used[slice(*np.searchsorted(self._used, (first, last)).tolist())].tolist()
         parts = [self._parts[part] for part in wanted]
         begins = [*firsts[np.array(wanted, np.int64) - first], firsts[-1]]
         files = [part.file_of(name) for part in parts]
         array = join(files, [part.rows for part in parts], np.array(begins)) if parts else None
-        return None if array is None else Column(array)
+        if array is None:
+            return Column(self._parts[0].column(name)) if len(self._parts) == 1 else None
+        if not self._block or self._maps is not None or not expect_stretches(array):
+            return Column(array)
+        is_large = self._block * field.nbytes >= HUGE
+        return Column(array, array.ctypes.data, has_huge_pages=is_large and use_huge_pages(array))
 
     def _pieces(self, name: str, rows: Ints) -> Iterator[tuple[Column, Any, Ints | slice]]:
         """Columns that have these rows between them, each with the number of its first row, and which rows it has."""
@@ -257,7 +305,7 @@ class Rows:
     def take_slices(self, name: str, starts: Ints, counts: Ints, width: int) -> Array:
         """``counts[i]`` rows from ``starts[i]`` for each i, padded with zeros: ``(len(starts), width, *shape)``."""
         field, column = self._fields[name], self.column(name)
-        if column is not None and len(counts) and int(counts.min()) == width:
+        if column is not None and len(counts) and counts[counts.argmin()] == width:
             return column.take_runs(starts, width)
         out = np.empty((len(starts), width, *field.shape), field.dtype)
         pieces = self._pieces(name, starts) if column is None else iter([(column, 0, _ALL)])

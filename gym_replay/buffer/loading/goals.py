@@ -1,6 +1,10 @@
 """Goals for goal-conditioned learning: which state each sample is to reach, drawn from the data.
 
-The mixture is that of OGBench (Park et al., "OGBench: Benchmarking Offline Goal-Conditioned RL", 2024, ``GCDataset``).
+The mixture is that of OGBench (S. Park, K. Frans, B. Eysenbach, S. Levine, "OGBench: Benchmarking Offline
+Goal-Conditioned RL", ICLR 2025; ``GCDataset`` in ``impls/utils/datasets.py`` of its repository). The defaults are what
+its GCIVL, GCIQL and HIQL agents are trained with (``impls/agents``): for the value function ``value_p_curgoal=0.2``,
+``value_p_trajgoal=0.5``, ``value_p_randomgoal=0.3`` and ``value_geom_sample=True``, for the policy
+``actor_p_trajgoal=1.0`` and ``actor_geom_sample=False``. Its other agents use other values.
 """
 
 from __future__ import annotations
@@ -110,7 +114,7 @@ class GoalSampler:
     With ``value`` the batch gets ``value_goal_<field>`` (batch, *field.shape), ``goal_reward`` and ``goal_mask``
     (batch,); with ``policy`` it gets ``policy_goal_<field>``. The recorded ``reward`` stays beside them. The defaults
     are OGBench's. Goals are drawn anew in each epoch, and depend on nothing but the loader's seed, the epoch and the
-    sample.
+    sample; in draws with replacement each draw of a sample has goals of its own.
 
     Args:
         value: how goals of the value function are drawn; None for none.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.draws import Draw
 from gym_replay.buffer.loading.order import Ints, uniforms
 from gym_replay.buffer.loading.ranks import Ranks
+from gym_replay.buffer.loading.statistics import Resolved
 from gym_replay.buffer.loading.weights import Floats
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError
@@ -88,7 +90,7 @@ class LiveDataset(Dataset[Batch]):
         remake: makes the like of it over other snapshots; must pickle where workers are spawned.
     """
 
-    def __init__(self, dataset: ReplayDataset, remake: Callable[[Snapshots], ReplayDataset]) -> None:
+    def __init__(self, dataset: ReplayDataset, remake: Callable[..., ReplayDataset]) -> None:
         self._remake = remake
         # Readers of the same kind, and what is shown of each.
         self._origins = [(part.reader.origin(), part.choice) for part in dataset.source.parts]
@@ -99,6 +101,12 @@ class LiveDataset(Dataset[Batch]):
         """What samples are drawn from."""
         self._served = self.view
         """What batches are made from: in a worker, or where episodes left too fast, another view than the above."""
+
+    def normalize_with(self, statistics: Resolved) -> None:
+        """Normalize with these statistics from now on."""
+        self._remake = partial(self._remake, normalize=statistics)
+        for view in (self.view, self._served):
+            view.dataset.normalize_with(statistics)
 
     def __len__(self) -> int:
         return len(self.view.dataset)

@@ -151,6 +151,11 @@ class Window:
     offsets: Ints
     last: Ints
 
+    @cached_property
+    def is_run(self) -> bool:
+        """Whether the rows of a window that lies inside its episode follow one another."""
+        return len(self.offsets) > 1 and bool((np.diff(self.offsets) == 1).all())
+
     def rows(self, episodes: Ints, steps: Ints, boundary: Boundary) -> tuple[Ints, Bools, Bools | None]:
         """Where the window around each step is.
 

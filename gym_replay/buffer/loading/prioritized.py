@@ -99,6 +99,9 @@ class PrioritizedSampler:
     default dtype. A sample whose episode was evicted between draw and reading is replaced by a live one, and has -1 in
     ``_samples``, which :meth:`update` leaves out.
 
+    Batches are drawn before they are delivered: with workers as many as are prefetched, and to a CUDA device two. They
+    do not know of the last updates yet.
+
     An epoch is as many batches as an epoch of all samples would have, or ``samples_per_epoch``; every rank draws from
     priorities of its own. Memory is 16 to 32 bytes per sample, at most 64 while a live buffer grows.
 
@@ -114,6 +117,13 @@ class PrioritizedSampler:
         >>> for batch in loader:  # doctest: +SKIP
         ...     errors = train(batch, batch["_weights"])
         ...     sampler.update(batch["_samples"], errors.abs())
+
+        A ``transform`` sees both entries; one that leaves rows out leaves them out of these as well:
+
+        >>> def only_moving(batch):
+        ...     moves = batch["action"].abs().amax(-1) > 0.1
+        ...     return {name: values[moves] for name, values in batch.items()}
+        >>> loader = buffer.dataloader(32, n_steps=1, sampler=sampler, transform=only_moving)  # doctest: +SKIP
     """
 
     def __init__(self, alpha: float = 0.6, beta: float = 0.4, *, epsilon: float = 1e-6) -> None:

@@ -24,6 +24,7 @@ from gym_replay.buffer.loading.live import LiveDataset, Snapshots
 from gym_replay.buffer.loading.ordering import Ordering
 from gym_replay.buffer.loading.prioritized import PrioritizedSampler
 from gym_replay.buffer.loading.ranks import agree_on_seed, find_ranks
+from gym_replay.buffer.loading.statistics import Resolved, from_state, to_state
 from gym_replay.buffer.loading.weights import ReplacementOrder
 from gym_replay.errors import FieldError
 
@@ -135,8 +136,12 @@ class ReplayLoader(DataLoader[Batch]):
             seed = self._drawn_seed(dataset, options.get("generator"))
         self._ordering.seed = seed
         self._prioritized = sampler
+        self._own = dataset
         self._live = None if refresh is None or remake is None else LiveDataset(dataset, remake)
         self._order = self._ordering.order_of(dataset)
+        if isinstance(self._order, BlockOrder):
+            rows = int(dataset.source.lengths.sum()) // max(1, len(dataset)) * self._order.block_size
+            dataset.source.rows.expect_blocks(rows)
         self._batches = Batches(
             self._order,
             len(dataset),
@@ -267,6 +272,24 @@ class ReplayLoader(DataLoader[Batch]):
             settings["weights"] = zlib.crc32(order.cumulative.tobytes())
         return settings
 
+    def _normalize_as(self, before: Resolved | None) -> None:
+        """Normalize with statistics of an earlier loader.
+
+        Raises:
+            FieldError: they are of other fields.
+        """
+        names, mine = sorted(before or ()), sorted(self._own.normalized or ())
+        if names != mine:
+            raise FieldError(
+                f"the state was taken with normalize={names}, this loader has {mine}; resume with the same settings"
+            )
+        if before is None or to_state(before) == to_state(self._own.normalized):
+            return
+        self._own.normalize_with(before)
+        if self._live is not None:
+            self._live.normalize_with(before)
+        self._iterator = None  # persistent workers have the others
+
     def state_dict(self) -> dict[str, Any]:
         """Where the running (or last) iteration is: from it, another loader of the same data goes on exactly.
 
@@ -279,6 +302,7 @@ class ReplayLoader(DataLoader[Batch]):
             state["sampler"] = self._prioritized.state_dict()
             drawn = [*self._batches.issued, *self._batches.pending]
             state["pending"] = [(draw.samples, draw.weights, draw.first) for draw in drawn] if batch else []
+        state["normalize"] = to_state(self._own.normalized)
         if self._live is not None:
             state["episodes"] = [list(pair) for pair in self._live.view.bounds]
             state["live_samples"] = len(self._live)
@@ -287,7 +311,8 @@ class ReplayLoader(DataLoader[Batch]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration begin with the batch after the last one delivered when the state was taken.
 
-        With ``refresh="epoch"`` the rest of that epoch has the episodes that it had.
+        With ``refresh="epoch"`` the rest of that epoch has the episodes that it had. Fields are normalized with the
+        statistics that they were normalized with before, whatever the buffer holds by now.
 
         Raises:
             FieldError: the state is of a loader over other data or with other settings.
@@ -301,6 +326,7 @@ class ReplayLoader(DataLoader[Batch]):
                     f"the state was taken with {name}={state[name]}, this loader has {value}; resume with the "
                     "same data and settings"
                 )
+        self._normalize_as(from_state(state["normalize"]))
         self._ordering.seed = state["seed"]
         self._order = self._batches.order = replace(self._order, seed=self._ordering.seed)
         self._next_epoch, self._next_start = state["epoch"], state["batch"]
@@ -309,7 +335,7 @@ class ReplayLoader(DataLoader[Batch]):
             self._prioritized.load_state_dict(state["sampler"])
             self._batches.issued.clear()
             self._batches.pending = [
-                Draw(np.asarray(samples), self._ordering.seed, state["epoch"], first, np.asarray(weights))
+                Draw(np.asarray(samples), self._ordering.seed, state["epoch"], first, np.asarray(weights), repeats=True)
                 for samples, weights, first in state["pending"]
             ]
         if self._live is not None and state["batch"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,13 +100,15 @@ class Source:
         """Which part each episode is in, int64 ``(episodes,)``, ascending."""
         return self._part
 
-    def read_ahead(self, names: Collection[str], episodes: Ints, steps: tuple[int, int]) -> None:
-        """Have rows in memory soon.
+    def stretches(self, episodes: Ints, steps: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """Where consecutive samples are on the disk.
 
         Args:
-            names: fields.
             episodes: the first and the last episode (places in the selection), int64 ``(2,)``.
             steps: from which row of the first one, and to before which row of the last one.
+
+        Returns:
+            Stretches of rows: the part, the first row, and the one past the last.
         """
         chosen = slice(int(episodes[0]), int(episodes[1]) + 1)
         starts = self.starts[chosen].copy()
@@ -118,10 +120,7 @@ class Source:
         apart = (starts[1:] < ends[:-1]) | (starts[1:] > ends[:-1] + 1) | (owners[1:] != owners[:-1])
         breaks = np.flatnonzero(apart) + 1
         begins, numbers = starts[[0, *breaks]].tolist(), owners[[0, *breaks]].tolist()
-        for number, begin, end in zip(numbers, begins, ends[[*(breaks - 1), -1]].tolist(), strict=True):
-            part, offset = self.parts[number], int(self.rows.firsts[number])
-            for name in names:
-                part.columns[part.metadata.rows_path(name)].read_ahead(begin - offset, end - offset)
+        return list(zip(numbers, begins, ends[[*(breaks - 1), -1]].tolist(), strict=True))
 
     def meta(self, name: str) -> npt.NDArray[Any]:
         """A meta field's values, ``(episodes, *field.shape)``."""

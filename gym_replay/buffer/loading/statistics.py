@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.loading.order import uniforms
 from gym_replay.buffer.loading.selection import Condition, Episodes
 from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.storage.fields import Field
@@ -173,6 +174,28 @@ def statistics_of(
 
 class Resolved(dict[str, FieldStatistics]):
     """The statistics that fields are normalized with, of whatever dtype they are."""
+
+
+def to_state(statistics: Resolved | None) -> dict[str, Any] | None:
+    """What fields are normalized with, as dicts and lists of numbers, exactly."""
+    if statistics is None:
+        return None
+    return {
+        name: {"mean": np.asarray(found.mean, np.float64).tolist(), "std": np.asarray(found.std, np.float64).tolist()}
+        for name, found in statistics.items()
+    }
+
+
+def from_state(state: Mapping[str, Any] | None) -> Resolved | None:
+    """The same again; nothing else is known of the fields."""
+    if state is None:
+        return None
+    found = {}
+    for name, values in state.items():
+        mean, std = (np.asarray(values[what], np.float64) for what in ("mean", "std"))
+        unknown = np.full_like(mean, np.nan)
+        found[name] = FieldStatistics(np.zeros(mean.shape, np.int64), mean, std, unknown, unknown, {})
+    return Resolved(found)
 
 
 def resolve(normalize: Normalize, source: Source) -> Resolved | None:
@@ -375,36 +398,56 @@ class _Sample:
     def __init__(self, rows: int, field: Field, width: int) -> None:
         self._per_row = math.prod(field.shape) // max(1, width)
         row_nbytes = max(1, field.nbytes)
-        self._taken: Ints | None = None
+        self._rows, self._number = rows, rows
         if rows * row_nbytes > QUANTILE_BYTES:
-            number = max(1, QUANTILE_BYTES // row_nbytes)
-            edges = np.arange(number + 1) * (rows / number)
-            begins, ends = np.ceil(edges[:-1]).astype(np.int64), np.ceil(edges[1:]).astype(np.int64)
-            self._taken = np.random.default_rng(0).integers(begins, np.maximum(ends, begins + 1)).clip(max=rows - 1)
-        self._kept: list[npt.NDArray[Any]] = []
-        self._seen = 0
+            self._number = max(1, QUANTILE_BYTES // row_nbytes)
+        self._kept = np.empty((self._number * max(1, self._per_row), width), field.dtype)
+        self._filled = self._seen = 0
 
     def add(self, values: npt.NDArray[Any]) -> None:
         """The next values, ``(rows, width)``."""
-        if self._taken is None:
-            self._kept.append(values)
+        if self._number == self._rows:
+            self._keep(values)
             return
         per_row = max(1, self._per_row)
         rows = len(values) // per_row
-        low, high = np.searchsorted(self._taken, (self._seen, self._seen + rows)).tolist()
-        picked = self._taken[low:high] - self._seen
-        self._kept.append(values.reshape(rows, -1)[picked].reshape(-1, values.shape[1]))
+        picked = self._picked(self._seen, self._seen + rows) - self._seen
+        self._keep(values.reshape(rows, -1)[picked].reshape(-1, values.shape[1]))
         self._seen += rows
+
+    def _picked(self, begin: int, end: int) -> Ints:
+        """Which rows from ``begin`` to ``end - 1`` are taken. For all at once, this takes more than they."""
+        first, last = begin * self._number // self._rows, -(-end * self._number // self._rows)
+        stretches = np.arange(max(0, first - 1), min(last + 1, self._number) + 1)
+        edges = -(-stretches * self._rows // self._number)
+        chances = uniforms(stretches[:-1], 0, 0)
+        rows: Ints = edges[:-1] + (chances * np.diff(edges)).astype(np.int64)
+        return rows[(rows >= begin) & (rows < end)]
+
+    def _keep(self, values: npt.NDArray[Any]) -> None:
+        self._kept[self._filled : self._filled + len(values)] = values
+        self._filled += len(values)
 
     def quantiles(self, probabilities: tuple[float, ...]) -> Floats:
         """Float64 ``(probabilities, width)``, interpolated linearly between the values around."""
-        values = np.concatenate(self._kept)
-        self._kept = []
-        found = np.full((len(probabilities), values.shape[1]), np.nan)
-        for column in range(values.shape[1]):
-            present = values[:, column].astype(np.float64)
-            present = present[~np.isnan(present)]
+        found = np.full((len(probabilities), self._kept.shape[1]), np.nan)
+        for column in range(self._kept.shape[1]):
+            present = self._kept[: self._filled, column]
+            if present.dtype.kind == "f" and (missing := np.isnan(present)).any():
+                present = present[~missing]
             if len(present):
-                with np.errstate(invalid="ignore"):
-                    found[:, column] = np.quantile(present, probabilities)
+                found[:, column] = _quantiles(present, probabilities)
         return found
+
+
+def _quantiles(values: npt.NDArray[Any], probabilities: tuple[float, ...]) -> Floats:
+    """As ``numpy.quantile`` of one axis, in float64; ``values`` are put in another order, and not copied."""
+    places = np.asarray(probabilities) * (len(values) - 1)
+    below = places.astype(np.int64)
+    above = np.minimum(below + 1, len(values) - 1)
+    values.partition(np.unique(np.concatenate((below, above))))
+    share = places - below
+    with np.errstate(invalid="ignore"):
+        low, high = values[below].astype(np.float64), values[above].astype(np.float64)
+        # From the nearer of the two, so that rounding never gives the larger probability the smaller quantile.
+        return np.where(share < 0.5, low + (high - low) * share, high - (high - low) * (1 - share))

@@ -78,14 +78,16 @@ class TrajectoryDataset(StretchDataset):
             self._put_slices(arrays, name, name, starts, lengths, width)
         for name in self._next:
             self._put_slices(arrays, f"next_{name}", name, starts + 1, lengths, width)
-        inside = np.arange(width) < lengths[:, None]
-        arrays.were_padded((*self._current, *(f"next_{name}" for name in self._next)), inside)
+        is_padded = lengths[lengths.argmin()] < width
+        inside = np.arange(width) < lengths[:, None] if is_padded or self._return_mask else None
+        if is_padded and inside is not None:
+            arrays.were_padded((*self._current, *(f"next_{name}" for name in self._next)), inside)
         for name in self._extra_names():
             if not self._is_wanted(name):
                 continue
             if name == "_lens":
                 arrays[name] = lengths
-            elif name == "_mask":
+            elif name == "_mask" and inside is not None:
                 arrays[name] = inside
             else:
                 arrays[name] = self.source.index[episodes]

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.storage.advice import HUGE, populate, unmap
 from gym_replay.buffer.storage.maps import Stretch
 from gym_replay.errors import CorruptBufferError, StorageError
 
@@ -27,6 +28,9 @@ FIRST_CHUNK = 1 << 16
 LARGEST_CHUNK = 1 << 28
 PIECE = 1 << 23
 """Bytes handled at a time where a column is copied or summed."""
+
+_ADVISED = 1 << 17
+"""Linux reads no more than its read-ahead for one piece of advice, which is 128 KiB unless the disk says otherwise."""
 
 _LONGEST_HEADER = 1 << 12
 _LONGEST_WRITE = 1 << 30
@@ -250,6 +254,19 @@ def read_column(descriptor: int, path: Path | str, dtype: np.dtype[Any], shape: 
     return flat.reshape(rows, *shape)
 
 
+def _huge_pages(begin: int, end: int) -> tuple[int, int]:
+    """Which large pages of a file are brought in whole for these bytes: those of which at least half is wanted."""
+    return (begin + HUGE // 2) // HUGE * HUGE, (end + HUGE // 2) // HUGE * HUGE
+
+
+def _will_need(descriptor: int, begin: int, end: int) -> None:
+    """Ask for bytes of a file to be in memory soon."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # it is advice
+            for at in range(begin, end, _ADVISED):
+                os.posix_fadvise(descriptor, at, min(_ADVISED, end - at), os.POSIX_FADV_WILLNEED)
+
+
 class Column:
     """The reading side of one column.
 
@@ -339,16 +356,49 @@ class Column:
             self._require(rows, self.rows_held(rows))
         return self._array[:rows] if self._row_nbytes else self._without_bytes(rows)
 
-    def read_ahead(self, first: int, last: int) -> None:
-        """Ask the operating system to have rows ``first`` to ``last - 1`` in memory soon; returns at once."""
-        if not hasattr(os, "posix_fadvise") or last <= first:
+    def read_ahead(self, first: int, last: int, address: int | None = None) -> None:
+        """Ask the operating system to have rows ``first`` to ``last - 1`` in memory soon.
+
+        Args:
+            first, last: which rows.
+            address: where row 0 is in a map of :func:`~gym_replay.buffer.storage.advice.use_huge_pages`: most of the
+                rows are then in memory when this returns. Without it, this returns before anything is read.
+        """
+        if last <= first:
             return
         if self._rows < 0:
             self.view(last)
+        begin, end = self._bytes_of(first), self._bytes_of(last)
+        low, high = (begin, begin) if address is None else _huge_pages(begin, end)
         with self._file() as descriptor:
-            begin, nbytes = self._offset + first * self._row_nbytes, (last - first) * self._row_nbytes
-            with contextlib.suppress(OSError):  # it is advice, and the column may be closed
-                os.posix_fadvise(descriptor, begin, nbytes, os.POSIX_FADV_WILLNEED)
+            if descriptor < 0:
+                return
+            if high <= low:
+                _will_need(descriptor, begin, end)
+                return
+            _will_need(descriptor, begin, low)
+            _will_need(descriptor, high, end)
+        low, high = max(low, begin), min(high, end)
+        assert address is not None
+        populate(address - self._offset + low, high - low)
+
+    def let_go(self, first: int, last: int, address: int) -> None:
+        """Take rows that were read ahead out of memory, as far as no other process has them mapped."""
+        if last <= first or self._rows < 0:
+            return
+        begin, end = self._bytes_of(first), self._bytes_of(last)
+        low, high = _huge_pages(begin, end)
+        begin, end = min(begin, low if low < high else begin), max(end, high if low < high else end)
+        with self._file() as descriptor:
+            if descriptor < 0:
+                return
+            unmap(address - self._offset + begin, min(end, self._bytes_of(self._rows)) - begin)
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
+
+    def _bytes_of(self, row: int) -> int:
+        """Where a row begins in the file."""
+        return self._offset + row * self._row_nbytes
 
     def rows_held(self, rows: int) -> int:
         """How many rows there are to view, up to ``rows`` at least where the file holds them."""

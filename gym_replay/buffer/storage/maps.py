@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.storage.advice import HUGE
+
 MAP_FIXED = 0x10  # the same number on Linux and macOS
 MAP_NORESERVE = 0x40 if os.uname().sysname == "Darwin" else 0x4000
 _FAILED = ctypes.c_void_p(-1).value
@@ -65,11 +67,15 @@ class Stretch:
     """
 
     def __init__(self, nbytes: int, descriptor: int | None = None) -> None:
-        self._libc, self._nbytes = libc(), nbytes
-        flags = mmap.MAP_SHARED
-        if descriptor is None:
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-        self._address = self._libc.map(None, nbytes, flags, -1 if descriptor is None else descriptor)
+        self._libc = libc()
+        if descriptor is not None:
+            self._nbytes, flags = nbytes, mmap.MAP_SHARED
+            self._address = self._mapped = self._libc.map(None, nbytes, flags, descriptor)
+            return
+        self._nbytes, flags = nbytes + HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+        self._mapped = self._libc.map(None, self._nbytes, flags, -1)
+        # Large pages of a file can be mapped as such where they are aligned in memory as they are in the file.
+        self._address = -(-self._mapped // HUGE) * HUGE
 
     def map(self, offset: int, nbytes: int, descriptor: int) -> None:
         """Show the beginning of a file, ``nbytes`` of it, at a distance from the beginning of the stretch."""
@@ -80,8 +86,8 @@ class Stretch:
         return np.asarray(_Shown(self, self._address + offset, dtype, shape))
 
     def __del__(self) -> None:
-        if hasattr(self, "_address"):
-            self._libc.unmap(self._address, self._nbytes)
+        if hasattr(self, "_mapped"):
+            self._libc.unmap(self._mapped, self._nbytes)
 
 
 class _Shown:

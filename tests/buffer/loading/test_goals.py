@@ -13,6 +13,7 @@ from gym_replay import (
     FieldError,
     GoalMixture,
     GoalSampler,
+    PrioritizedSampler,
     ReplayBuffer,
     n_step_loader,
     timestep_loader,
@@ -145,6 +146,28 @@ def test_goals_depend_on_seed_epoch_and_sample_alone(tmp_path):
         later = make()
         later.set_epoch(2)
         assert goals_of(later) == epochs[2]
+
+
+@pytest.mark.parametrize("kind", [{"replacement": True}, {"sampler": None}, {"refresh": "batch", "shuffle": True}])
+def test_each_draw_with_replacement_has_goals_of_its_own(tmp_path, kind):
+    """And the same ones whoever makes the batch."""
+    sampler = GoalSampler(None, GoalMixture(random=1))
+    with world(tmp_path, [2, 60]) as (buffer, _):
+
+        def drawn(**options):
+            chosen = {name: PrioritizedSampler() if name == "sampler" else value for name, value in kind.items()}
+            options |= {"seed": 5, "goal_sampler": sampler, "return_indices": True, "episodes": [0]} | chosen
+            loader = timestep_loader(buffer, 16, samples_per_epoch=64, **options)
+            return [
+                (tuple(index), place_of(goal))
+                for batch in loader
+                for index, goal in zip(batch["_indices"].tolist(), batch["policy_goal_observation"], strict=True)
+            ]
+
+        found = drawn()
+        assert {goal for index, goal in found if index == (0, 0)} == {goal for _, goal in found} == {(0, 0), (0, 1)}
+        assert drawn() == found
+        assert drawn(num_workers=2, multiprocessing_context="fork") == found
 
 
 def test_value_and_policy_goals_are_drawn_apart(tmp_path):

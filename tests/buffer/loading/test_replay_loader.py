@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gym_replay import ConcatReplayBuffer, EmptyBufferError, Field, FieldError, PrioritizedSampler, ReplayBuffer
+from gym_replay.buffer.loading.ahead import ReadAhead
 from gym_replay.buffer.loading.order import uniforms
 from gym_replay.buffer.loading.replay_loader import ReplayLoader
 from gym_replay.buffer.loading.source import Source
@@ -417,10 +418,11 @@ def test_blocks_are_read_ahead(tmp_path, monkeypatch):
     """Of the fields that are loaded, each row before the batch that needs it, and each once or little more."""
     told = {}
 
-    def note(column, first, last):
+    def note(column, first, last, address=None):
         told.setdefault(column.path.stem, []).extend(range(first, last))
 
     monkeypatch.setattr(Column, "read_ahead", note)
+    monkeypatch.setattr(ReadAhead, "_submit", lambda ahead, piece: piece())  # in threads of its own, it is not in order
     lengths = [50, 3, 1, 120, 40, 7, 400]
     fields = {"x": "int", "o": Field("int", state=True), "unused": "int"}
     with ReplayBuffer(tmp_path, fields=fields) as buffer:
@@ -542,6 +544,58 @@ def test_a_live_epoch_resumes_with_its_episodes(tmp_path):
         buffer.delete([0])
         with pytest.warns(UserWarning, match="episodes have gone"):
             list(resumed)
+
+
+@pytest.mark.parametrize("refresh", [None, "epoch"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resume_normalizes_as_before(tmp_path, refresh, workers):
+    """With the statistics of the interrupted run, whatever the buffer holds when it goes on."""
+    with fill(tmp_path) as buffer:
+        options = {"refresh": refresh, "normalize": ("x",), "dtype": torch.float64}
+        raw = np.array(everything(), np.float64)
+        first = loader_of(buffer, **options)
+        batches = iter(first)
+        for _ in range(3):
+            next(batches)
+        state = json.loads(json.dumps(first.state_dict()))
+        expected = np.concatenate(values(batches))
+        if refresh is None:
+            buffer.update([0], x=(7 * np.arange(LENGTHS[0]) + 10**6)[None])
+        else:
+            append(buffer, 10**6, 50)
+        more = {"num_workers": workers, "persistent_workers": workers > 0}
+        later = loader_of(buffer, **options, **(more | {"multiprocessing_context": "fork"} if workers else {}))
+        list(later)  # persistent workers have the statistics of now
+        assert abs(later.dataset[np.arange(3)]["x"].mean()) < 1e3
+        later.load_state_dict(state)
+        found = np.concatenate(values(later))
+        if refresh is not None:  # an update changes values, which are then normalized in the same way
+            np.testing.assert_array_equal(found, expected)
+        scaled = np.concatenate((raw, 7 * np.arange(LENGTHS[0]) + 10**6))
+        scaled = (scaled - raw.mean()) / raw.std()
+        assert np.isclose(found[:, None], scaled, atol=1e-9).any(axis=1).all()
+        with pytest.raises(FieldError, match="normalize"):
+            loader_of(buffer, refresh=refresh).load_state_dict(state)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_transform_sees_what_was_drawn_by_priority(tmp_path, workers):
+    """A transform that leaves rows out takes their numbers and weights along."""
+    with fill(tmp_path) as buffer:
+        sampler = PrioritizedSampler()
+        options = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
+        loader = loader_of(buffer, 8, sampler=sampler, transform=keep_large, **options)
+        numbers = everything()
+        for batch in loader:
+            assert len(batch["x"]) == len(batch["_samples"]) == len(batch["_weights"]) < 8
+            assert [numbers[sample] for sample in batch["_samples"].tolist()] == batch["x"].tolist()
+            sampler.update(batch["_samples"], batch["_weights"])
+
+
+def keep_large(batch):
+    kept = batch["x"] >= 2000
+    kept[:1] = False
+    return {name: values[kept] for name, values in batch.items() if not isinstance(values, list)}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,0 +1,147 @@
+"""Reading ahead and letting go: what is in memory, when, and that it is the same data."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from gym_replay import ConcatReplayBuffer, Field, ReplayBuffer
+from gym_replay.buffer.loading.ahead import Kept, ReadAhead
+from gym_replay.buffer.loading.source import Source
+from gym_replay.buffer.storage import advice
+
+ROW = 4096
+
+
+def fill(folder, rows=2500):
+    generator = np.random.default_rng(0)
+    fields = {"x": Field("uint8", (ROW,)), "n": "int", "words": Field("int16", ragged=True)}
+    buffer = ReplayBuffer(folder, fields=fields)
+    for begin in range(0, rows, 100):
+        numbers = np.arange(begin, begin + 100)
+        words = [np.arange(k % 3) for k in range(100)]
+        buffer.store_episode(x=generator.integers(0, 256, (100, ROW), np.uint8), n=numbers, words=words)
+    buffer.flush()
+    return buffer
+
+
+def cold(folder):
+    """Take a folder out of the page cache; skip where that cannot be, as on a file system in memory."""
+    for path in (folder / "steps").rglob("*.npy"):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is in memory")
+def test_rows_come_and_go(tmp_path):
+    fill(tmp_path).close()
+    expected = np.load(tmp_path / "steps" / "x.npy")
+    cold(tmp_path)
+    with ReplayBuffer.from_folder(tmp_path, read_only=True) as buffer:
+        rows = Source(buffer.snapshots()).rows
+        rows.expect_blocks(700)
+        if not rows.column("x").has_huge_pages:
+            pytest.skip("no large pages")
+        if rows.are_held("x", 2000):
+            pytest.skip("this file system keeps what it is told to let go of")
+        rows.read_ahead("x", 0, 800, 1500)
+        assert all(rows.are_held("x", row) for row in range(800, 1500))
+        assert not rows.are_held("x", 2400)
+        np.testing.assert_array_equal(rows.take("x", np.arange(800, 1500)), expected[800:1500])
+        rows.let_go("x", 0, 800, 1500)
+        assert not any(rows.are_held("x", row) for row in range(801, 1499))  # pages at the ends have other rows too
+        np.testing.assert_array_equal(rows.take("x", np.arange(700, 1600)), expected[700:1600])
+        rows.let_go("x", 0, 2000, 2500)  # to the end of the file, which no page ends with
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_blocks_hold_what_was_stored(tmp_path, monkeypatch, known, parts, workers):
+    """Where the system knows the advice and where not; with memory short all the time."""
+    monkeypatch.setattr(advice, "_has_huge_pages", lambda: known)
+    monkeypatch.setattr("gym_replay.buffer.loading.gather.is_held", lambda address: False)
+    folders = [tmp_path / str(part) for part in range(parts)]
+    for folder in folders:
+        fill(folder, 1000).close()
+    expected = np.concatenate([np.load(folder / "steps" / "x.npy") for folder in folders])
+    with ConcatReplayBuffer(folders) as buffer:
+        options = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
+        loader = buffer.dataloader(
+            48, timestep_level=True, shuffle="block", block_size=70, pool_size=210, return_indices=True, **options
+        )
+        for _ in range(2):
+            seen = []
+            for batch in loader:
+                rows = batch["_indices"][:, 0].numpy() * 100 + batch["_indices"][:, 1].numpy()
+                np.testing.assert_array_equal(batch["x"], expected[rows])
+                assert batch["words_lens"].tolist() == (rows % 100 % 3).tolist()
+                seen += rows.tolist()
+            assert sorted(seen) == list(range(1000 * parts))
+
+
+class Told:
+    """Rows that note what they are told, some of which the system has let go of."""
+
+    def __init__(self):
+        self.gone, self.told = set(), []
+
+    def are_held(self, name, row):
+        return row not in self.gone
+
+    def let_go(self, name, part, first, last):
+        self.told.append((name, first, last))
+
+
+def test_nothing_is_let_go_of_while_there_is_memory():
+    rows, kept = Told(), Kept()
+    for first in range(0, 1000, 10):
+        kept.add((rows, ("x", "y"), (0, first, first + 10)))
+    assert rows.told == []
+    rows.gone = {5, 15}  # the two oldest went by themselves: half of the other 98 may stay
+    kept.make_room()
+    assert rows.told == [(name, first, first + 10) for first in range(20, 510, 10) for name in ("x", "y")]
+    rows.told.clear()
+    kept.add((rows, ("x",), (0, 1000, 1010)))
+    assert rows.told == [("x", 510, 520), ("y", 510, 520)]
+
+
+class Spans:
+    """Samples that are rows."""
+
+    read_fields = ("x",)
+
+    def __init__(self):
+        self.read, self.finished = [], []
+        self.source = self
+        self.rows = self
+
+    def stretches(self, first, last):
+        return [(0, first, last)]
+
+    def read_ahead(self, name, part, first, last):
+        self.read.append((first, last))
+
+    def are_held(self, name, row):
+        self.finished.append(row)
+        return True
+
+
+def test_what_is_of_earlier_pools_or_epochs_is_done():
+    spans, ahead = Spans(), ReadAhead()
+
+    def held():
+        ahead.wait()
+        return sorted(first for _, _, (_, first, _) in ahead._kept._spans)
+
+    ahead.serve(spans, 0, 0, [(0, 10, 0), (10, 20, 0)])
+    ahead.serve(spans, 0, 0, [(20, 30, 1)])
+    assert held() == []
+    ahead.serve(spans, 0, 1, [(30, 40, 2)])
+    assert held() == [0, 10]
+    ahead.serve(spans, 1, 0, [(40, 50, 0)])
+    assert held() == [0, 10, 20, 30]
+    assert sorted(spans.read) == [(0, 10), (10, 20), (20, 30), (30, 40), (40, 50)]

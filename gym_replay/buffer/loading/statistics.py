@@ -338,11 +338,16 @@ def _of_field(rows: _Selection, name: str, quantiles: tuple[float, ...], bar: _B
 
 
 class _Moments:
-    """Count, mean, sum of squared deviations, minimum and maximum of each column."""
+    """Count, mean, sum of squared deviations, minimum and maximum of each column.
+
+    The first value of each is taken off all of them: of values that are far from zero and close together, the
+    difference is exact, and means of pieces would be rounded to more than what they differ by.
+    """
 
     def __init__(self, width: int) -> None:
         self.count = np.zeros(width, np.int64)
-        self.mean, self._squares = np.full(width, np.nan), np.full(width, np.nan)
+        self._origin = np.zeros(width)
+        self._mean, self._squares = np.full(width, np.nan), np.full(width, np.nan)
         self.min, self.max = np.full(width, np.nan), np.full(width, np.nan)
 
     def add(self, values: npt.NDArray[Any]) -> None:
@@ -351,25 +356,45 @@ class _Moments:
             return
         self.min = np.fmin(self.min, np.fmin.reduce(values, axis=0).astype(np.float64))
         self.max = np.fmax(self.max, np.fmax.reduce(values, axis=0).astype(np.float64))
+        exact = values.astype(np.float64)
+        if not self.count.all():
+            self._origin = np.where(self.count == 0, _first_of(exact), self._origin)
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            self._combine(*_moments(values.astype(np.float64)))
+            exact -= self._origin
+            self._combine(*_moments(exact))
 
     def _combine(self, count: Ints, mean: Floats, squares: Floats) -> None:
         first, neither = self.count == 0, count == 0
         total = np.maximum(self.count + count, 1)
-        delta = mean - self.mean
+        delta = mean - self._mean
         share = count / total
-        new_mean = self.mean + delta * share
+        new_mean = self._mean + delta * share
         new_squares = self._squares + squares + delta * delta * (self.count * share)
-        self.mean = np.where(neither, self.mean, np.where(first, mean, new_mean))
+        self._mean = np.where(neither, self._mean, np.where(first, mean, new_mean))
         self._squares = np.where(neither, self._squares, np.where(first, squares, new_squares))
         self.count = self.count + count
+
+    @property
+    def mean(self) -> Floats:
+        """NaN where there is no value."""
+        mean: Floats = self._origin + self._mean
+        return mean
 
     def std(self) -> Floats:
         """Of the population."""
         with np.errstate(invalid="ignore"):
             deviations: Floats = np.sqrt(self._squares / np.maximum(self.count, 1))
         return deviations
+
+
+_LARGEST_ORIGIN = 1e300  # a difference to more might be no number
+
+
+def _first_of(values: Floats) -> Floats:
+    """The first finite value of each column; 0 where there is none."""
+    finite = np.isfinite(values)
+    first: Floats = values[finite.argmax(axis=0), np.arange(values.shape[1])]
+    return np.where(finite.any(axis=0) & (np.abs(first) < _LARGEST_ORIGIN), first, 0.0)
 
 
 def _moments(values: Floats) -> tuple[Ints, Floats, Floats]:

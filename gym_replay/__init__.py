@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from gym_replay.buffer.loading.splits import split
     from gym_replay.buffer.loading.statistics import FieldStatistics, Statistics, statistics
     from gym_replay.buffer.storage.check import CheckReport, Fault, check_buffer
+    from gym_replay.collecting.collect import collect
     from gym_replay.replaying import ReplayReport, replay
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
     from gym_replay.wrappers.recording import FinishedEpisode
@@ -68,6 +69,7 @@ _LAZY = {
     "ReplayReport": "gym_replay.replaying",
     "Statistics": "gym_replay.buffer.loading.statistics",
     "check_buffer": "gym_replay.buffer.storage.check",
+    "collect": "gym_replay.collecting.collect",
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
     "crop_loader": "gym_replay.buffer.loading.loaders",
     "n_step_loader": "gym_replay.buffer.loading.loaders",
@@ -117,6 +119,7 @@ __all__ = [
     "UnsupportedFormatError",
     "UnsupportedSpaceError",
     "check_buffer",
+    "collect",
     "crop_loader",
     "n_step_loader",
     "register_space",

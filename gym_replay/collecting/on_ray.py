@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +30,7 @@ from gym_replay.collecting.plan import Goal, Plan
 from gym_replay.collecting.policies import load_policy
 from gym_replay.collecting.progress import OnInterrupt, Progress
 from gym_replay.collecting.request import Request, check_count
-from gym_replay.collecting.target import SHARDS, delete_numbers, episodes_in, open_journal, open_target
+from gym_replay.collecting.target import SHARDS, delete_numbers, episodes_in, open_journal, open_target, shards_of
 from gym_replay.errors import BufferLockedError, ConfigMismatchError, EmptyBufferError, MissingExtraError
 
 _SLICE = 0.5
@@ -358,7 +357,7 @@ def _journal_of(folder: Path, request: Request) -> Journal:
     identity = request.identity()
     journal = read_journal(folder)
     if journal is None:
-        if _shards_of(folder):
+        if shards_of(folder):
             raise ConfigMismatchError(
                 f"{folder} holds shards, and nothing says how collect() made them; choose another folder"
             )
@@ -367,19 +366,13 @@ def _journal_of(folder: Path, request: Request) -> Journal:
     return journal
 
 
-def _shards_of(folder: Path) -> list[Path]:
-    """The folders below ``shards`` that hold a buffer."""
-    found = (path for path in (folder / SHARDS).glob("worker-*") if re.fullmatch(r"worker-\d{5,}", path.name))
-    return sorted(path for path in found if has_buffer(path))
-
-
 def _read_shards(folder: Path) -> tuple[dict[int, int], list[float]]:
     """The lengths of all episodes by number, and their returns.
 
     Raises:
         CorruptBufferError: a number is there twice.
     """
-    shards = _shards_of(folder)
+    shards = shards_of(folder)
     if not shards:
         return {}, []
     with ExitStack() as opened:
@@ -401,7 +394,7 @@ def _tidy(folder: Path, goal: Goal, journal: Journal, plan: Plan) -> None:
     kept, _ = _read_shards(folder)
     unneeded = set(Plan(goal, kept, plan.discarded).unneeded(journal.goals))
     with ExitStack() as opened:
-        buffers = [opened.enter_context(ReplayBuffer.from_folder(shard)) for shard in _shards_of(folder)]
+        buffers = [opened.enter_context(ReplayBuffer.from_folder(shard)) for shard in shards_of(folder)]
         fields = {name: info for buffer in buffers for name, info in buffer.metadata.fields.items()}
         for buffer in buffers:
             if unneeded & episodes_in(buffer).keys():
@@ -411,7 +404,7 @@ def _tidy(folder: Path, goal: Goal, journal: Journal, plan: Plan) -> None:
 
 
 def _union(folder: Path) -> ConcatReplayBuffer:
-    shards = _shards_of(folder)
+    shards = shards_of(folder)
     if not shards:
         raise EmptyBufferError(f"{folder}: there are no shards")
     return ConcatReplayBuffer(shards)

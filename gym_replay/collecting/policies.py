@@ -30,7 +30,7 @@ class EpisodicPolicy(Protocol):
     Example:
         >>> class EpsilonGreedy:
         ...     def reset(self, mask, seeds):  # (num_envs,) each
-        ...         if not hasattr(self, "rngs"):
+        ...         if mask.all():
         ...             self.rngs = [None] * len(mask)
         ...         for i in np.flatnonzero(mask):
         ...             self.rngs[i] = np.random.default_rng(seeds[i])
@@ -53,7 +53,8 @@ class EpisodicPolicy(Protocol):
         """Episodes begin with the next observation.
 
         Args:
-            mask: in which sub-environments, bool ``(num_envs,)``, of a single environment ``(1,)``.
+            mask: in which sub-environments, bool ``(num_envs,)``, of a single environment ``(1,)``. At the first call
+                it is True for all.
             seeds: a seed for each of these episodes' random draws, int64 ``(num_envs,)``; others mean nothing.
         """
 

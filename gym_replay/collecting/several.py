@@ -59,6 +59,7 @@ class SeveralPlayer:
         self._lengths = np.zeros(count, np.int64)
         self._returns = np.zeros(count)
         self._observations: Any = None
+        self._has_begun = False
         self.stopped = False
         self.steps = 0
 
@@ -82,7 +83,9 @@ class SeveralPlayer:
             self._numbers[place] = number
         self._lengths[mask], self._returns[mask] = 0, 0.0
         self._envs.annotate(**{INDEX: self._numbers})
-        self._chorus.begin(mask, seeds)
+        # So that a policy can set up a row for each, even if some are never played.
+        self._chorus.begin(mask if self._has_begun else np.ones_like(mask), seeds)
+        self._has_begun = True
 
     def _count_step(self, running: Mask, rewards: Any) -> None:
         self._lengths += running

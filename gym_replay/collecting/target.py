@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.collecting.journal import Journal, read_journal
 from gym_replay.collecting.request import Request
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError
@@ -125,6 +127,12 @@ def episodes_in(buffer: Readable, beside: Mapping[int, int] | None = None) -> di
             )
         found |= lengths
     return found
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The folders of workers that hold a buffer, in their order."""
+    found = (path for path in (folder / SHARDS).glob("worker-*") if re.fullmatch(r"worker-\d{5,}", path.name))
+    return sorted((path for path in found if has_buffer(path)), key=lambda path: int(path.name.partition("-")[2]))
 
 
 def delete_numbers(buffer: ReplayBuffer, numbers: Collection[int]) -> None:

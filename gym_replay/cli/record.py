@@ -16,11 +16,13 @@ _FAILED = 2
 _EXAMPLES = """\
 examples:
   gym-replay record CartPole-v1 data/random --episodes 1000
-  gym-replay record CartPole-v1 data/ppo --policy sb3:PPO:model.zip --steps 100000 --num-envs 8
-  gym-replay record my_envs:Maze-v0 data/maze --policy my_policies:expert --episodes 500 --env-kwargs '{"size": 9}'
+  gym-replay record CartPole-v1 data/ppo --policy sb3:PPO:model.zip --steps 100000
+  gym-replay record my_envs:Maze-v0 data/maze --policy my_policies:expert \\
+      --episodes 500 --env-kwargs '{"size": 9}'
   gym-replay record HalfCheetah-v5 data/cheetah --episodes 10000 --ray-workers 16
 
-The numbers of episodes and steps are totals: the same command again completes what is there, after Ctrl-C as well.
+The numbers of episodes and steps are totals: the same command again completes
+what is there, after Ctrl-C as well.
 """
 
 

@@ -87,7 +87,7 @@ def test_ctrl_c_ends_after_the_step(tmp_path, mode):
 def test_workers_do_not_outlive_who_asked_for_them(tmp_path):
     process = _start(tmp_path, "episodes=100_000, num_envs=2, vectorization='async'")
     _wait_for(tmp_path, 3, process)
-    children = [int(pid) for line in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     process.kill()
     process.communicate()
     until = time.monotonic() + 10

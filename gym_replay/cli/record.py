@@ -13,6 +13,12 @@ from typing import Any
 _INTERRUPTED = 130
 _FAILED = 2
 
+_DESCRIPTION = """\
+Collect episodes of an environment and a policy into a folder, until it holds
+as many as asked for. Ctrl-C ends after the step under way, with every finished
+episode in the folder.
+"""
+
 _EXAMPLES = """\
 examples:
   gym-replay record CartPole-v1 data/random --episodes 1000
@@ -31,8 +37,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     verb = verbs.add_parser(
         "record",
         help="collect episodes of an environment and a policy",
-        description="Collect episodes of an environment and a policy into a folder, until it holds as many as asked "
-        "for. Ctrl-C ends after the step under way, with every finished episode in the folder.",
+        description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

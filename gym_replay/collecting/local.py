@@ -119,9 +119,8 @@ class _Collection:
                         noted = time.monotonic()
                         self._note_discarded()
             finally:
-                bar.show(player.steps)
-                bar.close()
                 player.close()
+                bar.show(player.steps, is_last=True)
         if interrupt.came:
             raise KeyboardInterrupt
 

@@ -321,7 +321,7 @@ def collect_on_ray(
                     _drive(crew, plan, bar)
                 finally:
                     crew.stop()
-                    bar.close()
+                    bar.show(crew.steps, is_last=True)
                     journal.discarded = set(plan.discarded)
                     journal.write(folder)
         _tidy(folder, goal, journal, plan)

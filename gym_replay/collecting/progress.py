@@ -49,7 +49,7 @@ class Progress:
             mininterval=interval,
             maxinterval=interval,
             dynamic_ncols=True,
-            disable=not is_shown,
+            **({} if is_shown else {"disable": True}),  # else as TQDM_DISABLE says
         )
 
     @property
@@ -63,16 +63,17 @@ class Progress:
             self.steps += episode.length
             self._return += episode.episode_return
 
-    def show(self, steps: int) -> None:
+    def show(self, steps: int, *, is_last: bool = False) -> None:
         """Bring the bar up to date.
 
         Args:
             steps: transitions played in this run, those of running and discarded episodes included.
+            is_last: the bar then stays as it is.
         """
         if self._bar.disable:
             return
         now = time.monotonic()
-        if now - self._sized > _SECONDS_BETWEEN_SIZES:
+        if is_last or now - self._sized > _SECONDS_BETWEEN_SIZES:
             self._size, self._sized = tqdm.format_sizeof(bytes_on_disk(self._folder), "B", 1024), now
         rate = tqdm.format_sizeof(steps / max(now - self._began, 1e-9))
         mean = self._return / self.episodes if self.episodes else float("nan")
@@ -80,11 +81,9 @@ class Progress:
         self._bar.set_postfix_str(f"{other}, {rate} steps/s, return {mean:.4g}, {self._size}", refresh=False)
         done = min(self.steps if self._counts_steps else self.episodes, self._total)
         self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        self._bar.refresh()
-        self._bar.close()
+        if is_last:
+            self._bar.refresh()
+            self._bar.close()
 
 
 class OnInterrupt:

@@ -7,7 +7,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-META_OF_PLAYING = ("env_index", "episode_start", "episode_duration", "episode_run", "episode_options")
+from gym_replay import Ragged
+
+META_OF_PLAYING = ("env_index", "episode_start", "episode_duration", "episode_run")
 """Meta fields that say who played an episode and when, not what it is."""
 
 
@@ -125,7 +127,7 @@ def facts_of(buffer):
     for episode in buffer:
         number = int(episode.meta["collect_index"])
         assert number not in found
-        rows = {name: episode[name].tobytes() for name in sorted(buffer.fieldnames)}
+        rows = {name: bytes_of(episode[name]) for name in sorted(buffer.fieldnames)}
         meta = {
             name: value.tobytes() if hasattr(value, "tobytes") else value
             for name, value in sorted(episode.meta.items())
@@ -133,6 +135,10 @@ def facts_of(buffer):
         }
         found[number] = len(episode), rows, meta
     return found
+
+
+def bytes_of(rows):
+    return [row.tobytes() for row in rows] if isinstance(rows, Ragged) else rows.tobytes()
 
 
 def pid_of_writer(folder):

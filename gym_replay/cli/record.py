@@ -129,18 +129,15 @@ def _report(args: argparse.Namespace, status: str, words: str) -> None:
 
 def _count(folder: Path) -> dict[str, Any]:
     """Episodes, steps and their mean return; zeros where nothing was created yet."""
-    import numpy as np
-
     from gym_replay.buffer.replay_buffer import ReplayBuffer
     from gym_replay.buffer.storage.reader import has_buffer
-    from gym_replay.collecting.target import shards_of
+    from gym_replay.collecting.target import returns_in, shards_of
 
     episodes = steps = 0
     returns: list[float] = []
     for each in [folder] if has_buffer(folder) else shards_of(folder):
         with ReplayBuffer.from_folder(each, read_only=True) as buffer:
-            (snapshot,) = buffer.snapshots()
-            episodes, steps = episodes + len(snapshot), steps + snapshot.num_steps
-            returns += [float(np.sum(one)) for one in snapshot.meta("episode_return")]
-    mean = float(np.mean(returns)) if returns else None
+            episodes, steps = episodes + len(buffer), steps + buffer.num_steps
+            returns += returns_in(buffer)
+    mean = sum(returns) / len(returns) if returns else None
     return {"num_episodes": episodes, "num_steps": steps, "return_mean": mean}

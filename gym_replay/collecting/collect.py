@@ -116,7 +116,7 @@ def collect(
         episodes, steps: how many in total, in the folder, kept ones only; with both, what is reached first counts.
             ``steps`` is reached by whole episodes.
         num_envs: how many environments are played at once.
-        seed: from 0 on. Of the environment and the policy, not of learning.
+        seed: from 0 on; with an episode's number it decides all that the environment and the policy draw.
         env_kwargs: arguments for making the environment.
         max_episode_steps: truncate episodes there, instead of at the environment's own limit.
         options: the ``options`` of each reset.

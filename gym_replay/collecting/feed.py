@@ -9,6 +9,7 @@ import numpy as np
 
 from gym_replay.collecting.request import Keep
 from gym_replay.collecting.target import INDEX
+from gym_replay.errors import FieldError
 from gym_replay.wrappers.recording import FinishedEpisode, OnEpisode
 
 
@@ -92,6 +93,8 @@ class Verdicts:
         is_kept = not (isinstance(said, (bool, np.bool_)) and not said)
         if is_kept and self._keep is not None:
             is_kept = bool(self._keep(episode))
+        if isinstance(said, Mapping) and INDEX in said:
+            raise FieldError(f"meta field {INDEX!r} is set by collect() itself")
         self.unjudged.discard(number)
         if not is_kept:
             self.refused.add(number)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ NAME = "collect.json"
 _FORMAT = "gym_replay collection"
 _VERSION = 1
 _LARGEST = 1 << 26
+_SECONDS_BETWEEN_NOTES = 10.0
 _MOST_DISCARDED = 1 << 24
 
 
@@ -47,6 +49,7 @@ class Journal:
     uuid: str = ""
     goals: list[Goal] = field(default_factory=list)
     discarded: set[int] = field(default_factory=set)
+    _noted: float = field(default_factory=time.monotonic)
 
     def ask(self, goal: Goal) -> None:
         """Note what is asked for now."""
@@ -64,6 +67,21 @@ class Journal:
                 f"{folder} was collected with other arguments: {'; '.join(differences)}. Pass what is stored, or "
                 "choose another folder"
             )
+
+    def note(self, discarded: Collection[int], folder: Path) -> None:
+        """Write down which episodes were discarded, where there are more of them.
+
+        What a process that is killed did not write down is played again, and discarded again.
+        """
+        if len(discarded) != len(self.discarded):
+            self.discarded = set(discarded)
+            self.write(folder)
+        self._noted = time.monotonic()
+
+    def note_now_and_then(self, discarded: Collection[int], folder: Path) -> None:
+        """The same, if it was some time ago."""
+        if time.monotonic() - self._noted > _SECONDS_BETWEEN_NOTES:
+            self.note(discarded, folder)
 
     def write(self, folder: Path) -> None:
         """Put the file in place, whole or not at all.

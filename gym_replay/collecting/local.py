@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.collecting.environments import make_vector
@@ -20,12 +19,10 @@ from gym_replay.collecting.progress import OnInterrupt, Progress
 from gym_replay.collecting.request import Request
 from gym_replay.collecting.several import NativePlayer, VectorPlayer
 from gym_replay.collecting.single import SinglePlayer
-from gym_replay.collecting.target import delete_numbers, episodes_in, open_journal, open_target
+from gym_replay.collecting.target import delete_numbers, episodes_in, open_journal, open_target, returns_in
 
 _SLICE = 0.1
 """Seconds between two looks at the bar."""
-
-_SECONDS_BETWEEN_NOTES = 10.0
 
 
 class _PlannedFeed:
@@ -102,7 +99,7 @@ class _Collection:
         """Play until the plan is complete."""
         self._journal.ask(self.plan.goal)
         self._journal.write(self._buffer.folder)  # before there is anything that it is about
-        returns = [float(np.sum(each)) for part in self._buffer.snapshots() for each in part.meta("episode_return")]
+        returns = returns_in(self._buffer)
         bar = Progress(self.plan.goal, self._buffer.folder, self.plan.kept.values(), returns, is_shown=progress)
         feed = _PlannedFeed(self.plan, bar)
         player = make_player(env, policy, self._request, self._buffer, feed, self._verdicts)
@@ -110,28 +107,22 @@ class _Collection:
         def stop() -> None:
             player.stopped = True
 
-        noted = time.monotonic()
         with OnInterrupt(stop) as interrupt:
             try:
                 while player.play(time.monotonic() + _SLICE) and not player.stopped:
                     bar.show(player.steps)
-                    if time.monotonic() - noted > _SECONDS_BETWEEN_NOTES:
-                        noted = time.monotonic()
-                        self._note_discarded()
+                    self._journal.note_now_and_then(self.plan.discarded, self._buffer.folder)
             finally:
-                player.close()
-                bar.show(player.steps, is_last=True)
+                try:
+                    player.close()
+                finally:
+                    bar.show(player.steps, is_last=True)
         if interrupt.came:
             raise KeyboardInterrupt
 
     def settle(self) -> None:
         """Note what was discarded, and delete what does not belong to the collection."""
-        self._note_discarded()
+        self._journal.note(self.plan.discarded, self._buffer.folder)
         delete_numbers(self._buffer, self._verdicts.unjudged & episodes_in(self._buffer).keys())
         if self.plan.is_complete:
             delete_numbers(self._buffer, self.plan.unneeded(self._journal.goals))
-
-    def _note_discarded(self) -> None:
-        if self.plan.discarded != self._journal.discarded:
-            self._journal.discarded = set(self.plan.discarded)
-            self._journal.write(self._buffer.folder)

@@ -17,8 +17,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from gym_replay.buffer.concat import ConcatReplayBuffer
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.lock import WriterLock
@@ -30,7 +28,15 @@ from gym_replay.collecting.plan import Goal, Plan
 from gym_replay.collecting.policies import load_policy
 from gym_replay.collecting.progress import OnInterrupt, Progress
 from gym_replay.collecting.request import Request, check_count
-from gym_replay.collecting.target import SHARDS, delete_numbers, episodes_in, open_journal, open_target, shards_of
+from gym_replay.collecting.target import (
+    SHARDS,
+    delete_numbers,
+    episodes_in,
+    open_journal,
+    open_target,
+    returns_in,
+    shards_of,
+)
 from gym_replay.errors import BufferLockedError, ConfigMismatchError, EmptyBufferError, MissingExtraError
 
 _SLICE = 0.5
@@ -93,8 +99,8 @@ class ShardWorker:
 
     # --- what the driver calls ---
 
-    def open(self) -> dict[int, int]:
-        """Make the environment and open the shard; the lengths of the episodes in it, by number."""
+    def open(self) -> list[Played]:
+        """Make the environment and open the shard; the episodes that are in it."""
         request = self._request
         policy = load_policy(request.policy)
         with ExitStack() as cleanup:
@@ -104,11 +110,13 @@ class ShardWorker:
             cleanup.callback(self._buffer.close)
             journal = open_journal(self._buffer, request)
             journal.write(self._shard)
-            there = episodes_in(self._buffer)
+            lengths, returns = episodes_in(self._buffer), returns_in(self._buffer)
             self._verdicts = Verdicts(request.keep, request.on_episode)
             self._player = make_player(self._env, policy, request, self._buffer, self, self._verdicts)
             cleanup.pop_all()
-        return there
+        return [
+            Played(number, length, one, True) for (number, length), one in zip(lengths.items(), returns, strict=True)
+        ]
 
     def play(self, numbers: list[int], seconds: float) -> Report:
         """Play on, with these numbers too, for so long or until there are none left."""
@@ -230,11 +238,12 @@ class _Crew:
         self._ray.kill(worker.actor)  # where only the connection broke
         self._make_actor(worker)
 
-    def _note_open(self, worker: _Worker, there: dict[int, int]) -> None:
+    def _note_open(self, worker: _Worker, there: list[Played]) -> None:
         worker.is_open = True
+        by_number = {episode.number: episode for episode in there}
         for number in sorted(worker.numbers):  # of the one that died in its place
-            if number in there:
-                self._settle(Played(number, there[number], float("nan"), True))
+            if number in by_number:
+                self._settle(by_number[number])
             else:
                 self._plan.give_back(number)
         worker.numbers.clear()
@@ -318,24 +327,24 @@ def collect_on_ray(
             with _running(ray):
                 crew = _Crew(ray, request, plan, bar, shards, ray_options)
                 try:
-                    _drive(crew, plan, bar)
+                    _drive(crew, plan, bar, lambda: journal.note_now_and_then(plan.discarded, folder))
                 finally:
                     crew.stop()
                     bar.show(crew.steps, is_last=True)
-                    journal.discarded = set(plan.discarded)
-                    journal.write(folder)
+                    journal.note(plan.discarded, folder)
         _tidy(folder, goal, journal, plan)
     finally:
         lock.release()
     return _union(folder)
 
 
-def _drive(crew: _Crew, plan: Plan, bar: Progress) -> None:
+def _drive(crew: _Crew, plan: Plan, bar: Progress, note: Callable[[], None]) -> None:
     with OnInterrupt(lambda: None) as interrupt:
         crew.start()
         while not plan.is_complete and not interrupt.came:
             crew.look(_LOOK)
             bar.show(crew.steps)
+            note()
     if interrupt.came:
         raise KeyboardInterrupt
 
@@ -380,8 +389,7 @@ def _read_shards(folder: Path) -> tuple[dict[int, int], list[float]]:
         lengths: dict[int, int] = {}
         returns: list[float] = []
         for buffer in buffers:
-            (snapshot,) = buffer.snapshots()
-            returns += [float(np.sum(each)) for each in snapshot.meta("episode_return")]
+            returns += returns_in(buffer)
             lengths |= episodes_in(buffer, beside=lengths)
     return lengths, returns
 

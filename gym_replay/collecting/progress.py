@@ -41,6 +41,7 @@ class Progress:
         self._counts_steps = goal.episodes is None
         # Where nobody watches, a line now and then is enough.
         interval = 0.2 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
+        hidden: dict[str, Any] = {} if is_shown else {"disable": True}  # not given, it is as TQDM_DISABLE says
         self._bar: Any = tqdm(
             total=goal.steps if self._counts_steps else goal.episodes,
             initial=min(self.steps if self._counts_steps else self.episodes, self._total),
@@ -49,7 +50,7 @@ class Progress:
             mininterval=interval,
             maxinterval=interval,
             dynamic_ncols=True,
-            **({} if is_shown else {"disable": True}),  # else as TQDM_DISABLE says
+            **hidden,
         )
 
     @property

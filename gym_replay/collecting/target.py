@@ -129,6 +129,11 @@ def episodes_in(buffer: Readable, beside: Mapping[int, int] | None = None) -> di
     return found
 
 
+def returns_in(buffer: Readable) -> list[float]:
+    """The return of each episode; of rewards of several values the sum of all."""
+    return [float(np.sum(each)) for part in buffer.snapshots() for each in part.meta("episode_return")]
+
+
 def shards_of(folder: Path) -> list[Path]:
     """The folders of workers that hold a buffer, in their order."""
     found = (path for path in (folder / SHARDS).glob("worker-*") if re.fullmatch(r"worker-\d{5,}", path.name))

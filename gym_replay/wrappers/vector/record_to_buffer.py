@@ -187,6 +187,8 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
         if options is not None and given is not None:
             options = dict(options)
         kept = None if options is None else {key: value for key, value in options.items() if key != RESET_MASK}
+        if given is not None:
+            kept = kept or None  # nothing but the mask: no options were given
         began = time.time()
         result = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         if not isinstance(result, (tuple, list)) or len(result) != 2:

@@ -22,6 +22,20 @@ NOBODY = -1
 """In the place of an episode's number: none that is wanted."""
 
 
+class _Recorder(RecordToBuffer):
+    """A recorder of sub-environments some of which may stand still, and which see no empty options.
+
+    :class:`~gym_replay.collecting.environments.Parkable` is where both is seen to.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._warned.add("unreset")  # it would warn of those that stand still
+
+    def _options_seen(self, options: dict[str, Any] | None) -> dict[str, Any] | None:
+        return super()._options_seen(options) or None
+
+
 class SeveralPlayer:
     """What players of vector environments share: who plays which episode, and the policy.
 
@@ -45,7 +59,7 @@ class SeveralPlayer:
     ) -> None:
         count = envs.num_envs
         self._base, self._request, self._feed, self._verdicts = envs, request, feed, verdicts
-        self._envs = RecordToBuffer(
+        self._envs = (RecordToBuffer if request.is_native else _Recorder)(
             envs,
             buffer,
             on_incomplete="discard",
@@ -118,7 +132,6 @@ class VectorPlayer(SeveralPlayer):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._parked: Mask = np.zeros(self._count, bool)
-        self._envs._warned.add("unreset")  # it would warn of those that are parked
         self._was_reset = False
 
     def play(self, until: float) -> bool:

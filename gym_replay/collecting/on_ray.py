@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 from gym_replay.buffer.concat import ConcatReplayBuffer
 from gym_replay.buffer.replay_buffer import ReplayBuffer
+from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.collecting.feed import Played, Verdicts
@@ -47,6 +49,9 @@ _LOOK = 0.1
 
 _LOCK_SECONDS = 30.0
 """How long a worker waits for the process before it to be gone: Ray may say so a little early."""
+
+_PATIENCE = 30.0
+"""Seconds without a single worker after which there is a warning."""
 
 _MOST_DEATHS = 3
 """How often in a row a worker may die without an episode."""
@@ -194,6 +199,7 @@ class _Crew:
         self._sent = ray.put(request)
         self._workers = [_Worker(shard) for shard in shards]
         self._calls: dict[Any, _Worker] = {}
+        self._warn_at = time.monotonic() + _PATIENCE
         self.steps = 0
 
     def start(self) -> None:
@@ -212,6 +218,8 @@ class _Crew:
             Exception: what the environment, the policy or the recorder raised in a worker.
         """
         errors = self._ray.exceptions
+        if time.monotonic() > self._warn_at:
+            self._warn_of_no_room()
         done, _ = self._ray.wait(list(self._calls), num_returns=len(self._calls), timeout=seconds)
         for call in done:
             worker = self._calls.pop(call)
@@ -229,6 +237,15 @@ class _Crew:
                 self._note_open(worker, answer)
             if not self._plan.is_complete:
                 self._calls[worker.actor.play.remote(self._numbers_for(worker), _SLICE)] = worker
+
+    def _warn_of_no_room(self) -> None:
+        self._warn_at = math.inf
+        if not any(worker.is_open for worker in self._workers):
+            warnings.warn(
+                f"no worker has begun: Ray has {self._ray.available_resources().get('CPU', 0):g} processors free, and "
+                "each worker takes one, or what ray_options says; collect() goes on waiting",
+                stacklevel=4,
+            )
 
     def _replace(self, worker: _Worker, error: Exception) -> None:
         """Have another actor take the place of one that died."""
@@ -381,14 +398,10 @@ def _read_shards(folder: Path) -> tuple[dict[int, int], list[float]]:
     Raises:
         CorruptBufferError: a number is there twice.
     """
-    shards = shards_of(folder)
-    if not shards:
-        return {}, []
-    with ExitStack() as opened:
-        buffers = [opened.enter_context(ReplayBuffer.from_folder(shard, read_only=True)) for shard in shards]
-        lengths: dict[int, int] = {}
-        returns: list[float] = []
-        for buffer in buffers:
+    lengths: dict[int, int] = {}
+    returns: list[float] = []
+    for shard in shards_of(folder):
+        with ReplayBuffer.from_folder(shard, read_only=True) as buffer:
             returns += returns_in(buffer)
             lengths |= episodes_in(buffer, beside=lengths)
     return lengths, returns
@@ -401,12 +414,14 @@ def _tidy(folder: Path, goal: Goal, journal: Journal, plan: Plan) -> None:
     """
     kept, _ = _read_shards(folder)
     unneeded = set(Plan(goal, kept, plan.discarded).unneeded(journal.goals))
-    with ExitStack() as opened:
-        buffers = [opened.enter_context(ReplayBuffer.from_folder(shard)) for shard in shards_of(folder)]
-        fields = {name: info for buffer in buffers for name, info in buffer.metadata.fields.items()}
-        for buffer in buffers:
+    fields: dict[str, Field] = {}
+    for shard in shards_of(folder):
+        with ReplayBuffer.from_folder(shard) as buffer:
+            fields |= buffer.metadata.fields
             if unneeded & episodes_in(buffer).keys():
                 delete_numbers(buffer, unneeded)
+    for shard in shards_of(folder):
+        with ReplayBuffer.from_folder(shard) as buffer:
             known = buffer.metadata.fields
             buffer.add_default_fields({name: info for name, info in fields.items() if name not in known})
 

@@ -131,7 +131,11 @@ def episodes_in(buffer: Readable, beside: Mapping[int, int] | None = None) -> di
 
 def returns_in(buffer: Readable) -> list[float]:
     """The return of each episode; of rewards of several values the sum of all."""
-    return [float(np.sum(each)) for part in buffer.snapshots() for each in part.meta("episode_return")]
+    returns: list[float] = []
+    for part in buffer.snapshots():
+        of_each = part.meta("episode_return")
+        returns += of_each.sum(axis=tuple(range(1, of_each.ndim))).tolist()
+    return returns
 
 
 def shards_of(folder: Path) -> list[Path]:

@@ -58,6 +58,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     verb.add_argument("--env-kwargs", type=_json_object, metavar="JSON", help="arguments of the environment")
     verb.add_argument("--max-episode-steps", type=int, metavar="N", help="truncate episodes there")
+    verb.add_argument("--fresh-envs", action="store_true", help="make the environment anew for each episode")
     verb.add_argument("--options", type=_json_object, metavar="JSON", help="options of each reset")
     verb.add_argument("--stochastic", action="store_true", help="let predict draw its actions at random")
     verb.add_argument("--record-info", action="store_true", help="record the numbers and arrays in the infos too")
@@ -88,7 +89,17 @@ def run(args: argparse.Namespace) -> int:
 
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())  # for module:name, as `python -m` has it
-    names = ("policy", "episodes", "steps", "num_envs", "seed", "vectorization", "env_kwargs", "max_episode_steps")
+    names = (
+        "policy",
+        "episodes",
+        "steps",
+        "num_envs",
+        "seed",
+        "vectorization",
+        "env_kwargs",
+        "max_episode_steps",
+        "fresh_envs",
+    )
     options: dict[str, Any] = {name: getattr(args, name) for name in (*names, "options", "record_info", "overwrite")}
     options |= {"deterministic": not args.stochastic, "progress": not args.quiet}
     if args.ray_workers is not None:

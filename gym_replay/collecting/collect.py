@@ -37,6 +37,7 @@ class CollectArguments(TypedDict, total=False):
     seed: int
     env_kwargs: Mapping[str, Any] | None
     max_episode_steps: int | None
+    fresh_envs: bool
     options: Mapping[str, Any] | None
     vectorization: str
     deterministic: bool
@@ -79,6 +80,7 @@ def collect(
     seed: int = 0,
     env_kwargs: Mapping[str, Any] | None = None,
     max_episode_steps: int | None = None,
+    fresh_envs: bool = False,
     options: Mapping[str, Any] | None = None,
     vectorization: str = "sync",
     deterministic: bool = True,
@@ -119,6 +121,8 @@ def collect(
         seed: from 0 on; with an episode's number it decides all that the environment and the policy draw.
         env_kwargs: arguments for making the environment.
         max_episode_steps: truncate episodes there, instead of at the environment's own limit.
+        fresh_envs: make the environment anew for each episode: for those that carry more from one episode to the next
+            than a seed resets, such as BipedalWalker.
         options: the ``options`` of each reset.
         vectorization: with several environments, ``"sync"`` plays them in this process, ``"async"`` each in one of its
             own; ``"native"`` takes the environment's own vector environment, and warns of what is lost by that.
@@ -157,7 +161,7 @@ def collect(
     """
     goal = goal_of(episodes, steps)
     request = Request(
-        make=EnvMaker(env, env_kwargs, max_episode_steps),
+        make=EnvMaker(env, env_kwargs, max_episode_steps, is_fresh=fresh_envs),
         policy=policy,
         policy_name=policy_name_of(policy) if policy_name is None else policy_name,
         deterministic=deterministic,

@@ -26,13 +26,19 @@ class EnvMaker:
         env: an id, a spec, or a function that returns an environment.
         kwargs: what goes to ``gymnasium.make``, or to the function.
         max_episode_steps: where to truncate episodes; None where the environment's own time limit counts.
+        is_fresh: whether each episode has an environment that was made for it.
 
     Raises:
         TypeError: it is none of these.
     """
 
     def __init__(
-        self, env: EnvLike, kwargs: Mapping[str, Any] | None = None, max_episode_steps: int | None = None
+        self,
+        env: EnvLike,
+        kwargs: Mapping[str, Any] | None = None,
+        max_episode_steps: int | None = None,
+        *,
+        is_fresh: bool = False,
     ) -> None:
         if not isinstance(env, (str, EnvSpec)) and not callable(env):
             raise TypeError(
@@ -41,7 +47,7 @@ class EnvMaker:
             )
         self._env = env
         self.kwargs = dict(kwargs or {})
-        self.max_episode_steps = max_episode_steps
+        self.max_episode_steps, self.is_fresh = max_episode_steps, is_fresh
         # A process that this is sent to may not have imported what registers the id.
         self._spec = gym.registry.get(env) if isinstance(env, str) else None
 
@@ -51,6 +57,9 @@ class EnvMaker:
         Raises:
             TypeError: the function returned something else.
         """
+        return _Fresh(self._make) if self.is_fresh else self._make()
+
+    def _make(self) -> gym.Env[Any, Any]:
         limit: dict[str, Any] = {} if self.max_episode_steps is None else {"max_episode_steps": self.max_episode_steps}
         kwargs = copy.deepcopy(self.kwargs)
         if isinstance(self._env, (str, EnvSpec)):
@@ -95,7 +104,12 @@ class EnvMaker:
             env = {"id": env.id, "kwargs": describe(env.kwargs)} if env.kwargs else env.id
         elif not isinstance(env, str):
             env = name_of(env)
-        return {"env": env, "env_kwargs": describe(self.kwargs), "max_episode_steps": self.max_episode_steps}
+        return {
+            "env": env,
+            "env_kwargs": describe(self.kwargs),
+            "max_episode_steps": self.max_episode_steps,
+            "fresh_envs": self.is_fresh,
+        }
 
 
 def name_of(thing: Any) -> str:
@@ -120,6 +134,27 @@ def describe(value: Any) -> Any:
     if hasattr(value, "tolist") and getattr(getattr(value, "dtype", None), "kind", "O") in "buif":
         return describe(value.tolist())
     return name_of(value)
+
+
+class _Fresh(gym.Wrapper[Any, Any, Any, Any]):
+    """An environment that is made anew for each episode after the first, as some carry more than a seed decides."""
+
+    def __init__(self, make: Callable[[], gym.Env[Any, Any]]) -> None:
+        super().__init__(make())
+        self._make = make
+        self._was_reset = False
+
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+        """That of the environment inside: what is recorded is made again without this wrapper."""
+        return self.env.spec
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if self._was_reset:
+            self.env.close()
+            self.env = self._make()
+        self._was_reset = True
+        return self.env.reset(seed=seed, options=options)
 
 
 class Parkable(gym.Wrapper[Any, Any, Any, Any]):

@@ -49,6 +49,8 @@ class Request:
         check_count("num_envs", self.num_envs)
         if type(self.seed) is not int or self.seed < 0:
             raise FieldError(f"seed: expected an integer from 0 on, got {self.seed!r}")
+        if self.is_native and self.make.is_fresh:
+            raise FieldError("fresh_envs=True does not go with vectorization='native'")
         if self.vectorization not in VECTORIZATIONS:
             raise FieldError(f"vectorization={self.vectorization!r}: expected one of {VECTORIZATIONS}")
         for name in ("keep", "on_episode"):

@@ -63,7 +63,7 @@ def test_every_option(tmp_path):
         "data",
         *("--policy", "my_policies:zeros", "--steps", 30, "--num-envs", 2, "--vectorization", "async"),
         *("--env-kwargs", '{"is_slippery": false, "map_name": "8x8"}', "--max-episode-steps", 7),
-        *("--options", "{}", "--record-info", "--overwrite", "--quiet"),
+        *("--options", "{}", "--record-info", "--overwrite", "--quiet", "--fresh-envs"),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr

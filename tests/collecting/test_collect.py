@@ -90,6 +90,32 @@ def _keep_odd(episode):
     return int(episode["action"][:, 0].sum()) % 2 == 1
 
 
+class _Ageing(Wander):
+    """Carries something from one episode to the next that no seed resets."""
+
+    age = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.age += 1
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        observation, reward, *others = super().step(action)
+        return observation, reward + 100 * self.age, *others
+
+
+def test_environments_that_carry_something_along_are_made_anew(tmp_path):
+    expected = facts_of(wander(tmp_path / "young", env=_Ageing, episodes=6, fresh_envs=True))
+    together = wander(tmp_path / "together", env=_Ageing, episodes=6, fresh_envs=True, num_envs=4)
+    assert facts_of(together) == expected
+    assert facts_of(wander(tmp_path / "old", env=_Ageing, episodes=6)) != expected
+    by_id = collect("FrozenLake-v1", tmp_path / "id", episodes=3, num_envs=2, fresh_envs=True, progress=False)
+    assert by_id.make_env().spec.id == "FrozenLake-v1"
+    assert all(replay(by_id, place).equal for place in range(3))
+    with pytest.raises(ConfigMismatchError, match="fresh_envs"):
+        wander(tmp_path / "young", env=_Ageing, episodes=7)
+
+
 def test_long_episodes_are_not_rarer_for_being_long(tmp_path):
     expected = facts_of(collect(Uneven, tmp_path / "1", episodes=40, seed=3, progress=False))
     found = facts_of(collect(Uneven, tmp_path / "8", episodes=40, seed=3, num_envs=8, progress=False))
@@ -401,6 +427,7 @@ def test_the_note_of_a_buffer_that_was_replaced_means_nothing(tmp_path):
         ({"episodes": 1, "policy": "sb3:PPO:missing.zip"}, FieldError, "missing"),
         ({"episodes": 1, "policy": "sb3:PPO"}, FieldError, "sb3:ALGO:PATH"),
         ({"episodes": 1, "keep": True}, FieldError, "keep"),
+        ({"episodes": 1, "vectorization": "native", "fresh_envs": True}, FieldError, "fresh_envs"),
         ({"episodes": 1, "engine": "dask"}, FieldError, "dask"),
         ({"episodes": 1, "num_workers": 2}, FieldError, "num_workers"),
         ({"episodes": 1, "engine": "ray", "overwrite": True}, FieldError, "overwrite"),

@@ -28,7 +28,8 @@ class Wander(gym.Env):
 
     def __init__(self, longest=9, pause=0.0, fail_at=None, render_mode=None):
         self.observation_space = spaces.Box(0, 255, (4, 3, 3), np.uint8)
-        self.longest, self.pause, self.fail_at = longest, pause, fail_at
+        self.longest, self.fail_at = longest, fail_at
+        self.pause = float(os.environ.get("PAUSE", pause))  # a process that is to be ended is made a slow one
         self.steps = 0
 
     def _look(self):

@@ -91,6 +91,12 @@ class EnvMaker:
             made = self._env(num_envs=num_envs, **limit, **copy.deepcopy(self.kwargs))
         if not isinstance(made, gym.vector.VectorEnv):
             raise TypeError(f"vectorization='native': expected a VectorEnv, got {type(made).__name__}")
+        if getattr(made.metadata.get("autoreset_mode"), "value", None) == "Disabled":
+            made.close()
+            raise FieldError(
+                f"vectorization='native': {made} leaves the resets of its sub-environments to others; make it with the "
+                "next-step or same-step mode, or use 'sync' or 'async'"
+            )
         return made
 
     def _known(self) -> str | EnvSpec:

@@ -1,3 +1,4 @@
+import inspect
 import json
 
 import gymnasium as gym
@@ -13,14 +14,18 @@ from gym_replay import (
     CorruptBufferError,
     Field,
     FieldError,
+    GymReplayError,
     RecordToBuffer,
     ReplayBuffer,
     check_buffer,
     collect,
     replay,
 )
+from gym_replay.collecting.collect import CollectArguments
 from gym_replay.collecting.plan import Goal
 from gym_replay.collecting.seeds import seeds_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # AsyncVectorEnv, since Python 3.12
 
 
 def wander(folder, *, policy=brightest, env=Wander, **options):
@@ -134,6 +139,16 @@ def test_steps_end_with_the_episode_that_reaches_them(tmp_path, num_envs):
     assert sorted(lengths) == list(range(len(lengths)))
     total = sum(lengths.values())
     assert total >= 200 > total - lengths[len(lengths) - 1]
+
+
+def test_a_run_that_was_killed_before_it_deleted_what_is_not_needed(tmp_path, monkeypatch):
+    options = {"steps": 150, "num_envs": 6, "progress": False}
+    with monkeypatch.context() as patch:
+        patch.setattr("gym_replay.collecting.local.delete_numbers", lambda buffer, numbers: None)
+        too_many = facts_of(collect(Uneven, tmp_path / "parts", seed=2, **options))
+    expected = facts_of(collect(Uneven, tmp_path / "whole", seed=2, **{**options, "num_envs": 1}))
+    assert expected.keys() < too_many.keys()
+    assert facts_of(collect(Uneven, tmp_path / "parts", seed=2, **options)) == expected
 
 
 def test_seeds_options_and_replay(tmp_path):
@@ -507,6 +522,12 @@ def test_extra_fields(tmp_path, num_envs, batched):
         assert episode["acted"].tolist() == list(range(1, len(episode) + 1))
 
 
+def test_the_typed_arguments_are_those_of_the_function():
+    parameters = inspect.signature(collect).parameters
+    own = {"env", "folder", "engine"}
+    assert set(CollectArguments.__annotations__) == set(parameters) - own
+
+
 def test_collect_is_a_function_after_its_modules_are_imported():
     import gym_replay
     import gym_replay.collecting.collect as module
@@ -548,6 +569,34 @@ def test_native_random_policies_are_seeded_for_each_episode(tmp_path):
 def test_there_is_no_native_one(tmp_path):
     with pytest.raises(FieldError, match="native"), pytest.warns(UserWarning, match="gives up"):
         collect("FrozenLake-v1", tmp_path, episodes=1, num_envs=2, vectorization="native")
+
+
+@pytest.mark.parametrize("mode", [gym.vector.AutoresetMode.NEXT_STEP, gym.vector.AutoresetMode.SAME_STEP])
+def test_native_ones_that_a_function_makes(tmp_path, mode):
+    def make(num_envs):
+        return gym.vector.SyncVectorEnv([Wander] * num_envs, autoreset_mode=mode)
+
+    with pytest.warns(UserWarning, match="gives up"):
+        buffer = wander(tmp_path, env=make, episodes=20, num_envs=3, vectorization="native")
+    assert sorted(facts_of(buffer)) == list(range(20))
+    for episode in buffer:
+        assert (episode["action"] == brightest(episode["observation"][:-1])).all()
+        assert episode.meta["env_index"] == episode.meta["collect_index"] % 3
+
+
+def test_native_ones_that_do_not_reset_themselves_are_refused(tmp_path):
+    def make(num_envs):
+        return gym.vector.SyncVectorEnv([Wander] * num_envs, autoreset_mode=gym.vector.AutoresetMode.DISABLED)
+
+    with pytest.raises(FieldError, match="next-step"), pytest.warns(UserWarning, match="gives up"):
+        wander(tmp_path, env=make, episodes=2, num_envs=2, vectorization="native")
+
+
+def test_an_older_gymnasium_plays_one_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.delattr(gym.vector, "AutoresetMode")
+    with pytest.raises(GymReplayError, match="pip install -U gymnasium"):
+        wander(tmp_path / "several", episodes=2, num_envs=2)
+    assert len(wander(tmp_path / "one", episodes=2)) == 2
 
 
 # --- the bar ---

@@ -7,6 +7,8 @@ from wrappers.vector.pairs import SPACES, UNSHARED, Varied
 
 from gym_replay import collect
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # AsyncVectorEnv, since Python 3.12
+
 
 class Valued(Varied):
     """Its rewards depend on the values of actions only: some come as NumPy scalars or as arrays without axes."""

@@ -20,14 +20,18 @@ import sys
 sys.path.insert(0, {tests!r})
 from collecting_helpers import Wander, brightest
 from gym_replay import collect
-collect(Wander, {folder!r}, policy=brightest, progress=False, env_kwargs={{"pause": 0.004}}, {options})
+collect(Wander, {folder!r}, policy=brightest, progress=False, {options})
 """
 
 
 def _start(folder, options):
     script = SCRIPT.format(tests=str(TESTS), folder=str(folder), options=options)
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", script], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", script],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PAUSE": "0.01"},
     )
 
 
@@ -59,8 +63,7 @@ def test_killed_runs_end_with_the_same_episodes(tmp_path, mode):
 
 
 def _collect(folder, **options):
-    options = {"episodes": 120, "env_kwargs": {"pause": 0.004}, "progress": False, **options}
-    return collect(Wander, folder, policy=brightest, **options)
+    return collect(Wander, folder, policy=brightest, episodes=120, progress=False, **options)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from gym_replay.buffer.loading.splits import split
     from gym_replay.buffer.loading.statistics import FieldStatistics, Statistics, statistics
     from gym_replay.buffer.storage.check import CheckReport, Fault, check_buffer
+    from gym_replay.collecting.collect import collect
     from gym_replay.replaying import ReplayReport, replay
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
     from gym_replay.wrappers.recording import FinishedEpisode
@@ -70,6 +71,7 @@ _LAZY = {
     "ReplayReport": "gym_replay.replaying",
     "Statistics": "gym_replay.buffer.loading.statistics",
     "check_buffer": "gym_replay.buffer.storage.check",
+    "collect": "gym_replay.collecting.collect",
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
     "crop_loader": "gym_replay.buffer.loading.loaders",
     "merge": "gym_replay.buffer.copying",
@@ -123,6 +125,7 @@ __all__ = [
     "UnsupportedFormatError",
     "UnsupportedSpaceError",
     "check_buffer",
+    "collect",
     "crop_loader",
     "merge",
     "n_step_loader",

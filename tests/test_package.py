@@ -17,8 +17,9 @@ LAYERS = {
     "gym_replay.buffer": 3,
     "gym_replay.wrappers": 4,
     "gym_replay.replaying": 5,
-    "gym_replay.cli": 6,
-    "gym_replay.__main__": 7,
+    "gym_replay.collecting": 6,
+    "gym_replay.cli": 7,
+    "gym_replay.__main__": 8,
 }
 
 
@@ -40,6 +41,8 @@ def test_an_unknown_name_is_an_attribute_error():
     [
         ("import gym_replay", ["torch", "gymnasium"]),
         ("import gym_replay; gym_replay.RecordToBuffer", ["torch"]),
+        ("import gym_replay; gym_replay.collect", ["torch", "ray"]),
+        ("import gym_replay.cli.record", ["torch", "gymnasium", "ray"]),
         ("import gym_replay.buffer.storage.writer", ["torch", "gymnasium"]),
         ("from gym_replay import merge, select, split_into", ["torch", "gymnasium"]),
         ("from gym_replay.cli import make_parser; make_parser()", ["torch", "gymnasium"]),
@@ -89,9 +92,11 @@ def test_imports_run_one_way(path):
         if imported.split(".")[0] == "torch":
             assert ".loading" in module, f"{module} imports torch"
         if imported.split(".")[0] == "gymnasium":
-            assert ".wrappers" in module or module.endswith((".env_spaces", ".env_spec", ".custom_spaces")), (
-                f"{module} imports gymnasium"
-            )
+            assert (
+                ".wrappers" in module
+                or ".collecting" in module
+                or module.endswith((".env_spaces", ".env_spec", ".custom_spaces"))
+            ), f"{module} imports gymnasium"
 
 
 def test_plans_and_order_see_arrays_only():

@@ -530,6 +530,15 @@ class ReplayBuffer(Readable):
         else:
             self._reader.sync()
 
+    def acquire(self) -> None:
+        """Take the lock now rather than at the first write; :meth:`release` lets it go.
+
+        Raises:
+            BufferLockedError: somebody else writes to the buffer.
+            ReadOnlyError: the buffer was opened with ``read_only=True``.
+        """
+        self._writing()
+
     def release(self) -> None:
         """Stop writing: an open episode is discarded, checksums are completed, and the lock is let go.
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from gym_replay.errors import GymReplayError
 
-VERBS = ("info", "check", "stats", "head", "replay", "merge", "select", "split")
+VERBS = ("record", "info", "check", "stats", "head", "replay", "merge", "select", "split")
 """The verbs, in the order of the help: each is a module of this package."""
 
 OK, FOUND, ERROR, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     parser = _Parser(
         prog="gym-replay",
-        description="Look at, check, replay and copy folders that gym_replay recorded.",
+        description="Record environments, and look at, check, replay and copy what gym_replay recorded.",
         epilog="gym-replay VERB --help has the options and examples of each verb. Exit status: 0 all is well, 1 a "
         "check or a replay found a difference, 2 wrong usage or an error, 130 interrupted.",
         allow_abbrev=False,

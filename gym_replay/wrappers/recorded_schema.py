@@ -118,15 +118,20 @@ def open_for(
     durability: str,
     extra: Mapping[str, FieldLike] | None,
     meta: Mapping[str, FieldLike] | None,
+    more_own_meta: Mapping[str, Field] | None = None,
 ) -> ReplayBuffer:
-    """The buffer of a recorder of an environment with these spaces and this spec; see :func:`open_recorded`."""
+    """The buffer of a recorder of an environment with these spaces and this spec; see :func:`open_recorded`.
+
+    ``more_own_meta`` are meta fields of whoever drives the recorder: it sets them, but loaders do not count them among
+    the user's.
+    """
     return open_recorded(
         buffer,
         limits,
         overwrite=overwrite,
         durability=durability,
         core=core,
-        own_meta=meta_fields(core["reward"].shape),
+        own_meta={**meta_fields(core["reward"].shape), **(more_own_meta or {})},
         extra=None if extra is None else parse_fields(extra, "extra field"),
         meta=None if meta is None else parse_fields(meta, "meta field"),
         environment={
@@ -196,6 +201,9 @@ def _check_recorded(
     stored = buffer.metadata
     # An older recorder kept fewer meta fields; then the buffer goes on with those.
     own_meta = {name: info for name, info in own_meta.items() if name in stored.recorder_meta} or own_meta
+    # And who drove it, such as collect(), may have added some.
+    added = {name: stored.meta_fields[name] for name in stored.recorder_meta if name not in RECORDER_META}
+    own_meta = {**own_meta, **added}
     infos = {name: info for name, info in stored.fields.items() if is_info(name) and name not in core}
     others = {name: info for name, info in stored.fields.items() if name not in core and name not in infos}
     other_meta = {name: info for name, info in stored.meta_fields.items() if name not in own_meta}
@@ -222,5 +230,5 @@ def _check_recorded(
 
 def refuse_own_meta(meta: Iterable[str], metadata: Metadata) -> None:
     """Raise FieldError where a meta field that a user sets is one that the recorder sets itself."""
-    if own := [name for name in meta if name in metadata.recorder_meta]:
+    if own := [name for name in meta if name in metadata.recorder_meta and name in RECORDER_META]:
         raise FieldError(f"meta field {own[0]!r} is set by the recorder itself")

@@ -10,7 +10,7 @@ import pytest
 from buffer_helpers import WRITE_ONE, WRITES, add, contents, files_of, make_plain, run_script
 from model import read_counters
 
-from gym_replay import BufferLockedError, ReplayBuffer, check_buffer
+from gym_replay import BufferClosedError, BufferLockedError, ReadOnlyError, ReplayBuffer, check_buffer
 from gym_replay.buffer.storage import staging
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -41,6 +41,22 @@ def name_of_error(work):
     except Exception as error:
         return type(error).__name__
     return "none"
+
+
+def test_the_lock_may_be_taken_before_there_is_anything_to_write(tmp_path):
+    make_plain(tmp_path).close()
+    with ReplayBuffer.from_folder(tmp_path) as one, ReplayBuffer.from_folder(tmp_path) as other:
+        one.acquire()
+        with pytest.raises(BufferLockedError):
+            other.acquire()
+        one.acquire()  # it has it already
+        one.release()
+        other.acquire()
+    with pytest.raises(ReadOnlyError):
+        ReplayBuffer.from_folder(tmp_path, read_only=True).acquire()
+    other.close()
+    with pytest.raises(BufferClosedError):
+        other.acquire()
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)

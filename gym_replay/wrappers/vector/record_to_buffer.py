@@ -186,7 +186,7 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
         generators = self._sub.generators(mask & (seeds < 0), create=True)
         if options is not None and given is not None:
             options = dict(options)
-        kept = None if options is None else {key: value for key, value in options.items() if key != RESET_MASK}
+        kept = self._options_seen(options)
         began = time.time()
         result = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         if not isinstance(result, (tuple, list)) or len(result) != 2:
@@ -210,6 +210,10 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
                 "recorded from the one after on; with shared_memory=True nothing is lost",
             )
         return result
+
+    def _options_seen(self, options: dict[str, Any] | None) -> dict[str, Any] | None:
+        """What the sub-environments see of the options of a reset: a dict, though an empty one, if there is a mask."""
+        return None if options is None else {key: value for key, value in options.items() if key != RESET_MASK}
 
     def _really_reset(self, mask: Mask, columns: list[Column]) -> Mask:
         """Which sub-environments a reset with a mask changed that may not have known of the mask."""

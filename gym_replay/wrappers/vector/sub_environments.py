@@ -164,7 +164,7 @@ class SubEnvironments:
 
     def loses_strings(self) -> bool:
         """Whether strings in observations stay those of the beginning, as of an AsyncVectorEnv with shared memory."""
-        return self._async and bool(self._base.shared_memory) and _has_strings(self._envs.single_observation_space)
+        return self._async and bool(self._base.shared_memory) and has_strings(self._envs.single_observation_space)
 
     # --- last observations that Gymnasium hands out by reference ---
 
@@ -189,10 +189,10 @@ class SubEnvironments:
         return tuple(keys)
 
 
-def _has_strings(space: Any) -> bool:
+def has_strings(space: Any) -> bool:
     """Whether a space has parts that Gymnasium reads from shared memory once and for all."""
     if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
-        return any(map(_has_strings, space.spaces.values() if isinstance(space, gym.spaces.Dict) else space.spaces))
+        return any(map(has_strings, space.spaces.values() if isinstance(space, gym.spaces.Dict) else space.spaces))
     return isinstance(space, (gym.spaces.Text, gym.spaces.OneOf))
 
 

@@ -1,0 +1,173 @@
+"""The verb ``record`` through its entry point, as a process of its own."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from collecting_helpers import facts_of
+
+from gym_replay import ReplayBuffer, check_buffer, collect
+from gym_replay.collecting.target import shards_of
+
+TESTS = Path(__file__).parents[1]
+
+ENTRY = [sys.executable, "-W", "error::UserWarning", "-m", "gym_replay"]
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "COLUMNS": "80"}
+
+
+def record(*arguments, cwd=None):
+    command = [*ENTRY, "record", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, timeout=120)
+
+
+def test_a_run_and_its_continuation(tmp_path):
+    done = record("CartPole-v1", tmp_path / "data", "--episodes", 5, "--num-envs", 2, "--seed", 3)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "complete: 5 episodes" in done.stderr
+    assert "5/5" in done.stderr
+    done = record("CartPole-v1", tmp_path / "data", "--episodes", 8, "--seed", 3, "--quiet", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "it/s" not in done.stderr
+    said = json.loads(done.stdout)
+    expected = collect("CartPole-v1", tmp_path / "here", episodes=8, seed=3, progress=False)
+    assert facts_of(ReplayBuffer.from_folder(tmp_path / "data", read_only=True)) == facts_of(expected)
+    assert said["status"] == "complete"
+    assert said["num_episodes"] == 8
+    assert said["num_steps"] == expected.num_steps
+    assert said["return_mean"] == pytest.approx(expected.num_steps / 8)
+    assert said["bytes"] > 0
+    assert said["folder"] == str(tmp_path / "data")
+
+
+def test_every_option(tmp_path):
+    (tmp_path / "my_policies.py").write_text(
+        "import numpy as np\n\n\ndef zeros(observation):\n    return np.zeros_like(observation)\n"
+    )
+    done = record(
+        "FrozenLake-v1",
+        "data",
+        *("--policy", "my_policies:zeros", "--steps", 30, "--num-envs", 2, "--vectorization", "async"),
+        *("--env-kwargs", '{"is_slippery": false, "map_name": "8x8"}', "--max-episode-steps", 7),
+        *("--options", "{}", "--record-info", "--overwrite", "--quiet", "--fresh-envs"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    buffer = ReplayBuffer.from_folder(tmp_path / "data", read_only=True)
+    assert buffer.num_steps == 35
+    assert "info.prob" in buffer.fieldnames
+    assert buffer.env_spec.kwargs["map_name"] == "8x8"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["CartPole-v1", "data"], "episodes"),
+        (["CartPole-v1", "data", "--episodes", "0"], "positive"),
+        (["CartPole-v1", "data", "--episodes", "two"], "two"),
+        (["CartPole-v1"], "FOLDER"),
+        (["Nonsense-v1", "data", "--episodes", "1"], "Nonsense"),
+        (["CartPole-v1", "data", "--episodes", "1", "--policy", "nonsense"], "nonsense"),
+        (["CartPole-v1", "data", "--episodes", "1", "--policy", "no_such_module:f"], "no_such_module"),
+        (["CartPole-v1", "data", "--episodes", "1", "--env-kwargs", "[1]"], "JSON object"),
+        (["CartPole-v1", "data", "--episodes", "1", "--env-kwargs", "{"], "not JSON"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(tmp_path, arguments, named):
+    done = record(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_of_something_else(tmp_path):
+    assert record("CartPole-v1", "data", "--episodes", 1, cwd=tmp_path).returncode == 0
+    done = record("CartPole-v1", "data", "--episodes", 2, "--seed", 1, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "seed: stored 0, passed 1" in done.stderr
+
+
+def test_an_exception_in_a_policy(tmp_path):
+    (tmp_path / "failing.py").write_text("def policy(observation):\n    raise ZeroDivisionError('by me')\n")
+    done = record("CartPole-v1", "data", "--episodes", 2, "--policy", "failing:policy", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "ZeroDivisionError: by me" in done.stderr
+    assert json.loads(done.stdout)["status"] == "failed"
+
+
+@pytest.mark.parametrize("more", [[], ["--num-envs", "2", "--vectorization", "async"], ["--ray-workers", "1"]])
+def test_ctrl_c(tmp_path, more):
+    if "--ray-workers" in more:
+        pytest.importorskip("ray")
+    (tmp_path / "slow.py").write_text(
+        "import time\nimport numpy as np\n\n\ndef policy(observation):\n    time.sleep(0.001)\n"
+        "    return np.zeros(observation.shape[:-1], int)[()]\n"
+    )
+    command = [*ENTRY, "record", "CartPole-v1", "data", "--episodes", "100000", "--policy", "slow:policy", "--json"]
+    process = subprocess.Popen(
+        [*command, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    folder = tmp_path / "data"
+    until = time.monotonic() + 60
+    while time.monotonic() < until and process.poll() is None:
+        folders = shards_of(folder) if more[:1] == ["--ray-workers"] else [folder] * (folder / "collect.json").exists()
+        if sum(len(ReplayBuffer.from_folder(each, read_only=True)) for each in folders) >= 5:
+            break
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "stopped; the same command goes on from here: " in said
+    assert "Traceback" not in said
+    facts = json.loads(printed)
+    assert facts["status"] == "interrupted"
+    found = sum(len(ReplayBuffer.from_folder(each, read_only=True)) for each in folders)
+    assert 5 <= facts["num_episodes"] == found < 100_000
+    assert all(check_buffer(each).verified for each in folders)
+
+
+def test_in_a_terminal_of_80_columns(tmp_path):
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*ENTRY, "record", "CartPole-v1", str(tmp_path), "--episodes", "20"],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env=ENVIRONMENT,
+    )
+    os.close(follower)
+    printed = b""
+    try:
+        while chunk := os.read(leader, 4096):
+            printed += chunk
+    except OSError:  # the end, as Linux says it
+        pass
+    os.close(leader)
+    assert process.wait() == 0
+    text = printed.decode()
+    assert "complete: 20 episodes" in text
+    assert all(len(part) <= 80 for line in text.splitlines()[:-1] for part in line.split("\r"))
+
+
+def test_help():
+    done = record("--help")
+    assert done.returncode == 0
+    assert "examples:" in done.stdout
+    for option in ("--policy", "--episodes", "--steps", "--num-envs", "--ray-workers", "--env-kwargs", "--record-info"):
+        assert option in done.stdout
+    assert all(len(line) <= 82 for line in done.stdout.splitlines())

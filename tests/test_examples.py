@@ -1,0 +1,49 @@
+"""The examples of collecting run, in a small size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def _run(script, *arguments):
+    command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "examples" / script), *map(str, arguments)]
+    environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_collect_with_sb3(tmp_path):
+    pytest.importorskip("stable_baselines3")
+    printed = _run(
+        "collect_with_sb3.py", "--folder", tmp_path / "ppo", "--train-steps", 512, "--episodes", 4, "--num-envs", 2
+    )
+    lines = printed.splitlines()
+    assert [line.split()[0] for line in lines] == ["random", "greedy", "drawn"]
+    assert all(" 4 episodes" in line for line in lines)
+
+
+def test_collect_vector(tmp_path):
+    printed = _run("collect_vector.py", "--folder", tmp_path, "--episodes", 9, "--num-envs", 3)
+    assert "the same episodes: True" in printed
+
+
+def test_collect_ray(tmp_path):
+    pytest.importorskip("ray")
+    printed = _run("collect_ray.py", "--folder", tmp_path, "--episodes", 30, "--workers", 2)
+    assert "together: 30 episodes" in printed
+    assert "next_observation   (256, 4)" in printed
+
+
+@pytest.mark.parametrize("drawing", [[], ["--uniform"]])
+def test_online_dqn(tmp_path, drawing):
+    printed = _run("online_dqn.py", "--folder", tmp_path, "--steps", 1200, "--passing-return", 0, *drawing)
+    numbers = [line.split() for line in printed.splitlines()[1:-1]]
+    assert len(numbers) >= 3
+    assert all(0 < float(loss) < 100 and float(returns) > 0 for _, _, loss, returns in numbers)
+    assert "mean return of the greedy policy" in printed

@@ -31,6 +31,18 @@ _SHARE = 4
 """Files stay open, and mapped, where they are up to one part in so many of what the process may have."""
 
 
+def open_source(source: str | os.PathLike[str]) -> ReplayBuffer | ConcatReplayBuffer:
+    """What there is at a path, for reading: one buffer, or several as one.
+
+    Raises:
+        BufferNotFoundError: there is none.
+    """
+    folders = find_buffers(source)
+    if len(folders) == 1:
+        return ReplayBuffer.from_folder(folders[0], read_only=True)
+    return ConcatReplayBuffer(folders)
+
+
 class ConcatReplayBuffer(Readable):
     """The reading side of :class:`ReplayBuffer` over many of them, one after another.
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.concat import ConcatReplayBuffer
+from gym_replay.buffer.concat import open_source
 from gym_replay.buffer.finding import find_buffers
 from gym_replay.buffer.loading.facts import EpisodeFacts
 from gym_replay.buffer.loading.selection import Condition, Episodes, MetaValues, episode_mask, meta_mask
@@ -262,10 +262,7 @@ def _opened(source: Copied) -> Iterator[Readable]:
     if isinstance(source, Readable):
         yield source
     else:
-        folders = find_buffers(source)
-        with (
-            ReplayBuffer.from_folder(folders[0], read_only=True) if len(folders) == 1 else ConcatReplayBuffer(folders)
-        ) as buffer:
+        with open_source(source) as buffer:
             yield buffer
 
 

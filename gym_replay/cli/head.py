@@ -11,7 +11,7 @@ import numpy as np
 
 from gym_replay.buffer.reading import Readable
 from gym_replay.cli import output
-from gym_replay.cli.options import SOURCE_HELP, add_choice, add_verb, chosen, open_source
+from gym_replay.cli.options import SOURCE_HELP, add_choice, add_verb, chosen
 from gym_replay.errors import FieldError
 
 _LONGEST_CELL = 30
@@ -36,6 +36,8 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show the transitions."""
+    from gym_replay.buffer.concat import open_source
+
     with open_source(args.folder) as buffer:
         names = list(buffer.fieldnames if args.fields is None else args.fields)
         if unknown := [name for name in names if name not in buffer.fieldnames]:

@@ -16,7 +16,7 @@ from gym_replay.buffer.loading.facts import EpisodeFacts
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.cli import output
-from gym_replay.cli.options import SOURCE_HELP, add_verb, open_source
+from gym_replay.cli.options import SOURCE_HELP, add_verb
 from gym_replay.errors import GymReplayError
 
 _ENDS = ("terminated", "truncated", "complete")
@@ -39,6 +39,8 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show what is there."""
+    from gym_replay.buffer.concat import open_source
+
     with open_source(args.folder) as buffer:
         parts = buffer.snapshots()
         folders = [part.reader.folder for part in parts]

@@ -69,22 +69,6 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_source(path: str) -> ReplayBuffer | ConcatReplayBuffer:
-    """What there is at a path, for reading: one buffer, or several as one.
-
-    Raises:
-        BufferNotFoundError: there is none.
-    """
-    from gym_replay.buffer.concat import ConcatReplayBuffer
-    from gym_replay.buffer.finding import find_buffers
-    from gym_replay.buffer.replay_buffer import ReplayBuffer
-
-    folders = find_buffers(path)
-    if len(folders) == 1:
-        return ReplayBuffer.from_folder(folders[0], read_only=True)
-    return ConcatReplayBuffer(folders)
-
-
 def chosen(
     buffer: ReplayBuffer | ConcatReplayBuffer, where: str | None, episodes: str | None
 ) -> npt.NDArray[np.int64] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gym_replay.buffer.reading import Readable
 from gym_replay.cli import output
-from gym_replay.cli.options import SOURCE_HELP, add_choice, add_verb, chosen, open_source, shows_bars
+from gym_replay.cli.options import SOURCE_HELP, add_choice, add_verb, chosen, shows_bars
 
 if TYPE_CHECKING:
     from gym_replay.replaying import ReplayReport
@@ -37,6 +37,8 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Replay the episodes."""
     from tqdm import tqdm
+
+    from gym_replay.buffer.concat import open_source
 
     with open_source(args.folder) as buffer:
         episodes = chosen(buffer, args.where, args.episodes)

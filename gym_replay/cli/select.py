@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gym_replay.cli.copies import add_overwrite, show_made
-from gym_replay.cli.options import SOURCE_HELP, add_choice, add_verb, chosen, open_source, shows_bars
+from gym_replay.cli.options import SOURCE_HELP, add_choice, add_verb, chosen, shows_bars
 
 
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,6 +31,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Copy."""
+    from gym_replay.buffer.concat import open_source
     from gym_replay.buffer.copying import select
 
     with open_source(args.folder) as buffer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gym_replay.cli.copies import add_overwrite, show_made
-from gym_replay.cli.options import SOURCE_HELP, add_verb, open_source, shows_bars
+from gym_replay.cli.options import SOURCE_HELP, add_verb, shows_bars
 from gym_replay.errors import FieldError
 
 
@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
         if folder in fractions:
             raise FieldError(f"--into: {folder!r} is named twice")
         fractions[folder] = value
+    from gym_replay.buffer.concat import open_source
+
     with open_source(args.folder) as buffer:
         made = split_into(buffer, fractions, seed=args.seed, overwrite=args.overwrite, progress=shows_bars(args))
     show_made(made, as_json=args.json)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gym_replay.cli import output
-from gym_replay.cli.options import SOURCE_HELP, add_choice, add_verb, chosen, open_source, shows_bars
+from gym_replay.cli.options import SOURCE_HELP, add_choice, add_verb, chosen, shows_bars
 
 if TYPE_CHECKING:
     from gym_replay.buffer.loading.statistics import FieldStatistics
@@ -37,6 +37,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show the statistics."""
+    from gym_replay.buffer.concat import open_source
     from gym_replay.buffer.loading.statistics import statistics
 
     with open_source(args.folder) as buffer:

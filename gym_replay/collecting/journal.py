@@ -16,15 +16,11 @@ from typing import Any
 
 from gym_replay.buffer.storage.columns import (
     open_beneath,
-    storage_error,
-    sync_descriptor,
-    sync_directory,
-    unlink_beneath,
-    write_at,
 )
 from gym_replay.buffer.storage.layout import NEW
+from gym_replay.buffer.storage.replacing import replace_file
 from gym_replay.collecting.plan import Goal
-from gym_replay.errors import ConfigMismatchError, CorruptBufferError, StorageError
+from gym_replay.errors import ConfigMismatchError, CorruptBufferError
 
 NAME = "collect.json"
 _FORMAT = "gym_replay collection"
@@ -98,22 +94,7 @@ class Journal:
             "discarded": _to_runs(self.discarded),
         }
         content = json.dumps(document, allow_nan=False).encode()
-        path = folder / (NAME + NEW)
-        try:
-            unlink_beneath(folder, NAME + NEW)  # what a killed process may have left
-            descriptor = open_beneath(folder, NAME + NEW, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            try:
-                write_at(descriptor, content, 0, path)
-                sync_descriptor(descriptor, path)
-            finally:
-                os.close(descriptor)
-            os.replace(path, folder / NAME)
-        except StorageError:
-            path.unlink(missing_ok=True)
-            raise
-        except OSError as error:
-            raise storage_error(error, path, len(content)) from error
-        sync_directory(folder)
+        replace_file(folder, NAME, NAME + NEW, content)
 
 
 def read_journal(folder: Path) -> Journal | None:

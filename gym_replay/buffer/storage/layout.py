@@ -25,18 +25,15 @@ from gym_replay.buffer.storage.columns import (
     open_beneath,
     remove_empty_beneath,
     rename_beneath,
-    storage_error,
-    sync_descriptor,
-    sync_directory,
     unlink_beneath,
-    write_at,
 )
 from gym_replay.buffer.storage.fields import Field, default_from_json, default_to_json
 from gym_replay.buffer.storage.lock import LOCK_NAME
 from gym_replay.buffer.storage.names import check_distinct, check_field_name
 from gym_replay.buffer.storage.ragged import SPAN
+from gym_replay.buffer.storage.replacing import replace_file
 from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE
-from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, StorageError, UnsupportedFormatError
+from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, UnsupportedFormatError
 
 METADATA = "metadata.json"
 COUNTERS = "commit.npy"
@@ -439,22 +436,7 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
     content = json.dumps(metadata_to_json(metadata), allow_nan=False, indent=1).encode()
     if fault := _size_fault(content):
         raise FieldError(f"{folder / METADATA}: the description of the buffer is too large ({fault}); use fewer fields")
-    path = folder / (METADATA + NEW)
-    try:
-        descriptor = open_beneath(folder, METADATA + NEW, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            write_at(descriptor, content, 0, path)
-            sync_descriptor(descriptor, path)
-        finally:
-            os.close(descriptor)
-        os.replace(path, folder / METADATA)
-    except StorageError:
-        path.unlink(missing_ok=True)
-        raise
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise storage_error(error, path, len(content)) from error
-    sync_directory(folder)
+    replace_file(folder, METADATA, METADATA + NEW, content)
 
 
 def switch_files(folder: Path, metadata: Metadata, paths: Sequence[str], *, obsolete: Iterable[str] = ()) -> Metadata:

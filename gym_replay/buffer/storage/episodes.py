@@ -160,7 +160,7 @@ class RecordLayout:
         ids: npt.NDArray[np.int64],
         starts: npt.NDArray[np.int64],
         lengths: npt.NDArray[np.int64],
-        flags: npt.NDArray[np.uint8],
+        flags: npt.NDArray[np.uint8] | bytes,
         meta: Sequence[npt.NDArray[Any] | bytes],
     ) -> npt.NDArray[np.uint32]:
         """CRC-32 of each record; the flags are without the deleted one, and bytes are a value of all records."""

@@ -485,7 +485,7 @@ class FolderWriter:
         rows: Mapping[str, npt.NDArray[Any] | Ragged],
         lengths: npt.NDArray[np.int64],
         edges: npt.NDArray[np.int64],
-        flags: npt.NDArray[np.uint8],
+        flags: npt.NDArray[np.uint8] | bytes,
         meta: Mapping[str, MetaColumn],
         begin: Callable[[int], None],
     ) -> int:
@@ -495,8 +495,9 @@ class FolderWriter:
             rows: per field the rows of all episodes, one after another, row T of each included.
             lengths: T of each episode.
             edges: the first of each one's rows, and the end.
-            flags: of each episode.
-            meta: each meta field's values ``(episodes, *shape)``, of string fields one for each episode or for all.
+            flags: of each episode, or the byte of all.
+            meta: each meta field's values ``(episodes, *shape)``, of string fields one for each episode; or the bytes
+                of one value, or string, for all.
             begin: is told the first id before anything is written. The commit is through once the counter ``next`` is
                 past it, whatever exception came then.
 
@@ -510,8 +511,15 @@ class FolderWriter:
         if self._is_limited:
             self.require_room(count, int(lengths.max()), steps=steps)
         begin(first_id)
-        start, elements = self._write_rows(rows, steps, lengths + has_state)
-        self._before_records(start + all_rows)
+        elements: Sequence[NewElements] = ()
+        if self._is_plain:
+            self._stale = True
+            start = self._ring.end
+            self._rows.write(start, start + all_rows, [np.ascontiguousarray(rows[name]) for name in self._steps])
+        else:
+            start, elements = self._write_rows(rows, steps, lengths + has_state)
+        if self._waits:
+            self._before_records(start + all_rows)
         ids = np.arange(first_id, first_id + count)
         starts = edges[:-1] + start
         slot = self._slot(first_id)

@@ -14,7 +14,8 @@ from gym_replay.buffer.open_episode import encode_texts
 from gym_replay.buffer.storage.fields import Field, fit, to_array
 from gym_replay.buffer.storage.records import MetaColumn
 from gym_replay.wrappers.episode_facts import FLAG_BYTES
-from gym_replay.wrappers.generator_state import NUMBERS
+from gym_replay.wrappers.generator_state import NO_GENERATOR, NUMBERS
+from gym_replay.wrappers.recorded_schema import RECORDER_META
 from gym_replay.wrappers.vector.autoreset import Mask
 from gym_replay.wrappers.vector.staging import Numbers
 
@@ -24,6 +25,7 @@ _RECORD = np.dtype(f"V{_PARTS.itemsize}")
 
 _OF_RESET = struct.Struct(f"<qdq{8 * NUMBERS}s").pack
 _INT, _FLOAT = struct.Struct("<q"), struct.Struct("<d")
+_NO_SEED = _INT.pack(-1)
 _SEED, _RNG = slice(16, 24), slice(24, None)
 
 
@@ -44,8 +46,12 @@ class EpisodeFacts:
         self._records = np.zeros(num_envs, _RECORD)
         self._parts = self._records.view(_PARTS)
         self.start: Numbers = self._parts["start"]
+        # While none of an explicit reset is left, all have the same seed and generator state: none.
+        self._are_seeded = self._have_generators = False
         self._options: list[bytes] = [b""]
         self._option = np.zeros(num_envs, np.int64)  # of each sub-environment the place in these
+        self._known: Mapping[str, Field] | None = None
+        self._others: list[tuple[str, Field, bytes]] = []
         self._notes: dict[str, Any] = {}
         self._are_noted: dict[str, Mask] = {}
 
@@ -68,6 +74,7 @@ class EpisodeFacts:
         """
         self._records[opened] = np.frombuffer(_OF_RESET(now, began, -1, b""), _RECORD)
         if generators is not None:
+            self._have_generators = True
             self._parts["rng"][opened] = generators[opened]
         if len(self._options) > 1:
             self._option[opened] = 0
@@ -88,6 +95,7 @@ class EpisodeFacts:
     ) -> None:
         """Episodes that an explicit reset opens."""
         self.begin(mask, now, began, generators)
+        self._are_seeded = True
         self._parts["seed"][mask] = seeds[mask]
         known = [b"", *{self._options[place] for place in np.unique(self._option[~mask]).tolist()} - {b"", options}]
         known += [options] if options else []
@@ -128,29 +136,36 @@ class EpisodeFacts:
 
     # --- episodes end ---
 
-    def columns(self, numbers: Numbers, returns: npt.NDArray[Any], *, complete: bool) -> dict[str, MetaColumn]:
-        """The meta fields of the episodes of some sub-environments, in the buffer's order."""
-        count, known, texts = len(numbers), self._meta_fields(), self._options
-        taken = self._records.take(numbers).view(_PARTS)
-        began = taken["began"]
+    def taken(self, numbers: Numbers) -> npt.NDArray[Any]:
+        """What is noted of some sub-environments' episodes, for :meth:`columns`; ``["start"]`` are their starts."""
+        return self._records.take(numbers).view(_PARTS)
+
+    def columns(
+        self, taken: npt.NDArray[Any], numbers: Numbers, returns: npt.NDArray[Any], *, complete: bool
+    ) -> dict[str, MetaColumn]:
+        """The meta fields of the episodes of some sub-environments; what is the same in all of them as one value."""
+        texts = self._options
+        if self._are_seeded:
+            self._are_seeded = bool((self._parts["seed"] != -1).any())
+        began = np.ascontiguousarray(taken["began"])
         meta: dict[str, MetaColumn] = {
-            "episode_seed": taken["seed"],
+            "episode_seed": np.ascontiguousarray(taken["seed"]) if self._are_seeded else _NO_SEED,
             "episode_return": returns,
-            "episode_complete": np.full(count, complete),
+            "episode_complete": FLAG_BYTES[complete],
             "episode_options": texts[0] if len(texts) == 1 else [texts[at] for at in self._option[numbers].tolist()],
-            "episode_rng": taken["rng"],
+            "episode_rng": np.ascontiguousarray(taken["rng"]) if self._have_generators else NO_GENERATOR,
             "episode_start": began,
             "episode_duration": time.time() - began,
             "episode_run": self._run,
             "env_index": numbers,
         }
-        for name, info in known.items():
+        for name, info, default in self._of_user():
             if name in self._notes:
                 values = self._notes[name][numbers]
                 meta[name] = values.tolist() if info.is_text else values
-            elif name not in meta:
-                meta[name] = b"" if info.is_text else np.array([info.default_value()] * count, info.dtype)
-        return {name: meta[name] for name in known}
+            else:
+                meta[name] = default
+        return meta
 
     def of_one(self, number: int, total: bytes, *, complete: bool) -> dict[str, bytes]:
         """The bytes of the meta fields of one sub-environment's episode; ``total`` are those of its return."""
@@ -167,15 +182,24 @@ class EpisodeFacts:
             "episode_run": self._run,
             "env_index": _INT.pack(number),
         }
-        known = self._meta_fields()
-        if len(known) > len(meta):
-            for name, info in known.items():
-                if name in self._notes:
-                    value = self._notes[name][number]
-                    meta[name] = value if info.is_text else value.tobytes()
-                elif name not in meta:
-                    meta[name] = b"" if info.is_text else info.default_value().tobytes()
+        for name, info, default in self._of_user():
+            if name in self._notes:
+                value = self._notes[name][number]
+                meta[name] = value if info.is_text else value.tobytes()
+            else:
+                meta[name] = default
         return meta
+
+    def _of_user(self) -> list[tuple[str, Field, bytes]]:
+        """The meta fields that are not the recorder's own, with their defaults."""
+        known = self._meta_fields()
+        if known is not self._known:
+            defaults = {name: info.default_value().tobytes() for name, info in known.items() if not info.is_text}
+            self._others = [
+                (name, info, defaults.get(name, b"")) for name, info in known.items() if name not in RECORDER_META
+            ]
+            self._known = known
+        return self._others
 
 
 def _default_of(info: Field) -> Any:

@@ -14,6 +14,7 @@ from gym_replay.buffer.storage.episodes import COMPLETE, HAS_FINAL
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.writer import FolderWriter
+from gym_replay.wrappers.recorded_schema import FLAGS
 from gym_replay.wrappers.vector.autoreset import Mask
 from gym_replay.wrappers.vector.batches import Column
 from gym_replay.wrappers.vector.blocks import Block, Ended, FewEpisodes
@@ -50,8 +51,13 @@ class _Plan:
         episodes, steps = writer.largest_block()
         self.most_episodes, self.most_rows = episodes, min(steps, BLOCK_BYTES // row_nbytes)
         self.most_of_few = 0 if metadata.ragged_fields else min(_FEW_BYTES // row_nbytes, self.most_rows)
-        self.defaults = {name: info.default_value() for name, info in staged.items()}
-        self.fields = [(name, info.state, self.defaults[name].tobytes()) for name, info in staged.items()]
+        defaults = {name: info.default_value() for name, info in staged.items()}
+        self.fields = [(name, info.state, defaults[name].tobytes()) for name, info in staged.items()]
+        self.without_row_t: list[tuple[str, Any]] = [
+            (name, repeat(defaults[name]) if info.ragged else defaults[name])
+            for name, info in staged.items()
+            if not info.state
+        ]
 
 
 class TakeOut:
@@ -105,15 +111,23 @@ class TakeOut:
             few = self._take_few(plan, numbers, until, returns, ends, complete=complete)
             if few is not None:
                 return [few]
-        lengths = until - self._facts.start[numbers]
+        taken = self._facts.taken(numbers)
+        starts = np.ascontiguousarray(taken["start"])
+        lengths = until - starts
+        edges = np.zeros(len(numbers) + 1, np.int64)
+        np.add.accumulate(lengths + plan.has_state, out=edges[1:])
+        steps = int(edges[-1]) - len(numbers) * plan.has_state
+        if len(numbers) <= plan.most_episodes and steps <= plan.most_rows:
+            return [self._take_block(plan, numbers, taken, starts, lengths, edges, returns, ends, complete, finals)]
         blocks: list[Ended] = []
         for part in _parts(plan, lengths):
             chosen = finals
             if finals is not None:
                 columns = {name: column[part] for name, column in finals.columns.items()}
                 chosen = Finals(columns, finals.has_final[part])
-            some = numbers[part]
-            blocks.append(self._take_block(plan, some, lengths[part], returns[some], ends, complete, chosen))
+            edges = np.concatenate(([0], np.cumsum(lengths[part] + plan.has_state)))
+            some = numbers[part], taken[part], starts[part], lengths[part], edges
+            blocks.append(self._take_block(plan, *some, returns, ends, complete, chosen))
         return blocks
 
     def _take_few(
@@ -153,32 +167,34 @@ class TakeOut:
         self,
         plan: _Plan,
         numbers: Numbers,
+        taken: npt.NDArray[Any],
+        starts: Numbers,
         lengths: Numbers,
+        edges: Numbers,
         returns: npt.NDArray[Any],
         ends: tuple[Mask, Mask],
         complete: bool,
         finals: Finals | None,
     ) -> Block:
-        fields, has_state = plan.metadata.fields, plan.has_state
-        edges = np.zeros(len(numbers) + 1, np.int64)
-        (lengths + has_state).cumsum(out=edges[1:])
+        has_state = plan.has_state
         last_row = edges[1:] - 1
         last_step = last_row - 1 if has_state else last_row
-        rows = self._staging.columns(numbers, self._facts.start[numbers], edges)
-        for name, column in rows.items():
-            info = fields[name]
-            if info.state and finals is not None and name in finals.columns:
-                _put(column, last_row, finals.columns[name])
-            elif not info.state and has_state:
-                default = plan.defaults[name]
-                _put(column, last_row, repeat(default) if info.ragged else default)
-        of_rows = np.zeros((2, int(edges[-1])), bool)
-        of_rows[0, last_step], of_rows[1, last_step] = ends[0][numbers], ends[1][numbers]
-        rows["terminated"], rows["truncated"] = of_rows
-        flags = np.full(len(numbers), _flags(plan, complete=complete), np.uint8)
-        if finals is not None and has_state:
-            flags[~finals.has_final] &= np.uint8(255 - HAS_FINAL)
-        meta = self._facts.columns(numbers, returns, complete=complete)
+        rows = self._staging.columns(numbers, starts, edges)
+        if has_state:
+            for name, default in plan.without_row_t:
+                _put(rows[name], last_row, default)
+        flags: npt.NDArray[np.uint8] | bytes = bytes((_flags(plan, complete=complete),))
+        if finals is not None:
+            for name, column in finals.columns.items():
+                if name in rows:
+                    _put(rows[name], last_row, column)
+            if has_state and not finals.has_final.all():
+                flags = np.full(len(numbers), flags[0], np.uint8)
+                flags[~finals.has_final] &= np.uint8(255 - HAS_FINAL)
+        for name, of_all in zip(FLAGS, ends, strict=True):
+            rows[name] = column = np.zeros(int(edges[-1]), bool)
+            column[last_step] = of_all[numbers]
+        meta = self._facts.columns(taken, numbers, returns[numbers], complete=complete)
         block = Block(numbers, lengths, flags, rows, meta, edges)
         block.noted = self._facts.noted(numbers)
         return block
@@ -189,9 +205,7 @@ def _flags(plan: _Plan, *, complete: bool) -> int:
 
 
 def _parts(plan: _Plan, lengths: Numbers) -> list[slice]:
-    """Which episodes to commit at once: all, unless that is a large part of a ring or of the memory."""
-    if len(lengths) <= plan.most_episodes and int(lengths.sum()) <= plan.most_rows:
-        return [slice(None)]
+    """Which episodes to commit at once, where all of them are a large part of a ring or of the memory."""
     parts, first, taken = [], 0, 0
     for place, length in enumerate(lengths.tolist()):
         if place > first and (place - first >= plan.most_episodes or taken + length > plan.most_rows):

@@ -444,7 +444,7 @@ class ColumnGroup:
         self._row_nbytes = sum(column.row_nbytes for column in self._columns)
         self._capacity = 0
 
-    def write(self, row: int, end: int, data: Sequence[Buffer | npt.NDArray[Any]]) -> None:
+    def write(self, row: int, end: int, data: Sequence[Any]) -> None:
         """Write the rows ``row .. end`` of each column, bytes or contiguous arrays; the files grow as needed.
 
         Raises:

@@ -25,7 +25,7 @@ _pack_crc = struct.Struct("<I").pack
 _AHEAD = 256
 """Slots that a value which comes again is written to at once."""
 
-_BLOCKS_AHEAD = 8
+_BLOCKS_AHEAD = 32
 """How many times the records that are written together, where that is more."""
 
 _LONGEST_AHEAD = 64
@@ -69,7 +69,7 @@ class RecordWriter:
         # The same of many records that are written together: what they have in common, and the files of all else.
         self._common: list[bytes | None] = []
         self._common_until = 0
-        self._own = self._all_columns
+        self._own, self._own_places = self._all_columns, list(range(len(self.columns)))
 
     def write(self, slot: int, episode_id: int, start: int, length: int, flags: int, meta: Mapping[str, bytes]) -> None:
         """Put the record of an episode into a slot; ``meta`` has every meta field, of string fields the string."""
@@ -166,7 +166,8 @@ class RecordWriter:
                 times = ahead if len(value) <= _LONGEST_AHEAD else count
                 self._write_one(place, first, value * times)
                 until[place] = first + times
-        self._own = ColumnGroup(self.columns[place] for place, value in enumerate(common) if value is None)
+        if (own := [place for place, value in enumerate(common) if value is None]) != self._own_places:
+            self._own, self._own_places = ColumnGroup(self.columns[place] for place in own), own
         self._common, self._until = common, until
         ends = [end for end, value in zip(until, common, strict=True) if value is not None]
         self._common_until = min(ends, default=0)

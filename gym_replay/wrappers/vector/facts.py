@@ -19,14 +19,9 @@ from gym_replay.wrappers.recorded_schema import RECORDER_META
 from gym_replay.wrappers.vector.autoreset import Mask
 from gym_replay.wrappers.vector.staging import Numbers
 
-_PARTS = np.dtype([("start", "<i8"), ("began", "<f8"), ("seed", "<i8"), ("rng", "<u8", (NUMBERS,))])
-_RECORD = np.dtype(f"V{_PARTS.itemsize}")
-"""The same as plain bytes, which are copied at once."""
+_INT, _FLOAT = struct.Struct("<q").pack, struct.Struct("<d").pack
+_NO_SEED = _INT(-1)
 
-_OF_RESET = struct.Struct(f"<qdq{8 * NUMBERS}s").pack
-_INT, _FLOAT = struct.Struct("<q"), struct.Struct("<d")
-_NO_SEED = _INT.pack(-1)
-_SEED, _RNG = slice(16, 24), slice(24, None)
 
 
 class EpisodeFacts:
@@ -43,11 +38,12 @@ class EpisodeFacts:
 
     def __init__(self, num_envs: int, run: bytes, meta_fields: Callable[[], Mapping[str, Field]]) -> None:
         self._num_envs, self._run, self._meta_fields = num_envs, run, meta_fields
-        self._records = np.zeros(num_envs, _RECORD)
-        self._parts = self._records.view(_PARTS)
-        self.start: Numbers = self._parts["start"]
-        # While none of an explicit reset is left, all have the same seed and generator state: none.
-        self._are_seeded = self._have_generators = False
+        self.start: Numbers = np.zeros(num_envs, np.int64)
+        self._began = np.zeros(num_envs)
+        self._seeds = np.full(num_envs, -1)
+        self._states = np.zeros((num_envs, NUMBERS), np.uint64)
+        # Where none of them has a seed, or the state of a generator, these are not looked at.
+        self._are_seeded = self._have_states = False
         self._options: list[bytes] = [b""]
         self._option = np.zeros(num_envs, np.int64)  # of each sub-environment the place in these
         self._known: Mapping[str, Field] | None = None
@@ -72,10 +68,15 @@ class EpisodeFacts:
             began: when the step began that reset them.
             generators: of all sub-environments, where they are known.
         """
-        self._records[opened] = np.frombuffer(_OF_RESET(now, began, -1, b""), _RECORD)
+        self.start[opened] = now
+        self._began[opened] = began
+        if self._are_seeded:
+            self._seeds[opened] = -1
         if generators is not None:
-            self._have_generators = True
-            self._parts["rng"][opened] = generators[opened]
+            self._have_states = True
+            self._states[opened] = generators[opened]
+        elif self._have_states:
+            self._states[opened] = 0
         if len(self._options) > 1:
             self._option[opened] = 0
         if self._notes:
@@ -96,7 +97,7 @@ class EpisodeFacts:
         """Episodes that an explicit reset opens."""
         self.begin(mask, now, began, generators)
         self._are_seeded = True
-        self._parts["seed"][mask] = seeds[mask]
+        self._seeds[mask] = seeds[mask]
         known = [b"", *{self._options[place] for place in np.unique(self._option[~mask]).tolist()} - {b"", options}]
         known += [options] if options else []
         places = [known.index(text) if text in known else 0 for text in self._options]
@@ -136,24 +137,18 @@ class EpisodeFacts:
 
     # --- episodes end ---
 
-    def taken(self, numbers: Numbers) -> npt.NDArray[Any]:
-        """What is noted of some sub-environments' episodes, for :meth:`columns`; ``["start"]`` are their starts."""
-        return self._records.take(numbers).view(_PARTS)
-
-    def columns(
-        self, taken: npt.NDArray[Any], numbers: Numbers, returns: npt.NDArray[Any], *, complete: bool
-    ) -> dict[str, MetaColumn]:
+    def columns(self, numbers: Numbers, returns: npt.NDArray[Any], *, complete: bool) -> dict[str, MetaColumn]:
         """The meta fields of the episodes of some sub-environments; what is the same in all of them as one value."""
         texts = self._options
         if self._are_seeded:
-            self._are_seeded = bool((self._parts["seed"] != -1).any())
-        began = np.ascontiguousarray(taken["began"])
+            self._are_seeded = bool((self._seeds != -1).any())
+        began = self._began[numbers]
         meta: dict[str, MetaColumn] = {
-            "episode_seed": np.ascontiguousarray(taken["seed"]) if self._are_seeded else _NO_SEED,
+            "episode_seed": self._seeds[numbers] if self._are_seeded else _NO_SEED,
             "episode_return": returns,
             "episode_complete": FLAG_BYTES[complete],
             "episode_options": texts[0] if len(texts) == 1 else [texts[at] for at in self._option[numbers].tolist()],
-            "episode_rng": np.ascontiguousarray(taken["rng"]) if self._have_generators else NO_GENERATOR,
+            "episode_rng": self._states[numbers] if self._have_states else NO_GENERATOR,
             "episode_start": began,
             "episode_duration": time.time() - began,
             "episode_run": self._run,
@@ -169,18 +164,17 @@ class EpisodeFacts:
 
     def of_one(self, number: int, total: bytes, *, complete: bool) -> dict[str, bytes]:
         """The bytes of the meta fields of one sub-environment's episode; ``total`` are those of its return."""
-        data: bytes = self._records.item(number)
-        (began,) = _FLOAT.unpack_from(data, 8)
+        began = self._began.item(number)
         meta = {
-            "episode_seed": data[_SEED],
+            "episode_seed": _INT(self._seeds.item(number)) if self._are_seeded else _NO_SEED,
             "episode_return": total,
             "episode_complete": FLAG_BYTES[complete],
             "episode_options": self._options[self._option[number]] if len(self._options) > 1 else self._options[0],
-            "episode_rng": data[_RNG],
-            "episode_start": data[8:16],
-            "episode_duration": _FLOAT.pack(time.time() - began),
+            "episode_rng": self._states[number].tobytes() if self._have_states else NO_GENERATOR,
+            "episode_start": _FLOAT(began),
+            "episode_duration": _FLOAT(time.time() - began),
             "episode_run": self._run,
-            "env_index": _INT.pack(number),
+            "env_index": _INT(number),
         }
         for name, info, default in self._of_user():
             if name in self._notes:

@@ -108,6 +108,8 @@ class _Block:
     rows: dict[str, list[npt.NDArray[Any]]]
     """Of each field a view of each row: to make one takes as long as to write a few values through it."""
     mask: int
+    _scratch: npt.NDArray[Any]
+    _scratch_parts: list[tuple[str, Field, npt.NDArray[Any]]]
 
     def _use_scratch(self, records: npt.NDArray[Any]) -> None:
         """Put records that are taken apart at once here: new memory each time would cost as much as to fill it."""

@@ -111,22 +111,19 @@ class TakeOut:
             few = self._take_few(plan, numbers, until, returns, ends, complete=complete)
             if few is not None:
                 return [few]
-        taken = self._facts.taken(numbers)
-        starts = np.ascontiguousarray(taken["start"])
+        starts = self._facts.start[numbers]
         lengths = until - starts
-        edges = np.zeros(len(numbers) + 1, np.int64)
-        np.add.accumulate(lengths + plan.has_state, out=edges[1:])
+        edges = _edges(lengths + plan.has_state)
         steps = int(edges[-1]) - len(numbers) * plan.has_state
         if len(numbers) <= plan.most_episodes and steps <= plan.most_rows:
-            return [self._take_block(plan, numbers, taken, starts, lengths, edges, returns, ends, complete, finals)]
+            return [self._take_block(plan, numbers, starts, lengths, edges, returns, ends, complete, finals)]
         blocks: list[Ended] = []
         for part in _parts(plan, lengths):
             chosen = finals
             if finals is not None:
                 columns = {name: column[part] for name, column in finals.columns.items()}
                 chosen = Finals(columns, finals.has_final[part])
-            edges = np.concatenate(([0], np.cumsum(lengths[part] + plan.has_state)))
-            some = numbers[part], taken[part], starts[part], lengths[part], edges
+            some = numbers[part], starts[part], lengths[part], _edges(lengths[part] + plan.has_state)
             blocks.append(self._take_block(plan, *some, returns, ends, complete, chosen))
         return blocks
 
@@ -167,7 +164,6 @@ class TakeOut:
         self,
         plan: _Plan,
         numbers: Numbers,
-        taken: npt.NDArray[Any],
         starts: Numbers,
         lengths: Numbers,
         edges: Numbers,
@@ -194,10 +190,18 @@ class TakeOut:
         for name, of_all in zip(FLAGS, ends, strict=True):
             rows[name] = column = np.zeros(int(edges[-1]), bool)
             column[last_step] = of_all[numbers]
-        meta = self._facts.columns(taken, numbers, returns[numbers], complete=complete)
+        meta = self._facts.columns(numbers, returns[numbers], complete=complete)
         block = Block(numbers, lengths, flags, rows, meta, edges)
         block.noted = self._facts.noted(numbers)
         return block
+
+
+def _edges(rows: Numbers) -> Numbers:
+    """The first row of each episode, and the end, where they lie one after another."""
+    edges = np.empty(len(rows) + 1, np.int64)
+    edges[0] = 0
+    np.add.accumulate(rows, out=edges[1:])
+    return edges
 
 
 def _flags(plan: _Plan, *, complete: bool) -> int:

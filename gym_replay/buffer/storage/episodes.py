@@ -168,10 +168,10 @@ class RecordLayout:
         if count > len(self._records):
             self._use(np.zeros(2 * count, self._packed))
             held = self._held
-        for place, column in enumerate((ids, starts, lengths, flags, *meta)):
-            part = self._parts[place]
-            if not isinstance(column, bytes):
-                part[:count], held[place] = column, None
+        for place, (part, column) in enumerate(zip(self._parts, (ids, starts, lengths, flags, *meta), strict=True)):
+            if type(column) is not bytes:
+                part[:count] = column
+                held[place] = None
             elif column != held[place]:
                 held[place] = None  # an interrupt may come
                 part[...] = np.frombuffer(column, part.dtype).reshape(part.shape[1:])

@@ -127,10 +127,11 @@ class RecordWriter:
         The first ``turn`` of them go to the slots from ``first`` on, the others to those from 0 on, as in a ring.
         """
         count = len(ids)
-        columns: list[Any] = [*self._values_of(meta), starts, lengths, flags]
+        columns: list[Any] = [*self._values_of(meta)]
         for place in self._texts:
             columns[place] = self._places(columns[place])
-        columns.append(self._layout.crcs(ids, starts, lengths, flags, columns[:-3]))
+        crcs = self._layout.crcs(ids, starts, lengths, flags, columns)
+        columns += starts, lengths, flags, crcs
         if self._runs_ahead:
             self._write_all_ahead(first, count, columns)
             return
@@ -147,8 +148,7 @@ class RecordWriter:
         common = [column if type(column) is bytes and column else None for column in columns]
         if common != self._common or first + count > self._common_until:
             self._write_common(first, count, common)
-        own = [column for column, value in zip(columns, common, strict=True) if value is None]
-        self._own.write(first, first + count, own)
+        self._own.write(first, first + count, [columns[place] for place in self._own_places])
 
     def _write_common(self, first: int, count: int, common: list[bytes | None]) -> None:
         """Write what all of the next records have in common ahead, where it is not there yet."""

@@ -53,6 +53,8 @@ class EpisodeFacts:
 
     def noted(self, numbers: Numbers) -> dict[str, Mask]:
         """By meta field of the user's, whether it was set in the episodes of some sub-environments."""
+        if not self._are_noted:
+            return {}
         return {name: are_noted[numbers] for name, are_noted in self._are_noted.items()}
 
     # --- episodes begin; none of theirs is running while this is written ---
@@ -141,7 +143,7 @@ class EpisodeFacts:
         """The meta fields of the episodes of some sub-environments; what is the same in all of them as one value."""
         texts = self._options
         if self._are_seeded:
-            self._are_seeded = bool((self._seeds != -1).any())
+            self._look_for_seeds()
         began = self._began[numbers]
         meta: dict[str, MetaColumn] = {
             "episode_seed": self._seeds[numbers] if self._are_seeded else _NO_SEED,
@@ -165,6 +167,8 @@ class EpisodeFacts:
     def of_one(self, number: int, total: bytes, *, complete: bool) -> dict[str, bytes]:
         """The bytes of the meta fields of one sub-environment's episode; ``total`` are those of its return."""
         began = self._began.item(number)
+        if self._are_seeded and self._seeds.item(number) == -1:
+            self._look_for_seeds()
         meta = {
             "episode_seed": _INT(self._seeds.item(number)) if self._are_seeded else _NO_SEED,
             "episode_return": total,
@@ -183,6 +187,9 @@ class EpisodeFacts:
             else:
                 meta[name] = default
         return meta
+
+    def _look_for_seeds(self) -> None:
+        self._are_seeded = bool(np.count_nonzero(self._seeds != -1))
 
     def _of_user(self) -> list[tuple[str, Field, bytes]]:
         """The meta fields that are not the recorder's own, with their defaults."""

@@ -32,7 +32,7 @@ from gym_replay.wrappers.vector.staging import Numbers
 from gym_replay.wrappers.vector.sub_environments import RESET_MASK, SubEnvironments, are_same_arrays, share_memory
 from gym_replay.wrappers.vector.take_out import Finals
 
-_FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
+_FLOAT64, _FLOAT32, _BOOL = np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.bool_)
 
 
 class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -133,6 +133,7 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
         count = self._sub.count
         fields = self._buffer.metadata.fields
         self._reward_field = core["reward"]
+        self._flags_shape, self._rewards_shape = (count,), (count, *core["reward"].shape)
         self._observations = BatchEncoder(env.single_observation_space, env.observation_space, observation, count)
         self._actions = BatchEncoder(env.single_action_space, env.action_space, action, count)
         self._observation_names = [leaf.name for leaf in observation]
@@ -249,14 +250,13 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
             self._guarded = writer
             weakref.finalize(self, recording.end)
         now = recording.now
-        write = recording.staging.write
-        for name, column in zip(self._action_names, self._actions.encode(actions), strict=True):
-            write(now, name, column)
+        staging = recording.staging
+        staging.write_each(now, self._action_names, self._actions.encode(actions))
         for name in self._extra_names:
             if name in self._extras:
-                write(now, name, self._extras[name])
+                staging.write(now, name, self._extras[name])
             else:
-                recording.staging.write_default(now, name)
+                staging.write_default(now, name)
         generators = None
         if recording.has_waiting and self._sub.knows_generators:  # only in next-step mode
             generators = self._sub.generators(recording.waiting, create=True)
@@ -281,14 +281,13 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
             raise FieldError(
                 "step: expected (observations, rewards, terminations, truncations, infos), got " + describe(result)
             ) from None
-        recording, count = self._recording, self._sub.count
-        now, write = recording.now, recording.staging.write
+        recording = self._recording
+        now, staging = recording.now, recording.staging
         columns = self._observations.encode(observations)
         rewards = self._rewards(rewards)
-        terminated, truncated = _flags("terminated", terminations, count), _flags("truncated", truncations, count)
-        for name, column in zip(self._observation_names, columns, strict=True):
-            write(now + 1, name, column)
-        write(now, "reward", rewards)
+        terminated, truncated = self._flags("terminated", terminations), self._flags("truncated", truncations)
+        staging.write_each(now + 1, self._observation_names, columns)
+        staging.write(now, "reward", rewards)
         done = terminated | truncated
         if recording.has_waiting or np.count_nonzero(done):
             self._store_turn(result, rewards, (terminated, truncated, done), generators, began)
@@ -333,12 +332,23 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
 
     def _rewards(self, rewards: Any) -> npt.NDArray[Any]:
         """Rewards as floats, ``(num_envs, *reward shape)``."""
-        field, count = self._reward_field, self._sub.count
-        is_array = type(rewards) is np.ndarray and rewards.shape == (count, *field.shape)
-        if is_array and rewards.dtype in _FLOATS:  # what adds and stores them takes both
-            return rewards  # type: ignore[no-any-return]
+        if type(rewards) is np.ndarray and rewards.shape == self._rewards_shape:
+            if (dtype := rewards.dtype) is _FLOAT64 or dtype is _FLOAT32:  # what adds and stores them takes both
+                return rewards
         array = to_array(rewards, "reward")
-        return np.ascontiguousarray(fit("reward", array, field, lead=(count,)))
+        return np.ascontiguousarray(fit("reward", array, self._reward_field, lead=(self._sub.count,)))
+
+    def _flags(self, name: str, values: Any) -> Mask:
+        """A flag of each sub-environment.
+
+        Raises:
+            FieldError: they are no booleans, or another number of them.
+        """
+        array: npt.NDArray[Any] = values if type(values) is np.ndarray else to_array(values, name)
+        if array.dtype == _BOOL and array.shape == self._flags_shape:
+            return array
+        expected = f"a bool array of shape {self._flags_shape}"
+        raise FieldError(f"field {name!r}: expected {expected}, got {describe(values)}")
 
     # --- last observations, where the next episode has begun in the same step ---
 
@@ -572,14 +582,3 @@ def _of(column: Column, numbers: Numbers) -> Column:
 def _bytes(value: Any) -> bytes:
     return np.asarray(value).tobytes()
 
-
-def _flags(name: str, values: Any, count: int) -> Mask:
-    """A flag of each sub-environment.
-
-    Raises:
-        FieldError: they are no booleans, or another number of them.
-    """
-    array: npt.NDArray[Any] = values if type(values) is np.ndarray else to_array(values, name)
-    if array.dtype == np.bool_ and array.shape == (count,):
-        return array
-    raise FieldError(f"field {name!r}: expected a bool array of shape ({count},), got {describe(values)}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +100,11 @@ class _Block:
         views = {name: values[place] for name, place in zip(self.fields, self._values.names or (), strict=True)}
         # In one call: an interrupt in between would leave views of another ring.
         self.__dict__.update(
-            ring=ring, views=views, rows={name: list(view) for name, view in views.items()}, mask=len(ring) - 1
+            ring=ring, flat=ring.reshape(-1), views=views, rows={name: list(view) for name, view in views.items()}, mask=len(ring) - 1
         )
 
     ring: npt.NDArray[Any]
+    flat: npt.NDArray[Any]
     views: dict[str, npt.NDArray[Any]]
     rows: dict[str, list[npt.NDArray[Any]]]
     """Of each field a view of each row: to make one takes as long as to write a few values through it."""
@@ -200,34 +201,35 @@ class _Block:
         if getattr(self, "_file", None) is not None:
             self.release()
 
-    def columns(
-        self, numbers: Numbers, starts: Numbers, edges: Numbers, flat: Numbers
-    ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        """The rows of several episodes, one after another, by field.
+    def add_columns(
+        self, found: dict[str, Any], numbers: Numbers, starts: Numbers, edges: Numbers, places: Numbers
+    ) -> None:
+        """Find the rows of several episodes, one after another, by field.
 
         Args:
+            found: where to put them.
             numbers, starts: of each episode: the sub-environment, and the first time.
             edges: the first row of each, and the end.
-            flat: of each row ``time * num_envs + sub-environment``, where the time counts from any that is in the
+            places: of each row ``time * num_envs + sub-environment``, where the time counts from any that is in the
                 ring's first row.
         """
-        count, ring = len(flat), self.ring.reshape(-1)
+        count = len(places)
         if self._lacks_rows and int(starts.min()) < self.hot:
-            parts = self._parts_of(self._gather_cold(numbers, starts, edges, flat))
+            parts = self._parts_of(self._gather_cold(numbers, starts, edges, places))
         elif self._parts.names is None or count * self._dtype.itemsize > _LARGEST_SCRATCH:
-            parts = self._parts_of(ring.take(flat, mode="wrap"))
+            parts = self._parts_of(self.flat.take(places, mode="wrap"))
         else:
             if count > len(self._scratch):
                 self._use_scratch(np.empty(2 * count, self._dtype))
             parts = self._scratch_parts
-            ring.take(flat, out=self._scratch[:count], mode="wrap")
+            self.flat.take(places, out=self._scratch[:count], mode="wrap")
         for name, info, part in parts:
             column = part if self._parts.names is None else part[:count].copy()
-            yield name, column.view(info.dtype).reshape(count, *info.shape) if info.shape else column
+            found[name] = column.view(info.dtype).reshape(count, *info.shape) if info.shape else column
 
-    def _gather_cold(self, numbers: Numbers, starts: Numbers, edges: Numbers, flat: Numbers) -> npt.NDArray[Any]:
+    def _gather_cold(self, numbers: Numbers, starts: Numbers, edges: Numbers, places: Numbers) -> npt.NDArray[Any]:
         """The records of several episodes, of which some are in the file."""
-        taken: npt.NDArray[Any] = self.ring.reshape(-1).take(flat % self.ring.size)
+        taken: npt.NDArray[Any] = self.flat.take(places % self.flat.size)
         for episode in np.flatnonzero(starts < self.hot).tolist():
             begin, end = edges[episode : episode + 2].tolist()
             self._read_cold(int(numbers[episode]), int(starts[episode]), taken[begin:end])
@@ -335,6 +337,16 @@ class Staging:
             ):
                 row[number] = value
 
+    def write_each(self, time: int, names: Sequence[str], columns: Sequence[Column]) -> None:
+        """The same of several fields and all sub-environments."""
+        block_of = self._block_of
+        for name, values in zip(names, columns, strict=True):
+            block = block_of.get(name)
+            if block is None:
+                self.write(time, name, values)
+            else:
+                block.rows[name][time & block.mask][...] = values
+
     def write_default(self, time: int, name: str) -> None:
         """Put the field's default into the row of a time."""
         info = self._fields[name]
@@ -373,13 +385,17 @@ class Staging:
         if count > len(self._multiples):
             self._multiples = np.arange(2 * count) * every
         found: dict[str, Column] = {}
-        mask, flat = -1, self._multiples
+        mask, places = -1, self._multiples
         for block in self._blocks:
             if block.mask != mask:
                 mask = block.mask
-                flat = (((starts & mask) - firsts) * every + numbers).repeat(rows)
-                flat += self._multiples[:count]
-            found.update(block.columns(numbers, starts, edges, flat))
+                begins = starts & mask
+                begins -= firsts
+                begins *= every
+                begins += numbers
+                places = begins.repeat(rows)
+                places += self._multiples[:count]
+            block.add_columns(found, numbers, starts, edges, places)
         for name, held in self._ragged.items():
             empty = [self._fields[name].default_value()] * every
             found[name] = [
@@ -387,9 +403,10 @@ class Staging:
                 for number, start, length in zip(numbers.tolist(), starts.tolist(), rows.tolist(), strict=True)
                 for time in range(start, start + length)
             ]
-        for name, info in self._fields.items():
-            if name not in found:  # fields whose values have no bytes
-                found[name] = _without_bytes(count, info)
+        if len(found) < len(self._fields):
+            for name, info in self._fields.items():
+                if name not in found:  # fields whose values have no bytes
+                    found[name] = _without_bytes(count, info)
         return found
 
 

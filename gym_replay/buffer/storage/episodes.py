@@ -170,8 +170,8 @@ class RecordLayout:
             held = self._held
         for place, (part, column) in enumerate(zip(self._parts, (ids, starts, lengths, flags, *meta), strict=True)):
             if type(column) is not bytes:
-                part[:count] = column
                 held[place] = None
+                part[:count] = column
             elif column != held[place]:
                 held[place] = None  # an interrupt may come
                 part[...] = np.frombuffer(column, part.dtype).reshape(part.shape[1:])

@@ -287,7 +287,7 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
         rewards = self._rewards(rewards)
         terminated, truncated = self._flags("terminated", terminations), self._flags("truncated", truncations)
         staging.write_each(now + 1, self._observation_names, columns)
-        staging.write(now, "reward", rewards)
+        rewards = staging.write_reward(now, rewards)
         done = terminated | truncated
         if recording.has_waiting or np.count_nonzero(done):
             self._store_turn(result, rewards, (terminated, truncated, done), generators, began)

@@ -131,13 +131,18 @@ class _Block:
         """Bytes in memory."""
         return self.ring.nbytes
 
-    def bytes_of(self, name: str, number: int, start: int, end: int) -> bytes:
-        """A field's values of one sub-environment from ``start`` to before ``end``, all of them in memory."""
-        view, begin = self.views[name], start & self.mask
-        stop = begin + end - start
-        if stop <= len(view):
-            return view[begin:stop, number].tobytes()
-        return view[begin:, number].tobytes() + view[: stop - len(view), number].tobytes()
+    def add_bytes(self, found: dict[str, bytes], number: int, start: int, until: int) -> None:
+        """Find the fields' values of one sub-environment from ``start`` to ``until``, all of them in memory.
+
+        Fields that are no state have none in the row of ``until``.
+        """
+        begin, rows = start & self.mask, self.mask + 1
+        for name, info in self.fields.items():
+            view, stop = self.views[name], begin + until - start + info.state
+            if stop <= rows:
+                found[name] = view[begin:stop, number].tobytes()
+            else:
+                found[name] = view[begin:, number].tobytes() + view[: stop - rows, number].tobytes()
 
     @property
     def full_at(self) -> int:
@@ -347,6 +352,15 @@ class Staging:
             else:
                 block.rows[name][time & block.mask][...] = values
 
+    def write_reward(self, time: int, rewards: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Put the rewards into the row of a time; they as they are there."""
+        block = self._block_of.get("reward")
+        if block is None:  # of a shape without elements
+            return rewards
+        row = block.rows["reward"][time & block.mask]
+        row[...] = rewards
+        return row
+
     def write_default(self, time: int, name: str) -> None:
         """Put the field's default into the row of a time."""
         info = self._fields[name]
@@ -366,12 +380,17 @@ class Staging:
             return row
         return _without_bytes(self._num_envs, info)
 
-    def bytes_of(self, name: str, number: int, start: int, end: int) -> bytes | None:
-        """A field's values of one sub-environment from ``start`` to before ``end``, unless some went to a file."""
-        block = self._block_of.get(name)
-        if block is None:
-            return b""
-        return block.bytes_of(name, number, start, end) if start >= block.hot else None
+    def bytes_of(self, number: int, start: int, until: int) -> dict[str, bytes] | None:
+        """The rows of one sub-environment from ``start`` to ``until``, by field, unless some went to a file.
+
+        Fields that are no state have none in the row of ``until``.
+        """
+        found = dict.fromkeys(self._fields, b"")
+        for block in self._blocks:
+            if start < block.hot:
+                return None
+            block.add_bytes(found, number, start, until)
+        return found
 
     def columns(self, numbers: Numbers, starts: Numbers, edges: Numbers) -> dict[str, Column]:
         """The rows of several episodes, one after another, by field; those of ragged fields as a list.

@@ -14,6 +14,7 @@ from gym_replay.buffer.storage.episodes import COMPLETE, HAS_FINAL
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.writer import FolderWriter
+from gym_replay.wrappers.episode_facts import FLAG_BYTES
 from gym_replay.wrappers.recorded_schema import FLAGS
 from gym_replay.wrappers.vector.autoreset import Mask
 from gym_replay.wrappers.vector.batches import Column
@@ -52,7 +53,9 @@ class _Plan:
         self.most_episodes, self.most_rows = episodes, min(steps, BLOCK_BYTES // row_nbytes)
         self.most_of_few = 0 if metadata.ragged_fields else min(_FEW_BYTES // row_nbytes, self.most_rows)
         defaults = {name: info.default_value() for name, info in staged.items()}
-        self.fields = [(name, info.state, defaults[name].tobytes()) for name, info in staged.items()]
+        self.bytes_without_row_t = [
+            (name, defaults[name].tobytes()) for name, info in staged.items() if metadata.has_state and not info.state
+        ]
         self.without_row_t: list[tuple[str, Any]] = [
             (name, repeat(defaults[name]) if info.ragged else defaults[name])
             for name, info in staged.items()
@@ -144,18 +147,17 @@ class TakeOut:
         if sum(lengths) > plan.most_of_few:
             return None
         all_rows, metas = [], []
-        bytes_of, has_state = self._staging.bytes_of, plan.has_state
-        terminated, truncated = ends
+        bytes_of, row_t = self._staging.bytes_of, bytes(plan.has_state)
+        is_terminated, is_truncated = (of_all.item for of_all in ends)
         for number, start, length in zip(numbers.tolist(), starts, lengths, strict=True):
-            rows = {}
-            for name, is_state, default in plan.fields:
-                data = bytes_of(name, number, start, until + is_state)
-                if data is None:
-                    return None
-                rows[name] = data + default if has_state and not is_state else data
-            before, row_t = bytes(length - 1), bytes(has_state)
-            rows["terminated"] = before + terminated[number].tobytes() + row_t
-            rows["truncated"] = before + truncated[number].tobytes() + row_t
+            rows = bytes_of(number, start, until)
+            if rows is None:
+                return None
+            for name, default in plan.bytes_without_row_t:
+                rows[name] += default
+            before = bytes(length - 1)
+            rows["terminated"] = before + FLAG_BYTES[is_terminated(number)] + row_t
+            rows["truncated"] = before + FLAG_BYTES[is_truncated(number)] + row_t
             all_rows.append(rows)
             metas.append(self._facts.of_one(number, returns[number].tobytes(), complete=complete))
         return FewEpisodes(numbers, lengths, _flags(plan, complete=complete), all_rows, metas)

@@ -23,7 +23,6 @@ _INT, _FLOAT = struct.Struct("<q").pack, struct.Struct("<d").pack
 _NO_SEED = _INT(-1)
 
 
-
 class EpisodeFacts:
     """The facts of each sub-environment's episode; those of one without an episode mean nothing.
 

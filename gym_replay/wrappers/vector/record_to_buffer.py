@@ -19,14 +19,21 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import FieldLike, describe, elements_of, fit, to_array
 from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.episode_facts import describe_run, options_to_json
-from gym_replay.wrappers.infos import Infos, is_info
+from gym_replay.wrappers.infos import is_info
 from gym_replay.wrappers.recorded_schema import check_arguments, core_fields, leaves_of, open_for, refuse_own_meta
 from gym_replay.wrappers.recorder import Recorder
 from gym_replay.wrappers.recording import OnEpisode
 from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, autoreset_of, take_turn
 from gym_replay.wrappers.vector.batches import BatchEncoder, Column
 from gym_replay.wrappers.vector.bounds import BlockBounds
-from gym_replay.wrappers.vector.infos import final_observations, lacks_final_infos, split_final_infos, split_infos
+from gym_replay.wrappers.vector.info_columns import BatchInfos, InfoColumn
+from gym_replay.wrappers.vector.infos import (
+    FINAL,
+    final_observations,
+    lacks_final_infos,
+    split_final_infos,
+    split_infos,
+)
 from gym_replay.wrappers.vector.recording import VectorRecording
 from gym_replay.wrappers.vector.staging import Numbers
 from gym_replay.wrappers.vector.sub_environments import RESET_MASK, SubEnvironments, are_same_arrays, share_memory
@@ -138,7 +145,7 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
         self._actions = BatchEncoder(env.single_action_space, env.action_space, action, count)
         self._observation_names = [leaf.name for leaf in observation]
         self._action_names = [leaf.name for leaf in action]
-        self._infos = Infos(record_info, dtypes, fields) if record_info else None
+        self._infos = BatchInfos(record_info, dtypes, fields) if record_info else None
         self._extra_names = [name for name in fields if name not in core and not is_info(name)]
         self._extras: dict[str, Column] = {}
         self._statistics = self._sub.statistics()
@@ -332,9 +339,9 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
 
     def _rewards(self, rewards: Any) -> npt.NDArray[Any]:
         """Rewards as floats, ``(num_envs, *reward shape)``."""
-        if type(rewards) is np.ndarray and rewards.shape == self._rewards_shape:
-            if (dtype := rewards.dtype) is _FLOAT64 or dtype is _FLOAT32:  # what adds and stores them takes both
-                return rewards
+        is_array = type(rewards) is np.ndarray and rewards.shape == self._rewards_shape
+        if is_array and (rewards.dtype is _FLOAT64 or rewards.dtype is _FLOAT32):  # what stores them takes both
+            return rewards  # type: ignore[no-any-return]
         array = to_array(rewards, "reward")
         return np.ascontiguousarray(fit("reward", array, self._reward_field, lead=(self._sub.count,)))
 
@@ -435,14 +442,30 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
         if self._infos is None:
             return
         is_same_step = self._mode is Autoreset.SAME_STEP
+        has_statistics = is_same_step and ended is not None and bool(self._statistics)
+        if not has_statistics:
+            batch = self._infos.columns(infos, self._sub.count, FINAL if is_same_step else ())
+            if batch is not None:
+                self._stage_batch(at, batch, numbers)
+                return
         found = split_infos(infos, self._sub.count, numbers.tolist(), has_finals=is_same_step)
-        if is_same_step and ended is not None and self._statistics:
+        if has_statistics and ended is not None:
             for info, number in zip(found, numbers.tolist(), strict=True):
                 for key in self._statistics if ended[number] else ():
                     info.pop(key, None)
         columns = self._info_columns(found)
         for name, column in columns.items():
             self._recording.staging.write(at, name, column, numbers)
+
+    def _stage_batch(self, at: int, columns: list[InfoColumn], numbers: Numbers) -> None:
+        """Put values of all sub-environments, of which some are asked for, into the row of a time."""
+        write = self._recording.staging.write
+        for name, values in columns:
+            if len(numbers) == self._sub.count:
+                write(at, name, values)
+            else:
+                is_of_each = len(values.shape) > len(self._buffer.metadata.fields[name].shape)
+                write(at, name, values[numbers] if is_of_each else values, numbers)
 
     def _final_infos(self, infos: Any, numbers: Numbers) -> list[dict[Any, Any]]:
         """The infos of the last rows of the episodes that ended."""
@@ -581,4 +604,3 @@ def _of(column: Column, numbers: Numbers) -> Column:
 
 def _bytes(value: Any) -> bytes:
     return np.asarray(value).tobytes()
-

@@ -100,7 +100,11 @@ class _Block:
         views = {name: values[place] for name, place in zip(self.fields, self._values.names or (), strict=True)}
         # In one call: an interrupt in between would leave views of another ring.
         self.__dict__.update(
-            ring=ring, flat=ring.reshape(-1), views=views, rows={name: list(view) for name, view in views.items()}, mask=len(ring) - 1
+            ring=ring,
+            flat=ring.reshape(-1),
+            views=views,
+            rows={name: list(view) for name, view in views.items()},
+            mask=len(ring) - 1,
         )
 
     ring: npt.NDArray[Any]

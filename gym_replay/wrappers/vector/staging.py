@@ -102,16 +102,17 @@ class _Block:
         self.__dict__.update(
             ring=ring,
             flat=ring.reshape(-1),
-            views=views,
             rows={name: list(view) for name, view in views.items()},
+            parts=[(name, info.state, part) for name, info, part in self._parts_of(ring)],
             mask=len(ring) - 1,
         )
 
     ring: npt.NDArray[Any]
     flat: npt.NDArray[Any]
-    views: dict[str, npt.NDArray[Any]]
     rows: dict[str, list[npt.NDArray[Any]]]
     """Of each field a view of each row: to make one takes as long as to write a few values through it."""
+    parts: list[tuple[str, bool, npt.NDArray[Any]]]
+    """Of each field its name, whether it is a state, and a view of which each value is one thing."""
     mask: int
     _scratch: npt.NDArray[Any]
     _scratch_parts: list[tuple[str, Field, npt.NDArray[Any]]]
@@ -141,12 +142,13 @@ class _Block:
         Fields that are no state have none in the row of ``until``.
         """
         begin, rows = start & self.mask, self.mask + 1
-        for name, info in self.fields.items():
-            view, stop = self.views[name], begin + until - start + info.state
+        end = begin + until - start
+        for name, is_state, part in self.parts:
+            stop = end + is_state
             if stop <= rows:
-                found[name] = view[begin:stop, number].tobytes()
+                found[name] = part[begin:stop, number].tobytes()
             else:
-                found[name] = view[begin:, number].tobytes() + view[: stop - rows, number].tobytes()
+                found[name] = part[begin:, number].tobytes() + part[: stop - rows, number].tobytes()
 
     @property
     def full_at(self) -> int:

@@ -27,16 +27,23 @@ class BatchInfos(Infos):
     about) is for :meth:`Infos.encode`, one sub-environment after another.
     """
 
-    def columns(self, infos: Any, count: int, left_out: Collection[str]) -> list[InfoColumn] | None:
+    def columns(
+        self, infos: Any, count: int, left_out: Collection[str], removed: Mapping[str, Mask] | None = None
+    ) -> list[InfoColumn] | None:
         """The values of each info field, or None where they must be taken one by one.
 
         Args:
             infos: what ``reset`` or ``step`` gave.
             count: how many sub-environments there are.
             left_out: entries that are no infos of the sub-environments' own.
+            removed: of which sub-environments an entry is left out.
         """
         found: dict[str, tuple[npt.NDArray[Any], Mask | None]] = {}
-        if type(infos) is not dict or not self._find(infos, count, left_out, None, ROOT, (), found):
+        if type(infos) is not dict:
+            return None
+        if removed:
+            infos = {**infos, **{f"_{key}": _but(infos, key, mask) for key, mask in removed.items() if key in infos}}
+        if not self._find(infos, count, left_out, None, ROOT, (), found):
             return None
         columns: list[InfoColumn] = []
         for name, field in self._known.items():
@@ -102,6 +109,15 @@ class BatchInfos(Infos):
 def _are_of(field: Field, values: Any, count: int) -> bool:
     """Whether they are values of a field as they are."""
     return type(values) is np.ndarray and values.dtype == field.dtype and values.shape == (count, *field.shape)
+
+
+def _but(infos: Mapping[str, Any], key: str, removed: Mask) -> Any:
+    """The mask of an entry without some sub-environments."""
+    mask = infos.get(f"_{key}")
+    if mask is None:
+        return ~removed
+    is_mask = type(mask) is np.ndarray and mask.dtype == np.bool_ and mask.shape == removed.shape
+    return mask & ~removed if is_mask else mask
 
 
 def _where(there: Mask, values: npt.NDArray[Any], field: Field) -> npt.NDArray[Any]:

@@ -442,16 +442,16 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
         if self._infos is None:
             return
         is_same_step = self._mode is Autoreset.SAME_STEP
-        has_statistics = is_same_step and ended is not None and bool(self._statistics)
-        if not has_statistics:
-            batch = self._infos.columns(infos, self._sub.count, FINAL if is_same_step else ())
-            if batch is not None:
-                self._stage_batch(at, batch, numbers)
-                return
+        # Those that a wrapper adds in a step of this mode are of the episodes that have ended in it.
+        removed = dict.fromkeys(self._statistics, ended) if is_same_step and ended is not None else {}
+        batch = self._infos.columns(infos, self._sub.count, FINAL if is_same_step else (), removed)
+        if batch is not None:
+            self._stage_batch(at, batch, numbers)
+            return
         found = split_infos(infos, self._sub.count, numbers.tolist(), has_finals=is_same_step)
-        if has_statistics and ended is not None:
+        for key, mask in removed.items():
             for info, number in zip(found, numbers.tolist(), strict=True):
-                for key in self._statistics if ended[number] else ():
+                if mask[number]:
                     info.pop(key, None)
         columns = self._info_columns(found)
         for name, column in columns.items():

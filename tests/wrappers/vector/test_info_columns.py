@@ -157,3 +157,18 @@ def test_fields_of_a_buffer_are_known():
     fields = Fields()
     one_by_one(Infos(True, {}, {}), {"x": np.zeros(4)}, (), fields)
     assert BatchInfos(True, {}, fields.known).columns({"x": np.ones(4)}, COUNT, ()) is not None
+
+
+@pytest.mark.parametrize("mask", [None, [True, True, False, True]])
+def test_entries_are_removed_where_they_are_of_what_has_ended(mask):
+    batch, fields = BatchInfos(True, {}, {}), Fields()
+    episode = {"r": np.arange(4.0), "_r": np.ones(4, bool)}
+    step = {"episode": episode, "x": np.ones(4)} | ({} if mask is None else {"_episode": np.array(mask)})
+    given_keys = list(step)
+    one_by_one(batch, step, (), fields)
+    ended = np.array([False, True, True, False])
+    columns = dict(batch.columns(step, COUNT, (), {"episode": ended, "absent": ended}))
+    np.testing.assert_array_equal(columns["info_present.episode.r"], [True, False, False, True])
+    np.testing.assert_array_equal(columns["info.episode.r"], [0, 0, 0, 3])
+    assert list(step) == given_keys
+    assert columns["info_present.x"].tolist() is True

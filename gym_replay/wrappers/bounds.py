@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -17,8 +16,8 @@ from gym_replay.wrappers.spaces import Leaf
 RUN_BYTES = 1 << 18
 """Bytes that are compared at once: to compare each short episode would cost more than its steps."""
 
-_COMPARED = 1 << 10
-"""Elements that one comparison takes at least."""
+_AT_ONCE = 1 << 16
+"""Elements that one comparison takes, at most, unless a row has more."""
 
 Bound = npt.NDArray[Any]
 
@@ -32,7 +31,7 @@ class BoundsCheck:
 
     def __init__(self, leaves: Sequence[Leaf]) -> None:
         self._bounds = {
-            leaf.name: bounds
+            leaf.name: _Bounds(*bounds, leaf.field.shape)
             for leaf in leaves
             if not leaf.field.ragged and leaf.field.nbytes and (bounds := _bounds_of(leaf)) is not None
         }
@@ -63,7 +62,7 @@ class BoundsCheck:
         for name, pending in self._pending.items():
             given, pending[:] = pending[:], []
             # Row T is among them: mostly it is inside, and there is nothing to tell apart.
-            if given and any_outside(self._rows(name, b"".join(given[3::4])), *self._bounds[name]):
+            if given and self._bounds[name].exclude_any(self._rows(name, b"".join(given[3::4]))):
                 field = self._fields[name]
                 self._count(
                     name,
@@ -79,9 +78,9 @@ class BoundsCheck:
 
     def _count(self, name: str, pending: list[tuple[int, int, bytes]]) -> None:
         """Count the rows that are outside of stretches: an episode's id, the first row, and the bytes of each."""
-        low, high = self._bounds[name]
+        bounds = self._bounds[name]
         rows = self._rows(name, b"".join(data for _, _, data in pending))
-        outside = (rows < low) | (rows > high)  # NaN is neither
+        outside = (rows < bounds.low) | (rows > bounds.high)  # NaN is neither
         places = np.flatnonzero(outside.reshape(len(rows), -1).any(axis=1))
         if len(places) == 0:
             return
@@ -90,10 +89,10 @@ class BoundsCheck:
             self._warn(name, rows, outside, pending, int(places[0]))
 
     def _warn(self, name: str, rows: Bound, outside: Bound, pending: list[tuple[int, int, bytes]], place: int) -> None:
-        field, (low, high) = self._fields[name], self._bounds[name]
+        field, bounds = self._fields[name], self._bounds[name]
         index = tuple(int(at[0]) for at in np.nonzero(outside[place])) if field.shape else ()
         value = rows[place][index]
-        lowest, highest = (np.broadcast_to(bound, field.shape)[index] for bound in (low, high))
+        lowest, highest = (np.broadcast_to(bound, field.shape)[index] for bound in (bounds.low, bounds.high))
         ends = np.cumsum([len(data) // field.nbytes for _, _, data in pending])
         number = int(np.searchsorted(ends, place, side="right"))
         episode, first, data = pending[number]
@@ -127,29 +126,47 @@ def _bounds_of(leaf: Leaf) -> tuple[Bound, Bound] | None:
         return None
     if dtype.kind in "iu" and (low <= info.min).all() and (high >= info.max).all():
         return None
-    return _uniform(low), _uniform(high)
+    return low.astype(dtype), high.astype(dtype)
 
 
-def any_outside(rows: Bound, low: Bound, high: Bound) -> bool:
-    """Whether any row is outside; NaN is not.
+class _Bounds:
+    """The lowest and highest value of each element of a row.
 
-    The lowest and highest values of many rows are found first, lying side by side as one long row: a comparison for
-    each value would take several times longer, and one for each short row longer still.
+    NumPy compares many short rows with one row of bounds in a loop for each, so that the bounds are repeated until
+    they are as long as all that is compared: then it is one loop.
     """
-    is_float = rows.dtype.kind == "f"
-    lowest, highest = (np.fmin, np.fmax) if is_float else (np.minimum, np.maximum)  # these two skip NaN
-    width = math.prod(rows.shape[1:])
-    many = min(max(_COMPARED // width, 1), max(len(rows), 1))
-    # The last ones are looked at twice, which takes less time than to look at a few short rows.
-    for part in (rows[: len(rows) // many * many], rows[-many:] if len(rows) % many else rows[:0]):
-        if len(part):
-            values = part.reshape(-1, many * width)
-            below = lowest.reduce(values, axis=0).reshape(-1, width) < low.reshape(-1)
-            if below.any() or (highest.reduce(values, axis=0).reshape(-1, width) > high.reshape(-1)).any():
-                return True
-    return False
 
+    def __init__(self, low: Bound, high: Bound, shape: tuple[int, ...]) -> None:
+        self.low, self.high = np.broadcast_to(low, shape), np.broadcast_to(high, shape)
+        # Integers from zero on: as unsigned ones, those below zero are the highest.
+        self._as: Any = np.dtype(f"u{low.dtype.itemsize}") if low.dtype.kind in "iu" and not low.any() else None
+        self._has_low = self._as is None and not (low == -np.inf).all()
+        self._has_high = not (high == np.inf).all()
+        self._repeat(1)
 
-def _uniform(bound: Bound) -> Bound:
-    """One number instead of many equal ones: to compare with it is much faster."""
-    return bound.reshape(-1)[0] if bound.size and (bound == bound.reshape(-1)[0]).all() else bound
+    def _repeat(self, times: int) -> None:
+        low, high = (np.tile(bound.reshape(-1), times) for bound in (self.low, self.high))
+        # In one call: an interrupt in between would leave one of them shorter.
+        self.__dict__.update(_low=low, _high=high if self._as is None else high.view(self._as))
+
+    _low: Bound
+    _high: Bound
+
+    def exclude_any(self, rows: Bound) -> bool:
+        """Whether any row is outside; NaN is not."""
+        values = rows.reshape(-1)
+        if self._as is not None:
+            values = values.view(self._as)
+        count, width = len(values), self.low.size
+        most = max(_AT_ONCE // width, 1) * width
+        if len(self._low) < min(count, most):
+            self._repeat(min(2 * count, most) // width)
+        longest = len(self._low)
+        if count <= longest:
+            return self._exclude(values, count)
+        return any(self._exclude(part, len(part)) for part in np.split(values, range(longest, count, longest)))
+
+    def _exclude(self, values: Bound, count: int) -> bool:
+        if self._has_low and np.count_nonzero(values < self._low[:count]):
+            return True
+        return self._has_high and bool(np.count_nonzero(values > self._high[:count]))

@@ -24,7 +24,9 @@ from gym_replay.buffer.storage.names import check_distinct, check_field_name, en
 from gym_replay.errors import ConfigMismatchError, FieldError, StorageError
 
 ROOT, PRESENT = "info", "info_present"
-_DEEPEST = 8
+DEEPEST = 8
+"""Mappings that an entry may be in, one in the other."""
+
 _MOST_FIELDS = 1000
 _MOST_WARNINGS = 100
 _MOST_NAMES = 10_000
@@ -70,7 +72,7 @@ class Infos:
     @property
     def names(self) -> list[str]:
         """The fields, in the order of the values that :meth:`encode` gives."""
-        return [each for name in self._known for each in (name, _presence(name))]
+        return [each for name in self._known for each in (name, presence_of(name))]
 
     def encode(self, info: Any, add_fields: Callable[[dict[str, Field]], None]) -> tuple[bytes, ...]:
         """The bytes of one row of each info field.
@@ -115,7 +117,7 @@ class Infos:
             self._warn(name, f"there are {_MOST_FIELDS} entries already; name those to record in record_info")
             return False
         try:
-            if name in self._names or _presence(name) in self._names:
+            if name in self._names or presence_of(name) in self._names:
                 raise FieldError("another field has this name")
             check_distinct([*self._names, *new, name])
         except FieldError as error:
@@ -127,7 +129,7 @@ class Infos:
         added = {
             each: info
             for name, field in new.items()
-            for each, info in ((name, field), (_presence(name), Field("bool", state=True)))
+            for each, info in ((name, field), (presence_of(name), Field("bool", state=True)))
         }
         try:
             add_fields(added)
@@ -165,10 +167,10 @@ class Infos:
             if not is_mapping:
                 if is_wanted:
                     yield name, value
-            elif len(path) < _DEEPEST:
+            elif len(path) < DEEPEST:
                 yield from self._entries(value, name, path)
             else:
-                self._warn(name, f"it is more than {_DEEPEST} mappings deep")
+                self._warn(name, f"it is more than {DEEPEST} mappings deep")
 
     def _name(self, root: str, key: Any) -> str:
         """The field name of an entry of the mapping whose name is ``root``."""
@@ -242,5 +244,6 @@ def _whole(array: npt.NDArray[Any], field: Field) -> npt.NDArray[Any]:
     return array
 
 
-def _presence(name: str) -> str:
+def presence_of(name: str) -> str:
+    """The field that says whether there is a value in an info field."""
     return f"{PRESENT}.{name.partition('.')[2]}"

@@ -626,8 +626,8 @@ class ColumnGroup:
         self._row_nbytes = sum(column.row_nbytes for column in self._columns)
         self._capacity = 0
 
-    def write(self, row: int, end: int, data: Sequence[Buffer]) -> None:
-        """Write the rows ``row .. end`` of each column, of whatever shape; the files grow as needed.
+    def write(self, row: int, end: int, data: Sequence[Any]) -> None:
+        """Write the rows ``row .. end`` of each column, bytes or contiguous arrays; the files grow as needed.
 
         Raises:
             StorageError: the operating system refused.

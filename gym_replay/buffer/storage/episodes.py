@@ -182,7 +182,7 @@ class RecordLayout:
         ids: npt.NDArray[np.int64],
         starts: npt.NDArray[np.int64],
         lengths: npt.NDArray[np.int64],
-        flags: npt.NDArray[np.uint8],
+        flags: npt.NDArray[np.uint8] | bytes,
         meta: Sequence[npt.NDArray[Any] | bytes],
     ) -> npt.NDArray[np.uint32]:
         """CRC-32 of each record; the flags are without the deleted one, and bytes are a value of all records."""
@@ -190,10 +190,10 @@ class RecordLayout:
         if count > len(self._records):
             self._use(np.zeros(2 * count, self._packed))
             held = self._held
-        for place, column in enumerate((ids, starts, lengths, flags, *meta)):
-            part = self._parts[place]
-            if not isinstance(column, bytes):
-                part[:count], held[place] = column, None
+        for place, (part, column) in enumerate(zip(self._parts, (ids, starts, lengths, flags, *meta), strict=True)):
+            if type(column) is not bytes:
+                held[place] = None
+                part[:count] = column
             elif column != held[place]:
                 held[place] = None  # an interrupt may come
                 part[...] = np.frombuffer(column, part.dtype).reshape(part.shape[1:])

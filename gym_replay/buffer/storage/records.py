@@ -25,7 +25,7 @@ _pack_crc = struct.Struct("<I").pack
 _AHEAD = 256
 """Slots that a value which comes again is written to at once."""
 
-_BLOCKS_AHEAD = 8
+_BLOCKS_AHEAD = 32
 """How many times the records that are written together, where that is more."""
 
 _LONGEST_AHEAD = 64
@@ -66,7 +66,10 @@ class RecordWriter:
         self._steady_of: Callable[[Sequence[bytes]], Sequence[bytes]] = tuple
         self._new_of: Callable[[Sequence[bytes]], Sequence[bytes]] = tuple
         self._new_columns = self._all_columns = ColumnGroup(self.columns)
-        self._groups: dict[tuple[int, ...], ColumnGroup] = {}
+        # The same of many records that are written together: what they have in common, and the files of all else.
+        self._common: list[bytes | None] = []
+        self._common_until = 0
+        self._own, self._own_places = self._all_columns, list(range(len(self.columns)))
 
     def write(self, slot: int, episode_id: int, start: int, length: int, flags: int, meta: Mapping[str, bytes]) -> None:
         """Put the record of an episode into a slot; ``meta`` has every meta field, of string fields the string."""
@@ -87,7 +90,7 @@ class RecordWriter:
     def _write_ahead(self, slot: int, values: list[bytes]) -> None:
         last, until = self._last, self._until
         # Until the writes are through, nothing is known to be there.
-        self._until, self._steady_until = [0] * len(values), 0
+        self._until, self._steady_until, self._common_until = [0] * len(values), 0, 0
         for place, value in enumerate(values):
             if value != last[place] or not value:
                 last[place], until[place] = value, 0
@@ -116,7 +119,7 @@ class RecordWriter:
         ids: npt.NDArray[np.int64],
         starts: npt.NDArray[np.int64],
         lengths: npt.NDArray[np.int64],
-        flags: npt.NDArray[np.uint8],
+        flags: npt.NDArray[np.uint8] | bytes,
         meta: Mapping[str, MetaColumn],
     ) -> None:
         """Put the records of several episodes, none of them deleted, into slots that follow one another.
@@ -124,22 +127,16 @@ class RecordWriter:
         The first ``turn`` of them go to the slots from ``first`` on, the others to those from 0 on, as in a ring.
         """
         count = len(ids)
-        columns = [*self._values_of(meta), starts, lengths, flags]
-        data, common = [], []
+        columns: list[Any] = [*self._values_of(meta)]
         for place in self._texts:
             columns[place] = self._places(columns[place])
-        for column in columns:
-            whole = column if isinstance(column, bytes) else column.tobytes()
-            data.append(whole)
-            common.append(whole if whole is column else _common(whole, count))
-        meta_columns = [column if one is None else one for column, one in zip(columns[:-3], common, strict=False)]
-        data.append(self._layout.crcs(ids, starts, lengths, flags, meta_columns).tobytes())
-        common.append(None)
+        crcs = self._layout.crcs(ids, starts, lengths, flags, columns)
+        columns += starts, lengths, flags, crcs
         if self._runs_ahead:
-            self._write_all_ahead(first, count, data, common)
+            self._write_all_ahead(first, count, columns)
             return
-        self._until, self._steady_until = [0] * len(data), 0
-        data = [each if one is None else one * count for each, one in zip(data, common, strict=True)]
+        self._until, self._steady_until = [0] * len(columns), 0
+        data: list[bytes] = [column * count if type(column) is bytes else column.tobytes() for column in columns]
         if turn < count:
             edges = [turn * column.row_nbytes for column in self.columns]
             rest = [each[edge:] for each, edge in zip(data, edges, strict=True)]
@@ -147,27 +144,33 @@ class RecordWriter:
             data = [each[:edge] for each, edge in zip(data, edges, strict=True)]
         self._all_columns.write(first, first + turn, data)
 
-    def _write_all_ahead(self, first: int, count: int, data: Sequence[bytes], common: Sequence[bytes | None]) -> None:
+    def _write_all_ahead(self, first: int, count: int, columns: Sequence[Any]) -> None:
+        common = [column if type(column) is bytes and column else None for column in columns]
+        if common != self._common or first + count > self._common_until:
+            self._write_common(first, count, common)
+        self._own.write(first, first + count, [columns[place] for place in self._own_places])
+
+    def _write_common(self, first: int, count: int, common: list[bytes | None]) -> None:
+        """Write what all of the next records have in common ahead, where it is not there yet."""
         last, until = self._last, self._until
         # Until the writes are through, nothing is known to be there.
-        self._until, self._steady_until = [0] * len(data), 0
-        others = []
+        self._until, self._steady_until, self._common_until = [0] * len(common), 0, 0
+        ahead = max(_AHEAD, _BLOCKS_AHEAD * count)
         for place, value in enumerate(common):
             if value is None:
-                others.append(place)
                 last[place], until[place] = b"", 0
-            elif value != last[place]:
+                continue
+            if value != last[place]:
                 last[place], until[place] = value, 0
-                self._write_one(place, first, value * count)
-            elif first + count > until[place]:
-                ahead = max(_AHEAD, _BLOCKS_AHEAD * count)
-                until[place] = first + ahead
-                self._write_one(place, first, value * ahead)
-        group = self._groups.get(key := tuple(others))
-        if group is None:
-            group = self._groups[key] = ColumnGroup(self.columns[place] for place in others)
-        group.write(first, first + count, [data[place] for place in others])
-        self._until = until
+            if first + count > until[place]:
+                times = ahead if len(value) <= _LONGEST_AHEAD else count
+                self._write_one(place, first, value * times)
+                until[place] = first + times
+        if (own := [place for place, value in enumerate(common) if value is None]) != self._own_places:
+            self._own, self._own_places = ColumnGroup(self.columns[place] for place in own), own
+        self._common, self._until = common, until
+        ends = [end for end, value in zip(until, common, strict=True) if value is not None]
+        self._common_until = min(ends, default=0)
 
     def _write_one(self, place: int, slot: int, data: bytes) -> None:
         self.columns[place].reserve(slot + 1)  # values may have no bytes at all
@@ -178,11 +181,3 @@ class RecordWriter:
         assert self.strings is not None
         put = self.strings.put
         return put(texts) if isinstance(texts, bytes) else np.frombuffer(b"".join(map(put, texts)), np.int64)
-
-
-def _common(data: bytes, count: int) -> bytes | None:
-    """The bytes of one value, where all of them are the same and it is short."""
-    value = data[: len(data) // count]
-    if not 0 < len(value) <= _LONGEST_AHEAD or not data.endswith(value) or data != value * count:
-        return None
-    return value

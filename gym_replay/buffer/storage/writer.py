@@ -149,7 +149,7 @@ class FolderWriter:
         self.counters.put("revision", self.metadata.revision)
         self._base, self._capacity = self.counters.base, self.metadata.table_capacity
         limits = self.metadata.max_episodes, self.metadata.max_timesteps, self.metadata.max_steps
-        self._is_limited = limits != (None, None, None)
+        self.is_limited = limits != (None, None, None)
         for path, (dtype, shape) in self.metadata.columns().items():
             self._columns[path] = ColumnWriter.open(self.folder, path, dtype, shape)
         self._steps.update({name: self._columns[self.metadata.rows_path(name)] for name in self.metadata.fields})
@@ -260,14 +260,14 @@ class FolderWriter:
         Raises:
             BufferFullError: there is no room for one more.
         """
-        if self._is_limited:
+        if self.is_limited:
             self.require_room(1, 1)
         metadata, known = self.metadata, self._format
         if known is None or known[0] is not metadata or known[1] is not names:
             size = RING_CHUNK_BYTES if metadata.circular else CHUNK_BYTES
             self._format = known = (metadata, names, RowFormat(metadata.fields, names, packers, chunk_bytes=size))
         stage = Stage(known[2], self._open_spill, initial=initial)
-        if self._is_limited:
+        if self.is_limited:
             stage.longest = self._longest()
         return stage
 
@@ -302,7 +302,7 @@ class FolderWriter:
             EpisodeTooLongError: each one is longer than the buffer takes at all.
             BufferFullError: they do not fit beside what is stored.
         """
-        if not self._is_limited:
+        if not self.is_limited:
             return
         metadata = self.metadata
         if metadata.max_timesteps is not None and length > metadata.max_timesteps:
@@ -333,7 +333,7 @@ class FolderWriter:
             The episode's id.
         """
         self.check_owner()
-        if self._is_limited:
+        if self.is_limited:
             self.require_room(1, length)
         flags = (HAS_FINAL if stage.has_final else 0) | (COMPLETE if complete else 0)
         try:
@@ -469,7 +469,7 @@ class FolderWriter:
         """
         self.check_owner()
         count, steps = len(lengths), sum(lengths)
-        if self._is_limited:
+        if self.is_limited:
             self.require_room(count, max(lengths), steps=steps)
         first_id = self.counters.next
         begin(first_id)
@@ -485,18 +485,19 @@ class FolderWriter:
         rows: Mapping[str, npt.NDArray[Any] | Ragged],
         lengths: npt.NDArray[np.int64],
         edges: npt.NDArray[np.int64],
-        flags: npt.NDArray[np.uint8],
+        flags: npt.NDArray[np.uint8] | bytes,
         meta: Mapping[str, MetaColumn],
         begin: Callable[[int], None],
     ) -> int:
         """As :meth:`commit_block`, with flags for each episode, and as few calls for many episodes as for one.
 
         Args:
-            rows: per field the rows of all episodes, one after another, row T of each included.
+            rows: per field the rows of all episodes, one after another, row T of each included, in contiguous arrays.
             lengths: T of each episode.
             edges: the first of each one's rows, and the end.
-            flags: of each episode.
-            meta: each meta field's values ``(episodes, *shape)``, of string fields one for each episode or for all.
+            flags: of each episode, or the byte of all.
+            meta: each meta field's values ``(episodes, *shape)``, contiguous, of string fields one for each
+                episode; or the bytes of one value, or string, for all.
             begin: is told the first id before anything is written. The commit is through once the counter ``next`` is
                 past it, whatever exception came then.
 
@@ -507,11 +508,18 @@ class FolderWriter:
         has_state = self.metadata.has_state
         count, all_rows = len(lengths), int(edges[-1])
         steps, first_id = all_rows - count * has_state, self.counters.next
-        if self._is_limited:
+        if self.is_limited:
             self.require_room(count, int(lengths.max()), steps=steps)
         begin(first_id)
-        start, elements = self._write_rows(rows, steps, lengths + has_state)
-        self._before_records(start + all_rows)
+        elements: Sequence[NewElements] = ()
+        if self._is_plain:
+            self._stale = True
+            start = self._ring.end
+            self._rows.write(start, start + all_rows, [rows[name] for name in self._steps])
+        else:
+            start, elements = self._write_rows(rows, steps, lengths + has_state)
+        if self._waits:
+            self._before_records(start + all_rows)
         ids = np.arange(first_id, first_id + count)
         starts = edges[:-1] + start
         slot = self._slot(first_id)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.episodes import COMPLETE, HAS_FINAL
 from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.records import MetaColumn
 from gym_replay.buffer.storage.writer import FolderWriter
@@ -109,9 +110,9 @@ class Block(Ended):
     Args:
         numbers: the sub-environment of each.
         lengths: T of each.
-        flags: of each, as the table has them.
+        flags: of each, as the table has them, or the byte of all.
         rows: by field, the rows of all of them, one episode after another; those of ragged fields as a list.
-        meta: by meta field, the values of each.
+        meta: by meta field, the values of each, or the bytes of that of all.
         edges: the first row of each, and the end.
 
     Attributes:
@@ -123,7 +124,7 @@ class Block(Ended):
         self,
         numbers: Numbers,
         lengths: Numbers,
-        flags: npt.NDArray[np.uint8],
+        flags: npt.NDArray[np.uint8] | bytes,
         rows: dict[str, Column],
         meta: dict[str, MetaColumn],
         edges: Numbers,
@@ -136,11 +137,22 @@ class Block(Ended):
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def flags_of(self, place: int) -> int:
+        """The flags of one episode."""
+        return self.flags[0] if isinstance(self.flags, bytes) else int(self.flags[place])
+
     def _write(self, writer: FolderWriter) -> None:
         if not len(self):
             return
+        metadata = writer.metadata
+        rows: Mapping[str, Any] = self.rows
+        if len(rows) < len(metadata.fields) or metadata.ragged_fields:
+            rows = self._all_rows(metadata)
+        writer.commit_episodes(rows, self.lengths, self.edges, self.flags, self.meta, self.begin)
+
+    def _all_rows(self, metadata: Metadata) -> dict[str, npt.NDArray[Any] | Ragged]:
         rows: dict[str, npt.NDArray[Any] | Ragged] = {}
-        for name, info in writer.metadata.fields.items():
+        for name, info in metadata.fields.items():
             column = self.rows.get(name)
             if column is None:  # of fields added since: the default
                 column = [info.default_value()] * int(self.edges[-1])
@@ -148,7 +160,7 @@ class Block(Ended):
                 rows[name] = Ragged.of_rows(list(column), info.dtype, info.shape)
             else:
                 rows[name] = column if isinstance(column, np.ndarray) else np.array(column, info.dtype)
-        writer.commit_episodes(rows, self.lengths, self.edges, self.flags, self.meta, self.begin)
+        return rows
 
     def show_to(self, bounds: BlockBounds) -> None:
         if self.first_id is not None:
@@ -161,7 +173,7 @@ class Block(Ended):
         return Block(
             self.numbers[kept],
             self.lengths[kept],
-            self.flags[kept],
+            self.flags if isinstance(self.flags, bytes) else self.flags[kept],
             {
                 name: column[rows] if isinstance(column, np.ndarray) else _chosen(column, rows)
                 for name, column in self.rows.items()
@@ -191,7 +203,7 @@ class FinishedVectorEpisode(FinishedEpisode):
     def __init__(self, block: Block, place: int, fields: Mapping[str, Field], meta: Mapping[str, Any]) -> None:
         self._block, self._place, self._fields = block, place, fields
         self.env_index = int(block.numbers[place])
-        self.complete = bool(block.flags[place] & COMPLETE)
+        self.complete = bool(block.flags_of(place) & COMPLETE)
         total = block.meta["episode_return"]
         assert isinstance(total, np.ndarray)
         self.episode_return = total[place] if total.ndim > 1 else float(total[place])
@@ -209,5 +221,5 @@ class FinishedVectorEpisode(FinishedEpisode):
         if field is None or field.ragged or not isinstance(column, np.ndarray):
             raise FieldError(f"{name!r}: expected one of {list(self)}, and no ragged one")
         begin = int(self._block.edges[self._place])
-        has_final = bool(self._block.flags[self._place] & HAS_FINAL)
+        has_final = bool(self._block.flags_of(self._place) & HAS_FINAL)
         return np.array(column[begin : begin + len(self) + (field.state and has_final)])

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.wrappers.bounds import RUN_BYTES, BoundsCheck, any_outside
+from gym_replay.wrappers.bounds import RUN_BYTES, BoundsCheck
 from gym_replay.wrappers.spaces import Leaf
 
 
 class BlockBounds(BoundsCheck):
-    """Compares whole episodes with the bounds of their spaces, some time after they were committed.
+    """Compares whole episodes with the bounds of their spaces, after they were committed: many of them at once.
 
     Args:
         leaves: as of :class:`BoundsCheck`.
@@ -34,8 +34,14 @@ class BlockBounds(BoundsCheck):
 
     def add_one(self, episode: int, rows: Mapping[str, bytes]) -> None:
         """The rows of one episode."""
-        if self._bounds:
-            self.add(episode, [(name, False, 0, rows[name]) for name in self._bounds], self._has_state)
+        nbytes = self._nbytes
+        for name, pending in self._pending.items():
+            data = rows[name]
+            pending += episode, 0, self._has_state, data
+            nbytes += len(data)
+        self._nbytes = nbytes
+        if nbytes >= RUN_BYTES:
+            self.finish()
 
     def add_block(self, first_id: int, rows: Mapping[str, Any], edges: npt.NDArray[np.int64]) -> None:
         """The rows of episodes that were committed together.
@@ -54,12 +60,14 @@ class BlockBounds(BoundsCheck):
         if count > self._most_rows:
             self._compare(rows, count, [(first_id, edges)])
             return
-        for name in self._bounds:
-            field = self._fields[name]
-            if name not in self._scratch:
-                self._scratch[name] = np.empty((self._most_rows, *field.shape), field.dtype)
-            self._scratch[name][first : first + count] = rows[name]
-        self._blocks.append((first_id, edges + first))
+        if not self._scratch:
+            self._scratch = {
+                name: np.empty((self._most_rows, *self._fields[name].shape), self._fields[name].dtype)
+                for name in self._bounds
+            }
+        for name, scratch in self._scratch.items():
+            scratch[first : first + count] = rows[name]
+        self._blocks.append((first_id, edges + first if first else edges))
         self._num_rows = first + count
 
     def finish(self) -> None:
@@ -75,7 +83,7 @@ class BlockBounds(BoundsCheck):
     ) -> None:
         for name, bounds in self._bounds.items():
             column = rows[name][:count]
-            if not any_outside(column, *bounds):
+            if not bounds.exclude_any(column):
                 continue
             pending = []
             for first_id, edges in blocks:

@@ -14,17 +14,13 @@ from gym_replay.buffer.open_episode import encode_texts
 from gym_replay.buffer.storage.fields import Field, fit, to_array
 from gym_replay.buffer.storage.records import MetaColumn
 from gym_replay.wrappers.episode_facts import FLAG_BYTES
-from gym_replay.wrappers.generator_state import NUMBERS
+from gym_replay.wrappers.generator_state import NO_GENERATOR, NUMBERS
+from gym_replay.wrappers.recorded_schema import RECORDER_META
 from gym_replay.wrappers.vector.autoreset import Mask
 from gym_replay.wrappers.vector.staging import Numbers
 
-_PARTS = np.dtype([("start", "<i8"), ("began", "<f8"), ("seed", "<i8"), ("rng", "<u8", (NUMBERS,))])
-_RECORD = np.dtype(f"V{_PARTS.itemsize}")
-"""The same as plain bytes, which are copied at once."""
-
-_OF_RESET = struct.Struct(f"<qdq{8 * NUMBERS}s").pack
-_INT, _FLOAT = struct.Struct("<q"), struct.Struct("<d")
-_SEED, _RNG = slice(16, 24), slice(24, None)
+_INT, _FLOAT = struct.Struct("<q").pack, struct.Struct("<d").pack
+_NO_SEED = _INT(-1)
 
 
 class EpisodeFacts:
@@ -41,16 +37,23 @@ class EpisodeFacts:
 
     def __init__(self, num_envs: int, run: bytes, meta_fields: Callable[[], Mapping[str, Field]]) -> None:
         self._num_envs, self._run, self._meta_fields = num_envs, run, meta_fields
-        self._records = np.zeros(num_envs, _RECORD)
-        self._parts = self._records.view(_PARTS)
-        self.start: Numbers = self._parts["start"]
+        self.start: Numbers = np.zeros(num_envs, np.int64)
+        self._began = np.zeros(num_envs)
+        self._seeds = np.full(num_envs, -1)
+        self._states = np.zeros((num_envs, NUMBERS), np.uint64)
+        # Where none of them has a seed, or the state of a generator, these are not looked at.
+        self._are_seeded = self._have_states = False
         self._options: list[bytes] = [b""]
         self._option = np.zeros(num_envs, np.int64)  # of each sub-environment the place in these
+        self._known: Mapping[str, Field] | None = None
+        self._others: list[tuple[str, Field, bytes]] = []
         self._notes: dict[str, Any] = {}
         self._are_noted: dict[str, Mask] = {}
 
     def noted(self, numbers: Numbers) -> dict[str, Mask]:
         """By meta field of the user's, whether it was set in the episodes of some sub-environments."""
+        if not self._are_noted:
+            return {}
         return {name: are_noted[numbers] for name, are_noted in self._are_noted.items()}
 
     # --- episodes begin; none of theirs is running while this is written ---
@@ -66,9 +69,15 @@ class EpisodeFacts:
             began: when the step began that reset them.
             generators: of all sub-environments, where they are known.
         """
-        self._records[opened] = np.frombuffer(_OF_RESET(now, began, -1, b""), _RECORD)
+        self.start[opened] = now
+        self._began[opened] = began
+        if self._are_seeded:
+            self._seeds[opened] = -1
         if generators is not None:
-            self._parts["rng"][opened] = generators[opened]
+            self._have_states = True
+            self._states[opened] = generators[opened]
+        elif self._have_states:
+            self._states[opened] = 0
         if len(self._options) > 1:
             self._option[opened] = 0
         if self._notes:
@@ -88,7 +97,8 @@ class EpisodeFacts:
     ) -> None:
         """Episodes that an explicit reset opens."""
         self.begin(mask, now, began, generators)
-        self._parts["seed"][mask] = seeds[mask]
+        self._are_seeded = True
+        self._seeds[mask] = seeds[mask]
         known = [b"", *{self._options[place] for place in np.unique(self._option[~mask]).tolist()} - {b"", options}]
         known += [options] if options else []
         places = [known.index(text) if text in known else 0 for text in self._options]
@@ -129,53 +139,67 @@ class EpisodeFacts:
     # --- episodes end ---
 
     def columns(self, numbers: Numbers, returns: npt.NDArray[Any], *, complete: bool) -> dict[str, MetaColumn]:
-        """The meta fields of the episodes of some sub-environments, in the buffer's order."""
-        count, known, texts = len(numbers), self._meta_fields(), self._options
-        taken = self._records.take(numbers).view(_PARTS)
-        began = taken["began"]
+        """The meta fields of the episodes of some sub-environments; what is the same in all of them as one value."""
+        texts = self._options
+        if self._are_seeded:
+            self._look_for_seeds()
+        began = self._began[numbers]
         meta: dict[str, MetaColumn] = {
-            "episode_seed": taken["seed"],
+            "episode_seed": self._seeds[numbers] if self._are_seeded else _NO_SEED,
             "episode_return": returns,
-            "episode_complete": np.full(count, complete),
+            "episode_complete": FLAG_BYTES[complete],
             "episode_options": texts[0] if len(texts) == 1 else [texts[at] for at in self._option[numbers].tolist()],
-            "episode_rng": taken["rng"],
+            "episode_rng": self._states[numbers] if self._have_states else NO_GENERATOR,
             "episode_start": began,
             "episode_duration": time.time() - began,
             "episode_run": self._run,
             "env_index": numbers,
         }
-        for name, info in known.items():
+        for name, info, default in self._of_user():
             if name in self._notes:
                 values = self._notes[name][numbers]
                 meta[name] = values.tolist() if info.is_text else values
-            elif name not in meta:
-                meta[name] = b"" if info.is_text else np.array([info.default_value()] * count, info.dtype)
-        return {name: meta[name] for name in known}
+            else:
+                meta[name] = default
+        return meta
 
     def of_one(self, number: int, total: bytes, *, complete: bool) -> dict[str, bytes]:
         """The bytes of the meta fields of one sub-environment's episode; ``total`` are those of its return."""
-        data: bytes = self._records.item(number)
-        (began,) = _FLOAT.unpack_from(data, 8)
+        began = self._began.item(number)
+        if self._are_seeded and self._seeds.item(number) == -1:
+            self._look_for_seeds()
         meta = {
-            "episode_seed": data[_SEED],
+            "episode_seed": _INT(self._seeds.item(number)) if self._are_seeded else _NO_SEED,
             "episode_return": total,
             "episode_complete": FLAG_BYTES[complete],
             "episode_options": self._options[self._option[number]] if len(self._options) > 1 else self._options[0],
-            "episode_rng": data[_RNG],
-            "episode_start": data[8:16],
-            "episode_duration": _FLOAT.pack(time.time() - began),
+            "episode_rng": self._states[number].tobytes() if self._have_states else NO_GENERATOR,
+            "episode_start": _FLOAT(began),
+            "episode_duration": _FLOAT(time.time() - began),
             "episode_run": self._run,
-            "env_index": _INT.pack(number),
+            "env_index": _INT(number),
         }
-        known = self._meta_fields()
-        if len(known) > len(meta):
-            for name, info in known.items():
-                if name in self._notes:
-                    value = self._notes[name][number]
-                    meta[name] = value if info.is_text else value.tobytes()
-                elif name not in meta:
-                    meta[name] = b"" if info.is_text else info.default_value().tobytes()
+        for name, info, default in self._of_user():
+            if name in self._notes:
+                value = self._notes[name][number]
+                meta[name] = value if info.is_text else value.tobytes()
+            else:
+                meta[name] = default
         return meta
+
+    def _look_for_seeds(self) -> None:
+        self._are_seeded = bool(np.count_nonzero(self._seeds != -1))
+
+    def _of_user(self) -> list[tuple[str, Field, bytes]]:
+        """The meta fields that are not the recorder's own, with their defaults."""
+        known = self._meta_fields()
+        if known is not self._known:
+            defaults = {name: info.default_value().tobytes() for name, info in known.items() if not info.is_text}
+            self._others = [
+                (name, info, defaults.get(name, b"")) for name, info in known.items() if name not in RECORDER_META
+            ]
+            self._known = known
+        return self._others
 
 
 def _default_of(info: Field) -> Any:

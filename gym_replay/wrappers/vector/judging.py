@@ -56,6 +56,9 @@ def _judge(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block, place: int
     refuse_own_meta(meta, metadata)
     for name, encoded in buffer.encoders().meta(meta).items():
         info, values = metadata.meta_fields[name], block.meta[name]
+        if isinstance(values, bytes) and not info.is_text:  # one value for all so far
+            values = np.array([np.frombuffer(values, info.dtype).reshape(info.shape)] * len(block))
+            block.meta[name] = values
         if isinstance(values, np.ndarray):
             values[place] = np.frombuffer(encoded, info.dtype).reshape(info.shape)
         else:
@@ -66,8 +69,7 @@ def _judge(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block, place: int
 
 
 def _shown(info: Field, value: MetaColumn, place: int) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogatepass")
-    if not isinstance(value, np.ndarray):
-        return value[place].decode("utf-8", "surrogatepass")
+    if info.is_text:
+        return (value if isinstance(value, bytes) else value[place]).decode("utf-8", "surrogatepass")
+    assert isinstance(value, np.ndarray)  # only what was set is shown
     return np.array(value[place]) if info.shape else value[place].item()

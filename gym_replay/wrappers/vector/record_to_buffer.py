@@ -19,20 +19,27 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import FieldLike, describe, elements_of, fit, to_array
 from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.episode_facts import describe_run, options_to_json
-from gym_replay.wrappers.infos import Infos, is_info
+from gym_replay.wrappers.infos import is_info
 from gym_replay.wrappers.recorded_schema import check_arguments, core_fields, leaves_of, open_for, refuse_own_meta
 from gym_replay.wrappers.recorder import Recorder
 from gym_replay.wrappers.recording import OnEpisode
 from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, autoreset_of, take_turn
 from gym_replay.wrappers.vector.batches import BatchEncoder, Column
 from gym_replay.wrappers.vector.bounds import BlockBounds
-from gym_replay.wrappers.vector.infos import final_observations, lacks_final_infos, split_final_infos, split_infos
+from gym_replay.wrappers.vector.info_columns import BatchInfos, InfoColumn
+from gym_replay.wrappers.vector.infos import (
+    FINAL,
+    final_observations,
+    lacks_final_infos,
+    split_final_infos,
+    split_infos,
+)
 from gym_replay.wrappers.vector.recording import VectorRecording
 from gym_replay.wrappers.vector.staging import Numbers
 from gym_replay.wrappers.vector.sub_environments import RESET_MASK, SubEnvironments, are_same_arrays, share_memory
 from gym_replay.wrappers.vector.take_out import Finals
 
-_FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
+_FLOAT64, _FLOAT32, _BOOL = np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.bool_)
 
 
 class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -133,11 +140,12 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
         count = self._sub.count
         fields = self._buffer.metadata.fields
         self._reward_field = core["reward"]
+        self._flags_shape, self._rewards_shape = (count,), (count, *core["reward"].shape)
         self._observations = BatchEncoder(env.single_observation_space, env.observation_space, observation, count)
         self._actions = BatchEncoder(env.single_action_space, env.action_space, action, count)
         self._observation_names = [leaf.name for leaf in observation]
         self._action_names = [leaf.name for leaf in action]
-        self._infos = Infos(record_info, dtypes, fields) if record_info else None
+        self._infos = BatchInfos(record_info, dtypes, fields) if record_info else None
         self._extra_names = [name for name in fields if name not in core and not is_info(name)]
         self._extras: dict[str, Column] = {}
         self._statistics = self._sub.statistics()
@@ -253,14 +261,13 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
             self._guarded = writer
             weakref.finalize(self, recording.end)
         now = recording.now
-        write = recording.staging.write
-        for name, column in zip(self._action_names, self._actions.encode(actions), strict=True):
-            write(now, name, column)
+        staging = recording.staging
+        staging.write_each(now, self._action_names, self._actions.encode(actions))
         for name in self._extra_names:
             if name in self._extras:
-                write(now, name, self._extras[name])
+                staging.write(now, name, self._extras[name])
             else:
-                recording.staging.write_default(now, name)
+                staging.write_default(now, name)
         generators = None
         if recording.has_waiting and self._sub.knows_generators:  # only in next-step mode
             generators = self._sub.generators(recording.waiting, create=True)
@@ -285,14 +292,13 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
             raise FieldError(
                 "step: expected (observations, rewards, terminations, truncations, infos), got " + describe(result)
             ) from None
-        recording, count = self._recording, self._sub.count
-        now, write = recording.now, recording.staging.write
+        recording = self._recording
+        now, staging = recording.now, recording.staging
         columns = self._observations.encode(observations)
         rewards = self._rewards(rewards)
-        terminated, truncated = _flags("terminated", terminations, count), _flags("truncated", truncations, count)
-        for name, column in zip(self._observation_names, columns, strict=True):
-            write(now + 1, name, column)
-        write(now, "reward", rewards)
+        terminated, truncated = self._flags("terminated", terminations), self._flags("truncated", truncations)
+        staging.write_each(now + 1, self._observation_names, columns)
+        rewards = staging.write_reward(now, rewards)
         done = terminated | truncated
         if recording.has_waiting or np.count_nonzero(done):
             self._store_turn(result, rewards, (terminated, truncated, done), generators, began)
@@ -337,12 +343,23 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
 
     def _rewards(self, rewards: Any) -> npt.NDArray[Any]:
         """Rewards as floats, ``(num_envs, *reward shape)``."""
-        field, count = self._reward_field, self._sub.count
-        is_array = type(rewards) is np.ndarray and rewards.shape == (count, *field.shape)
-        if is_array and rewards.dtype in _FLOATS:  # what adds and stores them takes both
+        is_array = type(rewards) is np.ndarray and rewards.shape == self._rewards_shape
+        if is_array and (rewards.dtype is _FLOAT64 or rewards.dtype is _FLOAT32):  # what stores them takes both
             return rewards  # type: ignore[no-any-return]
         array = to_array(rewards, "reward")
-        return np.ascontiguousarray(fit("reward", array, field, lead=(count,)))
+        return np.ascontiguousarray(fit("reward", array, self._reward_field, lead=(self._sub.count,)))
+
+    def _flags(self, name: str, values: Any) -> Mask:
+        """A flag of each sub-environment.
+
+        Raises:
+            FieldError: they are no booleans, or another number of them.
+        """
+        array: npt.NDArray[Any] = values if type(values) is np.ndarray else to_array(values, name)
+        if array.dtype == _BOOL and array.shape == self._flags_shape:
+            return array
+        expected = f"a bool array of shape {self._flags_shape}"
+        raise FieldError(f"field {name!r}: expected {expected}, got {describe(values)}")
 
     # --- last observations, where the next episode has begun in the same step ---
 
@@ -429,14 +446,30 @@ class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
         if self._infos is None:
             return
         is_same_step = self._mode is Autoreset.SAME_STEP
+        # Those that a wrapper adds in a step of this mode are of the episodes that have ended in it.
+        removed = dict.fromkeys(self._statistics, ended) if is_same_step and ended is not None else {}
+        batch = self._infos.columns(infos, self._sub.count, FINAL if is_same_step else (), removed)
+        if batch is not None:
+            self._stage_batch(at, batch, numbers)
+            return
         found = split_infos(infos, self._sub.count, numbers.tolist(), has_finals=is_same_step)
-        if is_same_step and ended is not None and self._statistics:
+        for key, mask in removed.items():
             for info, number in zip(found, numbers.tolist(), strict=True):
-                for key in self._statistics if ended[number] else ():
+                if mask[number]:
                     info.pop(key, None)
         columns = self._info_columns(found)
         for name, column in columns.items():
             self._recording.staging.write(at, name, column, numbers)
+
+    def _stage_batch(self, at: int, columns: list[InfoColumn], numbers: Numbers) -> None:
+        """Put values of all sub-environments, of which some are asked for, into the row of a time."""
+        write = self._recording.staging.write
+        for name, values in columns:
+            if len(numbers) == self._sub.count:
+                write(at, name, values)
+            else:
+                is_of_each = len(values.shape) > len(self._buffer.metadata.fields[name].shape)
+                write(at, name, values[numbers] if is_of_each else values, numbers)
 
     def _final_infos(self, infos: Any, numbers: Numbers) -> list[dict[Any, Any]]:
         """The infos of the last rows of the episodes that ended."""
@@ -575,15 +608,3 @@ def _of(column: Column, numbers: Numbers) -> Column:
 
 def _bytes(value: Any) -> bytes:
     return np.asarray(value).tobytes()
-
-
-def _flags(name: str, values: Any, count: int) -> Mask:
-    """A flag of each sub-environment.
-
-    Raises:
-        FieldError: they are no booleans, or another number of them.
-    """
-    array: npt.NDArray[Any] = values if type(values) is np.ndarray else to_array(values, name)
-    if array.dtype == np.bool_ and array.shape == (count,):
-        return array
-    raise FieldError(f"field {name!r}: expected a bool array of shape ({count},), got {describe(values)}")

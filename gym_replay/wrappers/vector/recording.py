@@ -80,12 +80,11 @@ class VectorRecording:
         return not self.is_broken and not self._finished
 
     def _set(self, running: Mask, waiting: Mask, **others: Any) -> None:
-        # In one call: an interrupt comes before all of it or after it.
         has_waiting = bool(np.count_nonzero(waiting))
-        is_recording = has_waiting or bool(np.count_nonzero(running))
-        self.__dict__.update(
-            running=running, waiting=waiting, has_waiting=has_waiting, is_recording=is_recording, **others
-        )
+        others["running"], others["waiting"], others["has_waiting"] = running, waiting, has_waiting
+        others["is_recording"] = has_waiting or bool(np.count_nonzero(running))
+        # In one call: an interrupt comes before all of it or after it.
+        self.__dict__.update(others)
 
     def settle(self) -> None:
         """Commit what has ended and could not be committed; cut what was running where a step was lost."""
@@ -103,13 +102,11 @@ class VectorRecording:
             BufferLockedError: somebody else writes to the buffer, or this is a forked child.
             StorageError: the staging needs a file, and the disk refused.
         """
-        writer = self._held.writer if self._held.is_open else None
-        if writer is None:
-            writer = self._held.open()
-        metadata = writer.metadata
-        if metadata.max_episodes or metadata.max_timesteps or metadata.max_steps:
+        held = self._held
+        writer = held.writer if held.is_open and held.writer is not None else held.open()
+        if writer.is_limited:
             lengths = self.now + 1 - self.facts.start[self.running]
-            if len(lengths) and metadata.circular:
+            if len(lengths) and writer.metadata.circular:
                 writer.require_room(1, int(lengths.max()))
             elif len(lengths):
                 writer.require_room(len(lengths), int(lengths.max()), steps=int(lengths.sum()))

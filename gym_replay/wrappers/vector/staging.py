@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,10 @@ class _Block:
         self.fields = fields
         self._folder, self._num_envs = folder, num_envs
         sizes = [info.nbytes for info in fields.values()]
-        formats = [_CARRIERS.get(size, f"V{size}") for size in sizes]
+        # What has a shape is copied as one thing.
+        formats = [
+            _CARRIERS.get(info.nbytes, f"V{info.nbytes}") if info.shape else info.dtype for info in fields.values()
+        ]
         offsets = np.cumsum([0, *(-(-size // 8) * 8 for size in sizes)]).tolist()
         names = [f"f{place}" for place in range(len(sizes))]
         layout: Any = {"names": names, "formats": formats, "offsets": offsets[:-1], "itemsize": offsets[-1]}
@@ -71,10 +74,8 @@ class _Block:
         self._cold: list[_ColdRows] = []
         self._free: list[int] = []
         self.hot = 0
-        self._places = [
-            (name, info, place if len(sizes) > 1 else None)
-            for (name, info), place in zip(fields.items(), names, strict=True)
-        ]
+        # Whether rows of running episodes may be in the file, or nowhere: those before the fields were added.
+        self._lacks_rows = False
         values: Any = {
             "names": names,
             "formats": [(info.dtype, info.shape) for info in fields.values()],
@@ -86,7 +87,7 @@ class _Block:
         for name, info in zip(names, fields.values(), strict=True):
             self._default.view(self._values)[name] = info.default_value()
         self._use(self._filled(rows))
-        self._scratch = np.empty(0, self._dtype)
+        self._use_scratch(np.empty(0, self._dtype))
 
     def _filled(self, rows: int) -> npt.NDArray[Any]:
         """A ring of defaults; zeros cost nothing before they are used."""
@@ -99,27 +100,55 @@ class _Block:
         views = {name: values[place] for name, place in zip(self.fields, self._values.names or (), strict=True)}
         # In one call: an interrupt in between would leave views of another ring.
         self.__dict__.update(
-            ring=ring, views=views, rows={name: list(view) for name, view in views.items()}, mask=len(ring) - 1
+            ring=ring,
+            flat=ring.reshape(-1),
+            rows={name: list(view) for name, view in views.items()},
+            parts=[(name, info.state, part) for name, info, part in self._parts_of(ring)],
+            mask=len(ring) - 1,
         )
 
     ring: npt.NDArray[Any]
-    views: dict[str, npt.NDArray[Any]]
+    flat: npt.NDArray[Any]
     rows: dict[str, list[npt.NDArray[Any]]]
     """Of each field a view of each row: to make one takes as long as to write a few values through it."""
+    parts: list[tuple[str, bool, npt.NDArray[Any]]]
+    """Of each field its name, whether it is a state, and a view of which each value is one thing."""
     mask: int
+    _scratch: npt.NDArray[Any]
+    _scratch_parts: list[tuple[str, Field, npt.NDArray[Any]]]
+
+    def _use_scratch(self, records: npt.NDArray[Any]) -> None:
+        """Put records that are taken apart at once here: new memory each time would cost as much as to fill it."""
+        self.__dict__.update(_scratch=records, _scratch_parts=self._parts_of(records))
+
+    def _parts_of(self, records: npt.NDArray[Any]) -> list[tuple[str, Field, npt.NDArray[Any]]]:
+        parts = records.view(self._parts)
+        names = parts.dtype.names
+        each = [parts] if names is None else [parts[name] for name in names]
+        return [(name, info, part) for (name, info), part in zip(self.fields.items(), each, strict=True)]
+
+    def begin_at(self, time: int) -> None:
+        """Rows before this time are nowhere."""
+        self.hot, self._lacks_rows = time, time > 0
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
         return self.ring.nbytes
 
-    def bytes_of(self, name: str, number: int, start: int, end: int) -> bytes:
-        """A field's values of one sub-environment from ``start`` to before ``end``, all of them in memory."""
-        view, begin = self.views[name], start & self.mask
-        stop = begin + end - start
-        if stop <= len(view):
-            return view[begin:stop, number].tobytes()
-        return view[begin:, number].tobytes() + view[: stop - len(view), number].tobytes()
+    def add_bytes(self, found: dict[str, bytes], number: int, start: int, until: int) -> None:
+        """Find the fields' values of one sub-environment from ``start`` to ``until``, all of them in memory.
+
+        Fields that are no state have none in the row of ``until``.
+        """
+        begin, rows = start & self.mask, self.mask + 1
+        end = begin + until - start
+        for name, is_state, part in self.parts:
+            stop = end + is_state
+            if stop <= rows:
+                found[name] = part[begin:stop, number].tobytes()
+            else:
+                found[name] = part[begin:, number].tobytes() + part[: stop - rows, number].tobytes()
 
     @property
     def full_at(self) -> int:
@@ -133,10 +162,12 @@ class _Block:
             StorageError: rows had to go to a file, and the disk refused.
         """
         gone = [rows.place for rows in self._cold if rows.first + rows.count <= low]
+        hot = max(self.hot, min(low, now))
         self.__dict__.update(
             _free=self._free + gone,
             _cold=[rows for rows in self._cold if rows.first + rows.count > low],
-            hot=max(self.hot, min(low, now)),
+            hot=hot,
+            _lacks_rows=low < hot,
         )
         while now >= self.full_at:
             if 2 * self.nbytes <= budget or len(self.ring) < _FEWEST_ROWS:
@@ -168,7 +199,7 @@ class _Block:
         write_at(self._file.fileno(), data, place, self._folder)
         free = self._free[:-1]
         cold = [*self._cold, _ColdRows(self.hot, count, place)]
-        self.__dict__.update(hot=self.hot + count, _cold=cold, _free=free)
+        self.__dict__.update(hot=self.hot + count, _cold=cold, _free=free, _lacks_rows=True)
 
     def release(self) -> None:
         """Let the file go, with all rows that are in it."""
@@ -181,34 +212,39 @@ class _Block:
         if getattr(self, "_file", None) is not None:
             self.release()
 
-    def gather(self, numbers: Numbers, starts: Numbers, edges: Numbers, flat: Numbers) -> npt.NDArray[Any]:
-        """The records of several episodes, one after another.
+    def add_columns(
+        self, found: dict[str, Any], numbers: Numbers, starts: Numbers, edges: Numbers, places: Numbers
+    ) -> None:
+        """Find the rows of several episodes, one after another, by field.
 
         Args:
+            found: where to put them.
             numbers, starts: of each episode: the sub-environment, and the first time.
-            edges: the first record of each, and the end.
-            flat: of each record ``time * num_envs + sub-environment``.
+            edges: the first row of each, and the end.
+            places: of each row ``time * num_envs + sub-environment``, where the time counts from any that is in the
+                ring's first row.
         """
-        size, ring = self.ring.size, self.ring.reshape(-1)
-        if int(starts.min()) >= self.hot:
-            base = self.hot * self._num_envs // size * size
-            taken: npt.NDArray[Any] = ring.take(
-                flat - base if base else flat, out=self._scratch_of(len(flat)), mode="wrap"
-            )
-            return taken
-        taken = ring.take(flat % size)
+        count = len(places)
+        if self._lacks_rows and int(starts.min()) < self.hot:
+            parts = self._parts_of(self._gather_cold(numbers, starts, edges, places))
+        elif self._parts.names is None or count * self._dtype.itemsize > _LARGEST_SCRATCH:
+            parts = self._parts_of(self.flat.take(places, mode="wrap"))
+        else:
+            if count > len(self._scratch):
+                self._use_scratch(np.empty(2 * count, self._dtype))
+            parts = self._scratch_parts
+            self.flat.take(places, out=self._scratch[:count], mode="wrap")
+        for name, info, part in parts:
+            column = part if self._parts.names is None else part[:count].copy()
+            found[name] = column.view(info.dtype).reshape(count, *info.shape) if info.shape else column
+
+    def _gather_cold(self, numbers: Numbers, starts: Numbers, edges: Numbers, places: Numbers) -> npt.NDArray[Any]:
+        """The records of several episodes, of which some are in the file."""
+        taken: npt.NDArray[Any] = self.flat.take(places % self.flat.size)
         for episode in np.flatnonzero(starts < self.hot).tolist():
             begin, end = edges[episode : episode + 2].tolist()
             self._read_cold(int(numbers[episode]), int(starts[episode]), taken[begin:end])
         return taken
-
-    def _scratch_of(self, count: int) -> npt.NDArray[Any] | None:
-        """Memory for records that are taken apart at once: to have it anew each time costs as much as to fill it."""
-        if self._parts.names is None or count * self._dtype.itemsize > _LARGEST_SCRATCH:
-            return None
-        if count > len(self._scratch):
-            self._scratch = np.empty(2 * count, self._dtype)
-        return self._scratch[:count]
 
     def _read_cold(self, number: int, start: int, out: npt.NDArray[Any]) -> None:
         """Fill in the records from time ``start`` on that are in the file."""
@@ -220,16 +256,6 @@ class _Block:
                 place = cold.place + (number * cold.count + begin - cold.first) * width
                 data = os.pread(self._file.fileno(), (end - begin) * width, place)
                 out[begin - start : end - start] = np.frombuffer(data, self._dtype)
-
-    def columns(self, records: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
-        """The values of each field, of which each record is made."""
-        parts = records.view(self._parts)
-        found = {}
-        for name, info, part in self._places:
-            # Copied in any case: what is taken may be in memory that the next ones are taken to.
-            column = parts if part is None else parts[part].copy()
-            found[name] = column.view(info.dtype).reshape(-1, *info.shape) if info.shape else column.view(info.dtype)
-        return found
 
 
 class Staging:
@@ -268,7 +294,7 @@ class Staging:
             while rows > _FEWEST_ROWS and rows * width > STAGING_BYTES:
                 rows //= 2
             block = _Block(group, self._num_envs, rows, self._folder)
-            block.hot = max(now - rows + 2, 0)
+            block.begin_at(max(now - rows + 2, 0))
             new.append(block)
         found = {name: block for block in new for name in block.fields}
         ragged: dict[str, dict[int, list[npt.NDArray[Any]]]] = {
@@ -322,6 +348,25 @@ class Staging:
             ):
                 row[number] = value
 
+    def write_each(self, time: int, names: Sequence[str], columns: Sequence[Column]) -> None:
+        """The same of several fields and all sub-environments."""
+        block_of = self._block_of
+        for name, values in zip(names, columns, strict=True):
+            block = block_of.get(name)
+            if block is None:
+                self.write(time, name, values)
+            else:
+                block.rows[name][time & block.mask][...] = values
+
+    def write_reward(self, time: int, rewards: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Put the rewards into the row of a time; they as they are there."""
+        block = self._block_of.get("reward")
+        if block is None:  # of a shape without elements
+            return rewards
+        row = block.rows["reward"][time & block.mask]
+        row[...] = rewards
+        return row
+
     def write_default(self, time: int, name: str) -> None:
         """Put the field's default into the row of a time."""
         info = self._fields[name]
@@ -341,12 +386,17 @@ class Staging:
             return row
         return _without_bytes(self._num_envs, info)
 
-    def bytes_of(self, name: str, number: int, start: int, end: int) -> bytes | None:
-        """A field's values of one sub-environment from ``start`` to before ``end``, unless some went to a file."""
-        block = self._block_of.get(name)
-        if block is None:
-            return b""
-        return block.bytes_of(name, number, start, end) if start >= block.hot else None
+    def bytes_of(self, number: int, start: int, until: int) -> dict[str, bytes] | None:
+        """The rows of one sub-environment from ``start`` to ``until``, by field, unless some went to a file.
+
+        Fields that are no state have none in the row of ``until``.
+        """
+        found = dict.fromkeys(self._fields, b"")
+        for block in self._blocks:
+            if start < block.hot:
+                return None
+            block.add_bytes(found, number, start, until)
+        return found
 
     def columns(self, numbers: Numbers, starts: Numbers, edges: Numbers) -> dict[str, Column]:
         """The rows of several episodes, one after another, by field; those of ragged fields as a list.
@@ -355,23 +405,33 @@ class Staging:
             numbers, starts: of each episode: the sub-environment, and the first time.
             edges: the first row of each, and the end.
         """
-        count, every = int(edges[-1]), self._num_envs
+        count, every, firsts = int(edges[-1]), self._num_envs, edges[:-1]
+        rows = edges[1:] - firsts
         if count > len(self._multiples):
             self._multiples = np.arange(2 * count) * every
-        firsts = edges[:-1]
-        flat = np.repeat((starts - firsts) * every + numbers, edges[1:] - firsts)
-        flat += self._multiples[:count]
         found: dict[str, Column] = {}
+        mask, places = -1, self._multiples
         for block in self._blocks:
-            found |= block.columns(block.gather(numbers, starts, edges, flat))
+            if block.mask != mask:
+                mask = block.mask
+                begins = starts & mask
+                begins -= firsts
+                begins *= every
+                begins += numbers
+                places = begins.repeat(rows)
+                places += self._multiples[:count]
+            block.add_columns(found, numbers, starts, edges, places)
         for name, held in self._ragged.items():
             empty = [self._fields[name].default_value()] * every
             found[name] = [
-                held.get(time, empty)[number] for time, number in (divmod(at, every) for at in flat.tolist())
+                held.get(time, empty)[number]
+                for number, start, length in zip(numbers.tolist(), starts.tolist(), rows.tolist(), strict=True)
+                for time in range(start, start + length)
             ]
-        for name, info in self._fields.items():
-            if name not in found:  # fields whose values have no bytes
-                found[name] = _without_bytes(count, info)
+        if len(found) < len(self._fields):
+            for name, info in self._fields.items():
+                if name not in found:  # fields whose values have no bytes
+                    found[name] = _without_bytes(count, info)
         return found
 
 

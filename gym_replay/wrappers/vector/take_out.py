@@ -14,6 +14,8 @@ from gym_replay.buffer.storage.episodes import COMPLETE, HAS_FINAL
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.writer import FolderWriter
+from gym_replay.wrappers.episode_facts import FLAG_BYTES
+from gym_replay.wrappers.recorded_schema import FLAGS
 from gym_replay.wrappers.vector.autoreset import Mask
 from gym_replay.wrappers.vector.batches import Column
 from gym_replay.wrappers.vector.blocks import Block, Ended, FewEpisodes
@@ -50,8 +52,15 @@ class _Plan:
         episodes, steps = writer.largest_block()
         self.most_episodes, self.most_rows = episodes, min(steps, BLOCK_BYTES // row_nbytes)
         self.most_of_few = 0 if metadata.ragged_fields else min(_FEW_BYTES // row_nbytes, self.most_rows)
-        self.defaults = {name: info.default_value() for name, info in staged.items()}
-        self.fields = [(name, info.state, self.defaults[name].tobytes()) for name, info in staged.items()]
+        defaults = {name: info.default_value() for name, info in staged.items()}
+        self.bytes_without_row_t = [
+            (name, defaults[name].tobytes()) for name, info in staged.items() if metadata.has_state and not info.state
+        ]
+        self.without_row_t: list[tuple[str, Any]] = [
+            (name, repeat(defaults[name]) if info.ragged else defaults[name])
+            for name, info in staged.items()
+            if not info.state
+        ]
 
 
 class TakeOut:
@@ -105,15 +114,20 @@ class TakeOut:
             few = self._take_few(plan, numbers, until, returns, ends, complete=complete)
             if few is not None:
                 return [few]
-        lengths = until - self._facts.start[numbers]
+        starts = self._facts.start[numbers]
+        lengths = until - starts
+        edges = _edges(lengths + plan.has_state)
+        steps = int(edges[-1]) - len(numbers) * plan.has_state
+        if len(numbers) <= plan.most_episodes and steps <= plan.most_rows:
+            return [self._take_block(plan, numbers, starts, lengths, edges, returns, ends, complete, finals)]
         blocks: list[Ended] = []
         for part in _parts(plan, lengths):
             chosen = finals
             if finals is not None:
                 columns = {name: column[part] for name, column in finals.columns.items()}
                 chosen = Finals(columns, finals.has_final[part])
-            some = numbers[part]
-            blocks.append(self._take_block(plan, some, lengths[part], returns[some], ends, complete, chosen))
+            some = numbers[part], starts[part], lengths[part], _edges(lengths[part] + plan.has_state)
+            blocks.append(self._take_block(plan, *some, returns, ends, complete, chosen))
         return blocks
 
     def _take_few(
@@ -133,18 +147,17 @@ class TakeOut:
         if sum(lengths) > plan.most_of_few:
             return None
         all_rows, metas = [], []
-        bytes_of, has_state = self._staging.bytes_of, plan.has_state
-        terminated, truncated = ends
+        bytes_of, row_t = self._staging.bytes_of, bytes(plan.has_state)
+        is_terminated, is_truncated = (of_all.item for of_all in ends)
         for number, start, length in zip(numbers.tolist(), starts, lengths, strict=True):
-            rows = {}
-            for name, is_state, default in plan.fields:
-                data = bytes_of(name, number, start, until + is_state)
-                if data is None:
-                    return None
-                rows[name] = data + default if has_state and not is_state else data
-            before, row_t = bytes(length - 1), bytes(has_state)
-            rows["terminated"] = before + terminated[number].tobytes() + row_t
-            rows["truncated"] = before + truncated[number].tobytes() + row_t
+            rows = bytes_of(number, start, until)
+            if rows is None:
+                return None
+            for name, default in plan.bytes_without_row_t:
+                rows[name] += default
+            before = bytes(length - 1)
+            rows["terminated"] = before + FLAG_BYTES[is_terminated(number)] + row_t
+            rows["truncated"] = before + FLAG_BYTES[is_truncated(number)] + row_t
             all_rows.append(rows)
             metas.append(self._facts.of_one(number, returns[number].tobytes(), complete=complete))
         return FewEpisodes(numbers, lengths, _flags(plan, complete=complete), all_rows, metas)
@@ -153,35 +166,44 @@ class TakeOut:
         self,
         plan: _Plan,
         numbers: Numbers,
+        starts: Numbers,
         lengths: Numbers,
+        edges: Numbers,
         returns: npt.NDArray[Any],
         ends: tuple[Mask, Mask],
         complete: bool,
         finals: Finals | None,
     ) -> Block:
-        fields, has_state = plan.metadata.fields, plan.has_state
-        edges = np.zeros(len(numbers) + 1, np.int64)
-        (lengths + has_state).cumsum(out=edges[1:])
+        has_state = plan.has_state
         last_row = edges[1:] - 1
         last_step = last_row - 1 if has_state else last_row
-        rows = self._staging.columns(numbers, self._facts.start[numbers], edges)
-        for name, column in rows.items():
-            info = fields[name]
-            if info.state and finals is not None and name in finals.columns:
-                _put(column, last_row, finals.columns[name])
-            elif not info.state and has_state:
-                default = plan.defaults[name]
-                _put(column, last_row, repeat(default) if info.ragged else default)
-        of_rows = np.zeros((2, int(edges[-1])), bool)
-        of_rows[0, last_step], of_rows[1, last_step] = ends[0][numbers], ends[1][numbers]
-        rows["terminated"], rows["truncated"] = of_rows
-        flags = np.full(len(numbers), _flags(plan, complete=complete), np.uint8)
-        if finals is not None and has_state:
-            flags[~finals.has_final] &= np.uint8(255 - HAS_FINAL)
-        meta = self._facts.columns(numbers, returns, complete=complete)
+        rows = self._staging.columns(numbers, starts, edges)
+        if has_state:
+            for name, default in plan.without_row_t:
+                _put(rows[name], last_row, default)
+        flags: npt.NDArray[np.uint8] | bytes = bytes((_flags(plan, complete=complete),))
+        if finals is not None:
+            for name, column in finals.columns.items():
+                if name in rows:
+                    _put(rows[name], last_row, column)
+            if has_state and not finals.has_final.all():
+                flags = np.full(len(numbers), flags[0], np.uint8)
+                flags[~finals.has_final] &= np.uint8(255 - HAS_FINAL)
+        for name, of_all in zip(FLAGS, ends, strict=True):
+            rows[name] = column = np.zeros(int(edges[-1]), bool)
+            column[last_step] = of_all[numbers]
+        meta = self._facts.columns(numbers, returns[numbers], complete=complete)
         block = Block(numbers, lengths, flags, rows, meta, edges)
         block.noted = self._facts.noted(numbers)
         return block
+
+
+def _edges(rows: Numbers) -> Numbers:
+    """The first row of each episode, and the end, where they lie one after another."""
+    edges = np.empty(len(rows) + 1, np.int64)
+    edges[0] = 0
+    np.add.accumulate(rows, out=edges[1:])
+    return edges
 
 
 def _flags(plan: _Plan, *, complete: bool) -> int:
@@ -189,9 +211,7 @@ def _flags(plan: _Plan, *, complete: bool) -> int:
 
 
 def _parts(plan: _Plan, lengths: Numbers) -> list[slice]:
-    """Which episodes to commit at once: all, unless that is a large part of a ring or of the memory."""
-    if len(lengths) <= plan.most_episodes and int(lengths.sum()) <= plan.most_rows:
-        return [slice(None)]
+    """Which episodes to commit at once, where all of them are a large part of a ring or of the memory."""
     parts, first, taken = [], 0, 0
     for place, length in enumerate(lengths.tolist()):
         if place > first and (place - first >= plan.most_episodes or taken + length > plan.most_rows):

@@ -1,0 +1,127 @@
+"""Infos of a vector environment that come as arrays, taken as they are: all sub-environments at once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.storage.fields import Field
+from gym_replay.wrappers.infos import DEEPEST, ROOT, Infos, presence_of
+from gym_replay.wrappers.vector.autoreset import Mask
+
+InfoColumn = tuple[str, npt.NDArray[Any]]
+"""A field's name, and its values: ``(num_envs, *field.shape)``, or one for all sub-environments."""
+
+_YES, _NO = np.ones((), bool), np.zeros((), bool)
+
+
+class BatchInfos(Infos):
+    """Turns the infos of a vector environment into columns, without taking each sub-environment's apart.
+
+    It does so where the result is the same bit for bit: a dict with text keys, of arrays over the sub-environments, and
+    of such dicts, with masks ``_<key>`` or without, in which each entry that is wanted has a field of its own dtype and
+    shape already. Everything else (the first time that an entry is seen, what must be converted, left out or warned
+    about) is for :meth:`Infos.encode`, one sub-environment after another.
+    """
+
+    def columns(
+        self, infos: Any, count: int, left_out: Collection[str], removed: Mapping[str, Mask] | None = None
+    ) -> list[InfoColumn] | None:
+        """The values of each info field, or None where they must be taken one by one.
+
+        Args:
+            infos: what ``reset`` or ``step`` gave.
+            count: how many sub-environments there are.
+            left_out: entries that are no infos of the sub-environments' own.
+            removed: of which sub-environments an entry is left out.
+        """
+        found: dict[str, tuple[npt.NDArray[Any], Mask | None]] = {}
+        if type(infos) is not dict:
+            return None
+        if removed:
+            infos = {**infos, **{f"_{key}": _but(infos, key, mask) for key, mask in removed.items() if key in infos}}
+        if not self._find(infos, count, left_out, None, ROOT, (), found):
+            return None
+        columns: list[InfoColumn] = []
+        for name, field in self._known.items():
+            values, there = found.get(name, (None, None))
+            if values is None:
+                columns += (name, field.default_value()), (presence_of(name), _NO)
+            elif there is None or np.count_nonzero(there) == count:
+                columns += (name, values), (presence_of(name), _YES)
+            else:
+                columns += (name, _where(there, values, field)), (presence_of(name), there)
+        return columns
+
+    def _find(
+        self,
+        infos: dict[Any, Any],
+        count: int,
+        left_out: Collection[str],
+        outer: Mask | None,
+        root: str,
+        place: tuple[str, ...],
+        found: dict[str, tuple[npt.NDArray[Any], Mask | None]],
+    ) -> bool:
+        """Add the values of what is in a dict to ``found``, and where they are; False where that cannot be done.
+
+        Args:
+            infos: the dict.
+            count, left_out: as of :meth:`columns`.
+            outer: where the dict itself is.
+            root, place: its name, and the keys that led to it.
+            found: where to put them.
+        """
+        masks = {f"_{key}" for key in infos}
+        for key, value in infos.items():
+            if type(key) is not str:
+                return False
+            if key in left_out or key in masks:
+                continue
+            there = infos.get(f"_{key}")
+            if there is None:
+                there = outer
+            elif type(there) is not np.ndarray or there.dtype != np.bool_ or there.shape != (count,):
+                return False
+            elif outer is not None:
+                there = outer & there
+            path = (*place, key)
+            try:
+                name = self._name(root, key)
+            except Exception:  # it is no name
+                return False
+            if type(value) is dict:
+                if len(path) >= DEEPEST or not self._find(value, count, (), there, name, path, found):
+                    return False
+            elif isinstance(value, Mapping):
+                return False
+            elif self._wanted is None or self._is_wanted(path):
+                field = self._known.get(name)
+                if field is None or not _are_of(field, value, count):
+                    return False
+                found[name] = value, there
+        return True
+
+
+def _are_of(field: Field, values: Any, count: int) -> bool:
+    """Whether they are values of a field as they are."""
+    return type(values) is np.ndarray and values.dtype == field.dtype and values.shape == (count, *field.shape)
+
+
+def _but(infos: Mapping[str, Any], key: str, removed: Mask) -> Any:
+    """The mask of an entry without some sub-environments."""
+    mask = infos.get(f"_{key}")
+    if mask is None:
+        return ~removed
+    is_mask = type(mask) is np.ndarray and mask.dtype == np.bool_ and mask.shape == removed.shape
+    return mask & ~removed if is_mask else mask
+
+
+def _where(there: Mask, values: npt.NDArray[Any], field: Field) -> npt.NDArray[Any]:
+    """The values, with the default where there is none."""
+    kept: npt.NDArray[Any] = values.copy()
+    kept[~there] = field.default_value()
+    return kept

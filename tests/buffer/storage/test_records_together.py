@@ -1,0 +1,109 @@
+"""Records that are written together, with values that many of them have in common."""
+
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gym_replay import Field, ReplayBuffer, check_buffer
+from gym_replay.buffer.storage import records
+from gym_replay.buffer.storage.episodes import COMPLETE, HAS_FINAL
+
+META = {"number": "int", "text": "str", "pair": ("float", (2,)), "empty": ("float", (0,)), "is_on": "bool"}
+DTYPES = {"number": np.int64, "pair": np.float32, "empty": np.float32, "is_on": np.bool_}
+VALUES = {
+    "number": st.integers(-1, 2),
+    "text": st.sampled_from([b"", b"one", b"two"]),
+    "pair": st.sampled_from([(0.0, 0.0), (1.0, 2.0)]),
+    "empty": st.just(()),
+    "is_on": st.booleans(),
+}
+
+
+@st.composite
+def writes(draw):
+    """How many episodes, whether they are taken one by one, and by meta field one value for all or one for each."""
+    count = draw(st.integers(1, 5))
+    meta = {
+        name: draw(values) if draw(st.booleans()) else [draw(values) for _ in range(count)]
+        for name, values in VALUES.items()
+    }
+    return count, draw(st.booleans()), meta
+
+
+def _bytes(name, value):
+    return value if name == "text" else np.array(value, DTYPES[name]).tobytes()
+
+
+def _is_for_all(name, value):
+    return not isinstance(value, list)
+
+
+def _write(writer, count, one_by_one, meta, lengths, flags):
+    rows = np.concatenate([np.arange(length + 1) for length in lengths])
+    if one_by_one:
+        metas = [
+            {name: _bytes(name, value if _is_for_all(name, value) else value[at]) for name, value in meta.items()}
+            for at in range(count)
+        ]
+        writer.commit_few([rows.tobytes()], lengths, flags[0], metas, lambda first_id: None)
+        return
+    columns = {
+        name: _bytes(name, value)
+        if _is_for_all(name, value)
+        else value
+        if name == "text"
+        else np.array(value, DTYPES[name])
+        for name, value in meta.items()
+    }
+    edges = np.cumsum([0, *(length + 1 for length in lengths)])
+    given_flags = bytes(flags[:1]) if len(set(flags)) == 1 else np.array(flags, np.uint8)
+    writer.commit_episodes({"x": rows}, np.array(lengths), edges, given_flags, columns, begin=lambda first_id: None)
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_episodes": 7, "circular": True}])
+@given(steps=st.lists(writes(), min_size=1, max_size=12), repeats=st.integers(1, 3), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_each_record_has_its_values(tmp_path_factory, limits, steps, repeats, data):
+    folder = tmp_path_factory.mktemp("records") / "buffer"
+    buffer = ReplayBuffer(folder, fields={"x": Field("int", state=True)}, meta_fields=META, **limits)
+    writer = buffer._writing()
+    expected = []
+    for count, one_by_one, meta in steps * repeats:
+        with patch.multiple(records, _AHEAD=6, _BLOCKS_AHEAD=2):  # what comes again is written ahead, and used up
+            lengths = data.draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
+            flags = [HAS_FINAL | COMPLETE] * count
+            if not one_by_one and data.draw(st.booleans()):
+                flags[-1] = HAS_FINAL
+            _write(writer, count, one_by_one, meta, lengths, flags)
+            for at in range(count):
+                values = {name: value if _is_for_all(name, value) else value[at] for name, value in meta.items()}
+                expected.append((lengths[at], bool(flags[at] & COMPLETE), values))
+    buffer.refresh()
+    held = list(buffer)
+    assert len(held) == min(len(expected), limits.get("max_episodes", len(expected)))
+    for episode, (length, complete, values) in zip(held, expected[len(expected) - len(held) :], strict=True):
+        assert (len(episode), episode.complete) == (length, complete)
+        assert episode["x"].tolist() == list(range(length + 1))
+        assert episode.meta["text"].encode() == values["text"]
+        for name, dtype in DTYPES.items():
+            assert np.asarray(episode.meta[name]).tobytes() == np.array(values[name], dtype).tobytes(), name
+    buffer.close()
+    assert check_buffer(folder).ok
+
+
+def test_what_was_written_ahead_may_have_been_written_over(tmp_path):
+    """Single records write their own values ahead, over those that many records had in common."""
+    buffer = ReplayBuffer(tmp_path / "buffer", fields={"x": Field("int", state=True)}, meta_fields=META)
+    writer = buffer._writing()
+    one = {"number": 1, "text": b"one", "pair": (1.0, 2.0), "empty": (), "is_on": True}
+    two = {"number": 2, "text": b"two", "pair": (0.0, 0.0), "empty": (), "is_on": False}
+    for count, one_by_one, meta in [(4, False, one), (4, True, two), (4, False, one), (1, True, two), (4, False, two)]:
+        _write(writer, count, one_by_one, meta, [1] * count, [HAS_FINAL | COMPLETE] * count)
+    buffer.refresh()
+    assert [episode.meta["number"] for episode in buffer] == [1] * 4 + [2] * 4 + [1] * 4 + [2] * 5
+    assert [episode.meta["text"] for episode in buffer] == ["one"] * 4 + ["two"] * 4 + ["one"] * 4 + ["two"] * 5
+    buffer.close()
+    assert check_buffer(tmp_path / "buffer").ok

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from gym_replay.buffer.loading.splits import split
     from gym_replay.buffer.loading.statistics import FieldStatistics, Statistics, statistics
     from gym_replay.buffer.storage.check import CheckReport, Fault, check_buffer
+    from gym_replay.interop.minari import export_minari, import_minari
     from gym_replay.replaying import ReplayReport, replay
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
     from gym_replay.wrappers.recording import FinishedEpisode
@@ -118,6 +119,8 @@ __all__ = [
     "UnsupportedSpaceError",
     "check_buffer",
     "crop_loader",
+    "export_minari",
+    "import_minari",
     "n_step_loader",
     "register_space",
     "replay",

@@ -17,6 +17,8 @@ LAYERS = {
     "gym_replay.buffer": 3,
     "gym_replay.wrappers": 4,
     "gym_replay.replaying": 5,
+    "gym_replay.interop": 5,
+    "gym_replay.cli": 6,
 }
 
 
@@ -39,6 +41,8 @@ def test_an_unknown_name_is_an_attribute_error():
         ("import gym_replay", ["torch", "gymnasium"]),
         ("import gym_replay; gym_replay.RecordToBuffer", ["torch"]),
         ("import gym_replay.buffer.storage.writer", ["torch", "gymnasium"]),
+        ("import gym_replay.interop", ["torch", "gymnasium"]),
+        ("from gym_replay import export_minari, import_minari", ["torch", "minari", "h5py", "pyarrow"]),
     ],
 )
 def test_importing_stays_light(code, absent):
@@ -85,9 +89,11 @@ def test_imports_run_one_way(path):
         if imported.split(".")[0] == "torch":
             assert ".loading" in module, f"{module} imports torch"
         if imported.split(".")[0] == "gymnasium":
-            assert ".wrappers" in module or module.endswith((".env_spaces", ".env_spec", ".custom_spaces")), (
-                f"{module} imports gymnasium"
-            )
+            assert (
+                ".wrappers" in module
+                or ".interop" in module
+                or module.endswith((".env_spaces", ".env_spec", ".custom_spaces"))
+            ), f"{module} imports gymnasium"
 
 
 def test_plans_and_order_see_arrays_only():

@@ -1,0 +1,1 @@
+"""The command ``gym-replay``: one module for each verb."""

@@ -71,6 +71,8 @@ _LAZY = {
     "check_buffer": "gym_replay.buffer.storage.check",
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
     "crop_loader": "gym_replay.buffer.loading.loaders",
+    "export_minari": "gym_replay.interop.minari",
+    "import_minari": "gym_replay.interop.minari",
     "n_step_loader": "gym_replay.buffer.loading.loaders",
     "register_space": "gym_replay.buffer.custom_spaces",
     "returns_to_go": "gym_replay.buffer.loading.returns",

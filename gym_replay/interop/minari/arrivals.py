@@ -63,7 +63,9 @@ class Arrival:
         own = facts.own_entry(metadata) if self._schema.is_exported else None
         arrays = self._steps(values)
         rows = len(next((arrays[name] for name in arrays if self._fields[name].state), values["rewards"]))
-        arrays |= self._infos(values["infos"], length, rows, is_own=own is not None)
+        find = self._foreign_infos if own is None else self._own_infos
+        found = find(values["infos"], length, rows)
+        arrays |= {name: self._fitted(name, value) for name, value in found.items()}
         for name, field in self._fields.items():  # all state fields have as many rows, or none
             if field.state and name not in arrays:
                 arrays[name] = np.broadcast_to(field.default_value(), (rows, *field.shape))
@@ -97,20 +99,28 @@ class Arrival:
 
     # --- infos ---
 
-    def _infos(self, infos: Any, length: int, rows: int, *, is_own: bool) -> dict[str, Any]:
-        """Info and extra fields of an episode whose state fields have this many rows."""
+    def _own_infos(self, infos: Any, length: int, rows: int) -> dict[str, Any]:
+        """Info and extra fields of an exported episode whose state fields have this many rows."""
+        arrays: dict[str, Any] = {}
+        for path, value in entries_of(infos):
+            name = path[-1] if path[0] == GROUP else f"{ROOT}.{'.'.join(path)}"
+            field = self._fields.get(name)
+            if field is None:
+                raise CorruptBufferError(f"infos: {name!r} is no field of what was exported: {list(self._fields)}")
+            array = self._entry(name, value, field)
+            if array is not None:
+                arrays[name] = array[: rows if field.state else length]
+        for name in self._fields:
+            if name.startswith(f"{PRESENT}.") and name not in arrays:  # left out where an entry is in each row
+                arrays[name] = np.full(rows, entry_of(name) in arrays)
+        return arrays
+
+    def _foreign_infos(self, infos: Any, length: int, rows: int) -> dict[str, Any]:
+        """Info fields of an episode of another origin; those that are not known yet are added to the buffer."""
         arrays: dict[str, Any] = {}
         new: dict[str, Field] = {}
         for path, value in entries_of(infos):
-            if is_own and path[0] == GROUP:
-                name = path[-1]
-                if name not in self._fields:
-                    raise CorruptBufferError(f"infos: {name!r} is no field of what was exported")
-                array = self._entry(name, value, self._fields[name])
-                if array is not None:
-                    arrays[name] = array[: rows if self._fields[name].state else length]
-                continue
-            name = f"{ROOT}.{'.'.join(path if is_own else map(encode_key, path))}"
+            name = f"{ROOT}.{'.'.join(map(encode_key, path))}"
             array = self._entry(name, value, self._fields.get(name))
             if array is None:
                 continue
@@ -119,11 +129,7 @@ class Arrival:
             if name in self._fields or name in new:
                 arrays |= self._aligned(name, array, length, rows)
         self._buffer.add_default_fields(new)
-        fields = self._fields
-        absent = [name for name in fields if name.startswith(f"{PRESENT}.") and name not in arrays]
-        for name in absent:
-            arrays[name] = np.full(rows, is_own and entry_of(name) in arrays)
-        return {name: self._fitted(name, value) for name, value in arrays.items()}
+        return arrays
 
     def _entry(self, name: str, value: Any, field: Field | None) -> npt.NDArray[Any] | None:
         array = rows_of(name, value, field)

@@ -18,9 +18,9 @@ IMPORTED = "minari"
 ROOTS = ("observation", "action")
 """The fields, or groups of fields, that are of the environment's spaces."""
 
-LONGEST_ARROW = (1 << 17) - 1
-"""T of the longest episode that Minari reads back from Arrow and Parquet: of more than 131072 rows it gives the first
-or the last."""
+LONGEST_ARROW = (1 << 15) - 1
+"""T of the longest episode that Minari reads back from Arrow and Parquet: more than 32768 rows are written in
+pieces, of which it gives the last."""
 
 _LARGEST_ATTRIBUTE = 60_000
 """Bytes; HDF5 has at most 64 KiB for an attribute."""

@@ -14,6 +14,7 @@ from interop.minari_helpers import Playing, assert_same_buffer, record, same
 from gym_replay import (
     BufferNotFoundError,
     CorruptBufferError,
+    Field,
     FieldError,
     NotABufferError,
     RecordToBuffer,
@@ -293,6 +294,25 @@ def test_an_imported_export_is_appended_to(tmp_path):
     export_minari(more, "x-v1")
     with import_minari("x-v1", tmp_path / "c") as back:
         assert_same_buffer(more, back)
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_more_episodes_than_are_written_at_a_time(tmp_path, data_format):
+    fields = {name: "bool" for name in ("terminated", "truncated")} | {"action": "int", "reward": "float"}
+    with ReplayBuffer(
+        tmp_path / "a", fields={**fields, "observation": Field("float", state=True)}, meta_fields={"number": "int"}
+    ) as buffer:
+        for number in range(230):
+            length = 1 + number % 3
+            observation = np.arange(length + (number not in (50, 150)), dtype=np.float32)
+            buffer.store_episode(observation=observation, action=np.full(length, number), number=number)
+        with pytest.warns(UserWarning, match="(?s)episode 50: .*episode 150: "):
+            dataset = export_minari(buffer, "x-v0", data_format=data_format, on_unsupported="drop")
+        expected = [number for number in range(230) if number not in (50, 150)]
+        assert (dataset.total_episodes, dataset.total_steps) == (228, sum(1 + n % 3 for n in expected))
+        assert [int(m["id"]) for m in dataset.storage.get_episode_metadata(range(228))] == list(range(228))
+        with import_minari("x-v0", tmp_path / "b") as back:
+            assert [int(e.meta["number"]) for e in back] == [int(e["action"][0]) for e in back] == expected
 
 
 PEAK = """

@@ -43,6 +43,7 @@ SETS = ("author", "author_email")
 SCORES = ("ref_min_score", "ref_max_score")
 
 _SHOWN = 10
+_AT_A_TIME = 100
 
 
 def export_minari(
@@ -297,27 +298,35 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def _write(storage: Any, plan: _Plan, found: _Selected, *, progress: bool) -> None:
-    """Write all episodes, and then their metadata."""
-    statistics = import_module("minari").EpisodeMetadataCallback()
+    """Write all episodes with their metadata, some at a time: an open HDF5 file takes memory for each of them."""
     written: list[int] = []
     with tqdm(total=len(found), desc="export", unit="episode", delay=1, disable=not progress) as bar:
-        storage.update_episodes(_episode_buffers(plan, found, written, bar))
+        for first in range(0, len(found), _AT_A_TIME):
+            before = len(written)
+            numbers = range(first, min(first + _AT_A_TIME, len(found)))
+            storage.update_episodes(_episode_buffers(plan, found, numbers, written, bar))
+            storage.update_episode_metadata(_metadatas(plan, found, written[before:]), range(before, len(written)))
     if not written:
         raise EmptyBufferError("Minari can hold none of the episodes")
-
-    def metadatas() -> Iterator[dict[str, Any]]:
-        for number in written:
-            episode = found[number]
-            own = facts.to_metadata(episode, plan.metadata.meta_fields, plan.limits)
-            yield {**statistics({"rewards": episode["reward"]}), **own}
-
-    storage.update_episode_metadata(metadatas(), range(len(written)))
+    steps = sum(len(found[number]) for number in written)
+    storage.update_metadata({"total_steps": steps, "total_episodes": len(written)})
 
 
-def _episode_buffers(plan: _Plan, found: _Selected, written: list[int], bar: Any) -> Iterator[Any]:
+def _metadatas(plan: _Plan, found: _Selected, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    statistics = import_module("minari").EpisodeMetadataCallback()
+    for number in numbers:
+        episode = found[number]
+        own = facts.to_metadata(episode, plan.metadata.meta_fields, plan.limits)
+        yield {**statistics({"rewards": episode["reward"]}), **own}
+
+
+def _episode_buffers(
+    plan: _Plan, found: _Selected, numbers: Sequence[int], written: list[int], bar: Any
+) -> Iterator[Any]:
     """The episodes as Minari takes them; the numbers of those that it can hold go to ``written``."""
     make = import_module("minari.data_collector.episode_buffer").EpisodeBuffer
-    for number, episode in enumerate(found):
+    for number in numbers:
+        episode = found[number]
         try:
             content = _content(plan, episode)
         except CannotHold as fault:

@@ -22,6 +22,7 @@ from gym_replay.interop.minari.limits import GROUP, MODES
 from gym_replay.interop.minari.schemas import Schema, exported_schema, found_schema
 
 _SHOWN = 10
+_AT_A_TIME = 100
 
 
 def import_minari(
@@ -116,7 +117,10 @@ def _schema_of(source: Any, losses: Losses) -> Schema:
     if not numbers:
         raise FieldError("there is no episode in the dataset, which would tell the dtypes; nothing was imported")
     first, _ = next(_episodes(source, numbers[:1]))
-    return found_schema(source, first, source.storage.get_episode_metadata(numbers), losses.refuse)
+    metadatas = (
+        metadata for asked in _some(numbers, _AT_A_TIME) for metadata in source.storage.get_episode_metadata(asked)
+    )
+    return found_schema(source, first, metadatas, losses.refuse)
 
 
 def _config(metadata: Metadata) -> dict[str, Any]:
@@ -127,17 +131,23 @@ def _config(metadata: Metadata) -> dict[str, Any]:
 def _episodes(source: Any, numbers: list[int]) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
     """The episodes and their metadata, one in memory at a time.
 
-    Of Arrow files, Minari reads ahead through all that it is asked for, so it is asked for one at a time.
+    Minari is asked for few at once: of Arrow files it reads ahead through all that it is asked for, and an open HDF5
+    file takes memory for each episode that was read from it.
     """
     storage = source.storage
     is_hdf5 = storage.FORMAT == "hdf5"
-    for asked in [numbers] if is_hdf5 else [[number] for number in numbers]:
+    for asked in _some(numbers, _AT_A_TIME if is_hdf5 else 1):
         metadatas = storage.get_episode_metadata(asked)
         for number, values, metadata in zip(asked, storage.get_episodes(asked), metadatas, strict=True):
             if not is_hdf5:
                 values["infos"] = arrow_infos(storage, number)
             check_length(values, metadata)
             yield values, metadata
+
+
+def _some(numbers: list[int], size: int) -> Iterator[list[int]]:
+    for first in range(0, len(numbers), size):
+        yield numbers[first : first + size]
 
 
 def _free_folder(folder: str | os.PathLike[str]) -> Path:

@@ -298,7 +298,7 @@ def test_an_imported_export_is_appended_to(tmp_path):
 
 @pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
 def test_more_episodes_than_are_written_at_a_time(tmp_path, data_format):
-    fields = {name: "bool" for name in ("terminated", "truncated")} | {"action": "int", "reward": "float"}
+    fields = dict.fromkeys(("terminated", "truncated"), "bool") | {"action": "int", "reward": "float"}
     with ReplayBuffer(
         tmp_path / "a", fields={**fields, "observation": Field("float", state=True)}, meta_fields={"number": "int"}
     ) as buffer:

@@ -108,7 +108,7 @@ def test_the_collector_and_the_recorder_agree(tmp_path, make, record_infos, data
     assert (ours.total_episodes, ours.total_steps) == (theirs.total_episodes, theirs.total_steps)
 
 
-@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow", "parquet"])
 def test_a_collected_dataset_becomes_what_the_recorder_has(tmp_path, data_format):
     collector = minari.DataCollector(Cameras(), record_infos=True, data_format=data_format, jpeg_encoding=False)
     run(collector)

@@ -162,6 +162,18 @@ def test_metadata_that_no_buffer_holds(tmp_path):
         assert "mixed" not in import_minari("x-v0", tmp_path / "b", on_unsupported="drop").meta_fieldnames
 
 
+def test_names_that_differ_in_case_only(tmp_path):
+    create("x-v0", [episode(1, infos={"x": [1, 2], "X": [3, 4]})], metadata=[{"y": 1, "Y": 2}])
+    with pytest.raises(FieldError, match="differ in case only"):
+        import_minari("x-v0", tmp_path / "b")
+    with pytest.warns(UserWarning, match="(?s)metadata '[yY]': .*differ in case only.*fields 'info"):
+        buffer = import_minari("x-v0", tmp_path / "b", on_unsupported="drop")
+    assert (
+        len([name for name in (*buffer.fieldnames, *buffer.meta_fieldnames) if name in ("info.x", "info.X", "y", "Y")])
+        == 2
+    )
+
+
 def test_a_missing_last_observation(tmp_path):
     create("x-v0", [episode(2, observations=np.ones((2, 2), "f4"), infos={"x": [1, 2, 3]}), episode(2)])
     with import_minari("x-v0", tmp_path / "b") as buffer:
@@ -200,6 +212,10 @@ def test_what_minari_added_to_an_export(tmp_path):
         assert buffer.episode_lens.tolist() == [2, 3, 2, 3]
         assert [e.meta["episode_seed"] for e in buffer] == [-1] * 4
         assert same(np.array(buffer.episode(2)["info.gym_replay.value"]), np.zeros(3, np.float32))
+        with pytest.raises(FieldError, match=r"'info\.gym_replay\.value': .*'gym_replay' of the infos is taken"):
+            export_minari(buffer, "again-v0")
+        with pytest.warns(UserWarning, match=r"info\.gym_replay\.value"):
+            assert export_minari(buffer, "again-v0", on_unsupported="drop")[2].infos == {}
 
 
 def test_a_folder_that_is_there_is_refused(tmp_path):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import Field
-from gym_replay.buffer.storage.names import check_field_name, encode_key
+from gym_replay.buffer.storage.names import check_distinct, check_field_name, encode_key
 from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.interop.minari import facts
 from gym_replay.interop.minari.infos import entries_of, entry_of, rows_of
@@ -125,7 +125,7 @@ class Arrival:
             if array is None:
                 continue
             if name not in self._fields:
-                new |= self._new_fields(name, array)
+                new |= self._new_fields(name, array, [*self._fields, *new])
             if name in self._fields or name in new:
                 arrays |= self._aligned(name, array, length, rows)
         self._buffer.add_default_fields(new)
@@ -137,10 +137,10 @@ class Arrival:
             self._refuse(f"{name}: expected numbers, got {np.asarray(value).dtype}")
         return array
 
-    def _new_fields(self, name: str, array: npt.NDArray[Any]) -> dict[str, Field]:
-        """The fields for an entry that is there for the first time."""
+    def _new_fields(self, name: str, array: npt.NDArray[Any], others: list[str]) -> dict[str, Field]:
+        """The fields for an entry that is there for the first time, beside those that there are."""
         try:
-            check_field_name(name)
+            check_distinct([*others, check_field_name(name)])
         except FieldError as error:
             self._refuse(str(error))
             return {}

@@ -47,18 +47,18 @@ class InfoPlan:
                     continue
             field = fields[name]
             path = tuple(name.split(".")[1:]) if name.startswith(f"{ROOT}.") else (GROUP, name)
-            if (fault := self._fault(path, field)) is not None:
+            if (fault := self._fault(name, path, field)) is not None:
                 limits.refuse(f"field {name!r}", fault)
             else:
                 self._fields[path] = name, field
                 self.names.append(name)
 
-    def _fault(self, path: Path, field: Field) -> str | None:
+    def _fault(self, name: str, path: Path, field: Field) -> str | None:
         if field.ragged:
             return "its rows have different sizes"
         if not self._limits.is_hdf5 and 0 in field.shape:
             return f"its shape {field.shape} has no elements"
-        if path[0] == GROUP and len(path) != 2:
+        if path[0] == GROUP and name.startswith(f"{ROOT}."):
             return f"the entry {GROUP!r} of the infos is taken"
         taken = [other for other in self._fields if path[: len(other)] == other or other[: len(path)] == path]
         return f"its entry is in the place of that of {self._fields[taken[0]][0]!r}" if taken else None

@@ -15,7 +15,7 @@ from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import Metadata, metadata_from_json
-from gym_replay.buffer.storage.names import encode_key
+from gym_replay.buffer.storage.names import check_distinct, check_field_name, encode_key
 from gym_replay.errors import FieldError
 from gym_replay.interop.minari import facts
 from gym_replay.interop.minari.limits import GROUP, IMPORTED, ROOTS
@@ -136,6 +136,11 @@ def _entries(metadatas: Iterable[Mapping[str, Any]], refuse: Refuse) -> dict[str
             name = f"minari.{name}"
         if field is None:
             refuse(f"metadata {key!r}: not in all episodes a number, an array of one shape, or a string")
+            continue
+        try:
+            check_distinct([*KNOWN_META, *fields, check_field_name(name)])
+        except FieldError as error:
+            refuse(f"metadata {key!r}: {error}")
         else:
             fields[name] = key, field
     return fields

@@ -249,7 +249,9 @@ def test_a_dataset_that_is_there_is_refused(buffer, datasets):
     assert left(datasets) == before
 
 
-@pytest.mark.parametrize("wrong", ["x", "a/b", "../x-v0", "x y-v0", "/x-v0", "", "x-v"])
+@pytest.mark.parametrize(
+    "wrong", ["x", "a/b", "../x-v0", "x y-v0", "/x-v0", "", "x-v", "data/x-v0", "ab/data/x-v0", "ab//cd/x-v0"]
+)
 def test_ids_that_are_none(buffer, wrong, datasets):
     with pytest.raises(FieldError, match="dataset id"):
         export_minari(buffer, wrong)
@@ -329,6 +331,20 @@ def test_about_the_dataset(tmp_path, buffer):
     assert again["eval_env_spec"] == found["eval_env_spec"]
     with pytest.raises(FieldError, match="author: expected a string"):
         export_minari(buffer, "about-v2", author={1})
+    export_minari(buffer, "nan-v0", ref_min_score=float("nan"))
+    with import_minari("nan-v0", tmp_path / "nan") as back:
+        assert back.metadata.environment["minari"]["ref_min_score"] == "NaN"
+        assert "ref_min_score" not in export_minari(back, "nan-v1").storage.metadata
+
+
+def test_entry_points_of_strangers_are_not_passed_on(tmp_path, datasets, buffer):
+    spec = {"id": "Theirs-v0", "entry_point": "their.module:Env"}
+    export_minari(buffer, "theirs-v0", eval_env=gym.envs.registration.EnvSpec(**spec))
+    with import_minari("theirs-v0", tmp_path / "b") as back:
+        again = export_minari(back, "ours-v0")
+    assert "their.module" in (datasets / "theirs-v0" / "data" / "metadata.json").read_text()
+    spec = json.loads(again.storage.metadata["eval_env_spec"])
+    assert (spec["id"], spec["entry_point"]) == ("Theirs-v0", None)
 
 
 def test_the_environment_can_be_made_again(tmp_path):

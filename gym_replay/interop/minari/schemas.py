@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from gym_replay.buffer.storage.layout import Metadata, metadata_from_json
 from gym_replay.buffer.storage.names import check_distinct, check_field_name, encode_key
 from gym_replay.errors import FieldError
 from gym_replay.interop.minari import facts
-from gym_replay.interop.minari.limits import GROUP, IMPORTED, ROOTS
+from gym_replay.interop.minari.about import about_import
+from gym_replay.interop.minari.limits import IMPORTED, ROOTS
 from gym_replay.interop.minari.parts import take_apart
 from gym_replay.wrappers.recorded_schema import core_fields, meta_fields
 from gym_replay.wrappers.space_leaf import Place
@@ -26,10 +26,6 @@ from gym_replay.wrappers.spaces import space_leaves
 
 KNOWN_META = ("episode_seed", "episode_return", "episode_complete", "episode_options", "episode_run")
 """The recorder's meta fields that a dataset of another origin tells something about."""
-
-_TOLD_ELSEWHERE = frozenset(
-    {"observation_space", "action_space", "env_spec", "total_episodes", "total_steps", "dataset_size", GROUP}
-)
 
 Refuse = Callable[[str], None]
 
@@ -62,7 +58,7 @@ def exported_schema(source: Any, exported: Any) -> Schema:
         CorruptBufferError: what the dataset says of it is damaged.
     """
     metadata = metadata_from_json(exported, Path(source.storage.data_path) / "metadata.json")
-    environment = {**(metadata.environment or {}), IMPORTED: _about(source)}
+    environment = {**(metadata.environment or {}), IMPORTED: about_import(source)}
     object.__setattr__(metadata, "environment", environment)
     return Schema(metadata, _roots(source), {}, is_exported=True)
 
@@ -100,25 +96,10 @@ def found_schema(source: Any, first: Mapping[str, Any], metadatas: Iterable[Any]
         environment={
             **{f"{root}_space": space_to_json(space, root) for root, space in roots.items()},
             "env_spec": spec_to_json(source.env_spec),
-            IMPORTED: _about(source),
+            IMPORTED: about_import(source),
         },
     )
     return Schema(metadata, roots, {name: key for name, (key, _) in entries.items()}, is_exported=False)
-
-
-def _about(source: Any) -> dict[str, Any]:
-    """What the dataset says of itself, as JSON."""
-    about = {name: value for name, value in source.storage.metadata.items() if name not in _TOLD_ELSEWHERE}
-    plain: dict[str, Any] = json.loads(json.dumps(about, default=_plain))
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (set, frozenset)):
-        return sorted(value, key=str)
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    return str(value)
 
 
 def _entries(metadatas: Iterable[Mapping[str, Any]], refuse: Refuse) -> dict[str, tuple[str, Field]]:

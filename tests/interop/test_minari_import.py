@@ -162,6 +162,17 @@ def test_metadata_that_no_buffer_holds(tmp_path):
         assert "mixed" not in import_minari("x-v0", tmp_path / "b", on_unsupported="drop").meta_fieldnames
 
 
+def test_infos_beside_no_observation(tmp_path):
+    nothing = {"observations": {}, "infos": {"x": [1, 2, 3]}}
+    create("x-v0", [episode(2, **nothing)], observation_space=spaces.Dict({}))
+    with pytest.raises(FieldError, match=r"info\.x: there are no observations"):
+        import_minari("x-v0", tmp_path / "b")
+    with pytest.warns(UserWarning, match=r"info\.x"):
+        buffer = import_minari("x-v0", tmp_path / "b", on_unsupported="drop")
+    assert buffer.fieldnames == ("action", "reward", "terminated", "truncated")
+    assert buffer.episode(0)["action"].tolist() == [0, 1]
+
+
 def test_names_that_differ_in_case_only(tmp_path):
     create("x-v0", [episode(1, infos={"x": [1, 2], "X": [3, 4]})], metadata=[{"y": 1, "Y": 2}])
     with pytest.raises(FieldError, match="differ in case only"):

@@ -62,7 +62,7 @@ class Arrival:
             return
         own = facts.own_entry(metadata) if self._schema.is_exported else None
         arrays = self._steps(values)
-        rows = len(next((arrays[name] for name in arrays if self._fields[name].state), values["rewards"]))
+        rows = next((len(arrays[name]) for name in arrays if self._fields[name].state), length + 1)
         find = self._foreign_infos if own is None else self._own_infos
         found = find(values["infos"], length, rows)
         arrays |= {name: self._fitted(name, value) for name, value in found.items()}
@@ -143,6 +143,9 @@ class Arrival:
             check_distinct([*others, check_field_name(name)])
         except FieldError as error:
             self._refuse(str(error))
+            return {}
+        if not self._buffer.metadata.has_state:
+            self._refuse(f"{name}: there are no observations beside which it could be")
             return {}
         presence = f"{PRESENT}.{name.partition('.')[2]}"
         return {name: Field(array.dtype, array.shape[1:], state=True), presence: Field("bool", state=True)}

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from gym_replay.buffer.loading.statistics import FieldStatistics, Statistics, statistics
     from gym_replay.buffer.storage.check import CheckReport, Fault, check_buffer
     from gym_replay.collecting.collect import collect
+    from gym_replay.interop.minari import export_minari, import_minari
     from gym_replay.replaying import ReplayReport, replay
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
     from gym_replay.wrappers.recording import FinishedEpisode
@@ -75,6 +76,8 @@ _LAZY = {
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
     "crop_loader": "gym_replay.buffer.loading.loaders",
     "merge": "gym_replay.buffer.copying",
+    "export_minari": "gym_replay.interop.minari",
+    "import_minari": "gym_replay.interop.minari",
     "n_step_loader": "gym_replay.buffer.loading.loaders",
     "register_space": "gym_replay.buffer.custom_spaces",
     "returns_to_go": "gym_replay.buffer.loading.returns",
@@ -127,6 +130,8 @@ __all__ = [
     "check_buffer",
     "collect",
     "crop_loader",
+    "export_minari",
+    "import_minari",
     "merge",
     "n_step_loader",
     "register_space",

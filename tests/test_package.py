@@ -17,6 +17,7 @@ LAYERS = {
     "gym_replay.buffer": 3,
     "gym_replay.wrappers": 4,
     "gym_replay.replaying": 5,
+    "gym_replay.interop": 5,
     "gym_replay.collecting": 6,
     "gym_replay.cli": 7,
     "gym_replay.__main__": 8,
@@ -46,6 +47,8 @@ def test_an_unknown_name_is_an_attribute_error():
         ("import gym_replay.buffer.storage.writer", ["torch", "gymnasium"]),
         ("from gym_replay import merge, select, split_into", ["torch", "gymnasium"]),
         ("from gym_replay.cli import make_parser; make_parser()", ["torch", "gymnasium"]),
+        ("import gym_replay.interop", ["torch", "gymnasium"]),
+        ("from gym_replay import export_minari, import_minari", ["torch", "minari", "h5py", "pyarrow"]),
     ],
 )
 def test_importing_stays_light(code, absent):
@@ -95,6 +98,7 @@ def test_imports_run_one_way(path):
             assert (
                 ".wrappers" in module
                 or ".collecting" in module
+                or ".interop" in module
                 or module.endswith((".env_spaces", ".env_spec", ".custom_spaces"))
             ), f"{module} imports gymnasium"
 

@@ -10,6 +10,9 @@ from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.errors import ConfigMismatchError, FieldError
 
+_ABOUT = ("minari",)
+"""What is noted with the environment and is not about it: who made a data set, and of which id."""
+
 Sources: TypeAlias = Sequence[tuple[Path, Metadata]]
 
 
@@ -72,7 +75,8 @@ def _check_environments(sources: Sources, fields: Mapping[str, Field]) -> None:
     home, first = sources[0][0], sources[0][1].environment or {}
     for folder, metadata in sources[1:]:
         other = metadata.environment or {}
-        if apart := [name for name in {**first, **other} if first.get(name) != other.get(name)]:
+        compared = [name for name in {**first, **other} if name not in _ABOUT]
+        if apart := [name for name in compared if first.get(name) != other.get(name)]:
             specs = [found.get("env_spec") for found in (first, other)]
             ids = [spec.get("id") if isinstance(spec, dict) else None for spec in specs]
             which = f" ({ids[0]} and {ids[1]})" if ids[0] != ids[1] else ""

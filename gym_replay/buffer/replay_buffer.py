@@ -408,9 +408,13 @@ class ReplayBuffer(Readable):
             FieldError: a field is unknown, a value does not fit, or the lengths differ; nothing is stored.
             EpisodeTooLongError, BufferFullError: it does not fit into the buffer.
         """
+        self.put_episode(arrays)
+
+    def put_episode(self, arrays: Mapping[str, Any], *, complete: bool = True) -> None:
+        """:meth:`store_episode` for an episode from somewhere else, which may have been cut there."""
         self._require_no_episode("store_episode")
         writer = self._writing()
-        open_episode.store_whole(writer, self.encoders(), arrays)
+        open_episode.store_whole(writer, self.encoders(), arrays, complete=complete)
 
     def update(self, /, episodes: int | slice | Sequence[int] | npt.NDArray[Any] | None = None, **arrays: Any) -> None:
         """Replace stored values, all or nothing.

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from gym_replay.errors import GymReplayError
 
-VERBS = ("record", "info", "check", "stats", "head", "replay", "merge", "select", "split")
+VERBS = ("record", "info", "check", "stats", "head", "replay", "merge", "select", "split", "export_", "import_")
 """The verbs, in the order of the help: each is a module of this package."""
 
 OK, FOUND, ERROR, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141

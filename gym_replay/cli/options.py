@@ -20,11 +20,16 @@ SOURCE_HELP = "a buffer's folder, a folder of such folders (shards), or a quoted
 _EXAMPLES = "examples:"
 
 
-class _Formatter(argparse.HelpFormatter):
+class Formatter(argparse.HelpFormatter):
     """Keeps the lines of examples, and wraps all other text."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
+
+
+def epilog_of(examples: Sequence[str]) -> str:
+    """The end of a parser's help."""
+    return f"{_EXAMPLES}\n" + "\n".join(f"  {example}" for example in examples)
 
 
 def add_verb(
@@ -46,8 +51,8 @@ def add_verb(
         name,
         help=summary,
         description=description,
-        epilog=f"{_EXAMPLES}\n" + "\n".join(f"  {example}" for example in examples),
-        formatter_class=_Formatter,
+        epilog=epilog_of(examples),
+        formatter_class=Formatter,
         allow_abbrev=False,
     )
     parser.set_defaults(run=run)

@@ -1,0 +1,274 @@
+"""Observations and actions: the fields of a space as the nested values that Minari has, and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import Space, spaces
+
+from gym_replay.buffer.episode import Episode
+from gym_replay.buffer.storage.fields import Field, encode_text
+from gym_replay.errors import CorruptBufferError, FieldError, UnsupportedSpaceError
+from gym_replay.interop.minari.limits import CannotHold, Limits
+from gym_replay.wrappers.space_leaf import Place, keyed
+
+
+class Part(ABC):
+    """A space, or a part of one, on its way to Minari.
+
+    Attributes:
+        space: the space that the dataset says: of the dtypes that are stored.
+        source: the space as it was recorded, without what is left out.
+        names: the fields of it.
+    """
+
+    space: Space[Any]
+    source: Space[Any]
+    names: list[str]
+
+    @abstractmethod
+    def take(self, episode: Episode) -> Any:
+        """The values of an episode, all steps: arrays ``(rows, *field.shape)``, lists of strings, dicts and tuples.
+
+        Raises:
+            CannotHold: one of them does not fit the format.
+        """
+
+
+def plan_part(space: Space[Any], place: Place, fields: Mapping[str, Field], limits: Limits) -> Part | None:
+    """How a space is written; None where it is left out.
+
+    Raises:
+        UnsupportedSpaceError: the format cannot hold a part of it, and nothing is to be left out.
+        FieldError: the fields are not those of the space.
+    """
+    part: Part | None = None
+    if isinstance(space, spaces.Dict):
+        return _plan_dict(space, place, fields, limits)
+    if isinstance(space, spaces.Tuple):
+        return _plan_tuple(space, place, fields, limits)
+    if isinstance(space, spaces.Text):
+        fault = _fault_of_space(space)
+        part = None if fault else _TextPart(space, place.name, limits)
+    elif isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        part = _NumberPart(space, place.name, fields)
+        fault = _fault_of_numbers(part.space, limits)
+    else:
+        fault = f"Minari has no {type(space).__name__} spaces"
+    if fault:
+        limits.refuse(place.name, fault, UnsupportedSpaceError)
+        return None
+    return part
+
+
+def _fault_of_numbers(space: Space[Any], limits: Limits) -> str | None:
+    is_image = import_module("minari.dataset.minari_storage").is_image_space(space)
+    shape: tuple[int, ...] = space.shape or ()
+    if limits.jpeg_encoding and is_image and len(shape) == 3 and shape[2] != 3:
+        return f"JPEG has three channels or none, and its shape is {shape}"
+    if not limits.is_hdf5 and 0 in shape:
+        return f"its shape {shape} has no elements"
+    return _fault_of_space(space)
+
+
+def _fault_of_space(space: Space[Any]) -> str | None:
+    """Why Minari does not read back a space without parts, or None."""
+    serialization = import_module("minari.serialization")
+    try:
+        back = serialization.deserialize_space(serialization.serialize_space(space))
+    except Exception as error:  # whatever Gymnasium and Minari raise of a space that they do not take
+        return f"of {space!r:.80}, Minari says {type(error).__name__}: {error}"
+    if type(back) is not type(space) or back.shape != space.shape:
+        return f"of {space!r:.80}, Minari makes {back!r:.80}"
+    return None
+
+
+def _plan_dict(space: spaces.Dict, place: Place, fields: Mapping[str, Field], limits: Limits) -> Part | None:
+    parts: dict[str, Part] = {}
+    for key, at, child in keyed(place, list(space.spaces.items())):
+        if fault := limits.key_fault(key):
+            limits.refuse(at.name, fault, UnsupportedSpaceError)
+        elif (part := plan_part(child, at, fields, limits)) is not None:
+            parts[key] = part
+    if not parts and not limits.is_hdf5:
+        limits.refuse(place.name, "a Dict space without parts has no rows", UnsupportedSpaceError)
+        return None
+    return _DictPart(parts)
+
+
+def _plan_tuple(space: Any, place: Place, fields: Mapping[str, Field], limits: Limits) -> Part | None:
+    parts: list[Part] = []
+    for _, at, child in keyed(place, list(enumerate(space.spaces))):
+        part = plan_part(child, at, fields, limits)
+        if part is None:  # the others would move to other places
+            limits.refuse(place.name, f"{at.name} is left out, and so the whole Tuple is", UnsupportedSpaceError)
+            return None
+        parts.append(part)
+    if not parts and not limits.is_hdf5:
+        limits.refuse(place.name, "a Tuple space without parts has no rows", UnsupportedSpaceError)
+        return None
+    return _TuplePart(parts)
+
+
+class _DictPart(Part):
+    def __init__(self, parts: dict[str, Part]) -> None:
+        self._parts = parts
+        self.space = spaces.Dict([(key, part.space) for key, part in parts.items()])
+        self.source = spaces.Dict([(key, part.source) for key, part in parts.items()])
+        self.names = [name for part in parts.values() for name in part.names]
+
+    def take(self, episode: Episode) -> dict[str, Any]:
+        return {key: part.take(episode) for key, part in self._parts.items()}
+
+
+class _TuplePart(Part):
+    def __init__(self, parts: list[Part]) -> None:
+        self._parts = parts
+        self.space = spaces.Tuple([part.space for part in parts])
+        self.source = spaces.Tuple([part.source for part in parts])
+        self.names = [name for part in parts for name in part.names]
+
+    def take(self, episode: Episode) -> tuple[Any, ...]:
+        return tuple([part.take(episode) for part in self._parts])
+
+
+class _TextPart(Part):
+    def __init__(self, space: Space[Any], name: str, limits: Limits) -> None:
+        self.space = self.source = space
+        self.names = [name]
+        self._name, self._limits = name, limits
+
+    def take(self, episode: Episode) -> list[str]:
+        texts = [row.tobytes().decode("utf-8", "surrogatepass") for row in episode[self._name]]
+        for text in texts:
+            if fault := self._limits.text_fault(text):
+                raise CannotHold(f"{self._name}: the string {text!r:.60} {fault}")
+        return texts
+
+
+class _NumberPart(Part):
+    """Values of a Box, Discrete, MultiDiscrete or MultiBinary space."""
+
+    def __init__(self, space: Any, name: str, fields: Mapping[str, Field]) -> None:
+        field = fields.get(name)
+        if field is None or field.shape != space.shape or field.ragged:
+            raise FieldError(
+                f"{name}: expected a field of shape {space.shape} for {space!r:.80}, got {field}; pass the space that "
+                "the fields are of"
+            )
+        self._name, self.names = name, [name]
+        self.source = space
+        is_other = isinstance(space, spaces.Box) and field.dtype.name != space.dtype.name
+        self.space = box_of(space, field.dtype) if is_other else space
+        assert self.space.dtype is not None
+        self._dtype = self.space.dtype.newbyteorder("=")
+
+    def take(self, episode: Episode) -> npt.NDArray[Any]:
+        rows: npt.NDArray[Any] = episode[self._name]
+        if rows.dtype == self._dtype:
+            return rows
+        try:
+            return cast_exactly(self._name, rows, self._dtype)
+        except FieldError as error:
+            raise CannotHold(str(error)) from None
+
+
+def box_of(space: spaces.Box, dtype: np.dtype[Any]) -> spaces.Box:
+    """A Box of the same shape, of another dtype: with its bounds where they are that dtype's, else unbounded."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            low, high = space.low.astype(dtype), space.high.astype(dtype)
+        if (low <= high).all():
+            return spaces.Box(low, high, space.shape, dtype.type)
+    return unbounded_box(space.shape, dtype)
+
+
+def unbounded_box(shape: tuple[int, ...], dtype: np.dtype[Any]) -> spaces.Box:
+    """A Box that holds every value of a dtype."""
+    if dtype.kind == "f":
+        least, most = -np.inf, np.inf
+    elif dtype.kind == "b":
+        least, most = 0, 1
+    else:
+        least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    return spaces.Box(np.full(shape, least, dtype), np.full(shape, most, dtype), shape, dtype.type)
+
+
+def cast_exactly(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The same numbers in another dtype.
+
+    Raises:
+        FieldError: one of them would change.
+    """
+    if array.dtype == dtype:
+        return array
+    with np.errstate(all="ignore"):
+        cast = array.astype(dtype)
+        back = cast.astype(array.dtype)
+    if back.tobytes() != array.tobytes():
+        raise FieldError(f"{name}: {array.dtype.name} values do not fit {dtype.name} without a change")
+    return cast
+
+
+def guess_space(root: str, fields: Mapping[str, Field]) -> Space[Any]:
+    """An unbounded space for the fields of a buffer that was stored by hand: a Box, or a Dict of them.
+
+    Raises:
+        FieldError: there is no such field, or no space has fields of these names.
+    """
+    if root in fields:
+        field = fields[root]
+        if field.ragged:
+            raise FieldError(f"field {root!r}: of ragged fields the space must be told; pass {root}_space=...")
+        return unbounded_box(field.shape, field.dtype)
+    keys = list(dict.fromkeys(name.split(".")[1] for name in fields if name.startswith(f"{root}.")))
+    if not keys:
+        raise FieldError(
+            f"no field {root!r}: an exported buffer has the fields observation (a state field), action, reward, "
+            f"terminated and truncated; there are {list(fields)}"
+        )
+    children = {key: guess_space(key, _below(root, fields)) for key in keys}
+    space = spaces.Dict(list(children.items()))
+    if [at.name for _, at, _ in keyed(Place(root), list(space.spaces.items()))] != [f"{root}.{key}" for key in keys]:
+        raise FieldError(f"fields below {root!r}: {keys} are no keys of a Dict space; pass {root}_space=...")
+    return space
+
+
+def _below(root: str, fields: Mapping[str, Field]) -> dict[str, Field]:
+    return {name.partition(".")[2]: field for name, field in fields.items() if name.startswith(f"{root}.")}
+
+
+def take_apart(space: Space[Any], place: Place, values: Any, into: dict[str, Any]) -> None:
+    """Put the values of a Minari episode, all steps, into ``into`` by the names of their fields.
+
+    Arrays are ``(rows, *shape)``; of a Text space it is a list of ``(n,)`` uint8 arrays, the UTF-8 bytes.
+
+    Raises:
+        CorruptBufferError: they are not of the space.
+    """
+    if isinstance(space, spaces.Dict):
+        if not isinstance(values, Mapping) or set(values) != set(space.spaces):
+            raise CorruptBufferError(
+                f"{place.name}: expected a dict with keys {list(space.spaces)}, got {values!r:.80}"
+            )
+        for key, at, child in keyed(place, list(space.spaces.items())):
+            take_apart(child, at, values[key], into)
+    elif isinstance(space, spaces.Tuple):
+        if not isinstance(values, tuple) or len(values) != len(space.spaces):
+            raise CorruptBufferError(f"{place.name}: expected a tuple of {len(space.spaces)}, got {values!r:.80}")
+        for index, at, child in keyed(place, list(enumerate(space.spaces))):
+            take_apart(child, at, values[index], into)
+    elif isinstance(space, spaces.Text):
+        into[place.name] = [np.frombuffer(encode_text(place.name, text), np.uint8) for text in values]
+    else:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf" or array.shape[1:] != space.shape:
+            raise CorruptBufferError(
+                f"{place.name}: expected numbers of shape {space.shape}, got {array.dtype} {array.shape[1:]}"
+            )
+        into[place.name] = array

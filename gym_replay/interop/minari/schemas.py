@@ -1,0 +1,168 @@
+"""The fields of the buffer that a Minari dataset becomes: those that were exported, or what the dataset has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import Space
+
+from gym_replay.buffer.env_spaces import space_to_json
+from gym_replay.buffer.env_spec import spec_to_json
+from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.layout import Metadata, metadata_from_json
+from gym_replay.buffer.storage.names import check_distinct, check_field_name, encode_key
+from gym_replay.errors import FieldError
+from gym_replay.interop.minari import facts
+from gym_replay.interop.minari.about import about_import
+from gym_replay.interop.minari.limits import IMPORTED, ROOTS
+from gym_replay.interop.minari.parts import take_apart
+from gym_replay.wrappers.recorded_schema import core_fields, meta_fields
+from gym_replay.wrappers.space_leaf import Place
+from gym_replay.wrappers.spaces import space_leaves
+
+KNOWN_META = ("episode_seed", "episode_return", "episode_complete", "episode_options", "episode_run")
+"""The recorder's meta fields that a dataset of another origin tells something about."""
+
+Refuse = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A buffer to be.
+
+    Args:
+        metadata: of it.
+        roots: the spaces of observation and action, as the dataset has them.
+        entries: per meta field of the dataset's own, the name of the metadata entry.
+        is_exported: whether :func:`export_minari` wrote the dataset.
+    """
+
+    metadata: Metadata
+    roots: dict[str, Space[Any]]
+    entries: dict[str, str]
+    is_exported: bool
+
+
+def _roots(source: Any) -> dict[str, Space[Any]]:
+    return dict(zip(ROOTS, (source.observation_space, source.action_space), strict=True))
+
+
+def exported_schema(source: Any, exported: Any) -> Schema:
+    """The schema of the buffer that was exported.
+
+    Raises:
+        CorruptBufferError: what the dataset says of it is damaged.
+    """
+    metadata = metadata_from_json(exported, Path(source.storage.data_path) / "metadata.json")
+    environment = {**(metadata.environment or {}), IMPORTED: about_import(source)}
+    object.__setattr__(metadata, "environment", environment)
+    return Schema(metadata, _roots(source), {}, is_exported=True)
+
+
+def found_schema(source: Any, first: Mapping[str, Any], metadatas: Iterable[Any], refuse: Refuse) -> Schema:
+    """The schema for a dataset of another origin.
+
+    Args:
+        source: the dataset.
+        first: one of its episodes, which tells the dtypes: they may be others than those of the spaces.
+        metadatas: of all episodes.
+        refuse: is told of metadata that a buffer cannot hold.
+    """
+    roots = _roots(source)
+    parts: dict[str, Any] = {}
+    for root, space in roots.items():
+        take_apart(space, Place(root), first[f"{root}s"], parts)
+    dtypes = {name: value.dtype for name, value in parts.items() if isinstance(value, np.ndarray)}
+    observation, action = (
+        space_leaves(
+            space,
+            root,
+            state=root == "observation",
+            dtypes={name: dtype for name, dtype in dtypes.items() if name.partition(".")[0] == root},
+        )
+        for root, space in roots.items()
+    )
+    reward = np.asarray(first["rewards"]).shape[1:]
+    own = meta_fields(reward)
+    entries = _entries(metadatas, refuse)
+    metadata = Metadata(
+        fields=core_fields(observation, action, reward),
+        meta_fields={**{name: own[name] for name in KNOWN_META}, **{name: found[1] for name, found in entries.items()}},
+        recorder_meta=KNOWN_META,
+        environment={
+            **{f"{root}_space": space_to_json(space, root) for root, space in roots.items()},
+            "env_spec": spec_to_json(source.env_spec),
+            IMPORTED: about_import(source),
+        },
+    )
+    return Schema(metadata, roots, {name: key for name, (key, _) in entries.items()}, is_exported=False)
+
+
+def _entries(metadatas: Iterable[Mapping[str, Any]], refuse: Refuse) -> dict[str, tuple[str, Field]]:
+    """Metadata entries that become meta fields: field name to entry and field."""
+    seen: dict[str, Field | None] = {}
+    for metadata in metadatas:
+        for key, value in _flat(metadata):
+            if key.partition("/")[0] in facts.OWN or (key in seen and seen[key] is None):
+                continue
+            seen[key] = _wider(seen.get(key), _field_of(value))
+    fields: dict[str, tuple[str, Field]] = {}
+    for key, field in seen.items():
+        name = ".".join(map(encode_key, key.split("/")))
+        if name in KNOWN_META or name in (*ROOTS, "reward", "terminated", "truncated"):
+            name = f"minari.{name}"
+        if field is None:
+            refuse(f"metadata {key!r}: not in all episodes a number, an array of one shape, or a string")
+            continue
+        try:
+            check_distinct([*KNOWN_META, *fields, check_field_name(name)])
+        except FieldError as error:
+            refuse(f"metadata {key!r}: {error}")
+        else:
+            fields[name] = key, field
+    return fields
+
+
+def _flat(metadata: Mapping[str, Any], root: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in metadata.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{root}{key}/")
+        else:
+            yield f"{root}{key}", value
+
+
+def entry(metadata: Mapping[str, Any], key: str) -> Any:
+    """The value of a metadata entry, ``a/b`` of nested ones; None where it is missing."""
+    value: Any = metadata
+    for part in key.split("/"):
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    return value
+
+
+def _field_of(value: Any) -> Field | None:
+    """The meta field for a value, or None."""
+    if isinstance(value, str):
+        return Field("str")
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            return None
+        return Field(array.dtype, array.shape, default=np.nan if array.dtype.kind == "f" else None)
+    except (FieldError, ValueError):
+        return None
+
+
+def _wider(one: Field | None, other: Field | None) -> Field | None:
+    """A field for the values of both; None where there is none."""
+    if one is None or one == other or other is None:
+        return other
+    if one.is_text or other.is_text or one.shape != other.shape or "b" in (one.dtype.kind, other.dtype.kind):
+        return None
+    dtype = np.promote_types(one.dtype, other.dtype)
+    return Field(dtype, one.shape, default=np.nan if dtype.kind == "f" else None)

@@ -1,0 +1,98 @@
+"""The verbs ``export`` and ``import``, through the parsers that they add."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from interop.minari_helpers import Playing, assert_same_buffer, record
+
+from gym_replay import FieldError, ReplayBuffer
+from gym_replay.cli import export_, import_
+
+VALUES = [np.full(2, t, np.float32) for t in range(6)]
+
+
+def run(*words):
+    parser = argparse.ArgumentParser(prog="gym-replay")
+    verbs = parser.add_subparsers(required=True)
+    for verb in (export_, import_):
+        verb.add(verbs)
+    args = parser.parse_args([str(word) for word in words])
+    return args.run(args)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    record(tmp_path / "a", Playing(spaces.Box(-9, 9, (2,)), VALUES), [(1, 0, 1), (2, 0)])
+    return tmp_path / "a"
+
+
+def test_there_and_back(folder, tmp_path, capfd):
+    assert run("export", "minari", folder, "cart/x-v0", "--data-format", "arrow", "--author", "a", "--author", "b") == 0
+    out, err = capfd.readouterr()
+    assert out == f"{tmp_path / 'datasets' / 'cart' / 'x-v0'}: 2 episodes, 3 steps\n"
+    assert err == ""
+    assert run("import", "minari", "cart/x-v0", tmp_path / "b") == 0
+    assert capfd.readouterr().out == f"{tmp_path / 'b'}: 2 episodes, 3 steps\n"
+    with ReplayBuffer.from_folder(folder) as one, ReplayBuffer.from_folder(tmp_path / "b") as other:
+        assert_same_buffer(one, other)
+        assert other.metadata.environment["minari"]["author"] == ["a", "b"]
+        assert other.metadata.environment["minari"]["data_format"] == "arrow"
+
+
+def test_json(folder, tmp_path, capsys):
+    made = {"dataset_id": "x-v0", "num_episodes": 2, "num_steps": 3}
+    assert run("export", "minari", folder, "x-v0", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {**made, "path": str(tmp_path / "datasets" / "x-v0")}
+    assert run("import", "minari", "x-v0", tmp_path / "b", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {**made, "path": str(tmp_path / "b")}
+
+
+def test_what_is_left_out(tmp_path, monkeypatch):
+    pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    space = spaces.Dict({"x": spaces.Discrete(3), "s": spaces.Sequence(spaces.Discrete(2))})
+    record(tmp_path / "a", Playing(space, [{"x": 1, "s": (1,)}] * 2), [(1, 0)])
+    with pytest.raises(TypeError, match=r"observation\.s"):
+        run("export", "minari", tmp_path / "a", "x-v0")
+    with pytest.warns(UserWarning, match=r"observation\.s"):
+        assert run("export", "minari", tmp_path / "a", "x-v0", "--drop-unsupported") == 0
+
+
+def test_errors_are_those_of_the_functions(folder, tmp_path):
+    with pytest.raises(FieldError, match="dataset id"):
+        run("export", "minari", folder, "no id")
+    with pytest.raises(FileNotFoundError, match="no Minari dataset"):
+        run("import", "minari", "absent-v0", tmp_path / "b")
+
+
+@pytest.mark.parametrize("words", [["export"], ["import", "nothing", "a", "b"], ["export", "minari", "a"]])
+def test_wrong_usage(words):
+    with pytest.raises(SystemExit) as stop:
+        run(*words)
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("words", [["export"], ["import"], ["export", "minari"], ["import", "minari"]])
+def test_help_has_examples(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(*words, "--help")
+    assert stop.value.code == 0
+    assert f"examples:\n  gym-replay {words[0]} minari" in capsys.readouterr().out
+
+
+def test_the_parsers_import_nothing_heavy():
+    script = (
+        "import argparse, sys; from gym_replay.cli import export_, import_\n"
+        "verbs = argparse.ArgumentParser().add_subparsers()\n"
+        "export_.add(verbs); import_.add(verbs)\n"
+        "print([name for name in ('torch', 'gymnasium', 'minari', 'h5py', 'pyarrow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -284,8 +284,8 @@ def _ragged_block(steps: list[list[npt.NDArray[Any]] | None], size: int, info: F
     )
 
 
-def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, Any]) -> None:
-    """Commit an episode given as whole arrays."""
+def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, Any], *, complete: bool = True) -> None:
+    """Commit an episode given as whole arrays; one that was cut is not ``complete``."""
     metadata = encoders.metadata
     fields = metadata.fields
     if unknown := [name for name in values if name not in fields and name not in metadata.meta_fields]:
@@ -312,7 +312,7 @@ def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, A
         rows[name] = column
     given = {name: value for name, value in values.items() if name in metadata.meta_fields}
     meta = {**encoders.meta_defaults, **encoders.meta(given)}
-    writer.commit_block(rows, [length], [meta], has_final=has_final)
+    writer.commit_block(rows, [length], [meta], has_final=has_final, complete=complete)
 
 
 def ragged_rows(name: str, value: Any, info: Field) -> Ragged:

@@ -400,6 +400,7 @@ class FolderWriter:
         metas: Sequence[Mapping[str, bytes]],
         *,
         has_final: bool,
+        complete: bool = True,
     ) -> int:
         """Make several whole episodes visible at once.
 
@@ -407,13 +408,15 @@ class FolderWriter:
             rows: per field the rows of all episodes, one after another, row T of each included.
             lengths: T of each episode.
             metas: each episode's meta values in bytes.
+            has_final: whether row T holds the last observations.
+            complete: whether they ended by themselves.
 
         Returns:
             The first episode's id; the others follow.
         """
         self.check_owner()
         self.require_room(len(lengths), max(lengths))
-        flags = COMPLETE | (HAS_FINAL if has_final else 0)
+        flags = (COMPLETE if complete else 0) | (HAS_FINAL if has_final else 0)
         taken = [length + self.metadata.has_state for length in lengths]
         first_id = self.counters.next
         first_row, elements = self._write_rows(rows, sum(lengths), taken)

@@ -109,8 +109,9 @@ class LeRobotFormat(BatchFormat):
     Keys (``lerobot/datasets/lerobot_dataset.py`` and ``utils/constants.py``, version 0.4.4): ``observation`` is
     ``observation.state``, or ``observation.image`` where it is an image; parts of a Dict space are
     ``observation.images.<part>`` where they are images, else ``observation.<part>``. ``action``;
-    ``next.reward``, ``next.done`` and ``next.truncated``. ``<key>_is_pad``, bool ``(batch, time)``, is True where there is no row.
-    ``episode_index``, ``frame_index``, ``index``, ``task_index`` (int64) and ``timestamp`` (float32), each ``(batch,)``.
+    ``next.reward``, ``next.done`` and ``next.truncated``. ``<key>_is_pad``, bool ``(batch, time)``, is True where there
+    is no row. ``episode_index``, ``frame_index``, ``index``, ``task_index`` (int64) and ``timestamp`` (float32), each
+    ``(batch,)``.
     Images are float32 in [0, 1], channels first; they are the fields that ``image_layout="CHW"`` turns.
 
     Args:
@@ -338,8 +339,8 @@ class RobomimicFormat(BatchFormat):
     """Windows as robomimic's ``SequenceDataset`` gives them, from ``window_loader(..., batch_format="robomimic")``.
 
     ``obs``, a dict with an entry for each part (``observation`` where there is one only), ``actions``, ``rewards``
-    and ``dones`` (floats), all ``(batch, time, ...)``, and ``pad_mask``, bool ``(batch, time, 1)``, True where the action is
-    one of the episode's. Images stay uint8 with the channels last, as they are in its files. Give observations and
+    and ``dones`` (floats), all ``(batch, time, ...)``, and ``pad_mask``, bool ``(batch, time, 1)``, True where the
+    action is one of the episode's. Images stay uint8 with the channels last, as they are in its files. Give observations and
     actions the same ``offsets``, ``range(1 - frame_stack, seq_length)``, and ``boundary="edge"``.
     (``robomimic/utils/dataset.py``, ``get_sequence_from_demo``; without ``next_obs``.)
     """
@@ -368,9 +369,9 @@ def _to_robomimic(batch: Batch) -> Batch:
 class DiffusionPolicyFormat(BatchFormat):
     """Windows for Diffusion Policy, from ``window_loader(..., batch_format="diffusion_policy")``.
 
-    ``obs``: the observations ``(batch, time, ...)``, a dict of them where there are several; and ``action``. There is no
-    mask: what is missing at either end repeats the nearest row, which is ``boundary="edge"``, as
-    its ``SequenceSampler`` does it (``diffusion_policy/common/sampler.py``). Images are float32 in [0, 1], channels first,
+    ``obs``: the observations ``(batch, time, ...)``, a dict of them where there are several; and ``action``. There is
+    no mask: what is missing at either end repeats the nearest row, which is ``boundary="edge"``, as its
+    ``SequenceSampler`` does it (``diffusion_policy/common/sampler.py``). Images are float32 in [0, 1], channels first,
     as its image data sets give them. For ``n_obs_steps`` and ``horizon`` there the offsets are
     ``{"observation": range(1 - n_obs_steps, 1), "action": range(1 - n_obs_steps, horizon - n_obs_steps + 1)}``.
     """

@@ -73,7 +73,8 @@ class SharedStorage(LazyMemmapStorage):  # type: ignore[misc]
                 continue
             root[path] = self._take(name, flat)
             if f"{name}.".startswith(f"{names.observation}."):
-                root[("next", *path)] = self._take(name, flat + 1)
+                following = ("next", *path)
+                root[following] = self._take(name, flat + 1)
         root["next", "reward"] = _column(self._take(names.reward, flat))
         flags = {kind: self._flag(getattr(names, kind), flat) for kind in ("terminated", "truncated")}
         for kind, flag in flags.items():

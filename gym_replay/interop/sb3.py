@@ -78,8 +78,8 @@ def fill_sb3(
 
     ``dones`` is 1 where the episode ended, and ``timeouts`` 1 where that was by truncation alone, so that samples are
     bootstrapped there. (``stable_baselines3/common/buffers.py``; the info ``TimeLimit.truncated`` that it reads is
-    ``truncated and not terminated``, ``common/vec_env/dummy_vec_env.py``.) Actions of a Box are scaled from its bounds to
-    [-1, 1], since that is what its agents keep there (``common/off_policy_algorithm.py``, ``_sample_action``).
+    ``truncated and not terminated``, ``common/vec_env/dummy_vec_env.py``.) Actions of a Box are scaled from its bounds
+    to [-1, 1], since that is what its agents keep there (``common/off_policy_algorithm.py``, ``_sample_action``).
 
     Args:
         replay_buffer: a ``ReplayBuffer``, ``DictReplayBuffer``, or a subclass, which is filled through its ``add``;

@@ -340,8 +340,8 @@ class RobomimicFormat(BatchFormat):
 
     ``obs``, a dict with an entry for each part (``observation`` where there is one only), ``actions``, ``rewards``
     and ``dones`` (floats), all ``(batch, time, ...)``, and ``pad_mask``, bool ``(batch, time, 1)``, True where the
-    action is one of the episode's. Images stay uint8 with the channels last, as they are in its files. Give observations and
-    actions the same ``offsets``, ``range(1 - frame_stack, seq_length)``, and ``boundary="edge"``.
+    action is one of the episode's. Images stay uint8 with the channels last, as they are in its files. Give
+    observations and actions the same ``offsets``, ``range(1 - frame_stack, seq_length)``, and ``boundary="edge"``.
     (``robomimic/utils/dataset.py``, ``get_sequence_from_demo``; without ``next_obs``.)
     """
 

@@ -11,9 +11,7 @@ sb3 = pytest.importorskip("stable_baselines3")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*tensorboard")
 
 
-@pytest.mark.parametrize(
-    ("agent", "env", "make"), [("DQN", "CartPole-v1", cartpole), ("SAC", "Pendulum-v1", pendulum)]
-)
+@pytest.mark.parametrize(("agent", "env", "make"), [("DQN", "CartPole-v1", cartpole), ("SAC", "Pendulum-v1", pendulum)])
 def test_an_agent_trains_on_it(tmp_path, agent, env, make):
     model = getattr(sb3, agent)("MlpPolicy", env, device="cpu", seed=0, batch_size=32)
     model._setup_learn(0)
@@ -76,9 +74,7 @@ def test_dict_observations_and_images_with_channels_first(tmp_path):
         filled = to_sb3(buffer, observation_space=turned, device="cpu")
         assert isinstance(filled, DictReplayBuffer)
         data = to_d4rl(buffer)
-        np.testing.assert_array_equal(
-            filled.observations["top"][:, 0], np.moveaxis(data["observations/top"], -1, 1)
-        )
+        np.testing.assert_array_equal(filled.observations["top"][:, 0], np.moveaxis(data["observations/top"], -1, 1))
         np.testing.assert_array_equal(filled.next_observations["state"][:, 0], data["next_observations/state"])
         assert filled.sample(5).observations["top"].shape == (5, 3, 32, 40)
     low, high = Sights.action_space.low, Sights.action_space.high

@@ -1,4 +1,4 @@
-"""Vector recording with Gymnasium 1.0, which d3rlpy pins: it has one way to reset, in the next step, and no name for it.
+"""Vector recording with Gymnasium 1.0, which d3rlpy pins: it resets in the next step, and has no name for that.
 
 Everything else of that version is covered by the tests of the single recorder, run with it: see docs/interop.md.
 """

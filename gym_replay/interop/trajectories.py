@@ -25,6 +25,7 @@ _CALLED = {
     "next_observation": ("next_observations", "next_observation", "next_obs"),
 }
 _NEEDED = ("observation", "action", "reward")
+_END = object()
 
 
 def from_trajectories(
@@ -63,8 +64,8 @@ def from_trajectories(
     """
     path = check_new(target)
     iterator = iter(trajectories)
-    first = next(iterator, None)
-    if first is None:
+    first = next(iterator, _END)
+    if first is _END:
         raise EmptyBufferError(f"there is no trajectory to import, so {path} is not made")
     reader = _Reader(None if step is None else list(step))
     values = reader.read(first)
@@ -80,8 +81,8 @@ def from_trajectories(
                 buffer.store(values, length, complete=reader.ended, has_final=has_final)
             except FieldError as error:
                 raise FieldError(f"trajectory {number}: {error}") from None
-            following = next(iterator, None)
-            if following is None:
+            following = next(iterator, _END)
+            if following is _END:
                 return buffer.report(reader.not_known(), reader.left_out())
             number, values = number + 1, reader.read(following, number + 1)
 
@@ -115,6 +116,8 @@ class _Reader:
         if missing := [name for name in _NEEDED if name not in parts]:
             raise FieldError(f"trajectory {number}: it has no {missing[0]}s; they may be called {_CALLED[missing[0]]}")
         rewards = np.asarray(parts["reward"])
+        if rewards.dtype.kind in "biuf":
+            rewards = rewards.astype(np.float64)  # as the recorder has them, even where all of these are whole numbers
         length = len(rewards)
         observations, actions = _flat("observation", parts["observation"]), _flat("action", parts["action"])
         if "next_observation" in parts:

@@ -99,6 +99,17 @@ def test_lerobot_in_workers_and_alone(robot):
     assert sample["timestamp"] == 3.0
 
 
+def test_a_format_follows_a_buffer_that_grows(tmp_path):
+    with by_hand(tmp_path / "a", [3], [True], meta_fields={"task": "str"}) as buffer:
+        loader = window_loader(buffer, 50, offsets={"action": (0,)}, batch_format="lerobot", refresh="epoch")
+        assert next(iter(loader))["task_index"].tolist() == [0, 0, 0]
+        values = {name: buffer.episode(0)[name] for name in buffer.fieldnames}
+        buffer.store_episode(**values, task="later")
+        batch = next(iter(loader))
+        assert batch["task_index"].tolist() == [0, 0, 0, 1, 1, 1]
+        assert batch["index"].tolist() == list(range(6))
+
+
 def test_lerobot_names(hands, robot):
     batch = next(iter(window_loader(hands, 2, length=2, batch_format="lerobot")))
     assert set(batch) >= {"observation.state", "observation.state_is_pad", "next.reward", "next.reward_is_pad"}

@@ -101,6 +101,7 @@ def test_what_they_do_not_tell_is_not_invented(tmp_path):
         (plain(states=np.zeros((4, 2))), "both 'observations' and 'states'"),
         (plain(observations=np.zeros((3, 2)), next_observations=np.ones((3, 2))), "more than one episode"),
         ([(1, 2)], "say what is at its places"),
+        (None, "trajectory 1: it has no observations"),
         ([], "trajectory 1: it has no step"),
     ],
 )
@@ -108,6 +109,12 @@ def test_what_does_not_fit_leaves_nothing_behind(tmp_path, second, message):
     with pytest.raises(FieldError, match=message):
         from_trajectories([plain(), second], tmp_path / "a")
     assert not any(tmp_path.iterdir())
+
+
+def test_rewards_that_happen_to_be_whole_numbers(tmp_path):
+    from_trajectories([plain(rewards=[1, 0, 1]), plain(rewards=[0.5, 0, 1])], tmp_path / "a")
+    with ReplayBuffer.from_folder(tmp_path / "a") as buffer:
+        assert [episode["reward"].tolist() for episode in buffer] == [[1.0, 0.0, 1.0], [0.5, 0.0, 1.0]]
 
 
 def test_none_at_all(tmp_path):

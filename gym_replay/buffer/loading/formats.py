@@ -284,10 +284,10 @@ def _to_d4rl(batch: Batch) -> Batch:
     return {
         "observations": _below(batch, "observation"),
         "actions": _below(batch, "action"),
-        "rewards": batch["reward"],
+        "rewards": _below(batch, "reward"),
         "next_observations": _below(batch, "next_observation"),
-        "terminals": batch["terminated"],
-        "timeouts": batch["truncated"],
+        "terminals": _below(batch, "terminated"),
+        "timeouts": _below(batch, "truncated"),
     }
 
 
@@ -316,9 +316,9 @@ def _to_ogbench(batch: Batch) -> Batch:
         "observations": _below(batch, "observation"),
         "actions": _below(batch, "action"),
         "next_observations": _below(batch, "next_observation"),
-        "rewards": batch["goal_reward" if relabelled else "reward"].to(floats),
-        "terminals": (batch["terminated"] | batch["truncated"]).to(floats),
-        "masks": batch["goal_mask"].to(floats) if relabelled else (~batch["terminated"]).to(floats),
+        "rewards": _below(batch, "goal_reward" if relabelled else "reward").to(floats),
+        "terminals": (_below(batch, "terminated") | _below(batch, "truncated")).to(floats),
+        "masks": batch["goal_mask"].to(floats) if relabelled else (~_below(batch, "terminated")).to(floats),
     }
     for ours, theirs in (("value_goal", "value_goals"), ("policy_goal", "actor_goals")):
         if any(f"{name}.".startswith(f"{ours}_observation.") for name in batch):

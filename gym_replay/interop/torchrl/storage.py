@@ -14,7 +14,7 @@ from torchrl.data import LazyMemmapStorage
 
 from gym_replay.buffer.storage.layout import step_path
 from gym_replay.buffer.storage.reader import Snapshot
-from gym_replay.errors import CorruptBufferError, ReadOnlyError
+from gym_replay.errors import CorruptBufferError, FieldError, ReadOnlyError
 from gym_replay.interop.transitions import Names, Transitions
 
 
@@ -43,6 +43,8 @@ class SharedStorage(LazyMemmapStorage):  # type: ignore[misc]
         self.ends = torch.ones(len(rows), dtype=torch.bool)
         self.ends[:-1] = self._episodes[1:] != self._episodes[:-1]
         fields = snapshot.metadata.fields
+        if taken := [name for name in fields if name.partition(".")[0] in ("next", "episode")]:
+            raise FieldError(f"field {taken[0]!r} has the name of an entry of TorchRL's own; it cannot be handed over")
         self._fields = {name: tuple(name.split(".")) for name, info in fields.items() if not info.ragged}
         self.columns = TensorDict(
             {name: _map(snapshot, name) for name in self._fields}, batch_size=[snapshot.rows], device="cpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import zipfile
@@ -23,7 +24,7 @@ Array = npt.NDArray[Any]
 
 _ROOTS = {"observations": "observation", "actions": "action", "rewards": "reward"}
 _NEXT, _TERMINALS, _TIMEOUTS = "next_observations", "terminals", "timeouts"
-_ROWS_AT_ONCE = 1 << 14
+_BYTES_AT_ONCE = 1 << 20
 
 
 def from_d4rl(
@@ -213,8 +214,9 @@ class _Rows:
         jumps = np.zeros(self._count, np.bool_)
         for name, following in self._next.items():
             own = self._own[name]
-            for low in range(0, self._count - 1, _ROWS_AT_ONCE):
-                high = min(low + _ROWS_AT_ONCE, self._count - 1)
+            at_once = max(1, _BYTES_AT_ONCE // max(1, own.dtype.itemsize * math.prod(own.shape[1:])))
+            for low in range(0, self._count - 1, at_once):
+                high = min(low + at_once, self._count - 1)
                 here, there = following[low:high], own[low + 1 : high + 1]
                 differs = (here != there) & ~((here != here) & (there != there))  # NaN is as good as NaN
                 jumps[low:high] |= differs.reshape(high - low, -1).any(axis=1)

@@ -22,6 +22,7 @@ Array = npt.NDArray[Any]
 NamesLike = Mapping[str, str | None]
 
 _STEPS_AT_ONCE = 1 << 14
+_BYTES_AT_ONCE = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,10 @@ class Transitions:
         Raises:
             EpisodeEvictedError: an episode left its circular buffer before it was read.
         """
-        for low in range(0, len(self), _STEPS_AT_ONCE):
-            block = Block(self, slice(low, min(low + _STEPS_AT_ONCE, len(self))))
+        largest = max(field.nbytes for field in self.schema.values() if not field.ragged)
+        at_once = max(1, min(_STEPS_AT_ONCE, _BYTES_AT_ONCE // max(1, largest)))
+        for low in range(0, len(self), at_once):
+            block = Block(self, slice(low, min(low + at_once, len(self))))
             yield block
             if not self.source.are_live(np.unique(self.owners[block.place])):
                 raise EpisodeEvictedError(

@@ -11,7 +11,7 @@ from gym_replay import from_d4rl, from_memmap_replay_buffer, from_trajectories
 _MIB = 1 << 20
 _EPISODES = 64
 _BAR = 24 * _MIB
-"""Of 64 episodes of 1 MiB each; most of it are the 16 MiB that checksums are computed of at once."""
+"""Of 64 episodes of 1 MiB each; most of it are the pieces of 8 MiB in which rows are written and summed."""
 
 
 @pytest.fixture

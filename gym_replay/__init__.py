@@ -39,6 +39,7 @@ from gym_replay.errors import (
 if TYPE_CHECKING:
     from gym_replay.buffer.copying import merge, select, split_into
     from gym_replay.buffer.custom_spaces import register_space
+    from gym_replay.buffer.loading.formats import DecisionTransformerFormat, LeRobotFormat
     from gym_replay.buffer.loading.goals import GoalMixture, GoalSampler
     from gym_replay.buffer.loading.loaders import (
         crop_loader,
@@ -53,7 +54,15 @@ if TYPE_CHECKING:
     from gym_replay.buffer.loading.statistics import FieldStatistics, Statistics, statistics
     from gym_replay.buffer.storage.check import CheckReport, Fault, check_buffer
     from gym_replay.collecting.collect import collect
+    from gym_replay.interop.d3rlpy import to_d3rlpy
+    from gym_replay.interop.d4rl import from_d4rl
+    from gym_replay.interop.flat import to_d4rl, to_ogbench
+    from gym_replay.interop.memmap_replay_buffer import from_memmap_replay_buffer
     from gym_replay.interop.minari import export_minari, import_minari
+    from gym_replay.interop.sb3 import fill_sb3, to_sb3
+    from gym_replay.interop.target import ImportReport
+    from gym_replay.interop.torchrl import to_torchrl
+    from gym_replay.interop.trajectories import from_trajectories
     from gym_replay.replaying import ReplayReport, replay
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
     from gym_replay.wrappers.recording import FinishedEpisode
@@ -89,6 +98,18 @@ _LAZY = {
     "timestep_loader": "gym_replay.buffer.loading.loaders",
     "trajectory_loader": "gym_replay.buffer.loading.loaders",
     "window_loader": "gym_replay.buffer.loading.loaders",
+    "fill_sb3": "gym_replay.interop.sb3",
+    "from_d4rl": "gym_replay.interop.d4rl",
+    "from_memmap_replay_buffer": "gym_replay.interop.memmap_replay_buffer",
+    "from_trajectories": "gym_replay.interop.trajectories",
+    "to_d3rlpy": "gym_replay.interop.d3rlpy",
+    "to_d4rl": "gym_replay.interop.flat",
+    "to_ogbench": "gym_replay.interop.flat",
+    "to_sb3": "gym_replay.interop.sb3",
+    "to_torchrl": "gym_replay.interop.torchrl",
+    "DecisionTransformerFormat": "gym_replay.buffer.loading.formats",
+    "LeRobotFormat": "gym_replay.buffer.loading.formats",
+    "ImportReport": "gym_replay.interop.target",
 }
 
 __all__ = [
@@ -101,6 +122,7 @@ __all__ = [
     "ConcatReplayBuffer",
     "ConfigMismatchError",
     "CorruptBufferError",
+    "DecisionTransformerFormat",
     "EmptyBufferError",
     "Episode",
     "EpisodeEvictedError",
@@ -114,6 +136,8 @@ __all__ = [
     "GoalMixture",
     "GoalSampler",
     "GymReplayError",
+    "ImportReport",
+    "LeRobotFormat",
     "MakeEnvError",
     "MissingExtraError",
     "NotABufferError",
@@ -131,6 +155,10 @@ __all__ = [
     "collect",
     "crop_loader",
     "export_minari",
+    "fill_sb3",
+    "from_d4rl",
+    "from_memmap_replay_buffer",
+    "from_trajectories",
     "import_minari",
     "merge",
     "n_step_loader",
@@ -142,6 +170,11 @@ __all__ = [
     "split_into",
     "statistics",
     "timestep_loader",
+    "to_d3rlpy",
+    "to_d4rl",
+    "to_ogbench",
+    "to_sb3",
+    "to_torchrl",
     "trajectory_loader",
     "window_loader",
 ]

@@ -196,7 +196,10 @@ class Readable:
                 float64 is delivered in torch's default dtype; a torch dtype: all floats in it; ``"stored"``: as
                 stored); ``normalize`` (names of fields, or :func:`gym_replay.statistics`), ``image_layout``
                 (``"CHW"``), ``transform`` (a function of the batch, called in the worker; it sees nested parts under
-                their dotted names); ``rank``, ``world_size``, ``block_size``, ``pool_size``, ``replacement``,
+                their dotted names), ``batch_format`` (the names and the layout of other training code: ``"d4rl"`` and
+                ``"ogbench"`` with n_steps=1, ``"lerobot"``, ``"robomimic"`` and ``"diffusion_policy"`` with windows,
+                ``"decision_transformer"`` with crops, see docs/interop.md); ``rank``,
+                ``world_size``, ``block_size``, ``pool_size``, ``replacement``,
                 ``weights``, ``buffer_weights``, ``samples_per_epoch``, ``sampler`` and ``refresh``, see
                 :class:`~gym_replay.buffer.loading.replay_loader.ReplayLoader`; and the DataLoader's own such as
                 ``num_workers``.

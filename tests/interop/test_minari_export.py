@@ -24,6 +24,7 @@ from gym_replay import (
     UnsupportedSpaceError,
     export_minari,
     import_minari,
+    select,
 )
 from gym_replay.interop.minari import package
 from gym_replay.interop.minari.parts import Part, _NumberPart
@@ -284,7 +285,7 @@ def test_nothing_is_left_of_an_export_that_failed(buffer, datasets, monkeypatch,
 
 def test_a_killed_export_is_cleaned_up_by_the_next(buffer, datasets):
     script = (
-        "import os; from gym_replay import export_minari; from gym_replay.interop.minari.parts import _NumberPart\n", select
+        "import os; from gym_replay import export_minari; from gym_replay.interop.minari.parts import _NumberPart\n"
         "_NumberPart.take = lambda *a: os._exit(9)\n"
         f"export_minari({str(buffer.folder)!r}, 'killed-v0')"
     )

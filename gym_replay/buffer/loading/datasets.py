@@ -175,7 +175,7 @@ class ReplayDataset(Dataset[Batch]):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index}: there are {len(self)}")
             flat = self._asked(np.array([index % len(self)]))
-            return self._nest({name: values[0] for name, values in flat.items()})
+            return self._nest({name: _only(values) for name, values in flat.items()})
         if isinstance(index, Draw):
             return self._nest(self._drawn(index))
         return self._nest(self._asked(np.asarray(index, np.int64)))
@@ -262,6 +262,11 @@ class ReplayDataset(Dataset[Batch]):
         renamed.update((self._out(name), array) for name, array in arrays.items())
         renamed.valid = {self._out(name): mask for name, mask in arrays.valid.items()}
         return self._delivery(renamed, weighed)
+
+
+def _only(values: Any) -> Any:
+    """The one sample of a batch of one; a transform may have nested it."""
+    return {name: _only(inner) for name, inner in values.items()} if isinstance(values, dict) else values[0]
 
 
 def _filter(source: Source, anchors: Anchors, conditions: Mapping[str, Condition]) -> Anchors:

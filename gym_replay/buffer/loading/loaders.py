@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gym_replay.buffer.loading.datasets import ReplayDataset
+from gym_replay.buffer.loading.formats import Formatted, format_options
 from gym_replay.buffer.loading.replay_loader import PRIORITIZED_ENTRIES, ReplayLoader
 from gym_replay.buffer.loading.selection import Condition, Episodes
 from gym_replay.buffer.loading.source import Source
@@ -52,6 +53,7 @@ def make_dataset(
     filter_meta: Mapping[str, Condition] | None = None,
     episodes: Episodes | None = None,
     only: Sequence[str] | None = None,
+    batch_format: Formatted | None = None,
     **options: Any,
 ) -> ReplayDataset:
     """The dataset of one kind over what is live in a buffer now.
@@ -66,7 +68,12 @@ def make_dataset(
         if not others:
             raise TypeError(f"unexpected keyword {name!r}; {kind} loading takes {sorted(fitting)}")
         raise FieldError(f"{name} goes with {' and '.join(others)} loading, not with {kind} loading")
-    return KINDS[kind](Source(buffer.snapshots(), filter_meta=filter_meta, episodes=episodes), only=only, **options)
+    parts = buffer.snapshots()
+    if batch_format is not None:
+        if only is not None:
+            raise FieldError("batch_format and to_named_tuple exclude one another: a format has names of its own")
+        options = format_options(batch_format, kind, options, parts)
+    return KINDS[kind](Source(parts, filter_meta=filter_meta, episodes=episodes), only=only, **options)
 
 
 def make_loader(
@@ -77,6 +84,7 @@ def make_loader(
     filter_meta: Mapping[str, Condition] | None = None,
     episodes: Episodes | None = None,
     to_named_tuple: Sequence[str] | None = None,
+    batch_format: Formatted | None = None,
     **options: Any,
 ) -> ReplayLoader:
     """The loader of one kind: dataset options go to the dataset, all others to :class:`ReplayLoader`."""
@@ -85,7 +93,9 @@ def make_loader(
     only = to_named_tuple
     if only is not None and options.get("sampler") is not None:
         only = [name for name in only if name not in PRIORITIZED_ENTRIES]
-    make = partial(make_dataset, kind=kind, filter_meta=filter_meta, episodes=episodes, only=only)
+    make = partial(
+        make_dataset, kind=kind, filter_meta=filter_meta, episodes=episodes, only=only, batch_format=batch_format
+    )
     dataset = make(buffer, **chosen)
     if dataset.normalized is not None:  # statistics are taken once, not of each snapshot anew
         chosen["normalize"] = dataset.normalized

@@ -6,6 +6,7 @@ import warnings
 from enum import Enum
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
@@ -26,18 +27,20 @@ class Autoreset(Enum):
 def autoreset_of(envs: Any) -> Autoreset:
     """The mode that a vector environment's metadata name.
 
-    Where they name none, it is next-step, as Gymnasium's own wrappers assume with the same warning.
+    Where they name none, it is next-step, as Gymnasium's own wrappers assume with the same warning. Gymnasium 1.0 knows
+    no other, and no name for it.
 
     Raises:
         FieldError: what they name is no mode.
     """
     named = envs.metadata.get("autoreset_mode")
     if named is None:
-        warnings.warn(
-            f"{envs} is missing `autoreset_mode` in its metadata, so it is taken to reset a sub-environment in the "
-            "step after the one that ended its episode; see https://farama.org/Vector-Autoreset-Mode",
-            stacklevel=4,
-        )
+        if hasattr(gym.vector, "AutoresetMode"):
+            warnings.warn(
+                f"{envs} is missing `autoreset_mode` in its metadata, so it is taken to reset a sub-environment in the "
+                "step after the one that ended its episode; see https://farama.org/Vector-Autoreset-Mode",
+                stacklevel=4,
+            )
         return Autoreset.NEXT_STEP
     try:
         return Autoreset(getattr(named, "value", named))

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -42,7 +42,13 @@ from gym_replay.wrappers.vector.take_out import Finals
 _FLOAT64, _FLOAT32, _BOOL = np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.bool_)
 
 
-class RecordToBuffer(Recorder, gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+if TYPE_CHECKING:
+    _VectorWrapper: TypeAlias = gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
+else:  # in Gymnasium 1.0 it takes no types
+    _VectorWrapper = gym.vector.VectorWrapper
+
+
+class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
     """Records every episode of every sub-environment into one replay buffer, and changes nothing else.
 
     The buffer is the same as that of :class:`gym_replay.RecordToBuffer` around a single environment: the fields are

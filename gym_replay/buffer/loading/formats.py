@@ -1,0 +1,418 @@
+"""Batches as other training code names and lays them out: pure functions from our batch to theirs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gym_replay.buffer.loading.collate import Batch, Transform
+from gym_replay.buffer.loading.statistics import is_image
+from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.errors import FieldError
+
+_PAD = "_is_pad"
+_FLAGS = ("terminated", "truncated")
+
+
+class BatchFormat(ABC):
+    """A layout of batches.
+
+    Attributes:
+        kinds: the kinds of loading it is made for.
+    """
+
+    kinds: Sequence[str] = ()
+
+    def options(self, options: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
+        """The loader's options, with what the format needs.
+
+        Raises:
+            FieldError: the options or the fields do not go with it.
+        """
+        return dict(options)
+
+    @abstractmethod
+    def bind(self, parts: Sequence[Snapshot]) -> Transform:
+        """The function from a batch to the batch in this layout; it runs in the worker, so it is pickled."""
+
+
+Formatted: TypeAlias = BatchFormat | str
+
+
+def format_options(
+    batch_format: Formatted, kind: str, options: Mapping[str, Any], parts: Sequence[Snapshot]
+) -> dict[str, Any]:
+    """The options of a loader whose batches are in a format: it comes after the user's own transform.
+
+    Raises:
+        FieldError: there is no such format, or it does not go with the kind of loading or an option.
+    """
+    made = FORMATS.get(batch_format) if isinstance(batch_format, str) else None
+    chosen = made() if made is not None else batch_format
+    if not isinstance(chosen, BatchFormat):
+        raise FieldError(f"batch_format={batch_format!r:.60}: expected one of {sorted(FORMATS)}, or a BatchFormat")
+    name = next((name for name, cls in FORMATS.items() if type(chosen) is cls), type(chosen).__name__)
+    if kind not in chosen.kinds:
+        raise FieldError(
+            f"batch_format={name!r} goes with {' and '.join(chosen.kinds)} loading, not with {kind} loading"
+        )
+    for other in ("nested", "fieldname_map"):
+        if options.get(other):
+            raise FieldError(f"batch_format and {other} exclude one another: the format has names of its own")
+    for name, field in parts[0].metadata.fields.items():
+        if field.ragged and not _left_out(name, options):
+            raise FieldError(f"field {name!r} is ragged, which no batch_format has; leave it out with fields=[...]")
+    options = chosen.options(options, parts[0].metadata.fields)
+    own, given = chosen.bind(parts), options.get("transform")
+    return {**options, "transform": own if given is None else _Both(given, own)}
+
+
+def _left_out(name: str, options: Mapping[str, Any]) -> bool:
+    named = [options.get(argument) for argument in ("fields", "current_fields")]
+    chosen = [names for names in named if names is not None]
+    return bool(chosen) and not any(name in names for names in chosen)
+
+
+@dataclass(frozen=True)
+class _Both:
+    """Two transforms, one after the other."""
+
+    first: Transform
+    second: Transform
+
+    def __call__(self, batch: Batch) -> Batch:
+        return self.second(self.first(batch))
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A function with the facts that it needs, which pickles."""
+
+    function: Callable[..., Batch]
+    facts: Mapping[str, Any]
+
+    def __call__(self, batch: Batch) -> Batch:
+        return self.function(batch, **self.facts)
+
+
+@dataclass(frozen=True)
+class LeRobotFormat(BatchFormat):
+    """Batches as ``LeRobotDataset`` gives them, for window and timestep loaders.
+
+    Keys (``lerobot/datasets/lerobot_dataset.py`` and ``utils/constants.py``, version 0.4.4): ``observation`` is
+    ``observation.state``, or ``observation.image`` where it is an image; parts of a Dict space are
+    ``observation.images.<part>`` where they are images, else ``observation.<part>``. ``action``;
+    ``next.reward``, ``next.done`` and ``next.truncated``. ``<key>_is_pad``, bool ``(batch, time)``, is True where there
+    is no row. ``episode_index``, ``frame_index``, ``index``, ``task_index`` (int64) and ``timestamp`` (float32), each
+    ``(batch,)``.
+    Images are float32 in [0, 1], channels first; they are the fields that ``image_layout="CHW"`` turns.
+
+    Args:
+        fps: steps in a second, for ``timestamp``; by default a step is a second.
+        task: the meta field with the task: a string, which also comes as ``task``, or an integer. Without such a field
+            there is one task, 0.
+        keys: other keys for entries of the batch: ``{"observation.joints": "observation.state"}``.
+
+    Raises:
+        FieldError: fps is no positive number.
+
+    Example:
+        >>> from gym_replay import window_loader
+        >>> chunks = {"action": range(100)}
+        >>> loader = window_loader(buffer, 8, offsets=chunks, batch_format=LeRobotFormat(fps=50))  # doctest: +SKIP
+        >>> loss, _ = act_policy(next(iter(loader)))  # doctest: +SKIP
+    """
+
+    fps: float = 1.0
+    task: str = "task"
+    keys: Mapping[str, str] | None = None
+    kinds = ("window", "timestep")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.fps, bool) or not isinstance(self.fps, (int, float)) or not 0 < self.fps < float("inf"):
+            raise FieldError(f"fps={self.fps!r}: expected a positive number")
+
+    def options(self, options: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
+        return {"image_layout": "CHW", **options, "return_indices": True}
+
+    def bind(self, parts: Sequence[Snapshot]) -> Transform:
+        fields, lengths = parts[0].metadata.fields, np.concatenate([part.lengths for part in parts])
+        keys = {name: _lerobot_key(name, field) for name, field in fields.items()} | dict(self.keys or {})
+        firsts = torch.from_numpy(np.cumsum(lengths) - lengths)
+        tasks, column = None, parts[0].metadata.meta_fields.get(self.task)
+        if column is not None and column.is_text:
+            texts = np.concatenate([part.meta(self.task) for part in parts])
+            tasks = {text: number for number, text in enumerate(dict.fromkeys(texts.tolist()))}
+        facts = {"keys": keys, "firsts": firsts, "fps": self.fps, "task": self.task, "tasks": tasks}
+        return _Bound(_to_lerobot, {**facts, "images": [name for name, field in fields.items() if is_image(field)]})
+
+
+def _lerobot_key(name: str, field: Field) -> str:
+    if name == "observation":
+        return "observation.image" if is_image(field) else "observation.state"
+    if name.startswith("observation.") and is_image(field):
+        return f"observation.images.{name.removeprefix('observation.')}"
+    return {"reward": "next.reward", "truncated": "next.truncated"}.get(name, name)
+
+
+def _to_lerobot(
+    batch: Batch,
+    *,
+    keys: Mapping[str, str],
+    images: Sequence[str],
+    firsts: Tensor,
+    fps: float,
+    task: str,
+    tasks: Mapping[str, int] | None,
+) -> Batch:
+    episode, frame = batch["_indices"].unbind(-1)
+    renamed: Batch = {}
+    for name, value in batch.items():
+        field = name.removesuffix(_PAD)
+        if name in ("_indices", "terminated", task):
+            continue
+        key = f"{keys.get(field, field)}{name[len(field) :]}"
+        renamed[key] = _as_unit(value) if name in images else value
+    if "terminated" in batch and "truncated" in batch:
+        renamed["next.done"] = batch["terminated"] | batch["truncated"]
+    renamed |= {"episode_index": episode, "frame_index": frame, "index": firsts[episode] + frame}
+    renamed["timestamp"] = (frame / fps).to(torch.float32)
+    given = batch.get(task)
+    if tasks is not None and given is not None:
+        renamed["task"] = given
+        renamed["task_index"] = torch.tensor([tasks[text] for text in given], dtype=torch.int64)
+    else:
+        renamed["task_index"] = torch.zeros_like(episode) if given is None else given.to(torch.int64)
+    return renamed
+
+
+def _as_unit(images: Tensor) -> Tensor:
+    """Images of uint8 as float32 in [0, 1]."""
+    return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
+
+
+@dataclass(frozen=True)
+class DecisionTransformerFormat(BatchFormat):
+    """Batches for Decision Transformer, from crops: ``crop_loader(buffer, 64, 20, batch_format=...)``.
+
+    The keys are the arguments of ``DecisionTransformerModel.forward`` of transformers: ``states``, ``actions``,
+    ``rewards`` and ``returns_to_go`` ``(batch, time, 1)``, ``timesteps`` (int64, counted from the episode's first step)
+    and ``attention_mask`` (int64, 1 where there is a transition), both ``(batch, time)``. As in the authors' own
+    ``get_batch`` (``gym/experiment.py`` of kzl/decision-transformer), crops begin at any step, are padded on the left,
+    and padded actions of floats are -10, everything else 0.
+
+    The return that is left at a step needs the rewards after the crop too, so it is read from a field; compute it once:
+    ``buffer.add_field("return_to_go", "float64", returns_to_go(buffer))``.
+
+    Args:
+        return_to_go: the field.
+        action_pad: what padded actions of floats are.
+
+    Raises:
+        FieldError: there is no such field.
+
+    Example:
+        >>> from gym_replay import crop_loader
+        >>> loader = crop_loader(buffer, 64, 20, batch_format="decision_transformer", shuffle=True)  # doctest: +SKIP
+        >>> action_preds = model(**next(iter(loader))).action_preds  # doctest: +SKIP
+    """
+
+    return_to_go: str = "return_to_go"
+    action_pad: float = -10.0
+    kinds = ("crop",)
+
+    def options(self, options: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
+        if self.return_to_go not in fields:
+            raise FieldError(
+                f"batch_format='decision_transformer' needs the field {self.return_to_go!r}; add it once with "
+                f"buffer.add_field({self.return_to_go!r}, 'float64', returns_to_go(buffer))"
+            )
+        names = ["observation", "action", "reward", self.return_to_go]
+        if missing := [name for name in names if name not in fields]:
+            raise FieldError(
+                f"batch_format='decision_transformer' needs the field {missing[0]!r}; it has {list(fields)}"
+            )
+        if options.get("burn_in"):
+            raise FieldError("batch_format='decision_transformer' has no burn-in; leave burn_in out")
+        return {"pad": "left", "stride": 1, "fields": names, **options, "return_indices": True}
+
+    def bind(self, parts: Sequence[Snapshot]) -> Transform:
+        return _Bound(_to_decision_transformer, {"return_to_go": self.return_to_go, "action_pad": self.action_pad})
+
+
+def _to_decision_transformer(batch: Batch, *, return_to_go: str, action_pad: float) -> Batch:
+    mask = batch["_mask"]
+    before = mask.cumsum(-1) - 1
+    timesteps = torch.where(mask, batch["_indices"][..., 1:] + before, 0)
+    actions = batch["action"]
+    if actions.is_floating_point():
+        actions[~mask] = action_pad
+    return {
+        "states": batch["observation"],
+        "actions": actions,
+        "rewards": batch["reward"].unsqueeze(-1),
+        "returns_to_go": batch[return_to_go].unsqueeze(-1),
+        "timesteps": timesteps,
+        "attention_mask": mask.to(torch.int64),
+    }
+
+
+@dataclass(frozen=True)
+class D4RLFormat(BatchFormat):
+    """Single transitions under D4RL's names, from ``n_step_loader(buffer, 256, batch_format="d4rl")``.
+
+    ``observations``, ``actions``, ``rewards``, ``next_observations``, ``terminals`` and ``timeouts`` (bool).
+    """
+
+    kinds = ("n_step",)
+
+    def options(self, options: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
+        return _single_steps("d4rl", options, fields)
+
+    def bind(self, parts: Sequence[Snapshot]) -> Transform:
+        return _to_d4rl
+
+
+def _to_d4rl(batch: Batch) -> Batch:
+    return {
+        "observations": _below(batch, "observation"),
+        "actions": _below(batch, "action"),
+        "rewards": _below(batch, "reward"),
+        "next_observations": _below(batch, "next_observation"),
+        "terminals": _below(batch, "terminated"),
+        "timeouts": _below(batch, "truncated"),
+    }
+
+
+@dataclass(frozen=True)
+class OGBenchFormat(BatchFormat):
+    """Single transitions under OGBench's names, from ``n_step_loader(buffer, 256, batch_format="ogbench")``.
+
+    ``observations``, ``actions``, ``next_observations``, ``rewards``, ``terminals`` (float, 1 at the last transition of
+    an episode, however it ended) and ``masks`` (float, 0 where it terminated). With a ``goal_sampler`` also
+    ``value_goals`` and ``actor_goals``, and then ``rewards`` and ``masks`` are those for reaching the value goal.
+    """
+
+    kinds = ("n_step",)
+
+    def options(self, options: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
+        return _single_steps("ogbench", options, fields)
+
+    def bind(self, parts: Sequence[Snapshot]) -> Transform:
+        return _to_ogbench
+
+
+def _to_ogbench(batch: Batch) -> Batch:
+    floats = torch.get_default_dtype()
+    relabelled = "goal_reward" in batch
+    named = {
+        "observations": _below(batch, "observation"),
+        "actions": _below(batch, "action"),
+        "next_observations": _below(batch, "next_observation"),
+        "rewards": _below(batch, "goal_reward" if relabelled else "reward").to(floats),
+        "terminals": (_below(batch, "terminated") | _below(batch, "truncated")).to(floats),
+        "masks": batch["goal_mask"].to(floats) if relabelled else (~_below(batch, "terminated")).to(floats),
+    }
+    for ours, theirs in (("value_goal", "value_goals"), ("policy_goal", "actor_goals")):
+        if any(f"{name}.".startswith(f"{ours}_observation.") for name in batch):
+            named[theirs] = _below(batch, f"{ours}_observation")
+    return named
+
+
+def _single_steps(name: str, options: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
+    if options.get("n_steps", 1) != 1:
+        raise FieldError(f"batch_format={name!r} has single transitions; use n_steps=1, got {options['n_steps']}")
+    if missing := [field for field in ("reward", *_FLAGS) if field not in fields]:
+        raise FieldError(f"batch_format={name!r} needs the field {missing[0]!r}; the buffer has {list(fields)}")
+    return dict(options)
+
+
+@dataclass(frozen=True)
+class RobomimicFormat(BatchFormat):
+    """Windows as robomimic's ``SequenceDataset`` gives them, from ``window_loader(..., batch_format="robomimic")``.
+
+    ``obs``, a dict with an entry for each part (``observation`` where there is one only), ``actions``, ``rewards``
+    and ``dones`` (floats), all ``(batch, time, ...)``, and ``pad_mask``, bool ``(batch, time, 1)``, True where the
+    action is one of the episode's. Images stay uint8 with the channels last, as they are in its files. Give
+    observations and actions the same ``offsets``, ``range(1 - frame_stack, seq_length)``, and ``boundary="edge"``.
+    (``robomimic/utils/dataset.py``, ``get_sequence_from_demo``; without ``next_obs``.)
+    """
+
+    kinds = ("window",)
+
+    def bind(self, parts: Sequence[Snapshot]) -> Transform:
+        return _to_robomimic
+
+
+def _to_robomimic(batch: Batch) -> Batch:
+    obs = _below(batch, "observation")
+    named = {"obs": obs if isinstance(obs, dict) else {"observation": obs}, "actions": _below(batch, "action")}
+    floats = torch.get_default_dtype()
+    if "reward" in batch:
+        named["rewards"] = batch["reward"]
+    if all(flag in batch for flag in _FLAGS):
+        named["dones"] = (batch["terminated"] | batch["truncated"]).to(floats)
+    pads = [value for name, value in batch.items() if name.startswith("action") and name.endswith(_PAD)]
+    if pads:
+        named["pad_mask"] = ~pads[0].unsqueeze(-1)
+    return named
+
+
+@dataclass(frozen=True)
+class DiffusionPolicyFormat(BatchFormat):
+    """Windows for Diffusion Policy, from ``window_loader(..., batch_format="diffusion_policy")``.
+
+    ``obs``: the observations ``(batch, time, ...)``, a dict of them where there are several; and ``action``. There is
+    no mask: what is missing at either end repeats the nearest row, which is ``boundary="edge"``, as its
+    ``SequenceSampler`` does it (``diffusion_policy/common/sampler.py``). Images are float32 in [0, 1], channels first,
+    as its image data sets give them. For ``n_obs_steps`` and ``horizon`` there the offsets are
+    ``{"observation": range(1 - n_obs_steps, 1), "action": range(1 - n_obs_steps, horizon - n_obs_steps + 1)}``.
+    """
+
+    kinds = ("window",)
+
+    def options(self, options: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
+        if options.get("boundary", "edge") not in ("edge", "drop", ("edge", "drop"), ("drop", "edge")):
+            raise FieldError("batch_format='diffusion_policy' has no mask; use boundary='edge' or 'drop'")
+        return {"image_layout": "CHW", **options}
+
+    def bind(self, parts: Sequence[Snapshot]) -> Transform:
+        images = [name for name, field in parts[0].metadata.fields.items() if is_image(field)]
+        return _Bound(_to_diffusion_policy, {"images": images})
+
+
+def _to_diffusion_policy(batch: Batch, *, images: Sequence[str]) -> Batch:
+    scaled = {name: _as_unit(value) if name in images else value for name, value in batch.items()}
+    return {"obs": _below(scaled, "observation"), "action": _below(scaled, "action")}
+
+
+def _below(batch: Mapping[str, Any], root: str) -> Any:
+    """The entry of a part, or a dict of those below it by the rest of their names.
+
+    Raises:
+        FieldError: there is none.
+    """
+    if root in batch:
+        return batch[root]
+    lower = f"{root}."
+    found = {n.removeprefix(lower): v for n, v in batch.items() if n.startswith(lower) and not n.endswith(_PAD)}
+    if not found:
+        raise FieldError(f"the batch has no {root!r}, which the batch_format needs; it has {list(batch)}")
+    return found
+
+
+FORMATS: dict[str, type[BatchFormat]] = {
+    "d4rl": D4RLFormat,
+    "decision_transformer": DecisionTransformerFormat,
+    "diffusion_policy": DiffusionPolicyFormat,
+    "lerobot": LeRobotFormat,
+    "ogbench": OGBenchFormat,
+    "robomimic": RobomimicFormat,
+}

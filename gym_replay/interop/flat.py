@@ -1,0 +1,154 @@
+"""Flat arrays of transitions, as D4RL and OGBench have them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.errors import FieldError
+from gym_replay.interop.transitions import NamesLike, Transitions, named
+
+if TYPE_CHECKING:
+    from gym_replay.buffer.loading.selection import Episodes
+    from gym_replay.buffer.reading import Readable
+
+Array = npt.NDArray[Any]
+
+
+def to_d4rl(
+    buffer: Readable,
+    *,
+    next_observations: bool = True,
+    dtype: npt.DTypeLike | None = np.float32,
+    names: NamesLike | None = None,
+    episodes: Episodes | None = None,
+) -> dict[str, Array]:
+    """All transitions as D4RL's dict of arrays, in memory.
+
+    ``terminals`` and ``timeouts`` are the stored ``terminated`` and ``truncated``; an episode ends where one of them is
+    True. Truncation is never a terminal. (D4RL's ``env.get_dataset`` and ``sequence_dataset``, ``d4rl/__init__.py``.)
+
+    Args:
+        buffer: a ReplayBuffer or ConcatReplayBuffer.
+        next_observations: add ``next_observations``; transitions whose next observation is not stored are left out
+            then, with a warning.
+        dtype: what floats become; None leaves them as stored.
+        names: what the parts of a transition are called in this buffer, where that is not what the recorder calls
+            them: ``{"observation": "state", "terminated": "done", "truncated": None}``.
+        episodes: as in :meth:`ReplayBuffer.dataloader`.
+
+    Returns:
+        ``observations`` and ``next_observations`` ``(transitions, *observation.shape)`` (of a nested space
+        ``observations/<part>`` for each part), ``actions``, ``rewards``, ``terminals`` and ``timeouts`` (bool).
+
+    Raises:
+        FieldError: a part is missing, or is ragged.
+        EmptyBufferError: there is no transition.
+
+    Example:
+        >>> import tempfile
+        >>> from gym_replay import Field, ReplayBuffer
+        >>> fields = {"observation": Field("float64", (3,), state=True), "action": "float", "reward": "float64"}
+        >>> buffer = ReplayBuffer(tempfile.mkdtemp(), fields=fields)
+        >>> buffer.store_episode(observation=np.ones((5, 3)), action=np.zeros(4), reward=np.ones(4))
+        >>> data = to_d4rl(buffer, names={"terminated": None, "truncated": None})
+        >>> data["next_observations"].shape, data["rewards"].dtype
+        ((4, 3), dtype('float32'))
+    """
+    transitions = Transitions(buffer, names=names, episodes=episodes, need_next=next_observations)
+    arrays = _Arrays(transitions, dtype)
+    for block in transitions.blocks():
+        place = block.place
+        for part, name in transitions.observations.items():
+            arrays.put(named("observations", part), name, place, block.take(name))
+            if next_observations:
+                arrays.put(named("next_observations", part), name, place, block.following(name))
+        for part, name in transitions.actions.items():
+            arrays.put(named("actions", part), name, place, block.take(name))
+        arrays.put("rewards", transitions.names.reward, place, block.reward)
+        arrays.put("terminals", None, place, block.terminated)
+        arrays.put("timeouts", None, place, block.truncated)
+    return arrays.made
+
+
+def to_ogbench(
+    buffer: Readable,
+    *,
+    compact: bool = False,
+    dtype: npt.DTypeLike | None = np.float32,
+    names: NamesLike | None = None,
+    episodes: Episodes | None = None,
+) -> dict[str, Array]:
+    """All transitions as OGBench's dict of arrays, in memory.
+
+    ``terminals`` is 1 at the last transition of each trajectory, however it ended; ``masks`` is 0 where it terminated,
+    so that nothing is bootstrapped there. (``ogbench/utils.py``, ``load_dataset``.)
+
+    Args:
+        buffer: a ReplayBuffer or ConcatReplayBuffer.
+        compact: as ``compact_dataset=True`` there: no ``next_observations``, but the last observation of each
+            trajectory as one more row, of which ``valids`` is 0 and ``terminals`` 1.
+        dtype: what floats become; None leaves them as stored.
+        names, episodes: as for :func:`to_d4rl`.
+
+    Returns:
+        ``observations``, ``actions``, ``rewards``, ``masks`` and ``terminals`` (float32), and ``next_observations`` or
+        ``valids`` (float32): each ``(transitions, *shape)``, compact ones with one more row for each trajectory.
+
+    Raises:
+        FieldError: a part is missing, is ragged, or there are several observations.
+        EmptyBufferError: there is no transition.
+
+    Example:
+        >>> import tempfile
+        >>> from gym_replay import Field, ReplayBuffer
+        >>> fields = {"observation": Field("float64", (3,), state=True), "action": "float", "reward": "float64"}
+        >>> buffer = ReplayBuffer(tempfile.mkdtemp(), fields=fields)
+        >>> buffer.store_episode(observation=np.ones((5, 3)), action=np.zeros(4), reward=np.ones(4))
+        >>> data = to_ogbench(buffer, compact=True, names={"terminated": None, "truncated": None})
+        >>> data["terminals"], data["valids"]
+        (array([0., 0., 0., 1., 1.], dtype=float32), array([1., 1., 1., 1., 0.], dtype=float32))
+    """
+    transitions = Transitions(buffer, names=names, episodes=episodes)
+    for kind, leaves in (("observation", transitions.observations), ("action", transitions.actions)):
+        if len(leaves) > 1:
+            raise FieldError(f"OGBench has one array of {kind}s, this buffer has {list(leaves.values())}; name one")
+    observation, action = (next(iter(part.values())) for part in (transitions.observations, transitions.actions))
+    # A trajectory ends with its last transition that is there: one without a next observation is left out.
+    last = np.append(np.diff(transitions.owners) != 0, True)
+    rows = np.arange(len(transitions)) + (np.cumsum(last) - last if compact else 0)
+    arrays = _Arrays(transitions, dtype, int(rows[-1]) + 1 + compact)
+    for block in transitions.blocks():
+        place, ends = rows[block.place], last[block.place]
+        arrays.put("observations", observation, place, block.take(observation))
+        arrays.put("actions", action, place, block.take(action))
+        arrays.put("rewards", transitions.names.reward, place, block.reward)
+        arrays.put("masks", None, place, (~block.terminated).astype(np.float32))
+        arrays.put("terminals", None, place, ends.astype(np.float32))
+        following = block.following(observation)
+        if compact:
+            arrays.put("valids", None, place, np.ones(len(place), np.float32))
+            arrays.put("observations", observation, place[ends] + 1, following[ends])
+        else:
+            arrays.put("next_observations", observation, place, following)
+    if compact:
+        arrays.made["terminals"][rows[last] + 1] = 1
+    return arrays.made
+
+
+class _Arrays:
+    """Arrays that are made when their first rows come."""
+
+    def __init__(self, transitions: Transitions, dtype: npt.DTypeLike | None, count: int | None = None) -> None:
+        self._dtype = None if dtype is None else np.dtype(dtype)
+        self._count = len(transitions) if count is None else count
+        self.made: dict[str, Array] = {}
+
+    def put(self, key: str, name: str | None, place: Any, values: Array) -> None:
+        """Set rows; those of a field are converted if they are floats."""
+        if key not in self.made:
+            narrowed = self._dtype is not None and name is not None and values.dtype.kind == "f"
+            self.made[key] = np.zeros((self._count, *values.shape[1:]), self._dtype if narrowed else values.dtype)
+        self.made[key][place] = values

@@ -1,0 +1,119 @@
+"""Where imported data goes: a folder that appears whole or not at all, and a report of what is not in it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from gym_replay.buffer.open_episode import store_whole
+from gym_replay.buffer.replay_buffer import ReplayBuffer
+from gym_replay.buffer.storage.fields import Field
+from gym_replay.errors import EmptyBufferError, NotABufferError
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import made, and what it could not know.
+
+    Attributes:
+        folder: the new buffer.
+        num_episodes, num_steps: what is in it.
+        not_known: what the source did not say and the buffer therefore does not either.
+        left_out: what the source had and the buffer has not.
+
+    Example:
+        >>> print(ImportReport(Path("data/old"), 2, 30, ("the last observations",), ()))
+        data/old: 2 episodes, 30 steps
+        not known: the last observations
+    """
+
+    folder: Path
+    num_episodes: int
+    num_steps: int
+    not_known: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.folder}: {self.num_episodes} episodes, {self.num_steps} steps"]
+        lines += [f"not known: {each}" for each in self.not_known]
+        return "\n".join(lines + [f"left out: {each}" for each in self.left_out])
+
+
+class NewBuffer:
+    """A buffer in the making.
+
+    Attributes:
+        incomplete, without_final: how many episodes were cut, and how many lack their last observation.
+    """
+
+    def __init__(self, buffer: ReplayBuffer, target: Path) -> None:
+        self._buffer, self._target = buffer, target
+        self.num_episodes = self.num_steps = self.incomplete = self.without_final = 0
+
+    def store(self, arrays: Mapping[str, Any], length: int, *, complete: bool, has_final: bool) -> None:
+        """Add an episode of ``length`` transitions."""
+        store_whole(self._buffer._writing(), self._buffer.encoders(), arrays, complete=complete)
+        self.num_episodes += 1
+        self.num_steps += length
+        self.incomplete += not complete
+        self.without_final += not has_final
+
+    def report(self, not_known: Sequence[str], left_out: Sequence[str] = ()) -> ImportReport:
+        """What was made, with what is known to be missing from it.
+
+        Raises:
+            EmptyBufferError: nothing was.
+        """
+        if not self.num_episodes:
+            raise EmptyBufferError(f"there is no transition to import, so {self._target} is not made")
+        found = list(not_known)
+        if self.without_final:
+            found.append(
+                f"the last observation of {self.without_final} episodes: their last transition is no n-step sample"
+            )
+        if self.incomplete:
+            found.append(f"how {self.incomplete} episodes ended: they are stored as cut (Episode.complete is False)")
+        return ImportReport(self._target, self.num_episodes, self.num_steps, tuple(found), tuple(left_out))
+
+
+def check_new(target: str | os.PathLike[str]) -> Path:
+    """The absolute path of a folder that does not exist yet, or is empty.
+
+    Raises:
+        NotABufferError: there is something.
+    """
+    path = Path(os.path.abspath(target))
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+        raise NotABufferError(errno.EEXIST, "an import makes a new folder; choose one that does not exist", str(path))
+    return path
+
+
+@contextmanager
+def new_buffer(target: Path, fields: Mapping[str, Field], meta_fields: Mapping[str, Field]) -> Iterator[NewBuffer]:
+    """A buffer that gets its name when all is in it; an exception inside leaves nothing behind.
+
+    Raises:
+        NotABufferError: something has appeared at the target meanwhile.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.parent / f".{target.name}.{uuid4().hex}"
+    try:
+        with ReplayBuffer(scratch, fields=dict(fields), meta_fields=dict(meta_fields)) as buffer:
+            yield NewBuffer(buffer, target)
+            buffer.flush()
+        try:
+            os.rename(scratch, target)  # over an empty folder too, but over nothing else
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise NotABufferError(errno.EEXIST, "it was made by somebody else meanwhile", str(target)) from None
+            raise
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise

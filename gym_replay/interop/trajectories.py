@@ -1,0 +1,227 @@
+"""Trajectories in memory, as people collect them from Gymnasium environments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.names import encode_siblings
+from gym_replay.errors import EmptyBufferError, FieldError
+from gym_replay.interop.target import ImportReport, check_new, new_buffer
+
+Array = npt.NDArray[Any]
+
+_CALLED = {
+    "observation": ("observations", "observation", "obs", "states", "state"),
+    "action": ("actions", "action", "acts"),
+    "reward": ("rewards", "reward", "rews"),
+    "terminated": ("terminated", "terminations", "terminals", "terminal"),
+    "truncated": ("truncated", "truncations", "timeouts"),
+    "next_observation": ("next_observations", "next_observation", "next_obs"),
+}
+_NEEDED = ("observation", "action", "reward")
+_END = object()
+
+
+def from_trajectories(
+    trajectories: Iterable[Any],
+    target: str | os.PathLike[str],
+    *,
+    step: Sequence[str] | None = None,
+) -> ImportReport:
+    """Store trajectories in a new buffer, one after another as they come.
+
+    A trajectory is a mapping, or an object with attributes, of arrays with an axis of time: ``observations`` (T or T+1
+    of them), ``actions``, ``rewards``, ``terminations`` and ``truncations``, also under other common names. Or it is a
+    list of steps, each such a mapping of single values, or a tuple whose places ``step`` names. Observations and
+    actions may be dicts and tuples of arrays. ``terminated`` may be one flag for the whole trajectory.
+
+    Args:
+        trajectories: any iterable; only one trajectory is held at a time.
+        target: a folder that does not exist yet. It appears when all is in it.
+        step: what is at the places of tuples, for example ``("observation", "action", "reward", "terminated",
+            "truncated", "info")``; places with other names than those of a transition are left out.
+
+    Returns:
+        What was made, and what the trajectories do not tell.
+
+    Raises:
+        FieldError: a trajectory lacks a part, or does not fit the first one.
+        NotABufferError: there is something at the target.
+        EmptyBufferError: there is no trajectory.
+
+    Example:
+        >>> import tempfile
+        >>> trajectory = {"observations": np.zeros((4, 2)), "actions": [0, 1, 0], "rewards": [1.0, 1.0, 1.0]}
+        >>> report = from_trajectories([trajectory | {"terminated": True}], tempfile.mkdtemp() + "/new")
+        >>> report.num_steps, report.not_known
+        (3, ('whether 1 trajectories were truncated: they have no such flags',))
+    """
+    path = check_new(target)
+    iterator = iter(trajectories)
+    first = next(iterator, _END)
+    if first is _END:
+        raise EmptyBufferError(f"there is no trajectory to import, so {path} is not made")
+    reader = _Reader(None if step is None else list(step))
+    values = reader.read(first)
+    fields = {name: _declare(name, array) for name, array in values.items()}
+    with new_buffer(path, fields, {}) as buffer:
+        number = 0
+        while True:
+            if missing := [name for name in fields if name not in values] + [n for n in values if n not in fields]:
+                raise FieldError(f"trajectory {number}: {missing[0]!r} is not in all trajectories, or only in some")
+            length = len(values["reward"])
+            has_final = len(values[next(iter(fields))]) == length + 1
+            try:
+                buffer.store(values, length, complete=reader.ended, has_final=has_final)
+            except FieldError as error:
+                raise FieldError(f"trajectory {number}: {error}") from None
+            following = next(iterator, _END)
+            if following is _END:
+                return buffer.report(reader.not_known(), reader.left_out())
+            number, values = number + 1, reader.read(following, number + 1)
+
+
+def _declare(name: str, array: Array) -> Field:
+    if array.dtype.kind not in "biuf":
+        raise FieldError(f"{name!r}: expected numbers, got {array.dtype}")
+    return Field(array.dtype, array.shape[1:], state=f"{name}.".startswith("observation."))
+
+
+class _Reader:
+    """Makes the fields of an episode of what a trajectory is.
+
+    Attributes:
+        ended: whether the last trajectory read says that it ended.
+    """
+
+    def __init__(self, step: list[str] | None) -> None:
+        self._step = step
+        self.ended = False
+        self._unflagged = {"terminated": 0, "truncated": 0}
+        self._others: set[str] = set()
+
+    def read(self, trajectory: Any, number: int = 0) -> dict[str, Array]:
+        """The values of each field, ``(T, *shape)``, of observations T or T+1 rows.
+
+        Raises:
+            FieldError: a part is missing.
+        """
+        parts = self._parts(trajectory, number)
+        if missing := [name for name in _NEEDED if name not in parts]:
+            raise FieldError(f"trajectory {number}: it has no {missing[0]}s; they may be called {_CALLED[missing[0]]}")
+        rewards = np.asarray(parts["reward"])
+        if rewards.dtype.kind in "biuf":
+            rewards = rewards.astype(np.float64)  # as the recorder has them, even where all of these are whole numbers
+        length = len(rewards)
+        observations, actions = _flat("observation", parts["observation"]), _flat("action", parts["action"])
+        if "next_observation" in parts:
+            for name, following in _flat("observation", parts["next_observation"]).items():
+                own = observations.get(name)
+                if own is not None and len(own) == length and len(following) == length and length:
+                    _check_follows(number, own, following)
+                    observations[name] = np.concatenate([own, following[-1:]])
+        flags = {name: self._flags(name, parts.get(name), length) for name in ("terminated", "truncated")}
+        self.ended = bool(length) and any(bool(flag[-1]) for flag in flags.values())
+        if length and not self.ended:
+            flags["truncated"][-1] = True  # as in every episode that was cut
+        return {**observations, **actions, "reward": rewards, **flags}
+
+    def _parts(self, trajectory: Any, number: int) -> dict[str, Any]:
+        if isinstance(trajectory, (list, tuple)) and not hasattr(trajectory, "_fields"):
+            if not trajectory:
+                raise FieldError(f"trajectory {number}: it has no step")
+            steps = [self._named_step(one, number) for one in trajectory]
+            found = [_called(step) for step in steps]
+            self._others.update(*(step.keys() - _known() for step in steps))
+            return {name: [one[name] for one in found] for name in found[0]}
+        given = trajectory if isinstance(trajectory, Mapping) else _attributes(trajectory)
+        self._others.update(str(name) for name in given if name not in _known())
+        return _called(given)
+
+    def _named_step(self, step: Any, number: int) -> Mapping[str, Any]:
+        if isinstance(step, Mapping):
+            return step
+        if self._step is None or not isinstance(step, (tuple, list)) or len(step) != len(self._step):
+            raise FieldError(
+                f"trajectory {number}: a step is {step!r:.60}; say what is at its places with step=('observation', "
+                "'action', 'reward', 'terminated', 'truncated')"
+            )
+        return dict(zip(self._step, step, strict=True))
+
+    def _flags(self, name: str, given: Any, length: int) -> npt.NDArray[np.bool_]:
+        flags = np.zeros(length, np.bool_)
+        if given is None:
+            self._unflagged[name] += 1
+            return flags
+        values = np.asarray(given)
+        if values.ndim == 0:
+            flags[-1:] = bool(values)
+            return flags
+        return values.astype(np.bool_)
+
+    def not_known(self) -> list[str]:
+        """What the trajectories did not tell, beside last observations."""
+        said = {"terminated": "terminated", "truncated": "were truncated"}
+        return [
+            f"whether {count} trajectories {said[name]}: they have no such flags"
+            for name, count in self._unflagged.items()
+            if count
+        ]
+
+    def left_out(self) -> list[str]:
+        """What else they had."""
+        return [f"{name}: it is no part of a transition" for name in sorted(self._others)]
+
+
+def _known() -> set[str]:
+    return {alias for aliases in _CALLED.values() for alias in aliases}
+
+
+def _called(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a transition under their own names."""
+    found: dict[str, Any] = {}
+    for name, aliases in _CALLED.items():
+        present = [alias for alias in aliases if alias in given and given[alias] is not None]
+        if len(present) > 1:
+            raise FieldError(f"a trajectory has both {present[0]!r} and {present[1]!r}; leave one out")
+        if present:
+            found[name] = given[present[0]]
+    return found
+
+
+def _attributes(trajectory: Any) -> dict[str, Any]:
+    names = [name for name in dir(trajectory) if not name.startswith("_")]
+    values = {name: getattr(trajectory, name) for name in names}
+    return {name: value for name, value in values.items() if not callable(value)}
+
+
+def _flat(name: str, value: Any) -> dict[str, Array]:
+    """The arrays of a part by field name; a list of dicts or of tuples is one dict or tuple of lists."""
+    if isinstance(value, list) and value and isinstance(value[0], (dict, tuple)):
+        first = value[0]
+        keys = list(first) if isinstance(first, dict) else range(len(first))
+        if any(type(one) is not type(first) or len(one) != len(first) for one in value):
+            raise FieldError(f"{name}: the steps have different parts")
+        value = {key: [one[key] for one in value] for key in keys}
+    if isinstance(value, tuple):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return {name: np.asarray(value)}
+    flat: dict[str, Array] = {}
+    for component, inner in zip(encode_siblings(value), value.values(), strict=True):
+        flat |= _flat(f"{name}.{component}", inner)
+    return flat
+
+
+def _check_follows(number: int, own: Array, following: Array) -> None:
+    if not np.array_equal(own[1:], following[:-1], equal_nan=own.dtype.kind == "f"):
+        raise FieldError(
+            f"trajectory {number}: a next observation is not the observation of the next step, so it is more than one "
+            "episode; split it"
+        )

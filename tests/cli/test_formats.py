@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from interop.minari_helpers import Playing, assert_same_buffer, record
 
 from gym_replay import FieldError, ReplayBuffer
 from gym_replay.cli import export_, import_
+from gym_replay.interop import memmap_replay_buffer
+from gym_replay.interop.target import ImportReport
 
 VALUES = [np.full(2, t, np.float32) for t in range(6)]
 
@@ -96,3 +99,32 @@ def test_the_parsers_import_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_file_in_the_layout_of_d4rl(tmp_path, capfd):
+    ends = np.arange(9) % 3 == 2
+    rows = {"observations": np.zeros((9, 2)), "actions": np.zeros((9, 1)), "rewards": np.ones(9), "terminals": ends}
+    np.savez(tmp_path / "old.npz", **rows, timeouts=np.zeros(9, bool))
+    command = [sys.executable, "-m", "gym_replay", "import", "d4rl", tmp_path / "old.npz", tmp_path / "new"]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    said = json.loads(done.stdout)
+    assert (said["num_episodes"], said["num_steps"], said["left_out"]) == (3, 9, [])
+    assert said["not_known"] == ["the last observation of 3 episodes: their last transition is no n-step sample"]
+    with ReplayBuffer.from_folder(tmp_path / "new", read_only=True) as buffer:
+        assert buffer.episode_lens.tolist() == [3, 3, 3]
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "choose one that does not exist" in again.stderr
+
+
+def test_a_folder_of_another_package_is_asked_for_its_state_fields(tmp_path, monkeypatch, capfd):
+    called = []
+
+    def read(source, target, *, state_fields):
+        called.append((source, target, list(state_fields)))
+        return ImportReport(Path(target), 2, 7, ("something",))
+
+    monkeypatch.setattr(memmap_replay_buffer, "from_memmap_replay_buffer", read)
+    assert run("import", "memmap-replay-buffer", "old", "new", "--state-fields", "a", "b") == 0
+    assert called == [("old", "new", ["a", "b"])]
+    assert capfd.readouterr().out == "new: 2 episodes, 7 steps\nnot known: something\n"

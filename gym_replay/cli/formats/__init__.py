@@ -17,8 +17,8 @@ Parsers = argparse._SubParsersAction  # what add_subparsers() gives has no publi
 EXPORTS = ("gym_replay.cli.formats.minari",)
 """The modules whose ``add_export`` adds a format to ``gym-replay export``."""
 
-IMPORTS = ("gym_replay.cli.formats.minari",)
-"""The modules whose ``add_import`` adds a format to ``gym-replay import``."""
+IMPORTS = ("gym_replay.cli.formats.minari", "gym_replay.cli.formats.old_data")
+"""The modules whose ``add_import`` adds formats to ``gym-replay import``."""
 
 
 def add_format(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from gym_replay.cli.formats import add_format
 from gym_replay.cli.options import shows_bars
+from gym_replay.cli.output import write_json
 
 
 def add_export(formats: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -105,6 +105,6 @@ def run_import(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace, made: dict[str, Any]) -> None:
     if args.json:
-        print(json.dumps(made, indent=1))
+        write_json(made)
     else:
         print(f"{made['path']}: {made['num_episodes']} episodes, {made['num_steps']} steps")

@@ -168,11 +168,9 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             on_episode=on_episode,
         )
         self._observation_names = [leaf.name for leaf in leaves[0]]
-        self._guarded: object = None
         self._room = 0  # steps until _make_room must be asked again
-        self._first: dict[str, bytes] | None = None
-        self._facts: dict[str, bytes] = {}
-        self._meta: dict[str, Any] = {}
+        # Row 0, the facts of the reset and the user's meta fields of an episode that is not begun yet.
+        self._opening: tuple[dict[str, bytes], dict[str, bytes], dict[str, Any]] | None = None
         self._reset_facts = ResetFacts(env)
         self._autoreset = _autoreset_in(env)
         _warn_of_stacked_frames(env)
@@ -307,14 +305,14 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             and observation.dtype is self._plain_dtype
             and observation.shape == self._plain_shape
         ):
-            self._first = {self._observation_names[0]: observation.tobytes()}
+            first = {self._observation_names[0]: observation.tobytes()}
         else:
-            self._first = dict(zip(self._observation_names, self._encode_observation(observation), strict=True))
-        self._facts, self._meta = facts, {}
+            first = dict(zip(self._observation_names, self._encode_observation(observation), strict=True))
+        self._opening = first, facts, {}
         self._extras = self._extra_defaults
         if self._infos is not None:
             row = self._infos.encode(info, self._add_fields)
-            self._first.update(zip(self._infos.names, row, strict=True))
+            first.update(zip(self._infos.names, row, strict=True))
 
     def _add_fields(self, fields: dict[str, Any]) -> None:
         self._recording.add_fields(fields)
@@ -335,13 +333,13 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             self._end_episode()  # as was not done, or refused, before
         stage = recording.stage
         if stage is None:
-            if self._first is None:
+            if self._opening is None:
                 return 0
-            stage = recording.begin(self._first, self._facts, self._meta)
-            self._first = None
-            if self._guarded is not recording.writer:
+            stage = recording.begin(*self._opening)
+            self._opening = None
+            if recording.guarded is not recording.writer:
                 # Made after the writer's own, so that at the interpreter's exit it runs before it.
-                self._guarded = recording.writer
+                recording.guarded = recording.writer
                 weakref.finalize(self, recording.end)
         self._extend, room = stage.make_room()
         if stage.longest < UNLIMITED:
@@ -351,7 +349,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         return room
 
     def _end_episode(self) -> None:
-        self._first = None
+        self._opening = None
         self._room = 0
         if self._recording.stage is not None:
             self._recording.end()
@@ -387,8 +385,8 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         }
         if self._recording.stage is not None:
             self._recording.meta.update(copied)
-        elif self._first is not None:
-            self._meta.update(copied)
+        elif self._opening is not None:
+            self._opening[2].update(copied)
         else:
             raise EpisodeStateError("annotate: no episode is running; call it between a reset and the episode's end")
 

@@ -93,6 +93,7 @@ class Recording:
         self._facts: dict[str, bytes] = {}
         self.meta: dict[str, Any] = {}
         self.writer: FolderWriter | None = None
+        self.guarded: FolderWriter | None = None  # the one before whose end the recorder ends its episode
         self.stage: Stage | None = None
         self._is_judging = False
         self.is_broken = False  # a step was lost, so none may follow

@@ -38,6 +38,7 @@ THREADED_BYTES = 1 << 20
 _FEW_PARTS = 8
 """Up to so many parts, of more than can be mapped at once, are mapped one by one, and not their whole group."""
 
+_LARGE_ROW = 1 << 10
 _MOST_WINDOWS = 16
 _LARGEST_RUN = 1 << 30
 _ALL = slice(None)
@@ -79,7 +80,9 @@ class Column:
             IndexError: a run reaches outside of the rows.
         """
         array, nbytes = self.array, self.nbytes * length
-        if nbytes == 0 or nbytes > _LARGEST_RUN or len(array) < length:
+        # Of large rows each is a long copy anyway, and several threads take them.
+        are_for_threads = self.nbytes >= _LARGE_ROW and len(firsts) * nbytes >= THREADED_BYTES and threads.threads() > 1
+        if nbytes == 0 or nbytes > _LARGEST_RUN or len(array) < length or are_for_threads:
             return self.take(firsts[:, None] + np.arange(length))
         if (windows := self._windows.get(length)) is None:
             if len(self._windows) >= _MOST_WINDOWS:

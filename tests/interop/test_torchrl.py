@@ -50,7 +50,7 @@ def test_a_slice_sampler_draws_whole_stretches_of_one_episode(tmp_path):
         samplers = [None, data.SliceSampler(slice_len=4, traj_key="episode", cache_values=True)]
         for sampler in samplers:
             options = {"slice_len": 4} if sampler is None else {"sampler": sampler}
-            replay = to_torchrl(buffer, 400, **options)
+            replay = to_torchrl(buffer, 4000, **options)  # enough that every start comes
             drawn = replay.sample().reshape(-1, 4)
             assert (drawn["episode"] == drawn["episode"][:, :1]).all()
             assert set(drawn["episode"].flatten().tolist()) == {0, 2, 3}

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from gym_replay.buffer.open_episode import store_whole
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.errors import EmptyBufferError, NotABufferError
+from gym_replay.interop.hidden_folder import HiddenFolder
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class NewBuffer:
 
     def store(self, arrays: Mapping[str, Any], length: int, *, complete: bool, has_final: bool) -> None:
         """Add an episode of ``length`` transitions."""
-        store_whole(self._buffer._writing(), self._buffer.encoders(), arrays, complete=complete)
+        self._buffer.put_episode(arrays, complete=complete)
         self.num_episodes += 1
         self.num_steps += length
         self.incomplete += not complete
@@ -101,19 +99,11 @@ def new_buffer(target: Path, fields: Mapping[str, Field], meta_fields: Mapping[s
 
     Raises:
         NotABufferError: something has appeared at the target meanwhile.
+        StorageError: the operating system refused.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.parent / f".{target.name}.{uuid4().hex}"
-    try:
-        with ReplayBuffer(scratch, fields=dict(fields), meta_fields=dict(meta_fields)) as buffer:
+    place = HiddenFolder(target)
+    with place as folder:
+        with ReplayBuffer(folder, fields=dict(fields), meta_fields=dict(meta_fields)) as buffer:
             yield NewBuffer(buffer, target)
             buffer.flush()
-        try:
-            os.rename(scratch, target)  # over an empty folder too, but over nothing else
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise NotABufferError(errno.EEXIST, "it was made by somebody else meanwhile", str(target)) from None
-            raise
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+        place.put_in_place()

@@ -173,16 +173,16 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
     with pytest.raises(EmptyBufferError):
         from_d4rl(empty, tmp_path / "a")
     rows = dataset([(3, "terminal")] * 5)
-    from gym_replay.interop import target
+    from gym_replay.buffer import open_episode
 
-    whole, stored = target.store_whole, []
+    whole, stored = open_episode.store_whole, []
 
     def fail(*arguments, **options):
         stored.append(whole(*arguments, **options))
         if len(stored) == 3:
             raise builtins.OSError("no more")
 
-    monkeypatch.setattr(target, "store_whole", fail)
+    monkeypatch.setattr(open_episode, "store_whole", fail)
     with pytest.raises(OSError, match="no more"):
         from_d4rl(rows, tmp_path / "a")
     assert not any(tmp_path.iterdir())

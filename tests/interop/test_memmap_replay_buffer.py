@@ -232,9 +232,9 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
         from_memmap_replay_buffer(tmp_path / "a", tmp_path / "b")
     old.store(0, 4)
     old.store(1, 2)
-    from gym_replay.interop import target
+    from gym_replay.buffer import open_episode
 
-    whole, stored = target.store_whole, []
+    whole, stored = open_episode.store_whole, []
 
     def fail(*arguments, **options):
         whole(*arguments, **options)
@@ -242,7 +242,7 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
         if len(stored) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(target, "store_whole", fail)
+    monkeypatch.setattr(open_episode, "store_whole", fail)
     with pytest.raises(KeyboardInterrupt):
         from_memmap_replay_buffer(tmp_path / "a", tmp_path / "b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]

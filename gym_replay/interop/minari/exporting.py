@@ -22,9 +22,9 @@ from gym_replay.errors import (
     FieldError,
     NotABufferError,
 )
+from gym_replay.interop.hidden_folder import HiddenFolder
 from gym_replay.interop.minari import facts, package
 from gym_replay.interop.minari.about import about_export
-from gym_replay.interop.minari.aside import HiddenFolder
 from gym_replay.interop.minari.limits import CannotHold, Limits
 from gym_replay.interop.minari.plans import Plan, Selected
 

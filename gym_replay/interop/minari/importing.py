@@ -14,9 +14,9 @@ from tqdm import tqdm
 from gym_replay.buffer.replay_buffer import ReplayBuffer, open_buffer
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.errors import CorruptBufferError, FieldError, NotABufferError
+from gym_replay.interop.hidden_folder import HiddenFolder
 from gym_replay.interop.minari import package
 from gym_replay.interop.minari.arrivals import Arrival, check_length
-from gym_replay.interop.minari.aside import HiddenFolder
 from gym_replay.interop.minari.infos import arrow_infos
 from gym_replay.interop.minari.limits import GROUP, MODES
 from gym_replay.interop.minari.schemas import Schema, exported_schema, found_schema

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
-from gym_replay.cli.options import add_verb
+from gym_replay.cli.options import Formatter, add_verb, epilog_of
 
 Parsers = argparse._SubParsersAction  # what add_subparsers() gives has no public name
 
@@ -40,3 +41,25 @@ def add_format(
         help="leave out what the target cannot hold, and list it, instead of an error",
     )
     return parser
+
+
+def add_formats(
+    verbs: Parsers[argparse.ArgumentParser],
+    verb: str,
+    summary: str,
+    description: str,
+    commands: Sequence[str],
+    modules: Sequence[str],
+) -> None:
+    """Add a verb, ``export`` or ``import``, with a parser for each format of these modules."""
+    parser = verbs.add_parser(
+        verb,
+        help=summary,
+        description=description,
+        epilog=epilog_of(commands),
+        formatter_class=Formatter,
+        allow_abbrev=False,
+    )
+    formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
+    for module in modules:
+        getattr(import_module(module), f"add_{verb}")(formats)

@@ -366,8 +366,11 @@ class Column:
         """
         if last <= first:
             return
-        if self._rows < 0:
-            self.view(last)
+        if self._rows < 0:  # nothing is mapped yet, and for advice nothing needs to be
+            with self.opened(last) as file:
+                if file is not None:
+                    _will_need(file[0], *(file[1] + row * self._row_nbytes for row in (first, last)))
+            return
         begin, end = self._bytes_of(first), self._bytes_of(last)
         low, high = (begin, begin) if address is None else _huge_pages(begin, end)
         with self._file() as descriptor:

@@ -19,7 +19,7 @@ from gym_replay.errors import FieldError
 from gym_replay.wrappers.recording import FinishedEpisode
 from gym_replay.wrappers.vector.batches import Column
 from gym_replay.wrappers.vector.bounds import BlockBounds
-from gym_replay.wrappers.vector.staging import Numbers
+from gym_replay.wrappers.vector.ring import Numbers
 
 
 class Ended(ABC):

@@ -24,13 +24,6 @@ class BlockBounds(BoundsCheck):
         super().__init__(leaves)
         self._has_state = has_state
         self._left_out = {name: int(has_state and not self._fields[name].state) for name in self._bounds}
-        row_nbytes = sum(self._fields[name].nbytes for name in self._bounds)
-        self._most_rows = RUN_BYTES // row_nbytes if row_nbytes else 0
-        # Rows are copied to the same memory again and again: to hold on to those that were committed means that the
-        # next ones are put where the processor's caches have nothing, or into new pages.
-        self._scratch: dict[str, npt.NDArray[Any]] = {}
-        self._num_rows = 0
-        self._blocks: list[tuple[int, npt.NDArray[np.int64]]] = []  # first id, and edges in the scratch
 
     def add_one(self, episode: int, rows: Mapping[str, bytes]) -> None:
         """The rows of one episode."""
@@ -51,42 +44,10 @@ class BlockBounds(BoundsCheck):
             rows: by field, those of all episodes.
             edges: the first row of each, and the end.
         """
-        if not self._bounds:
-            return
-        first, count = self._num_rows, int(edges[-1])
-        if first + count > self._most_rows:
-            self.finish()
-            first = 0
-        if count > self._most_rows:
-            self._compare(rows, count, [(first_id, edges)])
-            return
-        if not self._scratch:
-            self._scratch = {
-                name: np.empty((self._most_rows, *self._fields[name].shape), self._fields[name].dtype)
-                for name in self._bounds
-            }
-        for name, scratch in self._scratch.items():
-            scratch[first : first + count] = rows[name]
-        self._blocks.append((first_id, edges + first if first else edges))
-        self._num_rows = first + count
-
-    def finish(self) -> None:
-        """Compare all that was given."""
-        super().finish()
-        blocks, count = self._blocks, self._num_rows
-        self._blocks, self._num_rows = [], 0
-        if blocks:
-            self._compare(self._scratch, count, blocks)
-
-    def _compare(
-        self, rows: Mapping[str, Any], count: int, blocks: Sequence[tuple[int, npt.NDArray[np.int64]]]
-    ) -> None:
+        # At once, while they are in the processor's caches: to keep them for a longer comparison costs as much.
+        count = int(edges[-1])
         for name, bounds in self._bounds.items():
-            column = rows[name][:count]
-            if not bounds.exclude_any(column):
-                continue
-            pending = []
-            for first_id, edges in blocks:
+            column = rows[name]
+            if count and bounds.exclude_any(column):
                 pairs = zip(edges[:-1].tolist(), (edges[1:] - self._left_out[name]).tolist(), strict=True)
-                pending += [(first_id + at, 0, column[a:b].tobytes()) for at, (a, b) in enumerate(pairs)]
-            self._count(name, pending)
+                self._count(name, [(first_id + at, 0, column[a:b].tobytes()) for at, (a, b) in enumerate(pairs)])

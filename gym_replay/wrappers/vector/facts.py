@@ -17,7 +17,7 @@ from gym_replay.wrappers.episode_facts import FLAG_BYTES
 from gym_replay.wrappers.generator_state import NO_GENERATOR, NUMBERS
 from gym_replay.wrappers.recorded_schema import RECORDER_META
 from gym_replay.wrappers.vector.autoreset import Mask
-from gym_replay.wrappers.vector.staging import Numbers
+from gym_replay.wrappers.vector.ring import Numbers
 
 _INT, _FLOAT = struct.Struct("<q").pack, struct.Struct("<d").pack
 _NO_SEED = _INT(-1)

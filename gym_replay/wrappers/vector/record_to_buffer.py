@@ -35,7 +35,7 @@ from gym_replay.wrappers.vector.infos import (
     split_infos,
 )
 from gym_replay.wrappers.vector.recording import VectorRecording
-from gym_replay.wrappers.vector.staging import Numbers
+from gym_replay.wrappers.vector.ring import Numbers
 from gym_replay.wrappers.vector.sub_environments import RESET_MASK, SubEnvironments, are_same_arrays, share_memory
 from gym_replay.wrappers.vector.take_out import Finals
 

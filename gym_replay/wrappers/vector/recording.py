@@ -19,7 +19,8 @@ from gym_replay.wrappers.vector.blocks import Block, Ended
 from gym_replay.wrappers.vector.bounds import BlockBounds
 from gym_replay.wrappers.vector.facts import EpisodeFacts
 from gym_replay.wrappers.vector.judging import judge_block
-from gym_replay.wrappers.vector.staging import Numbers, Staging
+from gym_replay.wrappers.vector.ring import Numbers
+from gym_replay.wrappers.vector.staging import Staging
 from gym_replay.wrappers.vector.take_out import Finals, TakeOut
 
 

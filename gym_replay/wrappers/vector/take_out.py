@@ -20,7 +20,8 @@ from gym_replay.wrappers.vector.autoreset import Mask
 from gym_replay.wrappers.vector.batches import Column
 from gym_replay.wrappers.vector.blocks import Block, Ended, FewEpisodes
 from gym_replay.wrappers.vector.facts import EpisodeFacts
-from gym_replay.wrappers.vector.staging import Numbers, Staging
+from gym_replay.wrappers.vector.ring import Numbers
+from gym_replay.wrappers.vector.staging import Staging
 
 BLOCK_BYTES = 1 << 26
 """Bytes of rows that are taken out of the staging at once, unless a single episode has more."""

@@ -14,7 +14,7 @@ from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, La
 from gym_replay.buffer.loading.draws import Draw
 from gym_replay.buffer.loading.gather import Padded
 from gym_replay.buffer.loading.nesting import Nesting, roots_of
-from gym_replay.buffer.loading.plans import Anchors, Bools, Floats, Ints
+from gym_replay.buffer.loading.plans import Anchors, Bools, Floats, Ints, Samples
 from gym_replay.buffer.loading.randomness import draw
 from gym_replay.buffer.loading.selection import Condition, matches
 from gym_replay.buffer.loading.source import Source
@@ -239,9 +239,10 @@ class ReplayDataset(Dataset[Batch]):
         """
         for _ in range(_ATTEMPTS):
             samples = self.source.replace_evicted(samples, self.anchors)
-            episodes, steps = self.anchors.locate(samples)
+            found = self.anchors.find(samples)
+            episodes = found.episodes
             try:
-                arrays = self._gather(episodes, steps)
+                arrays = self._gather(found)
             except CorruptBufferError:
                 if self.source.are_live(episodes):
                     raise
@@ -252,7 +253,7 @@ class ReplayDataset(Dataset[Batch]):
                 return self._deliver(arrays, self._weighed(samples))
         raise EpisodeEvictedError("episodes are evicted from the circular buffer faster than a batch can be copied")
 
-    def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
+    def _gather(self, samples: Samples) -> Arrays:
         raise NotImplementedError
 
     def _deliver(self, arrays: Arrays, weighed: Batch) -> Batch:

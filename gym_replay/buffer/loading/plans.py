@@ -20,6 +20,35 @@ Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 
+class Samples:
+    """Samples and the episodes that they are in.
+
+    Attributes:
+        numbers: int64 ``(samples,)``: their numbers among the samples of all episodes.
+        episodes: int64 ``(samples,)``: the place of each one's episode in the given order.
+    """
+
+    def __init__(self, anchors: Anchors, numbers: Ints, episodes: Ints) -> None:
+        self._anchors, self.numbers, self.episodes = anchors, numbers, episodes
+
+    @cached_property
+    def steps(self) -> Ints:
+        """The step of each, int64 ``(samples,)``: not everything needs it, and of many episodes it is a cache miss."""
+        anchors = self._anchors
+        steps: Ints = self.numbers - anchors.offsets.take(self.episodes)
+        if anchors.stride != 1:
+            steps = steps * anchors.stride
+        if anchors.first is not None:
+            steps = steps + anchors.first.take(self.episodes)
+        return steps
+
+    @property
+    def left(self) -> Ints:
+        """How many samples each one's episode has from it on, int64 ``(samples,)``."""
+        ends: Ints = self._anchors.offsets[1:].take(self.episodes)
+        return ends - self.numbers
+
+
 @dataclass(frozen=True)
 class Anchors:
     """Numbers the samples of a set of episodes.
@@ -54,17 +83,15 @@ class Anchors:
     def __len__(self) -> int:
         return int(self.offsets[-1]) if self.kept is None else len(self.kept)
 
+    def find(self, samples: Ints) -> Samples:
+        """The episodes of samples."""
+        numbers = samples if self.kept is None else self.kept[samples]
+        return Samples(self, numbers, self._lookup.find(numbers))
+
     def locate(self, samples: Ints) -> tuple[Ints, Ints]:
         """The episode (its place in the given order) and the step of each sample."""
-        if self.kept is not None:
-            samples = self.kept[samples]
-        episodes = self._lookup.find(samples)
-        steps = samples - self.offsets.take(episodes)
-        if self.stride != 1:
-            steps = steps * self.stride
-        if self.first is not None:
-            steps = steps + self.first.take(episodes)
-        return episodes, steps
+        found = self.find(samples)
+        return found.episodes, found.steps
 
     @cached_property
     def _lookup(self) -> Lookup:
@@ -78,6 +105,37 @@ class Anchors:
     def first_samples(self) -> Ints:
         """The number of each episode's first sample, and after them how many samples there are: ``(episodes + 1,)``."""
         return self.offsets if self.kept is None else np.searchsorted(self.kept, self.offsets).astype(np.int64)
+
+
+class FirstRows:
+    """Finds the rows of samples: where an episode begins, and its steps from there.
+
+    Episodes that were recorded one after another, and of which all steps are samples, leave the same few rows without a
+    sample each. Then a row is the number of its sample and those of the episodes before it, and where each of a million
+    episodes begins need not be looked up.
+
+    Args:
+        anchors: the samples.
+        starts: int64 ``(episodes,)``: the first row of each episode.
+    """
+
+    def __init__(self, anchors: Anchors, starts: Ints) -> None:
+        self._starts = starts
+        self._between: tuple[int, int] | None = None
+        if anchors.stride == 1 and anchors.first is None and len(starts):
+            before = starts - anchors.offsets[:-1]
+            base, step = int(before[0]), int(before[1] - before[0]) if len(before) > 1 else 0
+            if (before == base + step * np.arange(len(before), dtype=np.int64)).all():
+                self._between = base, step
+
+    def of(self, samples: Samples) -> Ints:
+        """The row of each sample, int64 ``(samples,)``."""
+        if self._between is None:
+            firsts: Ints = self._starts.take(samples.episodes)
+            return firsts + samples.steps
+        base, step = self._between
+        rows = samples.numbers + (samples.episodes if step == 1 else samples.episodes * step)
+        return rows + base if base else rows
 
 
 def timestep_anchors(lengths: Ints) -> Anchors:
@@ -107,9 +165,9 @@ def n_step_anchors(lengths: Ints, has_final: Bools) -> Anchors:
     return Anchors.of(last_rows(lengths, has_final))
 
 
-def n_step_lengths(steps: Ints, last: Ints, n_steps: int) -> Ints:
-    """How many of ``n_steps`` steps from each step stay in the episode, whose last recorded row is ``last``."""
-    lengths: Ints = np.minimum(n_steps, last - steps)
+def n_step_lengths(samples: Samples, n_steps: int) -> Ints:
+    """How many of ``n_steps`` steps from each of the samples of :func:`n_step_anchors` stay in the episode."""
+    lengths: Ints = np.minimum(n_steps, samples.left)
     return lengths
 
 

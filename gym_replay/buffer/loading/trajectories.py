@@ -13,6 +13,7 @@ from gym_replay.buffer.loading.plans import (
     Anchors,
     Crops,
     Ints,
+    Samples,
     draw_crops,
     forward_rows,
     strided_anchors,
@@ -70,7 +71,8 @@ class TrajectoryDataset(StretchDataset):
         flags = {"_lens": self._return_lens, "_mask": self._return_mask, "_index": self._return_indices}
         return [name for name, present in flags.items() if present]
 
-    def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
+    def _gather(self, samples: Samples) -> Arrays:
+        episodes = samples.episodes
         starts, lengths = self.source.starts[episodes], self.source.lengths[episodes]
         width = self._width or int(lengths.max())
         arrays = Arrays()
@@ -159,7 +161,8 @@ class CropDataset(StretchDataset):
             stride=self._stride,
         )
 
-    def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
+    def _gather(self, samples: Samples) -> Arrays:
+        episodes, steps = samples.episodes, samples.steps
         crops = self._crops(episodes, steps)
         places, mask, drawn = crops.rows(self._burn_in + self._longest, pad_left=self._pad_left)
         rows = self.source.starts[episodes][:, None] + places

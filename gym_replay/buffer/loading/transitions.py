@@ -14,7 +14,9 @@ from gym_replay.buffer.loading.goals import GoalSampler
 from gym_replay.buffer.loading.plans import (
     Anchors,
     Bools,
+    FirstRows,
     Ints,
+    Samples,
     forward_rows,
     last_rows,
     n_step_anchors,
@@ -81,7 +83,7 @@ class StepDataset(ReplayDataset):
         **common: Any,
     ) -> None:
         super().__init__(source, anchors, **common)
-        self._last = last_rows(source.lengths, source.has_final)
+        self._rows = FirstRows(self.anchors, source.starts)
         self._return_indices = return_indices
         if goal_sampler is not None and not isinstance(goal_sampler, GoalSampler):
             raise FieldError(f"goal_sampler={goal_sampler!r}: expected a GoalSampler")
@@ -94,6 +96,7 @@ class StepDataset(ReplayDataset):
         if not self._goal_fields or (wrong := [name for name in self._goal_fields if name not in states]):
             which = f"{wrong[0]!r} is none" if self._goal_fields else "there is none"
             raise FieldError(f"GoalSampler: expected state fields as goals, {which}; the state fields are {states}")
+        self._last = last_rows(source.lengths, source.has_final)
         self._everything = timestep_anchors(source.lengths)
 
     def _goal_entries(self) -> dict[str, str]:
@@ -112,12 +115,12 @@ class StepDataset(ReplayDataset):
         relabelled = [_REWARD, _MASK] if self._goals is not None and self._goals.value is not None else []
         return [*relabelled, *(["_indices"] if self._return_indices else [])]
 
-    def _put_steps(self, arrays: Arrays, episodes: Ints, steps: Ints) -> None:
+    def _put_steps(self, arrays: Arrays, samples: Samples) -> None:
         """Add what belongs to each step beside its fields."""
         if self._goals is not None:
-            self._put_goals(self._goals, arrays, episodes, steps)
+            self._put_goals(self._goals, arrays, samples.episodes, samples.steps)
         if self._return_indices and self._is_wanted("_indices"):
-            arrays["_indices"] = np.stack((self.source.index[episodes], steps), axis=1)
+            arrays["_indices"] = np.stack((self.source.index[samples.episodes], samples.steps), axis=1)
 
     def _put_goals(self, sampler: GoalSampler, arrays: Arrays, episodes: Ints, steps: Ints) -> None:
         uniforms = self._draws(6, episodes, steps)
@@ -175,12 +178,12 @@ class TimestepDataset(StepDataset):
     def _extra_names(self) -> list[str]:
         return self._step_names()
 
-    def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
-        rows = self.source.starts.take(episodes) + steps
+    def _gather(self, samples: Samples) -> Arrays:
+        rows = self._rows.of(samples)
         arrays = Arrays()
         for name in self._fields:
             self._put_rows(arrays, name, name, rows)
-        self._put_steps(arrays, episodes, steps)
+        self._put_steps(arrays, samples)
         return arrays
 
 
@@ -237,16 +240,15 @@ class NStepDataset(StepDataset):
         pads = [f"next_{name}_is_pad" for name in self._may_lack_next]
         return [*pads, "n_step_lens", *discounted, *self._step_names()]
 
-    def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
-        rows = self.source.starts.take(episodes) + steps
-        lengths = n_step_lengths(steps, self._last.take(episodes), self._n_steps)
+    def _gather(self, samples: Samples) -> Arrays:
+        rows, lengths = self._rows.of(samples), n_step_lengths(samples, self._n_steps)
         arrays = Arrays()
         for name in self._current:
             self._put_rows(arrays, name, name, rows)
         for name in self._next:
             self._put_rows(arrays, f"next_{name}", name, rows + lengths)
         if self._may_lack_next:
-            exist = steps + lengths < self.source.lengths.take(episodes)
+            exist = samples.steps + lengths < self.source.lengths.take(samples.episodes)
             arrays.were_padded([f"next_{name}" for name in self._may_lack_next], exist)
             for name in self._may_lack_next:
                 if self._is_wanted(entry := f"next_{name}_is_pad"):
@@ -255,7 +257,7 @@ class NStepDataset(StepDataset):
             self._put_sequences(arrays, *forward_rows(rows, lengths, self._n_steps))
         if self._is_wanted("n_step_lens"):
             arrays["n_step_lens"] = lengths
-        self._put_steps(arrays, episodes, steps)
+        self._put_steps(arrays, samples)
         return arrays
 
     def _put_sequences(self, arrays: Arrays, inside: Ints, mask: Bools) -> None:

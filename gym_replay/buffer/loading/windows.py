@@ -14,6 +14,7 @@ from gym_replay.buffer.loading.plans import (
     ZERO,
     Boundary,
     Ints,
+    Samples,
     group_windows,
     last_rows,
     window_anchors,
@@ -83,7 +84,8 @@ class WindowDataset(StepDataset):
     def _extra_names(self) -> list[str]:
         return [*(f"{name}_is_pad" for name in self._offsets), *self._step_names()]
 
-    def _gather(self, episodes: Ints, steps: Ints) -> Arrays:
+    def _gather(self, samples: Samples) -> Arrays:
+        episodes, steps = samples.episodes, samples.steps
         starts = self.source.starts.take(episodes)
         arrays = Arrays()
         for name in self._single:
@@ -102,7 +104,7 @@ class WindowDataset(StepDataset):
                     self._put_masked(arrays, name, name, rows, present)
             for entry in masks:
                 arrays[entry] = is_pad.copy()  # each entry has memory of its own
-        self._put_steps(arrays, episodes, steps)
+        self._put_steps(arrays, samples)
         return arrays
 
 

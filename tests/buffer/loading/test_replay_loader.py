@@ -276,9 +276,9 @@ class Noted(TimestepDataset):
     def _extra_names(self):
         return ["noise"]
 
-    def _gather(self, episodes, steps):
+    def _gather(self, samples):
         draw = self.draw
-        arrays = super()._gather(episodes, steps)
+        arrays = super()._gather(samples)
         arrays["noise"] = uniforms(draw.positions, draw.seed, draw.epoch, (77,))
         return arrays
 

@@ -151,8 +151,10 @@ def require_matplotlib() -> Any:
 def draw(study: Study, path: Path) -> None:
     """Draw the panels of a study, two beside one another: medians, and a band from the lowest to the highest."""
     pyplot = require_matplotlib()
-    rows = -(-len(study.panels) // 2)
-    figure, axes = pyplot.subplots(rows, 2, figsize=(10, 3.7 * rows), layout="constrained", squeeze=False)
+    columns = min(len(study.panels), 2)
+    rows = -(-len(study.panels) // columns)
+    size = 5 * columns, 3.7 * rows
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for panel, axis in zip(study.panels.values(), axes.flat, strict=False):
         _draw_panel(panel, axis)
     for axis in axes.flat[len(study.panels) :]:
@@ -177,7 +179,7 @@ def _draw_panel(panel: Panel, axis: Any) -> None:
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:,g}")
     low, high = axis.get_ylim()
-    if high < 30 * low:
+    if high < 50 * low:
         axis.yaxis.set_minor_formatter("{x:,g}")
     if panel.is_log:
         axis.set_xscale("log")

@@ -1,12 +1,12 @@
 """How the cost of recording and loading grows: ``python -m benchmarks.growth --out FOLDER``.
 
-Five studies, of which names choose some: ``steps`` and ``episodes`` in a buffer, bytes of its ``rows``, samples of a
-batch in ``batches``, and ``workers``. Each is one plot, ``FOLDER/growth_<name>.png``, with logarithmic axes: lines are
-medians, bands go from the lowest to the highest. All single measurements are in ``FOLDER/growth.json``; a study that is
-not measured this time stays in it as it was.
+Six studies, of which names choose some: ``steps`` and ``episodes`` in a buffer, bytes of its ``rows``, samples of a
+batch in ``batches``, ``workers``, and what ``caches`` do to plain arrays. Each is one plot,
+``FOLDER/growth_<name>.png``, with logarithmic axes: lines are medians, bands go from the lowest to the highest. All
+single measurements are in ``FOLDER/growth.json``; a study that is not measured this time stays in it as it was.
 
 All data is in the page cache. The full sizes write up to 2.6 GB at a time to a temporary folder, which is deleted, and
-take ten minutes; ``--small`` has every study with little data, to see that it runs.
+take seven minutes; ``--small`` has every study with little data, to see that it runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import growth_shape, growth_size
+from benchmarks import growth_caches, growth_shape, growth_size
 from benchmarks.curves import Study, draw, load, require_matplotlib, save
 
 
@@ -35,6 +35,7 @@ class Sizes:
         worker_episodes: of frames, and of vectors, that they load.
         worker_batches: of a run.
         training: seconds of a training step on an accelerator, and of a transform.
+        arrays: bytes of arrays in memory.
         loaded: batches of a run, and those after which the memory is looked at.
         openings: fresh processes at each size of a buffer.
         seconds: of a run, about, where the number of batches is chosen by it.
@@ -51,6 +52,7 @@ class Sizes:
     worker_episodes: tuple[int, int] = (30, 500)
     worker_batches: int = 100
     training: float = 0.005
+    arrays: tuple[int, ...] = tuple(1 << k for k in range(16, 32, 2))
     loaded: int = 1000
     openings: int = 5
     seconds: float = 0.2
@@ -68,6 +70,7 @@ SMALL = Sizes(
     worker_episodes=(1, 1),
     worker_batches=2,
     training=0.001,
+    arrays=(1 << 16, 1 << 20),
     loaded=3,
     openings=1,
     seconds=0.005,
@@ -87,6 +90,7 @@ def studies(sizes: Sizes) -> dict[str, Callable[[Path], Study]]:
         "workers": lambda folder: growth_shape.workers(
             folder, sizes.workers, sizes.worker_episodes, sizes.worker_batches, repeats, sizes.training
         ),
+        "caches": lambda folder: growth_caches.caches(sizes.arrays, 2 * sizes.loaded, repeats),
     }
 
 

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import mmap
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,12 +25,14 @@ GROWN = {
 }
 LOADED = {"gym_replay", "numpy.take"}
 WORKED = {"nothing but loading", "1 ms of training elsewhere", "a transform of 1 ms"}
+PAGES = {"pages of 4 KB", "pages of 2 MB"} if hasattr(mmap, "MADV_HUGEPAGE") else {"pages"}
 CURVES = {
     "steps": (GROWN, [1000, 3000]),
     "episodes": (GROWN, [30, 60]),
     "rows": ({"record": {"environment alone", "one pwrite a step", "RecordToBuffer"}, "load": LOADED}, [4, 4096]),
     "batches": ({"batch": LOADED, "transition": LOADED}, [1, 64]),
     "workers": ({"frames": WORKED, "vectors": WORKED}, [0, 1]),
+    "caches": ({"take": PAGES}, [1 << 16, 1 << 20]),
 }
 
 
@@ -114,6 +118,14 @@ def test_the_parts_of_each_whole_are_there_and_add_up(tmp_path):
         # So little is run that a single pause of the computer may be most of it.
         assert 0.1 * min(profile["whole"]) < summed < 10 * max(profile["whole"]), name
     assert [path.name for path in tmp_path.iterdir()] == ["profiles.json"]
+
+
+def test_the_page_about_performance_shows_plots_that_are_there():
+    page = ROOT / "docs" / "performance.md"
+    plots = re.findall(r"!\[.*?\]\((.*?)\)", page.read_text())
+    assert {Path(plot).name for plot in plots} == {f"growth_{name}.png" for name in CURVES}
+    for plot in plots:
+        assert 1000 < (page.parent / plot).stat().st_size < 80_000, plot
 
 
 def test_clocks_give_each_call_what_it_takes_itself_and_put_back_what_was_there():

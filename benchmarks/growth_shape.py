@@ -21,7 +21,7 @@ from gym_replay import Field, RecordToBuffer, ReplayBuffer, window_loader
 
 BATCH = 256
 OURS, TAKE = "gym_replay", "numpy.take"
-MOTOR = {
+MOTOR: dict[str, Any] = {
     "observation": Field("float32", (17,), state=True),
     "action": Field("float32", (6,)),
     "reward": "float64",
@@ -105,7 +105,7 @@ def batches(folder: Path, sizes: Sequence[int], episodes: int, repeats: int, sec
     """N-step batches of so many transitions."""
     x, length = "transitions in a batch", 1000
     whole, each = Panel("a batch", x, "us per batch"), Panel("a transition of it", x, "us per transition")
-    path = _store_motor(folder / "batches", episodes, length)
+    path = store_motor(folder / "batches", episodes, length)
     columns = {name: (column(path, name), 0) for name in MOTOR}
     columns["next_observation"] = columns["observation"][0], 1
     generator = np.random.default_rng(1)
@@ -130,7 +130,8 @@ def batches(folder: Path, sizes: Sequence[int], episodes: int, repeats: int, sec
     return Study(title, {"batch": whole, "transition": each})
 
 
-def _store_motor(path: Path, episodes: int, length: int) -> Path:
+def store_motor(path: Path, episodes: int, length: int) -> Path:
+    """Episodes of random vectors; returns the folder."""
     generator = np.random.default_rng(0)
     with ReplayBuffer(path, fields=MOTOR) as buffer:
         for _ in range(episodes):
@@ -182,7 +183,7 @@ def workers(
         "vectors": Panel(f"vectors: n-step batches of {BATCH}", x, "us per batch", is_log=False),
     }
     paths = {"frames": _store_frames(folder / "frames", episodes[0]), "vectors": folder / "vectors"}
-    _store_motor(paths["vectors"], episodes[1], 1000)
+    store_motor(paths["vectors"], episodes[1], 1000)
     for kind, path in paths.items():
         with ReplayBuffer.from_folder(path, read_only=True) as buffer:
             for name, (pause, transform) in uses.items():

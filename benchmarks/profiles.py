@@ -31,7 +31,7 @@ import gym_replay.wrappers.recording as recording_module
 import gym_replay.wrappers.vector.record_to_buffer as vector_module
 from benchmarks.curves import circumstances
 from benchmarks.growing import bare, column, forever, time_batches
-from benchmarks.growth_shape import MOTOR
+from benchmarks.growth_shape import MOTOR, store_motor
 from benchmarks.parts import WITH_CLOCKS, Breakdown, Clocks
 from benchmarks.timing import take_turns
 from gym_replay import RecordToBuffer, ReplayBuffer
@@ -295,7 +295,7 @@ def _clocks_of_commit(recorder: RecordToBuffer) -> Clocks:
 def batch(folder: Path, sizes: Sizes) -> Breakdown:
     """An n-step batch of 256."""
     length, episodes, size = 1000, sizes.of(1000), 256
-    path = _store(folder / "buffer", episodes, length)
+    path = store_motor(folder / "buffer", episodes, length)
     count = sizes.of(2000)
     columns = {name: (column(path, name), 0) for name in MOTOR}
     columns["next_observation"] = columns["observation"][0], 1
@@ -313,20 +313,6 @@ def batch(folder: Path, sizes: Sizes) -> Breakdown:
     title = "A loaded batch: 256 n-step transitions of observation 17, action 6, reward, flags, next observation"
     beside = {"numpy.take of the same fields, at rows chosen before": _median(plain), WITH_CLOCKS: clocked}
     return Breakdown(title, CLOCKS, whole, parts, beside)
-
-
-def _store(path: Path, episodes: int, length: int) -> Path:
-    generator = np.random.default_rng(0)
-    with ReplayBuffer(path, fields=MOTOR) as buffer:
-        for _ in range(episodes):
-            buffer.store_episode(
-                observation=generator.standard_normal((length + 1, 17), np.float32),
-                action=generator.standard_normal((length, 6), np.float32),
-                reward=generator.standard_normal(length),
-                terminated=np.zeros(length, bool),
-                truncated=np.arange(length) == length - 1,
-            )
-    return path
 
 
 def _clocks_of_batch(loader: Any) -> Clocks:

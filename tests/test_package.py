@@ -70,6 +70,19 @@ assert len(env.buffer) == 1 and "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_opening_and_loading_do_not_import_what_they_do_not_need(tmp_path):
+    with gym_replay.ReplayBuffer(tmp_path, fields={"observation": ("float", 2), "action": ("int", (), 1)}) as buffer:
+        buffer.store_episode(observation=[[1.0, 2.0]], action=[3])
+    script = f"""
+import sys, torch
+from gym_replay import ReplayBuffer
+buffer = ReplayBuffer.from_folder({str(tmp_path)!r}, read_only=True)
+batch = next(iter(buffer.dataloader(1, timestep_level=True)))
+assert batch["action"].item() == 3 and "numpy.ma" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def _layer(module):
     return max((prefix for prefix in LAYERS if module == prefix or module.startswith(prefix + ".")), key=len)
 

@@ -230,7 +230,7 @@ def to_array(value: Any, name: str) -> npt.NDArray[Any]:
     """
     if type(value) is np.ndarray:
         array = value
-    elif isinstance(value, np.ma.MaskedArray):
+    elif isinstance(value, np.ndarray) and isinstance(value, np.ma.MaskedArray):  # np.ma is imported when asked for
         raise FieldError(f"field {name!r}: expected numbers, got a masked array; pass value.filled(...)")
     else:
         try:

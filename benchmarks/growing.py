@@ -1,0 +1,151 @@
+"""What the measurements of growth share: an idle environment, memory, and fresh processes that open a buffer."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+class Idle(gym.Env[Any, Any]):
+    """Episodes of a fixed length in which nothing happens: a step returns what was made before.
+
+    Args:
+        space: of the observations.
+        length: of the episodes.
+    """
+
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, space: gym.spaces.Box, length: int) -> None:
+        self.observation_space, self._length = space, length
+        space.seed(0)
+        self._observations = [space.sample() for _ in range(16)]
+        self._t = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._t = 0
+        return self._observations[0], {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        t = self._t = self._t + 1
+        return self._observations[t & 15], 1.0, t == self._length, False, {}
+
+
+class Episodes(NamedTuple):
+    """Microseconds of the parts of some episodes: per reset, per step but the last ones, and per last step."""
+
+    reset: float
+    step: float
+    last: float
+    worst: float
+    """The longest last step."""
+
+
+def play(env: gym.Env[Any, Any], length: int, count: int) -> Episodes:
+    """Play ``count`` episodes of ``length`` steps, two at least."""
+    action, clock = np.int64(1), time.perf_counter
+    resets = steps = lasts = worst = 0.0
+    for _ in range(count):
+        begin = clock()
+        env.reset()
+        after_reset = clock()
+        for _ in range(length - 1):
+            env.step(action)
+        before_last = clock()
+        env.step(action)
+        last = clock() - before_last
+        resets += after_reset - begin
+        steps += before_last - after_reset
+        lasts += last
+        worst = max(worst, last)
+    return Episodes(1e6 * resets / count, 1e6 * steps / count / (length - 1), 1e6 * lasts / count, 1e6 * worst)
+
+
+def anonymous() -> float:
+    """MiB of memory beyond mapped files that this process holds; nan where the system does not say."""
+    status = Path("/proc/self/status")
+    found = re.search(r"RssAnon:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) / 1024 if found else float("nan")
+
+
+_OPEN = """
+import sys, time
+import numpy, torch
+import gym_replay.buffer.loading.loaders
+from gym_replay import ReplayBuffer
+from benchmarks.growing import anonymous
+
+before, begin = anonymous(), time.perf_counter()
+buffer = ReplayBuffer.from_folder(sys.argv[1], read_only=True)
+opened, held = time.perf_counter() - begin, anonymous()
+batches = iter(buffer.dataloader(256, n_steps=1, shuffle=True))
+next(batches)
+first = time.perf_counter() - begin
+for _, _ in zip(range(int(sys.argv[2])), batches):
+    pass
+print(1e3 * opened, 1e3 * first, held - before, anonymous() - before)
+"""
+
+
+class Opening(NamedTuple):
+    """Of a fresh process, after its imports: milliseconds until a buffer was open, and until it had its first batch;
+    MiB held after opening, and after many batches."""
+
+    opened: float
+    first: float
+    held: float
+    held_later: float
+
+
+def open_afresh(folder: Path, batches: int) -> Opening:
+    """Open a buffer in a process of its own."""
+    command = [sys.executable, "-c", _OPEN, str(folder), str(batches)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return Opening(*map(float, done.stdout.split()))
+
+
+def column(folder: Path, name: str) -> npt.NDArray[Any]:
+    """A field's rows as a plain array over the file."""
+    array: npt.NDArray[Any] = np.load(folder / "steps" / f"{name}.npy", mmap_mode="r").view(np.ndarray)
+    return array
+
+
+def bare(columns: Mapping[str, tuple[npt.NDArray[Any], int]], rows: Sequence[Ints]) -> Iterator[list[Any]]:
+    """The columns at the rows, each shifted as its entry says, by ``numpy.take``; without end."""
+    pairs = list(columns.values())
+    for some in itertools.cycle(rows):
+        yield [array.take(some + shift if shift else some, axis=0) for array, shift in pairs]
+
+
+def forever(loader: Any) -> Iterator[Any]:
+    """The batches of one epoch after another."""
+    while True:
+        yield from loader
+
+
+def time_batches(batches: Iterator[Any], count: int) -> float:
+    """Microseconds per batch."""
+    begin = time.perf_counter()
+    for _ in itertools.islice(batches, count):
+        pass
+    return 1e6 * (time.perf_counter() - begin) / count
+
+
+def batches_for(batches: Iterator[Any], seconds: float, most: int) -> int:
+    """How many batches take about so long; 2 at least."""
+    return max(2, min(most, int(1e6 * seconds / max(time_batches(batches, 2), 1e-3))))

@@ -321,7 +321,7 @@ def _clocks_of_batch(loader: Any) -> Clocks:
     taken["observation"] += ", of these and of the next"
     clocks.on_items(loader._order, "batches", "which samples: the order, 65,536 at once")
     clocks.on(dataset.source, "replace_evicted", "none has left a circular buffer: asked before")
-    clocks.on(dataset.anchors, "locate", "episode and step of each sample")
+    clocks.on(dataset.anchors, "find", "episode of each sample")
     clocks.on(dataset, "_gather", "their rows, and how many steps follow")
     clocks.on(dataset.source.rows, "take", taken)
     clocks.on(dataset.source, "are_live", "none has left a circular buffer: asked afterwards")

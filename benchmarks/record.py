@@ -5,8 +5,8 @@ timed; all steps, resets and commits are. Before the clock starts, each contende
 for it back.
 
 Each peer is fed from a wrapper, so that all contenders run in the same loop. Where its documentation has a faster way
-than one call per step, which is to collect an episode and hand it over whole, that way is a contender too. All files lie
-in a temporary folder, which is deleted.
+than one call per step, which is to collect an episode and hand it over whole, that way is a contender too. All files
+lie in a temporary folder, which is deleted.
 """
 
 from __future__ import annotations
@@ -205,9 +205,7 @@ def check(make: Make, task: Task, parent: Path) -> None:
 def run_each(contenders: dict[str, Make], task: Task, suite: Suite, own: set[str]) -> dict[str, Callable[[], float]]:
     """What runs each contender once; those that are not our ``own`` take fewer steps."""
     short = task.part(SHARE)
-    return {
-        name: partial(run, make, task if name in own else short, suite.folder) for name, make in contenders.items()
-    }
+    return {name: partial(run, make, task if name in own else short, suite.folder) for name, make in contenders.items()}
 
 
 def idle(suite: Suite, task: Task, peers: dict[str, Make], notes: list[str], repeats: int) -> None:
@@ -221,10 +219,7 @@ def idle(suite: Suite, task: Task, peers: dict[str, Make], notes: list[str], rep
             f"Recording alone: Box(17) and Box(6) float32, episodes of {task.longest} steps",
             "us added to a step",
             OURS,
-            {
-                name: [loop - bare for loop, bare in zip(values, floor, strict=True)]
-                for name, values in loops.items()
-            },
+            {name: [loop - bare for loop, bare in zip(values, floor, strict=True)] for name, values in loops.items()},
             targets=[Target(OURS, 0.5), Target("Minari", 30, of=OURS, at_least=True)],
             notes=[f"the loop with a wrapper that does nothing takes {statistics.median(floor):.3f} us a step", *notes],
             extras={"whole loop, us": loops},

@@ -142,5 +142,8 @@ def by_hand(suite: Suite, steps: int, length: int, repeats: int) -> None:
         {name: partial(run, make, fewer, length, suite.folder) for name, make in contenders.items()},
         repeats,
         targets=[Target(OURS, 3.0)],
-        notes=["the floor assigns rows of arrays that have their full size from the start, and commits nothing", *notes],
+        notes=[
+            "the floor assigns rows of arrays that have their full size from the start, and commits nothing",
+            *notes,
+        ],
     )

@@ -193,7 +193,9 @@ def machine() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
-        names = [line.split(":", 1)[1] for line in information.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1] for line in information.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0].strip() if names else model
     affinity = getattr(os, "sched_getaffinity", None)
     return {

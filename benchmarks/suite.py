@@ -77,7 +77,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def run_all(
-    benchmarks: Mapping[str, tuple[Measure, Any]], *, folder: Path | None, out: Path | None, write: Callable[[str], None]
+    benchmarks: Mapping[str, tuple[Measure, Any]],
+    *,
+    folder: Path | None,
+    out: Path | None,
+    write: Callable[[str], None],
 ) -> Report:
     """Run benchmarks, each given with its size, one after the other."""
     report = Report(write)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def take_turns(contenders: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
@@ -34,3 +39,17 @@ def spread(values: Sequence[float]) -> str:
     low, middle, high = min(values), statistics.median(values), max(values)
     digits = 2 if middle < 10 else 1 if middle < 100 else 0
     return f"{middle:.{digits}f} ({low:.{digits}f} .. {high:.{digits}f})"
+
+
+def forever(loader: Iterable[T]) -> Iterator[T]:
+    """One epoch after the other."""
+    while True:
+        yield from loader
+
+
+def per_item(items: Iterator[Any], count: int) -> float:
+    """Microseconds for each of the next ``count`` items."""
+    begin = time.perf_counter()
+    for _ in itertools.islice(items, count):
+        pass
+    return 1e6 * (time.perf_counter() - begin) / count

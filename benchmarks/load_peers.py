@@ -119,9 +119,8 @@ class Stored:
 
     def torchrl_rows(self, names: Sequence[str]) -> Any:
         """A LazyMemmapStorage with these fields alone, and the episode that a row is of."""
-        rows = {
-            name: torch.from_numpy(array.copy()) for name, array in self.data.transitions().items() if name in names
-        }
+        columns = self.data.transitions()
+        rows = {name: torch.from_numpy(columns[name].copy()) for name in names}
         rows["episode"] = torch.arange(len(self.data.action)).repeat_interleave(self.data.action.shape[1])
         return self._torchrl(rows, f"torchrl-{len(names)}")
 
@@ -281,7 +280,7 @@ TRAJECTORIES: dict[str, Use[Batches]] = {
     "memmap-replay-buffer": Use("memmap-replay-buffer", "dataloader(shuffle=True), no workers", memmap_trajectories),
     "torchrl": Use(
         "torchrl",
-        "ReplayBuffer of LazyMemmapStorage, SliceSampler(cache_values=True, truncated_key=None) as long as all episodes",
+        "ReplayBuffer of LazyMemmapStorage, SliceSampler as for windows, slices of a whole episode",
         torchrl_trajectories,
     ),
     "Minari": Use("Minari", "HDF5, sample_episodes, then torch's pad_sequence", minari_trajectories("hdf5", None)),

@@ -62,6 +62,10 @@ def _panel(panel: Any, table: Table, ours: str) -> None:
     panel.axvline(1, color="black", linewidth=0.8)
     panel.set_xscale("log")
     panel.margins(x=0.15)
+    panel.xaxis.set_major_formatter("{x:g}")
+    low, high = panel.get_xlim()
+    if high < 8 * low:  # the powers of ten are too far apart to tell anything
+        panel.xaxis.set_minor_formatter("{x:g}")
     panel.set_yticks(places, names, fontsize=8)
     panel.invert_yaxis()
     panel.set_title(table.title, fontsize=9, loc="left")

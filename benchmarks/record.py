@@ -26,7 +26,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from benchmarks.record_peers import PEERS, Episode, Make, Peer, minari_episode
+from benchmarks.record_peers import PEERS, Episode, Make, Peer, Room, minari_episode
 from benchmarks.record_store import by_hand
 from benchmarks.report import OURS, Table, Target
 from benchmarks.suite import Suite, command, option
@@ -79,11 +79,11 @@ class Passing(gym.Wrapper[Any, Any, Any, Any]):
 class RawWrites(gym.Wrapper[Any, Any, Any, Any]):
     """Writes each observation to a file that has its full size from the start, and nothing else."""
 
-    def __init__(self, env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> None:
+    def __init__(self, env: gym.Env[Any, Any], folder: Path, room: Room) -> None:
         super().__init__(env)
         self._position = 0
         self._descriptor = os.open(folder / "observations", os.O_RDWR | os.O_CREAT)
-        os.truncate(self._descriptor, 2 * steps * env.observation_space.sample().nbytes)
+        os.truncate(self._descriptor, 2 * room.steps * env.observation_space.sample().nbytes)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         result = self.env.step(action)
@@ -103,19 +103,25 @@ class Task:
         act: the actions of a run in an environment, one per step, in what the loop iterates over.
         steps: of a run.
         longest: T of the longest episode.
+        shortest: T of the shortest one.
     """
 
     env: Callable[[], gym.Env[Any, Any]]
     act: Callable[[gym.Env[Any, Any]], Iterable[Any]]
     steps: int
     longest: int
+    shortest: int
+
+    @property
+    def room(self) -> Room:
+        return Room(self.steps, self.steps // self.shortest + 2, self.longest)
 
     @staticmethod
     def idle(observation: gym.spaces.Box, action: gym.spaces.Box, steps: int, longest: int) -> Task:
         """Episodes of ``longest`` steps in an environment that does nothing; whole episodes only."""
         action.seed(0)
         actions = [action.sample() for _ in range(-(-steps // longest) * longest)]
-        return Task(lambda: Idle(observation, action, longest), lambda _: actions, len(actions), longest)
+        return Task(lambda: Idle(observation, action, longest), lambda _: actions, len(actions), longest, longest)
 
     @staticmethod
     def cartpole(steps: int) -> Task:
@@ -125,7 +131,7 @@ class Task:
             env.action_space.seed(0)
             return starmap(env.action_space.sample, repeat(()))
 
-        return Task(lambda: gym.make("CartPole-v1"), sampled, steps, 500)
+        return Task(lambda: gym.make("CartPole-v1"), sampled, steps, 500, 8)
 
     def part(self, share: int) -> Task:
         """The same with ``share`` times fewer steps."""
@@ -147,7 +153,7 @@ def run(make: Make, task: Task, parent: Path) -> float:
     """One run with a new buffer; microseconds per step."""
     folder = Path(tempfile.mkdtemp(dir=parent))
     try:
-        env = make(task.env(), folder, task.steps, task.longest)
+        env = make(task.env(), folder, task.room)
         try:
             return play(env, task.act(env), task.steps)
         finally:
@@ -156,15 +162,15 @@ def run(make: Make, task: Task, parent: Path) -> float:
         shutil.rmtree(folder)
 
 
-def make_bare(env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> Any:
+def make_bare(env: gym.Env[Any, Any], folder: Path, room: Room) -> Any:
     return env
 
 
-def make_passing(env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> Any:
+def make_passing(env: gym.Env[Any, Any], folder: Path, room: Room) -> Any:
     return Passing(env)
 
 
-def make_recorder(env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> Any:
+def make_recorder(env: gym.Env[Any, Any], folder: Path, room: Room) -> Any:
     return RecordToBuffer(env, folder / "buffer")
 
 
@@ -183,7 +189,7 @@ def stored_by(env: Any, length: int) -> Episode:
 def check(make: Make, task: Task, parent: Path) -> None:
     """Raise AssertionError unless the first episode is stored as it was played."""
     folder = Path(tempfile.mkdtemp(dir=parent))
-    env = make(task.env(), folder, task.steps, task.longest)
+    env = make(task.env(), folder, task.room)
     played: Episode = {name: [] for name in ("observation", "action", "reward", "terminated")}
     observation, _ = env.reset(seed=0)
     for action in islice(task.act(env), task.steps):

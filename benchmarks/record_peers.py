@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -16,6 +16,14 @@ from benchmarks.peers import Use, torchrl_data
 
 Episode = dict[str, Any]
 """``observation``, ``action``, ``reward`` and ``terminated`` of the T transitions, one row each."""
+
+
+class Room(NamedTuple):
+    """What a buffer is to hold: transitions, episodes at most, and T of the longest episode."""
+
+    steps: int
+    episodes: int
+    longest: int
 
 
 class Peer(gym.Wrapper[Any, Any, Any, Any]):
@@ -71,13 +79,13 @@ class WholeEpisodes(Peer):
 
 
 class MemmapReplayBuffer(Peer):
-    def __init__(self, env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> None:
+    def __init__(self, env: gym.Env[Any, Any], folder: Path, room: Room) -> None:
         super().__init__(env)
         action_type = "float" if isinstance(env.action_space, gym.spaces.Box) else "int"
         self._buffer = import_module("memmap_replay_buffer").ReplayBuffer(
             folder,
-            max_episodes=steps // min(longest, 8) + 2,
-            max_timesteps=longest,
+            max_episodes=room.episodes,
+            max_timesteps=room.longest,
             fields={
                 "observation": ("float", env.observation_space.shape),
                 "action": (action_type, env.action_space.shape),
@@ -116,10 +124,10 @@ class MemmapEpisodes(WholeEpisodes, MemmapReplayBuffer):
 
 
 class TorchRL(WholeEpisodes):
-    def __init__(self, env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> None:
+    def __init__(self, env: gym.Env[Any, Any], folder: Path, room: Room) -> None:
         super().__init__(env)
         data = torchrl_data()
-        storage = data.LazyMemmapStorage(steps + longest, scratch_dir=str(folder / "storage"))
+        storage = data.LazyMemmapStorage(room.steps + room.longest, scratch_dir=str(folder / "storage"))
         self._buffer = data.ReplayBuffer(storage=storage, batch_size=1)
         self._make, self._from_numpy = import_module("tensordict").TensorDict, import_module("torch").from_numpy
         self._create_files()
@@ -151,12 +159,12 @@ class TorchRL(WholeEpisodes):
 
 
 class Cpprb(Peer):
-    def __init__(self, env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> None:
+    def __init__(self, env: gym.Env[Any, Any], folder: Path, room: Room) -> None:
         super().__init__(env)
         observation, action = env.observation_space, env.action_space
         state = {"shape": observation.shape, "dtype": observation.dtype}
         schema = {"obs": state, "next_obs": state, "act": {"shape": action.shape or 1, "dtype": action.dtype}}
-        self._buffer = import_module("cpprb").ReplayBuffer(steps, {**schema, "rew": {}, "done": {}})
+        self._buffer = import_module("cpprb").ReplayBuffer(room.steps, {**schema, "rew": {}, "done": {}})
 
     def add(self, before: Any, action: Any, after: Any, reward: Any, terminated: bool, truncated: bool) -> None:
         self._buffer.add(obs=before, act=action, next_obs=after, rew=reward, done=terminated)
@@ -179,10 +187,10 @@ class CpprbEpisodes(WholeEpisodes, Cpprb):
 
 
 class StableBaselines3(Peer):
-    def __init__(self, env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> None:
+    def __init__(self, env: gym.Env[Any, Any], folder: Path, room: Room) -> None:
         super().__init__(env)
         buffers = import_module("stable_baselines3.common.buffers")
-        self._buffer = buffers.ReplayBuffer(steps, env.observation_space, env.action_space, device="cpu")
+        self._buffer = buffers.ReplayBuffer(room.steps, env.observation_space, env.action_space, device="cpu")
 
     def add(self, before: Any, action: Any, after: Any, reward: Any, terminated: bool, truncated: bool) -> None:
         info = {"TimeLimit.truncated": truncated and not terminated}
@@ -195,11 +203,11 @@ class StableBaselines3(Peer):
         return {name: values[:length, 0] for name, values in {**named, "terminated": terminated}.items()}
 
 
-Make = Callable[[gym.Env[Any, Any], Path, int, int], Any]
-"""From the environment, a folder, the number of steps and the longest episode to the environment that records."""
+Make = Callable[[gym.Env[Any, Any], Path, Room], Any]
+"""From the environment, a folder and what there is to be room for to the environment that records."""
 
 
-def make_minari(env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> Any:
+def make_minari(env: gym.Env[Any, Any], folder: Path, room: Room) -> Any:
     os.environ["MINARI_DATASETS_PATH"] = str(folder)
     warnings.filterwarnings("ignore", module="minari")
     return import_module("minari").DataCollector(env, jpeg_encoding=False)

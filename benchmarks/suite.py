@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,8 +89,10 @@ def run_all(
     write(f"Python {platform.python_version()}, NumPy {np.__version__}, Gymnasium {gym.__version__}")
     write("median (lowest .. highest); the contenders take turns, and ratios are between runs of one round")
     for name, (measure, size) in benchmarks.items():
+        begin = time.perf_counter()
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             measure(Suite(name, Path(temporary), report), size)
+        write(f"\n{name} took {time.perf_counter() - begin:.0f} s")
     if out is not None:
         report.save(out)
     return report

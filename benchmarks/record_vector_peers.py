@@ -18,11 +18,17 @@ Make = Callable[[Envs, Path, int], Envs]
 
 
 class Peer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any]):
-    """Hands the transitions of each step to a buffer; the steps that only reset are left out."""
+    """Hands the transitions of each step to a buffer; the steps that only reset are left out.
+
+    Attributes:
+        stores_resets: whether it stores those steps all the same.
+    """
+
+    stores_resets = False
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
         result = self.env.reset(**options)
-        self._before, self._resets, self.given = result[0], np.zeros(self.num_envs, bool), 0
+        self._before, self._resets = result[0], np.zeros(self.num_envs, bool)
         return result
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -32,7 +38,6 @@ class Peer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any]):
         if self._resets.any():
             kept = ~self._resets
             columns = tuple([column[kept] for column in columns])
-        self.given += len(columns[0])
         self.add(*columns)
         self._before, self._resets = observations, terminated | truncated
         return result
@@ -40,8 +45,8 @@ class Peer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any]):
     def add(self, before: Any, actions: Any, after: Any, rewards: Any, terminated: Any, truncated: Any) -> None:
         raise NotImplementedError
 
-    def stored(self) -> int:
-        """How many transitions there are."""
+    def stored(self) -> Any:
+        """The observation of each transition that is stored, ``(transitions, 4)``, in any order."""
         raise NotImplementedError
 
 
@@ -69,12 +74,14 @@ class TorchRL(Peer):
             self._make({"observation": of(before), "action": of(actions), "next": end}, batch_size=[count])
         )
 
-    def stored(self) -> int:
-        return len(self._buffer)
+    def stored(self) -> Any:
+        return self._buffer[:]["observation"].numpy()
 
 
 class MemmapReplayBuffer(Peer):
     """``store_batch``: all sub-environments in lockstep, in one stretch, without episodes of their own."""
+
+    stores_resets = True
 
     def __init__(self, env: Envs, folder: Path, steps: int) -> None:
         super().__init__(env)
@@ -99,14 +106,12 @@ class MemmapReplayBuffer(Peer):
             observation=self._before, action=actions, reward=rewards, terminated=terminated, truncated=truncated
         )
         self._steps += 1
-        self.given += len(rewards)
         self._before = observations
         return result
 
-    def stored(self) -> int:
+    def stored(self) -> Any:
         self._episodes.__exit__(None, None, None)
-        data = self._buffer.data["observation"]
-        return int((np.abs(data[:, : self._steps]).sum(axis=-1) > 0).sum())
+        return self._buffer.data["observation"][:, : self._steps].reshape(-1, 4)
 
 
 class Cpprb(Peer):
@@ -122,12 +127,14 @@ class Cpprb(Peer):
     def add(self, before: Any, actions: Any, after: Any, rewards: Any, terminated: Any, truncated: Any) -> None:
         self._buffer.add(obs=before, act=actions, next_obs=after, rew=rewards, done=terminated, cut=truncated)
 
-    def stored(self) -> int:
-        return int(self._buffer.get_stored_size())
+    def stored(self) -> Any:
+        return self._buffer.get_all_transitions()["obs"]
 
 
 class StableBaselines3(Peer):
-    """Row by row of all sub-environments, with the steps that only reset."""
+    """Row by row of all sub-environments."""
+
+    stores_resets = True
 
     def __init__(self, env: Envs, folder: Path, steps: int) -> None:
         super().__init__(env)
@@ -140,12 +147,11 @@ class StableBaselines3(Peer):
         result = self.env.step(actions)
         observations, rewards, terminated, _, _ = result
         self._buffer.add(self._before, observations, actions, rewards, terminated, [])
-        self.given += len(rewards)
         self._before = observations
         return result
 
-    def stored(self) -> int:
-        return int(self._buffer.size()) * self.num_envs
+    def stored(self) -> Any:
+        return self._buffer.observations[: self._buffer.size()].reshape(-1, 4)
 
 
 TWICE = "in memory; the next observation a second time"

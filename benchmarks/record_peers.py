@@ -231,11 +231,13 @@ PEERS: dict[str, Use[Make]] = {
     ),
     "memmap-replay-buffer": Use(
         "memmap-replay-buffer",
-        "one_episode and store, flush_every_store_step=0; msync at each episode",
+        "one_episode and store, flush_every_store_step=0; msync at each episode, which waits for the disk",
         MemmapReplayBuffer,
     ),
     "memmap-replay-buffer, whole": Use(
-        "memmap-replay-buffer", f"store_episode, flush_every_store_step=0; {REFERENCES}", MemmapEpisodes
+        "memmap-replay-buffer",
+        f"store_episode, flush_every_store_step=0; msync of its counters at each episode; {REFERENCES}",
+        MemmapEpisodes,
     ),
     "torchrl": Use(
         "torchrl",

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import platform
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import command, machine, versions
 from gym_replay.errors import MissingExtraError
 
-PACKAGES = ("gym-replay", "numpy", "torch", "gymnasium")
+PACKAGES = ("python", "gym-replay", "numpy", "torch", "gymnasium")
 
 
 @dataclass
@@ -75,39 +72,13 @@ def spread(values: Sequence[float]) -> str:
 
 def circumstances() -> dict[str, Any]:
     """Where, when, how and with what something was measured."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:  # noqa: PERF203 - of a checkout that is not installed
-            versions[name] = "not installed"
+    found = versions()
     return {
         "date": date.today().isoformat(),
-        "command": " ".join(["python", "-m", *_module(), *sys.argv[1:]]),
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "GiB": _memory(),
-            "system": platform.platform(),
-        },
-        "versions": versions,
+        "command": command(),
+        "machine": machine(),
+        "versions": {name: found.get(name, "not installed") for name in PACKAGES},
     }
-
-
-def _module() -> list[str]:
-    spec = sys.modules["__main__"].__spec__
-    return [spec.name] if spec is not None else [Path(sys.argv[0]).name]
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _memory() -> float:
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
 
 
 def save(studies: Mapping[str, Study], path: Path) -> None:

@@ -15,6 +15,8 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.timing import per_item
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -132,20 +134,6 @@ def bare(columns: Mapping[str, tuple[npt.NDArray[Any], int]], rows: Sequence[Int
         yield [array.take(some + shift if shift else some, axis=0) for array, shift in pairs]
 
 
-def forever(loader: Any) -> Iterator[Any]:
-    """The batches of one epoch after another."""
-    while True:
-        yield from loader
-
-
-def time_batches(batches: Iterator[Any], count: int) -> float:
-    """Microseconds per batch."""
-    begin = time.perf_counter()
-    for _ in itertools.islice(batches, count):
-        pass
-    return 1e6 * (time.perf_counter() - begin) / count
-
-
 def batches_for(batches: Iterator[Any], seconds: float, most: int) -> int:
     """How many batches take about so long; 2 at least."""
-    return max(2, min(most, int(1e6 * seconds / max(time_batches(batches, 2), 1e-3))))
+    return max(2, min(most, int(1e6 * seconds / max(per_item(batches, 2), 1e-3))))

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.curves import Panel, Study
-from benchmarks.growing import Ints, time_batches
-from benchmarks.timing import take_turns
+from benchmarks.growing import Ints
+from benchmarks.timing import per_item, take_turns
 
 BATCH, ROW = 256, 16
 PAGES = {"pages of 4 KB": "MADV_NOHUGEPAGE", "pages of 2 MB": "MADV_HUGEPAGE"}
@@ -28,7 +28,7 @@ def caches(sizes: Sequence[int], batches: int, repeats: int) -> Study:
         lot = [generator.integers(0, size // ROW, BATCH) for _ in range(batches)]
         arrays = {name: _array(size, advice) for name, advice in (advices or {"pages": None}).items()}
         runs = {name: _takes(array, lot) for name, array in arrays.items()}
-        turns = {name: partial(time_batches, run, batches) for name, run in runs.items()}
+        turns = {name: partial(per_item, run, batches) for name, run in runs.items()}
         for name, values in take_turns(turns, repeats).items():
             panel.add(name, size, values)
     return Study("Random rows of larger and larger arrays in memory", {"take": panel})

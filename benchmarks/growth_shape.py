@@ -15,8 +15,8 @@ import gymnasium as gym
 import numpy as np
 
 from benchmarks.curves import Panel, Study
-from benchmarks.growing import Idle, bare, batches_for, column, forever, play, time_batches
-from benchmarks.timing import take_turns
+from benchmarks.growing import Idle, bare, batches_for, column, play
+from benchmarks.timing import forever, per_item, take_turns
 from gym_replay import Field, RecordToBuffer, ReplayBuffer, window_loader
 
 BATCH = 256
@@ -93,9 +93,7 @@ def _load_rows(panel: Panel, folder: Path, size: int, count: int, repeats: int, 
         lot = [generator.integers(0, count, BATCH) for _ in range(500)]
         loader = buffer.dataloader(BATCH, timestep_level=True, shuffle=True, drop_last=True)
         contenders = {OURS: forever(loader), TAKE: bare({"observation": (column(path, "observation"), 0)}, lot)}
-        turns = {
-            name: partial(time_batches, each, batches_for(each, seconds, 2000)) for name, each in contenders.items()
-        }
+        turns = {name: partial(per_item, each, batches_for(each, seconds, 2000)) for name, each in contenders.items()}
         for name, values in take_turns(turns, repeats).items():
             panel.add(name, size, [value / BATCH for value in values])
     shutil.rmtree(path)
@@ -119,9 +117,7 @@ def batches(folder: Path, sizes: Sequence[int], episodes: int, repeats: int, sec
             ]
             loader = buffer.dataloader(size, n_steps=1, shuffle=True, drop_last=True)
             contenders: dict[str, Iterator[Any]] = {OURS: forever(loader), TAKE: bare(columns, lot)}
-            turns = {
-                name: partial(time_batches, one, batches_for(one, seconds, 5000)) for name, one in contenders.items()
-            }
+            turns = {name: partial(per_item, one, batches_for(one, seconds, 5000)) for name, one in contenders.items()}
             for name, values in take_turns(turns, repeats).items():
                 whole.add(name, size, values)
                 each.add(name, size, [value / size for value in values])

@@ -18,17 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.curves import Panel, Study
-from benchmarks.growing import (
-    Idle,
-    anonymous,
-    bare,
-    column,
-    forever,
-    open_afresh,
-    play,
-    time_batches,
-)
-from benchmarks.timing import take_turns
+from benchmarks.growing import Idle, anonymous, bare, column, open_afresh, play
+from benchmarks.timing import forever, per_item, take_turns
 from gym_replay import RecordToBuffer, ReplayBuffer
 
 BATCH = 256
@@ -142,7 +133,7 @@ def _load(panel: Panel, folder: Path, length: int, sizes: Sequence[int], how_oft
             ]
             contenders[f"gym_replay {size}"] = forever(loader)
             contenders[f"{TAKE} {size}"] = bare(columns, rows)
-        turns = {name: partial(time_batches, each, how_often.batches) for name, each in contenders.items()}
+        turns = {name: partial(per_item, each, how_often.batches) for name, each in contenders.items()}
         measured = take_turns(turns, how_often.runs)
     for size in sizes:
         for name in ("gym_replay", TAKE):

@@ -3,36 +3,30 @@
 In each table the contenders take turns, and each goes on where it stopped the turn before. All read the same data from
 the page cache, after every one of them was asked for a batch that was compared with what was stored. Batches are torch
 tensors of the loader that users call; a floor copies the same rows, chosen before the clock starts, with one NumPy or
-torch call per field, and nothing else. A peer that is not installed is left out with a line that says so.
+torch call per field, and nothing else. No loader has worker processes.
 
 ``--large`` adds 100 million steps in a million episodes, which take 2.4 GB of disk and minutes to write.
 """
 
 from __future__ import annotations
 
-import argparse
-import gc
 import itertools
-import json
-import platform
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from benchmarks.load_peers import PEERS, Batch, Data, check
-from benchmarks.timing import spread, take_turns
+from benchmarks.load_frames import frames
+from benchmarks.load_large import large
+from benchmarks.load_peers import ALL, TRAJECTORIES, TRANSITIONS, WINDOWS, Batch, Data, Stored, check
+from benchmarks.report import OURS, Target
+from benchmarks.suite import Suite, command, option
+from benchmarks.timing import forever, per_item
 from gym_replay import ConcatReplayBuffer, Field, ReplayBuffer, window_loader
 
 FIELDS = {
@@ -42,8 +36,33 @@ FIELDS = {
     "terminated": "bool",
     "truncated": "bool",
 }
-OURS = "gym_replay"
 TRANSITION = ["observation", "next_observation", "action", "reward", "terminated"]
+
+
+@dataclass(frozen=True)
+class Size:
+    episodes: int = option(1000, "episodes")
+    length: int = option(1000, "steps of an episode")
+    frames: int = option(60, "episodes of 500 frames")
+    batches: int = option(1000, "batches of a run, at most")
+    repeats: int = option(9, "runs of each contender")
+    only: str = option("", "only tables whose name begins so: transitions, windows, trajectories, frames, large")
+    large: bool = option(False, "also 100 million steps")
+
+
+SMOKE = Size(episodes=80, length=40, frames=2, batches=20, repeats=2)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the tables are made of: the suite, its size, the data, and a buffer with it."""
+
+    suite: Suite
+    size: Size
+    data: Data
+    buffer: ReplayBuffer
+    stored: Stored
+    stack: ExitStack
 
 
 def store(data: Data, folder: Path, begin: int = 0, end: int | None = None) -> ReplayBuffer:
@@ -54,69 +73,38 @@ def store(data: Data, folder: Path, begin: int = 0, end: int | None = None) -> R
     return ReplayBuffer.from_folder(folder, read_only=True)
 
 
-def forever(loader: Any) -> Iterator[Batch]:
-    while True:
-        yield from loader
-
-
 def column(folder: Path, name: str) -> npt.NDArray[Any]:
     """A field's rows as a plain array over the file."""
     return np.load(folder / "steps" / f"{name}.npy", mmap_mode="r").view(np.ndarray)
 
 
-def run(batches: Iterator[Any], count: int) -> float:
-    """Microseconds per batch."""
-    begin = time.perf_counter()
-    for _ in itertools.islice(batches, count):
-        pass
-    return 1e6 * (time.perf_counter() - begin) / count
+def compare(
+    suite: Suite,
+    title: str,
+    contenders: Mapping[str, Iterator[Any]],
+    batches: int,
+    repeats: int,
+    *,
+    targets: list[Target],
+    notes: list[str],
+) -> None:
+    """A table of iterators over batches; who takes a hundred times as long is asked for fewer of them."""
+    turns: dict[str, Callable[[], float]] = {}
+    for name, iterator in contenders.items():
+        count = max(4, min(batches, int(3e5 / per_item(iterator, 4))))
+        turns[name] = partial(per_item, iterator, count)
+    suite.compare(title, "us per batch", turns, repeats, targets=targets, notes=notes)
 
 
-class Suite:
-    """The tables, what they were measured from, and where files are written."""
-
-    def __init__(self, folder: Path, repeats: int, batches: int) -> None:
-        self.folder, self.repeats, self.batches = folder, repeats, batches
-        self.measured: dict[str, dict[str, list[float]]] = {}
-        self.notes: list[str] = []
-
-    def peers(self, kind: str, data: Data, size: tuple[int, ...], fields: list[str]) -> dict[str, Iterator[Batch]]:
-        """The batches of each peer that is installed and gives back what it was given."""
-        found = {}
-        for name, peer in PEERS.items():
-            make = getattr(peer, kind)
-            if make is None:
-                continue
-            try:
-                batches = make(data, self.folder / f"{kind}-{name}")
-                check(name, data, next(batches), size, fields)
-                note = f"{name} {version(peer.distribution)}: {peer.use}"
-            except ImportError as error:
-                note = f"{name}: left out, not installed ({error})"
-            else:
-                found[name] = batches
-            if note not in self.notes:
-                self.notes.append(note)
-        return found
-
-    def compare(self, title: str, contenders: Mapping[str, Iterator[Any]], *, batches: int, target: str) -> None:
-        """Print one table; the first contender is what the others are compared with."""
-        # A peer that takes a hundred times as long gets fewer batches.
-        counts = {}
-        for name, iterator in contenders.items():
-            once = run(iterator, 4)
-            counts[name] = max(4, min(batches, int(3e5 / once)))
-        measured = take_turns(
-            {name: partial(run, iterator, counts[name]) for name, iterator in contenders.items()}, self.repeats
-        )
-        self.measured[title] = measured
-        baseline = measured[next(iter(contenders))]
-        print(f"\n{title}\n{'':<24} {'x of the first':<24} {'x of ' + OURS:<24} us per batch")
-        for name, values in measured.items():
-            ratio = spread([mine / base for mine, base in zip(values, baseline, strict=True)])
-            other = spread([mine / base for mine, base in zip(values, measured[OURS], strict=True)])
-            print(f"{name:<24} {ratio:<24} {other:<24} {statistics.median(values):.1f}")
-        print(f"target: {target}", flush=True)
+def peers_for(
+    setting: Setting, uses: Any, size: tuple[int, ...], fields: Sequence[str]
+) -> tuple[dict[str, Iterator[Batch]], list[str]]:
+    """The batches of each peer that is installed and gives back what it was given."""
+    found, notes = setting.suite.peers(uses)
+    batches = {name: make(setting.stored) for name, make in found.items()}
+    for name, iterator in batches.items():
+        check(name, setting.data, next(iterator), size, fields)
+    return batches, notes
 
 
 def bare(columns: Mapping[str, tuple[npt.NDArray[Any], int]], rows: Iterator[Any]) -> Iterator[list[Any]]:
@@ -137,230 +125,114 @@ def shuffled(data: Data, count: int, length: int = 1) -> Iterator[npt.NDArray[np
     return itertools.cycle(lot)
 
 
-def transitions(suite: Suite, data: Data, buffer: ReplayBuffer, stack: ExitStack) -> None:
+def transitions(setting: Setting) -> None:
     """N-step batches, of one buffer and of a concatenation."""
+    data, buffer, size = setting.data, setting.buffer, setting.size
     folder = Path(buffer.folder)
     eighths = np.linspace(0, len(data.action), 9).astype(int).tolist()
-    parts = [store(data, suite.folder / f"part{k}", *eighths[k : k + 2]) for k in range(8)]
+    parts = [store(data, setting.suite.folder / f"part{k}", *eighths[k : k + 2]) for k in range(8)]
     for part in parts:
-        stack.enter_context(part)
+        setting.stack.enter_context(part)
     ours = forever(buffer.dataloader(256, n_steps=1, shuffle=True, drop_last=True))
     joined = forever(ConcatReplayBuffer(parts).dataloader(256, n_steps=1, shuffle=True, drop_last=True))
     for name, batches in ((OURS, ours), ("concatenation", joined)):
         check(name, data, next(batches), (256,), [*TRANSITION, "truncated"])
-    peers = suite.peers("transitions", data, (256,), TRANSITION)
+    peers, notes = peers_for(setting, TRANSITIONS, (256,), TRANSITION)
     columns = {name: (column(folder, name), 0) for name in FIELDS}
     columns["next_observation"] = columns["observation"][0], 1
-    suite.compare(
+    floor, eight = "numpy.take", f"{OURS}, 8 buffers as one"
+    limits = {"memmap-replay-buffer": 100.0, "torchrl": 3.0, "cpprb": 1.5}
+    compare(
+        setting.suite,
         "N-step batches of 256: observation 17, action 6, reward, flags, next observation; shuffled",
-        {
-            "numpy.take": bare(columns, shuffled(data, 256)),
-            OURS: ours,
-            f"{OURS}, 8 buffers as one": joined,
-            **peers,
-        },
-        batches=suite.batches,
-        target="2 times numpy.take; 100, 3, 1.5 and 2 times less than the peers; 8 buffers as one 1.5 times one",
+        {floor: bare(columns, shuffled(data, 256)), OURS: ours, eight: joined, **peers},
+        size.batches,
+        size.repeats,
+        targets=[
+            Target(OURS, 2.0, of=floor),
+            Target(eight, 1.5, of=OURS),
+            *(Target(name, limit, of=OURS, at_least=True) for name, limit in limits.items()),
+        ],
+        notes=[*notes, NO_TRANSITIONS],
     )
 
 
-def windows(suite: Suite, data: Data, buffer: ReplayBuffer) -> None:
+def windows(setting: Setting) -> None:
     """64 windows of 16 steps."""
+    data, buffer, size = setting.data, setting.buffer, setting.size
     names = ["observation", "action", "reward"]
     ours = forever(window_loader(buffer, 64, length=16, fields=names, boundary="drop", shuffle=True, drop_last=True))
     check(OURS, data, next(ours), (64, 16), names)
     columns = {name: (column(Path(buffer.folder), name), 0) for name in names}
-    suite.compare(
+    peers, notes = peers_for(setting, WINDOWS, (64, 16), names)
+    floor = "numpy.take"
+    compare(
+        setting.suite,
         "Windows of 16 steps, 64 a batch: observation, action, reward; shuffled",
-        {
-            "numpy.take": bare(columns, shuffled(data, 64, 16)),
-            OURS: ours,
-            **suite.peers("windows", data, (64, 16), names),
-        },
-        batches=suite.batches,
-        target="2 times numpy.take; 6 times less than torchrl",
+        {floor: bare(columns, shuffled(data, 64, 16)), OURS: ours, **peers},
+        size.batches,
+        size.repeats,
+        targets=[Target(OURS, 2.0, of=floor), Target("torchrl", 6.0, of=OURS, at_least=True)],
+        notes=notes,
     )
 
 
-def trajectories(suite: Suite, data: Data, buffer: ReplayBuffer) -> None:
-    """Whole episodes."""
+def copied(data: Data, folder: Path, names: Sequence[str]) -> Iterator[list[Any]]:
+    """Batches of eight episodes, each copied field by field."""
     length = data.action.shape[1]
-    columns = [column(Path(buffer.folder), name) for name in FIELDS]
+    columns = [column(folder, name) for name in names]
     generator = np.random.default_rng(2)
+    lot = generator.integers(0, len(data.action), (500, 8)) * (length + 1)
+    for starts in itertools.cycle(lot.tolist()):
+        batch = []
+        for array in columns:
+            out = np.empty((8, length, *array.shape[1:]), array.dtype)
+            for place, start in enumerate(starts):
+                np.copyto(out[place], array[start : start + length])
+            batch.append(out)
+        yield batch
 
-    def copied() -> Iterator[list[Any]]:
-        lot = generator.integers(0, len(data.action), (500, 8)) * (length + 1)
-        for starts in itertools.cycle(lot.tolist()):
-            batch = []
-            for array in columns:
-                out = np.empty((8, length, *array.shape[1:]), array.dtype)
-                for place, start in enumerate(starts):
-                    np.copyto(out[place], array[start : start + length])
-                batch.append(out)
-            yield batch
 
+def trajectories(setting: Setting) -> None:
+    """Whole episodes."""
+    data, buffer, size = setting.data, setting.buffer, setting.size
+    length = data.action.shape[1]
     ours = forever(buffer.dataloader(8, shuffle=True, drop_last=True))
-    check(OURS, data, next(ours), (8, length), ["observation", "action", "reward", "terminated", "truncated"])
-    fields = ["observation", "action", "reward", "terminated"]
-    suite.compare(
+    check(OURS, data, next(ours), (8, length), ALL)
+    peers, notes = peers_for(setting, TRAJECTORIES, (8, length), ALL)
+    floor = "memcpy"
+    compare(
+        setting.suite,
         f"Trajectories of {length} steps, 8 a batch: all fields",
-        {"memcpy": copied(), OURS: ours, **suite.peers("trajectories", data, (8, length), fields)},
-        batches=suite.batches // 4,
-        target="1.5 times memcpy; 3 times less than memmap-replay-buffer",
+        {floor: copied(data, Path(buffer.folder), ALL), OURS: ours, **peers},
+        size.batches // 4,
+        size.repeats,
+        targets=[Target(OURS, 1.5, of=floor), Target("memmap-replay-buffer", 3.0, of=OURS, at_least=True)],
+        notes=notes,
     )
 
 
-def frames(suite: Suite) -> None:
-    """Stacks of four frames and the next one, from frames that are stored once."""
-    episodes, length = 60, 500
-    folder = suite.folder / "frames"
-    generator = np.random.default_rng(3)
-    with ReplayBuffer(folder, fields={"observation": Field("uint8", (84, 84), state=True), "action": "int"}) as buffer:
-        for _ in range(episodes):
-            shown = generator.integers(0, 256, (length + 1, 84, 84), np.uint8)
-            buffer.store_episode(observation=shown, action=np.zeros(length, np.int64))
-    array = column(folder, "observation")
-    tensor = torch.from_numpy(np.load(folder / "steps" / "observation.npy", mmap_mode="c").view(np.ndarray))
-    lot = [
-        (generator.integers(0, episodes, 256) * (length + 1) + generator.integers(0, length - 4, 256))[:, None]
-        + np.arange(5)
-        for _ in range(200)
-    ]
-    with ReplayBuffer.from_folder(folder, read_only=True) as buffer:
-        load = partial(
-            window_loader,
-            buffer,
-            256,
-            offsets={"observation": range(-3, 2)},
-            fields=(),
-            boundary="drop",
-            shuffle=True,
-            drop_last=True,
-            seed=0,
-        )
-        located, ours = next(iter(load(return_indices=True))), forever(load())
-        episode, step = located["_indices"].numpy().T
-        rows = (episode * (length + 1) + step)[:, None] + np.arange(-3, 2)
-        for batch in (located, next(ours)):  # one seed, and so one order
-            np.testing.assert_array_equal(batch["observation"], array[rows])
-        suite.compare(
-            "84x84 uint8 frames, stacks of 4 and the next one, 256 a batch; shuffled",
-            {
-                "torch.index_select": (
-                    torch.index_select(tensor, 0, torch.from_numpy(rows.reshape(-1))) for rows in itertools.cycle(lot)
-                ),
-                "numpy.take": bare({"observation": (array, 0)}, itertools.cycle(lot)),
-                OURS: ours,
-            },
-            batches=suite.batches // 20,
-            target="1.25 times the faster of the first two",
-        )
-
-
-OPEN = """
-import resource, sys, time
-import torch
-import gym_replay.buffer.loading.loaders
-from gym_replay import ReplayBuffer
-
-def own():
-    for line in open("/proc/self/smaps_rollup"):
-        if line.startswith("Anonymous:"):
-            return int(line.split()[1]) / 1024
-
-before, begin = own(), time.perf_counter()
-buffer = ReplayBuffer.from_folder(sys.argv[1], read_only=True)
-batches = iter(buffer.dataloader(256, n_steps=1, shuffle=True))
-next(batches)
-first = time.perf_counter() - begin
-for _ in range(1000):
-    next(batches)
-print(first, own() - before)
-"""
-
-
-def large(suite: Suite) -> None:
-    """100 million steps, really written, next to one million of the same rows."""
-    sizes = {"1 M steps": 10_000, "100 M steps": 1_000_000}
-    fields = {"observation": Field("float32", (4,), state=True), "action": "uint8", "reward": "float32"}
-    loaders = {}
-    for title, episodes in sizes.items():
-        folder = suite.folder / title.replace(" ", "")
-        with ReplayBuffer(folder, fields=fields) as buffer:
-            for begin in range(0, episodes, 1000):
-                _store_many(buffer, begin)
-        print(f"{title}: written", file=sys.stderr)
-        for path in folder.rglob("*.npy"):  # into the page cache
-            with path.open("rb") as stream:
-                while stream.read(1 << 24):
-                    pass
-        opened = ReplayBuffer.from_folder(folder, read_only=True)
-        loader = opened.dataloader(256, n_steps=1, shuffle=True, drop_last=True)
-        for batch in itertools.islice(loader, 3):
-            shown, after = (batch[entry][:, :2].long() for entry in ("observation", "next_observation"))
-            row, following = shown[:, 0] * 4096 + shown[:, 1], after[:, 0] * 4096 + after[:, 1]
-            assert torch.equal(following, row + 1)
-            assert torch.equal(batch["reward"], batch["observation"][:, 2])
-        loaders[title] = forever(loader)
-    run_in_turns = take_turns({t: partial(run, loader, suite.batches) for t, loader in loaders.items()}, suite.repeats)
-    self_made = run_in_turns["100 M steps"], run_in_turns["1 M steps"]
-    ratio = spread([big / small for big, small in zip(*self_made, strict=True)])
-    print("\n100 M steps in 1 M episodes (observation 4, action, reward), n-step batches of 256, shuffled")
-    print(f"batch time: {ratio} times that of 1 M steps (target 1.5)")
-    gc.collect()
-    seconds, megabytes = zip(*(_open_once(suite.folder / "100Msteps") for _ in range(suite.repeats)), strict=True)
-    print(f"first batch: {spread(seconds)} s after opening (target 1)")
-    print(f"own memory: {spread(megabytes)} MiB after 1000 batches (target 200)", flush=True)
-    suite.measured["100 M steps"] = {**run_in_turns, "first batch, s": list(seconds), "MiB": list(megabytes)}
-
-
-def _store_many(buffer: ReplayBuffer, begin: int) -> None:
-    rows = (np.arange(begin, begin + 1000)[:, None] * 101 + np.arange(101)).astype(np.int64)
-    observation = np.stack((rows // 4096, rows % 4096, rows % 1000, rows % 7), axis=-1).astype(np.float32)
-    with buffer.batched_episode(1000):
-        for t in range(100):
-            buffer.store_batch(observation=observation[:, t], action=rows[:, t] % 7, reward=observation[:, t, 2])
-        buffer.store_final(observation=observation[:, 100])
-
-
-def _open_once(folder: Path) -> tuple[float, float]:
-    done = subprocess.run([sys.executable, "-c", OPEN, str(folder)], capture_output=True, text=True, check=True)
-    seconds, megabytes = map(float, done.stdout.split())
-    return seconds, megabytes
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--episodes", type=int, default=1000, help="episodes of 1000 steps (default 1000)")
-    parser.add_argument("--batches", type=int, default=1000, help="batches of a run at most (default 1000)")
-    parser.add_argument("--repeats", type=int, default=9, help="runs of each contender (default 9)")
-    parser.add_argument("--large", action="store_true", help="also 100 million steps")
-    parser.add_argument("--only", default="", help="only tables whose name begins so")
-    parser.add_argument("--folder", type=Path, help="where to write (default: the system's temporary folder)")
-    parser.add_argument("--json", type=Path, help="a file for all single measurements")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as name, ExitStack() as stack:
-        suite = Suite(Path(name), options.repeats, options.batches)
-        print(f"Python {platform.python_version()}, NumPy {np.__version__}, torch {torch.__version__}, ", end="")
-        print(f"{torch.get_num_threads()} threads; {options.episodes} episodes of 1000 steps, {options.repeats} rounds")
-        print("median (lowest .. highest); ratios are between runs of one round")
-        data = Data.random(options.episodes, 1000)
+def measure(suite: Suite, size: Size) -> None:
+    """All tables."""
+    data = Data.random(size.episodes, size.length)
+    with ExitStack() as stack:
         buffer = stack.enter_context(store(data, suite.folder / "buffer"))
+        setting = Setting(suite, size, data, buffer, Stored(data, suite.folder), stack)
         tables: dict[str, Callable[[], None]] = {
-            "transitions": lambda: transitions(suite, data, buffer, stack),
-            "windows": lambda: windows(suite, data, buffer),
-            "trajectories": lambda: trajectories(suite, data, buffer),
-            "frames": lambda: frames(suite),
+            "transitions": lambda: transitions(setting),
+            "windows": lambda: windows(setting),
+            "trajectories": lambda: trajectories(setting),
+            "frames": lambda: frames(suite, size.frames, size.batches // 20, size.repeats),
         }
-        if options.large:
-            tables["large"] = lambda: large(suite)
-        for title, table in tables.items():
-            if title.startswith(options.only):
+        if size.large:
+            tables["large"] = lambda: large(suite, size.batches, size.repeats)
+        for name, table in tables.items():
+            if name.startswith(size.only):
                 table()
-    print("\n" + "\n".join(suite.notes))
-    if options.json:
-        options.json.write_text(json.dumps({"peers": suite.notes, "us_per_batch": suite.measured}, indent=1))
+
+
+NO_TRANSITIONS = "Minari: left out, it serves whole episodes"
 
 
 if __name__ == "__main__":
-    main()
+    command("load", __doc__, measure, Size(), SMOKE)

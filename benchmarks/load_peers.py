@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.load_frames import memmap_windows as random_windows
+from benchmarks.minari_datasets import write_minari
+from benchmarks.peers import Use, torchrl_data
+from benchmarks.timing import forever
+
 Array = npt.NDArray[Any]
 Batch = dict[str, Any]
+WINDOW = ("observation", "action", "reward")
+ALL = (*WINDOW, "terminated", "truncated")
+MINARI_ARROW_EPISODES = 200
+"""Minari takes some 20 ms to write an episode in this format."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Data:
         }
 
 
-def check(name: str, data: Data, batch: Batch, size: tuple[int, ...], fields: list[str]) -> None:
+def check(name: str, data: Data, batch: Batch, size: tuple[int, ...], fields: Sequence[str]) -> None:
     """Raise AssertionError unless the batch is of this size and holds what was stored in the rows that it names."""
     rows = np.asarray(batch["observation"])[..., 0].astype(np.int64)
     assert rows.shape == size, f"{name}: expected {size} samples, got {rows.shape}"
@@ -71,59 +80,86 @@ def check(name: str, data: Data, batch: Batch, size: tuple[int, ...], fields: li
         np.testing.assert_array_equal(found.astype(np.float32), expected.astype(np.float32), f"{name}: {field}")
 
 
-def memmap_replay_buffer(data: Data, folder: Path) -> Any:
-    """The buffer with all episodes stored."""
-    episodes, length = data.action.shape[:2]
-    buffer = import_module("memmap_replay_buffer").ReplayBuffer(
-        folder,
-        max_episodes=episodes,
-        max_timesteps=length,
-        fields={
-            "observation": ("float", 17),
-            "action": ("float", 6),
-            "reward": "float",
-            "terminated": "bool",
-            "truncated": "bool",
-        },
-        flush_every_store_step=0,
-    )
-    for k in range(episodes):
-        buffer.store_episode(
-            observation=data.observation[k, :-1],
-            action=data.action[k],
-            reward=data.reward[k].astype(np.float32),
-            terminated=data.terminated[k],
-            truncated=data.truncated[k],
+class Stored:
+    """The data in the formats of the peers, each made when it is first asked for."""
+
+    def __init__(self, data: Data, folder: Path) -> None:
+        self.data, self._folder = data, folder
+
+    @cached_property
+    def memmap(self) -> Any:
+        """A buffer of memmap-replay-buffer with all episodes."""
+        data = self.data
+        episodes, length = data.action.shape[:2]
+        fields = {"observation": ("float", 17), "action": ("float", 6), "reward": "float"}
+        buffer = import_module("memmap_replay_buffer").ReplayBuffer(
+            self._folder / "memmap",
+            max_episodes=episodes,
+            max_timesteps=length,
+            fields={**fields, "terminated": "bool", "truncated": "bool"},
+            flush_every_store_step=0,
         )
-    return buffer
+        for k in range(episodes):
+            buffer.store_episode(
+                observation=data.observation[k, :-1],
+                action=data.action[k],
+                reward=data.reward[k].astype(np.float32),
+                terminated=data.terminated[k],
+                truncated=data.truncated[k],
+            )
+        return buffer
+
+    @cached_property
+    def torchrl(self) -> Any:
+        """A LazyMemmapStorage with all transitions."""
+        rows = {name: torch.from_numpy(array.copy()) for name, array in self.data.transitions().items()}
+        after = {"observation": rows.pop("next_observation")}
+        after |= {name: rows.pop(name)[:, None] for name in ("reward", "terminated", "truncated")}
+        return self._torchrl({**rows, "next": after}, "torchrl")
+
+    def torchrl_rows(self, names: Sequence[str]) -> Any:
+        """A LazyMemmapStorage with these fields alone, and the episode that a row is of."""
+        columns = self.data.transitions()
+        rows = {name: torch.from_numpy(columns[name].copy()) for name in names}
+        rows["episode"] = torch.arange(len(self.data.action)).repeat_interleave(self.data.action.shape[1])
+        return self._torchrl(rows, f"torchrl-{len(names)}")
+
+    def _torchrl(self, rows: dict[str, Any], name: str) -> Any:
+        count = len(rows["action"])
+        data, make = torchrl_data(), import_module("tensordict").TensorDict
+        storage = data.LazyMemmapStorage(count, scratch_dir=str(self._folder / name))
+        data.ReplayBuffer(storage=storage, batch_size=1).extend(make(rows, batch_size=[count]))
+        return storage
+
+    def minari(self, data_format: str, episodes: int | None = None) -> Any:
+        """A Minari dataset with the first episodes."""
+        columns = {name: getattr(self.data, name)[:episodes] for name in ALL}
+        chosen = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return write_minari(self._folder / f"minari-{data_format}", chosen, data_format)
 
 
-def memmap_transitions(data: Data, folder: Path) -> Iterator[Batch]:
-    loader = memmap_replay_buffer(data, folder).dataloader(
-        256, n_steps=1, shuffle=True, next_fields=("observation",), drop_last=True
-    )
-    while True:
-        yield from loader
+Batches = Callable[[Stored], Iterator[Batch]]
 
 
-def memmap_trajectories(data: Data, folder: Path) -> Iterator[Batch]:
-    loader = memmap_replay_buffer(data, folder).dataloader(8, shuffle=True, drop_last=True)
-    while True:
-        yield from loader
+def memmap_transitions(stored: Stored) -> Iterator[Batch]:
+    loader = stored.memmap.dataloader(256, n_steps=1, shuffle=True, next_fields=("observation",), drop_last=True)
+    return forever(loader)
 
 
-def _torchrl(data: Data, folder: Path, sampler: Any, batch_size: int) -> Any:
-    logging.getLogger("torchrl").setLevel(logging.WARNING)
-    rl, tensors = import_module("torchrl.data"), import_module("tensordict")
-    rows = {name: torch.from_numpy(array.copy()) for name, array in data.transitions().items()}
-    count = len(rows["action"])
-    after = {"observation": rows.pop("next_observation")}
-    after |= {name: rows.pop(name)[:, None] for name in ("reward", "terminated", "truncated")}
-    episode = torch.arange(len(data.action)).repeat_interleave(data.action.shape[1])
-    storage = rl.LazyMemmapStorage(count, scratch_dir=str(folder))
-    buffer = rl.TensorDictReplayBuffer(storage=storage, sampler=sampler, batch_size=batch_size)
-    buffer.extend(tensors.TensorDict({**rows, "episode": episode, "next": after}, batch_size=[count]))
-    return buffer
+def memmap_windows(stored: Stored) -> Iterator[Batch]:
+    return forever(random_windows(stored.memmap, 64, 16, WINDOW))
+
+
+def memmap_trajectories(stored: Stored) -> Iterator[Batch]:
+    return forever(stored.memmap.dataloader(8, shuffle=True, drop_last=True))
+
+
+def _torchrl(storage: Any, sampler: Any, batch_size: int) -> Callable[[], Any]:
+    return torchrl_data().ReplayBuffer(storage=storage, sampler=sampler, batch_size=batch_size).sample
+
+
+def _samplers() -> Any:
+    return import_module("torchrl.data.replay_buffers.samplers")
 
 
 def _flat(sampled: Any) -> Batch:
@@ -136,23 +172,30 @@ def _flat(sampled: Any) -> Batch:
     }
 
 
-def torchrl_transitions(data: Data, folder: Path) -> Iterator[Batch]:
-    samplers = import_module("torchrl.data.replay_buffers.samplers")
-    buffer = _torchrl(data, folder, samplers.SamplerWithoutReplacement(), 256)
+def torchrl_transitions(stored: Stored) -> Iterator[Batch]:
+    sample = _torchrl(stored.torchrl, _samplers().SamplerWithoutReplacement(), 256)
     while True:
-        yield _flat(buffer.sample())
+        yield _flat(sample())
 
 
-def torchrl_windows(data: Data, folder: Path) -> Iterator[Batch]:
-    samplers = import_module("torchrl.data.replay_buffers.samplers")
-    sampler = samplers.SliceSampler(slice_len=16, traj_key="episode", cache_values=True)
-    buffer = _torchrl(data, folder, sampler, 64 * 16)
+def _slices(stored: Stored, names: Sequence[str], count: int, length: int) -> Iterator[Batch]:
+    sampler = _samplers().SliceSampler(slice_len=length, traj_key="episode", cache_values=True, truncated_key=None)
+    sample = _torchrl(stored.torchrl_rows(names), sampler, count * length)
     while True:
-        yield _flat(buffer.sample().reshape(64, 16))
+        sampled = sample().reshape(count, length)
+        yield {name: sampled[name] for name in names}
 
 
-def cpprb_transitions(data: Data, folder: Path) -> Iterator[Batch]:
-    rows = data.transitions()
+def torchrl_windows(stored: Stored) -> Iterator[Batch]:
+    return _slices(stored, WINDOW, 64, 16)
+
+
+def torchrl_trajectories(stored: Stored) -> Iterator[Batch]:
+    return _slices(stored, ALL, 8, stored.data.action.shape[1])
+
+
+def cpprb_transitions(stored: Stored) -> Iterator[Batch]:
+    rows = stored.data.transitions()
     state = {"shape": 17}
     schema = {"obs": state, "next_obs": state, "act": {"shape": 6}, "rew": {}}
     schema |= {"done": {"dtype": np.bool_}, "cut": {"dtype": np.bool_}}
@@ -164,9 +207,9 @@ def cpprb_transitions(data: Data, folder: Path) -> Iterator[Batch]:
         yield {ours: torch.from_numpy(sampled[theirs]) for theirs, ours in names.items()}
 
 
-def sb3_transitions(data: Data, folder: Path) -> Iterator[Batch]:
+def sb3_transitions(stored: Stored) -> Iterator[Batch]:
     spaces = import_module("gymnasium").spaces
-    rows = data.transitions()
+    rows = stored.data.transitions()
     count = len(rows["action"])
     buffer = import_module("stable_baselines3.common.buffers").ReplayBuffer(
         count, spaces.Box(-9, 9, (17,)), spaces.Box(-9, 9, (6,)), device="cpu"
@@ -187,39 +230,63 @@ def sb3_transitions(data: Data, folder: Path) -> Iterator[Batch]:
         }
 
 
-Batches = Callable[[Data, Path], Iterator[Batch]]
+def minari_trajectories(data_format: str, episodes: int | None) -> Batches:
+    """Padded to the longest of the batch, as a collate function of Minari's tutorials does it."""
+
+    def batches(stored: Stored) -> Iterator[Batch]:
+        dataset = stored.minari(data_format, episodes)
+        names = {"observation": "observations", "action": "actions", "reward": "rewards"}
+        names |= {"terminated": "terminations", "truncated": "truncations"}
+        pad = torch.nn.utils.rnn.pad_sequence
+        while True:
+            sampled = dataset.sample_episodes(8)
+            batch = {}
+            for ours, theirs in names.items():
+                values = [torch.from_numpy(np.require(getattr(one, theirs), requirements="W")) for one in sampled]
+                batch[ours] = pad(values, batch_first=True)
+            batch["observation"] = batch["observation"][:, :-1]  # the data has o_T as well
+            yield batch
+
+    return batches
 
 
-@dataclass(frozen=True)
-class PeerPackage:
-    """A package to compare with, and how it is used for each kind of sample."""
-
-    distribution: str
-    use: str
-    transitions: Batches | None = None
-    windows: Batches | None = None
-    trajectories: Batches | None = None
-
-
-PEERS = {
-    "memmap-replay-buffer": PeerPackage(
-        "memmap-replay-buffer",
-        "dataloader(n_steps=1, shuffle=True) and dataloader(shuffle=True)",
-        transitions=memmap_transitions,
-        trajectories=memmap_trajectories,
+IN_MEMORY = "in memory, with replacement"
+NO_PREFETCH = "no prefetch=, which takes longer here"
+TRANSITIONS: dict[str, Use[Batches]] = {
+    "memmap-replay-buffer": Use(
+        "memmap-replay-buffer", "dataloader(n_steps=1, shuffle=True, next_fields=...), no workers", memmap_transitions
     ),
-    "torchrl": PeerPackage(
+    "torchrl": Use(
         "torchrl",
-        "TensorDictReplayBuffer of LazyMemmapStorage; SamplerWithoutReplacement, SliceSampler(cache_values=True)",
-        transitions=torchrl_transitions,
-        windows=torchrl_windows,
+        f"ReplayBuffer of LazyMemmapStorage, SamplerWithoutReplacement; {NO_PREFETCH}, and TensorDictReplayBuffer too",
+        torchrl_transitions,
     ),
-    "cpprb": PeerPackage(
-        "cpprb", "ReplayBuffer.sample in memory, with replacement, then torch.from_numpy", transitions=cpprb_transitions
+    "cpprb": Use("cpprb", f"ReplayBuffer.sample {IN_MEMORY}, then torch.from_numpy", cpprb_transitions),
+    "Stable-Baselines3": Use("Stable-Baselines3", f"ReplayBuffer.sample {IN_MEMORY}; one flag, done", sb3_transitions),
+}
+WINDOWS: dict[str, Use[Batches]] = {
+    "memmap-replay-buffer": Use(
+        "memmap-replay-buffer",
+        "dataloader(dataset=ReplayDatasetTimeWindow(...)), drawn with replacement, no workers",
+        memmap_windows,
     ),
-    "Stable-Baselines3": PeerPackage(
-        "stable-baselines3",
-        "ReplayBuffer.sample in memory, with replacement; one flag, done",
-        transitions=sb3_transitions,
+    "torchrl": Use(
+        "torchrl",
+        f"ReplayBuffer of LazyMemmapStorage, SliceSampler(cache_values=True, truncated_key=None); {NO_PREFETCH}",
+        torchrl_windows,
+    ),
+}
+TRAJECTORIES: dict[str, Use[Batches]] = {
+    "memmap-replay-buffer": Use("memmap-replay-buffer", "dataloader(shuffle=True), no workers", memmap_trajectories),
+    "torchrl": Use(
+        "torchrl",
+        "ReplayBuffer of LazyMemmapStorage, SliceSampler as for windows, slices of a whole episode",
+        torchrl_trajectories,
+    ),
+    "Minari": Use("Minari", "HDF5, sample_episodes, then torch's pad_sequence", minari_trajectories("hdf5", None)),
+    "Minari, Arrow": Use(
+        "Minari, Arrow",
+        f"the same; {MINARI_ARROW_EPISODES} episodes, because writing them takes long",
+        minari_trajectories("arrow", MINARI_ARROW_EPISODES),
     ),
 }

@@ -30,10 +30,10 @@ import gym_replay.buffer.storage.writer as writer_module
 import gym_replay.wrappers.recording as recording_module
 import gym_replay.wrappers.vector.record_to_buffer as vector_module
 from benchmarks.curves import circumstances
-from benchmarks.growing import bare, column, forever, time_batches
+from benchmarks.growing import bare, column
 from benchmarks.growth_shape import MOTOR, store_motor
 from benchmarks.parts import WITH_CLOCKS, Breakdown, Clocks
-from benchmarks.timing import take_turns
+from benchmarks.timing import forever, per_item, take_turns
 from gym_replay import RecordToBuffer, ReplayBuffer
 from gym_replay.buffer.storage.staging import Stage
 from gym_replay.wrappers.vector import RecordToBuffer as RecordVectors
@@ -306,10 +306,10 @@ def batch(folder: Path, sizes: Sizes) -> Breakdown:
     with ReplayBuffer.from_folder(path, read_only=True) as buffer:
         loader = buffer.dataloader(size, n_steps=1, shuffle=True, drop_last=True, seed=0)
         take = bare(columns, lot)
-        plain = [time_batches(take, count) for _ in range(sizes.repeats)]
+        plain = [per_item(take, count) for _ in range(sizes.repeats)]
         # An iteration of its own each time: one that goes on would go on with the clocks of its beginning.
         clocks = _clocks_of_batch(loader)
-        whole, parts, clocked = clocks.measure(lambda: time_batches(forever(loader), count), count, sizes.repeats)
+        whole, parts, clocked = clocks.measure(lambda: per_item(forever(loader), count), count, sizes.repeats)
     title = "A loaded batch: 256 n-step transitions of observation 17, action 6, reward, flags, next observation"
     beside = {"numpy.take of the same fields, at rows chosen before": _median(plain), WITH_CLOCKS: clocked}
     return Breakdown(title, CLOCKS, whole, parts, beside)

@@ -1,27 +1,24 @@
 """What it costs to record, next to public peers: ``python -m benchmarks.record``.
 
-Three tables; in each, the contenders take turns. Every run begins with a new, empty buffer. Making it and closing it is
-not timed; all steps, resets and commits are. Before the clock starts, each contender records a short episode and is
-asked for it back.
+In each table the contenders take turns. Every run begins with a new, empty buffer. Making it and closing it is not
+timed; all steps, resets and commits are. Before the clock starts, each contender records a short episode and is asked
+for it back.
 
-Each peer is fed from a wrapper, so that all contenders run in the same loop. A peer that is not installed is left out
-with a line that says so. All files lie in a temporary folder, which is deleted.
+Each peer is fed from a wrapper, so that all contenders run in the same loop. Where its documentation has a faster way
+than one call per step, which is to collect an episode and hand it over whole, that way is a contender too. All files
+lie in a temporary folder, which is deleted.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from itertools import islice, repeat, starmap
 from pathlib import Path
 from typing import Any
@@ -29,12 +26,25 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from benchmarks.record_peers import PEERS, Episode, Make, Peer, PeerPackage, minari_episode
-from benchmarks.timing import spread, take_turns
+from benchmarks.record_peers import PEERS, Episode, Make, Peer, Room, minari_episode
+from benchmarks.record_store import by_hand
+from benchmarks.report import OURS, Table, Target
+from benchmarks.suite import Suite, command, option
+from benchmarks.timing import take_turns
 from gym_replay import RecordToBuffer, ReplayBuffer
 
 SHARE = 10
 """Peers, and everybody where frames are recorded, take this many times fewer steps per run."""
+
+
+@dataclass(frozen=True)
+class Size:
+    steps: int = option(50_000, f"steps of a run; {SHARE} times fewer for peers and for frames")
+    length: int = option(1000, "steps of an episode where the environment does nothing")
+    repeats: int = option(9, "runs of each contender")
+
+
+SMOKE = Size(steps=4000, length=200, repeats=2)
 
 
 class Idle(gym.Env[Any, Any]):
@@ -69,11 +79,11 @@ class Passing(gym.Wrapper[Any, Any, Any, Any]):
 class RawWrites(gym.Wrapper[Any, Any, Any, Any]):
     """Writes each observation to a file that has its full size from the start, and nothing else."""
 
-    def __init__(self, env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> None:
+    def __init__(self, env: gym.Env[Any, Any], folder: Path, room: Room) -> None:
         super().__init__(env)
         self._position = 0
         self._descriptor = os.open(folder / "observations", os.O_RDWR | os.O_CREAT)
-        os.truncate(self._descriptor, 2 * steps * env.observation_space.sample().nbytes)
+        os.truncate(self._descriptor, 2 * room.steps * env.observation_space.sample().nbytes)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         result = self.env.step(action)
@@ -93,19 +103,25 @@ class Task:
         act: the actions of a run in an environment, one per step, in what the loop iterates over.
         steps: of a run.
         longest: T of the longest episode.
+        shortest: T of the shortest one.
     """
 
     env: Callable[[], gym.Env[Any, Any]]
     act: Callable[[gym.Env[Any, Any]], Iterable[Any]]
     steps: int
     longest: int
+    shortest: int
+
+    @property
+    def room(self) -> Room:
+        return Room(self.steps, self.steps // self.shortest + 2, self.longest)
 
     @staticmethod
-    def idle(observation: gym.spaces.Box, action: gym.spaces.Box, steps: int, longest: int = 1000) -> Task:
+    def idle(observation: gym.spaces.Box, action: gym.spaces.Box, steps: int, longest: int) -> Task:
         """Episodes of ``longest`` steps in an environment that does nothing; whole episodes only."""
         action.seed(0)
         actions = [action.sample() for _ in range(-(-steps // longest) * longest)]
-        return Task(lambda: Idle(observation, action, longest), lambda _: actions, len(actions), longest)
+        return Task(lambda: Idle(observation, action, longest), lambda _: actions, len(actions), longest, longest)
 
     @staticmethod
     def cartpole(steps: int) -> Task:
@@ -115,7 +131,7 @@ class Task:
             env.action_space.seed(0)
             return starmap(env.action_space.sample, repeat(()))
 
-        return Task(lambda: gym.make("CartPole-v1"), sampled, steps, 500)
+        return Task(lambda: gym.make("CartPole-v1"), sampled, steps, 500, 8)
 
     def part(self, share: int) -> Task:
         """The same with ``share`` times fewer steps."""
@@ -137,7 +153,7 @@ def run(make: Make, task: Task, parent: Path) -> float:
     """One run with a new buffer; microseconds per step."""
     folder = Path(tempfile.mkdtemp(dir=parent))
     try:
-        env = make(task.env(), folder, task.steps, task.longest)
+        env = make(task.env(), folder, task.room)
         try:
             return play(env, task.act(env), task.steps)
         finally:
@@ -146,15 +162,15 @@ def run(make: Make, task: Task, parent: Path) -> float:
         shutil.rmtree(folder)
 
 
-def make_bare(env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> Any:
+def make_bare(env: gym.Env[Any, Any], folder: Path, room: Room) -> Any:
     return env
 
 
-def make_passing(env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> Any:
+def make_passing(env: gym.Env[Any, Any], folder: Path, room: Room) -> Any:
     return Passing(env)
 
 
-def make_recorder(env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> Any:
+def make_recorder(env: gym.Env[Any, Any], folder: Path, room: Room) -> Any:
     return RecordToBuffer(env, folder / "buffer")
 
 
@@ -173,7 +189,7 @@ def stored_by(env: Any, length: int) -> Episode:
 def check(make: Make, task: Task, parent: Path) -> None:
     """Raise AssertionError unless the first episode is stored as it was played."""
     folder = Path(tempfile.mkdtemp(dir=parent))
-    env = make(task.env(), folder, task.steps, task.longest)
+    env = make(task.env(), folder, task.room)
     played: Episode = {name: [] for name in ("observation", "action", "reward", "terminated")}
     observation, _ = env.reset(seed=0)
     for action in islice(task.act(env), task.steps):
@@ -192,93 +208,68 @@ def check(make: Make, task: Task, parent: Path) -> None:
     env.close()
 
 
-class Suite:
-    """The tables, what they were measured from, and where files are written."""
+def run_each(contenders: dict[str, Make], task: Task, suite: Suite, own: set[str]) -> dict[str, Callable[[], float]]:
+    """What runs each contender once; those that are not our ``own`` take fewer steps."""
+    short = task.part(SHARE)
+    return {name: partial(run, make, task if name in own else short, suite.folder) for name, make in contenders.items()}
 
-    def __init__(self, folder: Path, repeats: int) -> None:
-        self.folder, self.repeats = folder, repeats
-        self.measured: dict[str, dict[str, list[float]]] = {}
-        self.peers: dict[str, Make] = {}
-        self.notes: list[str] = []
 
-    def find_peers(self, short: Sequence[Task]) -> None:
-        """Keep the peers that are installed and give back what they were given."""
-        self.notes = [self._find_peer(name, peer, short) for name, peer in PEERS.items()]
-
-    def _find_peer(self, name: str, peer: PeerPackage, short: Sequence[Task]) -> str:
-        try:
-            for task in short:
-                check(peer.make, task, self.folder)
-        except ImportError as error:
-            return f"{name}: left out, not installed ({error})"
-        self.peers[name] = peer.make
-        return f"{name} {version(peer.distribution)}: {peer.use}"
-
-    def compare(self, title: str, task: Task, contenders: dict[str, Make], *, target: str) -> None:
-        """Print one table; the first contender is what the others are compared with."""
-        tasks = {name: task.part(SHARE) if name in self.peers else task for name in contenders}
-        measured = take_turns(
-            {name: partial(run, make, tasks[name], self.folder) for name, make in contenders.items()}, self.repeats
+def idle(suite: Suite, task: Task, peers: dict[str, Make], notes: list[str], repeats: int) -> None:
+    """What recording alone adds to a step: the loop less one with a wrapper that does nothing, of the same round."""
+    passing = "pass-through wrapper"
+    contenders = {passing: make_passing, OURS: make_recorder, **peers}
+    loops = take_turns(run_each(contenders, task, suite, {passing, OURS}), repeats)
+    floor = loops.pop(passing)
+    suite.add(
+        Table(
+            f"Recording alone: Box(17) and Box(6) float32, episodes of {task.longest} steps",
+            "us added to a step",
+            OURS,
+            {name: [loop - bare for loop, bare in zip(values, floor, strict=True)] for name, values in loops.items()},
+            targets=[Target(OURS, 0.5), Target("Minari", 30, of=OURS, at_least=True)],
+            notes=[f"the loop with a wrapper that does nothing takes {statistics.median(floor):.3f} us a step", *notes],
+            extras={"whole loop, us": loops},
         )
-        self.measured[title] = measured
-        baseline = next(iter(contenders))
-        rounds = {name: list(zip(values, measured[baseline], strict=True)) for name, values in measured.items()}
-        added = {name: [mine - base for mine, base in pairs] for name, pairs in rounds.items()}
-        ours = statistics.median(added["RecordToBuffer"])
-        print(f"\n{title}\n{'':<20} {'x of ' + baseline:<26} {'added us':<26} {'x added':>7}  us per step")
-        for name, values in measured.items():
-            ratio, more = spread([mine / base for mine, base in rounds[name]]), spread(added[name])
-            factor = f"{statistics.median(added[name]) / ours:.1f}" if name in self.peers else ""
-            print(f"{name:<20} {ratio:<26} {more:<26} {factor:>7}  {statistics.median(values):.3f}")
-        print(f"target: {target}", flush=True)
+    )
 
 
-def measure(suite: Suite, steps: int) -> None:
+def measure(suite: Suite, size: Size) -> None:
     """All tables."""
     state, motor = gym.spaces.Box(-np.inf, np.inf, (17,)), gym.spaces.Box(-1, 1, (6,))
     frame = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
     short = Task.idle(state, motor, 36, longest=12), Task.cartpole(500)
     for task in (*short, Task.idle(frame, motor, 36, longest=12)):
         check(make_recorder, task, suite.folder)
-    suite.find_peers(short)
-    suite.compare(
-        "Nothing but recording: Box(17) and Box(6) float32, episodes of 1000 steps",
-        Task.idle(state, motor, steps),
-        {"pass-through wrapper": make_passing, "RecordToBuffer": make_recorder, **suite.peers},
-        target="0.5 us added, and 30 times less than Minari adds",
-    )
+    peers, notes = suite.peers(PEERS)
+    for make in peers.values():
+        for task in short:
+            check(make, task, suite.folder)
+    idle(suite, Task.idle(state, motor, size.steps, size.length), peers, notes, size.repeats)
+    bare = "bare loop"
     suite.compare(
         "CartPole-v1, random policy, the whole loop",
-        Task.cartpole(steps),
-        {"bare loop": make_bare, "RecordToBuffer": make_recorder, **suite.peers},
-        target="1.3 times the bare loop",
+        "us per step",
+        run_each({bare: make_bare, OURS: make_recorder, **peers}, Task.cartpole(size.steps), suite, {bare, OURS}),
+        size.repeats,
+        targets=[Target(OURS, 1.3, of=bare)],
+        notes=notes,
     )
+    by_hand(suite, size.steps, size.length, size.repeats)
+    raw = "one pwrite a step"
     suite.compare(
-        "Frames: Box(84, 84, 4) uint8, episodes of 1000 steps",
-        Task.idle(frame, motor, steps // SHARE),
-        {"one pwrite a step": RawWrites, "RecordToBuffer": make_recorder},
-        target="1.3 times the loop with one os.pwrite of the observation a step",
+        f"Frames: Box(84, 84, 4) uint8, episodes of {size.length} steps",
+        "us per step",
+        run_each(
+            {raw: RawWrites, OURS: make_recorder},
+            Task.idle(frame, motor, size.steps // SHARE, size.length),
+            suite,
+            {raw, OURS},
+        ),
+        size.repeats,
+        targets=[Target(OURS, 1.3, of=raw)],
+        notes=["the floor writes the observation alone, by one os.pwrite, to a file that has its full size"],
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=50_000, help="steps of a run (default 50000)")
-    parser.add_argument("--repeats", type=int, default=9, help="runs of each contender (default 9)")
-    parser.add_argument("--folder", type=Path, help="where to write (default: the system's temporary folder)")
-    parser.add_argument("--json", type=Path, help="a file for all single measurements")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        suite = Suite(Path(folder), options.repeats)
-        print(f"Python {platform.python_version()}, NumPy {np.__version__}, Gymnasium {gym.__version__}")
-        print(f"{options.steps} steps a run ({SHARE} times fewer for peers and for frames), {options.repeats} rounds,")
-        print("median (lowest .. highest); ratios and differences are between runs of one round;")
-        print("'x added': how many times what RecordToBuffer adds to a step")
-        measure(suite, options.steps)
-    print("\n" + "\n".join(suite.notes))
-    if options.json:
-        options.json.write_text(json.dumps({"peers": suite.notes, "us_per_step": suite.measured}, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    command("record", __doc__, measure, Size(), SMOKE)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
+from benchmarks.peers import Use, torchrl_data
+
 Episode = dict[str, Any]
 """``observation``, ``action``, ``reward`` and ``terminated`` of the T transitions, one row each."""
+
+
+class Room(NamedTuple):
+    """What a buffer is to hold: transitions, episodes at most, and T of the longest episode."""
+
+    steps: int
+    episodes: int
+    longest: int
 
 
 class Peer(gym.Wrapper[Any, Any, Any, Any]):
@@ -50,14 +58,34 @@ class Peer(gym.Wrapper[Any, Any, Any, Any]):
         raise NotImplementedError
 
 
+class WholeEpisodes(Peer):
+    """Keeps references to the steps of an episode, and hands it over at its end, one array per field."""
+
+    def begin(self) -> None:
+        self._steps: list[tuple[Any, ...]] = []
+        self._observations = [self._observation]
+
+    def add(self, before: Any, action: Any, after: Any, reward: Any, terminated: bool, truncated: bool) -> None:
+        self._steps.append((action, reward, terminated, truncated))
+        self._observations.append(after)
+
+    def end(self) -> None:
+        columns = [np.asarray(column) for column in zip(*self._steps, strict=True)]
+        self.store(np.stack(self._observations), *columns)
+
+    def store(self, observations: Any, action: Any, reward: Any, terminated: Any, truncated: Any) -> None:
+        """Store T transitions, of which there are T+1 observations."""
+        raise NotImplementedError
+
+
 class MemmapReplayBuffer(Peer):
-    def __init__(self, env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> None:
+    def __init__(self, env: gym.Env[Any, Any], folder: Path, room: Room) -> None:
         super().__init__(env)
         action_type = "float" if isinstance(env.action_space, gym.spaces.Box) else "int"
         self._buffer = import_module("memmap_replay_buffer").ReplayBuffer(
             folder,
-            max_episodes=steps // min(longest, 8) + 2,
-            max_timesteps=longest,
+            max_episodes=room.episodes,
+            max_timesteps=room.longest,
             fields={
                 "observation": ("float", env.observation_space.shape),
                 "action": (action_type, env.action_space.shape),
@@ -82,12 +110,24 @@ class MemmapReplayBuffer(Peer):
         return {name: values[0, :length] for name, values in self._buffer.data.items()}
 
 
-class TorchRL(Peer):
-    def __init__(self, env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> None:
+class MemmapEpisodes(WholeEpisodes, MemmapReplayBuffer):
+    """``store_episode`` instead of ``store``."""
+
+    def store(self, observations: Any, action: Any, reward: Any, terminated: Any, truncated: Any) -> None:
+        self._buffer.store_episode(
+            observation=observations[:-1],
+            action=action,
+            reward=reward.astype(np.float32),
+            terminated=terminated,
+            truncated=truncated,
+        )
+
+
+class TorchRL(WholeEpisodes):
+    def __init__(self, env: gym.Env[Any, Any], folder: Path, room: Room) -> None:
         super().__init__(env)
-        data = import_module("torchrl.data")
-        logging.getLogger("torchrl").setLevel(logging.WARNING)
-        storage = data.LazyMemmapStorage(steps + longest, scratch_dir=str(folder / "storage"))
+        data = torchrl_data()
+        storage = data.LazyMemmapStorage(room.steps + room.longest, scratch_dir=str(folder / "storage"))
         self._buffer = data.ReplayBuffer(storage=storage, batch_size=1)
         self._make, self._from_numpy = import_module("tensordict").TensorDict, import_module("torch").from_numpy
         self._create_files()
@@ -100,20 +140,16 @@ class TorchRL(Peer):
         self.end()
         self._buffer.empty()
 
-    def begin(self) -> None:
-        self._steps: list[tuple[Any, ...]] = []
-        self._observations = [self._observation]
-
-    def add(self, before: Any, action: Any, after: Any, reward: Any, terminated: bool, truncated: bool) -> None:
-        self._steps.append((action, reward, terminated, truncated))
-        self._observations.append(after)
-
-    def end(self) -> None:
-        observations = self._from_numpy(np.stack(self._observations))
-        columns = [self._from_numpy(np.asarray(column)) for column in zip(*self._steps, strict=True)]
-        action, reward, terminated, truncated = columns
-        after = {"observation": observations[1:], "reward": reward, "terminated": terminated, "truncated": truncated}
-        episode = {"observation": observations[:-1], "action": action, "next": after}
+    def store(self, observations: Any, action: Any, reward: Any, terminated: Any, truncated: Any) -> None:
+        of = self._from_numpy
+        shown = of(observations)
+        after = {
+            "observation": shown[1:],
+            "reward": of(reward),
+            "terminated": of(terminated),
+            "truncated": of(truncated),
+        }
+        episode = {"observation": shown[:-1], "action": of(action), "next": after}
         self._buffer.extend(self._make(episode, batch_size=[len(action)]))
 
     def first_episode(self, length: int) -> Episode:
@@ -123,12 +159,12 @@ class TorchRL(Peer):
 
 
 class Cpprb(Peer):
-    def __init__(self, env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> None:
+    def __init__(self, env: gym.Env[Any, Any], folder: Path, room: Room) -> None:
         super().__init__(env)
         observation, action = env.observation_space, env.action_space
         state = {"shape": observation.shape, "dtype": observation.dtype}
         schema = {"obs": state, "next_obs": state, "act": {"shape": action.shape or 1, "dtype": action.dtype}}
-        self._buffer = import_module("cpprb").ReplayBuffer(steps, {**schema, "rew": {}, "done": {}})
+        self._buffer = import_module("cpprb").ReplayBuffer(room.steps, {**schema, "rew": {}, "done": {}})
 
     def add(self, before: Any, action: Any, after: Any, reward: Any, terminated: bool, truncated: bool) -> None:
         self._buffer.add(obs=before, act=action, next_obs=after, rew=reward, done=terminated)
@@ -142,11 +178,19 @@ class Cpprb(Peer):
         return {name: stored[theirs][:length] for name, theirs in names.items()}
 
 
+class CpprbEpisodes(WholeEpisodes, Cpprb):
+    """One ``add`` of all transitions instead of one per step."""
+
+    def store(self, observations: Any, action: Any, reward: Any, terminated: Any, truncated: Any) -> None:
+        self._buffer.add(obs=observations[:-1], act=action, next_obs=observations[1:], rew=reward, done=terminated)
+        self._buffer.on_episode_end()
+
+
 class StableBaselines3(Peer):
-    def __init__(self, env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> None:
+    def __init__(self, env: gym.Env[Any, Any], folder: Path, room: Room) -> None:
         super().__init__(env)
         buffers = import_module("stable_baselines3.common.buffers")
-        self._buffer = buffers.ReplayBuffer(steps, env.observation_space, env.action_space, device="cpu")
+        self._buffer = buffers.ReplayBuffer(room.steps, env.observation_space, env.action_space, device="cpu")
 
     def add(self, before: Any, action: Any, after: Any, reward: Any, terminated: bool, truncated: bool) -> None:
         info = {"TimeLimit.truncated": truncated and not terminated}
@@ -159,11 +203,11 @@ class StableBaselines3(Peer):
         return {name: values[:length, 0] for name, values in {**named, "terminated": terminated}.items()}
 
 
-Make = Callable[[gym.Env[Any, Any], Path, int, int], Any]
-"""From the environment, a folder, the number of steps and the longest episode to the environment that records."""
+Make = Callable[[gym.Env[Any, Any], Path, Room], Any]
+"""From the environment, a folder and what there is to be room for to the environment that records."""
 
 
-def make_minari(env: gym.Env[Any, Any], folder: Path, steps: int, longest: int) -> Any:
+def make_minari(env: gym.Env[Any, Any], folder: Path, room: Room) -> Any:
     os.environ["MINARI_DATASETS_PATH"] = str(folder)
     warnings.filterwarnings("ignore", module="minari")
     return import_module("minari").DataCollector(env, jpeg_encoding=False)
@@ -176,41 +220,33 @@ def minari_episode(env: Any, length: int) -> Episode:
     return {**named, "reward": stored.rewards, "terminated": stored.terminations}
 
 
-@dataclass(frozen=True)
-class PeerPackage:
-    """A package to compare with.
-
-    Args:
-        distribution: what pip calls it.
-        use: how it is used here.
-        make: makes an environment that records with it.
-    """
-
-    distribution: str
-    use: str
-    make: Make
-
-
-PEERS = {
-    "Minari": PeerPackage(
-        "minari",
-        "DataCollector, HDF5, jpeg_encoding=False; writes a group at each episode's end",
+TWICE = "in memory; stores each observation twice"
+REFERENCES = "references until the episode ends, so an environment that writes into its last observation would spoil it"
+PEERS: dict[str, Use[Make]] = {
+    "Minari": Use(
+        "Minari",
+        "DataCollector, HDF5, jpeg_encoding=False; writes a group at each episode's end. Arrow takes as long for long "
+        "episodes and longer for short ones",
         make_minari,
     ),
-    "memmap-replay-buffer": PeerPackage(
+    "memmap-replay-buffer": Use(
         "memmap-replay-buffer",
-        "one_episode and store, flush_every_store_step=0; msync at each episode",
+        "one_episode and store, flush_every_store_step=0; msync at each episode, which waits for the disk",
         MemmapReplayBuffer,
     ),
-    "torchrl": PeerPackage(
+    "memmap-replay-buffer, whole": Use(
+        "memmap-replay-buffer",
+        f"store_episode, flush_every_store_step=0; msync of its counters at each episode; {REFERENCES}",
+        MemmapEpisodes,
+    ),
+    "torchrl": Use(
         "torchrl",
-        "ReplayBuffer of LazyMemmapStorage, one extend per episode, references until then",
+        f"ReplayBuffer of LazyMemmapStorage, one extend per episode, the next observation a second time; {REFERENCES}",
         TorchRL,
     ),
-    "cpprb": PeerPackage("cpprb", "ReplayBuffer.add at each step, in memory; stores each observation twice", Cpprb),
-    "Stable-Baselines3": PeerPackage(
-        "stable-baselines3",
-        "ReplayBuffer.add at each step, in memory; stores each observation twice",
-        StableBaselines3,
+    "cpprb": Use("cpprb", f"ReplayBuffer.add at each step, {TWICE}", Cpprb),
+    "cpprb, whole": Use("cpprb", f"one ReplayBuffer.add per episode, {TWICE}; {REFERENCES}", CpprbEpisodes),
+    "Stable-Baselines3": Use(
+        "Stable-Baselines3", f"ReplayBuffer.add at each step, its only way, {TWICE}", StableBaselines3
     ),
 }

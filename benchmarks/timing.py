@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def take_turns(contenders: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
@@ -19,13 +24,18 @@ def take_turns(contenders: Mapping[str, Callable[[], float]], repeats: int) -> d
     """
     names = list(contenders)
     measured: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(repeats + 1):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            gc.collect()
-            value = contenders[name]()
-            if turn:
-                measured[name].append(value)
+    gc.collect()
+    gc.freeze()  # what is imported by now need not be searched for garbage before every turn
+    try:
+        for turn in range(repeats + 1):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                gc.collect()
+                value = contenders[name]()
+                if turn:
+                    measured[name].append(value)
+    finally:
+        gc.unfreeze()
     return measured
 
 
@@ -34,3 +44,17 @@ def spread(values: Sequence[float]) -> str:
     low, middle, high = min(values), statistics.median(values), max(values)
     digits = 2 if middle < 10 else 1 if middle < 100 else 0
     return f"{middle:.{digits}f} ({low:.{digits}f} .. {high:.{digits}f})"
+
+
+def forever(loader: Iterable[T]) -> Iterator[T]:
+    """One epoch after the other."""
+    while True:
+        yield from loader
+
+
+def per_item(items: Iterator[Any], count: int) -> float:
+    """Microseconds for each of the next ``count`` items."""
+    begin = time.perf_counter()
+    for _ in itertools.islice(items, count):
+        pass
+    return 1e6 * (time.perf_counter() - begin) / count

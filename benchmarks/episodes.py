@@ -1,0 +1,172 @@
+"""Episodes written in the format of each package, for ``benchmarks.open`` and ``benchmarks.disk``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.minari_datasets import write_minari
+from benchmarks.peers import torchrl_data
+from gym_replay import Field, ReplayBuffer
+
+Array = npt.NDArray[Any]
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "obs 17, act 6": {
+        "observation": Field("float32", (17,), state=True),
+        "action": Field("float32", (6,)),
+        "reward": "float64",
+        "terminated": "bool",
+        "truncated": "bool",
+    },
+    "CartPole": {
+        "observation": Field("float32", (4,), state=True),
+        "action": "int64",
+        "reward": "float64",
+        "terminated": "bool",
+        "truncated": "bool",
+    },
+}
+META = {"episode_seed": "int64", "episode_return": "float64", "episode_complete": "bool"}
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Episodes one after the other, with T+1 observations and T rows of the rest.
+
+    Args:
+        schema: a key of :data:`SCHEMAS`.
+        lengths: T of each episode.
+        columns: by field, all rows of all episodes.
+    """
+
+    schema: str
+    lengths: Array
+    columns: dict[str, Array]
+
+    @staticmethod
+    def random(schema: str, lengths: Array) -> Episodes:
+        """Noise, which cannot be compressed, but for the flags and CartPole's reward, which is 1."""
+        generator = np.random.default_rng(0)
+        steps, points = int(lengths.sum()), int(lengths.sum()) + len(lengths)
+        truncated = np.zeros(steps, np.bool_)
+        truncated[lengths.cumsum() - 1] = True
+        wide = schema != "CartPole"
+        columns = {
+            "observation": generator.standard_normal((points, 17 if wide else 4), np.float32),
+            "action": generator.standard_normal((steps, 6), np.float32) if wide else generator.integers(0, 2, steps),
+            "reward": generator.standard_normal(steps) if wide else np.ones(steps),
+            "terminated": np.zeros(steps, np.bool_),
+            "truncated": truncated,
+        }
+        return Episodes(schema, lengths, columns)
+
+    @cached_property
+    def starts(self) -> Array:
+        """The first transition of each episode; its first observation is as many further on as the episode's number."""
+        return np.concatenate(([0], self.lengths.cumsum()[:-1]))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(column.nbytes for column in self.columns.values())
+
+    def episode(self, number: int) -> dict[str, Array]:
+        begin, length = int(self.starts[number]), int(self.lengths[number])
+        rows = {name: column[begin : begin + length] for name, column in self.columns.items()}
+        return {**rows, "observation": self.columns["observation"][begin + number : begin + number + length + 1]}
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        return (self.episode(number) for number in range(len(self.lengths)))
+
+    def transitions(self) -> dict[str, Array]:
+        """Rows of single transitions, with ``next_observation``."""
+        places = np.arange(len(self.columns["reward"])) + np.repeat(np.arange(len(self.lengths)), self.lengths)
+        shown = self.columns["observation"]
+        return {**self.columns, "observation": shown[places], "next_observation": shown[places + 1]}
+
+    def check(self, name: str, number: int, found: dict[str, Any]) -> None:
+        """Raise AssertionError unless this is an episode; the last observation may be missing."""
+        for field, expected in self.episode(number).items():
+            values = np.asarray(found[field])
+            length = len(expected) - (field == "observation" and len(values) < len(expected))
+            wanted = expected[:length].astype(values.dtype)
+            np.testing.assert_array_equal(values.reshape(wanted.shape), wanted, f"{name}: {field}")
+
+
+def write_ours(episodes: Episodes, folder: Path) -> None:
+    with ReplayBuffer(folder, fields=SCHEMAS[episodes.schema], meta_fields=META) as buffer:
+        for number, episode in enumerate(episodes):
+            total = float(episode["reward"].sum())
+            buffer.store_episode(**episode, episode_seed=number, episode_return=total, episode_complete=True)
+
+
+def write_numpy(episodes: Episodes, folder: Path) -> None:
+    """A file for each field, and one for the lengths."""
+    folder.mkdir()
+    for name, column in {**episodes.columns, "length": episodes.lengths}.items():
+        np.save(folder / f"{name}.npy", column)
+
+
+def make_memmap(episodes: Episodes, folder: Path, max_timesteps: int) -> Any:
+    """An empty buffer of memmap-replay-buffer with exactly the room that is needed, of its own dtypes."""
+    wide = episodes.schema != "CartPole"
+    return import_module("memmap_replay_buffer").ReplayBuffer(
+        folder,
+        max_episodes=len(episodes.lengths),
+        max_timesteps=max_timesteps,
+        fields={
+            "observation": ("float", episodes.columns["observation"].shape[1:]),
+            "action": ("float", (6,)) if wide else "int",
+            "reward": "float",
+            "terminated": "bool",
+            "truncated": "bool",
+        },
+        flush_every_store_step=0,
+    )
+
+
+def write_memmap(episodes: Episodes, folder: Path, max_timesteps: int) -> None:
+    """Without last observations, for which it has no place."""
+    buffer = make_memmap(episodes, folder, max_timesteps)
+    kinds = {name: array.dtype for name, array in buffer.data.items()}
+    for episode in episodes:
+        rows = {**episode, "observation": episode["observation"][:-1]}
+        buffer.store_episode(**{name: values.astype(kinds[name], copy=False) for name, values in rows.items()})
+    buffer.flush()
+
+
+def write_torchrl(episodes: Episodes, folder: Path) -> None:
+    """A LazyMemmapStorage of all transitions, with the dump that goes with it."""
+    rows = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in episodes.transitions().items()}
+    after = {"observation": rows.pop("next_observation")}
+    after |= {name: rows.pop(name)[:, None] for name in ("reward", "terminated", "truncated")}
+    count = len(rows["action"])
+    data, make = torchrl_data(), import_module("tensordict").TensorDict
+    storage = data.LazyMemmapStorage(count, scratch_dir=str(folder / "storage"), auto_cleanup=False)
+    buffer = data.ReplayBuffer(storage=storage, batch_size=256)
+    buffer.extend(make({**rows, "next": after}, batch_size=[count]))
+    buffer.dumps(folder)
+
+
+def open_torchrl(folder: Path, count: int) -> Any:
+    """Its buffer of transitions, as its documentation opens a storage where it lies."""
+    data = torchrl_data()
+    storage = data.LazyMemmapStorage(count, scratch_dir=str(folder / "storage"), auto_cleanup=False)
+    buffer = data.ReplayBuffer(storage=storage, batch_size=256)
+    buffer.loads(folder)
+    return buffer
+
+
+def write_minari_hdf5(episodes: Episodes, folder: Path) -> None:
+    write_minari(folder, list(episodes), "hdf5")
+
+
+def write_minari_arrow(episodes: Episodes, folder: Path) -> None:
+    write_minari(folder, list(episodes), "arrow")

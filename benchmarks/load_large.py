@@ -1,0 +1,98 @@
+"""100 million steps in a million episodes, really written, next to one million: ``python -m benchmarks.load --large``.
+
+It takes 2.4 GB of disk, and minutes to write.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.report import OURS, Table, Target
+from benchmarks.suite import Suite
+from benchmarks.timing import forever, per_item, take_turns
+from gym_replay import Field, ReplayBuffer
+
+SIZES = {"1 M steps": 10_000, "100 M steps": 1_000_000}
+FIELDS = {"observation": Field("float32", (4,), state=True), "action": "uint8", "reward": "float32"}
+OPEN = """
+import resource, sys, time
+import torch
+import gym_replay.buffer.loading.loaders
+from gym_replay import ReplayBuffer
+
+def own():
+    for line in open("/proc/self/smaps_rollup"):
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) / 1024
+
+before, begin = own(), time.perf_counter()
+buffer = ReplayBuffer.from_folder(sys.argv[1], read_only=True)
+batches = iter(buffer.dataloader(256, n_steps=1, shuffle=True))
+next(batches)
+first = time.perf_counter() - begin
+for _ in range(1000):
+    next(batches)
+print(first, own() - before)
+"""
+
+
+def large(suite: Suite, batches: int, repeats: int) -> None:
+    """How batches, the first batch and the memory grow with the number of steps."""
+    turns = {}
+    for title, episodes in SIZES.items():
+        folder = suite.folder / title.replace(" ", "")
+        _write(folder, episodes)
+        print(f"{title}: written", file=sys.stderr)
+        opened = ReplayBuffer.from_folder(folder, read_only=True)
+        loader = opened.dataloader(256, n_steps=1, shuffle=True, drop_last=True)
+        for batch in itertools.islice(loader, 3):
+            shown, after = (batch[entry][:, :2].long() for entry in ("observation", "next_observation"))
+            row, following = shown[:, 0] * 4096 + shown[:, 1], after[:, 0] * 4096 + after[:, 1]
+            assert torch.equal(following, row + 1)
+            assert torch.equal(batch["reward"], batch["observation"][:, 2])
+        iterator = forever(loader)
+        turns[title] = lambda iterator=iterator: per_item(iterator, batches)
+    one, many = SIZES
+    measured = take_turns(turns, repeats)
+    targets = [Target(many, 1.5, of=one)]
+    title = "1 M episodes of 100 steps (observation 4, action, reward), n-step batches of 256, shuffled"
+    suite.add(Table(title, "us per batch", one, measured, targets))
+    gc.collect()
+    seconds, megabytes = zip(*(_open_once(suite.folder / "100Msteps") for _ in range(repeats)), strict=True)
+    targets = [Target(OURS, 1.0)]
+    suite.add(Table("100 M steps: from opening to the first batch", "s", OURS, {OURS: list(seconds)}, targets))
+    targets = [Target(OURS, 200.0)]
+    suite.add(Table("100 M steps: own memory after 1000 batches", "MiB", OURS, {OURS: list(megabytes)}, targets))
+
+
+def _write(folder: Path, episodes: int) -> None:
+    """A buffer of so many episodes, in the page cache."""
+    with ReplayBuffer(folder, fields=FIELDS) as buffer:
+        for begin in range(0, episodes, 1000):
+            _store_many(buffer, begin)
+    for path in folder.rglob("*.npy"):
+        with path.open("rb") as stream:
+            while stream.read(1 << 24):
+                pass
+
+
+def _store_many(buffer: ReplayBuffer, begin: int) -> None:
+    rows = (np.arange(begin, begin + 1000)[:, None] * 101 + np.arange(101)).astype(np.int64)
+    observation = np.stack((rows // 4096, rows % 4096, rows % 1000, rows % 7), axis=-1).astype(np.float32)
+    with buffer.batched_episode(1000):
+        for t in range(100):
+            buffer.store_batch(observation=observation[:, t], action=rows[:, t] % 7, reward=observation[:, t, 2])
+        buffer.store_final(observation=observation[:, 100])
+
+
+def _open_once(folder: Path) -> tuple[float, float]:
+    done = subprocess.run([sys.executable, "-c", OPEN, str(folder)], capture_output=True, text=True, check=True)
+    seconds, megabytes = map(float, done.stdout.split())
+    return seconds, megabytes

@@ -1,13 +1,12 @@
-"""What the measurements of growth share: an idle environment, memory, and fresh processes that open a buffer."""
+"""What the measurements of growth share: how episodes are played, memory, and fresh processes that open a buffer."""
 
 from __future__ import annotations
 
-import itertools
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,31 +17,6 @@ import numpy.typing as npt
 from benchmarks.timing import per_item
 
 Ints = npt.NDArray[np.int64]
-
-
-class Idle(gym.Env[Any, Any]):
-    """Episodes of a fixed length in which nothing happens: a step returns what was made before.
-
-    Args:
-        space: of the observations.
-        length: of the episodes.
-    """
-
-    action_space = gym.spaces.Discrete(2)
-
-    def __init__(self, space: gym.spaces.Box, length: int) -> None:
-        self.observation_space, self._length = space, length
-        space.seed(0)
-        self._observations = [space.sample() for _ in range(16)]
-        self._t = 0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self._t = 0
-        return self._observations[0], {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        t = self._t = self._t + 1
-        return self._observations[t & 15], 1.0, t == self._length, False, {}
 
 
 class Episodes(NamedTuple):
@@ -119,19 +93,6 @@ def open_afresh(folder: Path, batches: int) -> Opening:
     if done.returncode:
         raise RuntimeError(done.stderr)
     return Opening(*map(float, done.stdout.split()))
-
-
-def column(folder: Path, name: str) -> npt.NDArray[Any]:
-    """A field's rows as a plain array over the file."""
-    array: npt.NDArray[Any] = np.load(folder / "steps" / f"{name}.npy", mmap_mode="r").view(np.ndarray)
-    return array
-
-
-def bare(columns: Mapping[str, tuple[npt.NDArray[Any], int]], rows: Sequence[Ints]) -> Iterator[list[Any]]:
-    """The columns at the rows, each shifted as its entry says, by ``numpy.take``; without end."""
-    pairs = list(columns.values())
-    for some in itertools.cycle(rows):
-        yield [array.take(some + shift if shift else some, axis=0) for array, shift in pairs]
 
 
 def batches_for(batches: Iterator[Any], seconds: float, most: int) -> int:

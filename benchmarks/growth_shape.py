@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -15,7 +16,9 @@ import gymnasium as gym
 import numpy as np
 
 from benchmarks.curves import Panel, Study
-from benchmarks.growing import Idle, bare, batches_for, column, play
+from benchmarks.floors import bare, column
+from benchmarks.growing import batches_for, play
+from benchmarks.idle import Idle
 from benchmarks.timing import forever, per_item, take_turns
 from gym_replay import Field, RecordToBuffer, ReplayBuffer, window_loader
 
@@ -69,7 +72,7 @@ def _record_rows(panel: Panel, folder: Path, size: int, count: int, repeats: int
 
     def run(name: str) -> float:
         path = Path(tempfile.mkdtemp(dir=folder))
-        env = makers[name](Idle(space, length), path)
+        env = makers[name](Idle(space, gym.spaces.Discrete(2), length), path)
         begin = time.perf_counter()
         play(env, length, count // length)
         taken = 1e6 * (time.perf_counter() - begin) / (count // length * length)
@@ -92,7 +95,10 @@ def _load_rows(panel: Panel, folder: Path, size: int, count: int, repeats: int, 
     with ReplayBuffer.from_folder(path, read_only=True) as buffer:
         lot = [generator.integers(0, count, BATCH) for _ in range(500)]
         loader = buffer.dataloader(BATCH, timestep_level=True, shuffle=True, drop_last=True)
-        contenders = {OURS: forever(loader), TAKE: bare({"observation": (column(path, "observation"), 0)}, lot)}
+        contenders = {
+            OURS: forever(loader),
+            TAKE: bare({"observation": (column(path, "observation"), 0)}, itertools.cycle(lot)),
+        }
         turns = {name: partial(per_item, each, batches_for(each, seconds, 2000)) for name, each in contenders.items()}
         for name, values in take_turns(turns, repeats).items():
             panel.add(name, size, [value / BATCH for value in values])
@@ -116,7 +122,7 @@ def batches(folder: Path, sizes: Sequence[int], episodes: int, repeats: int, sec
                 for _ in range(max(2, min(1000, 2_000_000 // size)))
             ]
             loader = buffer.dataloader(size, n_steps=1, shuffle=True, drop_last=True)
-            contenders: dict[str, Iterator[Any]] = {OURS: forever(loader), TAKE: bare(columns, lot)}
+            contenders: dict[str, Iterator[Any]] = {OURS: forever(loader), TAKE: bare(columns, itertools.cycle(lot))}
             turns = {name: partial(per_item, one, batches_for(one, seconds, 5000)) for name, one in contenders.items()}
             for name, values in take_turns(turns, repeats).items():
                 whole.add(name, size, values)

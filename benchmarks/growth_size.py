@@ -8,6 +8,7 @@ turns, one for each size, and so does ``numpy.take`` of the same fields at rando
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.curves import Panel, Study
-from benchmarks.growing import Idle, anonymous, bare, column, open_afresh, play
+from benchmarks.floors import bare, column
+from benchmarks.growing import anonymous, open_afresh, play
+from benchmarks.idle import Idle
 from benchmarks.timing import forever, per_item, take_turns
 from gym_replay import RecordToBuffer, ReplayBuffer
 
@@ -80,7 +83,7 @@ def _grow(
     panels, buffer = study.panels, folder / "buffer"
     gc.collect()
     before = anonymous()
-    env = RecordToBuffer(Idle(space, length), buffer)
+    env = RecordToBuffer(Idle(space, gym.spaces.Discrete(2), length), buffer)
     done = 0
     for size in sizes:
         worst = play(env, length, size - done).worst
@@ -132,7 +135,7 @@ def _load(panel: Panel, folder: Path, length: int, sizes: Sequence[int], how_oft
                 for _ in range(max(how_often.batches, 2))
             ]
             contenders[f"gym_replay {size}"] = forever(loader)
-            contenders[f"{TAKE} {size}"] = bare(columns, rows)
+            contenders[f"{TAKE} {size}"] = bare(columns, itertools.cycle(rows))
         turns = {name: partial(per_item, each, how_often.batches) for name, each in contenders.items()}
         measured = take_turns(turns, how_often.runs)
     for size in sizes:

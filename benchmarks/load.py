@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.floors import bare, column
 from benchmarks.load_frames import frames
 from benchmarks.load_large import large
 from benchmarks.load_peers import ALL, TRAJECTORIES, TRANSITIONS, WINDOWS, Batch, Data, Stored, check
@@ -73,11 +74,6 @@ def store(data: Data, folder: Path, begin: int = 0, end: int | None = None) -> R
     return ReplayBuffer.from_folder(folder, read_only=True)
 
 
-def column(folder: Path, name: str) -> npt.NDArray[Any]:
-    """A field's rows as a plain array over the file."""
-    return np.load(folder / "steps" / f"{name}.npy", mmap_mode="r").view(np.ndarray)
-
-
 def compare(
     suite: Suite,
     title: str,
@@ -105,13 +101,6 @@ def peers_for(
     for name, iterator in batches.items():
         check(name, setting.data, next(iterator), size, fields)
     return batches, notes
-
-
-def bare(columns: Mapping[str, tuple[npt.NDArray[Any], int]], rows: Iterator[Any]) -> Iterator[list[Any]]:
-    """The columns at the rows, each shifted as its entry says, by ``numpy.take``."""
-    pairs = list(columns.values())
-    for some in rows:
-        yield [array.take(some + shift if shift else some, axis=0) for array, shift in pairs]
 
 
 def shuffled(data: Data, count: int, length: int = 1) -> Iterator[npt.NDArray[np.int64]]:

@@ -30,8 +30,9 @@ import gym_replay.buffer.storage.writer as writer_module
 import gym_replay.wrappers.recording as recording_module
 import gym_replay.wrappers.vector.record_to_buffer as vector_module
 from benchmarks.curves import circumstances
-from benchmarks.growing import bare, column
+from benchmarks.floors import bare, column
 from benchmarks.growth_shape import MOTOR, store_motor
+from benchmarks.idle import Idle, Passing
 from benchmarks.parts import WITH_CLOCKS, Breakdown, Clocks
 from benchmarks.timing import forever, per_item, take_turns
 from gym_replay import RecordToBuffer, ReplayBuffer
@@ -51,31 +52,6 @@ class Sizes:
 
     def of(self, count: int) -> int:
         return max(count // self.scale, 2)
-
-
-class Idle(gym.Env[Any, Any]):
-    """Episodes of a fixed length; observations are prepared."""
-
-    def __init__(self, observation: gym.spaces.Box, action: gym.Space[Any], length: int) -> None:
-        self.observation_space, self.action_space, self._length = observation, action, length
-        observation.seed(0)
-        self._observations = [observation.sample() for _ in range(16)]
-        self._t = 0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self._t = 0
-        return self._observations[0], {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        t = self._t = self._t + 1
-        return self._observations[t & 15], 0.5, False, t == self._length, {}
-
-
-class Passing(gym.Wrapper[Any, Any, Any, Any]):
-    """A wrapper that does nothing."""
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        return self.env.step(action)
 
 
 def motor(length: int) -> tuple[gym.Env[Any, Any], Any]:
@@ -305,7 +281,7 @@ def batch(folder: Path, sizes: Sizes) -> Breakdown:
     ]
     with ReplayBuffer.from_folder(path, read_only=True) as buffer:
         loader = buffer.dataloader(size, n_steps=1, shuffle=True, drop_last=True, seed=0)
-        take = bare(columns, lot)
+        take = bare(columns, itertools.cycle(lot))
         plain = [per_item(take, count) for _ in range(sizes.repeats)]
         # An iteration of its own each time: one that goes on would go on with the clocks of its beginning.
         clocks = _clocks_of_batch(loader)

@@ -81,9 +81,9 @@ class VectorRecording:
         return not self.is_broken and not self._finished
 
     def _set(self, running: Mask, waiting: Mask, **others: Any) -> None:
-        has_waiting = bool(np.count_nonzero(waiting))
+        has_waiting = 1 in waiting.tobytes()  # in a quarter of the time that NumPy takes to count them
         others["running"], others["waiting"], others["has_waiting"] = running, waiting, has_waiting
-        others["is_recording"] = has_waiting or bool(np.count_nonzero(running))
+        others["is_recording"] = has_waiting or 1 in running.tobytes()
         # In one call: an interrupt comes before all of it or after it.
         self.__dict__.update(others)
 

@@ -17,6 +17,7 @@ BLOCK_BYTES = 4 << 20
 POOL_BYTES = 256 << 20
 _MOST_BLOCK_SAMPLES = 1 << 16
 _FEWEST_BLOCKS = 16
+_HURRY = 4
 
 # Which of the sequences of a seed and epoch is for what.
 _PHASE, _SHORT, _BLOCKS, _POOLS = range(1, 5)
@@ -131,7 +132,8 @@ class BlockOrder(Order):
         """Iterate over what to read ahead with each batch from ``start`` on: ranges of samples, and for which pool.
 
         With the first batch they are those of its pool, which come too late to be ahead of it but in one piece; with
-        the batches of a pool together, those of the pool after it, in equal parts.
+        the first quarter of the batches of a pool, those of the pool after it, in equal parts, so that a disk which is
+        slower than the batches always has something to read.
         """
         started = False
         pending: list[Read] = []
@@ -146,7 +148,7 @@ class BlockOrder(Order):
                 started, current = True, pool
                 pending = self._reads_of(epoch, pool + 1) if pool + 1 < self.num_pools else []
                 stride = self.world_size * self._width
-                remaining = max(1, (self._bounds(pool)[1] - position) // stride)
+                remaining = max(1, (self._bounds(pool)[1] - position) // stride // _HURRY)
             share = -(-len(pending) // remaining) if remaining > 0 else len(pending)
             now += pending[:share]
             pending, remaining = pending[share:], remaining - 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
@@ -22,6 +22,7 @@ from gym_replay.buffer.loading import threads
 from gym_replay.buffer.loading.groups import group_edges
 from gym_replay.buffer.loading.lookup import Lookup
 from gym_replay.buffer.storage.advice import HUGE, expect_stretches, is_held, use_huge_pages
+from gym_replay.buffer.storage.brought import can_bring
 from gym_replay.buffer.storage.columns import Column as FileColumn
 from gym_replay.buffer.storage.joined import first_rows, join, maps_needed
 from gym_replay.buffer.storage.reader import Snapshot
@@ -157,6 +158,34 @@ class Rows:
         address = self._address_of(name, before)
         column = None if address is None else self.column(name)
         held.read_ahead(first - before, last - before, address if column and column.has_huge_pages else None)
+
+    def bring(self, name: str, part: int, first: int, last: int) -> Callable[[], None] | None:
+        """Have a field's rows in memory of this process's own when this returns; they are of this part.
+
+        Returns:
+            What puts them back; None where it cannot be.
+        """
+        before = int(self.firsts[part])
+        if (address := self._address_of(name, before)) is None:
+            return None
+        column, held = self.column(name), self._file_of(name, part)
+        if not held.bring(first - before, last - before, address):
+            return None
+
+        def put_back(column: Column | None = column) -> None:
+            held.put_back(first - before, last - before, address)  # in a map that is held until then
+
+        return put_back
+
+    def can_bring(self, names: Collection[str]) -> bool:
+        """Whether rows of all these fields have maps into which they can be brought."""
+        fields = [name for name in names if not self._fields[name].ragged and self._fields[name].nbytes]
+        return can_bring() and all(self._address_of(name, 0) is not None for name in fields)
+
+    def nbytes(self, names: Collection[str], rows: int | None = None) -> int:
+        """Bytes of these fields in so many rows, or in all; of ragged ones, those that are of the same size in each."""
+        each = sum(16 if self._fields[name].ragged else self._fields[name].nbytes for name in names)
+        return each * (sum(part.rows for part in self._parts) if rows is None else rows)
 
     def let_go(self, name: str, part: int, first: int, last: int) -> None:
         """Take rows that were read ahead out of memory."""

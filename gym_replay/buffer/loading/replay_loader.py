@@ -188,7 +188,10 @@ class ReplayLoader(DataLoader[Batch]):
         if self.num_workers == 0 and not self.pin_memory:
             # Torch's own iterator, which has drawn its seed now, takes as long to hand over a small batch as there is
             # to gather in it.
-            batches = map(self.dataset.__getitem__, self._batches)
+            if isinstance(self._order, BlockOrder) and isinstance(self.dataset, ReplayDataset):
+                batches = self.dataset.drawn_in_order(self._batches)
+            else:
+                batches = map(self.dataset.__getitem__, self._batches)
         return self._deliver(on_device(batches, self._device), epoch, start)
 
     def _look_again(self) -> None:

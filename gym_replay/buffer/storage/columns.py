@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.advice import HUGE, populate, unmap
+from gym_replay.buffer.storage.brought import bring, put_back, reopened
 from gym_replay.buffer.storage.maps import Stretch
 from gym_replay.errors import CorruptBufferError, StorageError
 
@@ -398,6 +399,40 @@ class Column:
             unmap(address - self._offset + begin, min(end, self._bytes_of(self._rows)) - begin)
             with contextlib.suppress(OSError):
                 os.posix_fadvise(descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
+
+    def bring(self, first: int, last: int, address: int) -> bool:
+        """Have rows in memory of this process's own, at the addresses that they have in a map.
+
+        Args:
+            first, last: from which row to before which.
+            address: where row 0 is in a map that only one loader reads; see
+                :mod:`~gym_replay.buffer.storage.brought`.
+
+        Returns:
+            Whether it was done; if not, all is as before.
+        """
+        if last <= first:
+            return True
+        with self.opened(last) as file:
+            if file is None:
+                return False
+            begin, end = (file[1] + row * self._row_nbytes for row in (first, last))
+            descriptor = reopened(file[0])
+            try:
+                at = address - file[1] + begin
+                # Some file systems open files for O_DIRECT that they do not read so.
+                return bring(descriptor, begin, end, at) or bring(file[0], begin, end, at)
+            finally:
+                os.close(descriptor)
+
+    def put_back(self, first: int, last: int, address: int) -> None:
+        """End what :meth:`bring` did with the same numbers."""
+        if last <= first:
+            return
+        with self.opened(last) as file:
+            if file is not None:
+                begin, end = (file[1] + row * self._row_nbytes for row in (first, last))
+                put_back(file[0], begin, end, address - file[1] + begin)
 
     def _bytes_of(self, row: int) -> int:
         """Where a row begins in the file."""

@@ -122,6 +122,9 @@ class Spans:
     def stretches(self, first, last):
         return [(0, first, last)]
 
+    def can_bring(self, names):
+        return False
+
     def read_ahead(self, name, part, first, last):
         self.read.append((first, last))
 

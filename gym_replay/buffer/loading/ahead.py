@@ -152,7 +152,7 @@ class ReadAhead:
         is_entering = (epoch, pool) != self._last or any(needed > pool + 1 for _, _, needed in reads)
         self.wait(0 if is_entering else BEHIND)
         if self._last is None or self._last[0] != epoch:
-            self._brings = self._should_bring(spans, reads)
+            self._brings = self._should_bring(spans, [read[:2] for read in reads if read[2] == pool])
         self._last = epoch, pool
         # Pools come in order; in another epoch, or after a jump, nothing that was asked for is still to come.
         while self._asked and not (self._asked[0].epoch == epoch and pool <= self._asked[0].read.pool <= pool + 2):
@@ -168,14 +168,14 @@ class ReadAhead:
         while len(self._pending) > left:
             self._pending.popleft().exception()  # what cannot be read ahead is read again, by the batch
 
-    def _should_bring(self, spans: Spans, reads: Sequence[tuple[int, int, int]]) -> bool:
-        """Whether the data is more than the page cache can keep, and two pools are much less."""
+    def _should_bring(self, spans: Spans, pool: Sequence[tuple[int, ...]]) -> bool:
+        """Whether the data is more than the page cache can keep, and two pools (the samples of one) are much less."""
         rows, names = spans.source.rows, spans.read_fields
         if get_worker_info() is not None or not rows.can_bring(names) or (room := memory_room()) is None:
             return False
-        stretches = [stretch for first, last, _ in reads for stretch in spans.stretches(first, last)]
-        pool = rows.nbytes(names, sum(last - first for _, first, last in stretches))
-        return bool(rows.nbytes(names) > _FITS * room and 2 * pool <= _OWN * room)
+        stretches = [stretch for first, last in pool for stretch in spans.stretches(first, last)]
+        nbytes = rows.nbytes(names, sum(last - first for _, first, last in stretches))
+        return bool(rows.nbytes(names) > _FITS * room and 2 * nbytes <= _OWN * room)
 
     def _submit(self, piece: Callable[[], None]) -> None:
         self._pending.append(_readers(self._process).submit(piece))

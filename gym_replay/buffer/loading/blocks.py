@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from gym_replay.buffer.loading.order import Order, permute, uniforms
 
-BLOCK_BYTES = 4 << 20
-POOL_BYTES = 256 << 20
-_MOST_BLOCK_SAMPLES = 1 << 16
+BLOCK_BYTES = 8 << 20
+POOL_BYTES = 128 << 20
+_MOST_BLOCK_SAMPLES = 1 << 17
 _FEWEST_BLOCKS = 16
 _HURRY = 4
 
@@ -50,7 +50,8 @@ class BlockOrder(Order):
     with probability about ``(block_size - 1) / (pool_size - 1)``, in place of ``(block_size - 1) / (num_samples - 1)``
     with ``shuffle=True``. So the mean over a batch of ``b`` samples has up to ``1 + (b - 1) * block_size / pool_size``
     times the variance of independent samples; the factor is reached where all samples of a block are alike. With the
-    default of 64 blocks in a pool and b = 256 it is at most 5 (and about 1 where a block has many short episodes).
+    default of 16 blocks in a pool and b = 256 it is at most 17 (and about 1 where a block has many short episodes);
+    a ``block_size`` of a quarter makes it 5, and reading slower.
 
     Args:
         block_size: consecutive samples that are read together.
@@ -66,7 +67,7 @@ class BlockOrder(Order):
     """
 
     block_size: int = 4096
-    pool_size: int = 64 * 4096
+    pool_size: int = 16 * 4096
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -182,15 +183,15 @@ class BlockOrder(Order):
 
 
 def default_sizes(sample_bytes: float, num_samples: int) -> tuple[int, int]:
-    """Return how many samples a block and a pool should have: 4 MiB and 256 MiB of rows.
+    """Return how many samples a block and a pool should have: 8 MiB and 128 MiB of rows.
 
-    A block is never more than 65536 samples, nor so large that fewer than 16 of them make a pool.
+    A block is never more than 131072 samples, nor so large that fewer than 16 of them make a pool.
 
     Args:
         sample_bytes: how many bytes are read from the disk for one more sample of a block.
         num_samples: how many samples there are.
     """
-    pool = max(1, min(int(POOL_BYTES / max(sample_bytes, 1.0)), 64 * _MOST_BLOCK_SAMPLES))
+    pool = max(1, min(int(POOL_BYTES / max(sample_bytes, 1.0)), _FEWEST_BLOCKS * _MOST_BLOCK_SAMPLES))
     most = max(1, min(pool, num_samples) // _FEWEST_BLOCKS)
     block = max(1, min(int(BLOCK_BYTES / max(sample_bytes, 1.0)), _MOST_BLOCK_SAMPLES, most))
     return block, max(pool, block)

@@ -71,7 +71,7 @@ class Delivery:
 
     In this order: fields are normalized, images are laid out, floats are converted, and the batch is transformed. Each
     tensor is contiguous and writable, and no other has its elements; small batches of ``shuffle="block"`` are parts of
-    an array of at most 1 MiB, which is kept as long as one of them.
+    an array of at most 512 KiB, which is kept as long as one of them.
 
     Args:
         dtype: of floats. None: float64 arrives in torch's default dtype, all others as stored. A torch dtype: all

@@ -21,7 +21,7 @@ from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.loading.statistics import Normalize, Resolved, resolve
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 
-RUN_BYTES = 1 << 20
+RUN_BYTES = 1 << 19
 """Batches are gathered together up to so many bytes, which stay as long as one of the batches does."""
 
 _ATTEMPTS = 100

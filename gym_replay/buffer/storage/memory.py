@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _HIERARCHIES = Path("/sys/fs/cgroup")
@@ -46,10 +47,8 @@ def _limits() -> list[int]:
         inner = root / groups[controller].lstrip("/")
         # Inside of a container the group's own name may not be visible: its limit is then that of the root.
         for folder in _above(inner, root):
-            try:
+            with suppress(OSError, ValueError):  # there is none ("max"), or no such group here
                 limits.append(int((folder / name).read_text()))
-            except (OSError, ValueError):  # there is none ("max"), or no such group here
-                continue
     return limits
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import get_worker_info
 
 from gym_replay.buffer.loading.blocks import Read
 from gym_replay.buffer.loading.gather import Rows
+from gym_replay.buffer.storage.brought import Memory
 from gym_replay.buffer.storage.memory import memory_room
 
 READERS = 4
@@ -134,6 +135,7 @@ class ReadAhead:
         self._kept = Kept()
         self._last: tuple[int, int] | None = None
         self._brings = False
+        self._memory = Memory()
 
     def serve(self, spans: Spans, epoch: int, pool: int, reads: Sequence[tuple[int, int, int]]) -> None:
         """Begin to read, and wait until no more than a few of the pieces from before are left.
@@ -187,7 +189,7 @@ class ReadAhead:
             for name in spans.read_fields:
                 # A short read waits as long as long ones do that are before it; those are left to the system.
                 is_long = self._brings and rows.nbytes((name,), last - first) >= _SHORTEST
-                if is_long and (put_back := rows.bring(name, part, first, last)) is not None:
+                if is_long and (put_back := rows.bring(name, part, first, last, self._memory)) is not None:
                     piece.hold(put_back)
                 else:
                     rows.read_ahead(name, part, first, last)

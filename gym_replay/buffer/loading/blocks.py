@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -11,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gym_replay.buffer.loading.order import Order, permute, uniforms
+from gym_replay.buffer.loading.order import BLOCK_POSITIONS, Order, permute, uniforms
 
 BLOCK_BYTES = 8 << 20
 POOL_BYTES = 128 << 20
@@ -85,6 +87,23 @@ class BlockOrder(Order):
     def pool_of(self, position: int) -> int:
         """Return which pool a position is in."""
         return ((position + 1) * self.num_pools - 1) // self.num_samples
+
+    def _generate(self, epoch: int, start: int) -> Iterator[NDArray[np.int64]]:
+        # Of small samples, the order takes half as long as the gathering, so it is computed beside it.
+        width = self._width
+        per_block = max(1, BLOCK_POSITIONS // width)
+
+        def computed(first: int) -> Future[NDArray[np.int64]]:
+            return _helper(os.getpid()).submit(self._samples, epoch, first, min(per_block, len(self) - first))
+
+        coming = computed(start) if start < len(self) else None
+        for following in range(start + per_block, len(self) + per_block, per_block):
+            if coming is None:
+                return
+            block = coming.result()
+            coming = computed(following) if following < len(self) else None
+            for begin in range(0, block.size, width):
+                yield block[begin : begin + width]
 
     def visit(self, positions: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         if positions.size == 0:
@@ -195,6 +214,12 @@ def default_sizes(sample_bytes: float, num_samples: int) -> tuple[int, int]:
     most = max(1, min(pool, num_samples) // _FEWEST_BLOCKS)
     block = max(1, min(int(BLOCK_BYTES / max(sample_bytes, 1.0)), _MOST_BLOCK_SAMPLES, most))
     return block, max(pool, block)
+
+
+@lru_cache(maxsize=1)
+def _helper(process: int) -> ThreadPoolExecutor:
+    """A thread of this process; a forked one has none and starts its own."""
+    return ThreadPoolExecutor(1, thread_name_prefix="gym_replay-order")
 
 
 @lru_cache(maxsize=64)

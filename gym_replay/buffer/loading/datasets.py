@@ -294,7 +294,8 @@ class ReplayDataset(Dataset[Batch]):
             samples = self.source.replace_evicted(samples, self.anchors)
             episodes, steps = self.anchors.locate(samples)
             try:
-                arrays = self._gather(episodes, steps)
+                with self.source.rows.guard:
+                    arrays = self._gather(episodes, steps)
             except CorruptBufferError:
                 if self.source.are_live(episodes):
                     raise

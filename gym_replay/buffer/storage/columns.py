@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.advice import HUGE, populate, unmap
-from gym_replay.buffer.storage.brought import bring, put_back, reopened
+from gym_replay.buffer.storage.brought import Memory, reopened
 from gym_replay.buffer.storage.maps import Stretch
 from gym_replay.errors import CorruptBufferError, StorageError
 
@@ -400,39 +400,35 @@ class Column:
             with contextlib.suppress(OSError):
                 os.posix_fadvise(descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
 
-    def bring(self, first: int, last: int, address: int) -> bool:
+    def bring(self, first: int, last: int, address: int, memory: Memory) -> int | None:
         """Have rows in memory of this process's own, at the addresses that they have in a map.
 
         Args:
-            first, last: from which row to before which.
-            address: where row 0 is in a map that only one loader reads; see
-                :mod:`~gym_replay.buffer.storage.brought`.
+            first, last: from which row to before which, at least one.
+            address: where row 0 is in a map that only one loader reads.
+            memory: where they are read into; see :mod:`~gym_replay.buffer.storage.brought`.
 
         Returns:
-            Whether it was done; if not, all is as before.
+            What :meth:`put_back` needs to know; None where it cannot be, and all is as before.
         """
-        if last <= first:
-            return True
         with self.opened(last) as file:
             if file is None:
-                return False
+                return None
             begin, end = (file[1] + row * self._row_nbytes for row in (first, last))
+            at = address - file[1] + begin
             descriptor = reopened(file[0])
             try:
-                at = address - file[1] + begin
                 # Some file systems open files for O_DIRECT that they do not read so.
-                return bring(descriptor, begin, end, at) or bring(file[0], begin, end, at)
+                place = memory.bring(descriptor, begin, end, at)
+                return memory.bring(file[0], begin, end, at) if place is None else place
             finally:
                 os.close(descriptor)
 
-    def put_back(self, first: int, last: int, address: int) -> None:
-        """End what :meth:`bring` did with the same numbers."""
-        if last <= first:
-            return
-        with self.opened(last) as file:
+    def put_back(self, memory: Memory, place: int) -> None:
+        """End what :meth:`bring` did. Nobody may read the map meanwhile."""
+        with self.opened(0) as file:
             if file is not None:
-                begin, end = (file[1] + row * self._row_nbytes for row in (first, last))
-                put_back(file[0], begin, end, address - file[1] + begin)
+                memory.put_back(place, file[0])
 
     def _bytes_of(self, row: int) -> int:
         """Where a row begins in the file."""

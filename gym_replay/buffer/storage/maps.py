@@ -20,7 +20,7 @@ from gym_replay.buffer.storage.advice import HUGE
 MAP_FIXED = 0x10  # the same number on Linux and macOS
 MAP_NORESERVE = 0x40 if os.uname().sysname == "Darwin" else 0x4000
 _FAILED = ctypes.c_void_p(-1).value
-_MAYMOVE, _FIXED = 1, 2  # of mremap
+_MAYMOVE, _FIXED, _DONTUNMAP = 1, 2, 4  # of mremap; the last since Linux 5.7
 
 
 class _Libc:
@@ -59,12 +59,13 @@ class _Libc:
         return self._mremap is not None
 
     def move(self, address: int, nbytes: int, to: int) -> None:
-        """Move a map to where another one is, which goes, in one step.
+        """Move the pages of private memory to where another map is, which goes, in one step; zeros are left behind.
 
         Raises:
             OSError: the operating system refused.
         """
-        _checked(self._mremap(address, nbytes, nbytes, _MAYMOVE | _FIXED, to))
+        # The addresses stay taken, so that nobody else is given them before the pages are back.
+        _checked(self._mremap(address, nbytes, nbytes, _MAYMOVE | _FIXED | _DONTUNMAP, to))
 
     def unmap(self, address: int, nbytes: int) -> None:
         self._munmap(address, nbytes)

@@ -93,7 +93,14 @@ def test_blocks_that_are_brought_hold_what_was_stored(tmp_path, monkeypatch, par
     monkeypatch.setattr("gym_replay.buffer.loading.ahead._SHORTEST", 1)
     brought = []
     bring = FileColumn.bring
-    monkeypatch.setattr(FileColumn, "bring", lambda *given: brought.append(bring(*given)) or brought[-1])
+
+    def note(column, *given):
+        place = bring(column, *given)
+        if column.path.stem == "x":  # of the others, many blocks are in one page
+            brought.append(place)
+        return place
+
+    monkeypatch.setattr(FileColumn, "bring", note)
     folders = [tmp_path / str(part) for part in range(parts)]
     for folder in folders:
         fill(folder, 1000).close()
@@ -109,12 +116,13 @@ def test_blocks_that_are_brought_hold_what_was_stored(tmp_path, monkeypatch, par
             return rows.tolist()
 
         rows_of(next(iter(loader)))
+        loader.dataset._ahead.wait()
+        assert all(brought)  # later, another epoch may have the block already
         for first, second in zip(loader, loader, strict=True):
             rows_of(first)
             rows_of(second)
         assert sorted(row for batch in loader for row in rows_of(batch)) == list(range(1000 * parts))
-        assert all(brought)
-        assert len(brought) > 100
+        assert sum(place is not None for place in brought) > 100
 
 
 def test_data_is_brought_that_is_more_than_memory(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from gym_replay import Field, ReplayBuffer
 from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.storage import brought, memory
+from gym_replay.buffer.storage.brought import Memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux moves maps")
 
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux move
 def test_rows_are_the_same_before_and_after(tmp_path, monkeypatch, is_direct):
     if not is_direct:
         monkeypatch.setattr(brought, "_DIRECT", 0)
+    own = Memory()
     with ReplayBuffer(tmp_path, fields={"x": Field("uint8", (999,)), "n": "int"}) as buffer:
         values = np.random.default_rng(0).integers(0, 256, (9000, 999), np.uint8)
         buffer.store_episode(x=values, n=np.arange(9000))
@@ -27,10 +29,15 @@ def test_rows_are_the_same_before_and_after(tmp_path, monkeypatch, is_direct):
         everything = np.arange(9000)
         # Of one page, of several large pages, side by side, over one another, and to the end of the file.
         held = [
-            rows.bring("x", 0, first, last)
-            for first, last in ((0, 2), (10, 6000), (6000, 6010), (6005, 7000), (8990, 9000))
+            rows.bring("x", 0, first, last, own)
+            for first, last in ((0, 2), (10, 6000), (6000, 6010), (6005, 7000), (8990, 9000), (6990, 7100))
         ]
-        held.append(rows.bring("n", 0, 3, 9000))
+        held.append(rows.bring("n", 0, 3, 9000, own))
+        assert None not in held
+        assert rows.bring("x", 0, 100, 200, own) is None  # it is there
+        held.append(rows.bring("x", 0, 7500, 7510, own))
+        assert rows.bring("x", 0, 7200, 8000, own) is None  # some of it is, in the middle
+        held.append(rows.bring("x", 0, 6900, 7300, own))  # of which the first half is there
         assert None not in held
         np.testing.assert_array_equal(rows.take("x", everything), values)
         np.testing.assert_array_equal(rows.take("n", everything), everything)
@@ -41,11 +48,12 @@ def test_rows_are_the_same_before_and_after(tmp_path, monkeypatch, is_direct):
 
 
 def test_what_is_brought_is_in_memory_of_its_own(tmp_path):
+    own = Memory()
     with ReplayBuffer(tmp_path, fields={"n": "int"}) as buffer:
         buffer.store_episode(n=np.arange(4096))
         rows = Source(buffer.snapshots()).rows
         rows.expect_blocks(100)
-        put_back = rows.bring("n", 0, 0, 4096)
+        put_back = rows.bring("n", 0, 0, 4096, own)
         with open(tmp_path / "steps" / "n.npy", "r+b") as file:
             file.seek(128 + 8 * 4095)
             file.write(b"\7" + bytes(7))
@@ -55,6 +63,8 @@ def test_what_is_brought_is_in_memory_of_its_own(tmp_path):
 
 
 def test_readers_see_the_rows_at_any_time(tmp_path):
+    """With the guard, which keeps them from reading while something is put back."""
+    own = Memory()
     with ReplayBuffer(tmp_path, fields={"n": "int"}) as buffer:
         buffer.store_episode(n=np.arange(1, 400_001))
         rows = Source(buffer.snapshots()).rows
@@ -63,22 +73,40 @@ def test_readers_see_the_rows_at_any_time(tmp_path):
 
         def read():
             while not ended.is_set():
-                if not np.array_equal(column[::499], np.arange(1, 400_001, 499)):
-                    wrong.append(True)
+                with rows.guard:
+                    if not np.array_equal(column[::499], np.arange(1, 400_001, 499)):
+                        wrong.append(True)
 
         reader = threading.Thread(target=read)
         reader.start()
         try:
-            for _ in range(100):
-                rows.bring("n", 0, 1000, 390_000)()
+            for turn in range(100):
+                rows.bring("n", 0, 1000 + turn, 390_000, own)()
         finally:
             ended.set()
             reader.join()
         assert not wrong
 
 
+def test_memory_is_used_again(tmp_path):
+    own = Memory()
+    with ReplayBuffer(tmp_path, fields={"n": "int"}) as buffer:
+        buffer.store_episode(n=np.arange(400_000))
+        rows = Source(buffer.snapshots()).rows
+        rows.expect_blocks(100)
+        for turn in range(50):
+            first, second = (rows.bring("n", 0, at + turn, at + 90_000 + turn, own) for at in (0, 100_000))
+            other = rows.bring("n", 0, 300_000, 301_000 + 900 * turn, own)
+            for put_back in (second, first, other):
+                put_back()
+        assert sum(own._sizes.values()) < 2 * 8 * 100_000 + 8 * 60_000
+        assert sorted(own._free) == sorted(own._sizes)
+        assert (rows.take("n", np.arange(400_000)) == np.arange(400_000)).all()
+
+
 @pytest.mark.parametrize("what", ["read", "move", "map"])
 def test_what_cannot_be_brought_stays_as_it_was(tmp_path, monkeypatch, what):
+    own = Memory()
     with ReplayBuffer(tmp_path, fields={"n": "int"}) as buffer:
         buffer.store_episode(n=np.arange(5000))
         rows = Source(buffer.snapshots()).rows
@@ -92,7 +120,7 @@ def test_what_cannot_be_brought_stays_as_it_was(tmp_path, monkeypatch, what):
             monkeypatch.setattr(brought.os, "preadv", refuse)
         else:
             monkeypatch.setattr(type(brought.libc()), what, refuse)
-        assert rows.bring("n", 0, 0, 5000) is None
+        assert rows.bring("n", 0, 0, 5000, own) is None
         monkeypatch.undo()
         assert rows.take("n", np.arange(5000)).tolist() == list(range(5000))
 

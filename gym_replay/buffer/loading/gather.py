@@ -15,7 +15,7 @@ import os
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from threading import Lock
+from threading import RLock
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -123,8 +123,8 @@ _guarded: weakref.WeakSet[Rows] = weakref.WeakSet()
 
 
 def _renew_guards() -> None:
-    for rows in list(_guarded):  # a thread that held one is not there in the child
-        rows.guard = Lock()
+    for rows in list(_guarded):  # a thread that held one, and was putting rows back, is not there in the child
+        rows.guard, rows._columns = RLock(), {}
 
 
 os.register_at_fork(after_in_child=_renew_guards)
@@ -164,7 +164,7 @@ class Rows:
     def expect_blocks(self, rows: int) -> None:
         """Have maps of its own from now on, of which blocks of so many rows are read after :meth:`read_ahead`."""
         if not self._block:
-            self.guard = Lock()
+            self.guard = RLock()
             _guarded.add(self)
         self._block, self._columns = rows, {}
 
@@ -237,7 +237,7 @@ class Rows:
         self.__dict__.update(state)
         self._number = next(_numbers)  # those of the other process mean nothing here
         if self._block:
-            self.guard = Lock()
+            self.guard = RLock()
             _guarded.add(self)
 
     def use(self, parts: Ints) -> None:

@@ -85,14 +85,19 @@ class Memory:
         return place
 
     def put_back(self, place: int, descriptor: int) -> None:
-        """Map the file again where it was brought. Nobody may read there meanwhile."""
+        """Map the file again where it was brought; where that is refused, it stays. Nobody may read there meanwhile."""
         with self._lock:
             low, high = self._shown.pop(place)
             begin = self._brought[(low, high)]
         with suppress(OSError):  # then its memory goes, and is new the next time
             self._libc.move(low, high - low, place)
-        # Of maps of this file there is one less now and then one more, so that it is not refused for their number.
-        self._libc.map(low, high - low, mmap.MAP_SHARED | MAP_FIXED, descriptor, begin)
+        try:
+            self._libc.map(low, high - low, mmap.MAP_SHARED | MAP_FIXED, descriptor, begin)
+        except OSError:  # what was moved away left zeros, which nobody may see
+            self._libc.move(place, high - low, low)
+            with self._lock:
+                self._shown[place] = low, high
+            return
         expect_random(low, high - low)
         with self._lock:
             del self._brought[(low, high)]

@@ -122,7 +122,7 @@ def test_blocks_that_are_brought_hold_what_was_stored(tmp_path, monkeypatch, par
             rows_of(first)
             rows_of(second)
         assert sorted(row for batch in loader for row in rows_of(batch)) == list(range(1000 * parts))
-        assert sum(place is not None for place in brought) > 100
+        assert sum(place is not None for place in brought) > 40
 
 
 def test_data_is_brought_that_is_more_than_memory(tmp_path, monkeypatch):

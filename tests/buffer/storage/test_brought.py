@@ -1,6 +1,7 @@
 """Stretches of mapped files in memory of the process's own: the same bytes before, while and after."""
 
 import errno
+import os
 import sys
 import threading
 
@@ -12,7 +13,10 @@ from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.storage import brought, memory
 from gym_replay.buffer.storage.brought import Memory
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux moves maps")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux moves maps"),
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
 
 
 @pytest.mark.parametrize("is_direct", [True, False])
@@ -141,3 +145,40 @@ def test_room_is_the_lowest_limit(tmp_path, monkeypatch):
     (tmp_path / "fs" / "x").mkdir()
     (tmp_path / "fs" / "x" / "memory.max").write_text("1000\n")
     assert memory.memory_room() == 1000
+
+
+def test_what_cannot_be_put_back_stays(tmp_path, monkeypatch):
+    own = Memory()
+    with ReplayBuffer(tmp_path, fields={"n": "int"}) as buffer:
+        buffer.store_episode(n=np.arange(5000))
+        rows = Source(buffer.snapshots()).rows
+        rows.expect_blocks(100)
+        put_back = rows.bring("n", 0, 0, 5000, own)
+
+        def refuse(*_args, **_more):
+            raise OSError(errno.ENOMEM, "no")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(brought.libc()), "map", refuse)
+            put_back()
+        assert rows.take("n", np.arange(5000)).tolist() == list(range(5000))
+        put_back()
+        assert rows.take("n", np.arange(5000)).tolist() == list(range(5000))
+        assert own._free
+
+
+def test_a_forked_process_maps_the_files_itself(tmp_path):
+    own = Memory()
+    with ReplayBuffer(tmp_path, fields={"n": "int"}) as buffer:
+        buffer.store_episode(n=np.arange(5000))
+        rows = Source(buffer.snapshots()).rows
+        rows.expect_blocks(100)
+        put_back = rows.bring("n", 0, 0, 5000, own)
+        with rows.guard:  # as a thread might, of which the child has none
+            child = os.fork()
+            if child == 0:
+                with rows.guard:
+                    is_right = rows.take("n", np.arange(5000)).tolist() == list(range(5000))
+                os._exit(0 if is_right and rows.column("n").address is not None else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        put_back()

@@ -3,8 +3,8 @@
 Each contender is a process of its own in a control group with a memory limit, which counts the page cache too, and
 begins with none of the data in it. The floor reads the files one after the other from their beginning, in large pieces.
 ``shuffle="block"`` loads a whole epoch, each row once; ``shuffle=True``, the random order, as many batches as there is
-time for. Rates are bytes of the delivered rows by the time from opening the buffer on; torch and
-the loaders were imported before.
+time for. Rates are bytes of the delivered rows by the time from opening the buffer on; torch and the loaders were
+imported before.
 
 Two kinds of rows: frames of 84x84 bytes, and rows of 102 bytes, of which gathering alone may take longer than the disk
 does to read them.

@@ -20,6 +20,7 @@ POOL_BYTES = 128 << 20
 _MOST_BLOCK_SAMPLES = 1 << 17
 _FEWEST_BLOCKS = 16
 _HURRY = 4
+"""What part of a pool's batches comes with reads of the next pool: the first quarter."""
 
 # Which of the sequences of a seed and epoch is for what.
 _PHASE, _SHORT, _BLOCKS, _POOLS = range(1, 5)
@@ -42,9 +43,9 @@ class BlockOrder(Order):
     blocks are put in random order. What comes out is cut into pools of about ``pool_size`` samples, all pools of an
     epoch of the same size up to one, and the samples of each pool are put in random order.
 
-    While a pool is visited, only its ``pool_size / block_size`` blocks are read, from the page cache after the first
-    time: a disk sees reads of whole blocks, and memory holds a pool (two, where the next one is read ahead). All of it
-    is computed from positions, so nothing is held here, and an epoch resumes anywhere.
+    While a pool is visited, only its ``pool_size / block_size`` blocks are read: a disk sees reads of whole blocks, and
+    memory holds a pool (two, where the next one is read ahead). All of it is computed from positions, so nothing is
+    held here, and an epoch resumes anywhere.
 
     How well it mixes: the blocks of a pool are a uniform random choice of all blocks, and within its pool a sample is
     as likely in one batch as in another. Over the seeds, a sample is as likely at one position as at another. What is

@@ -3,7 +3,8 @@
 Each contender is a process of its own in a control group with a memory limit, which counts the page cache too, and
 begins with none of the data in it. The floor reads the files one after the other from their beginning, in large pieces.
 ``shuffle="block"`` loads a whole epoch, each row once; ``shuffle=True``, the random order, as many batches as there is
-time for. Rates are bytes of the delivered rows by the time from opening the buffer on.
+time for. Rates are bytes of the delivered rows by the time from opening the buffer on; torch and the loaders were
+imported before.
 
 Two kinds of rows: frames of 84x84 bytes, and rows of 102 bytes, of which gathering alone may take longer than the disk
 does to read them.
@@ -28,6 +29,7 @@ import numpy.typing as npt
 from benchmarks.memory_limit import evict, memory_limit
 from benchmarks.timing import spread
 from gym_replay import Field, ReplayBuffer
+from gym_replay.buffer.loading import loaders  # noqa: F401 - with torch, which is no part of what is measured
 
 KINDS: dict[str, dict[str, Any]] = {
     "frames": {"observation": Field("uint8", (84, 84)), "action": "int", "reward": "float64"},

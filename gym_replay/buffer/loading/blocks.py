@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -11,12 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gym_replay.buffer.loading.order import Order, permute, uniforms
+from gym_replay.buffer.loading.order import BLOCK_POSITIONS, Order, permute, uniforms
 
-BLOCK_BYTES = 4 << 20
-POOL_BYTES = 256 << 20
-_MOST_BLOCK_SAMPLES = 1 << 16
+BLOCK_BYTES = 8 << 20
+POOL_BYTES = 128 << 20
+_MOST_BLOCK_SAMPLES = 1 << 17
 _FEWEST_BLOCKS = 16
+_HURRY = 4
+"""What part of a pool's batches comes with reads of the next pool: the first quarter."""
 
 # Which of the sequences of a seed and epoch is for what.
 _PHASE, _SHORT, _BLOCKS, _POOLS = range(1, 5)
@@ -39,9 +43,9 @@ class BlockOrder(Order):
     blocks are put in random order. What comes out is cut into pools of about ``pool_size`` samples, all pools of an
     epoch of the same size up to one, and the samples of each pool are put in random order.
 
-    While a pool is visited, only its ``pool_size / block_size`` blocks are read, from the page cache after the first
-    time: a disk sees reads of whole blocks, and memory holds a pool (two, where the next one is read ahead). All of it
-    is computed from positions, so nothing is held here, and an epoch resumes anywhere.
+    While a pool is visited, only its ``pool_size / block_size`` blocks are read: a disk sees reads of whole blocks, and
+    memory holds a pool (two, where the next one is read ahead). All of it is computed from positions, so nothing is
+    held here, and an epoch resumes anywhere.
 
     How well it mixes: the blocks of a pool are a uniform random choice of all blocks, and within its pool a sample is
     as likely in one batch as in another. Over the seeds, a sample is as likely at one position as at another. What is
@@ -49,7 +53,8 @@ class BlockOrder(Order):
     with probability about ``(block_size - 1) / (pool_size - 1)``, in place of ``(block_size - 1) / (num_samples - 1)``
     with ``shuffle=True``. So the mean over a batch of ``b`` samples has up to ``1 + (b - 1) * block_size / pool_size``
     times the variance of independent samples; the factor is reached where all samples of a block are alike. With the
-    default of 64 blocks in a pool and b = 256 it is at most 5 (and about 1 where a block has many short episodes).
+    default of 16 blocks in a pool and b = 256 it is at most 17 (and about 1 where a block has many short episodes);
+    a ``block_size`` of a quarter makes it 5, and reading slower.
 
     Args:
         block_size: consecutive samples that are read together.
@@ -65,7 +70,7 @@ class BlockOrder(Order):
     """
 
     block_size: int = 4096
-    pool_size: int = 64 * 4096
+    pool_size: int = 16 * 4096
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +88,23 @@ class BlockOrder(Order):
     def pool_of(self, position: int) -> int:
         """Return which pool a position is in."""
         return ((position + 1) * self.num_pools - 1) // self.num_samples
+
+    def _generate(self, epoch: int, start: int) -> Iterator[NDArray[np.int64]]:
+        # Of small samples, the order takes half as long as the gathering, so it is computed beside it.
+        width = self._width
+        per_block = max(1, BLOCK_POSITIONS // width)
+
+        def computed(first: int) -> Future[NDArray[np.int64]]:
+            return _helper(os.getpid()).submit(self._samples, epoch, first, min(per_block, len(self) - first))
+
+        coming = computed(start) if start < len(self) else None
+        for following in range(start + per_block, len(self) + per_block, per_block):
+            if coming is None:
+                return
+            block = coming.result()
+            coming = computed(following) if following < len(self) else None
+            for begin in range(0, block.size, width):
+                yield block[begin : begin + width]
 
     def visit(self, positions: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         if positions.size == 0:
@@ -131,7 +153,8 @@ class BlockOrder(Order):
         """Iterate over what to read ahead with each batch from ``start`` on: ranges of samples, and for which pool.
 
         With the first batch they are those of its pool, which come too late to be ahead of it but in one piece; with
-        the batches of a pool together, those of the pool after it, in equal parts.
+        the first quarter of the batches of a pool, those of the pool after it, in equal parts, so that a disk which is
+        slower than the batches always has something to read.
         """
         started = False
         pending: list[Read] = []
@@ -146,7 +169,7 @@ class BlockOrder(Order):
                 started, current = True, pool
                 pending = self._reads_of(epoch, pool + 1) if pool + 1 < self.num_pools else []
                 stride = self.world_size * self._width
-                remaining = max(1, (self._bounds(pool)[1] - position) // stride)
+                remaining = max(1, (self._bounds(pool)[1] - position) // stride // _HURRY)
             share = -(-len(pending) // remaining) if remaining > 0 else len(pending)
             now += pending[:share]
             pending, remaining = pending[share:], remaining - 1
@@ -180,18 +203,24 @@ class BlockOrder(Order):
 
 
 def default_sizes(sample_bytes: float, num_samples: int) -> tuple[int, int]:
-    """Return how many samples a block and a pool should have: 4 MiB and 256 MiB of rows.
+    """Return how many samples a block and a pool should have: 8 MiB and 128 MiB of rows.
 
-    A block is never more than 65536 samples, nor so large that fewer than 16 of them make a pool.
+    A block is never more than 131072 samples, nor so large that fewer than 16 of them make a pool.
 
     Args:
         sample_bytes: how many bytes are read from the disk for one more sample of a block.
         num_samples: how many samples there are.
     """
-    pool = max(1, min(int(POOL_BYTES / max(sample_bytes, 1.0)), 64 * _MOST_BLOCK_SAMPLES))
+    pool = max(1, min(int(POOL_BYTES / max(sample_bytes, 1.0)), _FEWEST_BLOCKS * _MOST_BLOCK_SAMPLES))
     most = max(1, min(pool, num_samples) // _FEWEST_BLOCKS)
     block = max(1, min(int(BLOCK_BYTES / max(sample_bytes, 1.0)), _MOST_BLOCK_SAMPLES, most))
     return block, max(pool, block)
+
+
+@lru_cache(maxsize=1)
+def _helper(process: int) -> ThreadPoolExecutor:
+    """A thread of this process; a forked one has none and starts its own."""
+    return ThreadPoolExecutor(1, thread_name_prefix="gym_replay-order")
 
 
 @lru_cache(maxsize=64)

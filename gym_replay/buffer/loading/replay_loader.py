@@ -64,7 +64,7 @@ class ReplayLoader(DataLoader[Batch]):
         rank, world_size: which part of each epoch is for this process; by default those of an initialised
             torch.distributed, else 0 and 1. ``rank=0, world_size=1`` loads everything in one process of a group.
         block_size, pool_size: for ``shuffle="block"``, in samples: what is read together, and what is mixed. By default
-            about 4 MiB and 256 MiB of rows.
+            about 8 MiB and 128 MiB of rows.
         replacement: draw with replacement, uniformly.
         weights: of episodes, ``(num_episodes,)`` by index in the buffer, or the name of a scalar meta field: in
             proportion to its weight, a draw is of this episode; among its samples it is uniform.
@@ -188,7 +188,10 @@ class ReplayLoader(DataLoader[Batch]):
         if self.num_workers == 0 and not self.pin_memory:
             # Torch's own iterator, which has drawn its seed now, takes as long to hand over a small batch as there is
             # to gather in it.
-            batches = map(self.dataset.__getitem__, self._batches)
+            if isinstance(self._order, BlockOrder) and isinstance(self.dataset, ReplayDataset):
+                batches = self.dataset.drawn_in_order(self._batches)
+            else:
+                batches = map(self.dataset.__getitem__, self._batches)
         return self._deliver(on_device(batches, self._device), epoch, start)
 
     def _look_again(self) -> None:

@@ -99,6 +99,11 @@ class StepDataset(ReplayDataset):
         self._last = last_rows(source.lengths, source.has_final)
         self._everything = timestep_anchors(source.lengths)
 
+    @property
+    def is_divisible(self) -> bool:
+        # Ragged fields are padded to the longest of their batch, and a relabelling function is given whole batches.
+        return self._goals is None and not any(self.source.fields[name].ragged for name in self.read_fields)
+
     def _goal_entries(self) -> dict[str, str]:
         """Entry name to field name of all goals."""
         kinds = self._goals.mixtures if self._goals is not None else ()

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import weakref
+from functools import partial
 from itertools import chain, islice
 
 import numpy as np
@@ -16,7 +17,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gym_replay import ConcatReplayBuffer, EmptyBufferError, Field, FieldError, PrioritizedSampler, ReplayBuffer
+from gym_replay import (
+    ConcatReplayBuffer,
+    EmptyBufferError,
+    Field,
+    FieldError,
+    PrioritizedSampler,
+    ReplayBuffer,
+    window_loader,
+)
 from gym_replay.buffer.loading.ahead import ReadAhead
 from gym_replay.buffer.loading.order import uniforms
 from gym_replay.buffer.loading.replay_loader import ReplayLoader
@@ -442,6 +451,61 @@ def test_blocks_are_read_ahead(tmp_path, monkeypatch):
         for batch in buffer.dataloader(1, return_indices=True, **options):
             index = int(batch["_index"][0])
             assert set(range(starts[index], starts[index + 1])) <= set(told["o"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timestep_level": True, "return_indices": True},
+        {"n_steps": 3, "sequence_fields": ("o",), "discount": 0.9, "normalize": ("o",), "meta": True},
+        {"windows": {"offsets": {"o": (-2, 0, 5)}, "boundary": "zero"}, "normalize": ("o",)},
+        {"timestep_level": True, "fieldname_map": {"o": "obs"}, "to_named_tuple": ("obs", "reward")},
+        {"timestep_level": True, "transform": lambda batch: batch | {"count": len(batch["o"])}},
+        {"timestep_level": True, "ragged": True},
+        {"trajectories": True},
+    ],
+)
+@pytest.mark.parametrize("start", [0, 7])
+def test_batches_that_are_gathered_together_are_those_that_are_gathered_alone(tmp_path, monkeypatch, options, start):
+    options = dict(options)
+    fields = {"o": Field("float32", (3,), state=True), "reward": "float64", "terminated": "bool"}
+    if options.pop("ragged", False):
+        fields["words"] = Field("int16", ragged=True)
+    generator = np.random.default_rng(0)
+    with ReplayBuffer(tmp_path, fields=fields, meta_fields={"name": "str"}) as buffer:
+        for number, length in enumerate([40, 3, 1, 120, 40, 7, 90]):
+            more = {"words": [np.arange(k % 4) for k in range(length)]} if "words" in fields else {}
+            values = generator.normal(size=(length + 1, 3)).astype(np.float32)
+            ends = np.arange(length) == length - 1
+            buffer.store_episode(o=values, reward=np.arange(length), terminated=ends, name=f"episode {number}", **more)
+        options.pop("meta", None)
+        make = buffer.dataloader
+        if (windows := options.pop("windows", None)) is not None:
+            make, options = partial(window_loader, buffer), options | windows
+        options.pop("trajectories", None)
+        order = {"shuffle": "block", "block_size": 11, "pool_size": 50, "seed": 3}
+
+        def batches():
+            loader = make(8, **options, **order)
+            state = loader.state_dict()
+            if start < len(loader):
+                loader.load_state_dict(state | {"batch": start})
+            return list(loader)
+
+        monkeypatch.setattr("gym_replay.buffer.loading.datasets.RUN_BYTES", 0)
+        alone = batches()
+        monkeypatch.setattr("gym_replay.buffer.loading.datasets.RUN_BYTES", 1 << 12)
+        together = batches()
+        assert len(alone) == len(together) > 0
+        for one, other in zip(alone, together, strict=True):
+            pairs = [(one[k], other[k]) for k in one] if isinstance(one, dict) else list(zip(one, other, strict=True))
+            for mine, theirs in pairs:
+                if not isinstance(mine, torch.Tensor):
+                    assert mine == theirs
+                    continue
+                assert mine.dtype == theirs.dtype
+                torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+                theirs.zero_()  # which no other batch sees
 
 
 @pytest.mark.parametrize("workers", [0, 2])

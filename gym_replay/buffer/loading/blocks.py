@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from gym_replay.buffer.loading.order import BLOCK_POSITIONS, Order, permute, uniforms
 
 BLOCK_BYTES = 8 << 20
-POOL_BYTES = 128 << 20
+POOL_BYTES = 256 << 20
 _MOST_BLOCK_SAMPLES = 1 << 17
 _FEWEST_BLOCKS = 16
+_BLOCKS_IN_POOL = POOL_BYTES // BLOCK_BYTES
 _HURRY = 4
 """What part of a pool's batches comes with reads of the next pool: the first quarter."""
 
@@ -53,8 +54,8 @@ class BlockOrder(Order):
     with probability about ``(block_size - 1) / (pool_size - 1)``, in place of ``(block_size - 1) / (num_samples - 1)``
     with ``shuffle=True``. So the mean over a batch of ``b`` samples has up to ``1 + (b - 1) * block_size / pool_size``
     times the variance of independent samples; the factor is reached where all samples of a block are alike. With the
-    default of 16 blocks in a pool and b = 256 it is at most 17 (and about 1 where a block has many short episodes);
-    a ``block_size`` of a quarter makes it 5, and reading slower.
+    default of 32 blocks in a pool and b = 256 it is at most 9 (and about 1 where a block has many short episodes);
+    a ``block_size`` of a quarter makes it 3, and reading slower.
 
     Args:
         block_size: consecutive samples that are read together.
@@ -70,7 +71,7 @@ class BlockOrder(Order):
     """
 
     block_size: int = 4096
-    pool_size: int = 16 * 4096
+    pool_size: int = 32 * 4096
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -203,7 +204,7 @@ class BlockOrder(Order):
 
 
 def default_sizes(sample_bytes: float, num_samples: int) -> tuple[int, int]:
-    """Return how many samples a block and a pool should have: 8 MiB and 128 MiB of rows.
+    """Return how many samples a block and a pool should have: 8 MiB and 256 MiB of rows.
 
     A block is never more than 131072 samples, nor so large that fewer than 16 of them make a pool.
 
@@ -211,7 +212,7 @@ def default_sizes(sample_bytes: float, num_samples: int) -> tuple[int, int]:
         sample_bytes: how many bytes are read from the disk for one more sample of a block.
         num_samples: how many samples there are.
     """
-    pool = max(1, min(int(POOL_BYTES / max(sample_bytes, 1.0)), _FEWEST_BLOCKS * _MOST_BLOCK_SAMPLES))
+    pool = max(1, min(int(POOL_BYTES / max(sample_bytes, 1.0)), _BLOCKS_IN_POOL * _MOST_BLOCK_SAMPLES))
     most = max(1, min(pool, num_samples) // _FEWEST_BLOCKS)
     block = max(1, min(int(BLOCK_BYTES / max(sample_bytes, 1.0)), _MOST_BLOCK_SAMPLES, most))
     return block, max(pool, block)

@@ -44,8 +44,8 @@ class Arrays(dict[str, Array]):
         self.valid = {**self.valid, **dict.fromkeys(entries, mask)}
 
     def part(self, begin: int, end: int) -> Arrays:
-        """Samples ``begin`` to ``end - 1``, as views."""
-        found = Arrays((name, array[begin:end]) for name, array in self.items())
+        """Samples ``begin`` to ``end - 1``, in memory of their own."""
+        found = Arrays((name, array[begin:end].copy()) for name, array in self.items())
         if self.valid:
             found.valid = {name: mask[begin:end] for name, mask in self.valid.items()}
         return found
@@ -70,8 +70,7 @@ class Delivery:
     """What happens to each batch between the gather and the training code.
 
     In this order: fields are normalized, images are laid out, floats are converted, and the batch is transformed. Each
-    tensor is contiguous and writable, and no other has its elements; small batches of ``shuffle="block"`` are parts of
-    an array of at most 512 KiB, which is kept as long as one of them.
+    tensor is contiguous, writable, and in memory that nothing else holds.
 
     Args:
         dtype: of floats. None: float64 arrives in torch's default dtype, all others as stored. A torch dtype: all

@@ -22,7 +22,7 @@ from gym_replay.buffer.loading.statistics import Normalize, Resolved, resolve
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 
 RUN_BYTES = 1 << 19
-"""Batches are gathered together up to so many bytes, which stay as long as one of the batches does."""
+"""Batches are gathered together up to so many bytes."""
 
 _ATTEMPTS = 100
 _MOST_TOGETHER = 64

@@ -64,7 +64,7 @@ class ReplayLoader(DataLoader[Batch]):
         rank, world_size: which part of each epoch is for this process; by default those of an initialised
             torch.distributed, else 0 and 1. ``rank=0, world_size=1`` loads everything in one process of a group.
         block_size, pool_size: for ``shuffle="block"``, in samples: what is read together, and what is mixed. By default
-            about 8 MiB and 128 MiB of rows.
+            about 8 MiB and 256 MiB of rows.
         replacement: draw with replacement, uniformly.
         weights: of episodes, ``(num_episodes,)`` by index in the buffer, or the name of a scalar meta field: in
             proportion to its weight, a draw is of this episode; among its samples it is uniform.

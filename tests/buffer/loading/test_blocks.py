@@ -195,9 +195,9 @@ ORDER = [2, 3, 4, 0, 1, 8, 7, 5, 6, 9]
 def test_arguments():
     with pytest.raises(ValueError, match="pool_size=3"):
         BlockOrder(10, 2, True, block_size=4, pool_size=3)
-    assert default_sizes(100.0, 10**9) == (83886, 1342177)
+    assert default_sizes(100.0, 10**9) == (83886, 2684354)
     assert default_sizes(1e9, 100) == (1, 1)
     block, pool = default_sizes(50_000.0, 10**6)
-    assert 16 <= pool / block <= 17
+    assert 32 <= pool / block <= 33
     block, pool = default_sizes(8.0, 1000)
     assert block == 1000 // 16

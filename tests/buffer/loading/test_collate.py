@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gym_replay import Field, FieldError, ReplayBuffer, statistics
-from gym_replay.buffer.loading.collate import Delivery
+from gym_replay.buffer.loading.collate import Arrays, Delivery
 from gym_replay.buffer.loading.devices import on_device, to_device
 
 FIELDS = {
@@ -209,3 +209,12 @@ def test_loading_alone_draws_from_torch_as_any_dataloader_does(buffer):
     torch.manual_seed(5)
     iter(torch.utils.data.DataLoader(range(3)))
     assert states == [torch.rand(1).item()] * 2
+
+
+def test_parts_of_what_was_gathered_keep_no_more_than_themselves():
+    whole = Arrays(o=np.arange(12.0).reshape(6, 2))
+    whole.were_padded(["o"], np.arange(6) < 5)
+    part = whole.part(2, 5)
+    assert part["o"].tolist() == [[4.0, 5.0], [6.0, 7.0], [8.0, 9.0]]
+    assert part.valid["o"].tolist() == [True, True, True]
+    assert part["o"].base is None

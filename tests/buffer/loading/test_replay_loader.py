@@ -505,7 +505,6 @@ def test_batches_that_are_gathered_together_are_those_that_are_gathered_alone(tm
                     continue
                 assert mine.dtype == theirs.dtype
                 torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
-                assert theirs.untyped_storage().nbytes() == theirs.nbytes  # memory of its own: what is saved of it
                 theirs.zero_()  # which no other batch sees
 
 

@@ -10,24 +10,13 @@ from functools import lru_cache, partial
 from threading import Lock
 from typing import Any, Protocol
 
-from torch.utils.data import get_worker_info
-
 from gym_replay.buffer.loading.blocks import Read
 from gym_replay.buffer.loading.gather import Rows
-from gym_replay.buffer.storage.brought import Memory
-from gym_replay.buffer.storage.memory import memory_room
 
 READERS = 4
 """Threads that read, of which each waits for the disk most of its time: disks work on several things at once."""
 BEHIND = 2 * READERS
 """Pieces that may still be unread when the next batch is made. What is needed sooner, the batch itself reads."""
-
-_FITS = 0.75
-"""Of the memory that there is room for, the share that data may take to be left to the page cache."""
-_OWN = 0.75
-"""The share that two pools may take to be brought: where there are more, the process would be ended for it."""
-_SHORTEST = 1 << 17
-"""Bytes of a field in a block from which on they are brought."""
 
 Stretch = tuple[int, int, int]
 Held = tuple[Rows, Collection[str], Stretch]
@@ -94,48 +83,15 @@ def _is_there(held: Held) -> bool:
     return all(rows.are_held(name, (first + last) // 2) for name in names)
 
 
-class Piece:
-    """What was asked for with one read, until it is done with."""
-
-    def __init__(self, epoch: int, read: Read) -> None:
-        self.epoch, self.read = epoch, read
-        self._put_back: list[Callable[[], None]] = []
-        self._is_done = False
-        self._lock = Lock()
-
-    def hold(self, put_back: Callable[[], None]) -> None:
-        """Something was brought; where the piece is done with already, it is put back at once."""
-        with self._lock:
-            if not self._is_done:
-                self._put_back.append(put_back)
-                return
-        put_back()
-
-    def finish(self) -> None:
-        """Put everything back."""
-        with self._lock:
-            self._is_done = True
-            brought, self._put_back = self._put_back, []
-        for put_back in brought:
-            put_back()
-
-
 class ReadAhead:
-    """Reads what is asked for, and is done with it when the batches reach the pool after.
-
-    Of data that memory has room for, blocks are read into the page cache, for other epochs and processes too. Of more,
-    they are brought into memory of this process's own, which has two pools then, and put back after; see
-    :mod:`~gym_replay.buffer.storage.brought`. Not in a worker, of which each would have two pools.
-    """
+    """Reads what is asked for, and is done with it when the batches reach the pool after."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
         self._pending: deque[Future[None]] = deque()
-        self._asked: deque[Piece] = deque()
+        self._asked: deque[tuple[int, Read]] = deque()
         self._kept = Kept()
         self._last: tuple[int, int] | None = None
-        self._brings = False
-        self._memory = Memory()
 
     def serve(self, spans: Spans, epoch: int, pool: int, reads: Sequence[tuple[int, int, int]]) -> None:
         """Begin to read, and wait until no more than a few of the pieces from before are left.
@@ -153,15 +109,14 @@ class ReadAhead:
         # What the batch needs of a pool that it enters must be there; each page that is not is read on its own.
         is_entering = (epoch, pool) != self._last or any(needed > pool + 1 for _, _, needed in reads)
         self.wait(0 if is_entering else BEHIND)
-        if self._last is None or self._last[0] != epoch:
-            self._brings = self._should_bring(spans, [read[:2] for read in reads if read[2] == pool])
         self._last = epoch, pool
         # Pools come in order; in another epoch, or after a jump, nothing that was asked for is still to come.
-        while self._asked and not (self._asked[0].epoch == epoch and pool <= self._asked[0].read.pool <= pool + 2):
-            self._submit(partial(self._finish, spans, self._asked.popleft()))
+        while self._asked and not (self._asked[0][0] == epoch and pool <= self._asked[0][1].pool <= pool + 2):
+            _, done = self._asked.popleft()
+            self._submit(partial(self._finish, spans, done))
         for read in map(Read._make, reads):
-            self._asked.append(piece := Piece(epoch, read))
-            self._submit(partial(self._read, spans, piece))
+            self._asked.append((epoch, read))
+            self._submit(partial(self._read, spans, read))
         if any(needed == pool for _, _, needed in reads):
             self.wait()  # the batch needs them: each page that it found missing would be read with all around it
 
@@ -170,35 +125,18 @@ class ReadAhead:
         while len(self._pending) > left:
             self._pending.popleft().exception()  # what cannot be read ahead is read again, by the batch
 
-    def _should_bring(self, spans: Spans, pool: Sequence[tuple[int, ...]]) -> bool:
-        """Whether the data is more than the page cache can keep, and two pools (the samples of one) are much less."""
-        rows, names = spans.source.rows, spans.read_fields
-        if get_worker_info() is not None or not rows.can_bring(names) or (room := memory_room()) is None:
-            return False
-        stretches = [stretch for first, last in pool for stretch in spans.stretches(first, last)]
-        nbytes = rows.nbytes(names, sum(last - first for _, first, last in stretches))
-        return bool(rows.nbytes(names) > _FITS * room and 2 * nbytes <= _OWN * room)
-
     def _submit(self, piece: Callable[[], None]) -> None:
         self._pending.append(_readers(self._process).submit(piece))
 
-    def _read(self, spans: Spans, piece: Piece) -> None:
+    def _read(self, spans: Spans, read: Read) -> None:
         self._kept.make_room()
-        rows = spans.source.rows
-        for part, first, last in spans.stretches(piece.read.first, piece.read.last):
+        for part, first, last in spans.stretches(read.first, read.last):
             for name in spans.read_fields:
-                # A short read waits as long as long ones do that are before it; those are left to the system.
-                is_long = self._brings and rows.nbytes((name,), last - first) >= _SHORTEST
-                if is_long and (put_back := rows.bring(name, part, first, last, self._memory)) is not None:
-                    piece.hold(put_back)
-                else:
-                    rows.read_ahead(name, part, first, last)
+                spans.source.rows.read_ahead(name, part, first, last)
 
-    def _finish(self, spans: Spans, piece: Piece) -> None:
-        piece.finish()
-        if not self._brings:
-            for stretch in spans.stretches(piece.read.first, piece.read.last):
-                self._kept.add((spans.source.rows, spans.read_fields, stretch))
+    def _finish(self, spans: Spans, read: Read) -> None:
+        for stretch in spans.stretches(read.first, read.last):
+            self._kept.add((spans.source.rows, spans.read_fields, stretch))
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -95,15 +95,16 @@ class BlockOrder(Order):
         width = self._width
         per_block = max(1, BLOCK_POSITIONS // width)
 
-        def computed(first: int) -> Future[NDArray[np.int64]]:
-            return _helper(os.getpid()).submit(self._samples, epoch, first, min(per_block, len(self) - first))
+        def samples(first: int) -> NDArray[np.int64]:
+            return self._samples(epoch, first, min(per_block, len(self) - first))
 
-        coming = computed(start) if start < len(self) else None
-        for following in range(start + per_block, len(self) + per_block, per_block):
-            if coming is None:
-                return
-            block = coming.result()
-            coming = computed(following) if following < len(self) else None
+        coming: tuple[int, Future[NDArray[np.int64]]] | None = None
+        for first in range(start, len(self), per_block):
+            # Where the iterator goes on in a forked process, there is no thread that computes what is to come.
+            block = samples(first) if coming is None or coming[0] != os.getpid() else coming[1].result()
+            if (following := first + per_block) < len(self):
+                process = os.getpid()
+                coming = process, _helper(process).submit(samples, following)
             for begin in range(0, block.size, width):
                 yield block[begin : begin + width]
 

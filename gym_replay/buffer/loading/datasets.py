@@ -295,8 +295,7 @@ class ReplayDataset(Dataset[Batch]):
             found = self.anchors.find(samples)
             episodes = found.episodes
             try:
-                with self.source.rows.guard:
-                    arrays = self._gather(found)
+                arrays = self._gather(found)
             except CorruptBufferError:
                 if self.source.are_live(episodes):
                     raise

@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from threading import RLock
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,7 +22,6 @@ from gym_replay.buffer.loading import threads
 from gym_replay.buffer.loading.groups import group_edges
 from gym_replay.buffer.loading.lookup import Lookup
 from gym_replay.buffer.storage.advice import HUGE, expect_stretches, is_held, use_huge_pages
-from gym_replay.buffer.storage.brought import Memory, can_bring
 from gym_replay.buffer.storage.columns import Column as FileColumn
 from gym_replay.buffer.storage.joined import first_rows, join, maps_needed
 from gym_replay.buffer.storage.reader import Snapshot
@@ -119,17 +115,6 @@ def _windows(array: Array, length: int) -> Array:
     return np.asarray(_Runs())
 
 
-_guarded: weakref.WeakSet[Rows] = weakref.WeakSet()
-
-
-def _renew_guards() -> None:
-    for rows in list(_guarded):  # a thread that held one, and was putting rows back, is not there in the child
-        rows.guard, rows._columns = RLock(), {}
-
-
-os.register_at_fork(after_in_child=_renew_guards)
-
-
 class Rows:
     """The rows of all fields over one or more snapshots of one schema, under one numbering.
 
@@ -145,7 +130,6 @@ class Rows:
     Attributes:
         firsts: int64 ``(parts + 1,)``.
         edges: int64 ``(groups + 1,)``: the first part of each group, and the number of parts.
-        guard: to be held while rows are taken, where blocks are expected.
     """
 
     def __init__(self, parts: Sequence[Snapshot]) -> None:
@@ -159,13 +143,9 @@ class Rows:
         self._refused: set[str] = set()
         self.expect(self._fields)
         self._block = 0
-        self.guard: AbstractContextManager[Any] = nullcontext()
 
     def expect_blocks(self, rows: int) -> None:
         """Have maps of its own from now on, of which blocks of so many rows are read after :meth:`read_ahead`."""
-        if not self._block:
-            self.guard = RLock()
-            _guarded.add(self)
         self._block, self._columns = rows, {}
 
     def read_ahead(self, name: str, part: int, first: int, last: int) -> None:
@@ -177,35 +157,6 @@ class Rows:
         address = self._address_of(name, before)
         column = None if address is None else self.column(name)
         held.read_ahead(first - before, last - before, address if column and column.has_huge_pages else None)
-
-    def bring(self, name: str, part: int, first: int, last: int, memory: Memory) -> Callable[[], None] | None:
-        """Have a field's rows in memory of this process's own when this returns; they are of this part.
-
-        Returns:
-            What puts them back, while nobody else has the :attr:`guard`; None where it cannot be.
-        """
-        before = int(self.firsts[part])
-        if last <= first or (address := self._address_of(name, before)) is None:
-            return None
-        column, held = self.column(name), self._file_of(name, part)
-        if (place := held.bring(first - before, last - before, address, memory)) is None:
-            return None
-
-        def put_back(column: Column | None = column) -> None:  # the map is held until then
-            with self.guard:
-                held.put_back(memory, place)
-
-        return put_back
-
-    def can_bring(self, names: Collection[str]) -> bool:
-        """Whether rows of all these fields have maps into which they can be brought."""
-        fields = [name for name in names if not self._fields[name].ragged and self._fields[name].nbytes]
-        return can_bring() and all(self._address_of(name, 0) is not None for name in fields)
-
-    def nbytes(self, names: Collection[str], rows: int | None = None) -> int:
-        """Bytes of these fields in so many rows, or in all; of ragged ones, those that are of the same size in each."""
-        each = sum(16 if self._fields[name].ragged else self._fields[name].nbytes for name in names)
-        return each * (sum(part.rows for part in self._parts) if rows is None else rows)
 
     def let_go(self, name: str, part: int, first: int, last: int) -> None:
         """Take rows that were read ahead out of memory."""
@@ -231,14 +182,11 @@ class Rows:
         return found.columns[found.metadata.rows_path(name)] if self._maps is None else found.file_of(name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_columns": {}, "guard": nullcontext()}  # maps are made anew where they are used
+        return self.__dict__ | {"_columns": {}}  # maps are made anew where they are used
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._number = next(_numbers)  # those of the other process mean nothing here
-        if self._block:
-            self.guard = RLock()
-            _guarded.add(self)
 
     def use(self, parts: Ints) -> None:
         """Map no other parts than these, ascending."""

@@ -50,18 +50,8 @@ def _advise(address: int, nbytes: int, advice: int) -> bool:
 
 def expect_stretches(array: npt.NDArray[Any]) -> bool:
     """Say that of a map, or maps side by side, that nothing else reads, only announced stretches will be read."""
-    return array.nbytes > 0 and expect_random(array.ctypes.data, array.nbytes)
-
-
-def expect_random(address: int, nbytes: int) -> bool:
-    """Say that what is at these addresses is read at random; return whether that was understood."""
-    return hasattr(mmap, "MADV_RANDOM") and _advise(address, nbytes, mmap.MADV_RANDOM)
-
-
-def want_huge_pages(address: int, nbytes: int) -> None:
-    """Ask for large pages where memory of this process's own is to be filled."""
-    if _has_huge_pages():
-        _advise(address, nbytes, mmap.MADV_HUGEPAGE)
+    known = array.nbytes > 0 and hasattr(mmap, "MADV_RANDOM")
+    return known and _advise(array.ctypes.data, array.nbytes, mmap.MADV_RANDOM)
 
 
 def use_huge_pages(array: npt.NDArray[Any]) -> bool:

@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.advice import HUGE, populate, unmap
-from gym_replay.buffer.storage.brought import Memory, reopened
 from gym_replay.buffer.storage.maps import Stretch
 from gym_replay.errors import CorruptBufferError, StorageError
 
@@ -399,36 +398,6 @@ class Column:
             unmap(address - self._offset + begin, min(end, self._bytes_of(self._rows)) - begin)
             with contextlib.suppress(OSError):
                 os.posix_fadvise(descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
-
-    def bring(self, first: int, last: int, address: int, memory: Memory) -> int | None:
-        """Have rows in memory of this process's own, at the addresses that they have in a map.
-
-        Args:
-            first, last: from which row to before which, at least one.
-            address: where row 0 is in a map that only one loader reads.
-            memory: where they are read into; see :mod:`~gym_replay.buffer.storage.brought`.
-
-        Returns:
-            What :meth:`put_back` needs to know; None where it cannot be, and all is as before.
-        """
-        with self.opened(last) as file:
-            if file is None:
-                return None
-            begin, end = (file[1] + row * self._row_nbytes for row in (first, last))
-            at = address - file[1] + begin
-            descriptor = reopened(file[0])
-            try:
-                # Some file systems open files for O_DIRECT that they do not read so.
-                place = memory.bring(descriptor, begin, end, at)
-                return memory.bring(file[0], begin, end, at) if place is None else place
-            finally:
-                os.close(descriptor)
-
-    def put_back(self, memory: Memory, place: int) -> None:
-        """End what :meth:`bring` did. Nobody may read the map meanwhile."""
-        with self.opened(0) as file:
-            if file is not None:
-                memory.put_back(place, file[0])
 
     def _bytes_of(self, row: int) -> int:
         """Where a row begins in the file."""

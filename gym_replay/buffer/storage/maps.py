@@ -20,7 +20,6 @@ from gym_replay.buffer.storage.advice import HUGE
 MAP_FIXED = 0x10  # the same number on Linux and macOS
 MAP_NORESERVE = 0x40 if os.uname().sysname == "Darwin" else 0x4000
 _FAILED = ctypes.c_void_p(-1).value
-_MAYMOVE, _FIXED, _DONTUNMAP = 1, 2, 4  # of mremap; the last since Linux 5.7
 
 
 class _Libc:
@@ -30,52 +29,24 @@ class _Libc:
         library = ctypes.CDLL(None, use_errno=True)
         size, number, address = ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p
         self._mmap, self._munmap = library.mmap, library.munmap
+        # Files are mapped from their beginning only, so the width of off_t does not matter.
         self._mmap.restype, self._mmap.argtypes = address, (address, size, number, number, number, ctypes.c_int64)
         self._munmap.restype, self._munmap.argtypes = number, (address, size)
-        self._mremap: Any = getattr(library, "mremap", None)  # Linux
-        if self._mremap is not None:
-            self._mremap.restype, self._mremap.argtypes = address, (address, size, size, number, address)
 
-    def map(
-        self,
-        address: int | None,
-        nbytes: int,
-        flags: int,
-        descriptor: int,
-        offset: int = 0,
-        protection: int = mmap.PROT_READ,
-    ) -> int:
-        """Map, for reading unless more is asked for; the address of the map.
+    def map(self, address: int | None, nbytes: int, flags: int, descriptor: int) -> int:
+        """Map for reading; the address of the map.
 
         Raises:
             OSError: the operating system refused.
         """
-        mapped: int | None = self._mmap(address, nbytes, protection, flags, descriptor, offset)
-        return _checked(mapped)
-
-    @property
-    def can_move(self) -> bool:
-        """Whether there is a :meth:`move`."""
-        return self._mremap is not None
-
-    def move(self, address: int, nbytes: int, to: int) -> None:
-        """Move the pages of private memory to where another map is, which goes, in one step; zeros are left behind.
-
-        Raises:
-            OSError: the operating system refused.
-        """
-        # The addresses stay taken, so that nobody else is given them before the pages are back.
-        _checked(self._mremap(address, nbytes, nbytes, _MAYMOVE | _FIXED | _DONTUNMAP, to))
+        mapped: int | None = self._mmap(address, nbytes, mmap.PROT_READ, flags, descriptor, 0)
+        if mapped is None or mapped == _FAILED:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return mapped
 
     def unmap(self, address: int, nbytes: int) -> None:
         self._munmap(address, nbytes)
-
-
-def _checked(mapped: int | None) -> int:
-    if mapped is None or mapped == _FAILED:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return mapped
 
 
 @lru_cache(maxsize=1)

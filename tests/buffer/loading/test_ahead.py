@@ -2,16 +2,14 @@
 
 import os
 import sys
-from itertools import chain, repeat
 
 import numpy as np
 import pytest
 
-from gym_replay import ConcatReplayBuffer, EpisodeEvictedError, Field, ReplayBuffer
+from gym_replay import ConcatReplayBuffer, Field, ReplayBuffer
 from gym_replay.buffer.loading.ahead import Kept, ReadAhead
 from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.storage import advice
-from gym_replay.buffer.storage.columns import Column as FileColumn
 
 ROW = 4096
 
@@ -85,89 +83,6 @@ def test_blocks_hold_what_was_stored(tmp_path, monkeypatch, known, parts, worker
             assert sorted(seen) == list(range(1000 * parts))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux moves maps")
-@pytest.mark.parametrize("parts", [1, 2])
-def test_blocks_that_are_brought_hold_what_was_stored(tmp_path, monkeypatch, parts):
-    """Also where the loop is left in the middle, and with two epochs at a time."""
-    monkeypatch.setattr(ReadAhead, "_should_bring", lambda ahead, spans, reads: True)
-    monkeypatch.setattr("gym_replay.buffer.loading.ahead._SHORTEST", 1)
-    brought = []
-    bring = FileColumn.bring
-
-    def note(column, *given):
-        place = bring(column, *given)
-        if column.path.stem == "x":  # of the others, many blocks are in one page
-            brought.append(place)
-        return place
-
-    monkeypatch.setattr(FileColumn, "bring", note)
-    folders = [tmp_path / str(part) for part in range(parts)]
-    for folder in folders:
-        fill(folder, 1000).close()
-    expected = np.concatenate([np.load(folder / "steps" / "x.npy") for folder in folders])
-    with ConcatReplayBuffer(folders) as buffer:
-        options = {"shuffle": "block", "block_size": 70, "pool_size": 210, "return_indices": True}
-        loader = buffer.dataloader(48, timestep_level=True, **options)
-
-        def rows_of(batch):
-            rows = batch["_indices"][:, 0].numpy() * 100 + batch["_indices"][:, 1].numpy()
-            np.testing.assert_array_equal(batch["x"], expected[rows])
-            assert (batch["n"].numpy() == rows % 1000).all()
-            return rows.tolist()
-
-        rows_of(next(iter(loader)))
-        loader.dataset._ahead.wait()
-        assert all(brought)  # later, another epoch may have the block already
-        for first, second in zip(loader, loader, strict=True):
-            rows_of(first)
-            rows_of(second)
-        assert sorted(row for batch in loader for row in rows_of(batch)) == list(range(1000 * parts))
-        assert sum(place is not None for place in brought) > 40
-
-
-def test_data_is_brought_that_is_more_than_memory(tmp_path, monkeypatch):
-    fill(tmp_path).close()  # 10 MB
-    with ReplayBuffer.from_folder(tmp_path, read_only=True) as buffer:
-        for room, expected in ((None, False), (100 << 20, False), (5 << 20, sys.platform == "linux"), (1 << 20, False)):
-            monkeypatch.setattr("gym_replay.buffer.loading.ahead.memory_room", lambda room=room: room)
-            options = {"shuffle": "block", "block_size": 60, "pool_size": 250}  # a megabyte, so that two are too many
-            loader = buffer.dataloader(48, timestep_level=True, fields=("x", "n"), **options)
-            next(iter(loader))
-            assert loader.dataset._ahead._brings == expected, room
-
-
-@pytest.mark.parametrize("brings", [True, False])
-def test_no_batch_is_torn_while_a_ring_is_overwritten(tmp_path, monkeypatch, brings):
-    """What was brought is older than what the ring holds by now; of an evicted episode, neither is served."""
-    monkeypatch.setattr(ReadAhead, "_should_bring", lambda ahead, spans, pool: brings and sys.platform == "linux")
-    monkeypatch.setattr("gym_replay.buffer.loading.ahead._SHORTEST", 1)
-    length = 50
-
-    def store(buffer, number):
-        each = np.full(length, number)
-        buffer.store_episode(x=np.broadcast_to(each[:, None], (length, 1000)), n=each)
-
-    with ReplayBuffer(
-        tmp_path, fields={"x": Field("int16", (1000,)), "n": "int"}, circular=True, max_steps=2000
-    ) as ring:
-        for number in range(60):
-            store(ring, number)
-        seen = []
-        loader = ring.dataloader(16, timestep_level=True, shuffle="block", block_size=40, pool_size=200)
-
-        def load():
-            for count, batch in enumerate(chain.from_iterable(repeat(loader))):
-                assert (batch["x"].numpy() == batch["n"].numpy()[:, None]).all()
-                seen.append(int(batch["n"].min()))
-                if count % 3 == 2:
-                    store(ring, 60 + count // 3)
-
-        with pytest.raises(EpisodeEvictedError, match="make a new loader"):  # once all that it had has gone
-            load()
-        assert len(seen) > 60
-        assert min(seen[-3:]) > 50
-
-
 class Told:
     """Rows that note what they are told, some of which the system has let go of."""
 
@@ -206,9 +121,6 @@ class Spans:
 
     def stretches(self, first, last):
         return [(0, first, last)]
-
-    def can_bring(self, names):
-        return False
 
     def read_ahead(self, name, part, first, last):
         self.read.append((first, last))

@@ -2,11 +2,12 @@
 
 import os
 import sys
+from itertools import chain, repeat
 
 import numpy as np
 import pytest
 
-from gym_replay import ConcatReplayBuffer, Field, ReplayBuffer
+from gym_replay import ConcatReplayBuffer, EpisodeEvictedError, Field, ReplayBuffer
 from gym_replay.buffer.loading.ahead import Kept, ReadAhead
 from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.storage import advice
@@ -81,6 +82,33 @@ def test_blocks_hold_what_was_stored(tmp_path, monkeypatch, known, parts, worker
                 assert batch["words_lens"].tolist() == (rows % 100 % 3).tolist()
                 seen += rows.tolist()
             assert sorted(seen) == list(range(1000 * parts))
+
+
+def test_no_batch_is_torn_while_a_ring_is_overwritten(tmp_path):
+    length = 50
+
+    def store(buffer, number):
+        each = np.full(length, number)
+        buffer.store_episode(x=np.broadcast_to(each[:, None], (length, 1000)), n=each)
+
+    fields = {"x": Field("int16", (1000,)), "n": "int"}
+    with ReplayBuffer(tmp_path, fields=fields, circular=True, max_steps=2000) as ring:
+        for number in range(60):
+            store(ring, number)
+        seen = []
+        loader = ring.dataloader(16, timestep_level=True, shuffle="block", block_size=40, pool_size=200)
+
+        def load():
+            for count, batch in enumerate(chain.from_iterable(repeat(loader))):
+                assert (batch["x"].numpy() == batch["n"].numpy()[:, None]).all()
+                seen.append(int(batch["n"].min()))
+                if count % 3 == 2:
+                    store(ring, 60 + count // 3)
+
+        with pytest.raises(EpisodeEvictedError, match="make a new loader"):  # once all that it had has gone
+            load()
+        assert len(seen) > 60
+        assert min(seen[-3:]) > 50
 
 
 class Told:

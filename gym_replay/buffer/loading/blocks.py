@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gym_replay.buffer.loading.order import BLOCK_POSITIONS, Order, permute, uniforms
+from gym_replay.buffer.loading.order import Order, permute, uniforms
 
 BLOCK_BYTES = 8 << 20
 POOL_BYTES = 256 << 20
@@ -90,23 +90,19 @@ class BlockOrder(Order):
         """Return which pool a position is in."""
         return ((position + 1) * self.num_pools - 1) // self.num_samples
 
-    def _generate(self, epoch: int, start: int) -> Iterator[NDArray[np.int64]]:
+    def _computed(self, epoch: int, start: int, count: int) -> Iterator[NDArray[np.int64]]:
         # Of small samples, the order takes half as long as the gathering, so it is computed beside it.
-        width = self._width
-        per_block = max(1, BLOCK_POSITIONS // width)
-
         def samples(first: int) -> NDArray[np.int64]:
-            return self._samples(epoch, first, min(per_block, len(self) - first))
+            return self._samples(epoch, first, min(count, len(self) - first))
 
         coming: tuple[int, Future[NDArray[np.int64]]] | None = None
-        for first in range(start, len(self), per_block):
+        for first in range(start, len(self), count):
             # Where the iterator goes on in a forked process, there is no thread that computes what is to come.
             block = samples(first) if coming is None or coming[0] != os.getpid() else coming[1].result()
-            if (following := first + per_block) < len(self):
+            if (following := first + count) < len(self):
                 process = os.getpid()
                 coming = process, _helper(process).submit(samples, following)
-            for begin in range(0, block.size, width):
-                yield block[begin : begin + width]
+            yield block
 
     def visit(self, positions: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         if positions.size == 0:

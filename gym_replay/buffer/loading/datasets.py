@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -228,39 +228,31 @@ class ReplayDataset(Dataset[Batch]):
 
         In a batch of 256 short rows, what comes with each call takes longer than the gathering.
         """
-        most, run = 0, list[Draw]()
+        most, run = 1, list[Draw]()
         for drawn in draws:
             # What is before a pool is done with when the next begins.
             if run and (len(run) >= most or drawn.pool != run[0].pool):
-                yield from self._deliver_run(run)
+                most = yield from self._deliver_run(run)
                 run = []
             if drawn.pool is not None:
                 self._ahead.serve(self, drawn.epoch, drawn.pool, drawn.reads)
             run.append(drawn)
-            most = most or self._batches_together(drawn)
         if run:
             yield from self._deliver_run(run)
 
-    def _batches_together(self, drawn: Draw) -> int:
-        """How many batches like this one are gathered as one."""
-        if not self.is_divisible:
-            return 1
-        self.draw = drawn
-        nbytes = sum(array.nbytes for array in self._taken(drawn.samples)[0].values())
-        return max(1, min(_MOST_TOGETHER, RUN_BYTES // max(nbytes, 1)))
-
-    def _deliver_run(self, run: Sequence[Draw]) -> Iterator[Batch]:
-        if len(run) == 1:
-            self.draw = run[0]
-            yield self._nest(self.batch(run[0].samples))
-            return
-        self.draw = run[0]._replace(samples=np.concatenate([drawn.samples for drawn in run]))
+    def _deliver_run(self, run: Sequence[Draw]) -> Generator[Batch, None, int]:
+        """The batches, gathered as one; returns how many like these are to be gathered so."""
+        self.draw = run[0]
+        if len(run) > 1:
+            self.draw = run[0]._replace(samples=np.concatenate([drawn.samples for drawn in run]))
         arrays = self._taken(self.draw.samples)[0]
+        nbytes = sum(array.nbytes for array in arrays.values()) // len(run)
         begin = 0
         for drawn in run:
             end = begin + len(drawn.samples)
-            yield self._nest(self._deliver(arrays.part(begin, end), {}))
+            yield self._nest(self._deliver(arrays if len(run) == 1 else arrays.part(begin, end), {}))
             begin = end
+        return max(1, min(_MOST_TOGETHER, RUN_BYTES // max(nbytes, 1))) if self.is_divisible else 1
 
     def _weighed(self, served: Ints) -> Batch:
         """The entries that only a prioritised batch has, where these samples are what it holds."""

@@ -115,11 +115,14 @@ class Order:
 
     def _generate(self, epoch: int, start: int) -> Iterator[NDArray[np.int64]]:
         width = self._width
-        per_block = max(1, BLOCK_POSITIONS // width)
-        for first in range(start, len(self), per_block):
-            block = self._samples(epoch, first, min(per_block, len(self) - first))
+        for block in self._computed(epoch, start, max(1, BLOCK_POSITIONS // width)):
             for begin in range(0, block.size, width):
                 yield block[begin : begin + width]
+
+    def _computed(self, epoch: int, start: int, count: int) -> Iterator[NDArray[np.int64]]:
+        """Iterate over the samples of this rank's batches from ``start`` on, of ``count`` batches at once."""
+        for first in range(start, len(self), count):
+            yield self._samples(epoch, first, min(count, len(self) - first))
 
     @property
     def _width(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 import tempfile
 import time
@@ -18,7 +17,7 @@ import numpy as np
 from benchmarks.curves import Panel, Study
 from benchmarks.floors import bare, column
 from benchmarks.growing import batches_for, play
-from benchmarks.idle import Idle
+from benchmarks.idle import Idle, OneWrite
 from benchmarks.timing import forever, per_item, take_turns
 from gym_replay import Field, RecordToBuffer, ReplayBuffer, window_loader
 
@@ -31,23 +30,6 @@ MOTOR: dict[str, Any] = {
     "terminated": "bool",
     "truncated": "bool",
 }
-
-
-class OneWrite(gym.Wrapper[Any, Any, Any, Any]):
-    """Writes each observation with one ``pwrite`` to a file that has its full size from the start."""
-
-    def __init__(self, env: gym.Env[Any, Any], path: Path, nbytes: int) -> None:
-        super().__init__(env)
-        self._descriptor, self._position = os.open(path, os.O_RDWR | os.O_CREAT), 0
-        os.truncate(self._descriptor, nbytes)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        result = self.env.step(action)
-        self._position += os.pwrite(self._descriptor, result[0], self._position)
-        return result
-
-    def close(self) -> None:
-        os.close(self._descriptor)
 
 
 def rows(folder: Path, sizes: Sequence[int], nbytes: int, repeats: int, seconds: float) -> Study:

@@ -1,7 +1,9 @@
-"""An environment and a wrapper that do nothing: what is left is the cost of what is put around them."""
+"""What recording is measured against: an environment and a wrapper that do nothing, and one that only writes."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -34,3 +36,20 @@ class Passing(gym.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         return self.env.step(action)
+
+
+class OneWrite(gym.Wrapper[Any, Any, Any, Any]):
+    """Writes each observation with one ``pwrite`` to a file that has its full size from the start, and nothing else."""
+
+    def __init__(self, env: gym.Env[Any, Any], path: Path, nbytes: int) -> None:
+        super().__init__(env)
+        self._descriptor, self._position = os.open(path, os.O_RDWR | os.O_CREAT), 0
+        os.truncate(self._descriptor, nbytes)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        result = self.env.step(action)
+        self._position += os.pwrite(self._descriptor, result[0], self._position)
+        return result
+
+    def close(self) -> None:
+        os.close(self._descriptor)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import gc
 import itertools
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.growing import open_afresh
 from benchmarks.report import OURS, Table, Target
 from benchmarks.suite import Suite
 from benchmarks.timing import forever, per_item, take_turns
@@ -21,26 +21,6 @@ from gym_replay import Field, ReplayBuffer
 
 SIZES = {"1 M steps": 10_000, "100 M steps": 1_000_000}
 FIELDS = {"observation": Field("float32", (4,), state=True), "action": "uint8", "reward": "float32"}
-OPEN = """
-import resource, sys, time
-import torch
-import gym_replay.buffer.loading.loaders
-from gym_replay import ReplayBuffer
-
-def own():
-    for line in open("/proc/self/smaps_rollup"):
-        if line.startswith("Anonymous:"):
-            return int(line.split()[1]) / 1024
-
-before, begin = own(), time.perf_counter()
-buffer = ReplayBuffer.from_folder(sys.argv[1], read_only=True)
-batches = iter(buffer.dataloader(256, n_steps=1, shuffle=True))
-next(batches)
-first = time.perf_counter() - begin
-for _ in range(1000):
-    next(batches)
-print(first, own() - before)
-"""
 
 
 def large(suite: Suite, batches: int, repeats: int) -> None:
@@ -65,11 +45,28 @@ def large(suite: Suite, batches: int, repeats: int) -> None:
     title = "1 M episodes of 100 steps (observation 4, action, reward), n-step batches of 256, shuffled"
     suite.add(Table(title, "us per batch", one, measured, targets))
     gc.collect()
-    seconds, megabytes = zip(*(_open_once(suite.folder / "100Msteps") for _ in range(repeats)), strict=True)
+    openings = [open_afresh(suite.folder / "100Msteps", 1000) for _ in range(repeats)]
+    seconds, megabytes = [one.first / 1000 for one in openings], [one.held_later for one in openings]
     targets = [Target(OURS, 1.0)]
-    suite.add(Table("100 M steps: from opening to the first batch", "s", OURS, {OURS: list(seconds)}, targets))
+    suite.add(
+        Table(
+            "100 M steps: from opening to the first batch",
+            "s",
+            OURS,
+            {OURS: seconds},
+            targets,
+        )
+    )
     targets = [Target(OURS, 200.0)]
-    suite.add(Table("100 M steps: own memory after 1000 batches", "MiB", OURS, {OURS: list(megabytes)}, targets))
+    suite.add(
+        Table(
+            "100 M steps: own memory after 1000 batches",
+            "MiB",
+            OURS,
+            {OURS: megabytes},
+            targets,
+        )
+    )
 
 
 def _write(folder: Path, episodes: int) -> None:
@@ -90,9 +87,3 @@ def _store_many(buffer: ReplayBuffer, begin: int) -> None:
         for t in range(100):
             buffer.store_batch(observation=observation[:, t], action=rows[:, t] % 7, reward=observation[:, t, 2])
         buffer.store_final(observation=observation[:, 100])
-
-
-def _open_once(folder: Path) -> tuple[float, float]:
-    done = subprocess.run([sys.executable, "-c", OPEN, str(folder)], capture_output=True, text=True, check=True)
-    seconds, megabytes = map(float, done.stdout.split())
-    return seconds, megabytes

@@ -11,7 +11,6 @@ lie in a temporary folder, which is deleted.
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import tempfile
@@ -26,7 +25,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from benchmarks.idle import Idle, Passing
+from benchmarks.idle import Idle, OneWrite, Passing
 from benchmarks.record_peers import PEERS, Episode, Make, Peer, Room, minari_episode
 from benchmarks.record_store import by_hand
 from benchmarks.report import OURS, Table, Target
@@ -46,24 +45,6 @@ class Size:
 
 
 SMOKE = Size(steps=4000, length=200, repeats=2)
-
-
-class RawWrites(gym.Wrapper[Any, Any, Any, Any]):
-    """Writes each observation to a file that has its full size from the start, and nothing else."""
-
-    def __init__(self, env: gym.Env[Any, Any], folder: Path, room: Room) -> None:
-        super().__init__(env)
-        self._position = 0
-        self._descriptor = os.open(folder / "observations", os.O_RDWR | os.O_CREAT)
-        os.truncate(self._descriptor, 2 * room.steps * env.observation_space.sample().nbytes)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        result = self.env.step(action)
-        self._position += os.pwrite(self._descriptor, result[0], self._position)
-        return result
-
-    def close(self) -> None:
-        os.close(self._descriptor)
 
 
 @dataclass(frozen=True)
@@ -140,6 +121,10 @@ def make_bare(env: gym.Env[Any, Any], folder: Path, room: Room) -> Any:
 
 def make_passing(env: gym.Env[Any, Any], folder: Path, room: Room) -> Any:
     return Passing(env)
+
+
+def make_raw(env: gym.Env[Any, Any], folder: Path, room: Room) -> Any:
+    return OneWrite(env, folder / "observations", 2 * room.steps * env.observation_space.sample().nbytes)
 
 
 def make_recorder(env: gym.Env[Any, Any], folder: Path, room: Room) -> Any:
@@ -232,7 +217,7 @@ def measure(suite: Suite, size: Size) -> None:
         f"Frames: Box(84, 84, 4) uint8, episodes of {size.length} steps",
         "us per step",
         run_each(
-            {raw: RawWrites, OURS: make_recorder},
+            {raw: make_raw, OURS: make_recorder},
             Task.idle(frame, motor, size.steps // SHARE, size.length),
             suite,
             {raw, OURS},

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.parts import Clocks
+
 ROOT = Path(__file__).parents[1]
 HAS_PLOTS = importlib.util.find_spec("matplotlib") is not None
 
@@ -129,11 +131,6 @@ def test_the_page_about_performance_shows_plots_that_are_there():
 
 
 def test_clocks_give_each_call_what_it_takes_itself_and_put_back_what_was_there():
-    sys.path.insert(0, str(ROOT))
-    try:
-        from benchmarks.parts import Clocks
-    finally:
-        sys.path.remove(str(ROOT))
     seconds = [0.0]
 
     class Work:

@@ -235,28 +235,28 @@ class HeldEpisodes:
     Args:
         buffer: where they will be committed.
         forget: a method that is called where the buffer gives them up.
+
+    Attributes:
+        writer: the buffer's, while it is kept for them.
     """
 
     def __init__(self, buffer: ReplayBuffer, forget: Callable[[], None]) -> None:
         self._buffer, self._forget = buffer, weakref.WeakMethod(forget)  # whoever holds them also holds this
         self.writer: FolderWriter | None = None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the buffer is kept for them."""
-        return self._buffer._open_episode is self
-
     def open(self) -> FolderWriter:
         """Keep the buffer for them; its writer."""
         buffer = self._buffer
         if buffer._open_episode is not None and buffer._open_episode is not self:
             buffer._require_no_episode("recording")
-        self.writer = writer = buffer._writing()
+        writer = buffer._writing()
         buffer._open_episode = self
+        self.writer = writer
         return writer
 
     def end(self) -> None:
         """Let the buffer take others."""
+        self.writer = None
         if self._buffer._open_episode is self:
             self._buffer._open_episode = None
 

@@ -169,13 +169,13 @@ class Recording:
         length = len(stage)
         complete = self._ended_at == length
         # Where the buffer was released meanwhile, nothing is left to commit to.
-        if length and (complete or self._keep) and self._held.is_open:
+        if length and (complete or self._keep) and self._held.writer is not None:
             if not complete:
                 stage.last = {"truncated": b"\x01"}
             try:
                 self._commit(stage, length, complete=complete)
             except BaseException:
-                if not self._held.is_open:
+                if self._held.writer is None:
                     self._forget()
                 raise
         self._held.end()

@@ -24,6 +24,9 @@ class Autoreset(Enum):
     DISABLED = "Disabled"
 
 
+_NEXT_STEP, _SAME_STEP = Autoreset.NEXT_STEP, Autoreset.SAME_STEP  # to find a member takes as long as to add arrays
+
+
 def autoreset_of(envs: Any) -> Autoreset:
     """The mode that a vector environment's metadata name.
 
@@ -87,8 +90,8 @@ def take_turn(mode: Autoreset, running: Mask, waiting: Mask, done: Mask) -> Turn
         array([ True])
     """
     ended = running & done
-    if mode is Autoreset.NEXT_STEP:
+    if mode is _NEXT_STEP:
         return Turn(ended, waiting, (running | waiting) > done, done)  # of bools: the one and not the other
-    if mode is Autoreset.SAME_STEP:
+    if mode is _SAME_STEP:
         return Turn(ended, done, running | done, waiting)
     return Turn(ended, np.zeros_like(done), running > done, waiting)

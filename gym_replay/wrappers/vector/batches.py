@@ -33,6 +33,10 @@ class BatchEncoder:
         batched: that of all of them.
         leaves: the fields of ``space``, from :func:`~gym_replay.wrappers.spaces.space_leaves`.
         count: how many sub-environments there are.
+
+    Attributes:
+        leaves: the fields.
+        plain: name, dtype and shape of values that are columns as they are; without a name where there are none.
     """
 
     def __init__(self, space: Space[Any], batched: Space[Any], leaves: Sequence[Leaf], count: int) -> None:
@@ -42,10 +46,10 @@ class BatchEncoder:
         self._take = _taking(space, batched, Place(root), count)
         self._flatten = make_flattener(space, root)
         self._warned: set[str] = set()
-        self._plain: tuple[Any, Any] = (None, None)
+        self.plain: tuple[str, Any, tuple[int, ...]] = "", None, ()
         if len(leaves) == 1 and leaves[0].space is space and not leaves[0].field.ragged:
             field = leaves[0].field
-            self._plain = np.dtype(field.dtype.type), (count, *field.shape)
+            self.plain = leaves[0].name, np.dtype(field.dtype.type), (count, *field.shape)
 
     def encode(self, value: Any) -> list[Column]:
         """The columns of a batched value, in the order of the leaves; they may share its memory.
@@ -53,7 +57,7 @@ class BatchEncoder:
         Raises:
             FieldError: the value does not fit; the message names the field, and the sub-environment where it can.
         """
-        dtype, shape = self._plain
+        _, dtype, shape = self.plain
         if type(value) is np.ndarray and value.dtype is dtype and value.shape == shape:
             return [value]
         parts: list[Any] = []

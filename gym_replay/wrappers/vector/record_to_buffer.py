@@ -125,6 +125,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         )
         gym.vector.VectorWrapper.__init__(self, env)
         self._mode = autoreset_of(env)
+        self._is_same_step, self._is_disabled = self._mode is Autoreset.SAME_STEP, self._mode is Autoreset.DISABLED
         self._sub = SubEnvironments(env, self._mode)
         dtypes = dict(dtypes or {})
         single = SimpleNamespace(observation_space=env.single_observation_space, action_space=env.single_action_space)
@@ -257,18 +258,16 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
                 ``close`` that finds room.
         """
         recording = self._recording
-        if not recording.is_settled:
-            recording.settle()
-        if not recording.is_recording:
+        writer = recording.prepare()
+        if writer is None:
             return self._step_between_episodes(actions)
-        writer = recording.make_room()
         if self._guarded is not writer:
             # Made after the writer's own, so that at the interpreter's exit it runs before it.
             self._guarded = writer
             weakref.finalize(self, recording.end)
         now = recording.now
         staging = recording.staging
-        staging.write_each(now, self._action_names, self._actions.encode(actions))
+        staging.put(now, self._actions, actions)
         for name in self._extra_names:
             if name in self._extras:
                 staging.write(now, name, self._extras[name])
@@ -279,7 +278,8 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             generators = self._sub.generators(recording.waiting, create=True)
         began = time.time()
         recording.is_broken = True
-        self._extras = {}
+        if self._extras:
+            self._extras = {}
         result = self.env.step(actions)
         try:
             self._store(result, generators, began)
@@ -300,42 +300,42 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             ) from None
         recording = self._recording
         now, staging = recording.now, recording.staging
-        columns = self._observations.encode(observations)
-        rewards = self._rewards(rewards)
-        terminated, truncated = self._flags("terminated", terminations), self._flags("truncated", truncations)
-        staging.write_each(now + 1, self._observation_names, columns)
+        staging.put(now + 1, self._observations, observations)
+        if type(rewards) is not np.ndarray or rewards.dtype is not _FLOAT64 or rewards.shape != self._rewards_shape:
+            rewards = self._fitted_rewards(rewards)
         rewards = staging.write_reward(now, rewards)
+        terminated, truncated = self._flags(terminations, truncations)
         done = terminated | truncated
         if recording.has_waiting or 1 in done.tobytes():  # in a quarter of the time that NumPy takes to count them
-            self._store_turn(result, rewards, (terminated, truncated, done), generators, began)
+            self._store_turn(observations, infos, rewards, (terminated, truncated, done), generators, began)
             return
         if self._infos is not None:
             self._stage_infos(now + 1, infos, np.flatnonzero(recording.running))
-        if self._mode is Autoreset.DISABLED:
+        if self._is_disabled:
             self._warn_of_unreset(recording.running)
         recording.step_on(rewards)
 
     def _store_turn(
         self,
-        result: Any,
+        observations: Any,
+        infos: Any,
         rewards: npt.NDArray[Any],
         flags: tuple[Mask, Mask, Mask],
         generators: npt.NDArray[np.uint64] | None,
         began: float,
     ) -> None:
         """The rest of a step in which episodes ended or began."""
-        observations, _, _, _, infos = result
         terminated, truncated, done = flags
         recording = self._recording
         turn = take_turn(self._mode, recording.running, recording.waiting, done)
         finals = None
-        if self._mode is Autoreset.SAME_STEP and np.count_nonzero(turn.ended):
+        if self._is_same_step and np.count_nonzero(turn.ended):
             finals = self._finals(np.flatnonzero(turn.ended), infos, observations)
         if self._infos is not None:
             self._stage_infos(recording.now + 1, infos, np.flatnonzero(turn.running | turn.ended), turn.ended)
             if finals is not None:
                 finals = self._with_late_infos(finals)
-        if self._mode is Autoreset.DISABLED:
+        if self._is_disabled:
             self._warn_of_unreset(recording.running)
         recording.advance(
             turn,
@@ -347,21 +347,27 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             began=began,
         )
 
-    def _rewards(self, rewards: Any) -> npt.NDArray[Any]:
+    def _fitted_rewards(self, rewards: Any) -> npt.NDArray[Any]:
         """Rewards as floats, ``(num_envs, *reward shape)``."""
-        is_array = type(rewards) is np.ndarray and rewards.shape == self._rewards_shape
-        if is_array and (rewards.dtype is _FLOAT64 or rewards.dtype is _FLOAT32):  # what stores them takes both
-            return rewards  # type: ignore[no-any-return]
+        if type(rewards) is np.ndarray and rewards.dtype is _FLOAT32 and rewards.shape == self._rewards_shape:
+            return rewards  # what stores them takes both
         array = to_array(rewards, "reward")
         return np.ascontiguousarray(fit("reward", array, self._reward_field, lead=(self._sub.count,)))
 
-    def _flags(self, name: str, values: Any) -> Mask:
-        """A flag of each sub-environment.
+    def _flags(self, terminations: Any, truncations: Any) -> tuple[Mask, Mask]:
+        """Both flags of each sub-environment.
 
         Raises:
             FieldError: they are no booleans, or another number of them.
         """
-        array: npt.NDArray[Any] = values if type(values) is np.ndarray else to_array(values, name)
+        if type(terminations) is np.ndarray and type(truncations) is np.ndarray:
+            shape = self._flags_shape
+            if terminations.dtype is _BOOL is truncations.dtype and terminations.shape == shape == truncations.shape:
+                return terminations, truncations
+        return self._fitted_flags("terminated", terminations), self._fitted_flags("truncated", truncations)
+
+    def _fitted_flags(self, name: str, values: Any) -> Mask:
+        array = to_array(values, name)
         if array.dtype == _BOOL and array.shape == self._flags_shape:
             return array
         expected = f"a bool array of shape {self._flags_shape}"
@@ -451,7 +457,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         """Put the infos of some sub-environments into the row of a time; ``ended`` is where an episode has ended."""
         if self._infos is None:
             return
-        is_same_step = self._mode is Autoreset.SAME_STEP
+        is_same_step = self._is_same_step
         # Those that a wrapper adds in a step of this mode are of the episodes that have ended in it.
         removed = dict.fromkeys(self._statistics, ended) if is_same_step and ended is not None else {}
         batch = self._infos.columns(infos, self._sub.count, FINAL if is_same_step else (), removed)

@@ -75,17 +75,13 @@ class VectorRecording:
 
     # --- what each step asks ---
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing is left of the step before."""
-        return not self.is_broken and not self._finished
-
     def _set(self, running: Mask, waiting: Mask, **others: Any) -> None:
         has_waiting = 1 in waiting.tobytes()  # in a quarter of the time that NumPy takes to count them
-        others["running"], others["waiting"], others["has_waiting"] = running, waiting, has_waiting
-        others["is_recording"] = has_waiting or 1 in running.tobytes()
+        is_recording = has_waiting or 1 in running.tobytes()
         # In one call: an interrupt comes before all of it or after it.
-        self.__dict__.update(others)
+        self.__dict__.update(
+            others, running=running, waiting=waiting, has_waiting=has_waiting, is_recording=is_recording
+        )
 
     def settle(self) -> None:
         """Commit what has ended and could not be committed; cut what was running where a step was lost."""
@@ -95,16 +91,22 @@ class VectorRecording:
             self.lose(np.ones(self._num_envs, bool))
         self.commit()
 
-    def make_room(self) -> FolderWriter:
-        """See to the buffer, its limits, and the staging, before a step.
+    def prepare(self) -> FolderWriter | None:
+        """See to what was left of the step before, and to the buffer, its limits, and the staging, before a step.
+
+        Returns:
+            The buffer's writer, where the step can be a transition, or open an episode.
 
         Raises:
             EpisodeTooLongError, BufferFullError: the buffer's limits leave no room for what is running.
             BufferLockedError: somebody else writes to the buffer, or this is a forked child.
-            StorageError: the staging needs a file, and the disk refused.
+            StorageError: the staging needs a file, or what had ended a place, and the disk refused.
         """
-        held = self._held
-        writer = held.writer if held.is_open and held.writer is not None else held.open()
+        if self.is_broken or self._finished:
+            self.settle()
+        if not self.is_recording:
+            return None
+        writer = self._held.writer or self._held.open()
         if writer.is_limited:
             lengths = self.now + 1 - self.facts.start[self.running]
             if len(lengths) and writer.metadata.circular:
@@ -140,7 +142,7 @@ class VectorRecording:
     def step_on(self, rewards: npt.NDArray[Any]) -> None:
         """A step was staged in which no episode ended and none began."""
         now = self.now
-        np.add(self._returns[now & 1], rewards, out=self._returns[~now & 1])
+        np.add(self._returns[now & 1], rewards, self._returns[~now & 1])
         self.now = now + 1  # before it the step is undone, after it done
         self.is_broken = False
 
@@ -165,7 +167,7 @@ class VectorRecording:
             began: when the step began.
         """
         now, finished = self.now, self._finished
-        returns = np.add(self._returns[now & 1], rewards, out=self._returns[~now & 1])
+        returns = np.add(self._returns[now & 1], rewards, self._returns[~now & 1])
         numbers, opened = turn.ended.nonzero()[0], turn.opened.nonzero()[0]
         if len(numbers):
             ends = terminated, truncated
@@ -228,7 +230,7 @@ class VectorRecording:
         """
         self.refuse_within_on_episode()
         error = None
-        if self._held.is_open:
+        if self._held.writer is not None:
             # What looks at episodes keeps no others from being committed.
             error = _raised_by(self.settle)
             later = _raised_by(lambda: self.cut(np.ones(self._num_envs, bool)))
@@ -255,9 +257,9 @@ class VectorRecording:
         """
         self.refuse_within_on_episode()
         while self._finished:
-            writer = self._held.open()
+            writer = self._held.writer or self._held.open()
             block = self._finished[0]
-            if not block.is_committed(writer):
+            if block.first_id is None or not block.is_committed(writer):
                 if self._on_episode is not None and isinstance(block, Block):
                     block = self._judge(self._on_episode, block)
                     self._finished = [block, *self._finished[1:]]

@@ -143,12 +143,12 @@ class Ring:
         """
         begin, rows = start & self.mask, self.mask + 1
         end = begin + until - start
+        if end < rows:
+            for name, is_state, part in self.parts:
+                found[name] = part[begin : end + is_state, number].tobytes()
+            return
         for name, is_state, part in self.parts:
-            stop = end + is_state
-            if stop <= rows:
-                found[name] = part[begin:stop, number].tobytes()
-            else:
-                found[name] = part[begin:, number].tobytes() + part[: stop - rows, number].tobytes()
+            found[name] = part[begin:, number].tobytes() + part[: end + is_state - rows, number].tobytes()
 
     @property
     def full_at(self) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.fields import Field
-from gym_replay.wrappers.vector.batches import Column
+from gym_replay.wrappers.vector.batches import BatchEncoder, Column
 from gym_replay.wrappers.vector.ring import FEWEST_ROWS, Numbers, Ring
 
 STAGING_BYTES = 1 << 28
@@ -46,6 +46,7 @@ class Staging:
         self._rings: list[Ring] = []
         self._ring_of: dict[str, Ring] = {}
         self._ragged: dict[str, _RaggedRows] = {}
+        self._without_bytes: dict[str, bytes] = {}
         self._multiples = np.arange(0)
         self.full_at = 0
         self.add_fields(fields, 0)
@@ -78,6 +79,7 @@ class Staging:
             _rings=[*self._rings, *new],
             _ring_of={**self._ring_of, **found},
             _ragged={**self._ragged, **ragged},
+            _without_bytes={**self._without_bytes, **dict.fromkeys(fields.keys() - dense.keys(), b"")},
             full_at=0,
         )
 
@@ -121,15 +123,24 @@ class Staging:
             ):
                 row[number] = value
 
-    def write_each(self, time: int, names: Sequence[str], columns: Sequence[Column]) -> None:
-        """The same of several fields and all sub-environments."""
+    def put(self, time: int, encoder: BatchEncoder, value: Any) -> None:
+        """Put a value of a batched space into the row of a time.
+
+        Raises:
+            FieldError: it does not fit; the row means nothing then.
+        """
         ring_of = self._ring_of
-        for name, values in zip(names, columns, strict=True):
-            ring = ring_of.get(name)
-            if ring is None:
-                self.write(time, name, values)
+        name, dtype, shape = encoder.plain
+        if type(value) is np.ndarray and value.dtype is dtype and value.shape == shape and name in ring_of:
+            ring = ring_of[name]
+            ring.rows[name][time & ring.mask][...] = value
+            return
+        for leaf, values in zip(encoder.leaves, encoder.encode(value), strict=True):
+            if leaf.name in ring_of:
+                ring = ring_of[leaf.name]
+                ring.rows[leaf.name][time & ring.mask][...] = values
             else:
-                ring.rows[name][time & ring.mask][...] = values
+                self.write(time, leaf.name, values)
 
     def write_reward(self, time: int, rewards: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Put the rewards into the row of a time; they as they are there."""
@@ -164,7 +175,7 @@ class Staging:
 
         Fields that are no state have none in the row of ``until``.
         """
-        found = dict.fromkeys(self._fields, b"")
+        found = self._without_bytes.copy()
         for ring in self._rings:
             if start < ring.hot:
                 return None

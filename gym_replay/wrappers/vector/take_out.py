@@ -53,6 +53,7 @@ class _Plan:
         episodes, steps = writer.largest_block()
         self.most_episodes, self.most_rows = episodes, min(steps, BLOCK_BYTES // row_nbytes)
         self.most_of_few = 0 if metadata.ragged_fields else min(_FEW_BYTES // row_nbytes, self.most_rows)
+        self.last_flags = [flag + bytes(self.has_state) for flag in (FLAG_BYTES[False], FLAG_BYTES[True])]
         defaults = {name: info.default_value() for name, info in staged.items()}
         self.bytes_without_row_t = [
             (name, defaults[name].tobytes()) for name, info in staged.items() if metadata.has_state and not info.state
@@ -142,25 +143,25 @@ class TakeOut:
         complete: bool,
     ) -> FewEpisodes | None:
         """The episodes as bytes, unless some are long or not in memory any more."""
-        start_of = self._facts.start.item
-        starts = [start_of(number) for number in numbers.tolist()]
-        lengths = [until - start for start in starts]
-        if sum(lengths) > plan.most_of_few:
-            return None
-        all_rows, metas = [], []
-        bytes_of, row_t = self._staging.bytes_of, bytes(plan.has_state)
-        is_terminated, is_truncated = (of_all.item for of_all in ends)
-        for number, start, length in zip(numbers.tolist(), starts, lengths, strict=True):
-            rows = bytes_of(number, start, until)
+        all_rows, lengths, metas, total = [], [], [], 0
+        facts, bytes_of, last_flags = self._facts, self._staging.bytes_of, plan.last_flags
+        start_of, terminated, truncated = facts.start.item, ends[0].item, ends[1].item
+        for number in numbers.tolist():
+            start = start_of(number)
+            total += (length := until - start)
+            rows = bytes_of(number, start, until) if total <= plan.most_of_few else None
             if rows is None:
                 return None
             for name, default in plan.bytes_without_row_t:
                 rows[name] += default
             before = bytes(length - 1)
-            rows["terminated"] = before + FLAG_BYTES[is_terminated(number)] + row_t
-            rows["truncated"] = before + FLAG_BYTES[is_truncated(number)] + row_t
+            rows["terminated"], rows["truncated"] = (
+                before + last_flags[terminated(number)],
+                before + last_flags[truncated(number)],
+            )
             all_rows.append(rows)
-            metas.append(self._facts.of_one(number, returns[number].tobytes(), complete=complete))
+            lengths.append(length)
+            metas.append(facts.of_one(number, returns[number].tobytes(), complete=complete))
         return FewEpisodes(numbers, lengths, _flags(plan, complete=complete), all_rows, metas)
 
     def _take_block(

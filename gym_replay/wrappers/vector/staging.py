@@ -8,7 +8,7 @@ nameless files in the buffer's folder, which are gone with the process, however 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 

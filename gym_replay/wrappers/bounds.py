@@ -157,16 +157,17 @@ class _Bounds:
         values = rows.reshape(-1)
         if self._as is not None:
             values = values.view(self._as)
-        count, width = len(values), self.low.size
-        most = max(_AT_ONCE // width, 1) * width
-        if len(self._low) < min(count, most):
-            self._repeat(min(2 * count, most) // width)
-        longest = len(self._low)
-        if count <= longest:
+        count = values.size
+        if count <= self._low.size:
             return self._exclude(values, count)
-        return any(self._exclude(part, len(part)) for part in np.split(values, range(longest, count, longest)))
+        width = self.low.size
+        most = max(_AT_ONCE // width, 1) * width
+        self._repeat(min(2 * count, most) // width)
+        longest = self._low.size
+        return any(self._exclude(part, part.size) for part in np.split(values, range(longest, count, longest)))
 
     def _exclude(self, values: Bound, count: int) -> bool:
-        if self._has_low and np.count_nonzero(values < self._low[:count]):
+        # To look for a 1 among the bytes takes half of the time that NumPy takes to count.
+        if self._has_low and 1 in (values < self._low[:count]).tobytes():
             return True
-        return self._has_high and bool(np.count_nonzero(values > self._high[:count]))
+        return self._has_high and 1 in (values > self._high[:count]).tobytes()

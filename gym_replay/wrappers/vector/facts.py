@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,29 +163,33 @@ class EpisodeFacts:
                 meta[name] = default
         return meta
 
-    def of_one(self, number: int, total: bytes, *, complete: bool) -> dict[str, bytes]:
-        """The bytes of the meta fields of one sub-environment's episode; ``total`` are those of its return."""
-        began = self._began.item(number)
-        if self._are_seeded and self._seeds.item(number) == -1:
+    def of_each(self, numbers: Sequence[int], returns: npt.NDArray[Any], *, complete: bool) -> list[dict[str, bytes]]:
+        """The same of a few sub-environments, in bytes; the returns are those of all."""
+        if self._are_seeded:
             self._look_for_seeds()
-        meta = {
-            "episode_seed": _INT(self._seeds.item(number)) if self._are_seeded else _NO_SEED,
-            "episode_return": total,
-            "episode_complete": FLAG_BYTES[complete],
-            "episode_options": self._options[self._option[number]] if len(self._options) > 1 else self._options[0],
-            "episode_rng": self._states[number].tobytes() if self._have_states else NO_GENERATOR,
-            "episode_start": _FLOAT(began),
-            "episode_duration": _FLOAT(time.time() - began),
-            "episode_run": self._run,
-            "env_index": _INT(number),
-        }
-        for name, info, default in self._of_user():
-            if name in self._notes:
-                value = self._notes[name][number]
-                meta[name] = value if info.is_text else value.tobytes()
-            else:
-                meta[name] = default
-        return meta
+        now, of_user, options, flag = time.time(), self._of_user(), self._options, FLAG_BYTES[complete]
+        found = []
+        for number in numbers:
+            began = self._began.item(number)
+            meta = {
+                "episode_seed": _INT(self._seeds.item(number)) if self._are_seeded else _NO_SEED,
+                "episode_return": returns[number].tobytes(),
+                "episode_complete": flag,
+                "episode_options": options[0] if len(options) == 1 else options[self._option[number]],
+                "episode_rng": self._states[number].tobytes() if self._have_states else NO_GENERATOR,
+                "episode_start": _FLOAT(began),
+                "episode_duration": _FLOAT(now - began),
+                "episode_run": self._run,
+                "env_index": _INT(number),
+            }
+            for name, info, default in of_user:
+                if name in self._notes:
+                    value = self._notes[name][number]
+                    meta[name] = value if info.is_text else value.tobytes()
+                else:
+                    meta[name] = default
+            found.append(meta)
+        return found
 
     def _look_for_seeds(self) -> None:
         self._are_seeded = bool(np.count_nonzero(self._seeds != -1))

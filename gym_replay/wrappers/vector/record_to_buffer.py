@@ -306,11 +306,16 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         rewards = staging.write_reward(now, rewards)
         terminated, truncated = self._flags(terminations, truncations)
         done = terminated | truncated
-        if recording.has_waiting or 1 in done.tobytes():  # in a quarter of the time that NumPy takes to count them
+        if 1 in done.tobytes():  # in a quarter of the time that NumPy takes to count them
             self._store_turn(observations, infos, rewards, (terminated, truncated, done), generators, began)
             return
+        has_waiting = recording.has_waiting
         if self._infos is not None:
-            self._stage_infos(now + 1, infos, np.flatnonzero(recording.running))
+            running = recording.running | recording.waiting if has_waiting else recording.running
+            self._stage_infos(now + 1, infos, np.flatnonzero(running))
+        if has_waiting:
+            recording.open_waiting(rewards, done, generators, began)
+            return
         if self._is_disabled:
             self._warn_of_unreset(recording.running)
         recording.step_on(rewards)

@@ -146,6 +146,31 @@ class VectorRecording:
         self.now = now + 1  # before it the step is undone, after it done
         self.is_broken = False
 
+    def open_waiting(
+        self, rewards: npt.NDArray[Any], done: Mask, generators: npt.NDArray[np.uint64] | None, began: float
+    ) -> None:
+        """A step was staged that no episode ended in, and that was the first one of those that were waiting.
+
+        It is what :meth:`advance` does then, in half of the time.
+
+        Args:
+            rewards, done: what it returned: nothing is done.
+            generators, began: as of :meth:`advance`.
+        """
+        now, opened = self.now, self.waiting.nonzero()[0]
+        returns = np.add(self._returns[now & 1], rewards, self._returns[~now & 1])
+        self.facts.begin(opened, now + 1, began, generators)
+        returns[opened] = 0.0
+        # In one call: an interrupt comes before all of it or after it.
+        self.__dict__.update(
+            running=self.running | self.waiting,
+            waiting=done,
+            has_waiting=False,
+            is_recording=True,
+            now=now + 1,
+            is_broken=False,
+        )
+
     def advance(
         self,
         turn: Turn,
@@ -255,7 +280,8 @@ class VectorRecording:
             StorageError: the disk refused; what is left is kept, and committed by the next call that finds room.
             Exception: what ``on_episode`` raised first, once all is committed.
         """
-        self.refuse_within_on_episode()
+        if self._is_judging:
+            self.refuse_within_on_episode()
         while self._finished:
             writer = self._held.writer or self._held.open()
             block = self._finished[0]

@@ -143,10 +143,10 @@ class TakeOut:
         complete: bool,
     ) -> FewEpisodes | None:
         """The episodes as bytes, unless some are long or not in memory any more."""
-        all_rows, lengths, metas, total = [], [], [], 0
-        facts, bytes_of, last_flags = self._facts, self._staging.bytes_of, plan.last_flags
-        start_of, terminated, truncated = facts.start.item, ends[0].item, ends[1].item
-        for number in numbers.tolist():
+        all_rows, lengths, total = [], [], 0
+        bytes_of, last_flags = self._staging.bytes_of, plan.last_flags
+        start_of, terminated, truncated = self._facts.start.item, ends[0].item, ends[1].item
+        for number in (listed := numbers.tolist()):
             start = start_of(number)
             total += (length := until - start)
             rows = bytes_of(number, start, until) if total <= plan.most_of_few else None
@@ -155,13 +155,11 @@ class TakeOut:
             for name, default in plan.bytes_without_row_t:
                 rows[name] += default
             before = bytes(length - 1)
-            rows["terminated"], rows["truncated"] = (
-                before + last_flags[terminated(number)],
-                before + last_flags[truncated(number)],
-            )
+            rows["terminated"] = before + last_flags[terminated(number)]
+            rows["truncated"] = before + last_flags[truncated(number)]
             all_rows.append(rows)
             lengths.append(length)
-            metas.append(facts.of_one(number, returns[number].tobytes(), complete=complete))
+        metas = self._facts.of_each(listed, returns, complete=complete)
         return FewEpisodes(numbers, lengths, _flags(plan, complete=complete), all_rows, metas)
 
     def _take_block(

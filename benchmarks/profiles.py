@@ -342,12 +342,10 @@ def _steps_of(envs: gym.vector.VectorEnv[Any, Any, Any], actions: Sequence[Any],
 
 def _clocks_of_vectors(recorder: Any) -> Clocks:
     clocks, recording = Clocks(), recorder._recording
-    writer = recording.make_room()
+    writer = recording.prepare()
     clocks.on(recorder.env, "step", "the environments' own step")
-    clocks.on(recording, "make_room", "room for it")
-    clocks.on(recorder._actions, "encode", "actions: dtype and shape compared")
-    clocks.on(recorder._observations, "encode", "observations: dtype and shape compared")
-    clocks.on(recording.staging, "write_each", "observations and actions into the staging")
+    clocks.on(recording, "prepare", "room for it")
+    clocks.on(recording.staging, "put", "observations and actions compared, and into the staging")
     clocks.on(recording.staging, "write_reward", "rewards into the staging")
     clocks.on(vector_module, "take_turn", "which episodes ended, and begin")
     clocks.on(recording, "advance", "returns summed, what runs and waits noted")

@@ -283,7 +283,9 @@ class VectorRecording:
         if self._is_judging:
             self.refuse_within_on_episode()
         while self._finished:
-            writer = self._held.writer or self._held.open()
+            writer = self._held.writer
+            if writer is None or writer.metadata.circular:  # whose strings are made room for when it is opened
+                writer = self._held.open()
             block = self._finished[0]
             if block.first_id is None or not block.is_committed(writer):
                 if self._on_episode is not None and isinstance(block, Block):

@@ -26,6 +26,7 @@ from gym_replay import (
     check_buffer,
 )
 from gym_replay import RecordToBuffer as RecordSingle
+from gym_replay.buffer.storage import writer
 from gym_replay.buffer.storage.episodes import Counters
 from gym_replay.wrappers.generator_state import generator_state
 from gym_replay.wrappers.vector import RecordToBuffer, ring, staging
@@ -664,3 +665,20 @@ def test_memory_follows_the_longest_open_episode(tmp_path):
     step_many(envs, 2000)
     assert envs._recording.staging.nbytes == early
     envs.close()
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_a_ring_keeps_no_strings_of_episodes_that_have_left(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr(writer, "STRINGS_RUN", 50_000)
+    lengths, meta = [1, 2, 5000], {"task": "str"}
+    envs = RecordToBuffer(scripted(lengths, mode), tmp_path, max_episodes=16, circular=True, meta_fields=meta)
+    envs.reset()
+    for number in range(300):
+        if number % 10 < 5:  # no text of its own means the empty one
+            envs.annotate(task=f"{number} " * 1000)
+        envs.step(envs.action_space.sample())
+    tasks = {episode.meta["task"][:4] for episode in envs.buffer}
+    assert len(tasks) > 1
+    envs.close()
+    assert (tmp_path / "episodes" / "strings.npy").stat().st_size < 300_000  # of 600,000 that were stored
+    assert check_buffer(tmp_path, progress=False).verified

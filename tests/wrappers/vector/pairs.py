@@ -1,6 +1,7 @@
 """n single recorders and one vector recorder, given the same seeds, resets and actions."""
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import gymnasium as gym
 import numpy as np
@@ -90,7 +91,8 @@ def overwritten(old, new):
     if isinstance(new, dict):
         return {key: overwritten(None if old is None else old[key], value) for key, value in new.items()}
     if type(new) is tuple:
-        return tuple(overwritten(None if old is None else old[k], value) for k, value in enumerate(new))
+        known = () if old is None else old  # a sequence may be longer than the one before
+        return tuple(overwritten(one, value) for one, value in zip_longest(known[: len(new)], new))
     return new
 
 

@@ -208,6 +208,8 @@ class ReplayDataset(Dataset[Batch]):
         return draw(self.draw.seed, self.draw.epoch, count, self.source.index[episodes], steps, positions)
 
     def _asked(self, samples: Ints) -> Batch:
+        if samples.size and not (samples.min() >= 0 and samples.max() < len(self)):
+            raise IndexError(f"samples {samples.min()} .. {samples.max()}: there are {len(self)}, from 0 on")
         self.draw = Draw(samples, *self._moment)
         return self.batch(samples)
 

@@ -19,7 +19,7 @@ import torch
 from gym_replay.buffer.loading import memory
 
 PIECE_BYTES = 1 << 18
-"""No piece is smaller, but the last one: between two, a thread may wait for the interpreter as long as a piece takes."""
+"""No piece but the last is smaller: between two, a thread may wait for the interpreter as long as a piece takes."""
 
 _MOST_THREADS = 4  # memory is what limits the speed, and a few threads reach it
 

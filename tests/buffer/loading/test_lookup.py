@@ -67,7 +67,9 @@ def test_a_million_ranges(kind):
     elif kind != "equal":
         counts = generator.geometric(0.01, len(counts)) - (kind != "any")
     offsets = np.concatenate(([0], np.cumsum(counts)))
-    numbers = np.concatenate((generator.integers(0, offsets[-1], 200_000), offsets[:1000], offsets[-1] - [1, 3, 4, 104]))
+    numbers = np.concatenate(
+        (generator.integers(0, offsets[-1], 200_000), offsets[:1000], offsets[-1] - [1, 3, 4, 104])
+    )
     lookup = Lookup(offsets)
     np.testing.assert_array_equal(lookup.find(numbers), searched(offsets, numbers))
     assert sum(array.nbytes for array in vars(lookup).values() if isinstance(array, np.ndarray)) <= 48 * len(offsets)

@@ -27,10 +27,10 @@ class Lookup:
     tables: H.-C. Chen and Y. Asau, "On Generating Random Variates from an Empirical Distribution", AIIE
     Transactions 6(2), 1974.
 
-    The word of a cell of ``size`` numbers from ``begin`` on is ``first * size - begin + behind``: ``first`` is the range
-    of number ``begin``, and ``behind`` how many numbers of the cell lie behind the beginning of the next range. Number
-    ``begin + i`` added to it is ``first * size + i + behind``, which is ``(first + 1) * size`` or more just where the
-    number lies behind that beginning. Divided by ``size`` that is the range.
+    The word of a cell of ``size`` numbers from ``begin`` on is ``first * size - begin + behind``: ``first`` is the
+    range of number ``begin``, and ``behind`` how many numbers of the cell are in later ranges. With number ``begin + i``
+    added it is ``first * size + i + behind``, which reaches ``(first + 1) * size`` just where the next range has begun.
+    Divided by ``size`` that is the range.
 
     Args:
         offsets: int64 ``(ranges + 1,)``, ascending from 0: range i is ``offsets[i] .. offsets[i + 1] - 1``, and may

@@ -16,8 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gym_replay.buffer.loading import memory
-
 PIECE_BYTES = 1 << 18
 """No piece but the last is smaller: between two, a thread may wait for the interpreter as long as a piece takes."""
 
@@ -43,7 +41,7 @@ def take(array: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> npt.NDArray[An
     """
     if rows.min() < 0 or rows.max() >= len(array):
         raise IndexError(f"rows {rows.min()} .. {rows.max()} of an array of {len(array)}")
-    out = memory.empty((len(rows), *array.shape[1:]), array.dtype)
+    out = np.empty((len(rows), *array.shape[1:]), array.dtype)
     workers = threads()
     pieces = iter(_pieces(len(rows), max(1, PIECE_BYTES * len(rows) // out.nbytes), workers))  # shared
 

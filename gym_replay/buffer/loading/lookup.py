@@ -28,9 +28,9 @@ class Lookup:
     Transactions 6(2), 1974.
 
     The word of a cell of ``size`` numbers from ``begin`` on is ``first * size - begin + behind``: ``first`` is the
-    range of number ``begin``, and ``behind`` how many numbers of the cell are in later ranges. With number ``begin + i``
-    added it is ``first * size + i + behind``, which reaches ``(first + 1) * size`` just where the next range has begun.
-    Divided by ``size`` that is the range.
+    range of number ``begin``, and ``behind`` how many numbers of the cell are in later ranges. Number ``begin + i``
+    added to it makes ``first * size + i + behind``, which reaches ``(first + 1) * size`` just where the next range has
+    begun. Divided by ``size`` that is the range.
 
     Args:
         offsets: int64 ``(ranges + 1,)``, ascending from 0: range i is ``offsets[i] .. offsets[i + 1] - 1``, and may

@@ -36,6 +36,7 @@ from benchmarks.idle import Idle, Passing
 from benchmarks.parts import WITH_CLOCKS, Breakdown, Clocks
 from benchmarks.timing import forever, per_item, take_turns
 from gym_replay import RecordToBuffer, ReplayBuffer
+from gym_replay.buffer.loading.collate import Arrays
 from gym_replay.buffer.storage.staging import Stage
 from gym_replay.wrappers.vector import RecordToBuffer as RecordVectors
 
@@ -302,7 +303,8 @@ def _clocks_of_batch(loader: Any) -> Clocks:
     clocks.on(dataset.source.rows, "take", taken)
     clocks.on(dataset.source, "are_live", "none has left a circular buffer: asked afterwards")
     clocks.on(dataset, "_delivery", "tensors")
-    clocks.on(dataset, "batch", "calls between these")
+    clocks.on(Arrays, "part", "each batch copied out of what was gathered for several")
+    clocks.on_items(dataset, "drawn_in_order", "calls between these")
     return clocks
 
 

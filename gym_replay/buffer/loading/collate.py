@@ -45,7 +45,9 @@ class Arrays(dict[str, Array]):
 
     def part(self, begin: int, end: int) -> Arrays:
         """Samples ``begin`` to ``end - 1``, in memory of their own."""
-        found = Arrays((name, array[begin:end].copy()) for name, array in self.items())
+        found = Arrays()
+        for name, array in self.items():
+            found[name] = array[begin:end].copy()
         if self.valid:
             found.valid = {name: mask[begin:end] for name, mask in self.valid.items()}
         return found

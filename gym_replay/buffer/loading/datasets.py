@@ -208,6 +208,8 @@ class ReplayDataset(Dataset[Batch]):
         return draw(self.draw.seed, self.draw.epoch, count, self.source.index[episodes], steps, positions)
 
     def _asked(self, samples: Ints) -> Batch:
+        if samples.size and not (samples.min() >= 0 and samples.max() < len(self)):
+            raise IndexError(f"samples {samples.min()} .. {samples.max()}: there are {len(self)}, from 0 on")
         self.draw = Draw(samples, *self._moment)
         return self.batch(samples)
 
@@ -220,11 +222,14 @@ class ReplayDataset(Dataset[Batch]):
 
     @property
     def is_divisible(self) -> bool:
-        """Whether several batches can be gathered as one, of which each is then a part."""
+        """Whether several batches can be gathered as one, of which each is then a part.
+
+        Not where an entry depends on the other samples of its batch, or on a sample's position in the epoch.
+        """
         return False
 
     def drawn_in_order(self, draws: Iterable[Draw]) -> Iterator[Batch]:
-        """The batches of an order by blocks; where they are small, several are gathered in one call per field.
+        """The batches of an order that is settled; where they are small, several are gathered in one call per field.
 
         In a batch of 256 short rows, what comes with each call takes longer than the gathering.
         """

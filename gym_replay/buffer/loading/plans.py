@@ -167,6 +167,8 @@ def n_step_anchors(lengths: Ints, has_final: Bools) -> Anchors:
 
 def n_step_lengths(samples: Samples, n_steps: int) -> Ints:
     """How many of ``n_steps`` steps from each of the samples of :func:`n_step_anchors` stay in the episode."""
+    if n_steps == 1:  # all of them have a row behind them
+        return np.ones(samples.numbers.shape, np.int64)
     lengths: Ints = np.minimum(n_steps, samples.left)
     return lengths
 

@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-PIECE_BYTES = 1 << 17
+PIECE_BYTES = 1 << 18
+"""No piece but the last is smaller: between two, a thread may wait for the interpreter as long as a piece takes."""
+
 _MOST_THREADS = 4  # memory is what limits the speed, and a few threads reach it
 
 
@@ -40,18 +42,28 @@ def take(array: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> npt.NDArray[An
     if rows.min() < 0 or rows.max() >= len(array):
         raise IndexError(f"rows {rows.min()} .. {rows.max()} of an array of {len(array)}")
     out = np.empty((len(rows), *array.shape[1:]), array.dtype)
-    step = max(1, PIECE_BYTES * len(rows) // out.nbytes)
-    begins = iter(range(0, len(rows), step))  # shared: each piece is given out once
+    workers = threads()
+    pieces = iter(_pieces(len(rows), max(1, PIECE_BYTES * len(rows) // out.nbytes), workers))  # shared
 
     def work() -> None:
-        for begin in begins:
+        for begin, end in pieces:
             # NumPy lets go of the interpreter while it copies. "clip" copies straight into place; nothing is clipped.
-            array.take(rows[begin : begin + step], 0, out[begin : begin + step], "clip")
+            array.take(rows[begin:end], 0, out[begin:end], "clip")
 
-    pool = _pool(os.getpid(), threads() - 1)
-    helping = [pool.submit(work) for _ in range(threads() - 1)]
+    pool = _pool(os.getpid(), workers - 1)
+    helping = [pool.submit(work) for _ in range(workers - 1)]
     work()
     for one in helping:
         if not one.cancel():
             one.result()
     return out
+
+
+def _pieces(count: int, least: int, workers: int) -> list[tuple[int, int]]:
+    """Where the pieces of so many rows begin and end: large ones first, small ones for whoever is done early."""
+    pieces, begin = [], 0
+    while begin < count:
+        end = min(count, begin + max(least, (count - begin) // (workers + 1)))
+        pieces.append((begin, end))
+        begin = end
+    return pieces

@@ -279,8 +279,11 @@ def test_a_dataset_of_ones_own(tmp_path):
         np.testing.assert_array_equal(batch["action"], [0, 3, 6, 3000, 3003])
         trajectory = buffer.dataset()[1]
         assert trajectory["observation"].shape == (2, 3)
-        with pytest.raises(IndexError):
-            dataset[5]
+        np.testing.assert_array_equal(dataset[[4, 1]]["action"], [3003, 3])
+        assert dataset[np.empty(0, np.int64)]["action"].shape == (0,)
+        for outside in (5, -6, [0, 5], np.array([-1]), [10**6]):
+            with pytest.raises(IndexError, match="there are 5"):
+                dataset[outside]
 
 
 def test_names(tmp_path):

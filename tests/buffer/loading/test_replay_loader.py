@@ -282,6 +282,8 @@ def test_a_prioritised_resume_counts_what_was_drawn_ahead(tmp_path):
 class Noted(TimestepDataset):
     """Adds what it draws at random, as datasets with random goals or crops do."""
 
+    is_divisible = False
+
     def _extra_names(self):
         return ["noise"]
 
@@ -465,8 +467,20 @@ def test_blocks_are_read_ahead(tmp_path, monkeypatch):
         {"trajectories": True},
     ],
 )
+@pytest.mark.parametrize(
+    "order",
+    [
+        {"shuffle": "block", "block_size": 11, "pool_size": 50},
+        {"shuffle": True, "rank": 0, "world_size": 2},
+        {"shuffle": False},
+        {"replacement": True, "samples_per_epoch": 150},
+    ],
+    ids=("block", "shuffle", "in order", "replacement"),
+)
 @pytest.mark.parametrize("start", [0, 7])
-def test_batches_that_are_gathered_together_are_those_that_are_gathered_alone(tmp_path, monkeypatch, options, start):
+def test_batches_that_are_gathered_together_are_those_that_are_gathered_alone(
+    tmp_path, monkeypatch, options, order, start
+):
     options = dict(options)
     fields = {"o": Field("float32", (3,), state=True), "reward": "float64", "terminated": "bool"}
     if options.pop("ragged", False):
@@ -483,10 +497,9 @@ def test_batches_that_are_gathered_together_are_those_that_are_gathered_alone(tm
         if (windows := options.pop("windows", None)) is not None:
             make, options = partial(window_loader, buffer), options | windows
         options.pop("trajectories", None)
-        order = {"shuffle": "block", "block_size": 11, "pool_size": 50, "seed": 3}
 
         def batches():
-            loader = make(8, **options, **order)
+            loader = make(8, **options, **order, seed=3)
             state = loader.state_dict()
             if start < len(loader):
                 loader.load_state_dict(state | {"batch": start})

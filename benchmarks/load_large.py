@@ -8,11 +8,15 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from benchmarks.floors import bare, column
 from benchmarks.growing import open_afresh
 from benchmarks.report import OURS, Table, Target
 from benchmarks.suite import Suite
@@ -37,8 +41,11 @@ def large(suite: Suite, batches: int, repeats: int) -> None:
             row, following = shown[:, 0] * 4096 + shown[:, 1], after[:, 0] * 4096 + after[:, 1]
             assert torch.equal(following, row + 1)
             assert torch.equal(batch["reward"], batch["observation"][:, 2])
-        iterator = forever(loader)
-        turns[title] = lambda iterator=iterator: per_item(iterator, batches)
+        for name, iterator in (
+            (title, forever(loader)),
+            (f"numpy.take, {title}", bare(_columns(folder), _rows(episodes))),
+        ):
+            turns[name] = lambda iterator=iterator: per_item(iterator, batches)
     one, many = SIZES
     measured = take_turns(turns, repeats)
     targets = [Target(many, 1.5, of=one)]
@@ -67,6 +74,18 @@ def large(suite: Suite, batches: int, repeats: int) -> None:
             targets,
         )
     )
+
+
+def _columns(folder: Path) -> dict[str, tuple[npt.NDArray[Any], int]]:
+    """What a batch is made of."""
+    columns = {name: (column(folder, name), 0) for name in FIELDS}
+    return columns | {"next_observation": (columns["observation"][0], 1)}
+
+
+def _rows(episodes: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Rows of transitions, 256 at a time, chosen before."""
+    steps = np.random.default_rng(0).integers(0, 100 * episodes, (4096, 256))
+    return itertools.cycle(list(steps + steps // 100))  # after each episode comes its last observation
 
 
 def _write(folder: Path, episodes: int) -> None:

@@ -118,9 +118,8 @@ class TakeOut:
                 return [few]
         starts = self._facts.start[numbers]
         lengths = until - starts
-        edges = _edges(lengths + plan.has_state)
-        steps = int(edges[-1]) - len(numbers) * plan.has_state
-        if len(numbers) <= plan.most_episodes and steps <= plan.most_rows:
+        edges = _edges(lengths + 1 if plan.has_state else lengths)
+        if len(numbers) <= plan.most_episodes and edges[-1] - len(numbers) * plan.has_state <= plan.most_rows:
             return [self._take_block(plan, numbers, starts, lengths, edges, returns, ends, complete, finals)]
         blocks: list[Ended] = []
         for part in _parts(plan, lengths):
@@ -174,7 +173,7 @@ class TakeOut:
         complete: bool,
         finals: Finals | None,
     ) -> Block:
-        has_state = plan.has_state
+        has_state, count = plan.has_state, int(edges[-1])
         last_row = edges[1:] - 1
         last_step = last_row - 1 if has_state else last_row
         rows = self._staging.columns(numbers, starts, edges)
@@ -190,8 +189,9 @@ class TakeOut:
                 flags = np.full(len(numbers), flags[0], np.uint8)
                 flags[~finals.has_final] &= np.uint8(255 - HAS_FINAL)
         for name, of_all in zip(FLAGS, ends, strict=True):
-            rows[name] = column = np.zeros(int(edges[-1]), bool)
-            column[last_step] = of_all[numbers]
+            rows[name] = column = np.zeros(count, bool)
+            if 1 in of_all.tobytes():  # mostly one of the flags is nowhere
+                column[last_step] = of_all[numbers]
         meta = self._facts.columns(numbers, returns[numbers], complete=complete)
         block = Block(numbers, lengths, flags, rows, meta, edges)
         block.noted = self._facts.noted(numbers)

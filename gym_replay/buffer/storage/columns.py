@@ -30,8 +30,7 @@ LARGEST_CHUNK = 1 << 28
 PIECE = 1 << 23
 """Bytes handled at a time where a column is copied or summed."""
 
-_ADVISED = 1 << 17
-"""Linux reads no more than its read-ahead for one piece of advice, which is 128 KiB unless the disk says otherwise."""
+_LEAST_ADVISED = 1 << 17
 
 _LONGEST_HEADER = 1 << 12
 _LONGEST_WRITE = 1 << 30
@@ -260,12 +259,27 @@ def _huge_pages(begin: int, end: int) -> tuple[int, int]:
     return (begin + HUGE // 2) // HUGE * HUGE, (end + HUGE // 2) // HUGE * HUGE
 
 
+@lru_cache(maxsize=64)
+def _most_advised(device: int) -> int:
+    """The bytes that Linux reads for one piece of advice: no more than its read-ahead for the device."""
+    numbers = f"{os.major(device)}:{os.minor(device)}"
+    for place in (f"/sys/class/bdi/{numbers}/read_ahead_kb", f"/sys/dev/block/{numbers}/../queue/read_ahead_kb"):
+        with contextlib.suppress(OSError, ValueError), open(place) as stream:
+            return max(_LEAST_ADVISED, int(stream.read()) << 10)
+    return _LEAST_ADVISED
+
+
 def _will_need(descriptor: int, begin: int, end: int) -> None:
-    """Ask for bytes of a file to be in memory soon."""
-    if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):  # it is advice
-            for at in range(begin, end, _ADVISED):
-                os.posix_fadvise(descriptor, at, min(_ADVISED, end - at), os.POSIX_FADV_WILLNEED)
+    """Ask for bytes of a file to be in memory soon.
+
+    In as few calls as can be: after each of them, this thread waits for its turn with the interpreter.
+    """
+    if end <= begin or not hasattr(os, "posix_fadvise"):
+        return
+    with contextlib.suppress(OSError):  # it is advice
+        most = _most_advised(os.fstat(descriptor).st_dev)
+        for at in range(begin, end, most):
+            os.posix_fadvise(descriptor, at, min(most, end - at), os.POSIX_FADV_WILLNEED)
 
 
 class Column:

@@ -12,7 +12,7 @@ import pytest
 from gym_replay import ConcatReplayBuffer, EpisodeEvictedError, Field, ReplayBuffer
 from gym_replay.buffer.loading.ahead import Kept, ReadAhead
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.storage import advice
+from gym_replay.buffer.storage import advice, columns
 
 ROW = 4096
 
@@ -149,6 +149,22 @@ def test_no_batch_is_torn_while_a_ring_is_overwritten(tmp_path):
             load()
         assert len(seen) > 60
         assert min(seen[-3:]) > 50
+
+
+def test_advice_comes_in_pieces_that_the_system_takes_whole(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(columns, "_most_advised", lambda device: 1 << 20)
+    monkeypatch.setattr(os, "posix_fadvise", lambda descriptor, *piece: asked.append(piece), raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
+    with (tmp_path / "file").open("wb") as stream:
+        columns._will_need(stream.fileno(), 100, 100 + (5 << 19))
+        columns._will_need(stream.fileno(), 100, 100)
+    assert asked == [(100, 1 << 20, 3), (100 + (1 << 20), 1 << 20, 3), (100 + (2 << 20), 1 << 19, 3)]
+
+
+def test_what_the_system_takes_whole_is_at_least_what_every_system_takes(tmp_path):
+    assert columns._most_advised(tmp_path.stat().st_dev) >= 1 << 17
+    assert columns._most_advised(os.makedev(4095, 4095)) == 1 << 17  # there is no such device
 
 
 class Told:

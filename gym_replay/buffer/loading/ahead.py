@@ -15,8 +15,6 @@ from gym_replay.buffer.loading.gather import Rows
 
 READERS = 4
 """Threads that read, of which each waits for the disk most of its time: disks work on several things at once."""
-BEHIND = 2 * READERS
-"""Pieces that may still be unread when the next batch is made. What is needed sooner, the batch itself reads."""
 
 Stretch = tuple[int, int, int]
 Held = tuple[Rows, Collection[str], Stretch]
@@ -48,15 +46,23 @@ class Kept:
 
     def __init__(self) -> None:
         self._spans: deque[Held] = deque()
+        self._used: dict[tuple[int, Read], list[Stretch]] = {}
         self._rows, self._most = 0, 0
         self._is_short = False
         self._lock = Lock()
 
-    def add(self, held: Held) -> None:
-        """One more stretch is done with."""
+    def use(self, key: tuple[int, Read], stretches: list[Stretch]) -> None:
+        """These are read now, and in use from then on."""
         with self._lock:
-            self._spans.append(held)
-            self._rows += held[2][2] - held[2][1]
+            self._used[key] = stretches
+        self.make_room()
+
+    def done(self, key: tuple[int, Read], rows: Rows, names: Collection[str]) -> None:
+        """They are done with."""
+        with self._lock:
+            for stretch in self._used.pop(key, ()):
+                self._spans.append((rows, names, stretch))
+                self._rows += stretch[2] - stretch[1]
         self.make_room()
 
     def make_room(self) -> None:
@@ -68,9 +74,17 @@ class Kept:
             gone = []
             while self._is_short and self._rows > self._most:
                 gone.append(self._forget())
-        for rows, names, (part, first, last) in gone:
+            used = [self._used_beside(stretch) for _, _, stretch in gone]
+        for (rows, names, (part, first, last)), beside in zip(gone, used, strict=True):
             for name in names:
-                rows.let_go(name, part, first, last)
+                rows.let_go(name, part, first, last, beside)
+
+    def _used_beside(self, stretch: Stretch) -> tuple[int | None, int | None]:
+        """Where the nearest rows that are in use end before a stretch, and begin after it; None without any."""
+        part, first, last = stretch
+        others = [(low, high) for used in self._used.values() for number, low, high in used if number == part]
+        before = max((high for low, high in others if low < first), default=None)
+        return before, min((low for low, high in others if high > last), default=None)
 
     def _forget(self) -> Held:
         oldest = self._spans.popleft()
@@ -88,16 +102,18 @@ class ReadAhead:
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._pending: deque[Future[None]] = deque()
+        self._pending: deque[tuple[tuple[int, int], Future[None]]] = deque()
+        """Pieces of work, each with the epoch and pool that is not to be entered before it is done."""
         self._asked: deque[tuple[int, Read]] = deque()
         self._kept = Kept()
         self._last: tuple[int, int] | None = None
 
     def serve(self, spans: Spans, epoch: int, pool: int, reads: Sequence[tuple[int, int, int]]) -> None:
-        """Begin to read, and wait until no more than a few of the pieces from before are left.
+        """Begin to read; where a batch enters a pool, wait until that pool has been read.
 
-        A disk that is too slow must not be asked for more and more of what will be read, and gone from memory again,
-        before it is done.
+        Until then nobody waits, and all of the next pool may be asked for, so that a disk which is slower than the
+        batches is never idle: it reads the next pool for as long as there are batches of this one. It is not asked for
+        more than that: what is read too early is gone from memory again before it is used.
 
         Args:
             spans: where the samples are.
@@ -106,37 +122,45 @@ class ReadAhead:
         """
         if self._process != os.getpid():  # what another process was asked for is nothing to wait for
             self.__init__()  # type: ignore[misc]
-        # What the batch needs of a pool that it enters must be there; each page that is not is read on its own.
-        is_entering = (epoch, pool) != self._last or any(needed > pool + 1 for _, _, needed in reads)
-        self.wait(0 if is_entering else BEHIND)
-        self._last = epoch, pool
+        # A batch that reaches into another pool comes with the first reads of the one after that.
+        reached = max([pool, *(needed - 1 for _, _, needed in reads)])
+        is_entering = (epoch, reached) != self._last
+        self._last = epoch, reached
         # Pools come in order; in another epoch, or after a jump, nothing that was asked for is still to come.
         while self._asked and not (self._asked[0][0] == epoch and pool <= self._asked[0][1].pool <= pool + 2):
-            _, done = self._asked.popleft()
-            self._submit(partial(self._finish, spans, done))
+            of, done = self._asked.popleft()
+            # Before the next pool is read, so that there is room for it; in the pool after, it must be over.
+            self._submit((epoch, reached + 1), partial(self._finish, spans, of, done))
         for read in map(Read._make, reads):
             self._asked.append((epoch, read))
-            self._submit(partial(self._read, spans, read))
-        if any(needed == pool for _, _, needed in reads):
-            self.wait()  # the batch needs them: each page that it found missing would be read with all around it
+            self._submit((epoch, read.pool), partial(self._read, spans, epoch, read))
+        # What a batch needs must be there: each page that it found missing would be read on its own.
+        if is_entering or any(needed <= reached for _, _, needed in reads):
+            self.wait((epoch, reached))
 
-    def wait(self, left: int = 0) -> None:
-        """Wait until no more than so many pieces are left."""
-        while len(self._pending) > left:
-            self._pending.popleft().exception()  # what cannot be read ahead is read again, by the batch
+    def wait(self, reached: tuple[int, int] | None = None) -> None:
+        """Wait for what must be done before an epoch's pool is entered; without one, for all."""
+        later = deque[tuple[tuple[int, int], Future[None]]]()
+        while self._pending:
+            needed, piece = self._pending.popleft()
+            if reached is not None and needed[0] == reached[0] and needed[1] > reached[1]:
+                later.append((needed, piece))
+            else:
+                piece.exception()  # what cannot be read ahead is read again, by the batch
+        self._pending = later
 
-    def _submit(self, piece: Callable[[], None]) -> None:
-        self._pending.append(_readers(self._process).submit(piece))
+    def _submit(self, needed: tuple[int, int], piece: Callable[[], None]) -> None:
+        self._pending.append((needed, _readers(self._process).submit(piece)))
 
-    def _read(self, spans: Spans, read: Read) -> None:
-        self._kept.make_room()
-        for part, first, last in spans.stretches(read.first, read.last):
+    def _read(self, spans: Spans, epoch: int, read: Read) -> None:
+        stretches = spans.stretches(read.first, read.last)
+        self._kept.use((epoch, read), stretches)
+        for part, first, last in stretches:
             for name in spans.read_fields:
                 spans.source.rows.read_ahead(name, part, first, last)
 
-    def _finish(self, spans: Spans, read: Read) -> None:
-        for stretch in spans.stretches(read.first, read.last):
-            self._kept.add((spans.source.rows, spans.read_fields, stretch))
+    def _finish(self, spans: Spans, epoch: int, read: Read) -> None:
+        self._kept.done((epoch, read), spans.source.rows, spans.read_fields)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

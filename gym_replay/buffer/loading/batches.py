@@ -77,6 +77,7 @@ class Batches(Sampler[Draw]):
 
     def _in_order(self, order: Order, epoch: int, start: int) -> Iterator[Draw]:
         reads = order.reads(epoch, start) if isinstance(order, BlockOrder) else None
+        pool = end = 0
         for index, samples in enumerate(order.batches(epoch, start), start):
             first = order.first_position(index)
             if self.live is not None:
@@ -84,7 +85,10 @@ class Batches(Sampler[Draw]):
             elif reads is None or not isinstance(order, BlockOrder):
                 yield Draw(samples, order.seed, epoch, first, repeats=self._repeats)
             else:
-                yield Draw(samples, order.seed, epoch, first, reads=tuple(next(reads)), pool=order.pool_of(first))
+                if first >= end:
+                    pool = order.pool_of(first)
+                    end = order.bounds(pool)[1]
+                yield Draw(samples, order.seed, epoch, first, reads=tuple(next(reads)), pool=pool)
 
     def _anew(self, epoch: int, start: int) -> Iterator[Draw]:
         assert self.live is not None

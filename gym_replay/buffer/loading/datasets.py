@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,11 @@ from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.loading.statistics import Normalize, Resolved, resolve
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 
-RUN_BYTES = 1 << 19
+RUN_BYTES = 1 << 21
 """Batches are gathered together up to so many bytes."""
 
 _ATTEMPTS = 100
-_MOST_TOGETHER = 64
+_MOST_TOGETHER = 128
 
 
 class ReplayDataset(Dataset[Batch]):
@@ -216,8 +218,7 @@ class ReplayDataset(Dataset[Batch]):
     def _drawn(self, draw: Draw) -> Batch:
         """The batch that a sampler asked for, with the entries that only a prioritised draw has."""
         self.draw = draw
-        if draw.pool is not None:
-            self._ahead.serve(self, draw.epoch, draw.pool, draw.reads)
+        self._serve(draw)
         return self.batch(draw.samples)
 
     @property
@@ -233,17 +234,21 @@ class ReplayDataset(Dataset[Batch]):
 
         In a batch of 256 short rows, what comes with each call takes longer than the gathering.
         """
-        most, run = 1, list[Draw]()
-        for drawn in draws:
+        most = 1
+        for _, of_pool in groupby(draws, attrgetter("pool")):
             # What is before a pool is done with when the next begins.
-            if run and (len(run) >= most or drawn.pool != run[0].pool):
+            is_first = True
+            while run := list(islice(of_pool, most)):
+                for drawn in run:
+                    if is_first or drawn.reads:
+                        self._serve(drawn)
+                        is_first = False
                 most = yield from self._deliver_run(run)
-                run = []
-            if drawn.pool is not None:
-                self._ahead.serve(self, drawn.epoch, drawn.pool, drawn.reads)
-            run.append(drawn)
-        if run:
-            yield from self._deliver_run(run)
+
+    def _serve(self, drawn: Draw) -> None:
+        """Begin to read what will be needed, and wait for what is."""
+        if drawn.pool is not None:
+            self._ahead.serve(self, drawn.epoch, drawn.pool, drawn.reads)
 
     def _deliver_run(self, run: Sequence[Draw]) -> Generator[Batch, None, int]:
         """The batches, gathered as one; returns how many like these are to be gathered so."""

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from gym_replay.buffer.loading import threads
 from gym_replay.buffer.loading.groups import group_edges
 from gym_replay.buffer.loading.lookup import Lookup
-from gym_replay.buffer.storage.advice import HUGE, expect_stretches, is_held, use_huge_pages
+from gym_replay.buffer.storage.advice import HUGE, can_populate, expect_stretches, is_held, use_huge_pages
 from gym_replay.buffer.storage.columns import Column as FileColumn
 from gym_replay.buffer.storage.joined import first_rows, join, maps_needed
 from gym_replay.buffer.storage.reader import Snapshot
@@ -51,17 +51,21 @@ class Column:
     Args:
         array: ``(rows, *field.shape)``.
         address: of row 0, where the rows are in a map of its own that expects stretches to be read.
+        is_populated: whether stretches of that map can be brought into the table of pages.
         has_huge_pages: whether that map has large pages.
 
     Attributes:
-        array, address, has_huge_pages: the same.
+        array, address, is_populated, has_huge_pages: the same.
         nbytes: of a row.
     """
 
-    __slots__ = ("_windows", "address", "array", "has_huge_pages", "nbytes")
+    __slots__ = ("_windows", "address", "array", "has_huge_pages", "is_populated", "nbytes")
 
-    def __init__(self, array: Array, address: int | None = None, *, has_huge_pages: bool = False) -> None:
-        self.array, self.address, self.has_huge_pages = array, address, has_huge_pages
+    def __init__(
+        self, array: Array, address: int | None = None, *, is_populated: bool = False, has_huge_pages: bool = False
+    ) -> None:
+        self.array, self.address = array, address
+        self.is_populated, self.has_huge_pages = is_populated, has_huge_pages
         self.nbytes = array.dtype.itemsize * math.prod(array.shape[1:])
         self._windows: dict[int, Array] = {}
 
@@ -156,13 +160,25 @@ class Rows:
         held = self._file_of(name, part)
         address = self._address_of(name, before)
         column = None if address is None else self.column(name)
-        held.read_ahead(first - before, last - before, address if column and column.has_huge_pages else None)
+        if column is None or not column.is_populated:
+            address = None
+        held.read_ahead(first - before, last - before, address, huge=column is not None and column.has_huge_pages)
 
-    def let_go(self, name: str, part: int, first: int, last: int) -> None:
-        """Take rows that were read ahead out of memory."""
+    def let_go(self, name: str, part: int, first: int, last: int, used: tuple[int | None, int | None]) -> None:
+        """Take rows that were read ahead out of memory.
+
+        Args:
+            name: the field.
+            part, first, last: which rows.
+            used: where the nearest rows of this part that are in use end before these, and begin after them.
+        """
         before = int(self.firsts[part])
-        if (address := self._address_of(name, before)) is not None:
-            self._file_of(name, part).let_go(first - before, last - before, address)
+        if (address := self._address_of(name, before)) is None:
+            return
+        column = self.column(name)
+        low, high = (None if row is None else row - before for row in used)
+        huge = column is not None and column.has_huge_pages
+        self._file_of(name, part).let_go(first - before, last - before, address, huge=huge, used=(low, high))
 
     def are_held(self, name: str, row: int) -> bool:
         """Whether a field's row that was read ahead is still in memory, as far as that can be known."""
@@ -244,8 +260,10 @@ class Rows:
             return Column(self._parts[0].column(name)) if len(self._parts) == 1 else None
         if not self._block or self._maps is not None or not expect_stretches(array):
             return Column(array)
-        is_large = self._block * field.nbytes >= HUGE
-        return Column(array, array.ctypes.data, has_huge_pages=is_large and use_huge_pages(array))
+        is_populated = can_populate(array)
+        # Only where blocks have the size of a large page: a page that is found missing is then read as a large one.
+        is_large = is_populated and self._block * field.nbytes >= HUGE and use_huge_pages(array)
+        return Column(array, array.ctypes.data, is_populated=is_populated, has_huge_pages=is_large)
 
     def _pieces(self, name: str, rows: Ints) -> Iterator[tuple[Column, Any, Ints | slice]]:
         """Columns that have these rows between them, each with the number of its first row, and which rows it has."""

@@ -55,15 +55,13 @@ def expect_stretches(array: npt.NDArray[Any]) -> bool:
 
 
 def use_huge_pages(array: npt.NDArray[Any]) -> bool:
-    """Ask for large pages; return whether stretches can be brought in with :func:`populate`.
+    """Ask for large pages in a map; return whether there may be any."""
+    return _has_huge_pages() and _advise(array.ctypes.data, array.nbytes, mmap.MADV_HUGEPAGE)
 
-    Only where stretches have the size of a large page: a page that is found missing is then read as a large one.
-    """
-    if not _has_huge_pages():
-        return False
-    address = array.ctypes.data
-    # Its first page is all there is to populate for now: to see whether the kernel knows the word.
-    return _advise(address, array.nbytes, mmap.MADV_HUGEPAGE) and populate(address, 1)
+
+def can_populate(array: npt.NDArray[Any]) -> bool:
+    """Whether the system knows how to bring in stretches of a map with :func:`populate`."""
+    return populate(array.ctypes.data, 1)  # its first page is all there is to populate for now
 
 
 def populate(address: int, nbytes: int) -> bool:

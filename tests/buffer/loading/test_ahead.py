@@ -1,7 +1,9 @@
 """Reading ahead and letting go: what is in memory, when, and that it is the same data."""
 
 import os
+import resource
 import sys
+import threading
 from itertools import chain, repeat
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from gym_replay import ConcatReplayBuffer, EpisodeEvictedError, Field, ReplayBuffer
 from gym_replay.buffer.loading.ahead import Kept, ReadAhead
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.storage import advice
+from gym_replay.buffer.storage import advice, columns
 
 ROW = 4096
 
@@ -52,10 +54,48 @@ def test_rows_come_and_go(tmp_path):
         assert all(rows.are_held("x", row) for row in range(800, 1500))
         assert not rows.are_held("x", 2400)
         np.testing.assert_array_equal(rows.take("x", np.arange(800, 1500)), expected[800:1500])
-        rows.let_go("x", 0, 800, 1500)
+        rows.let_go("x", 0, 800, 1500, (None, None))
         assert not any(rows.are_held("x", row) for row in range(801, 1499))  # pages at the ends have other rows too
         np.testing.assert_array_equal(rows.take("x", np.arange(700, 1600)), expected[700:1600])
-        rows.let_go("x", 0, 2000, 2500)  # to the end of the file, which no page ends with
+        rows.let_go("x", 0, 2000, 2500, (None, None))  # to the end of the file, which no page ends with
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is in memory")
+def test_what_is_in_use_beside_it_stays(tmp_path):
+    """Blocks part large pages between them, and of the smaller fields none: neither takes the other's."""
+    fill(tmp_path).close()
+    cold(tmp_path)
+    with ReplayBuffer.from_folder(tmp_path, read_only=True) as buffer:
+        rows = Source(buffer.snapshots()).rows
+        rows.expect_blocks(700)
+        if not rows.column("x").has_huge_pages or rows.are_held("x", 2000):
+            pytest.skip("no large pages, or a file system that keeps what it is told to let go of")
+        assert not rows.column("n").has_huge_pages
+        for name in ("x", "n"):  # all of "n" is on a few pages
+            for first, last in ((100, 700), (700, 1700), (1700, 2300)):
+                rows.read_ahead(name, 0, first, last)
+            rows.let_go(name, 0, 700, 1700, (700, 1700))
+            assert all(rows.are_held(name, row) for row in (*range(100, 700), *range(1700, 2300)))
+            assert name == "n" or not any(rows.are_held(name, row) for row in range(1024, 1535))
+            rows.let_go(name, 0, 1700, 2300, (700, None))  # with the page that the two shared
+            assert all(rows.are_held(name, row) for row in range(100, 700))
+            assert name == "n" or not any(rows.are_held(name, row) for row in range(1536, 2300))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is in memory")
+def test_what_is_read_needs_no_page_fault(tmp_path):
+    fill(tmp_path).close()
+    with ReplayBuffer.from_folder(tmp_path, read_only=True) as buffer:
+        rows = Source(buffer.snapshots()).rows
+        rows.expect_blocks(300)  # too few for large pages
+        column = rows.column("x")
+        if not column.is_populated:
+            pytest.skip("the system knows no such advice")
+        rows.read_ahead("x", 0, 1000, 1300)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for row in range(1000, 1300):
+            int(column.array[row, 0])
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 100
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -111,30 +151,64 @@ def test_no_batch_is_torn_while_a_ring_is_overwritten(tmp_path):
         assert min(seen[-3:]) > 50
 
 
+def test_advice_comes_in_pieces_that_the_system_takes_whole(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(columns, "_most_advised", lambda device: 1 << 20)
+    monkeypatch.setattr(os, "posix_fadvise", lambda descriptor, *piece: asked.append(piece), raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
+    with (tmp_path / "file").open("wb") as stream:
+        columns._will_need(stream.fileno(), 100, 100 + (5 << 19))
+        columns._will_need(stream.fileno(), 100, 100)
+    assert asked == [(100, 1 << 20, 3), (100 + (1 << 20), 1 << 20, 3), (100 + (2 << 20), 1 << 19, 3)]
+
+
+def test_what_the_system_takes_whole_is_at_least_what_every_system_takes(tmp_path):
+    assert columns._most_advised(tmp_path.stat().st_dev) >= 1 << 17
+    assert columns._most_advised(os.makedev(4095, 4095)) == 1 << 17  # there is no such device
+
+
 class Told:
     """Rows that note what they are told, some of which the system has let go of."""
 
     def __init__(self):
-        self.gone, self.told = set(), []
+        self.gone, self.told, self.used = set(), [], []
 
     def are_held(self, name, row):
         return row not in self.gone
 
-    def let_go(self, name, part, first, last):
+    def let_go(self, name, part, first, last, used):
         self.told.append((name, first, last))
+        self.used.append(used)
+
+
+def is_done(kept, rows, names, first, last):
+    kept.use(first, [(0, first, last)])
+    kept.done(first, rows, names)
 
 
 def test_nothing_is_let_go_of_while_there_is_memory():
     rows, kept = Told(), Kept()
     for first in range(0, 1000, 10):
-        kept.add((rows, ("x", "y"), (0, first, first + 10)))
+        is_done(kept, rows, ("x", "y"), first, first + 10)
     assert rows.told == []
     rows.gone = {5, 15}  # the two oldest went by themselves: half of the other 98 may stay
     kept.make_room()
     assert rows.told == [(name, first, first + 10) for first in range(20, 510, 10) for name in ("x", "y")]
     rows.told.clear()
-    kept.add((rows, ("x",), (0, 1000, 1010)))
+    is_done(kept, rows, ("x",), 1000, 1010)
     assert rows.told == [("x", 510, 520), ("y", 510, 520)]
+
+
+def test_what_is_let_go_of_is_told_what_is_in_use_beside_it():
+    rows, kept = Told(), Kept()
+    kept.use("before", [(0, 10, 20), (1, 30, 99)])
+    kept.use("after", [(0, 70, 80), (0, 55, 60)])
+    is_done(kept, rows, ("x",), 20, 30)
+    is_done(kept, rows, ("x",), 40, 50)
+    rows.gone = {25}
+    kept.make_room()  # half of the other one may stay: none does
+    assert rows.told == [("x", 40, 50)]
+    assert rows.used == [(20, 55)]
 
 
 class Spans:
@@ -173,3 +247,44 @@ def test_what_is_of_earlier_pools_or_epochs_is_done():
     ahead.serve(spans, 1, 0, [(40, 50, 0)])
     assert held() == [0, 10, 20, 30]
     assert sorted(spans.read) == [(0, 10), (10, 20), (20, 30), (30, 40), (40, 50)]
+    assert list(ahead._kept._used) == [(1, (40, 50, 0))]
+
+
+class Slow(Spans):
+    """A disk that reads nothing until it may."""
+
+    def __init__(self):
+        super().__init__()
+        self.may = threading.Event()
+
+    def read_ahead(self, name, part, first, last):
+        if first >= 20:
+            assert self.may.wait(30)
+        super().read_ahead(name, part, first, last)
+
+
+@pytest.mark.parametrize("straddles", [False, True])
+def test_nobody_waits_before_the_pool_that_is_read_is_entered(straddles):
+    """All of the next pool is asked for while there are batches of this one, and then all of it is waited for."""
+    spans, ahead = Slow(), ReadAhead()
+    ahead.serve(spans, 0, 0, [(0, 10, 0), (10, 20, 0)])
+    assert sorted(spans.read) == [(0, 10), (10, 20)]  # the first pool is read before its first batch
+    for begin in range(20, 420, 10):
+        ahead.serve(spans, 0, 0, [(begin, begin + 10, 1)])
+    assert len(spans.read) == 2
+    threading.Timer(0.2, spans.may.set).start()
+    # A batch of the pool's last samples may have the next one's first, and come with reads of the one after that.
+    ahead.serve(spans, 0, 0 if straddles else 1, [(500, 510, 2)] if straddles else [])
+    assert set(spans.read) >= {(begin, begin + 10) for begin in range(20, 420, 10)}
+    ahead.wait()
+
+
+def test_what_a_jump_leaves_behind_holds_up_nothing_for_good():
+    spans, ahead = Slow(), ReadAhead()
+    ahead.serve(spans, 3, 5, [(0, 10, 5)])
+    ahead.serve(spans, 3, 5, [(20, 30, 6)])
+    spans.may.set()
+    ahead.serve(spans, 0, 0, [(10, 20, 0)])
+    assert (10, 20) in spans.read
+    ahead.wait()
+    assert sorted(first for _, _, (_, first, _) in ahead._kept._spans) == [0, 20]

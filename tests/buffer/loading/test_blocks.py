@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -190,6 +191,22 @@ def test_orders_never_change():
 
 
 ORDER = [2, 3, 4, 0, 1, 8, 7, 5, 6, 9]
+
+
+@pytest.mark.parametrize(
+    ("size", "seed", "block", "pool", "checksum"),
+    [
+        (1000, 1, 7, 50, 2044047855),
+        (1003, 2, 20, 20, 2064966486),
+        (50, 3, 60, 60, 2946663974),  # one block, shorter than it should be
+        (10001, 4, 1, 3, 2277491181),
+        (64, 5, 64, 64, 1335289632),
+        (5000, 9, 100, 1000, 3057848918),  # no short block
+    ],
+)
+def test_larger_orders_never_change_either(size, seed, block, pool, checksum):
+    order = BlockOrder(size, 7, True, seed, block_size=block, pool_size=pool)
+    assert zlib.crc32(np.concatenate(list(order.batches(3))).tobytes()) == checksum
 
 
 def test_arguments():

@@ -429,11 +429,13 @@ def test_blocks_are_read_ahead(tmp_path, monkeypatch):
     """Of the fields that are loaded, each row before the batch that needs it, and each once or little more."""
     told = {}
 
-    def note(column, first, last, address=None):
+    def note(column, first, last, address=None, *, huge=False):
         told.setdefault(column.path.stem, []).extend(range(first, last))
 
     monkeypatch.setattr(Column, "read_ahead", note)
-    monkeypatch.setattr(ReadAhead, "_submit", lambda ahead, piece: piece())  # in threads of its own, it is not in order
+    monkeypatch.setattr(
+        ReadAhead, "_submit", lambda ahead, needed, piece: piece()
+    )  # in threads of its own, it is not in order
     lengths = [50, 3, 1, 120, 40, 7, 400]
     fields = {"x": "int", "o": Field("int", state=True), "unused": "int"}
     with ReplayBuffer(tmp_path, fields=fields) as buffer:

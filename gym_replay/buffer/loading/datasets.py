@@ -23,8 +23,11 @@ from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.loading.statistics import Normalize, Resolved, resolve
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 
-RUN_BYTES = 1 << 21
-"""Batches are gathered together up to so many bytes."""
+RUN_BYTES = 1 << 19
+"""Batches are gathered together up to so many bytes: more would take hardly less time, and let a batch wait longer."""
+
+BLOCK_RUN_BYTES = 1 << 21
+"""The same where the data comes from the disk by blocks: then others wait for the interpreter between two calls."""
 
 _ATTEMPTS = 100
 _MOST_TOGETHER = 128
@@ -262,7 +265,8 @@ class ReplayDataset(Dataset[Batch]):
             end = begin + len(drawn.samples)
             yield self._nest(self._deliver(arrays if len(run) == 1 else arrays.part(begin, end), {}))
             begin = end
-        return max(1, min(_MOST_TOGETHER, RUN_BYTES // max(nbytes, 1))) if self.is_divisible else 1
+        most = RUN_BYTES if run[0].pool is None else BLOCK_RUN_BYTES
+        return max(1, min(_MOST_TOGETHER, most // max(nbytes, 1))) if self.is_divisible else 1
 
     def _weighed(self, served: Ints) -> Batch:
         """The entries that only a prioritised batch has, where these samples are what it holds."""

@@ -500,17 +500,16 @@ def test_batches_that_are_gathered_together_are_those_that_are_gathered_alone(
             make, options = partial(window_loader, buffer), options | windows
         options.pop("trajectories", None)
 
-        def batches():
+        def batches(run_bytes):
+            for name in ("RUN_BYTES", "BLOCK_RUN_BYTES"):
+                monkeypatch.setattr(f"gym_replay.buffer.loading.datasets.{name}", run_bytes)
             loader = make(8, **options, **order, seed=3)
             state = loader.state_dict()
             if start < len(loader):
                 loader.load_state_dict(state | {"batch": start})
             return list(loader)
 
-        monkeypatch.setattr("gym_replay.buffer.loading.datasets.RUN_BYTES", 0)
-        alone = batches()
-        monkeypatch.setattr("gym_replay.buffer.loading.datasets.RUN_BYTES", 1 << 12)
-        together = batches()
+        alone, together = batches(0), batches(1 << 12)
         assert len(alone) == len(together) > 0
         for one, other in zip(alone, together, strict=True):
             pairs = [(one[k], other[k]) for k in one] if isinstance(one, dict) else list(zip(one, other, strict=True))

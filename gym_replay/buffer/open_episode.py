@@ -256,9 +256,9 @@ class HeldEpisodes:
 
     def end(self) -> None:
         """Let the buffer take others."""
-        self.writer = None
         if self._buffer._open_episode is self:
             self._buffer._open_episode = None
+        self.writer = None
 
     def discard(self) -> None:
         """Forget them."""

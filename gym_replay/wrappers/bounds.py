@@ -162,7 +162,8 @@ class _Bounds:
             return self._exclude(values, count)
         width = self.low.size
         most = max(_AT_ONCE // width, 1) * width
-        self._repeat(min(2 * count, most) // width)
+        if self._low.size < min(count, most):
+            self._repeat(min(2 * count, most) // width)
         longest = self._low.size
         return any(self._exclude(part, part.size) for part in np.split(values, range(longest, count, longest)))
 

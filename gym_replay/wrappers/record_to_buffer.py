@@ -166,6 +166,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             keep=on_incomplete == "keep",
             bounds=BoundsCheck([leaf for side in leaves for leaf in side]),
             on_episode=on_episode,
+            given_up=self._give_up,
         )
         self._observation_names = [leaf.name for leaf in leaves[0]]
         self._room = 0  # steps until _make_room must be asked again
@@ -353,6 +354,10 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         self._room = 0
         if self._recording.stage is not None:
             self._recording.end()
+
+    def _give_up(self) -> None:
+        """The buffer was released: what comes until the next reset is not recorded."""
+        self._room = 0
 
     def _step_between_episodes(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """A step that is no transition: after an end, or that of an inner Autoreset, which begins an episode."""

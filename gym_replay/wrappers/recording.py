@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -69,6 +70,7 @@ class Recording:
         keep: whether episodes that are cut are kept.
         bounds: looks at what was committed.
         on_episode: looks at what is about to be.
+        given_up: a method that is called where the buffer gives the episode up.
     """
 
     def __init__(
@@ -80,10 +82,12 @@ class Recording:
         keep: bool,
         bounds: BoundsCheck,
         on_episode: OnEpisode | None,
+        given_up: Callable[[], None],
     ) -> None:
         self.buffer = buffer
         self.bounds = bounds
-        self._held = HeldEpisodes(buffer, self._close_stage)
+        self._held = HeldEpisodes(buffer, self._give_up)
+        self._given_up = weakref.WeakMethod(given_up)  # of who holds this
         self._names = tuple(names)
         self._packers = packers
         self._keep = keep
@@ -106,9 +110,9 @@ class Recording:
 
     def note_end(self, *, terminated: bool, truncated: bool) -> None:
         """The transition that is added next ends the episode; where an interrupt keeps it away, nothing does."""
-        assert self.stage is not None
-        self.stage.last = {"terminated": FLAG_BYTES[terminated], "truncated": FLAG_BYTES[truncated]}
-        self._ended_at = len(self.stage) + 1
+        if self.stage is not None:  # and was not given up inside the step
+            self.stage.last = {"terminated": FLAG_BYTES[terminated], "truncated": FLAG_BYTES[truncated]}
+            self._ended_at = len(self.stage) + 1
 
     def begin(self, initial: Mapping[str, bytes], facts: Mapping[str, bytes], meta: dict[str, Any]) -> Stage:
         """Open an episode.
@@ -181,12 +185,15 @@ class Recording:
         self._held.end()
         self._forget()
 
-    def _close_stage(self) -> None:
-        if self.stage is not None:
-            self.stage.close()
+    def _give_up(self) -> None:
+        """The buffer was released: somebody else may write to it now."""
+        self._forget()
+        if (given_up := self._given_up()) is not None:
+            given_up()
 
     def _forget(self) -> None:
-        self._close_stage()
+        if self.stage is not None:
+            self.stage.close()
         self.stage = None
         self.is_broken, self._ended_at = False, -1
 
@@ -201,6 +208,8 @@ class Recording:
         facts = self._facts
         facts.update(facts_of_end(facts["episode_start"], total, complete=complete))
         if self._on_episode is not None and not self._is_kept(self._on_episode, stage, total, complete=complete):
+            return
+        if self._held.writer is not writer:  # it was released by on_episode
             return
         if self.meta:
             facts.update(self.buffer.encoders().meta(self.meta))

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 from buffer_helpers import WRITE_ONE, WRITES, add, contents, files_of, make_plain, run_script
 from model import read_counters
@@ -254,3 +255,17 @@ buffer.store(x=3)
         buffer.store_episode(x=[5])
         assert contents(buffer) == [[1, 2], [5]]
     assert check_buffer(tmp_path, progress=False).ok
+
+
+def test_a_released_writer_never_writes_again(tmp_path):
+    with ReplayBuffer(tmp_path, fields={"x": "float"}) as buffer:
+        buffer.store_episode(x=np.zeros(3))
+        writer = buffer._writing()
+        buffer.release()
+        with ReplayBuffer(tmp_path) as other:
+            other.store_episode(x=np.ones(500))
+            with pytest.raises(BufferClosedError, match="was released"):
+                writer.check_owner()
+            writer.close()  # which would cut the files to what there was
+            assert other.episode(1)["x"].tolist() == [1.0] * 500
+        assert check_buffer(tmp_path, progress=False).verified

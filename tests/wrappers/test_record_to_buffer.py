@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
+from wrappers.scripted import Scripted
 
 from gym_replay import (
     BufferFullError,
@@ -22,6 +23,7 @@ from gym_replay import (
     RecordToBuffer,
     ReplayBuffer,
     UnsupportedSpaceError,
+    check_buffer,
 )
 from gym_replay.wrappers.spaces import make_flattener, space_leaves, unflatten
 
@@ -594,3 +596,53 @@ def test_close_closes_the_environment_whatever_becomes_of_the_episode(tmp_path, 
     assert closed
     with ReplayBuffer.from_folder(tmp_path) as other:
         other.clear()  # the lock was let go
+
+
+def step_many(env, count):
+    for _ in range(count):
+        env.step(0)
+
+
+@pytest.mark.parametrize("steps", [1, 5000])
+def test_a_buffer_that_is_released_gives_the_running_episode_up(tmp_path, steps):
+    env = RecordToBuffer(Scripted(10_000), tmp_path)
+    env.reset()
+    step_many(env, 5)
+    env.buffer.release()
+    with ReplayBuffer(tmp_path) as other:
+        rows = {name: np.zeros((3, *info.shape), info.dtype) for name, info in other.metadata.fields.items()}
+        other.store_episode(**rows)
+        with pytest.warns(UserWarning, match="is not recorded"):
+            step_many(env, steps)
+        env.reset()
+        with pytest.raises(BufferLockedError):
+            env.step(0)
+        other.store_episode(**rows)
+        assert [len(episode) for episode in other] == [3, 3]
+    env.reset()
+    env.step(0)
+    env.close()
+    assert [len(episode) for episode in env.buffer] == [3, 3, 1]
+    assert check_buffer(tmp_path, progress=False).verified
+
+
+def test_on_episode_may_release_the_buffer(tmp_path):
+    others = []
+
+    def look(episode):
+        if not others:
+            env.buffer.release()
+            others.append(ReplayBuffer(tmp_path))
+            others[0].acquire()
+
+    env = RecordToBuffer(Scripted(3), tmp_path, on_episode=look)
+    for _ in range(2):
+        env.reset()
+        step_many(env, 3)
+        if len(others) == 1:
+            assert len(env.buffer) == 0
+            others[0].close()
+            others.append(None)
+    env.close()
+    assert [len(episode) for episode in env.buffer] == [3]
+    assert check_buffer(tmp_path, progress=False).verified

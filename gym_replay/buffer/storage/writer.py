@@ -58,7 +58,14 @@ from gym_replay.buffer.storage.staging import (
     TailSpill,
 )
 from gym_replay.buffer.storage.strings import STRINGS, StringWriter
-from gym_replay.errors import BufferFullError, BufferLockedError, ConfigMismatchError, EpisodeTooLongError, StorageError
+from gym_replay.errors import (
+    BufferClosedError,
+    BufferFullError,
+    BufferLockedError,
+    ConfigMismatchError,
+    EpisodeTooLongError,
+    StorageError,
+)
 
 CHECKSUM_RUN = 1 << 20
 """Bytes of rows after which missing checksums are filled in."""
@@ -116,7 +123,7 @@ class FolderWriter:
         # One object each for good: the open episode writes through them.
         self._steps: dict[str, ColumnWriter] = {}
         self._elements: dict[str, ColumnWriter] = {}
-        self._stale = False
+        self._stale = self._is_closed = False
         self._job: SumsJob | None = None
         self._format: tuple[Metadata, Sequence[str] | None, RowFormat] | None = None
         self._unsummed = 0
@@ -234,7 +241,11 @@ class FolderWriter:
         return not self._stale and self.owner == os.getpid()
 
     def check_owner(self) -> None:
-        """Raise BufferLockedError in a forked child; take the files' word after an interrupted commit."""
+        """Raise BufferLockedError in a forked child; take the files' word after an interrupted commit.
+
+        Raises:
+            BufferClosedError: it was closed: somebody else may be the writer by now.
+        """
         if self.owner != os.getpid():
             raise BufferLockedError(
                 errno.EAGAIN,
@@ -242,8 +253,10 @@ class FolderWriter:
                 "the folder with read_only=True, or record to a folder of the child's own",
                 str(self.folder),
             )
-        if not self._columns:  # a change of files failed, and so did opening them again
-            self._reopen()
+        if not self._columns:
+            if self._is_closed:
+                raise BufferClosedError(f"{self.folder}: the buffer was released; what is written from now on is lost")
+            self._reopen()  # a change of files failed, and so did opening them again
         if self._stale:
             self._recount()
 
@@ -814,6 +827,8 @@ class FolderWriter:
         if self.owner != os.getpid():
             self._close_files()
             return
+        if self._is_closed:
+            return
         try:
             if self._columns:
                 if self._stale:
@@ -821,6 +836,7 @@ class FolderWriter:
                 self.fill_checksums()
                 self._trim()
         finally:
+            self._is_closed = True
             self._close_files()
             _WRITERS.discard(self)
             self._lock.release()

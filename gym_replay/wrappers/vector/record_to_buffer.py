@@ -372,7 +372,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         return self._fitted_flags("terminated", terminations), self._fitted_flags("truncated", truncations)
 
     def _fitted_flags(self, name: str, values: Any) -> Mask:
-        array = to_array(values, name)
+        array: npt.NDArray[Any] = values if type(values) is np.ndarray else to_array(values, name)
         if array.dtype == _BOOL and array.shape == self._flags_shape:
             return array
         expected = f"a bool array of shape {self._flags_shape}"

@@ -260,7 +260,7 @@ class VectorRecording:
             error = _raised_by(self.settle)
             later = _raised_by(lambda: self.cut(np.ones(self._num_envs, bool)))
             error = error or later
-            self._held.end()
+        self._held.end()
         self._forget()
         if error is not None:
             raise error
@@ -290,6 +290,9 @@ class VectorRecording:
             if block.first_id is None or not block.is_committed(writer):
                 if self._on_episode is not None and isinstance(block, Block):
                     block = self._judge(self._on_episode, block)
+                    if self._held.writer is not writer:  # it was released by on_episode, and all that had ended with it
+                        self._error = self._error or block.error
+                        break
                     self._finished = [block, *self._finished[1:]]
                 block.commit(writer)
             self._error = self._error or block.error

@@ -190,8 +190,8 @@ class TakeOut:
                 flags[~finals.has_final] &= np.uint8(255 - HAS_FINAL)
         for name, of_all in zip(FLAGS, ends, strict=True):
             rows[name] = column = np.zeros(count, bool)
-            if 1 in of_all.tobytes():  # mostly one of the flags is nowhere
-                column[last_step] = of_all[numbers]
+            if of_all.tobytes() != bytes(of_all.size):  # mostly one of the flags is nowhere
+                column[last_step] = of_all[numbers] & True  # others may have any number for True
         meta = self._facts.columns(numbers, returns[numbers], complete=complete)
         block = Block(numbers, lengths, flags, rows, meta, edges)
         block.noted = self._facts.noted(numbers)

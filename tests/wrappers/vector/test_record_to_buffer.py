@@ -682,3 +682,59 @@ def test_a_ring_keeps_no_strings_of_episodes_that_have_left(tmp_path, monkeypatc
     envs.close()
     assert (tmp_path / "episodes" / "strings.npy").stat().st_size < 300_000  # of 600,000 that were stored
     assert check_buffer(tmp_path, progress=False).verified
+
+
+def test_on_episode_may_release_the_buffer(tmp_path):
+    others = []
+
+    def look(episode):
+        if not others:
+            envs.buffer.release()
+            others.append(ReplayBuffer(tmp_path))
+            others[0].acquire()
+
+    envs = RecordToBuffer(scripted([2] * 8), tmp_path, on_episode=look)
+    envs.reset()
+    with pytest.warns(UserWarning, match="is not recorded"):
+        step_many(envs, 5)
+    assert len(envs.buffer) == 0
+    others[0].close()
+    envs.reset()
+    step_many(envs, 2)
+    envs.close()
+    assert [len(episode) for episode in envs.buffer] == [2] * 8
+    assert check_buffer(tmp_path, progress=False).verified
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_flags_whose_true_has_other_bits(tmp_path, count):
+    class Odd(gym.vector.VectorWrapper):
+        def step(self, actions):
+            observations, rewards, terminated, truncated, infos = self.env.step(actions)
+            return observations, rewards, (terminated * np.uint8(255)).view(bool), truncated, infos
+
+    envs = RecordToBuffer(Odd(scripted([3] * count)), tmp_path)
+    envs.reset()
+    step_many(envs, 3)
+    envs.close()
+    assert len(envs.buffer) == count
+    for episode in envs.buffer:
+        assert episode["terminated"].view(np.uint8).tolist() == [0, 0, 1]
+        assert not episode["truncated"].any()
+
+
+def test_an_interrupt_that_leaves_the_buffer_half_held(tmp_path):
+    RecordToBuffer(scripted([3, 3]), tmp_path).close()
+    buffer = ReplayBuffer(tmp_path)
+    envs = RecordToBuffer(scripted([3, 3]), buffer)
+    envs.reset()
+    step_many(envs, 1)
+    envs._recording._held.writer = None  # as where an interrupt comes between two statements of its end
+    envs.close()
+    buffer.clear()
+    again = RecordToBuffer(scripted([3, 3]), buffer)
+    again.reset()
+    step_many(again, 3)
+    again.close()
+    assert [len(episode) for episode in buffer] == [3, 3]
+    buffer.close()

@@ -88,7 +88,9 @@ class Batches(Sampler[Draw]):
                 if first >= end:
                     pool = order.pool_of(first)
                     end = order.bounds(pool)[1]
-                yield Draw(samples, order.seed, epoch, first, reads=tuple(next(reads)), pool=pool)
+                last = first + len(samples) - 1
+                reached = pool if last < end else order.pool_of(last)
+                yield Draw(samples, order.seed, epoch, first, reads=tuple(next(reads)), pool=pool, reached=reached)
 
     def _anew(self, epoch: int, start: int) -> Iterator[Draw]:
         assert self.live is not None

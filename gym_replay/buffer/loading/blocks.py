@@ -150,34 +150,41 @@ class BlockOrder(Order):
     def reads(self, epoch: int, start: int = 0) -> Iterator[list[Read]]:
         """Iterate over what to read ahead with each batch from ``start`` on: ranges of samples, and for which pool.
 
-        With the first batch they are those of its pool, which come too late to be ahead of it but in one piece; with
-        the first quarter of the batches of a pool, those of the pool after it, in equal parts, so that a disk which is
-        slower than the batches always has something to read.
+        With the first batch they are those of its pools, which come too late to be ahead of it but in one piece; with
+        the first quarter of the batches that need no other pool, those of the next one that is needed, in equal parts,
+        so that a disk which is slower than the batches always has something to read.
         """
-        started = False
         pending: list[Read] = []
-        current, remaining, until = -1, 0, 0
+        known = -1  # up to this pool, all that is needed has been given or is pending
+        remaining, until = 1, start
         for index in range(start, len(self)):
             if index < until and not pending:  # most batches of a pool
                 yield []
                 continue
-            # The last position of the batch: a pool counts as entered as soon as a batch reaches into it.
-            position = min(self.first_position(index) + self._width, self.num_samples) - 1
-            pool = self.pool_of(position)
             now: list[Read] = []
-            if pool != current:
-                now += pending if started else self._reads_of(epoch, pool)
-                started, current = True, pool
-                pending = self._reads_of(epoch, pool + 1) if pool + 1 < self.num_pools else []
-                left = (self.bounds(pool)[1] - 1 - position) // (self.world_size * self._width)
-                until, remaining = index + left + 1, max(1, left // _HURRY)
+            if index == until:
+                now, pending = pending, []
+                low, high, last = self._pools_of(index)
+                now += self._reads_of(epoch, range(max(low, known + 1), high + 1))
+                left = (self.bounds(high)[1] - 1 - last) // (self.world_size * self._width)
+                known, until, remaining = max(known, high), index + left + 1, max(1, left // _HURRY)
+                if until < len(self):
+                    low, high, _ = self._pools_of(until)
+                    pending = self._reads_of(epoch, range(max(low, known + 1), high + 1))
+                    known = max(known, high)
             share = -(-len(pending) // remaining) if remaining > 0 else len(pending)
             now += pending[:share]
             pending, remaining = pending[share:], remaining - 1
             yield now
 
-    def _reads_of(self, epoch: int, pool: int) -> list[Read]:
-        return [Read(first, last, pool) for first, last in self.spans(epoch, pool)]
+    def _pools_of(self, index: int) -> tuple[int, int, int]:
+        """The pools of a batch's first and last position, and that position."""
+        first = self.first_position(index)
+        last = min(first + self._width, self.num_samples) - 1
+        return self.pool_of(first), self.pool_of(last), last
+
+    def _reads_of(self, epoch: int, pools: range) -> list[Read]:
+        return [Read(first, last, pool) for pool in pools for first, last in self.spans(epoch, pool)]
 
     def bounds(self, pool: int) -> tuple[int, int]:
         """Return the first position of a pool, and that of the next."""

@@ -29,6 +29,9 @@ RUN_BYTES = 1 << 19
 BLOCK_RUN_BYTES = 1 << 21
 """The same where the data comes from the disk by blocks: then others wait for the interpreter between two calls."""
 
+_GAP_BYTES = 1 << 14
+"""What lies between two stretches is read along up to so many bytes: they would be pieces of the same pages."""
+
 _ATTEMPTS = 100
 _MOST_TOGETHER = 128
 
@@ -238,20 +241,25 @@ class ReplayDataset(Dataset[Batch]):
         In a batch of 256 short rows, what comes with each call takes longer than the gathering.
         """
         most = 1
-        for _, of_pool in groupby(draws, attrgetter("pool")):
-            # What is before a pool is done with when the next begins.
-            is_first = True
-            while run := list(islice(of_pool, most)):
-                for drawn in run:
-                    if is_first or drawn.reads:
-                        self._serve(drawn)
-                        is_first = False
-                most = yield from self._deliver_run(run)
+        try:
+            for _, of_pools in groupby(draws, attrgetter("pool", "reached")):
+                # What is before a pool is done with when the next begins.
+                is_first = True
+                while run := list(islice(of_pools, most)):
+                    for drawn in run:
+                        if is_first or drawn.reads:
+                            self._serve(drawn)
+                            is_first = False
+                    most = yield from self._deliver_run(run)
+        except GeneratorExit:
+            self._ahead.cancel()
+            raise
 
     def _serve(self, drawn: Draw) -> None:
         """Begin to read what will be needed, and wait for what is."""
         if drawn.pool is not None:
-            self._ahead.serve(self, drawn.epoch, drawn.pool, drawn.reads)
+            reached = drawn.pool if drawn.reached is None else drawn.reached
+            self._ahead.serve(self, drawn.epoch, drawn.pool, reached, drawn.reads)
 
     def _deliver_run(self, run: Sequence[Draw]) -> Generator[Batch, None, int]:
         """The batches, gathered as one; returns how many like these are to be gathered so."""
@@ -283,7 +291,8 @@ class ReplayDataset(Dataset[Batch]):
         # Of the last episode no more than is needed, unless its last sample is among them: it may be all of it.
         whole = int(steps[1]) + 1 == int(np.diff(self.anchors.offsets[episodes[1] : episodes[1] + 2])[0])
         end = int(self.source.lengths[episodes[1]]) if whole else int(steps[1])
-        return self.source.stretches(episodes, (int(steps[0]), end + 1))
+        widest = max((self.source.fields[name].nbytes for name in self.read_fields), default=1)
+        return self.source.stretches(episodes, (int(steps[0]), end + 1), max(1, _GAP_BYTES // max(widest, 1)))
 
     def batch(self, samples: Ints) -> Batch:
         """The samples as one batch, not nested yet.

@@ -29,6 +29,7 @@ class Draw(NamedTuple):
         repeats: whether a sample may come more than once in an epoch, as in draws with replacement.
         reads: of an order by blocks: samples that are soon to be read, as first, one past the last, and pool.
         pool: of an order by blocks: the pool of the first sample; of those before it, no sample is to come.
+        reached: of an order by blocks: the pool of the last sample.
     """
 
     samples: Ints
@@ -44,6 +45,7 @@ class Draw(NamedTuple):
     repeats: bool = False
     reads: tuple[tuple[int, int, int], ...] = ()
     pool: int | None = None
+    reached: int | None = None
 
     @property
     def positions(self) -> Ints:

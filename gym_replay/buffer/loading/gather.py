@@ -178,7 +178,8 @@ class Rows:
         column = self.column(name)
         low, high = (None if row is None else row - before for row in used)
         huge = column is not None and column.has_huge_pages
-        self._file_of(name, part).let_go(first - before, last - before, address, huge=huge, used=(low, high))
+        rows = self._parts[part].rows
+        self._file_of(name, part).let_go(first - before, last - before, address, rows=rows, huge=huge, used=(low, high))
 
     def are_held(self, name: str, row: int) -> bool:
         """Whether a field's row that was read ahead is still in memory, as far as that can be known."""

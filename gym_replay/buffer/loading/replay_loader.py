@@ -161,7 +161,7 @@ class ReplayLoader(DataLoader[Batch]):
         self._tuple_names = None if to_named_tuple is None else list(to_named_tuple)
         self._tuple_class = None if to_named_tuple is None else named_tuple_class(to_named_tuple)
         self._next_epoch, self._next_start = 0, 0
-        self._progress = [0, 0]  # changed in place: torch looks at each attribute that is set, for a microsecond
+        self._progress = (0, 0)
         self._resumed_within: Any = None
         served = dataset if self._live is None else self._live
         super().__init__(served, batch_size=None, sampler=self._batches, collate_fn=_as_it_is, **options)
@@ -182,14 +182,14 @@ class ReplayLoader(DataLoader[Batch]):
         if self._live is not None:
             self._look_again()
         self._next_epoch, self._next_start = epoch + 1, 0
-        self._progress[:] = epoch, start
+        self._progress = epoch, start
         self._batches.epoch, self._batches.start = epoch, start
         batches: Iterator[Batch] = super().__iter__()
         if self.num_workers == 0 and not self.pin_memory:
             # Torch's own iterator, which has drawn its seed now, takes as long to hand over a small batch as there is
             # to gather in it.
             if isinstance(self.dataset, ReplayDataset) and self._prioritized is None:
-                batches = self.dataset.drawn_in_order(self._batches)
+                batches = self.dataset.drawn_in_order(iter(self._batches))  # of this epoch, whenever it is begun
             else:
                 batches = map(self.dataset.__getitem__, self._batches)
         return self._deliver(on_device(batches, self._device), epoch, start)
@@ -209,9 +209,9 @@ class ReplayLoader(DataLoader[Batch]):
         self._batches.follow()
 
     def _deliver(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Any]:
-        count, progress = len(self._order), self._progress
+        count, state = len(self._order), self.__dict__  # torch looks at each attribute that is set, for a microsecond
         for number, batch in enumerate(batches, start + 1):
-            progress[:] = (epoch, number) if number < count else (epoch + 1, 0)
+            state["_progress"] = (epoch, number) if number < count else (epoch + 1, 0)
             if self._prioritized is not None:
                 self._batches.issued.popleft()
             if self._tuple_class is not None and self._tuple_names is not None:
@@ -219,7 +219,7 @@ class ReplayLoader(DataLoader[Batch]):
             else:
                 yield batch
         if start >= count:
-            progress[:] = epoch + 1, 0
+            state["_progress"] = epoch + 1, 0
 
     @property
     def num_groups(self) -> int:
@@ -245,7 +245,7 @@ class ReplayLoader(DataLoader[Batch]):
         if isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)) or epoch < 0:
             raise FieldError(f"epoch: expected a number from 0 on, got {epoch!r}")
         self._next_epoch, self._next_start = int(epoch), 0
-        self._progress[:] = int(epoch), 0
+        self._progress = int(epoch), 0
         self._batches.pending = []
         self._resumed_within = None
 
@@ -333,7 +333,7 @@ class ReplayLoader(DataLoader[Batch]):
         self._ordering.seed = state["seed"]
         self._order = self._batches.order = replace(self._order, seed=self._ordering.seed)
         self._next_epoch, self._next_start = state["epoch"], state["batch"]
-        self._progress[:] = state["epoch"], state["batch"]
+        self._progress = state["epoch"], state["batch"]
         if self._prioritized is not None:
             self._prioritized.load_state_dict(state["sampler"])
             self._batches.issued.clear()

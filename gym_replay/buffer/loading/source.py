@@ -100,12 +100,13 @@ class Source:
         """Which part each episode is in, int64 ``(episodes,)``, ascending."""
         return self._part
 
-    def stretches(self, episodes: Ints, steps: tuple[int, int]) -> list[tuple[int, int, int]]:
+    def stretches(self, episodes: Ints, steps: tuple[int, int], gap: int = 1) -> list[tuple[int, int, int]]:
         """Where consecutive samples are on the disk.
 
         Args:
             episodes: the first and the last episode (places in the selection), int64 ``(2,)``.
             steps: from which row of the first one, and to before which row of the last one.
+            gap: rows between two of them, at most, that are read along.
 
         Returns:
             Stretches of rows: the part, the first row, and the one past the last.
@@ -115,9 +116,9 @@ class Source:
         ends = starts + self.lengths[chosen] + self.has_final[chosen]
         ends[-1] = min(int(ends[-1]), int(starts[-1]) + steps[1])
         starts[0] += steps[0]
-        # Episodes mostly lie back to back; up to a row between two (an o_T that is missing) is read along.
+        # Episodes mostly lie back to back; a row between two is an o_T that is missing.
         owners = self._part[chosen]
-        apart = (starts[1:] < ends[:-1]) | (starts[1:] > ends[:-1] + 1) | (owners[1:] != owners[:-1])
+        apart = (starts[1:] < ends[:-1]) | (starts[1:] > ends[:-1] + gap) | (owners[1:] != owners[:-1])
         breaks = np.flatnonzero(apart) + 1
         begins, numbers = starts[[0, *breaks]].tolist(), owners[[0, *breaks]].tolist()
         return list(zip(numbers, begins, ends[[*(breaks - 1), -1]].tolist(), strict=True))

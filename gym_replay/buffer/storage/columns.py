@@ -404,13 +404,14 @@ class Column:
             populate(address - self._offset + begin, end - begin)
 
     def let_go(
-        self, first: int, last: int, address: int, *, huge: bool = False, used: tuple[int | None, int | None]
+        self, first: int, last: int, address: int, *, rows: int, huge: bool = False, used: tuple[int | None, int | None]
     ) -> None:
         """Take rows that were read ahead out of memory, as far as no other process has them mapped.
 
         Args:
             first, last: which rows.
             address: where row 0 is in the map.
+            rows: how many rows are in the map; behind them is what somebody else keeps there.
             huge: whether it has large pages.
             used: of the rows before and after these that are in use, the end of the nearest ones and the beginning of
                 the nearest ones. A page that such rows have a part of stays, until they are let go of themselves.
@@ -426,7 +427,9 @@ class Column:
         with self._file() as descriptor:
             if descriptor < 0 or high <= low:
                 return
-            unmap(address - self._offset + low, min(high, self._bytes_of(self._rows)) - low)
+            mapped = min(high, -(-self._bytes_of(rows) // mmap.PAGESIZE) * mmap.PAGESIZE)
+            if mapped > low:
+                unmap(address - self._offset + low, mapped - low)
             with contextlib.suppress(OSError):
                 os.posix_fadvise(descriptor, low, high - low, os.POSIX_FADV_DONTNEED)
 

@@ -1,5 +1,6 @@
 """Reading ahead and letting go: what is in memory, when, and that it is the same data."""
 
+import mmap
 import os
 import resource
 import sys
@@ -8,9 +9,11 @@ from itertools import chain, repeat
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gym_replay import ConcatReplayBuffer, EpisodeEvictedError, Field, ReplayBuffer
-from gym_replay.buffer.loading.ahead import Kept, ReadAhead
+from gym_replay.buffer.loading.ahead import READERS, Kept, ReadAhead, _Beside
 from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.storage import advice, columns
 
@@ -183,7 +186,7 @@ class Told:
 
 def is_done(kept, rows, names, first, last):
     kept.use(first, [(0, first, last)])
-    kept.done(first, rows, names)
+    kept.done(first, rows, names, 2000)
 
 
 def test_nothing_is_let_go_of_while_there_is_memory():
@@ -215,6 +218,7 @@ class Spans:
     """Samples that are rows."""
 
     read_fields = ("x",)
+    firsts = (0, 1000)
 
     def __init__(self):
         self.read, self.finished = [], []
@@ -239,12 +243,13 @@ def test_what_is_of_earlier_pools_or_epochs_is_done():
         ahead.wait()
         return sorted(first for _, _, (_, first, _) in ahead._kept._spans)
 
-    ahead.serve(spans, 0, 0, [(0, 10, 0), (10, 20, 0)])
-    ahead.serve(spans, 0, 0, [(20, 30, 1)])
+    ahead.serve(spans, 0, 0, 0, [(0, 10, 0), (10, 20, 0)])
+    ahead.serve(spans, 0, 0, 0, [(20, 30, 1)])
     assert held() == []
-    ahead.serve(spans, 0, 1, [(30, 40, 2)])
+    ahead.serve(spans, 0, 1, 1, [(30, 40, 2)])
     assert held() == [0, 10]
-    ahead.serve(spans, 1, 0, [(40, 50, 0)])
+    ahead.wait()
+    ahead.serve(spans, 1, 0, 0, [(40, 50, 0)])
     assert held() == [0, 10, 20, 30]
     assert sorted(spans.read) == [(0, 10), (10, 20), (20, 30), (30, 40), (40, 50)]
     assert list(ahead._kept._used) == [(1, (40, 50, 0))]
@@ -267,24 +272,86 @@ class Slow(Spans):
 def test_nobody_waits_before_the_pool_that_is_read_is_entered(straddles):
     """All of the next pool is asked for while there are batches of this one, and then all of it is waited for."""
     spans, ahead = Slow(), ReadAhead()
-    ahead.serve(spans, 0, 0, [(0, 10, 0), (10, 20, 0)])
+    ahead.serve(spans, 0, 0, 0, [(0, 10, 0), (10, 20, 0)])
     assert sorted(spans.read) == [(0, 10), (10, 20)]  # the first pool is read before its first batch
     for begin in range(20, 420, 10):
-        ahead.serve(spans, 0, 0, [(begin, begin + 10, 1)])
+        ahead.serve(spans, 0, 0, 0, [(begin, begin + 10, 1)])
     assert len(spans.read) == 2
     threading.Timer(0.2, spans.may.set).start()
-    # A batch of the pool's last samples may have the next one's first, and come with reads of the one after that.
-    ahead.serve(spans, 0, 0 if straddles else 1, [(500, 510, 2)] if straddles else [])
+    # A batch of the pool's last samples may have the next one's first.
+    ahead.serve(spans, 0, 0 if straddles else 1, 1, [])
     assert set(spans.read) >= {(begin, begin + 10) for begin in range(20, 420, 10)}
     ahead.wait()
 
 
 def test_what_a_jump_leaves_behind_holds_up_nothing_for_good():
     spans, ahead = Slow(), ReadAhead()
-    ahead.serve(spans, 3, 5, [(0, 10, 5)])
-    ahead.serve(spans, 3, 5, [(20, 30, 6)])
-    spans.may.set()
-    ahead.serve(spans, 0, 0, [(10, 20, 0)])
-    assert (10, 20) in spans.read
+    ahead.serve(spans, 3, 5, 5, [(0, 10, 5)])
+    ahead.serve(spans, 3, 5, 5, [(begin, begin + 10, 6) for begin in range(20, 220, 10)])
+    threading.Timer(0.2, spans.may.set).start()
+    ahead.serve(spans, 0, 0, 0, [(10, 20, 0)])
     ahead.wait()
-    assert sorted(first for _, _, (_, first, _) in ahead._kept._spans) == [0, 20]
+    begun = len(spans.read) - 2  # in as many threads as read; the rest is not read
+    assert begun <= READERS + 1
+    assert (10, 20) in spans.read
+    assert len(ahead._kept._spans) == 1 + begun
+    assert list(ahead._kept._used) == [(0, (10, 20, 0))]
+
+
+def test_an_iterator_that_is_given_up_reads_no_more():
+    spans, ahead = Slow(), ReadAhead()
+    ahead.serve(spans, 0, 0, 0, [(0, 10, 0)])
+    ahead.serve(spans, 0, 0, 0, [(begin, begin + 10, 1) for begin in range(20, 420, 10)])
+    ahead.cancel()
+    spans.may.set()
+    ahead.wait()
+    assert len(spans.read) <= 1 + READERS + 1
+
+
+def test_of_many_epochs_no_more_is_noted_than_there_are_rows():
+    rows, kept = Told(), Kept()
+    for key in range(1000):
+        first = key % 20 * 100
+        kept.use(key, [(0, first, first + 100)])
+        kept.done(key, rows, ("x",), 2000)
+    assert len(kept._spans) == 20
+    assert rows.told == []
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)), min_size=1, max_size=30),
+    st.integers(0, 60),
+    st.integers(1, 20),
+)
+def test_the_nearest_rows_in_use(used, first, count):
+    spans, last = [(low, low + length) for low, length in used], first + count
+    before = max((high for low, high in spans if low < first), default=None)
+    after = min((low for low, high in spans if high > last), default=None)
+    assert _Beside(np.array(spans)).of(first, last) == (before, after)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is in memory")
+def test_what_lies_behind_the_rows_is_let_be(tmp_path, monkeypatch):
+    """The file of a writer has room for more rows than the map of a reader."""
+    done = []
+    with fill(tmp_path, 600) as buffer:
+        rows = Source(buffer.snapshots()).rows
+        rows.expect_blocks(600)
+        column = rows.column("x")
+        file = rows._file_of("x", 0)
+        assert file.rows_held(0) > 600
+        monkeypatch.setattr(columns, "unmap", lambda *piece: done.append(piece))
+        rows.let_go("x", 0, 300, 600, (None, None))
+    ((begin, nbytes),) = done
+    end = column.address + 600 * ROW
+    assert begin < end <= begin + nbytes < end + 2 * mmap.PAGESIZE
+
+
+def test_short_stretches_are_read_as_one(tmp_path):
+    with ReplayBuffer(tmp_path, fields={"x": "float", "o": Field("float", (100,), state=True)}) as buffer:
+        for _ in range(40):
+            buffer.store_episode(x=np.zeros(9), o=np.zeros((10, 100)))
+        dataset = buffer.dataset(timestep_level=True, episodes=np.arange(0, 40, 2))
+        assert dataset.stretches(0, len(dataset)) == [(0, 0, 390)]
+        dataset = buffer.dataset(timestep_level=True, episodes=[0, 30, 39])  # 16 KiB are 40 rows of the wider field
+        assert dataset.stretches(0, len(dataset)) == [(0, 0, 10), (0, 300, 310), (0, 390, 400)]

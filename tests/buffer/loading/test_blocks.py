@@ -106,8 +106,7 @@ def test_what_a_batch_needs_was_announced_before(ranks, epoch, start):
             for span in spans:
                 announced.update(range(*span[:2]))
                 times += span[1] - span[0]
-            if order.batch_size <= order.pool_size // 4 and order.num_pools == 1:
-                assert set(batch.tolist()) <= announced
+            assert set(batch.tolist()) <= announced
         assert times <= order.num_samples
 
 

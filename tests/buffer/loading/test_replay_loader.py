@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import pickle
@@ -434,7 +435,7 @@ def test_blocks_are_read_ahead(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Column, "read_ahead", note)
     monkeypatch.setattr(
-        ReadAhead, "_submit", lambda ahead, needed, piece: piece()
+        ReadAhead, "_submit", lambda ahead, needed, piece, is_read=False: piece()
     )  # in threads of its own, it is not in order
     lengths = [50, 3, 1, 120, 40, 7, 400]
     fields = {"x": "int", "o": Field("int", state=True), "unused": "int"}
@@ -702,3 +703,18 @@ def test_a_refreshing_loader_leaves_the_buffer_as_it_was(tmp_path):
         append(writer, 8, 6)
         assert sorted(chain.from_iterable(values(loader))) == everything([*LENGTHS, 6])
         assert len(reader) == 8
+
+
+@pytest.mark.parametrize("shuffle", [True, "block"])
+def test_two_iterators_of_a_loader_are_two_epochs(tmp_path, shuffle):
+    with fill(tmp_path) as buffer:
+        options = {"timestep_level": True, "shuffle": shuffle, "seed": 4, "fields": ("x",)}
+        loader, again = (buffer.dataloader(8, **options) for _ in range(2))
+        first, second = [batch["x"].tolist() for batch in again], [batch["x"].tolist() for batch in again]
+        assert first != second
+        together = [(one["x"].tolist(), other["x"].tolist()) for one, other in zip(loader, loader, strict=True)]
+        assert together == list(zip(first, second, strict=True))
+        copied = copy.copy(loader)
+        next(iter(copied))
+        assert copied.state_dict()["batch"] == 1
+        assert loader.state_dict()["batch"] == 0

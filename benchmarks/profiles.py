@@ -244,7 +244,7 @@ def _commit(
 
 def _clocks_of_commit(recorder: RecordToBuffer) -> Clocks:
     clocks, recording = Clocks(), recorder._recording
-    writer: Any = recording.writer
+    writer: Any = recorder.buffer._writer
     clocks.on(recorder._reset_facts, "of", "facts of the reset: time, generator, run")
     clocks.on(recorder, "_open_at", "row 0 copied")
     clocks.on(recorder, "_make_room", "room for the first steps; bytes of the episode before given back")

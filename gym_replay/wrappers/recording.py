@@ -96,12 +96,16 @@ class Recording:
         self._verdict: tuple[Mapping[str, Any], bool] | None = None
         self._facts: dict[str, bytes] = {}
         self.meta: dict[str, Any] = {}
-        self.writer: FolderWriter | None = None
         self.guarded: FolderWriter | None = None  # the one before whose end the recorder ends its episode
         self.stage: Stage | None = None
         self._is_judging = False
         self.is_broken = False  # a step was lost, so none may follow
         self._ended_at = -1
+
+    @property
+    def writer(self) -> FolderWriter | None:
+        """The buffer's, while an episode is open."""
+        return self._held.writer
 
     @property
     def has_ended(self) -> bool:
@@ -122,7 +126,7 @@ class Recording:
             facts: the meta fields known from the reset.
             meta: those set by the user, which may be more until the end.
         """
-        self.writer = writer = self._held.open()
+        writer = self._held.open()
         stage = writer.stage(initial, self._names, self._packers)
         self.is_broken, self._ended_at = False, -1
         self._verdict = None
@@ -173,13 +177,13 @@ class Recording:
         length = len(stage)
         complete = self._ended_at == length
         # Where the buffer was released meanwhile, nothing is left to commit to.
-        if length and (complete or self._keep) and self._held.writer is not None:
+        if length and (complete or self._keep) and self.writer is not None:
             if not complete:
                 stage.last = {"truncated": b"\x01"}
             try:
                 self._commit(stage, length, complete=complete)
             except BaseException:
-                if self._held.writer is None:
+                if self.writer is None:
                     self._forget()
                 raise
         self._held.end()
@@ -198,8 +202,7 @@ class Recording:
         self.is_broken, self._ended_at = False, -1
 
     def _commit(self, stage: Stage, length: int, *, complete: bool) -> None:
-        writer, known = self.writer, self.buffer.metadata.fields
-        assert writer is not None
+        known = self.buffer.metadata.fields
         if len(known) > len(stage.format.fields):  # an interrupt came while fields were added
             missing = {name: info for name, info in known.items() if name not in stage.format.fields}
             stage.add_fields(stage.format.with_fields(missing, bring_items=False))
@@ -209,7 +212,8 @@ class Recording:
         facts.update(facts_of_end(facts["episode_start"], total, complete=complete))
         if self._on_episode is not None and not self._is_kept(self._on_episode, stage, total, complete=complete):
             return
-        if self._held.writer is not writer:  # it was released by on_episode
+        writer = self.writer
+        if writer is None:  # on_episode released the buffer
             return
         if self.meta:
             facts.update(self.buffer.encoders().meta(self.meta))

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gym_replay import StorageError
+from gym_replay import ReplayBuffer, StorageError
 from gym_replay.buffer.storage import edits, staging, writer
 
 
@@ -52,6 +52,24 @@ class Scripted(gym.Env):
             self._answer("truncated", False),
             self._answer("info", {}),
         )
+
+
+class Releasing:
+    """An ``on_episode`` that at its first episode has the buffer released, and another one take the folder.
+
+    Attributes:
+        recorder: whose buffer it is.
+        other: the one that took the folder.
+    """
+
+    def __init__(self):
+        self.recorder = self.other = None
+
+    def __call__(self, episode):
+        if self.other is None:
+            self.recorder.buffer.release()
+            self.other = ReplayBuffer(self.recorder.buffer.folder)
+            self.other.acquire()
 
 
 def frozen(value):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
-from wrappers.scripted import Scripted
+from wrappers.scripted import Releasing, Scripted
 
 from gym_replay import (
     BufferFullError,
@@ -627,22 +627,14 @@ def test_a_buffer_that_is_released_gives_the_running_episode_up(tmp_path, steps)
 
 
 def test_on_episode_may_release_the_buffer(tmp_path):
-    others = []
-
-    def look(episode):
-        if not others:
-            env.buffer.release()
-            others.append(ReplayBuffer(tmp_path))
-            others[0].acquire()
-
-    env = RecordToBuffer(Scripted(3), tmp_path, on_episode=look)
-    for _ in range(2):
-        env.reset()
-        step_many(env, 3)
-        if len(others) == 1:
-            assert len(env.buffer) == 0
-            others[0].close()
-            others.append(None)
+    releasing = Releasing()
+    env = releasing.recorder = RecordToBuffer(Scripted(3), tmp_path, on_episode=releasing)
+    env.reset()
+    step_many(env, 3)
+    assert len(env.buffer) == 0
+    releasing.other.close()
+    env.reset()
+    step_many(env, 3)
     env.close()
     assert [len(episode) for episode in env.buffer] == [3]
     assert check_buffer(tmp_path, progress=False).verified

@@ -89,8 +89,8 @@ class Batches(Sampler[Draw]):
                     pool = order.pool_of(first)
                     end = order.bounds(pool)[1]
                 last = first + len(samples) - 1
-                reached = pool if last < end else order.pool_of(last)
-                yield Draw(samples, order.seed, epoch, first, reads=tuple(next(reads)), pool=pool, reached=reached)
+                pools = pool, pool if last < end else order.pool_of(last)
+                yield Draw(samples, order.seed, epoch, first, reads=tuple(next(reads)), pools=pools)
 
     def _anew(self, epoch: int, start: int) -> Iterator[Draw]:
         assert self.live is not None

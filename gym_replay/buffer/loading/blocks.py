@@ -172,7 +172,7 @@ class BlockOrder(Order):
                     low, high, _ = self._pools_of(until)
                     pending = self._reads_of(epoch, range(max(low, known + 1), high + 1))
                     known = max(known, high)
-            share = -(-len(pending) // remaining) if remaining > 0 else len(pending)
+            share = -(-len(pending) // remaining)
             now += pending[:share]
             pending, remaining = pending[share:], remaining - 1
             yield now

@@ -242,7 +242,7 @@ class ReplayDataset(Dataset[Batch]):
         """
         most = 1
         try:
-            for _, of_pools in groupby(draws, attrgetter("pool", "reached")):
+            for _, of_pools in groupby(draws, attrgetter("pools")):
                 # What is before a pool is done with when the next begins.
                 is_first = True
                 while run := list(islice(of_pools, most)):
@@ -257,9 +257,8 @@ class ReplayDataset(Dataset[Batch]):
 
     def _serve(self, drawn: Draw) -> None:
         """Begin to read what will be needed, and wait for what is."""
-        if drawn.pool is not None:
-            reached = drawn.pool if drawn.reached is None else drawn.reached
-            self._ahead.serve(self, drawn.epoch, drawn.pool, reached, drawn.reads)
+        if drawn.pools is not None:
+            self._ahead.serve(self, drawn.epoch, *drawn.pools, drawn.reads)
 
     def _deliver_run(self, run: Sequence[Draw]) -> Generator[Batch, None, int]:
         """The batches, gathered as one; returns how many like these are to be gathered so."""
@@ -273,7 +272,7 @@ class ReplayDataset(Dataset[Batch]):
             end = begin + len(drawn.samples)
             yield self._nest(self._deliver(arrays if len(run) == 1 else arrays.part(begin, end), {}))
             begin = end
-        most = RUN_BYTES if run[0].pool is None else BLOCK_RUN_BYTES
+        most = RUN_BYTES if run[0].pools is None else BLOCK_RUN_BYTES
         return max(1, min(_MOST_TOGETHER, most // max(nbytes, 1))) if self.is_divisible else 1
 
     def _weighed(self, served: Ints) -> Batch:

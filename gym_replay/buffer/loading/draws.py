@@ -28,8 +28,7 @@ class Draw(NamedTuple):
             and the one past the last.
         repeats: whether a sample may come more than once in an epoch, as in draws with replacement.
         reads: of an order by blocks: samples that are soon to be read, as first, one past the last, and pool.
-        pool: of an order by blocks: the pool of the first sample; of those before it, no sample is to come.
-        reached: of an order by blocks: the pool of the last sample.
+        pools: of an order by blocks: the pools of the first and of the last sample; of those before, none is to come.
     """
 
     samples: Ints
@@ -44,8 +43,7 @@ class Draw(NamedTuple):
     bounds: tuple[tuple[int, int], ...] = ()
     repeats: bool = False
     reads: tuple[tuple[int, int, int], ...] = ()
-    pool: int | None = None
-    reached: int | None = None
+    pools: tuple[int, int] | None = None
 
     @property
     def positions(self) -> Ints:

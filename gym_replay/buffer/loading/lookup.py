@@ -91,11 +91,11 @@ def _size_of_cells(begins: Ints, total: int, ranges: int) -> tuple[int, int]:
     """The number of bits of a cell, and how many ranges begin inside of one at most, beside the first that does."""
     most_cells = max(_CELLS_PER_RANGE * ranges, _FEW_CELLS)
     usual = shift = (total // (2 * ranges)).bit_length()  # one or two cells for each range
-    while shift > 0 and (more := _more_in_a_cell(begins, shift)) > 0 and total >> (shift - 1) < most_cells:
+    more_usually = more = _more_in_a_cell(begins, usual)
+    while more > 0 and total >> (shift - 1) < most_cells:
         shift -= 1
-    if shift == 0 or more == 0:
-        return shift, 0
-    return usual, _more_in_a_cell(begins, usual)
+        more = _more_in_a_cell(begins, shift)
+    return (shift, 0) if more == 0 else (usual, more_usually)
 
 
 def _more_in_a_cell(begins: Ints, shift: int) -> int:

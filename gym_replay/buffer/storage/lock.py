@@ -50,6 +50,11 @@ class WriterLock:
             str(folder),
         )
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it was not released yet."""
+        return self._lock.is_locked
+
     def release(self) -> None:
         """Let the next writer in."""
         self._lock.release()

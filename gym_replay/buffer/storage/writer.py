@@ -123,7 +123,7 @@ class FolderWriter:
         # One object each for good: the open episode writes through them.
         self._steps: dict[str, ColumnWriter] = {}
         self._elements: dict[str, ColumnWriter] = {}
-        self._stale = self._is_closed = False
+        self._stale = False
         self._job: SumsJob | None = None
         self._format: tuple[Metadata, Sequence[str] | None, RowFormat] | None = None
         self._unsummed = 0
@@ -254,7 +254,7 @@ class FolderWriter:
                 str(self.folder),
             )
         if not self._columns:
-            if self._is_closed:
+            if not self._lock.is_held:
                 raise BufferClosedError(f"{self.folder}: the buffer was released; what is written from now on is lost")
             self._reopen()  # a change of files failed, and so did opening them again
         if self._stale:
@@ -827,7 +827,7 @@ class FolderWriter:
         if self.owner != os.getpid():
             self._close_files()
             return
-        if self._is_closed:
+        if not self._lock.is_held:
             return
         try:
             if self._columns:
@@ -836,7 +836,6 @@ class FolderWriter:
                 self.fill_checksums()
                 self._trim()
         finally:
-            self._is_closed = True
             self._close_files()
             _WRITERS.discard(self)
             self._lock.release()

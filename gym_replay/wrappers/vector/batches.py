@@ -57,9 +57,6 @@ class BatchEncoder:
         Raises:
             FieldError: the value does not fit; the message names the field, and the sub-environment where it can.
         """
-        _, dtype, shape = self.plain
-        if type(value) is np.ndarray and value.dtype is dtype and value.shape == shape:
-            return [value]
         parts: list[Any] = []
         self._take(value, parts)
         return [self._fit(leaf, part, range(self._count)) for leaf, part in zip(self.leaves, parts, strict=True)]

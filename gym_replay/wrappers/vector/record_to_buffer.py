@@ -151,7 +151,6 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         self._observations = BatchEncoder(env.single_observation_space, env.observation_space, observation, count)
         self._actions = BatchEncoder(env.single_action_space, env.action_space, action, count)
         self._observation_names = [leaf.name for leaf in observation]
-        self._action_names = [leaf.name for leaf in action]
         self._infos = BatchInfos(record_info, dtypes, fields) if record_info else None
         self._extra_names = [name for name in fields if name not in core and not is_info(name)]
         self._extras: dict[str, Column] = {}
@@ -159,7 +158,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         infos = self._infos.names if self._infos else []
         self._recording = VectorRecording(
             self._buffer,
-            [*self._observation_names, *self._action_names, "reward", *self._extra_names, *infos],
+            [*self._observation_names, *(leaf.name for leaf in action), "reward", *self._extra_names, *infos],
             count,
             run=describe_run(),
             keep=on_incomplete == "keep",

@@ -46,7 +46,7 @@ class Staging:
         self._rings: list[Ring] = []
         self._ring_of: dict[str, Ring] = {}
         self._ragged: dict[str, _RaggedRows] = {}
-        self._without_bytes: dict[str, bytes] = {}
+        self._no_bytes: dict[str, bytes] = {}
         self._multiples = np.arange(0)
         self.full_at = 0
         self.add_fields(fields, 0)
@@ -79,7 +79,7 @@ class Staging:
             _rings=[*self._rings, *new],
             _ring_of={**self._ring_of, **found},
             _ragged={**self._ragged, **ragged},
-            _without_bytes={**self._without_bytes, **dict.fromkeys(fields.keys() - dense.keys(), b"")},
+            _no_bytes={**self._no_bytes, **dict.fromkeys(fields.keys() - dense.keys(), b"")},
             full_at=0,
         )
 
@@ -175,7 +175,7 @@ class Staging:
 
         Fields that are no state have none in the row of ``until``.
         """
-        found = self._without_bytes.copy()
+        found = self._no_bytes.copy()
         for ring in self._rings:
             if start < ring.hot:
                 return None

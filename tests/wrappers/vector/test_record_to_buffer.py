@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from wrappers.scripted import Scripted, full_disk
+from wrappers.scripted import Releasing, Scripted, full_disk
 
 from gym_replay import (
     BufferFullError,
@@ -685,20 +685,13 @@ def test_a_ring_keeps_no_strings_of_episodes_that_have_left(tmp_path, monkeypatc
 
 
 def test_on_episode_may_release_the_buffer(tmp_path):
-    others = []
-
-    def look(episode):
-        if not others:
-            envs.buffer.release()
-            others.append(ReplayBuffer(tmp_path))
-            others[0].acquire()
-
-    envs = RecordToBuffer(scripted([2] * 8), tmp_path, on_episode=look)
+    releasing = Releasing()
+    envs = releasing.recorder = RecordToBuffer(scripted([2] * 8), tmp_path, on_episode=releasing)
     envs.reset()
     with pytest.warns(UserWarning, match="is not recorded"):
         step_many(envs, 5)
     assert len(envs.buffer) == 0
-    others[0].close()
+    releasing.other.close()
     envs.reset()
     step_many(envs, 2)
     envs.close()

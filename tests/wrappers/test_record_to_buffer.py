@@ -522,6 +522,8 @@ def test_interrupts_at_any_line_leave_whole_transitions(tmp_path):
             name = frame.f_code.co_filename
             if "gym_replay" not in name or "tests" in name or frame.f_code.co_name in ("release", "close", "__del__"):
                 return None
+            if frame.f_back.f_code.co_name == "__del__":  # of an earlier test's garbage: what is raised there is lost
+                return None
             if event == "line":
                 count += 1
                 if count == stop:

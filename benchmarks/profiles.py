@@ -255,7 +255,7 @@ def _clocks_of_commit(recorder: RecordToBuffer) -> Clocks:
     clocks.on(writer._rows, "write", "rows written")
     clocks.on(writer_module, "crc32", "checksums of the rows")
     clocks.on(writer._sums, "write", "checksums written")
-    clocks.on(writer._records, "write", "record of the table written, with its check value")
+    clocks.on(writer, "_write_record", "record of the table written, with its check value")
     clocks.on(writer.counters, "put_next", "counter stored: the commit")
     clocks.on(writer.counters, "put", "counter of checksums stored")
     clocks.on(writer, "_make_visible", "counted")
@@ -356,7 +356,7 @@ def _clocks_of_vectors(recorder: Any) -> Clocks:
     clocks.on(recording.facts, "columns", "their facts: times, returns, generators")
     clocks.on(recording.facts, "begin", "facts of the episodes that begin")
     clocks.on(writer._rows, "write", "rows written")
-    clocks.on(writer._records, "write_all", "records written, with their check values")
+    clocks.on(writer, "_write_records", "records written, with their check values")
     clocks.on(writer.counters, "put_next", "counter stored: the commit")
     for commit in ("commit_episodes", "commit_few"):
         clocks.on(writer, commit, "calls between these: the writer")

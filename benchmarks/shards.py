@@ -10,10 +10,8 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import shutil
 import tempfile
 import time
-import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from gym_replay import ConcatReplayBuffer, RecordToBuffer, ReplayBuffer
+from gym_replay import ConcatReplayBuffer, RecordToBuffer, ReplayBuffer, select
 
 
 def record(folder: Path, steps: int) -> None:
@@ -37,13 +35,10 @@ def record(folder: Path, steps: int) -> None:
 
 def copies_of(folder: Path, room: Path, count: int) -> None:
     """So many buffers with the same episodes."""
-    metadata = (folder / "metadata.json").read_bytes()
-    identity = ReplayBuffer.from_folder(folder, read_only=True).metadata.uuid.encode()
     for number in range(count):
         shard = room / f"worker-{number:05d}"
         if not shard.exists():
-            shutil.copytree(folder, shard, copy_function=shutil.copyfile)
-            (shard / "metadata.json").write_bytes(metadata.replace(identity, uuid.uuid4().hex.encode()))
+            select(folder, shard, progress=False).close()
 
 
 def held(room: Path) -> str:

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from format_helpers import read_counters, record_crc
 
 from gym_replay import BufferFullError, EpisodeTooLongError, Field
 
 Array = npt.NDArray[Any]
 
-COUNTERS = ("revision", "base", "first", "next", "summed", "deletions")
 HAS_FINAL, COMPLETE, DELETED = 1, 2, 4
 
 
@@ -199,12 +199,6 @@ def plain_path(room: str, name: str) -> str:
     return f"{room}/{name.replace('.', '/')}.npy"
 
 
-def read_counters(folder: Path) -> dict[str, int]:
-    """The counters of ``commit.npy`` by name."""
-    values = np.load(folder / "commit.npy", allow_pickle=False)
-    return dict(zip(COUNTERS, values.tolist(), strict=True))
-
-
 def assert_folder_holds(folder: Path, model: ModelBuffer) -> None:
     """The folder, read with nothing but json and ``numpy.load``, holds the model's episodes as the format says."""
     metadata = json.loads((folder / "metadata.json").read_text())
@@ -212,12 +206,12 @@ def assert_folder_holds(folder: Path, model: ModelBuffer) -> None:
         path.relative_to(folder).as_posix(): np.load(path, mmap_mode="r", allow_pickle=False)
         for path in sorted(folder.rglob("*.npy"))
     }
-    named = [
-        "commit.npy",
-        *(f"episodes/{name}.npy" for name in ("start", "length", "flags", "record_crc")),
-        *(plain_path(room, name) for name in model.fields for room in ("steps", "checksums")),
-        *(plain_path("episodes/meta", name) for name in model.meta_fields),
-    ]
+    named = ["commit.npy", "episodes.npy", "checksums.npy", *(plain_path("steps", name) for name in model.fields)]
+    table, sums = arrays["episodes.npy"], arrays["checksums.npy"]
+    reserved = ("reserved",) if "reserved" in table.dtype.names else ()
+    assert table.dtype.names == ("id", "start", "length", *model.meta_fields, *reserved, "flags", "crc")
+    assert sums.dtype.names == tuple(model.fields)
+    assert table.dtype.itemsize % 8 == 0
     assert sorted(arrays) == sorted(named)
     assert not list(folder.rglob("*.new"))
     assert [entry["name"] for entry in metadata["fields"]] == list(model.fields)
@@ -233,26 +227,25 @@ def assert_folder_holds(folder: Path, model: ModelBuffer) -> None:
     for episode_id in held.tolist():
         slot = episode_id - counters["base"]
         slot = slot if capacity is None else slot % capacity
-        start, length = int(arrays["episodes/start.npy"][slot]), int(arrays["episodes/length.npy"][slot])
+        record = np.asarray(table[slot : slot + 1])
+        start, length, flags = (int(record[name][0]) for name in ("start", "length", "flags"))
+        assert record["id"][0] == episode_id
+        assert record["crc"][0] == record_crc(record, metadata["uuid"])
         owned.append((start, start + length + model.has_state))
-        flags = int(arrays["episodes/flags.npy"][slot])
         assert bool(flags & DELETED) == (episode_id not in live)
         if flags & DELETED:
             continue
         episode = live.pop(episode_id)
         assert length == episode.length
         assert flags == HAS_FINAL * episode.has_final + COMPLETE * episode.complete
-        record = np.array([episode_id, start, length], "<i8").tobytes() + bytes([flags])
-        record += b"".join(episode.meta[name].tobytes() for name in model.meta_fields)
-        assert int(arrays["episodes/record_crc.npy"][slot]) == zlib.crc32(record)
         for name, info in model.fields.items():
             rows = arrays[plain_path("steps", name)][start : owned[-1][1]]
             assert len(rows) == length + model.has_state
             assert_same(rows[: episode.rows(info)], episode.columns[name], name)
             if episode_id < counters["summed"]:
-                assert int(arrays[plain_path("checksums", name)][slot]) == zlib.crc32(rows.tobytes()), name
+                assert int(sums[name][slot]) == zlib.crc32(rows.tobytes()), name
         for name in model.meta_fields:
-            assert_same(arrays[plain_path("episodes/meta", name)][slot], episode.meta[name], name)
+            assert_same(record[name][0], episode.meta[name], name)
     assert not live
     owned.sort()
     assert all(end <= start for (_, end), (start, _) in pairwise(owned))

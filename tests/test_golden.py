@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import format_helpers
 import numpy as np
 import pytest
 from golden import make
@@ -28,8 +29,7 @@ def metadata_of(folder):
 
 
 def change_metadata(folder, **values):
-    metadata = metadata_of(folder) | values
-    (folder / "metadata.json").write_text(json.dumps(metadata))
+    format_helpers.change_metadata(folder, **values)
 
 
 @pytest.fixture(params=make.KINDS)

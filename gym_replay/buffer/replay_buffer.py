@@ -502,7 +502,9 @@ class ReplayBuffer(Readable):
             self._reader.refresh()
 
     def delete(self, episodes: int | slice | Sequence[int] | npt.NDArray[Any]) -> None:
-        """Hide episodes at once and for good. Their disk space stays in use; their ids are never used again.
+        """Hide episodes for good: all of them or, where the process is killed meanwhile, none.
+
+        Their disk space stays in use, and their ids are never used again.
 
         Args:
             episodes: an index, a slice, indices or a mask of live episodes.
@@ -513,7 +515,7 @@ class ReplayBuffer(Readable):
         snapshot = self._reader.refresh()
         places, _ = _places(episodes, len(snapshot))
         try:
-            writer.delete(snapshot, places)
+            edits.delete(writer, snapshot, places)
         finally:
             self._reader.refresh()
 

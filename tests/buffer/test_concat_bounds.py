@@ -5,13 +5,13 @@ import pickle
 import shutil
 import subprocess
 import sys
-import uuid
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from format_helpers import another_uuid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loading_helpers import FIELDS, META, by_index, make_episode
@@ -290,8 +290,8 @@ def test_a_damaged_shard_is_named(tmp_path):
         loader = buffer.dataloader(4, timestep_level=True)
         with pytest.raises(ValueError, match=r"w-4/steps/reward\.npy: the file is missing"):
             list(loader)
-    os.truncate(folder / "shards" / "w-3" / "episodes" / "start.npy", 10)
-    with pytest.raises(ValueError, match=r"w-3/episodes/start\.npy"):
+    os.truncate(folder / "shards" / "w-3" / "episodes.npy", 10)
+    with pytest.raises(ValueError, match=r"w-3/episodes\.npy"):
         ConcatReplayBuffer(folder, max_maps=8)
 
 
@@ -323,12 +323,10 @@ def test_hundreds_of_shards_with_a_few_dozen_files(tmp_path):
     folder, whole = make_shards(tmp_path, [[3, 3]])
     whole.close()
     first = folder / "shards" / "w-0"
-    content = (first / "metadata.json").read_text()
-    identity = ReplayBuffer.from_folder(first, read_only=True).metadata.uuid
     for number in range(1, 200):
         shard = first.with_name(f"w-{number}")
         shutil.copytree(first, shard)
-        (shard / "metadata.json").write_text(content.replace(identity, uuid.uuid4().hex))
+        another_uuid(shard)
     command = [sys.executable, "-c", _UNDER_A_LIMIT, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.returncode) == ("200 1200", 0), done.stderr

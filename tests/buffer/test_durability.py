@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from buffer_helpers import FIELDS, META, add, contents, files_of, ids, make, make_plain, run_script
+from buffer_helpers import FIELDS, add, contents, files_of, ids, make, make_plain, run_script
 
 from gym_replay import ReplayBuffer, StorageError, check_buffer
 from gym_replay.buffer.storage import staging
 from gym_replay.buffer.storage.columns import ColumnGroup, ColumnWriter
-from gym_replay.buffer.storage.episodes import Counters
+from gym_replay.buffer.storage.counters import Counters
 
 
 @pytest.mark.parametrize("circular", [False, True])
@@ -30,7 +30,8 @@ def test_no_file_holds_a_pickle(tmp_path, circular):
             for path in tmp_path.rglob("*"):
                 if path.suffix == ".npy":
                     array = np.load(path, allow_pickle=False)
-                    assert array.dtype.kind in "biuf"
+                    assert array.dtype.kind in "biufV"
+                    assert not array.dtype.hasobject
                     assert np.load(path, mmap_mode="r", allow_pickle=False).shape == array.shape
                 elif path.is_file():
                     names.add(path.name)
@@ -110,16 +111,12 @@ def test_a_durable_commit_syncs_rows_then_record_then_counter(tmp_path, monkeypa
         assert events[-2] == ("put", "next")
         rows = syncs.places(lambda e: e[0] == "write" and e[1].startswith("steps/"))
         row_syncs = syncs.places(lambda e: e[0] == "sync" and e[1].startswith("steps/"))
-        records = syncs.places(lambda e: e[0] == "write" and e[1].startswith("episodes/"))
-        record_syncs = syncs.places(lambda e: e[0] == "sync" and e[1].startswith("episodes/"))
+        records = syncs.places(lambda e: e[0] == "write" and e[1] == "episodes.npy")
+        record_syncs = syncs.places(lambda e: e[0] == "sync" and e[1] == "episodes.npy")
         assert rows
         assert max(rows) < min(row_syncs) <= max(row_syncs) < min(records)
         assert max(records) < min(record_syncs) <= max(record_syncs) < len(events) - 2
         assert {events[at][1] for at in row_syncs} == {f"steps/{name}.npy" for name in FIELDS}
-        assert {events[at][1] for at in record_syncs} == {
-            *(f"episodes/{name}.npy" for name in ("start", "length", "flags", "record_crc")),
-            *(f"episodes/meta/{name}.npy" for name in META),
-        }
 
 
 @pytest.mark.parametrize("commit", COMMITS.values(), ids=COMMITS)
@@ -189,7 +186,8 @@ def damaged(folder, episode=3, count=6):
     """A buffer of ``count`` episodes in which one record is damaged."""
     with make_plain(folder) as buffer:
         add(buffer, *[5] * count)
-    flip(folder / "episodes/length.npy", 128 + 8 * episode)
+    table = np.load(folder / "episodes.npy", mmap_mode="r")
+    flip(folder / "episodes.npy", table.offset + episode * table.itemsize + table.dtype.fields["length"][1])
 
 
 @pytest.mark.parametrize("read_only", [False, True])
@@ -256,9 +254,7 @@ with ReplayBuffer(folder, fields={"x": ("uint8", 8192)}) as buffer:
         buffer.store_episode(x=np.full((2, 8192), number))
 reader = ReplayBuffer.from_folder(folder, read_only=True)
 view = reader.episode(9)["x"]
-with open(folder + "/episodes/length.npy", "r+b") as file:
-    file.seek(128 + 8 * 3)
-    file.write(b"\\x07")
+np.load(folder + "/episodes.npy", mmap_mode="r+")["length"][3] = 7
 with ReplayBuffer.from_folder(folder) as buffer:
     buffer.store_episode(x=np.zeros((1, 8192), np.uint8))
 print(view[0, 0])
@@ -306,7 +302,7 @@ def test_a_full_disk_at_a_commit_loses_nothing_committed(tmp_path, monkeypatch):
             real = os.pwrite
 
             def pwrite(descriptor, data, position):
-                if os.readlink(f"/proc/self/fd/{descriptor}").endswith("episodes/length.npy"):
+                if os.readlink(f"/proc/self/fd/{descriptor}").endswith("episodes.npy"):
                     raise OSError(28, "No space left on device")
                 return real(descriptor, data, position)
 

@@ -125,9 +125,9 @@ def test_an_exception_inside_discards_the_episode_and_is_raised_on(tmp_path, mon
         assert contents(buffer) == [[0, 1], [100, 101, 102]]
         assert ids(buffer) == [0, 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "checksums",
+        "checksums.npy",
         "commit.npy",
-        "episodes",
+        "episodes.npy",
         "metadata.json",
         "steps",
         "writer.lock",

@@ -1,12 +1,12 @@
 """ReplayBuffer, opening: creating, another config, overwriting, reading only, and pickling."""
 
 import contextlib
-import json
 import pickle
 
 import numpy as np
 import pytest
 from buffer_helpers import FIELDS, META, WRITES, add, contents, files_of, ids, leftovers, make, make_plain
+from format_helpers import change_metadata
 
 from gym_replay import (
     BufferLockedError,
@@ -158,7 +158,6 @@ def test_overwriting_deletes_only_what_the_metadata_lists(tmp_path):
         "mine.npy",
         "mine.npy",
     ]
-    assert not (tmp_path / "episodes/meta").exists()
     assert leftovers(tmp_path) == []
     assert check_buffer(tmp_path, progress=False).ok
 
@@ -219,9 +218,7 @@ def test_nothing_outside_the_folder_is_touched_by_finishing_a_change(tmp_path):
     elsewhere.mkdir()
     (elsewhere / "important.npy").write_text("precious")
     (folder / "steps/sub").symlink_to(elsewhere)
-    metadata = json.loads((folder / "metadata.json").read_text())
-    metadata["obsolete"] = ["steps/sub/important.npy"]
-    (folder / "metadata.json").write_text(json.dumps(metadata))
+    change_metadata(folder, obsolete=["steps/sub/important.npy"])
     with contextlib.suppress(Exception), ReplayBuffer.from_folder(folder) as buffer:
         add(buffer, 1)
     assert (elsewhere / "important.npy").read_text() == "precious"

@@ -213,16 +213,16 @@ def test_the_files_are_what_the_format_says(filled, episodes):
     assert metadata["features"] == ["ragged", "strings"]
     assert [entry.get("ragged", False) for entry in metadata["fields"]] == [True, True, False]
     spans, values = np.load(folder / "steps/words.spans.npy"), np.load(folder / "steps/words.values.npy")
-    starts = np.load(folder / "episodes/start.npy")
-    strings = np.load(folder / "episodes/strings.npy").tobytes()
-    places = np.load(folder / "episodes/meta/task.npy")
+    table = np.load(folder / "episodes.npy")
+    starts, places = table["start"], table["task"]
+    strings = np.load(folder / "strings.npy").tobytes()
     for slot, episode in enumerate(episodes):
         rows = spans[starts[slot] : starts[slot] + len(episode["x"]) + 1]
         for (begin, count), expected in zip(rows.tolist(), episode["words"], strict=True):
             assert values[begin : begin + count].tolist() == expected.tolist()
         assert (rows[1:, 0] == rows[:-1].sum(axis=1)).all()
         content = (rows - [rows[0, 0], 0]).tobytes() + np.concatenate(episode["words"]).tobytes()
-        assert np.load(folder / "checksums/words.npy")[slot] == zlib.crc32(content)
+        assert np.load(folder / "checksums.npy")["words"][slot] == zlib.crc32(content)
         place = int(places[slot])
         size, crc = np.frombuffer(strings[place : place + 8], "<u4").tolist() if place >= 0 else (0, 0)
         text = strings[place + 8 : place + 8 + size]
@@ -388,7 +388,7 @@ DAMAGE = {
     "a span past the last element": ("steps/words.spans.npy", (13, 1), 10**9, 12),
     "a gap between two rows": ("steps/words.spans.npy", (1, 0), 9, 12),
     "a flipped element": ("steps/points.values.npy", (3, 0), 1e9, 9),
-    "a flipped letter": ("episodes/strings.npy", 12, 7, 13),
+    "a flipped letter": ("strings.npy", 12, 7, 13),
 }
 
 

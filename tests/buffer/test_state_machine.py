@@ -11,10 +11,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from format_helpers import read_counters
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from model import ModelBuffer, assert_equal, assert_folder_holds, random_values, read_counters
+from model import ModelBuffer, assert_equal, assert_folder_holds, random_values
 
 from gym_replay import Field, ReplayBuffer
 from gym_replay.buffer.storage import columns, staging, writer

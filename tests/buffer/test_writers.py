@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 from buffer_helpers import WRITE_ONE, WRITES, add, contents, files_of, make_plain, run_script
-from model import read_counters
+from format_helpers import read_counters
 
 from gym_replay import BufferClosedError, BufferLockedError, ReadOnlyError, ReplayBuffer, check_buffer
 from gym_replay.buffer.storage import staging

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from format_helpers import records
 
 from gym_replay.buffer.storage.layout import spans_path, values_path
 from gym_replay.buffer.storage.strings import STRINGS
 
 from .attacks_on_files import encode_header, sizes_text
 from .attacks_on_metadata import HOSTILE_VALUES, load, save
-from .attacks_on_records import forge
+from .attacks_on_records import forge, slot_of
 from .victims import Attacks, Site, Victim
 
 NUMBERS = (-1, -(2**63), 0, 1, 3, 2**31, 2**32, 2**40, 2**59, 2**60 - 1, 2**60, 2**62, 2**63 - 1)
@@ -27,16 +28,10 @@ def _column(site: Site, path: str) -> np.memmap:
     return np.load(site.folder / path, mmap_mode="r+")
 
 
-def _slot(site: Site, episode: int) -> int:
-    metadata, counters = load(site), np.load(site.folder / "commit.npy")
-    slot = episode - int(counters[1])
-    return slot % (metadata["max_episodes"] or metadata["max_steps"]) if metadata["circular"] else slot
-
-
 def _rows(site: Site, at: int) -> slice:
     """The rows of the live episode at a place, row T included."""
-    slot = _slot(site, site.victim.live[at])
-    start, length = (int(_column(site, f"episodes/{name}.npy")[slot]) for name in ("start", "length"))
+    record = records(site.folder)[slot_of(site, site.victim.live[at])]
+    start, length = int(record["start"]), int(record["length"])
     return slice(start, start + length + 1)
 
 
@@ -264,10 +259,8 @@ def _put_place(site: Site, at: int, name: str, place: int, *, more: bool = False
     """Let a record point elsewhere, with a check value that agrees."""
     site.forged = True
     episode = site.victim.live[at]
-    places = _column(site, f"episodes/meta/{name}.npy")
-    slot = _slot(site, episode)
-    places[slot] = int(places[slot]) + place if more else place
-    forge(site, episode)
+    now = int(records(site.folder)[name][slot_of(site, episode)])
+    forge(site, episode, **{name: now + place if more else place})
 
 
 def _from_end(site: Site, at: int, name: str, distance: int) -> None:
@@ -275,7 +268,7 @@ def _from_end(site: Site, at: int, name: str, distance: int) -> None:
 
 
 def _first_place(site: Site) -> int:
-    places = np.load(site.folder / "episodes/meta/note.npy")
+    places = np.load(site.folder / "episodes.npy")["note"]
     return int(places[places >= 0].min())
 
 

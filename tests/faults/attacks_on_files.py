@@ -178,7 +178,7 @@ def _leftover(site: Site, name: str, how: str) -> None:
 def leftovers(victim: Victim) -> Attacks:
     """Entries that a killed writer might have left, and the lock's."""
     names = ["metadata.json.new", "commit.npy.new", "steps/reward.npy.new", "steps/other.npy.new", "writer.lock"]
-    names += ["episodes/meta/other.npy.new", "checksums/x/other.npy.new", "episodes/start.npy.new"]
+    names += ["steps/x/other.npy.new", "checksums.npy.new", "episodes.npy.new"]
     for name in names:
         for how in (*INSTEAD[1:], "file"):
             yield f"{name}: {how}", functools.partial(_leftover, name=name, how=how)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from format_helpers import read_metadata, sign
+
 from .attacks_on_files import INSTEAD, replace
 from .victims import Attacks, Site, Victim
 
@@ -34,11 +36,11 @@ def _dump(value: Any, path: Path) -> None:
     text = json.dumps(mark(value))
     for at, raw in enumerate(raws):
         text = text.replace(f'"@@{at}@@"', raw)
-    path.write_text(text)
+    path.write_bytes(sign(text.encode()))
 
 
 def load(site: Site) -> Any:
-    return json.loads((site.folder / "metadata.json").read_bytes())
+    return {key: value for key, value in read_metadata(site.folder).items() if key != "crc32"}
 
 
 def save(site: Site, value: Any) -> None:
@@ -114,7 +116,7 @@ def _drop_value(site: Site, place: tuple) -> None:
 
 
 def values_at(victim: Victim, inside: bool) -> Attacks:
-    metadata = json.loads((victim.folder / "metadata.json").read_bytes())
+    metadata = read_metadata(victim.folder)
     for place in _places(metadata):
         if (place[0] == "environment" and len(place) > 1) is not inside:
             continue
@@ -130,7 +132,8 @@ def metadata_values(victim: Victim) -> Attacks:
 
 def replace_text(site: Site, edit: Callable[[bytes], bytes]) -> None:
     path = site.folder / "metadata.json"
-    path.write_bytes(edit(path.read_bytes()))
+    content = edit(path.read_bytes())
+    path.write_bytes(sign(content) if b'"crc32"' in content else content)
 
 
 def insert(text: bytes, after: bytes = b"{") -> Callable[[bytes], bytes]:
@@ -211,12 +214,11 @@ def _rename(site: Site, metadata: dict, name: str, to: str) -> None:
     for entry in metadata["fields"]:
         if entry["name"] == name:
             entry["name"] = to
-    for room in ("steps", "checksums"):
-        source = site.folder / room / f"{name}.npy"
-        target = Path(os.path.normpath(site.folder / room / f"{to.replace('.', '/')}.npy"))
-        if source.exists() and site.folder in target.parents and "\x00" not in to and len(to) < 200:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source.rename(target)
+    source = site.folder / "steps" / f"{name}.npy"
+    target = Path(os.path.normpath(site.folder / "steps" / f"{to.replace('.', '/')}.npy"))
+    if source.exists() and site.folder in target.parents and "\x00" not in to and len(to) < 200:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
 
 
 def _words(*lines: str) -> list[str]:
@@ -307,9 +309,9 @@ PATHS = [
     *_words("metadata.json writer.lock commit.npy notes.txt mine/data.npy . .. / steps steps/ steps/notes.txt"),
     *_words("../outside/canary.txt ../../etc/passwd /etc/hostname steps/../../outside/old.npy steps/../commit.npy"),
     *_words("steps/./reward.npy steps//reward.npy steps/reward.npy steps/Reward.npy steps/reward.npy.new"),
-    *_words("checksums/reward.npy episodes/start.npy episodes/meta.npy episodes/meta/number.npy"),
-    *_words("steps/gone.npy steps/linked/old.npy checksums/linked/old.npy steps/meta/x.npy steps/..npy steps/.npy"),
-    *_words("steps/folder.npy steps/full.npy steps/pipe.npy steps/link.npy steps/linked.npy episodes/meta/../x.npy"),
+    *_words("episodes.npy checksums.npy strings.npy strings.npy.new episodes.npy/x.npy"),
+    *_words("steps/gone.npy steps/linked/old.npy steps/meta/x.npy steps/..npy steps/.npy"),
+    *_words("steps/folder.npy steps/full.npy steps/pipe.npy steps/link.npy steps/linked.npy steps/meta/../x.npy"),
     *("", "steps/\x00.npy", "steps/" + "a/" * 100 + "x.npy"),
 ]
 
@@ -317,8 +319,7 @@ PATHS = [
 def _list_paths(site: Site, key: str, paths: list[str], news: str) -> None:
     """A list of paths of a switch that nobody began, with entries for the more devious ones."""
     steps = site.folder / "steps"
-    for room in ("steps", "checksums"):
-        (site.folder / room / "linked").symlink_to(site.outside)
+    (site.folder / "steps" / "linked").symlink_to(site.outside)
     (steps / "folder.npy").mkdir()
     (steps / "full.npy").mkdir()
     (steps / "full.npy" / "mine.txt").write_text("mine")
@@ -372,13 +373,11 @@ def lists(victim: Victim) -> Attacks:
 def _linked_field(site: Site) -> None:
     """A field of the old buffer in a folder that is a link: replacing the buffer removes its files."""
     metadata = load(site)
-    for room in ("steps", "checksums"):
-        (site.folder / room / "linked").symlink_to(site.outside)
+    (site.folder / "steps" / "linked").symlink_to(site.outside)
     metadata["fields"].append(entry("linked.old"))
     save(site, metadata)
 
 
 def _linked_parent(site: Site) -> None:
     """A folder that the new buffer needs is a link."""
-    for room in ("steps", "checksums"):
-        (site.folder / room / "deep").symlink_to(site.outside)
+    (site.folder / "steps" / "deep").symlink_to(site.outside)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import zlib
 from typing import Any
 
 import numpy as np
-
-from gym_replay.buffer.storage.episodes import DELETED, pack_record
+from format_helpers import COUNTERS, change_record, counter_word, record_crc
+from format_helpers import records as table_of
+from format_helpers import write_counters as store
 
 from .attacks_on_files import encode_header, files_of, remove, sizes_text
 from .attacks_on_metadata import Raw, entry, insert, load, replace_text, save, set_value
@@ -22,33 +22,33 @@ SPARSE = 1 << 40
 # --- counters and records ---
 
 
-def _counters(site: Site) -> np.memmap:
-    return np.load(site.folder / "commit.npy", mmap_mode="r+")
-
-
 def _set_counters(site: Site, values: dict[int, int]) -> None:
-    counters = _counters(site)
-    for at, value in values.items():
-        counters[at] = value
-    counters.flush()
+    store(site.folder, **{COUNTERS[at]: value for at, value in values.items()})
     if (site.folder / "commit.npy.new").exists():
         shutil.copyfile(site.folder / "commit.npy", site.folder / "commit.npy.new")
 
 
 def counters(victim: Victim) -> Attacks:
-    names = ("revision", "base", "first", "next", "summed", "deletions")
-    now = np.load(victim.folder / "commit.npy").tolist()
-    values = (-1, -(2**63), 0, 1, 2**31, 2**40, 2**59, 2**61, 2**62 - 1, 2**62, 2**63 - 1)
-    for at, name in enumerate(names):
+    now = [word & ((1 << 48) - 1) for word in np.load(victim.folder / "commit.npy").tolist()]
+    values = (-1, -(2**63), 0, 1, 2**31, 2**40, 2**47, 2**48 - 1)
+    for at, name in enumerate(COUNTERS):
         for value in (*values, now[at] - 1, now[at] + 1, now[at] + 7, now[at] + 10**6, now[at] + 10**8):
             yield f"{name} = {value}", functools.partial(_set_counters, values={at: value})
-    for far in (2**40, 2**61, 2**62 - 1):
+    for far in (2**40, 2**47, 2**48 - 4):
         yield f"all at {far}", functools.partial(_set_counters, values={1: far, 2: far, 3: far, 4: far})
         yield f"from first to {far}", functools.partial(_set_counters, values={3: far, 4: far})
         yield f"base {far}, next more", functools.partial(_set_counters, values={1: far, 2: far, 3: far + 3, 4: far})
     yield "shifted", functools.partial(_set_counters, values={at: now[at] + 1 for at in (1, 2, 3, 4)})
     yield "nothing live", functools.partial(_set_counters, values={2: now[3]})
     yield "nothing summed", functools.partial(_set_counters, values={4: now[1]})
+    for at, name in enumerate(COUNTERS):
+        for bit in (0, 5, 47, 48, 63):
+
+            def flipped(site: Site, at: int = at, bit: int = bit) -> None:
+                words = np.load(site.folder / "commit.npy", mmap_mode="r+")
+                words[at] ^= np.uint64(1 << bit)
+
+            yield f"bit {bit} of {name}", flipped
     for number in range(20):
 
         def at_random(site: Site) -> None:
@@ -59,34 +59,22 @@ def counters(victim: Victim) -> Attacks:
         yield f"several, {number}", at_random
 
 
-def _column(site: Site, name: str) -> np.memmap:
-    return np.load(site.folder / f"episodes/{name}.npy", mmap_mode="r+")
+def slot_of(site: Site, episode: int) -> int:
+    metadata = load(site)
+    slot = episode - (int(np.load(site.folder / "commit.npy")[1]) & ((1 << 48) - 1))
+    return slot % (metadata["max_episodes"] or metadata["max_steps"]) if metadata["circular"] else slot
 
 
 def forge(site: Site, episode: int, **values: int) -> None:
     """Change start, length or flags of a record, and give it the check value that goes with it."""
-    metadata, commit = load(site), _counters(site)
-    slot = episode - int(commit[1])
-    if metadata["circular"]:
-        slot %= metadata["max_episodes"] or metadata["max_steps"]
-    for name, value in values.items():
-        _column(site, name)[slot] = value
-    start, length, flags = (int(_column(site, name)[slot]) for name in ("start", "length", "flags"))
-    metas = [_column(site, f"meta/{e['name'].replace('.', '/')}") for e in metadata["meta_fields"]]
-    values = b"".join(np.asarray(meta[slot]).tobytes() for meta in metas)
-    _column(site, "record_crc")[slot] = zlib.crc32(pack_record(episode, start, length, flags & ~DELETED) + values)
+    change_record(site.folder, slot_of(site, episode), **values)
 
 
 def _forge_one(site: Site, at: int, how: str, value: int) -> None:
     episode = site.victim.live[at]
-    commit = _counters(site)
-    slot = episode - int(commit[1])
-    metadata = load(site)
-    if metadata["circular"]:
-        slot %= metadata["max_episodes"] or metadata["max_steps"]
     if how.startswith("more "):
         how = how[5:]
-        value += int(_column(site, how)[slot])
+        value += int(table_of(site.folder)[how][slot_of(site, episode)])
     forge(site, episode, **{how: value})
 
 
@@ -110,15 +98,14 @@ def records(victim: Victim) -> Attacks:
         return
 
     def alike(site: Site) -> None:
-        start = int(_column(site, "start")[0])
+        start = int(table_of(site.folder)["start"][0])
         for episode in site.victim.live:
             forge(site, episode, start=start)
 
     def swapped(site: Site) -> None:
         one, other = site.victim.live[0], site.victim.live[1]
-        base = int(_counters(site)[1])
-        starts = _column(site, "start")
-        mine, theirs = int(starts[(one - base) % len(starts)]), int(starts[(other - base) % len(starts)])
+        starts = table_of(site.folder)["start"]
+        mine, theirs = int(starts[slot_of(site, one)]), int(starts[slot_of(site, other)])
         forge(site, one, start=theirs)
         forge(site, other, start=mine)
 
@@ -128,7 +115,7 @@ def records(victim: Victim) -> Attacks:
         forge(site, site.victim.live[1], start=1, length=1)
 
     def exchanged_crcs(site: Site) -> None:
-        crcs = _column(site, "record_crc")
+        crcs = table_of(site.folder)["crc"]
         crcs[0], crcs[1] = int(crcs[1]), int(crcs[0])
 
     yield "all starts alike", alike
@@ -167,36 +154,37 @@ def forge_buffer(
 ) -> None:
     """A whole buffer by a stranger: every file sound in itself, sparse where it is large."""
     site.forged = True
-    for room in ("steps", "episodes", "checksums", "commit.npy.new"):
+    for room in ("steps", "episodes.npy", "checksums.npy", "strings.npy", "commit.npy.new"):
         remove(site.folder / room)
     count = len(episodes) if next_id is None else next_id
     metadata = {**load(site), "fields": fields, "meta_fields": meta, "pending": [], "environment": None, **config}
     save(site, metadata)
 
-    def column(path: str, dtype: str, shape: tuple[int, ...], length: int, values: Any = None) -> None:
-        header = encode_header(repr(np.dtype(dtype).newbyteorder("<").str), "False", sizes_text(shape, length))
+    def column(path: str, dtype: Any, shape: tuple[int, ...], length: int, values: Any = None) -> None:
+        dtype = np.dtype(dtype)
+        descr = repr(np.lib.format.dtype_to_descr(dtype.newbyteorder("<") if dtype.names is None else dtype))
+        header = encode_header(descr, "False", sizes_text(shape, length))
         (site.folder / path).parent.mkdir(parents=True, exist_ok=True)
         content = b"" if values is None else np.asarray(values, dtype).tobytes()
         (site.folder / path).write_bytes(header + content)
-        nbytes = np.dtype(dtype).itemsize * length
+        nbytes = dtype.itemsize * length
         for size in shape:
             nbytes *= size
         os.truncate(site.folder / path, min(len(header) + max(nbytes, len(content)), 1 << 44))
 
-    column("commit.npy", "int64", (), 6, [metadata["revision"], 0, 0, count, 0, 0])
+    values = {"revision": metadata["revision"], "next": count, "base": 0, "first": 0, "summed": 0, "deletions": 0}
+    column("commit.npy", "uint64", (), 6, [counter_word(metadata["uuid"], name, values[name]) for name in COUNTERS])
     for info in fields:
         path = info["name"].replace(".", "/")
         column(f"steps/{path}.npy", info["dtype"], tuple(info["shape"]), rows)
-        column(f"checksums/{path}.npy", "uint32", (), count)
-    zero = [bytes(np.dtype(m["dtype"]).itemsize * int(np.prod(m["shape"]))) for m in meta if np.prod(m["shape"]) < 1e6]
-    crcs = [zlib.crc32(pack_record(at, *episode) + b"".join(zero)) for at, episode in enumerate(episodes)]
-    table = [list(values) for values in zip(*episodes, strict=True)] if episodes else [[], [], []]
-    for name, dtype, values in zip(
-        ("start", "length", "flags", "record_crc"), ("i8", "i8", "u1", "u4"), (*table, crcs), strict=True
-    ):
-        column(f"episodes/{name}.npy", dtype, (), count, values)
-    for info in meta:
-        column(f"episodes/meta/{info['name']}.npy", info["dtype"], tuple(info["shape"]), count)
+    column("checksums.npy", [(info["name"], "<u4") for info in fields], (), count)
+    metas = [(m["name"], m["dtype"], tuple(m["shape"])) for m in meta if np.prod(m["shape"], dtype=float) < 1 << 26]
+    dtype = np.dtype([("id", "<i8"), ("start", "<i8"), ("length", "<i8"), *metas, ("flags", "<u4"), ("crc", "<u4")])
+    table = np.zeros(len(episodes), dtype)
+    for at, episode in enumerate(episodes):
+        table[["id", "start", "length", "flags"]][at] = (at, *episode)
+        table["crc"][at] = record_crc(table[at : at + 1], metadata["uuid"])
+    column("episodes.npy", dtype, (), count, table)
 
 
 def sizes(victim: Victim) -> Attacks:

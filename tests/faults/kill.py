@@ -77,7 +77,7 @@ class _Fuse:
     def install(self) -> None:
         for name in ("pwrite", "ftruncate", "replace", "unlink", "mkdir"):
             setattr(os, name, self._wrap(getattr(os, name), half=name == "pwrite"))
-        from gym_replay.buffer.storage.episodes import Counters
+        from gym_replay.buffer.storage.counters import Counters
 
         for name in ("put", "put_next"):
             setattr(Counters, name, self._wrap(getattr(Counters, name)))

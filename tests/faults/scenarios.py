@@ -14,6 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from format_helpers import read_counters
 
 from gym_replay import Field, RecordToBuffer, ReplayBuffer, check_buffer
 
@@ -309,7 +310,7 @@ def _clear(folder: Path, report: Report) -> None:
 def _next_id(folder: Path) -> int:
     pending = json.loads((folder / "metadata.json").read_text())["pending"]
     new = folder / "commit.npy.new"
-    return int(np.load(new if "commit.npy" in pending and new.exists() else folder / "commit.npy")[3])
+    return read_counters(folder, "commit.npy.new" if "commit.npy" in pending and new.exists() else "commit.npy")["next"]
 
 
 def _verify_cleared(folder: Path, reported: int) -> None:
@@ -332,6 +333,27 @@ def _overwrite(folder: Path, report: Report) -> None:
 def _verify_overwritten(folder: Path, reported: int) -> None:
     with open_quietly(folder, read_only=True) as buffer:
         assert len(buffer) <= 3
+        for episode in buffer:
+            assert_episode(episode)
+
+
+def _delete_groups(folder: Path, report: Report) -> None:
+    """Four more episodes, whose ids begin at a multiple of four, and the oldest four deleted in one call."""
+    with ReplayBuffer(folder) as buffer:
+        while True:
+            for number in range(_next_id(folder), _next_id(folder) // 4 * 4 + 4):
+                store(buffer, number)
+                report(number + 1)
+            if len(buffer) > 8:
+                buffer.delete([0, 1, 2, 3])
+
+
+def _verify_groups(folder: Path, reported: int) -> None:
+    with open_quietly(folder, read_only=True) as buffer:
+        ids = [episode.id for episode in buffer]
+        assert ids == list(range(ids[0], _next_id(folder)))
+        assert ids[0] % 4 == 0, f"a deletion of four was done by half: {ids}"
+        assert ids[-1] + 1 >= reported
         for episode in buffer:
             assert_episode(episode)
 
@@ -566,6 +588,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "update": Scenario(_prepare_update, _update, _verify_update),
     "add_field": Scenario(_create(), _add_fields, _verify_added),
+    "delete": Scenario(_create(), _delete_groups, _verify_groups),
     "clear": Scenario(_create(), _clear, _verify_cleared),
     "overwrite": Scenario(_create(), _overwrite, _verify_overwritten),
     "ragged": Scenario(_create_ragged(), _ragged, _verify_ragged),

@@ -42,7 +42,7 @@ def test_zeros_are_no_string(tmp_path):
     with ReplayBuffer(tmp_path, fields={"x": "int"}, meta_fields={"task": "str"}) as buffer:
         buffer.store_episode(x=[1], task="pick up")
         buffer.store_episode(x=[1])
-    put(tmp_path, "episodes/strings.npy", slice(None), 0)
+    put(tmp_path, "strings.npy", slice(None), 0)
     assert [(fault.rule, fault.episode) for fault in check_buffer(tmp_path, progress=False).faults] == [(13, 0)]
     with ReplayBuffer.from_folder(tmp_path, read_only=True) as buffer:
         with pytest.raises(CorruptBufferError, match=r"strings\.npy"):

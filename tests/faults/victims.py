@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from format_helpers import change_metadata, read_metadata
 
 from gym_replay import Episode, Field, RecordToBuffer, ReplayBuffer
 from gym_replay.buffer.storage.ragged import Ragged
@@ -184,10 +184,8 @@ def _interrupt(folder: Path) -> None:
         content = (folder / name).read_bytes()
         (folder / (name + ".new")).write_bytes(content)
         (folder / name).write_bytes(content[:-8] + bytes(8) if name.startswith("steps") else content)
-    metadata = json.loads((folder / "metadata.json").read_bytes())
-    metadata["pending"] = ["steps/reward.npy", "commit.npy"]
-    metadata["revision"] += 1
-    (folder / "metadata.json").write_text(json.dumps(metadata))
+    metadata = read_metadata(folder)
+    change_metadata(folder, pending=["steps/reward.npy", "commit.npy"], revision=metadata["revision"] + 1)
 
 
 _MAKERS = {

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gym_replay.buffer.storage.columns import storage_error, sync_directory
 from gym_replay.buffer.storage.creation import check_target
-from gym_replay.buffer.storage.layout import COUNTERS, METADATA, NEW, read_metadata
+from gym_replay.buffer.storage.layout import NEW, STEPS, TOP_FILES, read_metadata
 from gym_replay.buffer.storage.lock import LOCK_NAME, WriterLock
 from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.errors import BufferLockedError, CorruptBufferError, GymReplayError, NotABufferError
@@ -26,7 +26,6 @@ from gym_replay.errors import BufferLockedError, CorruptBufferError, GymReplayEr
 SUFFIX = ".gym-replay-copy"
 _OLD = "-old"
 _STATISTICS = "statistics.json"
-_ROOMS = ("steps", "episodes", "checksums")
 _LONGEST_NAME = 200
 
 _AT_FDCWD = -100
@@ -162,11 +161,11 @@ def _check(target: Path, *, overwrite: bool) -> None:
 
 def _foreign(folder: Path, arrays: Collection[str] | None = None) -> list[str]:
     """Files in a folder that are not a buffer's; ``arrays`` are the paths of its array files, None allows any."""
-    own = {f"{name}{new}" for name in (METADATA, COUNTERS, _STATISTICS) for new in ("", NEW)} | {LOCK_NAME}
+    own = {f"{name}{new}" for name in (*TOP_FILES, _STATISTICS) for new in ("", NEW)} | {LOCK_NAME}
     found = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
-        in_room = relative.partition("/")[0] in _ROOMS
+        in_room = relative.partition("/")[0] == STEPS
         if path.is_dir():
             is_ours = in_room
         elif arrays is None:

@@ -15,21 +15,19 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.checksums import field_checksums
 from gym_replay.buffer.storage.columns import ColumnWriter, sync_directory
+from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.creation import create_files
-from gym_replay.buffer.storage.episodes import DELETED, HAS_FINAL, RECORDS_AT_ONCE, Counters, record_crcs
 from gym_replay.buffer.storage.fields import NO_TEXT
 from gym_replay.buffer.storage.layout import (
-    COUNTERS,
+    STEPS,
     Metadata,
-    checksum_path,
     current_path,
-    meta_path,
     spans_path,
     step_path,
-    table_path,
     values_path,
 )
 from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, EPISODES, HAS_FINAL, RECORDS_AT_ONCE
 from gym_replay.buffer.storage.strings import STRINGS, StringWriter, read_text
 from gym_replay.buffer.storage.transfer import Advance, DamagedSpansError, Ints, RowTransfer, Sums
 from gym_replay.errors import CorruptBufferError
@@ -82,10 +80,11 @@ class FolderBuilder:
         source.require_live(oldest := int(source.ids[places[0]]))
         summed = source.counters.summed  # before the sums are read: those below it are there
         try:
+            sums = np.zeros(len(places), self._columns[CHECKSUMS].dtype)
             for name in self.metadata.fields:
-                sums = self._add_field(source, name, places, summed)
-                self._columns[checksum_path(name)].write(self.num_episodes, sums.tobytes())
+                sums[name] = self._add_field(source, name, places, summed)
                 source.require_live(oldest)  # as early as can be
+            self._columns[CHECKSUMS].write(self.num_episodes, sums.tobytes())
             self._add_records(source, places)
         except CorruptBufferError:
             source.require_live(oldest)  # where it has left, what was read may be anything
@@ -133,24 +132,16 @@ class FolderBuilder:
         metadata, first = self.metadata, self.num_episodes
         lengths, taken = source.lengths[places], self._taken(source, places)
         starts = self._rows + np.cumsum(taken) - taken
-        flags = source.flags[places] & np.uint8(255 - DELETED - (0 if metadata.has_state else HAS_FINAL))
+        flags = source.flags[places] & np.uint32(~(DELETED | (0 if metadata.has_state else HAS_FINAL)) & 0xFFFFFFFF)
         meta = {name: source.stored_meta(name)[places] for name in metadata.meta_fields}
         for name in metadata.text_fields:
             meta[name] = self._moved_texts(source, meta[name])
         ids = np.arange(first, first + len(places))
-        parts = [slice(low, low + RECORDS_AT_ONCE) for low in range(0, len(places), RECORDS_AT_ONCE)]
-        crcs = [
-            record_crcs(ids[part], starts[part], lengths[part], flags[part], [column[part] for column in meta.values()])
-            for part in parts
-        ]
-        table = {"start": starts, "length": lengths, "flags": flags, "record_crc": np.concatenate(crcs)}
-        for path, values in (
-            *((table_path(name), values) for name, values in table.items()),
-            *((meta_path(name), values) for name, values in meta.items()),
-        ):
-            column = self._columns[path]
-            column.reserve(first + len(places))  # values may have no bytes at all
-            column.write(first, np.ascontiguousarray(values, column.dtype).tobytes())
+        for low in range(0, len(places), RECORDS_AT_ONCE):
+            part = slice(low, low + RECORDS_AT_ONCE)
+            values = {name: column[part] for name, column in meta.items()}
+            records = metadata.record.encode(ids[part], starts[part], lengths[part], flags[part], values)
+            self._columns[EPISODES].write(first + low, records.tobytes())
 
     def _moved_texts(self, source: Snapshot, places: Ints) -> Ints:
         """Write the strings at these places of the source; where they are here."""
@@ -173,11 +164,11 @@ class FolderBuilder:
         if self._strings is not None:
             ends[STRINGS] = self._strings.end
         for path, column in self._columns.items():
-            rows = self._rows if path.startswith("steps/") else self.num_episodes
+            rows = self._rows if path.startswith(STEPS) else self.num_episodes
             column.reserve(ends.get(path, rows))
             column.trim(ends.get(path, rows))
             column.sync()
-        counters = Counters(self.folder, COUNTERS, writable=True)
+        counters = Counters(self.folder, COUNTERS, self.metadata.uuid, writable=True)
         for name in ("summed", "next"):
             counters.put(name, self.num_episodes)
         counters.sync()
@@ -196,7 +187,7 @@ def _stored_sums(source: Snapshot, name: str, places: Ints, summed: int) -> tupl
     slots = source.slots[places[known]]
     if len(slots) == 0:
         return known, np.empty(0, np.uint32)
-    return known, source.columns[checksum_path(name)].view(int(slots.max()) + 1)[slots].copy()
+    return known, source.columns[CHECKSUMS].view(int(slots.max()) + 1)[name][slots]
 
 
 def _compare(

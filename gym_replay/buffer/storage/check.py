@@ -15,35 +15,36 @@ from tqdm.auto import tqdm
 
 from gym_replay.buffer.storage.checksums import elements_between, field_checksums
 from gym_replay.buffer.storage.columns import PIECE, Column, ColumnWriter, open_beneath
-from gym_replay.buffer.storage.episodes import (
-    COMPLETE,
-    DELETED,
-    HAS_FINAL,
-    Counters,
-    record_crcs,
-    record_runs,
-    slots_of,
-)
+from gym_replay.buffer.storage.counters import COUNTERS, CheckValueError, Counters, encode_counters
 from gym_replay.buffer.storage.layout import (
-    COUNTERS,
     METADATA,
-    TABLE_DTYPES,
+    NEW,
+    DamagedMetadataError,
     Metadata,
-    checksum_path,
     current_path,
     finish_switch,
-    meta_path,
     read_metadata,
     spans_path,
     step_path,
-    table_path,
     values_path,
+    write_metadata,
 )
 from gym_replay.buffer.storage.lock import WriterLock
+from gym_replay.buffer.storage.records import (
+    CHECKSUMS,
+    COMPLETE,
+    DELETED,
+    EPISODES,
+    HAS_FINAL,
+    Ints,
+    meta_column,
+    record_runs,
+    slots_of,
+)
+from gym_replay.buffer.storage.replacing import replace_file
 from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE, read_strings
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, GymReplayError
 
-Ints = npt.NDArray[np.int64]
 _PASSES = 20
 
 
@@ -129,7 +130,7 @@ def check_buffer(folder: str | os.PathLike[str], *, repair: bool = False, progre
     Raises:
         BufferNotFoundError: there is no buffer in the folder.
         BufferLockedError: with ``repair``, somebody is writing to the buffer.
-        GymReplayError: with ``repair``, the metadata or the counters are damaged, and nothing can be repaired.
+        GymReplayError: with ``repair``, the metadata is damaged, and nothing can be repaired.
 
     Example:
         >>> report = check_buffer("data/cheetah")  # doctest: +SKIP
@@ -169,15 +170,16 @@ class _Check:
         except BufferNotFoundError:
             raise
         except (GymReplayError, OSError) as error:
-            self._fail(10, METADATA, error)
+            self._fail(METADATA, error)
             return
         if self.metadata.pending or self.metadata.obsolete:
             self.report.notes.append("a change of files was interrupted; the next writer finishes it")
         try:
-            self.counters = Counters(self.folder, current_path(self.folder, self.metadata, COUNTERS), writable=False)
+            path = current_path(self.folder, self.metadata, COUNTERS)
+            self.counters = Counters(self.folder, path, self.metadata.uuid, writable=False)
             self.counters.check()
         except (GymReplayError, OSError) as error:
-            self._fail(10, COUNTERS, error)
+            self._fail(COUNTERS, error)
             return
         try:
             self._open_columns()
@@ -186,7 +188,8 @@ class _Check:
             for column in self._columns.values():
                 column.close()
 
-    def _fail(self, rule: int, file: str, error: Exception) -> None:
+    def _fail(self, file: str, error: Exception) -> None:
+        rule = 14 if isinstance(error, CheckValueError) else 10
         self.failure = error if isinstance(error, GymReplayError) else GymReplayError(str(error))
         self.fault(rule, file, str(error))
 
@@ -218,64 +221,56 @@ class _Check:
                 self.fault(1, path, f"numpy.load cannot map it: {error}")
 
     def _check_table(self) -> None:
-        metadata, counters = self.metadata, self.counters
-        paths = [*map(table_path, TABLE_DTYPES), *map(meta_path, metadata.meta_fields)]
-        if any(path not in self._columns for path in paths):
+        metadata, counters, table = self.metadata, self.counters, self._columns.get(EPISODES)
+        if table is None:
             return
         capacity, count = metadata.table_capacity, counters.next - counters.first
         if capacity is not None and count > capacity:
             self.bad_record = counters.first + capacity
             self.fault(10, COUNTERS, f"{count} live episodes in a table of {capacity} slots", self.bad_record)
         end = counters.next if self.bad_record is None else self.bad_record
-        shortest = min(paths, key=lambda path: self._columns[path].capacity)
-        held = self._columns[shortest].capacity
-        runs = []
-        for ids, slot in record_runs(counters.first, end, counters.base, capacity, metadata.record_nbytes):
-            present = min(max(held - slot, 0), len(ids))
-            run = ids[:present], *(self._columns[path].read_array(slot, present) for path in paths)
-            sound = self._first_bad(*run)
-            runs.append((ids[:sound], np.arange(slot, slot + sound), *(values[:sound] for values in run[1:4])))
+        runs, slots = [np.zeros(0, table.dtype)], [np.empty(0, np.int64)]
+        for ids, slot in record_runs(counters.first, end, counters.base, capacity, metadata.record.nbytes):
+            present = min(max(table.capacity - slot, 0), len(ids))
+            records = table.read_array(slot, present)
+            wrong = ~metadata.record.are_sound(records, ids[:present])
+            sound = int(np.argmax(wrong)) if wrong.any() else present
+            runs.append(records[:sound])
+            slots.append(np.arange(slot, slot + sound))
             if sound < present:
-                self._bad_from(int(ids[sound]), table_path("record_crc"), "does not match its check value")
+                self._bad_from(int(ids[sound]), "does not match its check value")
             elif present < len(ids):
-                self._bad_from(int(ids[present]), shortest, "is missing")
+                self._bad_from(int(ids[present]), "is missing")
             if sound < len(ids):
                 break
-        if runs:
-            self._check_records(*map(np.concatenate, zip(*runs, strict=True)))
+        self._check_records(np.concatenate(runs), np.concatenate(slots))
 
-    def _first_bad(self, ids: Ints, starts: Ints, lengths: Ints, flags: Any, crcs: Any, *meta: Any) -> int:
-        """How many records there are before the first one that does not match its check value."""
-        if len(ids) == 0:
-            return 0
-        wrong = record_crcs(ids, starts, lengths, flags, meta) != crcs
-        return int(np.argmax(wrong)) if wrong.any() else len(ids)
-
-    def _check_records(self, ids: Ints, slots: Ints, starts: Ints, lengths: Ints, flags: npt.NDArray[np.uint8]) -> None:
+    def _check_records(self, records: npt.NDArray[Any], slots: Ints) -> None:
+        ids, starts, lengths, flags = (records[name] for name in ("id", "start", "length", "flags"))
         impossible = (lengths < 1) | (starts < 0) | (lengths >= 1 << 60) | (starts >= 1 << 60)
         for episode in ids[impossible].tolist():
-            self._bad_from(episode, table_path("length"), "has a negative start or no transition")
-        unknown = flags & np.uint8(255 - HAS_FINAL - COMPLETE - DELETED)
+            self._bad_from(episode, "has a negative start or no transition")
+        unknown = flags & ~np.uint32(HAS_FINAL | COMPLETE | DELETED)
         for episode in ids[(unknown != 0) & ((flags & DELETED) == 0)].tolist():
-            self.fault(10, table_path("flags"), f"episode {episode} has unknown flags", episode)
+            self.fault(10, EPISODES, f"episode {episode} has unknown flags", episode)
         keep = ~impossible & (ids < (self.bad_record if self.bad_record is not None else 1 << 62))
-        self._check_rows(ids[keep], slots[keep], starts[keep], lengths[keep], flags[keep])
+        live = keep & ((flags & DELETED) == 0)
+        self._check_rows(records[live], slots[live])
 
-    def _bad_from(self, episode: int, path: str, what: str) -> None:
-        self.fault(11, path, f"the record of episode {episode} {what}", episode)
+    def _bad_from(self, episode: int, what: str) -> None:
+        self.fault(11, EPISODES, f"the record of episode {episode} {what}", episode)
         self.bad_record = episode if self.bad_record is None else min(self.bad_record, episode)
 
-    def _check_rows(self, ids: Ints, slots: Ints, starts: Ints, lengths: Ints, flags: npt.NDArray[np.uint8]) -> None:
+    def _check_rows(self, records: npt.NDArray[Any], slots: Ints) -> None:
         metadata = self.metadata
-        live = (flags & DELETED) == 0
-        ids, slots, starts, rows = ids[live], slots[live], starts[live], (lengths + metadata.has_state)[live]
+        ids, starts, rows = records["id"], records["start"], records["length"] + metadata.has_state
         self._update(num_episodes=len(ids))
         for one, other in _overlaps(starts, starts + rows):
             pair = f"episodes {ids[one]} and {ids[other]} share rows"
-            self.fault(3, table_path("start"), pair, int(max(ids[one], ids[other])))
+            self.fault(3, EPISODES, pair, int(max(ids[one], ids[other])))
         for episode in [] if metadata.circular else ids[1:][np.diff(starts) < 0].tolist():
             if episode not in self.bad_episodes:
-                self.fault(3, table_path("start"), f"episode {episode} lies before an older one", episode)
+                self.fault(3, EPISODES, f"episode {episode} lies before an older one", episode)
         for name in metadata.fields:
             path = metadata.rows_path(name)
             column = self._columns.get(path)
@@ -287,7 +282,7 @@ class _Check:
                 sound = starts + rows <= column.capacity
                 self._check_spans(name, column, ids[sound], starts[sound], rows[sound])
         for name in metadata.text_fields:
-            self._check_texts(name, ids, slots)
+            self._check_texts(name, ids, records[meta_column(name)])
         summed = ids < self.counters.summed
         self._update(without_checksum=ids[~summed].tolist())
         chosen = summed & ~np.isin(ids, list(self.bad_episodes))
@@ -327,12 +322,11 @@ class _Check:
         is_empty = expected == begin
         return None if is_empty or expected <= elements.capacity else "are missing"
 
-    def _check_texts(self, name: str, ids: Ints, slots: Ints) -> None:
+    def _check_texts(self, name: str, ids: Ints, places: Ints) -> None:
         """Whether each record's string is there."""
         if STRINGS not in self._columns or len(ids) == 0:
             return
         column = Column(self.folder, current_path(self.folder, self.metadata, STRINGS), STRINGS_DTYPE)
-        places = self._columns[meta_path(name)].read_scattered(slots)
         faults = {place: _fault_of_text(column, place) for place in np.unique(places).tolist()}
         for episode, place in zip(ids.tolist(), places.tolist(), strict=True):
             if fault := faults[place]:
@@ -343,18 +337,19 @@ class _Check:
         fields = [name for name in self.metadata.fields if self._is_whole(name)]
         rows_paths = {name: self.metadata.rows_path(name) for name in fields}
         total = sum(self._columns[path].row_nbytes for path in rows_paths.values()) * int(rows.sum())
+        sums = self._columns.get(CHECKSUMS)
+        if sums is None:
+            return
+        if len(slots) and int(slots.max()) >= sums.capacity:
+            self.fault(9, CHECKSUMS, "checksums that should be there are missing")
+            return
+        stored = sums.read_scattered(slots)
         with tqdm(total=total, unit="B", unit_scale=True, desc="check", disable=not self._progress) as bar:
             for name in fields:
-                column, sums = self._columns[rows_paths[name]], self._columns.get(checksum_path(name))
+                column = self._columns[rows_paths[name]]
                 elements = self._columns[values_path(name)] if self.metadata.fields[name].ragged else None
-                if sums is None:
-                    continue
-                if len(slots) and int(slots.max()) >= sums.capacity:
-                    self.fault(9, checksum_path(name), "checksums that should be there are missing", name=name)
-                    continue
-                stored = sums.read_scattered(slots)
                 for part in _parts(rows * max(column.row_nbytes, 1)):
-                    wrong = field_checksums(column, elements, starts[part], rows[part]) != stored[part]
+                    wrong = field_checksums(column, elements, starts[part], rows[part]) != stored[name][part]
                     for episode in ids[part][wrong].tolist():
                         message = f"the rows of episode {episode} in field {name!r} do not match their checksum"
                         self.fault(9, rows_paths[name], message, episode, name)
@@ -401,14 +396,17 @@ def _ranges(ids: list[int]) -> str:
 
 
 def _repair(check: _Check, *, progress: bool) -> list[str]:
-    """Make the folder sound again; returns what was given up."""
-    if check.failure is not None:
-        raise check.failure
+    """Make the folder sound again; returns what was given up, and what was believed instead of what."""
     folder = check.folder
+    if check.report.faults[0].file == METADATA and not isinstance(check.failure, DamagedMetadataError):
+        assert check.failure is not None
+        raise check.failure
     lock = WriterLock(folder)
     try:
-        metadata = finish_switch(folder, read_metadata(folder))
-        dropped = _repair_headers(folder, metadata)
+        metadata, dropped = _repair_metadata(folder)
+        metadata = finish_switch(folder, metadata)
+        dropped += _repair_headers(folder, metadata)
+        dropped += _repair_counters(folder, metadata)
         for _ in range(_PASSES):  # a fault may show only after another one is mended
             again = _Check(folder, progress=progress)
             again.run()
@@ -422,10 +420,78 @@ def _repair(check: _Check, *, progress: bool) -> list[str]:
     return dropped
 
 
+def _repair_metadata(folder: Path) -> tuple[Metadata, list[str]]:
+    """The metadata; where only its check value is wrong, and every file is what it says, it is signed again.
+
+    Raises:
+        CorruptBufferError: it is damaged in another way, or a file contradicts it.
+    """
+    try:
+        return read_metadata(folder), []
+    except DamagedMetadataError as error:
+        metadata = error.metadata
+        for path, (dtype, shape) in metadata.columns().items():
+            actual = current_path(folder, metadata, path)
+            try:
+                ColumnWriter.open(folder, actual, dtype, shape, read_only=True).close()
+            except (GymReplayError, OSError) as contradiction:
+                raise CorruptBufferError(
+                    f"{folder / METADATA}: it does not match its check value, and a file contradicts it "
+                    f"({contradiction}); nothing was changed. Put the right {METADATA} back"
+                ) from error
+        write_metadata(folder, metadata)
+        return metadata, [f"the check value of {METADATA}, which was changed by hand; every file is what it says"]
+
+
+def _repair_counters(folder: Path, metadata: Metadata) -> list[str]:
+    """Find the episodes again where the counters are damaged."""
+    try:
+        Counters(folder, COUNTERS, metadata.uuid, writable=False).check()
+    except CorruptBufferError as error:
+        values = _counters_of_records(folder, metadata)
+        replace_file(folder, COUNTERS, COUNTERS + NEW, encode_counters(metadata.uuid, values))
+        _, _, first, end, *_ = values
+        found = f"the records have the episodes {first}-{end - 1}" if end > first else "there are no records"
+        return [f"the counters ({error}); {found}"]
+    return []
+
+
+def _counters_of_records(folder: Path, metadata: Metadata) -> tuple[int, ...]:
+    """Counters that make the newest episodes visible whose records are sound, follow one another and share no row."""
+    table = ColumnWriter.open(folder, EPISODES, metadata.record.dtype)
+    try:
+        records = table.read_array(0, table.capacity)
+    finally:
+        table.close()
+    sound = metadata.record.are_sound(records, records["id"])
+    ids, slots = records["id"][sound], np.flatnonzero(sound)
+    if len(ids) == 0:
+        return metadata.revision, 0, 0, 0, 0, 0
+    capacity = metadata.table_capacity
+    base = int(ids[0] - slots[0]) if capacity is None else int(ids[0] - slots[0]) % capacity
+    by_id = {int(records["id"][slot]): records[slot] for slot in slots.tolist()}
+    in_place = {id_: record for id_, record in by_id.items() if id_ >= base}
+    if capacity is None:  # the first damaged record ends what is believed, as it does for readers
+        end = base
+        while end in in_place:
+            end += 1
+        return metadata.revision, base, base, end, base, 0
+    end = max(in_place) + 1
+    taken: list[tuple[int, int]] = []
+    first = end
+    while (record := in_place.get(first - 1)) is not None and end - first < capacity:
+        begin, stop = int(record["start"]), int(record["start"] + record["length"]) + metadata.has_state
+        if any(begin < other_stop and other_begin < stop for other_begin, other_stop in taken):
+            break
+        taken.append((begin, stop))
+        first -= 1
+    return metadata.revision, base, first, end, first, 0
+
+
 def _give_up(folder: Path, metadata: Metadata, check: _Check) -> list[str]:
     """Let go of what a check found damaged."""
     dropped = []
-    counters = Counters(folder, COUNTERS, writable=True)
+    counters = Counters(folder, COUNTERS, metadata.uuid, writable=True)
     if (cut := check.bad_record) is not None:
         dropped.append(f"episodes {cut}-{counters.next - 1}, from the first damaged record on")
         counters.cut(cut)
@@ -439,13 +505,17 @@ def _give_up(folder: Path, metadata: Metadata, check: _Check) -> list[str]:
 
 
 def _repair_headers(folder: Path, metadata: Metadata) -> list[str]:
-    """Give every file a header that says what it holds, and an empty file where there is none."""
+    """Give every file a header that says what it holds, and an empty file where there is none.
+
+    The metadata has a check value and a header has none, so where they contradict one another, the metadata counts.
+    """
     dropped = []
     for path, (dtype, shape) in metadata.columns().items():
         try:
             column = ColumnWriter.open(folder, path, dtype, shape)
-        except CorruptBufferError:
+        except CorruptBufferError as error:
             if (folder / path).is_file() and not (folder / path).is_symlink():
+                dropped.append(f"the header of a file ({error})")
                 column = ColumnWriter.with_new_header(folder, path, dtype, shape)
             elif not os.path.lexists(folder / path):
                 dropped.append(f"{path}, which is missing")
@@ -460,10 +530,11 @@ def _repair_headers(folder: Path, metadata: Metadata) -> list[str]:
 
 def _delete(folder: Path, metadata: Metadata, counters: Counters, episodes: list[int]) -> None:
     slots = slots_of(np.array(episodes, np.int64), counters.base, metadata.table_capacity)
-    flags = ColumnWriter.open(folder, table_path("flags"), TABLE_DTYPES["flags"])
+    table = ColumnWriter.open(folder, EPISODES, metadata.record.dtype)
     try:
-        for slot in slots.tolist():
-            flags.write(slot, bytes((flags.read(slot, 1)[0] | DELETED,)))
+        records = table.read_scattered(slots)
+        records["flags"] |= DELETED
+        table.write_scattered(slots, metadata.record.signed(records))
     finally:
-        flags.close()
+        table.close()
     counters.put("deletions", counters.deletions + 1)

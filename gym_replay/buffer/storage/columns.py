@@ -32,9 +32,13 @@ PIECE = 1 << 23
 
 _LEAST_ADVISED = 1 << 17
 
-_LONGEST_HEADER = 1 << 12
+_LONGEST_HEADER = 1 << 14
 _LONGEST_WRITE = 1 << 30
 _MAGIC = b"\x93NUMPY\x01\x00"
+_MAGIC_3 = b"\x93NUMPY\x03\x00"
+_HEAD_NBYTES_3 = 12
+_GROWTH = 21
+"""Characters that the number of rows may take in a header."""
 
 
 _LINK_ERRORS = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
@@ -165,29 +169,38 @@ def remove_empty_beneath(folder: Path, relative: str) -> None:
 
 def encode_header(dtype: np.dtype[Any], shape: tuple[int, ...], rows: int) -> bytes:
     """The ``.npy`` header of ``rows`` rows. Its length does not depend on ``rows``: NumPy leaves room to grow."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, *shape)}
     stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        stream, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, *shape)}
-    )
-    return stream.getvalue()
+    if str(header).isascii():
+        np.lib.format.write_array_header_1_0(stream, header)
+        return stream.getvalue()
+    # Version 3 of the format, for column names that are not ASCII; NumPy has no public function for it alone.
+    text = f"{header!r}"
+    text += " " * (_GROWTH - len(str(rows)))
+    content = text.encode()
+    content += b" " * (-(len(content) + _HEAD_NBYTES_3 + 1) % 64) + b"\n"
+    return _MAGIC_3 + len(content).to_bytes(4, "little") + content
 
 
 def _decode_header(head: bytes, path: Path | str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    length = int.from_bytes(head[8:10], "little") + 10
-    if head[:8] != _MAGIC or len(head) < 10 or length > len(head):
-        raise CorruptBufferError(f"{path}: no .npy header of version 1.0")
+    begin, encoding = (_HEAD_NBYTES_3, "utf-8") if head[:8] == _MAGIC_3 else (10, "latin-1")
+    length = int.from_bytes(head[8:begin], "little") + begin
+    if head[:8] not in (_MAGIC, _MAGIC_3) or len(head) < begin or length > len(head):
+        raise CorruptBufferError(f"{path}: no .npy header of version 1.0 or 3.0")
     try:
-        header = ast.literal_eval(head[10:length].decode("latin-1").strip())
+        header = ast.literal_eval(head[begin:length].decode(encoding).strip())
         descr, order, shape = header["descr"], header["fortran_order"], header["shape"]
     except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError):
         raise CorruptBufferError(f"{path}: the .npy header cannot be read") from None
     sizes_are_sound = isinstance(shape, tuple) and all(type(size) is int and 0 <= size < 1 << 62 for size in shape)
-    if not isinstance(descr, str) or order is not False or not sizes_are_sound or not shape:
+    if not isinstance(descr, (str, list)) or order is not False or not sizes_are_sound or not shape:
         raise CorruptBufferError(f"{path}: expected a C-ordered array of plain numbers, got {header!r:.200}")
     try:
-        dtype = np.dtype(descr)
-    except (TypeError, ValueError, SyntaxError):
+        dtype = np.lib.format.descr_to_dtype(descr)  # type: ignore[arg-type]
+    except (TypeError, ValueError, SyntaxError, LookupError, AttributeError, RecursionError, MemoryError):
         raise CorruptBufferError(f"{path}: unknown dtype {descr!r:.50}") from None
+    if dtype.hasobject:
+        raise CorruptBufferError(f"{path}: expected plain numbers, got objects")
     return dtype, shape, length
 
 
@@ -579,6 +592,10 @@ class ColumnWriter:
         edges = np.concatenate(([0], np.flatnonzero(np.diff(rows) != 1) + 1, [len(rows)]))
         for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             self.write(int(rows[low]), values[low:high].tobytes())
+
+    def write_part(self, row: int, offset: int, data: bytes) -> None:
+        """Write a part of an existing row, from its byte ``offset`` on."""
+        write_at(self._descriptor, data, self._offset + row * self.row_nbytes + offset, self.path)
 
     def read(self, row: int, rows: int) -> bytes:
         """The bytes of ``rows`` rows, beginning at ``row``."""

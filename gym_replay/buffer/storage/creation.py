@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gym_replay.buffer.storage.columns import ColumnWriter
-from gym_replay.buffer.storage.episodes import Counters
+from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.layout import (
-    COUNTERS,
     NEW,
     Metadata,
     finish_switch,
@@ -88,7 +87,7 @@ def _switch_to_empty(folder: Path, metadata: Metadata, *, first_id: int, obsolet
         for path, (dtype, shape) in metadata.columns().items():
             ColumnWriter.create(folder, path + NEW, dtype, shape).close()
         # Two revisions on: one for the switch, one for the metadata without its list.
-        Counters.create(folder, COUNTERS + NEW, first_id=first_id, revision=metadata.revision + 2)
+        Counters.create(folder, COUNTERS + NEW, metadata.uuid, first_id=first_id, revision=metadata.revision + 2)
     except BaseException:
         remove_leftovers(folder)
         raise

@@ -13,19 +13,17 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.checksums import field_checksums
 from gym_replay.buffer.storage.columns import PIECE, ColumnWriter, storage_error
-from gym_replay.buffer.storage.episodes import record_crcs
 from gym_replay.buffer.storage.fields import Field, encode_text
 from gym_replay.buffer.storage.layout import (
     NEW,
-    checksum_path,
-    meta_path,
+    Metadata,
     spans_path,
     step_path,
-    table_path,
     values_path,
 )
 from gym_replay.buffer.storage.ragged import SPAN, Ragged, spans_of
 from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, EPISODES, meta_column
 from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE, StringWriter
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import FieldError
@@ -58,11 +56,9 @@ def update(
                 continue
             column = copies.copy(step_path(name))
             _write_rows(column, starts, counts, values)
-            copies.copy(checksum_path(name)).write_scattered(slots, field_checksums(column, None, starts, taken))
-        for name, values in meta.items():
-            copies.copy(meta_path(name)).write_scattered(slots, values)
+            copies.put_checksums(name, slots, field_checksums(column, None, starts, taken))
         if meta:
-            _rewrite_check_values(copies, writer, snapshot, episodes, meta)
+            _rewrite_records(copies, slots, meta)
         if any(writer.metadata.meta_fields[name].is_text for name in meta):
             # Whoever goes on to look at what was needs the old strings, whose place the next ones may take here.
             copies.copy(STRINGS)
@@ -72,32 +68,37 @@ def update(
 def compact_strings(writer: FolderWriter, snapshot: Snapshot) -> None:
     """Write the strings of the live episodes to a new file, so that those of episodes that have left take no room."""
     writer.fill_checksums()
-    everyone = np.arange(len(snapshot), dtype=np.int64)
     with _Copies(writer) as copies:
         strings = StringWriter(copies.create(STRINGS, STRINGS_DTYPE), 0)
         meta = {}
         for name in writer.metadata.text_fields:
             places = [strings.put(encode_text(name, text)) for text in snapshot.meta(name).tolist()]
             meta[name] = np.frombuffer(b"".join(places), np.int64)
-            copies.copy(meta_path(name)).write_scattered(snapshot.slots, meta[name])
-        _rewrite_check_values(copies, writer, snapshot, everyone, meta)
+        _rewrite_records(copies, snapshot.slots, meta)
     writer.switch(writer.metadata, copies.paths)
 
 
-def _rewrite_check_values(
-    copies: _Copies,
-    writer: FolderWriter,
-    snapshot: Snapshot,
-    episodes: npt.NDArray[np.int64],
-    meta: Mapping[str, npt.NDArray[Any]],
-) -> None:
-    """The records' check values, with new meta values for some episodes."""
-    record = [
-        meta[name] if name in meta else snapshot.stored_meta(name)[episodes] for name in writer.metadata.meta_fields
-    ]
-    starts, lengths, flags = snapshot.starts[episodes], snapshot.lengths[episodes], snapshot.flags[episodes]
-    crcs = record_crcs(snapshot.ids[episodes], starts, lengths, flags, record)
-    copies.copy(table_path("record_crc")).write_scattered(snapshot.slots[episodes], crcs)
+def delete(writer: FolderWriter, snapshot: Snapshot, episodes: npt.NDArray[np.int64]) -> None:
+    """Hide episodes, all or none, given by their index in the snapshot. A single one is one small write."""
+    if len(episodes) <= 1:
+        for slot in snapshot.slots[episodes].tolist():
+            writer.delete_one(slot)
+        return
+    with _Copies(writer) as copies:
+        table, slots = copies.table(EPISODES), snapshot.slots[episodes]
+        records = table.read_scattered(slots)
+        records["flags"] |= DELETED
+        table.write_scattered(slots, writer.metadata.record.signed(records))
+    writer.switch(writer.metadata, copies.paths)
+
+
+def _rewrite_records(copies: _Copies, slots: npt.NDArray[np.int64], meta: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Give the records in these slots new meta values."""
+    table = copies.table(EPISODES)
+    records = table.read_scattered(slots)
+    for name, values in meta.items():
+        records[meta_column(name)] = values
+    table.write_scattered(slots, copies.metadata.record.signed(records))
 
 
 def add_fields(writer: FolderWriter, snapshot: Snapshot, fields: Mapping[str, tuple[Field, Rows | None]]) -> None:
@@ -118,11 +119,11 @@ def add_fields(writer: FolderWriter, snapshot: Snapshot, fields: Mapping[str, tu
                 f"field {name!r}: the buffer has no state field, so its episodes have no row T; pass state=False"
             )
         paths = (spans_path(name), values_path(name)) if info.ragged else (step_path(name),)
-        for path in (*paths, checksum_path(name)):
+        for path in paths:
             if os.path.lexists(writer.folder / path):
                 raise FieldError(f"field {name!r}: {path} holds something else; move it away, or choose another name")
     writer.fill_checksums()
-    with _Copies(writer) as copies:
+    with _Copies(writer, metadata) as copies:
         for name, (info, values) in fields.items():
             _create_field(copies, info, name, snapshot, values)
     writer.switch(metadata, copies.paths)
@@ -143,8 +144,7 @@ def _create_field(copies: _Copies, info: Field, name: str, snapshot: Snapshot, v
         for start, count in places if any(default) else ():  # an extended file holds zeros
             _write_repeated(column, start, count, default)
     column.reserve(copies.end_row)
-    sums = copies.create(checksum_path(name), np.dtype("<u4"))
-    sums.write_scattered(snapshot.slots, field_checksums(column, None, snapshot.starts, taken))
+    copies.put_checksums(name, snapshot.slots, field_checksums(column, None, snapshot.starts, taken))
 
 
 def _write_repeated(column: ColumnWriter, start: int, count: int, row: bytes) -> None:
@@ -197,15 +197,20 @@ def _write_ragged(copies: _Copies, info: Field, name: str, snapshot: Snapshot, r
     elements.write(0, whole.tobytes())
     _write_rows(spans, snapshot.starts, taken, spans_of(counts))
     spans.reserve(copies.end_row)
-    sums = copies.create(checksum_path(name), np.dtype("<u4"))
-    sums.write_scattered(snapshot.slots, field_checksums(spans, elements, snapshot.starts, taken))
+    copies.put_checksums(name, snapshot.slots, field_checksums(spans, elements, snapshot.starts, taken))
 
 
 class _Copies:
-    """The changed columns under their new names; removed again where preparing them fails."""
+    """The changed columns under their new names; removed again where preparing them fails.
 
-    def __init__(self, writer: FolderWriter) -> None:
+    Args:
+        writer: of the buffer.
+        metadata: as it will be; None where it stays.
+    """
+
+    def __init__(self, writer: FolderWriter, metadata: Metadata | None = None) -> None:
         self._writer = writer
+        self.metadata = writer.metadata if metadata is None else metadata
         self._columns: dict[str, ColumnWriter] = {}
 
     @property
@@ -221,6 +226,39 @@ class _Copies:
     @property
     def paths(self) -> list[str]:
         return list(self._columns)
+
+    def table(self, path: str) -> ColumnWriter:
+        """A copy of one of the two tables, under its new name, made at the first call."""
+        return self._columns[path] if path in self._columns else self.copy(path)
+
+    def put_checksums(self, name: str, slots: npt.NDArray[np.int64], sums: npt.NDArray[np.uint32]) -> None:
+        """Put the checksums of a field, which may be new, into a copy of their table."""
+        table = self._columns.get(CHECKSUMS) or self._copy_checksums()
+        rows = np.zeros(len(slots), table.dtype) if len(slots) == 0 else self._rows_up_to(table, slots)
+        rows[name] = sums
+        table.write_scattered(slots, rows)
+
+    def _rows_up_to(self, table: ColumnWriter, slots: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        table.reserve(int(slots.max()) + 1)
+        return table.read_scattered(slots)
+
+    def _copy_checksums(self) -> ColumnWriter:
+        dtype, _ = self.metadata.columns()[CHECKSUMS]
+        if dtype == self._writer.metadata.columns()[CHECKSUMS][0]:
+            return self.copy(CHECKSUMS)
+        source = ColumnWriter.open(self._writer.folder, CHECKSUMS, self._writer.metadata.columns()[CHECKSUMS][0])
+        try:
+            table = self.create(CHECKSUMS, dtype)
+            step = max(PIECE // dtype.itemsize, 1)
+            for first in range(0, source.capacity, step):
+                old = source.read_array(first, min(step, source.capacity - first))
+                new = np.zeros(len(old), dtype)
+                for name in old.dtype.names or ():
+                    new[name] = old[name]
+                table.write(first, new.tobytes())
+        finally:
+            source.close()
+        return table
 
     def copy(self, path: str) -> ColumnWriter:
         """A copy of a column, under its new name."""

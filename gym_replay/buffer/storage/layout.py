@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -27,29 +28,29 @@ from gym_replay.buffer.storage.columns import (
     rename_beneath,
     unlink_beneath,
 )
+from gym_replay.buffer.storage.counters import COUNTERS, CheckValueError
 from gym_replay.buffer.storage.fields import Field, default_from_json, default_to_json
 from gym_replay.buffer.storage.lock import LOCK_NAME
 from gym_replay.buffer.storage.names import check_distinct, check_field_name
 from gym_replay.buffer.storage.ragged import SPAN
+from gym_replay.buffer.storage.records import CHECKSUMS, EPISODES, RecordFormat, checksums_dtype, record_dtype
 from gym_replay.buffer.storage.replacing import replace_file
 from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, UnsupportedFormatError
 
 METADATA = "metadata.json"
-COUNTERS = "commit.npy"
 NEW = ".new"
 FORMAT = "gym_replay"
 FORMAT_VERSION = 1
 RAGGED_FEATURE, TEXT_FEATURE = "ragged", "strings"
 KNOWN_FEATURES = frozenset((RAGGED_FEATURE, TEXT_FEATURE))
 
-TABLE_DTYPES: dict[str, np.dtype[Any]] = {
-    "start": np.dtype("<i8"),
-    "length": np.dtype("<i8"),
-    "flags": np.dtype("u1"),
-    "record_crc": np.dtype("<u4"),
-}
-"""The columns of the episode table, beside the meta fields."""
+_CHECK = b',\n "crc32": '
+_CHECK_VALUE = b"%d\n}"
+
+STEPS = "steps"
+"""The directory of the fields' files; all others lie beside it."""
+TOP_FILES = (METADATA, COUNTERS, EPISODES, CHECKSUMS, STRINGS)
 
 _LARGEST_METADATA = 1 << 24
 _DEEPEST_METADATA = 60
@@ -101,20 +102,22 @@ class Metadata:
         """:meth:`columns`, made once."""
         return self.columns()
 
-    @property
-    def record_nbytes(self) -> int:
-        """Bytes of one episode's record, its meta values included."""
-        own = sum(dtype.itemsize for dtype in TABLE_DTYPES.values())
-        return own + sum(info.nbytes for info in self.meta_fields.values())
+    @cached_property
+    def record(self) -> RecordFormat:
+        """How the record of an episode is encoded and checked."""
+        return RecordFormat(self.meta_fields, self.uuid)
 
     def check_sizes(self) -> None:
-        """Raise FieldError where one episode's record is larger than a table is meant for."""
-        if self.record_nbytes > _LARGEST_RECORD:
+        """Raise FieldError where the record of one episode, or the header of its table, would be too large."""
+        nbytes = sum(info.nbytes for info in self.meta_fields.values())
+        if nbytes > _LARGEST_RECORD:
             largest = max(self.meta_fields, key=lambda name: self.meta_fields[name].nbytes)
             raise FieldError(
-                f"meta field {largest!r}: the meta fields of one episode take {self.record_nbytes} bytes, more than "
+                f"meta field {largest!r}: the meta fields of one episode take {nbytes} bytes, more than "
                 f"{_LARGEST_RECORD}; store what is this large as a field of the steps"
             )
+        record_dtype(self.meta_fields)
+        checksums_dtype(self.fields)
 
     @property
     def table_capacity(self) -> int | None:
@@ -132,11 +135,8 @@ class Metadata:
                 columns[values_path(name)] = (info.dtype, info.shape)
             else:
                 columns[step_path(name)] = (info.dtype, info.shape)
-            columns[checksum_path(name)] = (np.dtype("<u4"), ())
-        for name, dtype in TABLE_DTYPES.items():
-            columns[table_path(name)] = (dtype, ())
-        for name, info in self.meta_fields.items():
-            columns[meta_path(name)] = (info.dtype, info.shape)
+        columns[EPISODES] = (self.record.dtype, ())
+        columns[CHECKSUMS] = (checksums_dtype(self.fields), ())
         if self.text_fields:
             columns[STRINGS] = (STRINGS_DTYPE, ())
         return columns
@@ -159,21 +159,6 @@ def spans_path(name: str) -> str:
 def values_path(name: str) -> str:
     """Path of a ragged field's elements."""
     return f"steps/{name.replace('.', '/')}.values.npy"
-
-
-def checksum_path(name: str) -> str:
-    """Path of a field's checksums, one per episode."""
-    return f"checksums/{name.replace('.', '/')}.npy"
-
-
-def meta_path(name: str) -> str:
-    """Path of a meta field's values, one per episode."""
-    return f"episodes/meta/{name.replace('.', '/')}.npy"
-
-
-def table_path(name: str) -> str:
-    """Path of a column of the episode table."""
-    return f"episodes/{name}.npy"
 
 
 def metadata_to_json(metadata: Metadata) -> dict[str, Any]:
@@ -207,6 +192,18 @@ def _field_to_json(name: str, info: Field) -> dict[str, Any]:
         "default": default_to_json(info.default),
         **({"ragged": True} if info.ragged else {}),
     }
+
+
+class DamagedMetadataError(CheckValueError):
+    """The metadata can be read, but does not match its check value.
+
+    Attributes:
+        metadata: what it says.
+    """
+
+    def __init__(self, message: str, metadata: Metadata) -> None:
+        super().__init__(message)
+        self.metadata = metadata
 
 
 class _Fault(Exception):
@@ -331,10 +328,11 @@ def metadata_from_json(value: Any, path: Path) -> Metadata:
 
 
 def _check_obsolete(relative: str) -> None:
+    if relative == STRINGS:
+        return
     room, _, rest = relative.partition("/")
-    name = rest.removesuffix(".npy").removesuffix(".spans").removesuffix(".values").removeprefix("meta/")
-    name = name.replace("/", ".")
-    if room not in ("steps", "checksums", "episodes") or not rest.endswith(".npy"):
+    name = rest.removesuffix(".npy").removesuffix(".spans").removesuffix(".values").replace("/", ".")
+    if room != "steps" or not rest.endswith(".npy"):
         raise _Fault(f"'obsolete': {relative!r:.200} is no path of a buffer")
     check_field_name(name)
 
@@ -389,31 +387,14 @@ def parse_metadata(content: bytes, folder: Path) -> Metadata:
         raise CorruptBufferError(f"{path}: not valid JSON ({error})") from None
     if _depth(value) > _DEEPEST_METADATA:
         raise CorruptBufferError(f"{path}: nested deeper than {_DEEPEST_METADATA} levels")
-    return metadata_from_json(value, path)
-
-
-_UUID_DIGITS = 32
-_templates: list[tuple[bytes, bytes, Metadata]] = []
-
-
-def parse_like_before(content: bytes, folder: Path) -> Metadata:
-    """As :func:`parse_metadata`, fast where only the uuid is another than in one of the last documents.
-
-    Where a document holds its uuid exactly once, another one with the same bytes around other hexadecimal digits says
-    the same with another uuid. What is large in the results is shared.
-    """
-    for before, after, like in _templates:
-        digits = content[len(before) : len(before) + _UUID_DIGITS]
-        same = len(content) == len(before) + _UUID_DIGITS + len(after) and content.startswith(before)
-        if same and content.endswith(after) and not digits.strip(b"0123456789abcdef"):
-            metadata = replace(like, uuid=digits.decode())
-            metadata.__dict__["kinds"] = like.kinds  # not made anew
-            return metadata
-    metadata = parse_metadata(content, folder)
-    digits = metadata.uuid.encode("utf-8", "surrogatepass")
-    if len(digits) == _UUID_DIGITS and not digits.strip(b"0123456789abcdef") and content.count(digits) == 1:
-        before, _, after = content.partition(digits)
-        _templates[:] = [(before, after, metadata), *_templates[:3]]
+    metadata = metadata_from_json(value, path)
+    body, _, check = content.rpartition(_CHECK)
+    if check != _CHECK_VALUE % crc32(body):
+        raise DamagedMetadataError(
+            f"{path}: it does not match its check value: it was damaged, or changed by hand. "
+            "check_buffer(folder, repair=True) accepts it where all files are what it says",
+            metadata,
+        )
     return metadata
 
 
@@ -431,9 +412,20 @@ def read_metadata(folder: Path) -> Metadata:
     return parse_metadata(read_metadata_bytes(folder), folder)
 
 
+def encode_metadata(metadata: Metadata) -> bytes:
+    """The bytes of ``metadata.json``; the last entry is the CRC-32 of all that comes before it."""
+    return sign_json(metadata_to_json(metadata))
+
+
+def sign_json(value: Mapping[str, Any]) -> bytes:
+    """A JSON object with the check value of ``metadata.json`` behind its other entries."""
+    body = json.dumps(value, allow_nan=False, indent=1).encode().removesuffix(b"\n}")
+    return body + _CHECK + _CHECK_VALUE % crc32(body)
+
+
 def write_metadata(folder: Path, metadata: Metadata) -> None:
     """Put ``metadata.json`` in place: written under another name, synced, renamed."""
-    content = json.dumps(metadata_to_json(metadata), allow_nan=False, indent=1).encode()
+    content = encode_metadata(metadata)
     if fault := _size_fault(content):
         raise FieldError(f"{folder / METADATA}: the description of the buffer is too large ({fault}); use fewer fields")
     replace_file(folder, METADATA, METADATA + NEW, content)
@@ -470,11 +462,10 @@ def remove_leftovers(folder: Path) -> None:
 
     The caller holds the lock and has finished the switch that may have been under way.
     """
-    for room in ("steps", "episodes", "checksums"):
-        if not (folder / room).is_symlink():
-            for path in (folder / room).rglob("*.npy" + NEW):
-                unlink_beneath(folder, path.relative_to(folder).as_posix())
-    for name in (COUNTERS, METADATA):
+    if not (folder / STEPS).is_symlink():
+        for path in (folder / STEPS).rglob("*.npy" + NEW):
+            unlink_beneath(folder, path.relative_to(folder).as_posix())
+    for name in TOP_FILES:
         unlink_beneath(folder, name + NEW)
 
 
@@ -488,10 +479,8 @@ def foreign_files(folder: Path) -> list[str]:
     found = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
-        room = relative.partition("/")[0]
-        ours = relative in (LOCK_NAME, METADATA + NEW, COUNTERS + NEW) or (
-            room in ("steps", "episodes", "checksums") and (path.is_dir() or relative.endswith(".npy" + NEW))
-        )
+        prepared = relative in (LOCK_NAME, *(name + NEW for name in TOP_FILES))
+        ours = prepared or (relative.partition("/")[0] == STEPS and (path.is_dir() or relative.endswith(".npy" + NEW)))
         if not ours or path.is_symlink():
             found.append(relative)
     return found

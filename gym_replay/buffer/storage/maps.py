@@ -83,7 +83,8 @@ class Stretch:
 
     def array(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
         """A read-only array over the stretch, which keeps it."""
-        return np.asarray(_Shown(self, self._address + offset, dtype, shape))
+        shown = np.asarray(_Shown(self, self._address + offset, dtype, shape))
+        return shown if dtype.names is None else shown.view(dtype)  # of columns, NumPy's interface shows the bytes only
 
     def __del__(self) -> None:
         if hasattr(self, "_mapped"):

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.columns import Column, DirectoriesBeneath, open_beneath, read_column
 from gym_replay.buffer.storage.layout import Metadata, current_path, read_metadata_bytes
-from gym_replay.buffer.storage.strings import STRINGS
+from gym_replay.buffer.storage.records import CHECKSUMS, EPISODES
 from gym_replay.errors import BufferChangedError, BufferNotFoundError, CorruptBufferError
 
 _T = TypeVar("_T")
@@ -208,7 +208,7 @@ class PooledFiles(Mapping[str, Column]):
         self._directories = DirectoriesBeneath(folder)
 
     def __getitem__(self, path: str) -> Column:
-        if self._tables is not None and path.startswith("episodes/") and path != STRINGS:
+        if self._tables is not None and path in (EPISODES, CHECKSUMS):
             if path not in self._tables:
                 self._tables[path] = self._read(path)
             return self._tables[path]

@@ -9,8 +9,8 @@ from typing import Any
 
 from gym_replay.buffer.storage.choice import Choice
 from gym_replay.buffer.storage.columns import open_beneath
-from gym_replay.buffer.storage.episodes import NUM_COUNTERS, Counters, read_counters
-from gym_replay.buffer.storage.layout import COUNTERS, Metadata, current_path, parse_like_before, read_metadata_bytes
+from gym_replay.buffer.storage.counters import COUNTERS, Counters, CounterValues
+from gym_replay.buffer.storage.layout import Metadata, current_path, parse_metadata, read_metadata_bytes
 from gym_replay.buffer.storage.pool import Maps, PooledFiles, digest_of
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError
@@ -29,13 +29,13 @@ class DetachedCounters(Counters):
         inode: of the file that is meant; None for the one that is there now.
     """
 
-    def __init__(self, folder: Path, relative: str, *, inode: int | None = None) -> None:
+    def __init__(self, folder: Path, relative: str, uuid: str, *, inode: int | None = None) -> None:
         self._folder, self._relative = folder, relative
+        self._decoder = CounterValues(uuid, f"{folder}/{relative}")
         self.inode = -1 if inode is None else inode
         self.first_look: tuple[int, ...] = _GONE
         if inode is None:
             self.inode, self.first_look = self._read()
-            self.check_values(self.first_look)
 
     @property
     def path(self) -> Path:  # type: ignore[override]
@@ -47,7 +47,7 @@ class DetachedCounters(Counters):
         except FileNotFoundError:
             raise CorruptBufferError(f"{self.path}: the file is missing") from None
         try:
-            return os.fstat(descriptor).st_ino, read_counters(descriptor, f"{self._folder}/{self._relative}")
+            return os.fstat(descriptor).st_ino, self._decoder.in_file(descriptor)
         finally:
             os.close(descriptor)
 
@@ -84,9 +84,6 @@ class DetachedCounters(Counters):
         return self.now()[5]
 
 
-assert len(_GONE) == NUM_COUNTERS
-
-
 class PooledReader(FolderReader):
     """A buffer whose episodes are known and whose columns are mapped on demand, from a pool of maps.
 
@@ -111,10 +108,10 @@ class PooledReader(FolderReader):
     def _load_files(self) -> None:
         for _ in range(_ATTEMPTS):
             content = read_metadata_bytes(self.folder)
-            metadata = parse_like_before(content, self.folder)
+            metadata = parse_metadata(content, self.folder)
             files = PooledFiles(self.folder, metadata, digest_of(content), self.maps)
             try:
-                counters = DetachedCounters(self.folder, current_path(self.folder, metadata, COUNTERS))
+                counters = DetachedCounters(self.folder, current_path(self.folder, metadata, COUNTERS), metadata.uuid)
                 break
             except CorruptBufferError:  # unless it was replaced between the two looks
                 if files.is_same():
@@ -179,7 +176,7 @@ def _reopen(
     """A snapshot in another process. No file is opened: each is checked against the digest when it is."""
     reader = PooledReader.__new__(PooledReader)
     reader.folder, reader.maps = folder, maps
-    counters = DetachedCounters(folder, current_path(folder, metadata, COUNTERS), inode=inode)
+    counters = DetachedCounters(folder, current_path(folder, metadata, COUNTERS), metadata.uuid, inode=inode)
     reader.metadata, reader.counters = metadata, counters
     reader._columns, reader._revision = PooledFiles(folder, metadata, digest, maps), _GONE[0]
     reader._snapshot, reader._seen, reader._checked, reader._bad_id = None, (), 0, None

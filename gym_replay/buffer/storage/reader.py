@@ -16,29 +16,37 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.choice import Choice
 from gym_replay.buffer.storage.columns import Column, open_beneath, sync_descriptor
-from gym_replay.buffer.storage.episodes import COMPLETE, DELETED, HAS_FINAL, Counters, record_crcs, record_runs
+from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.fields import NO_TEXT
 from gym_replay.buffer.storage.layout import (
-    COUNTERS,
     METADATA,
-    TABLE_DTYPES,
     Metadata,
     current_path,
-    meta_path,
     parse_metadata,
     read_metadata_bytes,
     spans_path,
     step_path,
-    table_path,
     values_path,
 )
 from gym_replay.buffer.storage.pool import Maps, PooledFiles
 from gym_replay.buffer.storage.ragged import Ragged
+from gym_replay.buffer.storage.records import (
+    CHECKSUMS,
+    COMPLETE,
+    DELETED,
+    EPISODES,
+    HAS_FINAL,
+    Ints,
+    meta_column,
+    record_runs,
+)
 from gym_replay.buffer.storage.strings import STRINGS, StringWriter, read_strings
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError, EpisodeEvictedError
 
 _ATTEMPTS = 200
 _PENDING_ATTEMPTS = 30
+_LOOKS = 4
+_EXTENT = np.dtype([("id", "<i8"), ("start", "<i8"), ("length", "<i8"), ("flags", "<u4")])
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Snapshot:
 
     Attributes:
         ids, slots, starts, lengths: int64 ``(episodes,)``: id, table slot, first row and number of transitions T.
-        flags: uint8 ``(episodes,)``.
+        flags: uint32 ``(episodes,)``.
         rows: how many rows of each column the episodes reach into.
         choice: the part of the schema that ``metadata`` was limited to; None for all of it.
     """
@@ -62,7 +70,7 @@ class Snapshot:
     slots: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
-    flags: npt.NDArray[np.uint8]
+    flags: npt.NDArray[np.uint32]
     rows: int
     choice: Choice | None = None
 
@@ -138,15 +146,17 @@ class Snapshot:
         if len(self.ids) == 0:
             info = self.metadata.meta_fields[name]
             return np.empty((0, *info.shape), info.dtype)
-        values: npt.NDArray[Any] = self.columns[meta_path(name)].view(int(self.slots.max()) + 1)[self.slots]
+        table = self.columns[EPISODES].view(int(self.slots.max()) + 1)
+        values: npt.NDArray[Any] = table[meta_column(name)][self.slots]
         return values
 
     def meta_of(self, place: int) -> dict[str, Any]:
         """The meta values of one episode, copied: arrays and NumPy scalars, and Python strings."""
         slot = int(self.slots[place])
+        record = self.columns[EPISODES].view(slot + 1)[slot : slot + 1].copy()
         values = {}
         for name, info in self.metadata.meta_fields.items():
-            value = self.columns[meta_path(name)].view(slot + 1)[slot : slot + 1].copy()
+            value = record[meta_column(name)].copy()
             try:
                 values[name] = read_strings(self.columns[STRINGS], value)[0] if info.is_text else value[0]
             except CorruptBufferError:
@@ -268,12 +278,12 @@ class FolderReader:
         return self._snapshot
 
     def _open_files(self, metadata: Metadata) -> tuple[Counters, dict[str, Column]]:
-        counters = Counters(self.folder, current_path(self.folder, metadata, COUNTERS), writable=False)
+        counters = Counters(self.folder, current_path(self.folder, metadata, COUNTERS), metadata.uuid, writable=False)
         counters.check()
         return counters, {
             path: Column(self.folder, current_path(self.folder, metadata, path), dtype, shape)
             for path, (dtype, shape) in metadata.columns().items()
-            if self._with_checksums or not path.startswith("checksums/")
+            if self._with_checksums or path != CHECKSUMS
         }
 
     @property
@@ -301,17 +311,14 @@ class FolderReader:
             self._begin_table()
             end = self.valid_end
             first = min(counters.first, end)
-            needed = self._slots_needed(first, end)
-            paths = [table_path(name) for name in TABLE_DTYPES]
-            for path in (*paths, *map(meta_path, metadata.meta_fields)):
-                self._columns[path].view(needed)
-            runs: list[tuple[npt.NDArray[Any], ...]] = []
+            self._columns[EPISODES].view(self._slots_needed(first, end))
+            runs, slots = [np.empty(0, _EXTENT)], [np.empty(0, np.int64)]
             bad_id = None
-            for ids, slot in record_runs(first, end, counters.base, metadata.table_capacity, metadata.record_nbytes):
-                last = slot + len(ids)
-                starts, lengths, flags, crcs = (self._columns[path].view(last)[slot:last].copy() for path in paths)
-                runs.append((ids, np.arange(slot, last), starts, lengths, flags))
-                if (bad_id := self._first_bad(ids, slot, starts, lengths, flags, crcs)) is not None:
+            for ids, slot in record_runs(first, end, counters.base, metadata.table_capacity, metadata.record.nbytes):
+                records, bad_id = self._sound_records(ids, slot)
+                runs.append(_extents(records))
+                slots.append(np.arange(slot, slot + len(ids)))
+                if bad_id is not None:
                     break
             overtaken = counters.first
             if overtaken > first:  # evicted meanwhile: their slots may hold newer records
@@ -327,44 +334,37 @@ class FolderReader:
                 )
                 continue
             self._checked = end
-            return self._snapshot_of(*_joined(runs))
+            return self._snapshot_of(np.concatenate(runs), np.concatenate(slots))
         raise EpisodeEvictedError(f"{self.folder}: episodes are evicted faster than the table can be read")
+
+    def _sound_records(self, ids: Ints, slot: int) -> tuple[npt.NDArray[Any], int | None]:
+        """The records of ids whose slots follow one another, and the first id whose record is damaged.
+
+        Records that were seen before are known to be sound. A deletion changes the last bytes of one at any moment, so
+        what looks damaged is looked at again.
+        """
+        record_format, known = self.metadata.record, int(np.searchsorted(ids, self._checked))
+        bad_id = None
+        for _ in range(_LOOKS):
+            records = self._columns[EPISODES].view(slot + len(ids))[slot:].copy()
+            sound = record_format.are_sound(records[known:], ids[known:])
+            if sound.all():
+                return records, None
+            bad_id = int(ids[known:][~sound][0])
+            time.sleep(0.0005)
+        return records, bad_id
 
     def _begin_table(self) -> None:
         """The table is read from now on, as it is now."""
 
-    def _snapshot_of(
-        self,
-        ids: npt.NDArray[np.int64],
-        slots: npt.NDArray[np.int64],
-        starts: npt.NDArray[np.int64],
-        lengths: npt.NDArray[np.int64],
-        flags: npt.NDArray[np.uint8],
-    ) -> Snapshot:
-        live = (flags & DELETED) == 0
+    def _snapshot_of(self, extents: npt.NDArray[Any], slots: Ints) -> Snapshot:
+        live = (extents["flags"] & DELETED) == 0
         if not live.all():
-            ids, slots, starts, lengths, flags = (a[live] for a in (ids, slots, starts, lengths, flags))
+            extents, slots = extents[live], slots[live]
+        ids, starts, lengths, flags = (np.ascontiguousarray(extents[name]) for name in _EXTENT.names or ())
         self._check_ranges(starts, lengths)
         rows = int((starts + lengths).max()) + self.metadata.has_state if len(ids) else 0
         return Snapshot(self, self.metadata, self._columns, self.counters, ids, slots, starts, lengths, flags, rows)
-
-    def _first_bad(
-        self,
-        ids: npt.NDArray[np.int64],
-        slot: int,
-        starts: npt.NDArray[np.int64],
-        lengths: npt.NDArray[np.int64],
-        flags: npt.NDArray[np.uint8],
-        crcs: npt.NDArray[np.uint32],
-    ) -> int | None:
-        """The first id of a run whose record does not match its check value; those seen before are sound."""
-        known = int(np.searchsorted(ids, self._checked))
-        if known == len(ids):
-            return None
-        last = slot + len(ids)
-        meta = [self._columns[meta_path(name)].view(last)[slot + known : last] for name in self.metadata.meta_fields]
-        wrong = record_crcs(ids[known:], starts[known:], lengths[known:], flags[known:], meta) != crcs[known:]
-        return int(ids[known:][wrong][0]) if wrong.any() else None
 
     def _slots_needed(self, first: int, end: int) -> int:
         """How many slots the table must have for these ids; nothing of that size is allocated before it is known."""
@@ -384,7 +384,7 @@ class FolderReader:
         if len(starts) == 0:
             return
         metadata = self.metadata
-        table = self.folder / table_path("start")
+        table = self.folder / EPISODES
         if (lengths < 1).any() or (starts < 0).any() or lengths.max() >= 1 << 60 or starts.max() >= 1 << 60:
             raise CorruptBufferError(f"{table}: a live episode has a negative start or no transition")
         ends = starts + lengths + metadata.has_state
@@ -451,11 +451,12 @@ class FolderReader:
         self._snapshot = None
 
 
-def _joined(runs: list[tuple[npt.NDArray[Any], ...]]) -> tuple[npt.NDArray[Any], ...]:
-    """Ids, slots, starts, lengths and flags of all runs."""
-    if not runs:
-        return (*(np.empty(0, np.int64) for _ in range(4)), np.empty(0, np.uint8))
-    return runs[0] if len(runs) == 1 else tuple(map(np.concatenate, zip(*runs, strict=True)))
+def _extents(records: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Ids, rows and flags of records, without their meta values."""
+    extents = np.empty(len(records), _EXTENT)
+    for name in _EXTENT.names or ():
+        extents[name] = records[name]
+    return extents
 
 
 def _reopen_snapshot(folder: Path, uuid: str, arrays: tuple[Any, ...], choice: Choice | None) -> Snapshot:

@@ -1,183 +1,197 @@
-"""Writing the episode table: one record of an episode, over all of its files."""
+"""The record of an episode: one element of the structured array ``episodes.npy``.
+
+A record is id, start, length, every meta value, and at its end, in eight bytes that no page boundary divides, the flags
+and a check value over all that comes before it. The checksums of an episode's rows are one element of another
+structured array, ``checksums.npy``.
+"""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.columns import ColumnGroup, ColumnWriter
-from gym_replay.buffer.storage.episodes import RecordLayout, pack_record
-from gym_replay.buffer.storage.layout import TABLE_DTYPES, Metadata, meta_path, table_path
-from gym_replay.buffer.storage.strings import StringWriter
+from gym_replay.buffer.storage.fields import Field
+from gym_replay.errors import FieldError
 
+EPISODES = "episodes.npy"
+CHECKSUMS = "checksums.npy"
+
+HAS_FINAL = 1
+"""Flag: row T holds the last observation."""
+COMPLETE = 2
+"""Flag: the episode was not cut by a reset or a close."""
+DELETED = 4
+"""Flag: hidden."""
+
+RECORDS_AT_ONCE = 1 << 15
+"""Records that are read in one piece, at most."""
+
+Ints: TypeAlias = "npt.NDArray[np.int64]"
 MetaColumn: TypeAlias = "npt.NDArray[Any] | Sequence[bytes] | bytes"
-"""A meta field's values of several episodes, one along the first axis of each; strings one by one. Or the
-bytes of one value, or string, for all."""
+"""A meta field's values of several episodes, one along the first axis of each, of a string field its strings;
+or the bytes of one value, or string, for all."""
 
-_pack_crc = struct.Struct("<I").pack
+_HEAD = ("id", "start", "length")
+_TAIL = ("flags", "crc")
+_PADDING = "reserved"
+_TAIL_NBYTES = 8
+_LONGEST_HEADER = 9_900
+"""``numpy.load`` refuses an array whose header is longer than 10,000 characters."""
 
-_AHEAD = 256
-"""Slots that a value which comes again is written to at once."""
-
-_BLOCKS_AHEAD = 32
-"""How many times the records that are written together, where that is more."""
-
-_LONGEST_AHEAD = 64
-"""Bytes of such a value, at most, where many records are written together."""
+_pack_head = struct.Struct("<qqq").pack
+_pack_tail = struct.Struct("<II").pack
+_pack_flags = struct.Struct("<I").pack
 
 
-class RecordWriter:
-    """Writes records, the check value of each last.
+def meta_column(name: str) -> str:
+    """The name of a meta field in the record: its own, unless the record has a column of that name."""
+    return f"meta/{name}" if name in (*_HEAD, _PADDING, *_TAIL) else name
 
-    Much of a record is the same in one episode after another (no seed, the run, a flag). In a table that grows, such a
-    value is written to the next slots as well, which nobody looks at before their records are complete, so that most
-    records take half of the writes.
+
+def record_dtype(meta_fields: Mapping[str, Field]) -> np.dtype[Any]:
+    """The dtype of a record with these meta fields: packed, with zeros before the flags up to a multiple of 8.
+
+    Raises:
+        FieldError: there are so many meta fields that NumPy would refuse to load the array.
+    """
+    columns: list[Any] = [(name, "<i8") for name in _HEAD]
+    columns += [(meta_column(name), info.dtype, info.shape) for name, info in meta_fields.items()]
+    if unused := -np.dtype(columns).itemsize % 8:
+        columns.append((_PADDING, "u1", (unused,)))  # a column, since NumPy copies no bytes that lie between columns
+    dtype = np.dtype([*columns, *((name, "<u4") for name in _TAIL)])
+    _check_header(dtype, f"{len(meta_fields)} meta fields")
+    return dtype
+
+
+def checksums_dtype(fields: Iterable[str]) -> np.dtype[Any]:
+    """The dtype of an episode's checksums: a uint32 for each field, in the fields' order.
+
+    Raises:
+        FieldError: there are so many fields that NumPy would refuse to load the array.
+    """
+    names = list(fields)
+    dtype = np.dtype([(name, "<u4") for name in names])
+    _check_header(dtype, f"{len(names)} fields")
+    return dtype
+
+
+def _check_header(dtype: np.dtype[Any], what: str) -> None:
+    length = len(repr(np.lib.format.dtype_to_descr(dtype)))
+    if length > _LONGEST_HEADER:
+        raise FieldError(
+            f"{what}, with their names, take {length} characters in the header of a .npy file, of which numpy.load "
+            f"takes {_LONGEST_HEADER}; use fewer or shorter names, or store several values as one array"
+        )
+
+
+def salt_of(uuid: str) -> int:
+    """What the check values of a buffer's records are combined with, so that another buffer's record is none."""
+    return crc32(uuid.encode("utf-8", "surrogatepass"))
+
+
+class RecordFormat:
+    """Encodes and checks the records of one buffer.
 
     Args:
-        metadata: the schema.
-        columns: the open files by path.
-        strings: takes the values of string fields, where there are any.
+        meta_fields: the buffer's, in their order.
+        uuid: the buffer's.
+
+    Attributes:
+        dtype: of one record.
     """
 
-    def __init__(
-        self, metadata: Metadata, columns: Mapping[str, ColumnWriter], strings: StringWriter | None = None
-    ) -> None:
-        self.strings = strings
-        names = list(metadata.meta_fields)
-        self._texts = [place for place, name in enumerate(names) if metadata.meta_fields[name].is_text]
-        self._values_of: Callable[[Mapping[str, Any]], Iterable[Any]] = lambda meta: [meta[name] for name in names]
-        if len(names) > 1:
-            self._values_of = itemgetter(*names)
-        self.columns = [columns[meta_path(name)] for name in names]
-        self.columns += [columns[table_path(name)] for name in TABLE_DTYPES]
-        self._layout = RecordLayout([(info.dtype, info.shape) for info in metadata.meta_fields.values()])
-        self._runs_ahead = metadata.table_capacity is None
-        self._last: list[bytes] = [b""] * len(self.columns)
-        self._until = [0] * len(self.columns)
-        # Below this slot only some values are new, where the others are what they were.
-        self._steady_until = 0
-        self._steady: Sequence[bytes] = ()
-        self._steady_of: Callable[[Sequence[bytes]], Sequence[bytes]] = tuple
-        self._new_of: Callable[[Sequence[bytes]], Sequence[bytes]] = tuple
-        self._new_columns = self._all_columns = ColumnGroup(self.columns)
-        # The same of many records that are written together: what they have in common, and the files of all else.
-        self._common: list[bytes | None] = []
-        self._common_until = 0
-        self._own, self._own_places = self._all_columns, list(range(len(self.columns)))
+    def __init__(self, meta_fields: Mapping[str, Field], uuid: str) -> None:
+        self.dtype = record_dtype(meta_fields)
+        self.nbytes = self.dtype.itemsize
+        self._salt = salt_of(uuid)
+        self._names = {name: meta_column(name) for name in meta_fields}
+        self._padding = bytes(-sum(info.nbytes for info in meta_fields.values()) % 8)
+        self._checked = np.dtype(f"V{self.nbytes - 4}")
 
-    def write(self, slot: int, episode_id: int, start: int, length: int, flags: int, meta: Mapping[str, bytes]) -> None:
-        """Put the record of an episode into a slot; ``meta`` has every meta field, of string fields the string."""
-        values = [*self._values_of(meta)]
-        if self.strings is not None:
-            places = self.strings.places
-            for text in self._texts:
-                values[text] = places.get(values[text]) or self.strings.put(values[text])
-        numbers = pack_record(episode_id, start, length, flags)
-        values += numbers[8:16], numbers[16:24], numbers[24:], _pack_crc(crc32(numbers + b"".join(values)))
-        if slot < self._steady_until and self._steady_of(values) == self._steady:
-            self._new_columns.write(slot, slot + 1, self._new_of(values))
-        elif self._runs_ahead:
-            self._write_ahead(slot, values)
-        else:
-            self._all_columns.write(slot, slot + 1, values)
+    def encode_one(self, episode_id: int, start: int, length: int, flags: int, meta: Sequence[bytes]) -> bytes:
+        """The bytes of a record, of the bytes of its meta values in the order of the fields."""
+        content = b"".join((_pack_head(episode_id, start, length), *meta, self._padding, _pack_flags(flags)))
+        return content + _pack_flags(crc32(content) ^ self._salt)
 
-    def _write_ahead(self, slot: int, values: list[bytes]) -> None:
-        last, until = self._last, self._until
-        # Until the writes are through, nothing is known to be there.
-        self._until, self._steady_until, self._common_until = [0] * len(values), 0, 0
-        for place, value in enumerate(values):
-            if value != last[place] or not value:
-                last[place], until[place] = value, 0
-            elif slot < until[place]:
-                continue
-            elif len(value) <= 8:
-                until[place] = slot + _AHEAD
-                value *= _AHEAD
-            self._write_one(place, slot, value)
-        self._until = until
-        self._note_steady(slot, values)
-
-    def _note_steady(self, slot: int, values: list[bytes]) -> None:
-        steady = [place for place, end in enumerate(self._until) if end > slot + 1]
-        others = [place for place, end in enumerate(self._until) if end <= slot + 1]
-        if len(steady) > 1 and len(others) > 1:
-            self._steady_of, self._new_of = itemgetter(*steady), itemgetter(*others)
-            self._steady = self._steady_of(values)
-            self._new_columns = ColumnGroup(self.columns[place] for place in others)
-            self._steady_until = min(self._until[place] for place in steady)
-
-    def write_all(
+    def encode(
         self,
-        first: int,
-        turn: int,
-        ids: npt.NDArray[np.int64],
-        starts: npt.NDArray[np.int64],
-        lengths: npt.NDArray[np.int64],
-        flags: npt.NDArray[np.uint8] | bytes,
-        meta: Mapping[str, MetaColumn],
-    ) -> None:
-        """Put the records of several episodes, none of them deleted, into slots that follow one another.
+        ids: Ints,
+        starts: Ints,
+        lengths: Ints,
+        flags: npt.NDArray[np.integer[Any]] | int,
+        meta: Mapping[str, npt.NDArray[Any] | bytes],
+    ) -> npt.NDArray[Any]:
+        """Records of several episodes, ``(episodes,)``, of this ``dtype``.
 
-        The first ``turn`` of them go to the slots from ``first`` on, the others to those from 0 on, as in a ring.
+        Args:
+            ids, starts, lengths: int64 ``(episodes,)``.
+            flags: of each episode, or of all.
+            meta: values of every meta field, of string fields where the strings are.
         """
-        count = len(ids)
-        columns: list[Any] = [*self._values_of(meta)]
-        for place in self._texts:
-            columns[place] = self._places(columns[place])
-        crcs = self._layout.crcs(ids, starts, lengths, flags, columns)
-        columns += starts, lengths, flags, crcs
-        if self._runs_ahead:
-            self._write_all_ahead(first, count, columns)
-            return
-        self._until, self._steady_until = [0] * len(columns), 0
-        data: list[bytes] = [column * count if type(column) is bytes else column.tobytes() for column in columns]
-        if turn < count:
-            edges = [turn * column.row_nbytes for column in self.columns]
-            rest = [each[edge:] for each, edge in zip(data, edges, strict=True)]
-            self._all_columns.write(0, count - turn, rest)
-            data = [each[:edge] for each, edge in zip(data, edges, strict=True)]
-        self._all_columns.write(first, first + turn, data)
+        records = np.zeros(len(ids), self.dtype)
+        records["id"], records["start"], records["length"], records["flags"] = ids, starts, lengths, flags
+        for name, column in self._names.items():
+            values = meta[name]
+            target = records[column]
+            if isinstance(values, bytes):
+                values = np.frombuffer(values, target.dtype).reshape(target.shape[1:])
+            target[...] = values
+        return self.signed(records)
 
-    def _write_all_ahead(self, first: int, count: int, columns: Sequence[Any]) -> None:
-        common = [column if type(column) is bytes and column else None for column in columns]
-        if common != self._common or first + count > self._common_until:
-            self._write_common(first, count, common)
-        self._own.write(first, first + count, [columns[place] for place in self._own_places])
+    def signed(self, records: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The records, which were changed, with their check values; the array itself."""
+        records["crc"] = self.crcs(records)
+        return records
 
-    def _write_common(self, first: int, count: int, common: list[bytes | None]) -> None:
-        """Write what all of the next records have in common ahead, where it is not there yet."""
-        last, until = self._last, self._until
-        # Until the writes are through, nothing is known to be there.
-        self._until, self._steady_until, self._common_until = [0] * len(common), 0, 0
-        ahead = max(_AHEAD, _BLOCKS_AHEAD * count)
-        for place, value in enumerate(common):
-            if value is None:
-                last[place], until[place] = b"", 0
-                continue
-            if value != last[place]:
-                last[place], until[place] = value, 0
-            if first + count > until[place]:
-                times = ahead if len(value) <= _LONGEST_AHEAD else count
-                self._write_one(place, first, value * times)
-                until[place] = first + times
-        if (own := [place for place, value in enumerate(common) if value is None]) != self._own_places:
-            self._own, self._own_places = ColumnGroup(self.columns[place] for place in own), own
-        self._common, self._until = common, until
-        ends = [end for end, value in zip(until, common, strict=True) if value is not None]
-        self._common_until = min(ends, default=0)
+    def crcs(self, records: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+        """The check value that each record should have: zlib's CRC-32 of its bytes, combined with the uuid's."""
+        raw = np.ascontiguousarray(records).view(np.uint8).reshape(len(records), self.nbytes)
+        content = np.ascontiguousarray(raw[:, : self.nbytes - 4]).view(self._checked).reshape(-1)
+        sums = np.fromiter(map(crc32, content.tolist()), np.uint32, len(records))
+        sums ^= np.uint32(self._salt)
+        return sums
 
-    def _write_one(self, place: int, slot: int, data: bytes) -> None:
-        self.columns[place].reserve(slot + 1)  # values may have no bytes at all
-        self.columns[place].write(slot, data)
+    def are_sound(self, records: npt.NDArray[Any], ids: Ints) -> npt.NDArray[np.bool_]:
+        """Whether each record matches its check value and is that of the id which belongs into its slot."""
+        sound: npt.NDArray[np.bool_] = (self.crcs(records) == records["crc"]) & (records["id"] == ids)
+        return sound
 
-    def _places(self, texts: Sequence[bytes] | bytes) -> npt.NDArray[np.int64] | bytes:
-        """The place of each episode's string, or that of the one for all."""
-        assert self.strings is not None
-        put = self.strings.put
-        return put(texts) if isinstance(texts, bytes) else np.frombuffer(b"".join(map(put, texts)), np.int64)
+    def tail_with(self, record: npt.NDArray[Any], flags: int) -> bytes:
+        """The last eight bytes, flags and check value, that a record (``(1,)``) has with other flags."""
+        changed = record.copy()
+        changed["flags"] = flags
+        return _pack_tail(flags, int(self.crcs(changed)[0]))
+
+    @property
+    def tail_offset(self) -> int:
+        """Where the last eight bytes of a record begin."""
+        return self.nbytes - _TAIL_NBYTES
+
+
+def slots_of(ids: Ints, base: int, capacity: int | None) -> Ints:
+    """The table slot of each id: ``(id - base) mod capacity``."""
+    slots = ids - base
+    return slots if capacity is None else slots % capacity
+
+
+def record_runs(
+    first: int, end: int, base: int, capacity: int | None, record_nbytes: int
+) -> Iterator[tuple[Ints, int]]:
+    """The ids from ``first`` to ``end - 1`` in runs whose records lie side by side, each with its first slot.
+
+    Whoever reads a table run by run, and stops at the first damaged record, allocates no more than the sound records
+    take, whatever the counters say.
+    """
+    longest = max(min(RECORDS_AT_ONCE, (1 << 24) // max(record_nbytes, 1)), 1)
+    while first < end:
+        slot = first - base if capacity is None else (first - base) % capacity
+        until = min(end, first + longest)
+        if capacity is not None:
+            until = min(until, first + capacity - slot)
+        yield np.arange(first, until, dtype=np.int64), slot
+        first = until

@@ -13,7 +13,7 @@ from gym_replay.buffer.storage.columns import Column, ColumnWriter
 from gym_replay.buffer.storage.fields import LARGEST_TEXT, NO_TEXT
 from gym_replay.errors import CorruptBufferError
 
-STRINGS = "episodes/strings.npy"
+STRINGS = "strings.npy"
 STRINGS_DTYPE = np.dtype("u1")
 
 _PLACE = struct.Struct("<q")

@@ -23,26 +23,31 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.checksums import SumsJob
 from gym_replay.buffer.storage.columns import Buffer, ColumnGroup, ColumnWriter, sync_directory
+from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.creation import clear_files
-from gym_replay.buffer.storage.episodes import COMPLETE, DELETED, HAS_FINAL, Counters, slots_of
 from gym_replay.buffer.storage.layout import (
-    COUNTERS,
-    TABLE_DTYPES,
+    STEPS,
     Metadata,
-    checksum_path,
     finish_switch,
-    meta_path,
     read_metadata,
     remove_leftovers,
     switch_files,
-    table_path,
     values_path,
     write_metadata,
 )
 from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.buffer.storage.ragged import Ragged, spans_of
-from gym_replay.buffer.storage.reader import FolderReader, Snapshot
-from gym_replay.buffer.storage.records import MetaColumn, RecordWriter
+from gym_replay.buffer.storage.reader import FolderReader
+from gym_replay.buffer.storage.records import (
+    CHECKSUMS,
+    COMPLETE,
+    DELETED,
+    EPISODES,
+    HAS_FINAL,
+    MetaColumn,
+    meta_column,
+    slots_of,
+)
 from gym_replay.buffer.storage.ring import RowRing
 from gym_replay.buffer.storage.staging import (
     CHUNK_BYTES,
@@ -151,7 +156,7 @@ class FolderWriter:
         self._open_files()
 
     def _open_files(self) -> None:
-        self.counters = Counters(self.folder, COUNTERS, writable=True)
+        self.counters = Counters(self.folder, COUNTERS, self.metadata.uuid, writable=True)
         self.counters.check()
         self.counters.put("revision", self.metadata.revision)
         self._base, self._capacity = self.counters.base, self.metadata.table_capacity
@@ -161,11 +166,10 @@ class FolderWriter:
             self._columns[path] = ColumnWriter.open(self.folder, path, dtype, shape)
         self._steps.update({name: self._columns[self.metadata.rows_path(name)] for name in self.metadata.fields})
         self._rows = ColumnGroup(self._steps.values())
-        self._sums = ColumnGroup(self._columns[checksum_path(name)] for name in self._steps)
+        self._table, self._sums = self._columns[EPISODES], self._columns[CHECKSUMS]
         self._elements.update({name: self._columns[values_path(name)] for name in self.metadata.ragged_fields})
-        self._meta = {name: self._columns[meta_path(name)] for name in self.metadata.meta_fields}
-        self._table = {name: self._columns[table_path(name)] for name in TABLE_DTYPES}
         self._texts = self.metadata.text_fields
+        self._text_indices = [list(self.metadata.meta_fields).index(name) for name in self._texts]
         self._sizeless = [column for column in self._steps.values() if column.row_nbytes == 0]
         self._waits = bool(self._sizeless) or self.power
         self._row_nbytes = sum(column.row_nbytes for column in self._steps.values())
@@ -185,17 +189,17 @@ class FolderWriter:
 
     def _recount(self) -> None:
         """Take what is live from the files, as at every start and after any interrupted commit."""
-        self._records = RecordWriter(self.metadata, self._columns)  # what it wrote ahead may be given up below
         reader = FolderReader(self.folder)
         snapshot = reader.snapshot()
         if reader.valid_end < self.counters.next:  # the reader has warned
             self._give_up_from(reader.valid_end)
         ids = np.arange(self.counters.first, self.counters.next, dtype=np.int64)
         slots = self._slots(ids)
-        starts, lengths = self._gather("start", slots), self._gather("length", slots)
+        records = self._table.read_scattered(slots)
+        starts, lengths = records["start"], records["length"]
         self._ring = RowRing.of_episodes(starts, lengths + self.metadata.has_state)
         self._highest_row = max(self._highest_row, self._ring.end) if self.metadata.circular else self._ring.end
-        deleted = (self._gather("flags", slots) & DELETED) != 0
+        deleted = (records["flags"] & DELETED) != 0
         self._element_rings, self._element_counts = {}, {}
         for name in self.metadata.ragged_fields:
             begins, counts = reader.elements_of(name, starts, lengths + self.metadata.has_state, deleted)
@@ -206,10 +210,10 @@ class FolderWriter:
         if self.metadata.circular:
             highest = {name: max(end, self._highest_element.get(name, 0)) for name, end in highest.items()}
         self._highest_element = highest
-        places = [self._meta[name].read_scattered(slots) for name in self._texts]
-        if places:
-            end = reader.end_of_strings(np.concatenate(places))
-            self._records.strings = StringWriter(self._columns[STRINGS], end)
+        self._strings = None
+        if self._texts:
+            end = reader.end_of_strings(np.concatenate([records[meta_column(name)] for name in self._texts]))
+            self._strings = StringWriter(self._columns[STRINGS], end)
             self._most_strings = max(2 * end, STRINGS_RUN)
         reader.close()
         self.num_episodes = len(snapshot)
@@ -231,9 +235,6 @@ class FolderWriter:
     def _slot(self, episode_id: int) -> int:
         slot = episode_id - self._base
         return slot if self._capacity is None else slot % self._capacity
-
-    def _gather(self, name: str, slots: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        return self._table[name].read_scattered(slots)
 
     @property
     def is_settled(self) -> bool:
@@ -378,11 +379,11 @@ class FolderWriter:
         if self._waits:
             self._before_records(start + rows)
         slot = episode_id - self._base if self._capacity is None else self._slot(episode_id)
-        self._records.write(slot, episode_id, start, length, flags, meta)
+        self._write_record(slot, episode_id, start, length, flags, meta)
         self._make_visible(episode_id + 1, slot, start, rows, length, 1, elements=elements)
         if sums and self.counters.summed == episode_id:
             with suppress(StorageError):  # the episode is committed; flush and close try again and say so
-                self._sums.write(slot, slot + 1, sums)
+                self._sums.write(slot, b"".join(sums))
                 self.counters.put("summed", episode_id + 1)
                 self._unsummed = 0
         if stage.watch is not None:
@@ -455,7 +456,7 @@ class FolderWriter:
         episode_id, start, slot = first_id, first_row, 0
         for length, meta in zip(lengths, metas, strict=True):
             slot = self._slot(episode_id)
-            self._records.write(slot, episode_id, start, length, flags, meta)
+            self._write_record(slot, episode_id, start, length, flags, meta)
             if slot >= self._highest_slot:
                 self._highest_slot = slot + 1
             episode_id, start = episode_id + 1, start + length + has_state
@@ -540,11 +541,46 @@ class FolderWriter:
         starts = edges[:-1] + start
         slot = self._slot(first_id)
         turn = count if self._capacity is None else min(count, self._capacity - slot)
-        self._records.write_all(slot, turn, ids, starts, lengths, flags, meta)
+        self._write_records(slot, turn, ids, starts, lengths, flags, meta)
         self._make_visible(
             first_id + count, slot + turn - 1, start, all_rows, steps, count, elements=elements, sums_may_wait=True
         )
         return first_id
+
+    def _write_record(
+        self, slot: int, episode_id: int, start: int, length: int, flags: int, meta: Mapping[str, bytes]
+    ) -> None:
+        """Put the record of an episode into a slot; ``meta`` has every meta field, of string fields the string."""
+        values = [meta[name] for name in self.metadata.meta_fields]
+        if self._strings is not None:
+            for index in self._text_indices:
+                values[index] = self._strings.put(values[index])
+        self._table.write(slot, self.metadata.record.encode_one(episode_id, start, length, flags, values))
+
+    def _write_records(
+        self,
+        slot: int,
+        turn: int,
+        ids: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        flags: npt.NDArray[np.uint8] | bytes,
+        meta: Mapping[str, MetaColumn],
+    ) -> None:
+        """Put the records of several episodes into slots: ``turn`` of them from ``slot`` on, the others from 0 on."""
+        columns: dict[str, Any] = dict(meta)
+        if self._strings is not None:
+            put = self._strings.put
+            for name in self._texts:
+                texts = columns[name]
+                columns[name] = (
+                    put(texts) if isinstance(texts, bytes) else np.frombuffer(b"".join(map(put, texts)), np.int64)
+                )
+        common = flags[0] if isinstance(flags, bytes) else flags
+        records = self.metadata.record.encode(ids, starts, lengths, common, columns)
+        self._table.write(slot, records[:turn].tobytes())
+        if turn < len(ids):
+            self._table.write(0, records[turn:].tobytes())
 
     def largest_block(self) -> tuple[int, int]:
         """How many episodes, and transitions, to commit at once: in a ring, so few that not many others leave."""
@@ -614,8 +650,7 @@ class FolderWriter:
         """
         counters = self.counters
         if self.power:
-            texts = [self._columns[STRINGS]] if self._texts else []
-            self._sync([*texts, *self._records.columns])
+            self._sync([*([self._columns[STRINGS]] if self._texts else []), self._table])
         counters.put_next(next_id)
         if self.power:
             counters.sync()
@@ -694,8 +729,8 @@ class FolderWriter:
     def _evict(self) -> None:
         oldest = self.counters.first
         slot = self._slot(oldest)
-        length = int.from_bytes(self._table["length"].read(slot, 1), "little")
-        deleted = self._table["flags"].read(slot, 1)[0] & DELETED
+        record = self._table.read_array(slot, 1)[0]
+        length, deleted = int(record["length"]), int(record["flags"]) & DELETED
         self.counters.put("first", oldest + 1)
         if self.counters.summed <= oldest:
             self.counters.put("summed", oldest + 1)
@@ -711,14 +746,15 @@ class FolderWriter:
 
     # --- changes to what is stored; edits.py prepares them ---
 
-    def delete(self, snapshot: Snapshot, episodes: npt.NDArray[np.int64]) -> None:
-        """Hide episodes, given by their index in the snapshot."""
+    def delete_one(self, slot: int) -> None:
+        """Hide the episode whose record is in a slot, with one small write; edits.py hides several at once."""
         self.check_owner()
         self._stale = True
-        for slot, flags in zip(snapshot.slots[episodes], snapshot.flags[episodes], strict=True):
-            self._table["flags"].write(int(slot), bytes((int(flags) | DELETED,)))
+        record, record_format = self._table.read_array(slot, 1), self.metadata.record
+        tail = record_format.tail_with(record, int(record["flags"][0]) | DELETED)
+        self._table.write_part(slot, record_format.tail_offset, tail)
         if self.power:
-            self._table["flags"].sync()
+            self._table.sync()
         self.counters.put("deletions", self.counters.deletions + 1)
         self._recount()
 
@@ -749,13 +785,13 @@ class FolderWriter:
     @property
     def has_idle_strings(self) -> bool:
         """Whether a ring's strings take twice the room that they took when it was last known which ones are live."""
-        strings = self._records.strings
+        strings = self._strings
         return self._capacity is not None and strings is not None and strings.end > self._most_strings
 
     def put_text(self, content: bytes) -> int:
         """The place of a meta field's string, written if it is new."""
-        assert self._records.strings is not None
-        return int.from_bytes(self._records.strings.put(content), "little", signed=True)
+        assert self._strings is not None
+        return int.from_bytes(self._strings.put(content), "little", signed=True)
 
     @property
     def end_row(self) -> int:
@@ -791,8 +827,9 @@ class FolderWriter:
         if len(ids) == 0:
             return None
         slots = self._slots(ids)
-        kept = (self._gather("flags", slots) & DELETED) == 0  # the rows of others may be what was damaged
-        starts, lengths = self._gather("start", slots[kept]), self._gather("length", slots[kept])
+        records = self._table.read_scattered(slots)
+        kept = (records["flags"] & DELETED) == 0  # the rows of others may be what was damaged
+        starts, lengths = records["start"][kept], records["length"][kept]
         fields = [(name, column, self._elements.get(name)) for name, column in self._steps.items()]
         return SumsJob(fields, int(ids[-1]) + 1, ids[kept], slots[kept], starts, lengths + self.metadata.has_state)
 
@@ -806,14 +843,12 @@ class FolderWriter:
 
     def _store_sums(self, job: SumsJob, found: Mapping[str, npt.NDArray[np.uint32]]) -> None:
         live = job.ids >= self.counters.first  # the rows and slots of others may have been given to newer ones since
-        slots = job.slots[live]
-        for name, sums in found.items():
-            column = self._columns[checksum_path(name)]
-            if len(slots):
-                column.reserve(int(slots.max()) + 1)
-            column.write_scattered(slots, sums[live])
+        sums = np.zeros(len(job.slots), self._sums.dtype)
+        for name, column in found.items():
+            sums[name] = column
+        self._sums.write_scattered(job.slots[live], sums[live])
         if self.power:
-            self._sync(self._columns[checksum_path(name)] for name in self._steps)
+            self._sums.sync()
         self.counters.put("summed", max(job.end, self.counters.summed))
 
     def flush(self) -> None:
@@ -844,10 +879,10 @@ class FolderWriter:
         ids = np.arange(self.counters.first, self.counters.next, dtype=np.int64)
         slots = int(self._slots(ids).max()) + 1 if len(ids) else 0
         elements = {values_path(name): self._highest_element[name] for name in self._elements}
-        if self._records.strings is not None:
-            elements[STRINGS] = self._records.strings.end
+        if self._strings is not None:
+            elements[STRINGS] = self._strings.end
         for path, column in self._columns.items():
-            rows = self._highest_row if path.startswith("steps/") else max(slots, self._highest_slot)
+            rows = self._highest_row if path.startswith(STEPS) else max(slots, self._highest_slot)
             used = elements.get(path, rows)
             column.trim(used if self._may_cut else max(used, self._kept_rows[path]))
 

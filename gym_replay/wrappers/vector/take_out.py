@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.episodes import COMPLETE, HAS_FINAL
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import Metadata
+from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.wrappers.episode_facts import FLAG_BYTES
 from gym_replay.wrappers.recorded_schema import FLAGS

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from format_helpers import write_metadata
 from gymnasium import spaces
 
 from gym_replay import (
@@ -208,7 +209,7 @@ def test_a_damaged_space_is_refused(tmp_path):
     for damage in ({"type": "Dict"}, {"type": "Dict", "items": [3]}, {"type": "Tuple", "spaces": 3}, {"type": [1]}):
         metadata = json.loads(whole)
         metadata["environment"]["observation_space"] = damage
-        path.write_text(json.dumps(metadata))
+        write_metadata(tmp_path, metadata)
         with ReplayBuffer.from_folder(tmp_path, read_only=True) as reader:
             if damage["type"] == [1]:
                 assert timestep_loader(reader, 4, nested=True) is not None

@@ -1,12 +1,12 @@
 """check_buffer: a sound folder has no fault, and each rule that a damaged one breaks is named with its place."""
 
-import json
 import os
 import shutil
 import zlib
 
 import numpy as np
 import pytest
+from format_helpers import change_metadata, change_record, write_counters
 
 from gym_replay import (
     BufferLockedError,
@@ -76,28 +76,14 @@ def flip(folder, path, offset, bit=0):
     put(folder, path, offset, bytes([content[offset] ^ (1 << bit)]))
 
 
-def put_record(folder, slot, *, episode=None, meta=None, **values):
-    """Change values of a record, and give it the check value that belongs to them."""
-    record = {}
-    for name, size in (("start", 8), ("length", 8), ("flags", 1)):
-        path, offset = f"episodes/{name}.npy", HEADER + slot * size
-        if name in values:
-            put(folder, path, offset, values[name].to_bytes(size, "little", signed=name != "flags"))
-        record[name] = (folder / path).read_bytes()[offset : offset + size]
-    meta = [(folder / f"episodes/meta/{n}.npy").read_bytes()[HEADER + slot * 8 :][:8] for n in ("seed", "goal")]
-    packed = (slot if episode is None else episode).to_bytes(8, "little") + record["start"] + record["length"]
-    packed += bytes([record["flags"][0] & 251]) + b"".join(meta)
-    put(folder, "episodes/record_crc.npy", HEADER + slot * 4, zlib.crc32(packed).to_bytes(4, "little"))
+def at(folder, path, row, column=None):
+    """Where a row of a file begins, or one of its columns."""
+    array = np.load(folder / path, mmap_mode="r")
+    return array.offset + row * array.strides[0] + (0 if column is None else array.dtype.fields[column][1])
 
 
-def put_counter(folder, name, value):
-    at = ("revision", "base", "first", "next", "summed", "deletions").index(name)
-    put(folder, "commit.npy", HEADER + 8 * at, value.to_bytes(8, "little", signed=True))
-
-
-def put_metadata(folder, **values):
-    metadata = json.loads((folder / "metadata.json").read_text())
-    (folder / "metadata.json").write_text(json.dumps(metadata | values))
+def flip_in(folder, path, row, column, bit=0):
+    flip(folder, path, at(folder, path, row, column), bit)
 
 
 # --- what is sound ---
@@ -229,10 +215,8 @@ def assert_faults(folder, *expected):
 ARRAYS = [
     "steps/state.npy",
     "steps/action.npy",
-    "episodes/start.npy",
-    "episodes/record_crc.npy",
-    "episodes/meta/goal.npy",
-    "checksums/action.npy",
+    "episodes.npy",
+    "checksums.npy",
 ]
 NO_COLUMNS = {
     "magic": lambda path: path.write_bytes(b"X" + path.read_bytes()[1:]),
@@ -240,7 +224,7 @@ NO_COLUMNS = {
     "missing": lambda path: path.unlink(),
     "cut in the header": lambda path: os.truncate(path, 100),
     "version 2": lambda path: path.write_bytes(path.read_bytes()[:6] + b"\x02" + path.read_bytes()[7:]),
-    "other dtype": lambda path: np.save(path, np.load(path).astype(">f4")),
+    "other dtype": lambda path: np.save(path, np.zeros(len(np.load(path)), ">f4")),
     "other shape": lambda path: np.save(path, np.load(path)[:, None]),
     "directory": lambda path: (path.unlink(), path.mkdir()),
 }
@@ -303,8 +287,8 @@ def test_metadata_that_is_none(tmp_path, content):
 @pytest.mark.parametrize(("start", "other"), [(3, 0), (6, 2), (7, 2)])
 def test_rule_3_no_two_episodes_share_a_row(tmp_path, start, other):
     make(tmp_path).close()
-    put_record(tmp_path, 1, start=start)
-    expected = (3, "episodes/start.npy", max(1, other), None)
+    change_record(tmp_path, 1, start=start)
+    expected = (3, "episodes.npy", max(1, other), None)
     report = check(tmp_path)
     assert [(f.rule, f.file, f.episode, f.field) for f in report.faults if f.rule == 3] == [expected]
     pair = (1, other) if start <= (0, 4, 6)[other] else (other, 1)  # in the order of their rows
@@ -316,10 +300,10 @@ def test_rule_3_in_a_ring(tmp_path):
         _ring_after_wrapping(buffer)
         starts = {episode.id: episode for episode in buffer}
     assert list(starts) == [8, 9, 10]
-    first = int(np.load(tmp_path / "episodes/start.npy")[8 % 3])
-    put_record(tmp_path, 10 % 3, episode=10, start=first + 1)
+    first = int(np.load(tmp_path / "episodes.npy")["start"][8 % 3])
+    change_record(tmp_path, 10 % 3, start=first + 1)
     report = check(tmp_path)
-    assert {(f.rule, f.file) for f in report.faults} >= {(3, "episodes/start.npy")}
+    assert {(f.rule, f.file) for f in report.faults} >= {(3, "episodes.npy")}
     assert 10 in {f.episode for f in report.faults if f.rule == 3}
 
 
@@ -355,22 +339,22 @@ def test_rule_9_names_all_that_is_damaged(tmp_path):
 
 def test_rule_9_a_damaged_checksum(tmp_path):
     make(tmp_path).close()
-    flip(tmp_path, "checksums/done.npy", HEADER + 4 * 2 + 1)
+    flip_in(tmp_path, "checksums.npy", 2, "done")
     report = check(tmp_path)
     assert [(fault.rule, fault.episode, fault.field) for fault in report.faults] == [(9, 2, "done")]
 
 
 def test_rule_9_missing_checksums(tmp_path):
     make(tmp_path).close()
-    np.save(tmp_path / "checksums/done.npy", np.load(tmp_path / "checksums/done.npy")[:2])
-    assert_faults(tmp_path, (9, "checksums/done.npy", None, "done"))
+    np.save(tmp_path / "checksums.npy", np.load(tmp_path / "checksums.npy")[:2])
+    assert_faults(tmp_path, (9, "checksums.npy", None, None))
 
 
 def test_rule_9_in_a_ring_and_after_an_update(tmp_path):
     with make(tmp_path, circular=True, max_episodes=3) as buffer:
         _ring_after_wrapping(buffer)
         buffer.update(-1, state=np.ones((5, 2)))
-        start = int(np.load(tmp_path / "episodes/start.npy")[10 % 3])
+        start = int(np.load(tmp_path / "episodes.npy")["start"][10 % 3])
     flip(tmp_path, "steps/state.npy", HEADER + 8 * start)
     assert_faults(tmp_path, (9, "steps/state.npy", 10, "state"))
 
@@ -396,7 +380,7 @@ BAD_METADATA = {
 @pytest.mark.parametrize("values", BAD_METADATA.values(), ids=BAD_METADATA)
 def test_rule_10_metadata(tmp_path, values):
     make(tmp_path).close()
-    put_metadata(tmp_path, **values)
+    change_metadata(tmp_path, **values)
     assert_faults(tmp_path, (10, "metadata.json", None, None))
     for act in (lambda: check(tmp_path, repair=True), lambda: ReplayBuffer.from_folder(tmp_path)):
         before = files_of(tmp_path)
@@ -407,14 +391,16 @@ def test_rule_10_metadata(tmp_path, values):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("first", 5), ("first", -1), ("next", -1), ("next", 1 << 62), ("base", 1), ("summed", 5), ("summed", -1)],
+    [("first", 5), ("first", -1), ("next", 0), ("base", 1), ("base", -1), ("summed", 5), ("summed", -1)],
 )
 def test_rule_10_counters_that_contradict_one_another(tmp_path, name, value):
     make(tmp_path).close()
-    put_counter(tmp_path, name, value)
+    write_counters(tmp_path, **{name: value})
+    if name == "next":
+        write_counters(tmp_path, summed=0, first=1)
     assert_faults(tmp_path, (10, "commit.npy", None, None))
-    with pytest.raises(CorruptBufferError):
-        check(tmp_path, repair=True)
+    check(tmp_path, repair=True)
+    assert held(tmp_path) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("damage", ["cut", "longer", "header", "missing", "link"])
@@ -438,7 +424,7 @@ def test_rule_10_a_file_of_counters_that_is_none(tmp_path, damage):
 def test_rule_10_more_episodes_than_slots(tmp_path):
     with make(tmp_path, circular=True, max_episodes=3) as buffer:
         _ring_after_wrapping(buffer)
-    put_counter(tmp_path, "first", 5)
+    write_counters(tmp_path, first=5)
     report = check(tmp_path)
     assert (10, "commit.npy") in {(fault.rule, fault.file) for fault in report.faults}
     assert "6 live episodes in a table of 3 slots" in str(report)
@@ -446,11 +432,11 @@ def test_rule_10_more_episodes_than_slots(tmp_path):
 
 def test_rule_10_unknown_flags(tmp_path):
     make(tmp_path).close()
-    put_record(tmp_path, 2, flags=3 | 64)
-    assert_faults(tmp_path, (10, "episodes/flags.npy", 2, None))
+    change_record(tmp_path, 2, flags=3 | 64)
+    assert_faults(tmp_path, (10, "episodes.npy", 2, None))
 
 
-@pytest.mark.parametrize("array", ["steps/action.npy", "episodes/start.npy"])
+@pytest.mark.parametrize("array", ["steps/action.npy", "episodes.npy"])
 def test_rule_10_no_link_is_followed(tmp_path, array):
     folder = tmp_path / "data"
     make(folder).close()
@@ -459,50 +445,135 @@ def test_rule_10_no_link_is_followed(tmp_path, array):
     assert_faults(folder, (10, array, None, None))
 
 
-RECORD = {
-    "start": (8, "episodes/start.npy"),
-    "length": (8, "episodes/length.npy"),
-    "flags": (1, "episodes/flags.npy"),
-    "record_crc": (4, "episodes/record_crc.npy"),
-    "meta": (8, "episodes/meta/goal.npy"),
-}
-
-
-@pytest.mark.parametrize(("width", "path"), RECORD.values(), ids=RECORD)
-def test_rule_11_every_single_flipped_bit_of_a_record_is_found(tmp_path, width, path):
+@pytest.mark.parametrize("column", ["id", "start", "length", "seed", "goal", "flags", "crc"])
+def test_rule_11_every_single_flipped_bit_of_a_record_is_found(tmp_path, column):
     make(tmp_path).close()
-    for offset in range(HEADER + 2 * width, HEADER + 3 * width):
+    begin = at(tmp_path, "episodes.npy", 2, column)
+    for offset in range(begin, begin + np.load(tmp_path / "episodes.npy").dtype[column].itemsize):
         for bit in range(8):
-            if path == "episodes/flags.npy" and bit == 2:
-                continue  # the deleted flag, which changes after the commit
-            flip(tmp_path, path, offset, bit)
+            flip(tmp_path, "episodes.npy", offset, bit)
             report = check(tmp_path)
             assert [(fault.rule, fault.episode) for fault in report.faults] == [(11, 2)], (offset, bit)
             assert report.num_episodes == 2, "it and all after it are left out"
-            flip(tmp_path, path, offset, bit)
+            flip(tmp_path, "episodes.npy", offset, bit)
     assert check(tmp_path).ok
+
+
+def test_rule_11_a_record_of_another_buffer_or_slot_is_none(tmp_path):
+    for name in ("one", "other"):
+        make(tmp_path / name).close()
+    size = np.load(tmp_path / "one" / "episodes.npy").itemsize
+    theirs = (tmp_path / "other" / "episodes.npy").read_bytes()
+    begin = at(tmp_path / "one", "episodes.npy", 2)
+    mine = (tmp_path / "one" / "episodes.npy").read_bytes()[begin - size : begin]
+    for content in (theirs[begin : begin + size], mine):
+        put(tmp_path / "one", "episodes.npy", begin, content)
+        report = check(tmp_path / "one")
+        assert [(fault.rule, fault.episode) for fault in report.faults] == [(11, 2)]
+
+
+@pytest.mark.parametrize("name", ["revision", "base", "first", "next", "summed", "deletions"])
+def test_rule_14_every_single_flipped_bit_of_a_counter_is_found_and_repaired(tmp_path, name):
+    make(tmp_path / "data").close()
+    begin = HEADER + 8 * ("revision", "base", "first", "next", "summed", "deletions").index(name)
+    for offset in range(begin, begin + 8):
+        for bit in range(8):
+            flip(tmp_path / "data", "commit.npy", offset, bit)
+            assert_faults(tmp_path / "data", (14, "commit.npy", None, None))
+            with pytest.raises(CorruptBufferError, match=f"the counter '{name}' does not match its check value"):
+                ReplayBuffer.from_folder(tmp_path / "data", read_only=True)
+            flip(tmp_path / "data", "commit.npy", offset, bit)
+    flip(tmp_path / "data", "commit.npy", begin, 1)
+    (dropped,) = check(tmp_path / "data", repair=True).dropped
+    assert name in dropped
+    assert "the records have the episodes 0-3" in dropped
+    assert held(tmp_path / "data") == [0, 1, 2, 3]
+    with make(tmp_path / "data", count=0) as buffer:
+        buffer.store_episode(**rows_of(4), seed=4)
+    assert held(tmp_path / "data") == [0, 1, 2, 3, 4]
+    assert check(tmp_path / "data").verified
+
+
+@pytest.mark.parametrize("limit", ["max_episodes", "max_steps"])
+def test_a_repair_finds_the_episodes_of_a_ring_whose_counters_are_lost(tmp_path, limit):
+    with make(tmp_path, circular=True, **{limit: 4 if limit == "max_episodes" else 12}) as buffer:
+        _ring_after_wrapping(buffer)
+        buffer.delete([1])
+        ids = [episode.id for episode in buffer]
+    for offset in range(6):
+        flip(tmp_path, "commit.npy", HEADER + 8 * offset)
+    check(tmp_path, repair=True)
+    assert held(tmp_path)[-len(ids) :] == ids
+    with ReplayBuffer.from_folder(tmp_path) as buffer:
+        for number in range(11, 30):
+            buffer.store_episode(**rows_of(number), seed=number)
+    assert held(tmp_path)[-1] == 29
+    assert check(tmp_path).verified
+
+
+def test_rule_14_metadata_that_was_changed_by_hand(tmp_path):
+    """A dtype of the same width: nothing but a check value shows that every number would be another one."""
+    make(tmp_path).close()
+    content = (tmp_path / "metadata.json").read_bytes()
+    (tmp_path / "metadata.json").write_bytes(content.replace(b'"int64"', b'"float64"', 1))
+    with pytest.raises(CorruptBufferError, match="does not match its check value"):
+        ReplayBuffer.from_folder(tmp_path, read_only=True)
+    assert_faults(tmp_path, (14, "metadata.json", None, None))
+    before = files_of(tmp_path)
+    with pytest.raises(CorruptBufferError, match="a file contradicts it"):
+        check(tmp_path, repair=True)
+    assert {name: content for name, content in files_of(tmp_path).items() if name != "writer.lock"} == {
+        name: content for name, content in before.items() if name != "writer.lock"
+    }
+    (tmp_path / "metadata.json").write_bytes(content)
+    assert held(tmp_path) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("old", [b'"uuid": "', b'"max_episodes": null', b'"recorder": false'])
+def test_rule_14_metadata_that_no_file_contradicts_is_believed_again_and_the_repair_says_so(tmp_path, old):
+    make(tmp_path).close()
+    content = (tmp_path / "metadata.json").read_bytes()
+    assert old in content
+    spaces = content.replace(old, old.replace(b": ", b":  "))
+    (tmp_path / "metadata.json").write_bytes(spaces)
+    assert_faults(tmp_path, (14, "metadata.json", None, None))
+    (dropped,) = check(tmp_path, repair=True).dropped
+    assert "changed by hand" in dropped
+    assert held(tmp_path) == [0, 1, 2, 3]
+    assert check(tmp_path).verified
+
+
+def test_a_repair_says_which_header_it_did_not_believe(tmp_path):
+    make(tmp_path).close()
+    content = (tmp_path / "steps/action.npy").read_bytes()
+    (tmp_path / "steps/action.npy").write_bytes(content.replace(b"'<i8'", b"'<f8'", 1))
+    assert_faults(tmp_path, (1, "steps/action.npy", None, None))
+    (dropped,) = check(tmp_path, repair=True).dropped
+    assert "steps/action.npy" in dropped
+    assert "expected int64 rows of shape (), got float64 rows" in dropped
+    assert held(tmp_path) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("values", [{"length": 0}, {"length": -1}, {"start": -1}, {"length": 1 << 61}], ids=repr)
 def test_a_record_that_cannot_be_is_damaged(tmp_path, values):
     make(tmp_path).close()
-    put_record(tmp_path, 2, **values)
+    change_record(tmp_path, 2, **values)
     report = check(tmp_path)
     assert {(fault.rule, fault.episode) for fault in report.faults} == {(11, 2)}
 
 
 def test_rule_11_records_that_are_missing(tmp_path):
     make(tmp_path).close()
-    np.save(tmp_path / "episodes/length.npy", np.load(tmp_path / "episodes/length.npy")[:2])
-    assert_faults(tmp_path, (11, "episodes/length.npy", 2, None))
+    np.save(tmp_path / "episodes.npy", np.load(tmp_path / "episodes.npy")[:2])
+    assert_faults(tmp_path, (11, "episodes.npy", 2, None))
 
 
 def test_rule_11_a_record_of_another_id(tmp_path):
     """A counter that was set back or forth: the records are those of other episodes."""
     with make(tmp_path, circular=True, max_episodes=3) as buffer:
         _ring_after_wrapping(buffer)
-    put_counter(tmp_path, "first", 9)
-    put_counter(tmp_path, "next", 12)
+    write_counters(tmp_path, first=9)
+    write_counters(tmp_path, next=12)
     report = check(tmp_path)
     assert {(fault.rule, fault.episode) for fault in report.faults} == {(11, 11)}
 
@@ -515,11 +586,16 @@ def cut_rows(folder):
 
 
 def share_rows(folder):
-    put_record(folder, 3, start=8)
+    change_record(folder, 3, start=8)
     # Its own rows must be what the checksum says, or it is damaged in two ways.
     for name in ("state", "action", "done"):
         rows = np.load(folder / f"steps/{name}.npy")[8:11]
-        put(folder, f"checksums/{name}.npy", HEADER + 12, zlib.crc32(rows.tobytes()).to_bytes(4, "little"))
+        put(
+            folder,
+            "checksums.npy",
+            at(folder, "checksums.npy", 3, name),
+            zlib.crc32(rows.tobytes()).to_bytes(4, "little"),
+        )
 
 
 REPAIRS = {
@@ -529,22 +605,26 @@ REPAIRS = {
         [1, 2],
         "0, 3",
     ),
-    "a damaged record": (lambda f: flip(f, "episodes/length.npy", HEADER + 16), [0, 1], "2-3"),
-    "the first record": (lambda f: flip(f, "episodes/record_crc.npy", HEADER), [], "0-3"),
+    "a damaged record": (lambda f: flip_in(f, "episodes.npy", 2, "length"), [0, 1], "2-3"),
+    "the first record": (lambda f: flip_in(f, "episodes.npy", 0, "crc"), [], "0-3"),
     "a record and a row": (
-        lambda f: (flip(f, "episodes/meta/seed.npy", HEADER + 24), flip(f, "steps/done.npy", HEADER + 4)),
+        lambda f: (flip_in(f, "episodes.npy", 3, "seed"), flip(f, "steps/done.npy", HEADER + 4)),
         [0, 2],
         "1",
     ),
     "a header of rows": (lambda f: put(f, "steps/action.npy", 0, b"broken"), [0, 1, 2, 3], None),
-    "a header of the table": (lambda f: put(f, "episodes/start.npy", 0, b"broken"), [0, 1, 2, 3], None),
-    "a header of meta": (lambda f: put(f, "episodes/meta/goal.npy", 0, b"broken"), [0, 1, 2, 3], None),
-    "a missing table": (lambda f: (f / "episodes/start.npy").unlink(), [], "episodes/start.npy"),
+    "a header of the table": (lambda f: put(f, "episodes.npy", 0, b"broken"), [0, 1, 2, 3], None),
+    "a header of checksums": (lambda f: put(f, "checksums.npy", 0, b"broken"), [0, 1, 2, 3], None),
+    "a missing table": (lambda f: (f / "episodes.npy").unlink(), [], "episodes.npy"),
     "a missing column": (lambda f: (f / "steps/done.npy").unlink(), [], "steps/done.npy"),
     "cut rows": (cut_rows, [0, 1, 2], "3"),
-    "missing checksums": (lambda f: (f / "checksums/done.npy").unlink(), [0, 1, 2, 3], "checksums"),
-    "short checksums": (lambda f: os.truncate(f / "checksums/done.npy", HEADER + 4), [0, 1, 2, 3], "checksums"),
-    "unknown flags": (lambda f: put_record(f, 2, flags=3 | 64), [0, 1, 3], "2"),
+    "missing checksums": (lambda f: (f / "checksums.npy").unlink(), [0, 1, 2, 3], "checksums"),
+    "short checksums": (
+        lambda f: os.truncate(f / "checksums.npy", at(f, "checksums.npy", 1)),
+        [0, 1, 2, 3],
+        "checksums",
+    ),
+    "unknown flags": (lambda f: change_record(f, 2, flags=3 | 64), [0, 1, 3], "2"),
     "shared rows": (share_rows, [0, 1, 2], "3"),
 }
 
@@ -601,7 +681,7 @@ def test_a_repaired_buffer_whose_episodes_had_no_checksums_yet_is_written_on(tmp
 def test_a_repair_of_a_ring(tmp_path):
     with make(tmp_path, circular=True, max_episodes=4) as buffer:
         _ring_after_wrapping(buffer)
-        start = int(np.load(tmp_path / "episodes/start.npy")[9 % 4])
+        start = int(np.load(tmp_path / "episodes.npy")["start"][9 % 4])
     flip(tmp_path, "steps/state.npy", HEADER + 8 * start)
     report = check(tmp_path, repair=True)
     assert report.dropped == ["episodes 9, whose rows are damaged"]
@@ -675,7 +755,7 @@ def test_a_repair_removes_no_link_and_nothing_behind_one(tmp_path):
     with pytest.raises(CorruptBufferError, match="link"):
         check(folder, repair=True)
     assert (folder / "steps/done.npy").is_symlink()
-    put_metadata(folder, obsolete=["steps/sub/important.npy"])
+    change_metadata(folder, obsolete=["steps/sub/important.npy"])
     with pytest.raises((CorruptBufferError, StorageError)):
         check(folder, repair=True)
     assert (elsewhere / "important.npy").read_text() == "precious"

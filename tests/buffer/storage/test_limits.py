@@ -8,10 +8,11 @@ import sys
 import numpy as np
 import pytest
 from buffer_helpers import add, contents, make_plain
+from format_helpers import read_metadata, sign, write_counters, write_metadata
 
 from gym_replay import CorruptBufferError, FieldError, ReplayBuffer, check_buffer
-from gym_replay.buffer.storage import episodes
-from gym_replay.buffer.storage.episodes import record_runs
+from gym_replay.buffer.storage import records
+from gym_replay.buffer.storage.records import record_runs
 
 MEASURE = """
 import resource, sys, warnings
@@ -35,13 +36,13 @@ def test_runs_are_every_id_once_side_by_side(first, end, base, capacity, record_
     ids = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in runs)])
     assert ids.tolist() == list(range(first, end))
     for ids, slot in runs:
-        slots = episodes.slots_of(ids, base, capacity)
+        slots = records.slots_of(ids, base, capacity)
         assert slots.tolist() == list(range(slot, slot + len(ids)))
         assert len(ids) * record_nbytes <= 1 << 24 or len(ids) == 1
 
 
 def test_a_ring_is_read_in_the_order_of_its_ids(tmp_path, monkeypatch):
-    monkeypatch.setattr(episodes, "RECORDS_AT_ONCE", 3)
+    monkeypatch.setattr(records, "RECORDS_AT_ONCE", 3)
     buffer = make_plain(tmp_path, circular=True, max_episodes=7)
     add(buffer, *[1] * 18)
     buffer.close()
@@ -56,17 +57,14 @@ def test_a_sparse_table_of_a_thousand_million_records_takes_no_memory(tmp_path):
     add(buffer, 1, 2)
     buffer.close()
     count = 1 << 30
-    for name in ("start", "length", "flags", "record_crc"):
-        path = tmp_path / "episodes" / f"{name}.npy"
-        values = np.load(path)
-        with path.open("r+b") as stream:
-            np.lib.format.write_array_header_1_0(
-                stream, {"descr": values.dtype.str, "fortran_order": False, "shape": (count,)}
-            )
-            stream.truncate(128 + count * values.itemsize)
-    counters = np.load(tmp_path / "commit.npy", mmap_mode="r+")
-    counters[3] = count
-    counters.flush()
+    path = tmp_path / "episodes.npy"
+    values = np.load(path)
+    with path.open("r+b") as stream:
+        np.lib.format.write_array_header_1_0(
+            stream, {"descr": values.dtype.descr, "fortran_order": False, "shape": (count,)}
+        )
+        stream.truncate(stream.tell() + count * values.itemsize)
+    write_counters(tmp_path, next=count)
     done = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True)
     episodes_found, bad, grown = map(int, done.stdout.split())
     assert (episodes_found, bad) == (2, 2)
@@ -77,19 +75,17 @@ def test_a_sparse_table_of_a_thousand_million_records_takes_no_memory(tmp_path):
 def test_metadata_of_very_many_values_is_refused_before_it_is_parsed(tmp_path, filler):
     make_plain(tmp_path).close()
     path = tmp_path / "metadata.json"
-    content = json.loads(path.read_text())
-    content["environment"] = {"x": "FILLER"}
-    path.write_text(json.dumps(content).replace('"FILLER"', f"[{filler * 600_000}0]"))
+    content = read_metadata(tmp_path) | {"environment": {"x": "FILLER"}}
+    path.write_bytes(sign(json.dumps(content).replace('"FILLER"', f"[{filler * 600_000}0]").encode()))
     with pytest.raises(CorruptBufferError, match=r"metadata\.json: \d+ (brackets and braces|colons), expected"):
         ReplayBuffer.from_folder(tmp_path)
 
 
 def test_a_default_of_many_values_for_a_small_field_is_refused(tmp_path):
     make_plain(tmp_path).close()
-    path = tmp_path / "metadata.json"
-    content = json.loads(path.read_text())
+    content = read_metadata(tmp_path)
     content["fields"][0]["default"] = [0] * 1000
-    path.write_text(json.dumps(content))
+    write_metadata(tmp_path, content)
     with pytest.raises(CorruptBufferError, match="the default of 'x' has another shape"):
         ReplayBuffer.from_folder(tmp_path)
 

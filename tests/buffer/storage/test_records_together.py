@@ -1,15 +1,12 @@
 """Records that are written together, with values that many of them have in common."""
 
-from unittest.mock import patch
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gym_replay import Field, ReplayBuffer, check_buffer
-from gym_replay.buffer.storage import records
-from gym_replay.buffer.storage.episodes import COMPLETE, HAS_FINAL
+from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL
 
 META = {"number": "int", "text": "str", "pair": ("float", (2,)), "empty": ("float", (0,)), "is_on": "bool"}
 DTYPES = {"number": np.int64, "pair": np.float32, "empty": np.float32, "is_on": np.bool_}
@@ -72,15 +69,14 @@ def test_each_record_has_its_values(tmp_path_factory, limits, steps, repeats, da
     writer = buffer._writing()
     expected = []
     for count, one_by_one, meta in steps * repeats:
-        with patch.multiple(records, _AHEAD=6, _BLOCKS_AHEAD=2):  # what comes again is written ahead, and used up
-            lengths = data.draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
-            flags = [HAS_FINAL | COMPLETE] * count
-            if not one_by_one and data.draw(st.booleans()):
-                flags[-1] = HAS_FINAL
-            _write(writer, count, one_by_one, meta, lengths, flags)
-            for at in range(count):
-                values = {name: value if _is_for_all(name, value) else value[at] for name, value in meta.items()}
-                expected.append((lengths[at], bool(flags[at] & COMPLETE), values))
+        lengths = data.draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
+        flags = [HAS_FINAL | COMPLETE] * count
+        if not one_by_one and data.draw(st.booleans()):
+            flags[-1] = HAS_FINAL
+        _write(writer, count, one_by_one, meta, lengths, flags)
+        for at in range(count):
+            values = {name: value if _is_for_all(name, value) else value[at] for name, value in meta.items()}
+            expected.append((lengths[at], bool(flags[at] & COMPLETE), values))
     buffer.refresh()
     held = list(buffer)
     assert len(held) == min(len(expected), limits.get("max_episodes", len(expected)))
@@ -92,18 +88,3 @@ def test_each_record_has_its_values(tmp_path_factory, limits, steps, repeats, da
             assert np.asarray(episode.meta[name]).tobytes() == np.array(values[name], dtype).tobytes(), name
     buffer.close()
     assert check_buffer(folder).ok
-
-
-def test_what_was_written_ahead_may_have_been_written_over(tmp_path):
-    """Single records write their own values ahead, over those that many records had in common."""
-    buffer = ReplayBuffer(tmp_path / "buffer", fields={"x": Field("int", state=True)}, meta_fields=META)
-    writer = buffer._writing()
-    one = {"number": 1, "text": b"one", "pair": (1.0, 2.0), "empty": (), "is_on": True}
-    two = {"number": 2, "text": b"two", "pair": (0.0, 0.0), "empty": (), "is_on": False}
-    for count, one_by_one, meta in [(4, False, one), (4, True, two), (4, False, one), (1, True, two), (4, False, two)]:
-        _write(writer, count, one_by_one, meta, [1] * count, [HAS_FINAL | COMPLETE] * count)
-    buffer.refresh()
-    assert [episode.meta["number"] for episode in buffer] == [1] * 4 + [2] * 4 + [1] * 4 + [2] * 5
-    assert [episode.meta["text"] for episode in buffer] == ["one"] * 4 + ["two"] * 4 + ["one"] * 4 + ["two"] * 5
-    buffer.close()
-    assert check_buffer(tmp_path / "buffer").ok

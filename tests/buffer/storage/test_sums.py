@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 from buffer_helpers import add, contents, make_plain
+from format_helpers import read_counters
 
 from gym_replay import ReplayBuffer, StorageError, check_buffer
 from gym_replay.buffer.storage import checksums, writer
@@ -18,7 +19,7 @@ def beside(monkeypatch):
 
 
 def summed(folder):
-    return int(np.load(folder / "commit.npy")[4])
+    return read_counters(folder)["summed"]
 
 
 @pytest.mark.parametrize("options", [{}, {"circular": True, "max_episodes": 3}, {"circular": True, "max_steps": 20}])

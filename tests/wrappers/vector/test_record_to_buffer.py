@@ -27,7 +27,7 @@ from gym_replay import (
 )
 from gym_replay import RecordToBuffer as RecordSingle
 from gym_replay.buffer.storage import writer
-from gym_replay.buffer.storage.episodes import Counters
+from gym_replay.buffer.storage.counters import Counters
 from gym_replay.wrappers.generator_state import generator_state
 from gym_replay.wrappers.vector import RecordToBuffer, ring, staging
 
@@ -637,7 +637,15 @@ def test_long_episodes_go_to_a_file(tmp_path, monkeypatch, name, infos):
     assert opened
     assert max(map(len, recorded.buffer)) > 20
     names = {path.name for path in (tmp_path / "vector").iterdir()}
-    assert names <= {"metadata.json", "commit.npy", "steps", "episodes", "checksums", "writer.lock"}
+    assert names <= {
+        "metadata.json",
+        "commit.npy",
+        "steps",
+        "episodes.npy",
+        "checksums.npy",
+        "strings.npy",
+        "writer.lock",
+    }
 
 
 def test_the_staging_file_is_reused_and_refusals_are_told(tmp_path, monkeypatch):

@@ -1,0 +1,207 @@
+"""The counters that make episodes visible, in ``commit.npy``.
+
+Each counter is one aligned 64-bit word, so that a store is seen whole or not at all: the low 48 bits are its value, the
+high 16 bits a CRC-16 of the value that also depends on the buffer's uuid and on which counter it is. A word that was
+damaged, or that belongs to another buffer, is found out when it is read.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from binascii import crc_hqx
+from collections.abc import Sequence
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+
+from gym_replay.buffer.storage.columns import ColumnWriter, encode_header, open_beneath, sync_descriptor
+from gym_replay.buffer.storage.maps import Stretch
+from gym_replay.errors import CorruptBufferError
+
+COUNTERS = "commit.npy"
+
+NAMES = ("revision", "base", "first", "next", "summed", "deletions")
+LARGEST = (1 << 48) - 1
+"""The largest value of a counter."""
+
+_REVISION, _BASE, _FIRST, _NEXT, _SUMMED, _DELETIONS = range(len(NAMES))
+_INDEX = {name: index for index, name in enumerate(NAMES)}
+_DTYPE = np.dtype("<u8")
+_HEADER = encode_header(_DTYPE, (), len(NAMES))
+_SIZE = len(_HEADER) + _DTYPE.itemsize * len(NAMES)
+_unpack = struct.Struct(f"<{len(NAMES)}Q").unpack
+
+
+class CheckValueError(CorruptBufferError):
+    """Something does not match its check value, or belongs to another buffer."""
+
+
+def _seeds(uuid: str) -> tuple[int, ...]:
+    """What the CRC-16 of each counter begins with."""
+    return tuple(crc32(f"{uuid}/{name}".encode("utf-8", "surrogatepass")) & 0xFFFF for name in NAMES)
+
+
+def _word(value: int, seed: int) -> int:
+    if not 0 <= value <= LARGEST:
+        raise ValueError(f"expected a counter from 0 to {LARGEST}, got {value}")
+    return crc_hqx(value.to_bytes(6, "little"), seed) << 48 | value
+
+
+def encode_counters(uuid: str, values: Sequence[int]) -> bytes:
+    """The content of the file with these values of the counters, in the order of ``NAMES``."""
+    words = [_word(value, seed) for value, seed in zip(values, _seeds(uuid), strict=True)]
+    return _HEADER + np.array(words, _DTYPE).tobytes()
+
+
+class CounterValues:
+    """Turns the words of one buffer's counters into values."""
+
+    def __init__(self, uuid: str, path: Path | str) -> None:
+        self._seeds, self._path = _seeds(uuid), path
+
+    def one(self, index: int, word: int) -> int:
+        """The value of a word.
+
+        Raises:
+            CheckValueError: it does not match its check value.
+        """
+        value = word & LARGEST
+        if crc_hqx(value.to_bytes(6, "little"), self._seeds[index]) != word >> 48:
+            raise CheckValueError(
+                f"{self._path}: the counter {NAMES[index]!r} does not match its check value; "
+                "check_buffer(folder, repair=True) finds the episodes again"
+            )
+        return value
+
+    def all(self, words: Sequence[int]) -> tuple[int, ...]:
+        """The values of all words, which are checked against one another too.
+
+        Raises:
+            CorruptBufferError: one does not match its check value, or contradicts another.
+        """
+        values = tuple(self.one(index, word) for index, word in enumerate(words))
+        if not (values[_BASE] <= values[_FIRST] <= values[_NEXT] and values[_BASE] <= values[_SUMMED] <= values[_NEXT]):
+            named = dict(zip(NAMES, values, strict=True))
+            raise CorruptBufferError(f"{self._path}: the counters contradict one another: {named}")
+        return values
+
+    def in_file(self, descriptor: int) -> tuple[int, ...]:
+        """The values in an open file: revision, base, first, next, summed, deletions.
+
+        Raises:
+            CorruptBufferError: it is no file of counters, or one of them is damaged.
+        """
+        return self.all(_unpack(_read_words(descriptor, self._path)))
+
+
+def _read_words(descriptor: int, path: Path | str) -> bytes:
+    content = os.pread(descriptor, _SIZE + 1, 0)
+    if len(content) != _SIZE or not content.startswith(_HEADER):
+        raise CorruptBufferError(f"{path}: expected {len(NAMES)} 64-bit counters in {_SIZE} bytes")
+    return content[len(_HEADER) :]
+
+
+class Counters:
+    """The counters of a buffer, shared by all processes through a map.
+
+    Args:
+        folder: the buffer's.
+        relative: the file's path below it.
+        uuid: the buffer's.
+        writable: whether they are going to be stored.
+
+    Raises:
+        CorruptBufferError: the file is missing, or is no file of counters.
+    """
+
+    def __init__(self, folder: Path, relative: str, uuid: str, *, writable: bool) -> None:
+        self.path = folder / relative
+        self._decoder, self._seeds = CounterValues(uuid, self.path), _seeds(uuid)
+        try:
+            descriptor = open_beneath(folder, relative, os.O_RDWR if writable else os.O_RDONLY)
+        except FileNotFoundError:
+            raise CorruptBufferError(f"{self.path}: the file is missing") from None
+        try:
+            _read_words(descriptor, self.path)
+            self.inode = os.fstat(descriptor).st_ino
+            if writable:
+                self._map = mmap.mmap(descriptor, _SIZE, access=mmap.ACCESS_WRITE)
+                whole = memoryview(self._map)
+            else:  # nothing stays open for it
+                whole = Stretch(_SIZE, descriptor).array(0, np.dtype("u1"), (_SIZE,)).data
+        finally:
+            os.close(descriptor)
+        # A view of 64-bit numbers stores each with one instruction; format 'Q' is little-endian where this runs.
+        self._words = whole[len(_HEADER) :].cast("Q")
+
+    @staticmethod
+    def create(folder: Path, relative: str, uuid: str, *, first_id: int = 0, revision: int = 0) -> None:
+        """Write the file whole, so that storing into its map can never run out of disk."""
+        content = encode_counters(uuid, (revision, first_id, first_id, first_id, first_id, 0))
+        writer = ColumnWriter.create(folder, relative, _DTYPE)
+        try:
+            writer.set_rows(len(NAMES))
+            writer.write(0, content[len(_HEADER) :])
+            writer.sync()
+        finally:
+            writer.close()
+
+    @property
+    def revision(self) -> int:
+        """The metadata's revision that the files belong to."""
+        return self._decoder.one(_REVISION, self._words[_REVISION])
+
+    @property
+    def base(self) -> int:
+        """Id of the episode in slot 0 of the table."""
+        return self._decoder.one(_BASE, self._words[_BASE])
+
+    @property
+    def first(self) -> int:
+        """Id of the oldest live episode."""
+        return self._decoder.one(_FIRST, self._words[_FIRST])
+
+    @property
+    def next(self) -> int:
+        """Id of the next episode; storing it is the commit."""
+        return self._decoder.one(_NEXT, self._words[_NEXT])
+
+    @property
+    def summed(self) -> int:
+        """Episodes below this id have checksums."""
+        return self._decoder.one(_SUMMED, self._words[_SUMMED])
+
+    @property
+    def deletions(self) -> int:
+        """How often episodes were deleted."""
+        return self._decoder.one(_DELETIONS, self._words[_DELETIONS])
+
+    def put(self, name: str, value: int) -> None:
+        """Store one counter."""
+        index = _INDEX[name]
+        self._words[index] = _word(value, self._seeds[index])
+
+    def put_next(self, value: int) -> None:
+        """Store the counter ``next``: the commit."""
+        self._words[_NEXT] = _word(value, self._seeds[_NEXT])
+
+    def cut(self, episode_id: int) -> None:
+        """Let go of an episode and all after it."""
+        for name in ("summed", "first", "next"):
+            self.put(name, min(getattr(self, name), episode_id))
+
+    def sync(self) -> None:
+        """Have the counters on the disk before returning."""
+        self._map.flush()
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            sync_descriptor(descriptor, self.path)
+        finally:
+            os.close(descriptor)
+
+    def check(self) -> None:
+        """Raise CorruptBufferError where a counter is damaged, or contradicts another."""
+        self._decoder.all(self._words.tolist())

@@ -47,9 +47,9 @@ class Batches(Sampler[Draw]):
         self.live = live
         self.prioritized = prioritized
         self.pending: list[Draw] = []
-        """What was drawn by priority before a checkpoint, but not delivered yet: drawn first."""
-        self.issued: deque[Draw] = deque()
-        """What was drawn by priority and not delivered yet."""
+        """What was drawn by priority before a checkpoint, but not delivered yet: the next iteration begins with it."""
+        self.drawn: deque[Draw] = deque()
+        """What was drawn by priority and not delivered yet, of the iteration that began last."""
         self._reorder, self._each_batch = reorder, each_batch
         self._repeats = each_batch or isinstance(order, ReplacementOrder)
         self.follow()
@@ -68,9 +68,9 @@ class Batches(Sampler[Draw]):
             self.prioritized.follow(self.live.view.ids, np.diff(self.live.view.offsets))
 
     def __iter__(self) -> Iterator[Draw]:
-        self.issued.clear()
         if self.prioritized is not None:
-            return self._by_priority(self.prioritized, self.epoch, self.start)
+            self.drawn = deque(self.pending)
+            return self._by_priority(self.prioritized, self.order, self.epoch, self.start, self.drawn)
         if self._each_batch:
             return self._anew(self.epoch, self.start)
         return self._in_order(self.order, self.epoch, self.start)
@@ -105,19 +105,19 @@ class Batches(Sampler[Draw]):
             first = self.order.first_position(index)
             yield self.live.draw(samples, seed=order.seed, epoch=epoch, first=first, repeats=True)
 
-    def _by_priority(self, prioritized: PrioritizedSampler, epoch: int, start: int) -> Iterator[Draw]:
-        pending, self.pending = deque(self.pending), []
-        for index in range(start, len(self.order)):
+    def _by_priority(
+        self, prioritized: PrioritizedSampler, order: Order, epoch: int, start: int, drawn: deque[Draw]
+    ) -> Iterator[Draw]:
+        pending = deque(drawn)
+        for index in range(start, len(order)):
             if self.live is not None and self._each_batch and self.live.renew():
                 self.follow()
             if pending:
                 draw = pending.popleft()
             else:
-                positions = self.order.positions(index)
-                samples, weights = prioritized.draw(positions, self.order.seed, epoch)
-                first = self.order.first_position(index)
-                draw = Draw(samples, self.order.seed, epoch, first, weights, repeats=True)
-            self.issued.append(draw)
+                samples, weights = prioritized.draw(order.positions(index), order.seed, epoch)
+                draw = Draw(samples, order.seed, epoch, order.first_position(index), weights, repeats=True)
+                drawn.append(draw)
             if self.live is None:
                 yield draw
             else:

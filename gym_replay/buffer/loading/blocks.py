@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -75,6 +76,8 @@ class BlockOrder(Order):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("block_size", "pool_size"):
+            object.__setattr__(self, name, operator.index(getattr(self, name)))  # NumPy's integers overflow
         if not 1 <= self.block_size <= self.pool_size:
             raise ValueError(
                 f"expected 1 <= block_size <= pool_size, got block_size={self.block_size} and "

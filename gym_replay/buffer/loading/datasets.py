@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from itertools import groupby, islice
 from operator import attrgetter
 from typing import Any
@@ -21,6 +22,7 @@ from gym_replay.buffer.loading.randomness import draw
 from gym_replay.buffer.loading.selection import Condition, matches
 from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.loading.statistics import Normalize, Resolved, resolve
+from gym_replay.buffer.loading.workers import Moment, checked_epoch
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 
 RUN_BYTES = 1 << 19
@@ -54,11 +56,13 @@ class ReplayDataset(Dataset[Batch]):
             another under dotted names. A ``transform`` is given the dotted names.
 
     Attributes:
+        belongs_to_loader: whether a loader of this package has it; then another DataLoader cannot have its samples.
         draw: what the batch in the making was asked with: the seed and the epoch of whatever is drawn at random for it.
         read_fields: the names of the fields that batches are made of.
         normalized: the statistics that fields are normalized with, or None.
     """
 
+    belongs_to_loader = False
     draw = Draw(np.empty(0, np.int64))
     read_fields: Collection[str] = ()
 
@@ -79,7 +83,7 @@ class ReplayDataset(Dataset[Batch]):
         self.source = source
         self._nesting = Nesting(roots_of(source.environment)) if nested else None
         self._roots: dict[str, str] = {}
-        self._moment = 0, 0
+        self._moment = Moment()
         self._ahead = ReadAhead()
         self.anchors = _filter(source, anchors, filter_fields) if filter_fields else anchors
         if len(self.anchors) == 0:
@@ -179,11 +183,16 @@ class ReplayDataset(Dataset[Batch]):
             raise FieldError(f"{argument}: unknown field {unknown[0]!r}; there are {list(known)}")
         return [name for name in names if name in self.source.fields]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_moment": copy(self._moment)}  # which a copy has of its own, and a worker shares
+
     def __len__(self) -> int:
         return len(self.anchors)
 
     def __getitem__(self, index: Any) -> Batch:
         if isinstance(index, (int, np.integer)):
+            if self.belongs_to_loader:
+                raise sample_of_loader(index)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index}: there are {len(self)}")
             flat = self._asked(np.array([index % len(self)]))
@@ -200,12 +209,23 @@ class ReplayDataset(Dataset[Batch]):
         self.normalized = statistics
         self._delivery.normalize_with(statistics)
 
-    def set_epoch(self, epoch: int, *, seed: int = 0) -> None:
-        """Let what is drawn at random for each sample be that of this epoch and seed.
+    def set_epoch(self, epoch: int, *, seed: int | None = None) -> None:
+        """Let what is drawn at random for each sample be that of this epoch.
 
-        For samples that are asked for by their numbers; a loader says with each batch of which epoch it is.
+        This is for a DataLoader of your own: a loader of this package says with each batch of which epoch it is. Call
+        it before each iteration; workers that are running see it too, in every DataLoader over this dataset. Samples
+        that they have read ahead stay as they are.
+
+        Args:
+            epoch: from 0 on.
+            seed: any integer; None keeps the one of the call before, at first 0.
+
+        Raises:
+            FieldError: the epoch or the seed is no such integer.
         """
-        self._moment = seed, epoch
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer, type(None))):
+            raise FieldError(f"seed: expected an integer or None, got {seed!r}")
+        self._moment.set(self._moment.seed if seed is None else int(seed), checked_epoch(epoch))
 
     def _draws(self, count: int, episodes: Ints, steps: Ints) -> Floats:
         """So many numbers from [0, 1) for each sample, ``(count, samples)``; other ones in each epoch.
@@ -218,7 +238,7 @@ class ReplayDataset(Dataset[Batch]):
     def _asked(self, samples: Ints) -> Batch:
         if samples.size and not (samples.min() >= 0 and samples.max() < len(self)):
             raise IndexError(f"samples {samples.min()} .. {samples.max()}: there are {len(self)}, from 0 on")
-        self.draw = Draw(samples, *self._moment)
+        self.draw = Draw(samples, self._moment.seed, self._moment.epoch)
         return self.batch(samples)
 
     def _drawn(self, draw: Draw) -> Batch:
@@ -330,6 +350,15 @@ class ReplayDataset(Dataset[Batch]):
         renamed.update((self._out(name), array) for name, array in arrays.items())
         renamed.valid = {self._out(name): mask for name, mask in arrays.valid.items()}
         return self._delivery(renamed, weighed)
+
+
+def sample_of_loader(index: Any) -> FieldError:
+    """The error of who asks for one sample of a loader's dataset, as a DataLoader that is made of the loader does."""
+    return FieldError(
+        f"sample {index} was asked of a loader's dataset: order and batches of the loader are lost where another "
+        "DataLoader is made of it, as accelerate's prepare() and skip_first_batches() do. Iterate over the loader "
+        "itself, which loads for its rank of torch.distributed; or make a DataLoader over buffer.dataset(...)"
+    )
 
 
 def _only(values: Any) -> Any:

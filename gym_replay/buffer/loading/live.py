@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from gym_replay.buffer.loading.collate import Batch
-from gym_replay.buffer.loading.datasets import ReplayDataset
+from gym_replay.buffer.loading.datasets import ReplayDataset, sample_of_loader
 from gym_replay.buffer.loading.draws import Draw
 from gym_replay.buffer.loading.order import Ints, uniforms
 from gym_replay.buffer.loading.ranks import Ranks
@@ -173,6 +173,8 @@ class LiveDataset(Dataset[Batch]):
         return Draw(inside, parts=view.parts[places], ids=ids, version=view.version, bounds=view.bounds, **entries)
 
     def __getitem__(self, index: Any) -> Batch:
+        if isinstance(index, (int, np.integer)):
+            raise sample_of_loader(index)
         if not isinstance(index, Draw) or index.ids is None:
             return self._served.dataset[index]
         if index.version != self._served.version:

@@ -45,12 +45,15 @@ class Ordering:
         """Refuse arguments that do not fit one another."""
         if not (isinstance(self.shuffle, (bool, np.bool_)) or self.shuffle == "block"):
             raise FieldError(f"shuffle={self.shuffle!r}: expected True, False or 'block'")
+        if not isinstance(self.drop_last, (bool, np.bool_)):
+            raise FieldError(f"drop_last={self.drop_last!r}: expected True or False")
         if self.shuffle != "block" and self.sizes != (None, None):
             raise FieldError("block_size and pool_size go with shuffle='block'")
         if self.prioritized is not None and not isinstance(self.prioritized, PrioritizedSampler):
             raise FieldError(
                 f"sampler={self.prioritized!r}: expected a PrioritizedSampler; any other order is decided by shuffle, "
-                "weights, seed and set_epoch"
+                "weights, seed and set_epoch, and ranks share the samples without a DistributedSampler (Lightning adds "
+                "none with Trainer(use_distributed_sampler=False))"
             )
         weighted = self.weights is not None or self.buffer_weights is not None
         if self.shuffle == "block" and (self.replacement or self.refresh is not None):
@@ -98,7 +101,7 @@ class Ordering:
                 return BlockOrder(
                     count, self.batch_size, shuffle=True, **common, block_size=block_size, pool_size=pool_size
                 )
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise FieldError(str(error)) from None
         if self.shuffle and len(dataset.source.rows.edges) > 2:
             return GroupOrder(count, self.batch_size, shuffle=True, **common, bounds=_group_bounds(dataset))

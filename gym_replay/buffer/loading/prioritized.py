@@ -281,7 +281,9 @@ class PrioritizedSampler:
     # --- checkpoints ---
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all there is to go on from: arrays and numbers, O(samples)."""
+        """Return all there is to go on from, O(samples): numbers and tensors, which ``torch.load`` reads by default."""
+        import torch
+
         held = np.arange(self._first, self._end)
         return {
             "alpha": self.alpha,
@@ -290,30 +292,38 @@ class PrioritizedSampler:
             "largest": self._largest,
             "first": self._first,
             "end": self._end,
-            "ids": self._ids.copy(),
-            "counts": self._counts.copy(),
-            "bases": self._bases.copy(),
-            "values": self._tree.values[held % self._tree.capacity],
+            "ids": torch.tensor(self._ids),
+            "counts": torch.tensor(self._counts),
+            "bases": torch.tensor(self._bases),
+            "values": torch.tensor(self._tree.values[held % self._tree.capacity]),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned.
+        """Go on from what :meth:`state_dict` returned; NumPy arrays in the place of its tensors are taken too.
 
         Raises:
-            FieldError: an entry is missing.
+            FieldError: an entry is missing, or they do not fit one another. The sampler is then as it was.
         """
         if missing := sorted(set(PrioritizedSampler().state_dict()) - set(state)):
             raise FieldError(f"the state has no entry {missing[0]!r}; pass what state_dict() returned")
-        self.alpha, self.beta, self.epsilon = state["alpha"], state["beta"], state["epsilon"]
-        self._largest, self._first, self._end = state["largest"], state["first"], state["end"]
-        self._ids, self._counts, self._bases = (_array(state[name]).copy() for name in ("ids", "counts", "bases"))
-        values = _array(state["values"])
+        ids, counts, bases = (_array(state[name]).astype(np.int64) for name in ("ids", "counts", "bases"))
+        values, first, end = _array(state["values"]).astype(np.float64), int(state["first"]), int(state["end"])
+        if not ids.shape == counts.shape == bases.shape or values.shape != (end - first,):
+            raise FieldError(
+                f"the state is damaged: expected as many ids, counts and bases, and {end - first} values, got "
+                f"{ids.shape}, {counts.shape}, {bases.shape} and {values.shape}; take an earlier checkpoint"
+            )
+        settings = _checked("alpha", state["alpha"], None), _checked("epsilon", state["epsilon"], None)
+        self.beta = state["beta"]
+        self.alpha, self.epsilon = settings
+        self._largest, self._first, self._end = float(state["largest"]), first, end
+        self._ids, self._counts, self._bases = ids, counts, bases
         self._tree = SumTree(len(values))
         self._tree.put(np.arange(self._first, self._end) % self._tree.capacity, values)
 
 
 def _array(values: Any) -> npt.NDArray[Any]:
-    """Return the values of an array, a list or a torch tensor, which this file need not know."""
+    """Return the values of an array, a list or a torch tensor, which only checkpoints need to know."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.float() if str(values.dtype) == "torch.bfloat16" else values

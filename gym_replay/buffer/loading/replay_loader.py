@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any
 
 import numpy as np
@@ -25,19 +28,20 @@ from gym_replay.buffer.loading.ordering import Ordering
 from gym_replay.buffer.loading.prioritized import PrioritizedSampler
 from gym_replay.buffer.loading.ranks import agree_on_seed, find_ranks
 from gym_replay.buffer.loading.statistics import Resolved, from_state, to_state
+from gym_replay.buffer.loading.torch_options import REFUSED, check_torch_options
 from gym_replay.buffer.loading.weights import ReplacementOrder
+from gym_replay.buffer.loading.workers import checked_epoch
 from gym_replay.errors import FieldError
 
 PRIORITIZED_ENTRIES = ("_samples", "_weights")
-_REFUSED = {
-    "collate_fn": "batches are gathered whole; change the batch in your training loop",
-    "batch_sampler": "the order is decided by batch_size, shuffle, drop_last and seed",
-    "dataset": "the dataset is made from the buffer; use buffer.dataset(...) with a DataLoader of your own",
-}
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _array(values: Any) -> npt.NDArray[Any]:
+    return torch.as_tensor(values).cpu().numpy()
 
 
 class ReplayLoader(DataLoader[Batch]):
@@ -79,10 +83,14 @@ class ReplayLoader(DataLoader[Batch]):
         device: where the tensors go; to a CUDA device they are copied through pinned memory, ahead of their use.
         to_named_tuple: deliver named tuples of these entries, in this order.
         remake: for ``refresh``: makes the like of ``dataset`` over other snapshots.
-        options: torch's own (num_workers, pin_memory, prefetch_factor, persistent_workers, ...).
+        options: torch's own, as far as they leave the order alone: ``num_workers``, ``prefetch_factor``,
+            ``persistent_workers``, ``pin_memory``, ``pin_memory_device``, ``timeout``, ``worker_init_fn``,
+            ``multiprocessing_context`` and ``generator``. docs/semantics.md says of each of torch's options what it
+            does here.
 
     Raises:
         FieldError: an argument does not fit, or does not go with another.
+        TypeError: there is no such option.
 
     Example:
         >>> loader = buffer.dataloader(256, n_steps=1, shuffle=True, seed=0, drop_last=True)  # doctest: +SKIP
@@ -114,14 +122,11 @@ class ReplayLoader(DataLoader[Batch]):
         remake: Callable[[Snapshots], ReplayDataset] | None = None,
         **options: Any,
     ) -> None:
-        for name, remedy in _REFUSED.items():
-            if options.pop(name, None) is not None:
-                raise FieldError(f"{name} is not taken: {remedy}")
         replacement = replacement or weights is not None or buffer_weights is not None or sampler is not None
         self._ordering = Ordering(
             batch_size,
             shuffle,
-            bool(drop_last),
+            drop_last,
             (block_size, pool_size),
             replacement or refresh == "batch",
             weights if weights is None or isinstance(weights, str) else np.asarray(weights, np.float64),
@@ -131,14 +136,17 @@ class ReplayLoader(DataLoader[Batch]):
             refresh,
         )
         self._ordering.check(dataset, remake)
+        options = check_torch_options(options)
         self._ranks = self._ordering.ranks = find_ranks(rank, world_size)
         if seed is None:
             seed = self._drawn_seed(dataset, options.get("generator"))
         self._ordering.seed = seed
         self._prioritized = sampler
         self._own = dataset
+        dataset.belongs_to_loader = True
         self._live = None if refresh is None or remake is None else LiveDataset(dataset, remake)
         self._order = self._ordering.order_of(dataset)
+        self._ordering.seed = self._order.seed
         if isinstance(self._order, BlockOrder):
             rows = int(dataset.source.lengths.sum()) // max(1, len(dataset)) * self._order.block_size
             dataset.source.rows.expect_blocks(rows)
@@ -161,10 +169,16 @@ class ReplayLoader(DataLoader[Batch]):
         self._tuple_names = None if to_named_tuple is None else list(to_named_tuple)
         self._tuple_class = None if to_named_tuple is None else named_tuple_class(to_named_tuple)
         self._next_epoch, self._next_start = 0, 0
-        self._progress = (0, 0)
+        self._progress: tuple[int, int, deque[Draw]] = (0, 0, deque())
+        self._running: weakref.ref[Generator[Any, None, None]] | None = None
         self._resumed_within: Any = None
         served = dataset if self._live is None else self._live
         super().__init__(served, batch_size=None, sampler=self._batches, collate_fn=_as_it_is, **options)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in REFUSED and name in self.__dict__:
+            raise FieldError(f"{name} is settled when the loader is made: {REFUSED[name]}")
+        super().__setattr__(name, value)
 
     def _drawn_seed(self, dataset: ReplayDataset, generator: Any) -> int:
         """A seed from torch's generator; that of rank 0 where the ranks must have the same."""
@@ -182,8 +196,8 @@ class ReplayLoader(DataLoader[Batch]):
         if self._live is not None:
             self._look_again()
         self._next_epoch, self._next_start = epoch + 1, 0
-        self._progress = epoch, start
         self._batches.epoch, self._batches.start = epoch, start
+        self._leave_workers_to_another_iteration()
         batches: Iterator[Batch] = super().__iter__()
         if self.num_workers == 0 and not self.pin_memory:
             # Torch's own iterator, which has drawn its seed now, takes as long to hand over a small batch as there is
@@ -192,7 +206,18 @@ class ReplayLoader(DataLoader[Batch]):
                 batches = self.dataset.drawn_in_order(iter(self._batches))  # of this epoch, whenever it is begun
             else:
                 batches = map(self.dataset.__getitem__, self._batches)
-        return self._deliver(on_device(batches, self._device), epoch, start)
+        drawn, self._batches.pending = self._batches.drawn, []
+        self._progress = epoch, start, drawn
+        delivered = self._deliver(on_device(batches, self._device), epoch, start, drawn)
+        if self.persistent_workers:
+            self._running = weakref.ref(delivered)
+        return delivered
+
+    def _leave_workers_to_another_iteration(self) -> None:
+        """Let workers that are still at an earlier iteration stay with it: torch would give its batches to this one."""
+        running = None if self._running is None else self._running()
+        if running is not None and getgeneratorstate(running) != GEN_CLOSED:
+            self._iterator = None
 
     def _look_again(self) -> None:
         """Take the snapshot of an epoch; one that is resumed gets the episodes that it had, as far as they live."""
@@ -208,18 +233,20 @@ class ReplayLoader(DataLoader[Batch]):
         self._order = self._batches.order = self._ordering.order_of(self._live.view.dataset)
         self._batches.follow()
 
-    def _deliver(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Any]:
+    def _deliver(
+        self, batches: Iterator[Batch], epoch: int, start: int, drawn: deque[Draw]
+    ) -> Generator[Any, None, None]:
         count, state = len(self._order), self.__dict__  # torch looks at each attribute that is set, for a microsecond
         for number, batch in enumerate(batches, start + 1):
-            state["_progress"] = (epoch, number) if number < count else (epoch + 1, 0)
+            state["_progress"] = (epoch, number, drawn) if number < count else (epoch + 1, 0, drawn)
             if self._prioritized is not None:
-                self._batches.issued.popleft()
+                drawn.popleft()
             if self._tuple_class is not None and self._tuple_names is not None:
                 yield self._tuple_class(*(batch[name] for name in self._tuple_names))
             else:
                 yield batch
         if start >= count:
-            state["_progress"] = epoch + 1, 0
+            state["_progress"] = epoch + 1, 0, drawn
 
     @property
     def num_groups(self) -> int:
@@ -242,10 +269,8 @@ class ReplayLoader(DataLoader[Batch]):
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be this epoch."""
-        if isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)) or epoch < 0:
-            raise FieldError(f"epoch: expected a number from 0 on, got {epoch!r}")
-        self._next_epoch, self._next_start = int(epoch), 0
-        self._progress = int(epoch), 0
+        self._next_epoch, self._next_start = checked_epoch(epoch), 0
+        self._progress = self._next_epoch, 0, deque()
         self._batches.pending = []
         self._resumed_within = None
 
@@ -255,11 +280,11 @@ class ReplayLoader(DataLoader[Batch]):
         settings: dict[str, Any] = {
             "num_samples": order.num_samples if self._ordering.refresh is None else None,
             "batch_size": order.batch_size,
-            "shuffle": self._ordering.shuffle,
-            "drop_last": order.drop_last,
+            "shuffle": "block" if self._ordering.shuffle == "block" else bool(self._ordering.shuffle),
+            "drop_last": bool(order.drop_last),
             "world_size": order.world_size,
             "replacement": self._ordering.replacement,
-            "samples_per_epoch": self._ordering.samples_per_epoch,
+            "samples_per_epoch": None if (asked := self._ordering.samples_per_epoch) is None else int(asked),
             "block_size": None,
             "pool_size": None,
             "groups": None,
@@ -296,15 +321,18 @@ class ReplayLoader(DataLoader[Batch]):
     def state_dict(self) -> dict[str, Any]:
         """Where the running (or last) iteration is: from it, another loader of the same data goes on exactly.
 
+        It holds plain numbers, strings, lists and dicts, and tensors where there are priorities, so that
+        ``torch.load`` reads it by default; without priorities it is JSON too.
+
         What workers have read ahead is not counted: the next batch is the one after the last that was delivered. Ranks
         that are at the same batch have the same state, so one checkpoint does for all; but priorities are of each rank.
         """
-        epoch, batch = self._progress
+        epoch, batch, drawn = self._progress
         state = {"epoch": epoch, "batch": batch, "seed": self._ordering.seed} | self._settings()
         if self._prioritized is not None:
             state["sampler"] = self._prioritized.state_dict()
-            drawn = [*self._batches.issued, *self._batches.pending]
-            state["pending"] = [(draw.samples, draw.weights, draw.first) for draw in drawn] if batch else []
+            ahead = drawn if batch else ()
+            state["pending"] = [[torch.tensor(one.samples), torch.tensor(one.weights), one.first] for one in ahead]
         state["normalize"] = to_state(self._own.normalized)
         if self._live is not None:
             state["episodes"] = [list(pair) for pair in self._live.view.bounds]
@@ -315,7 +343,8 @@ class ReplayLoader(DataLoader[Batch]):
         """Let the next iteration begin with the batch after the last one delivered when the state was taken.
 
         With ``refresh="epoch"`` the rest of that epoch has the episodes that it had. Fields are normalized with the
-        statistics that they were normalized with before, whatever the buffer holds by now.
+        statistics that they were normalized with before, whatever the buffer holds by now. NumPy arrays and numbers in
+        the state are taken as well.
 
         Raises:
             FieldError: the state is of a loader over other data or with other settings.
@@ -330,16 +359,16 @@ class ReplayLoader(DataLoader[Batch]):
                     "same data and settings"
                 )
         self._normalize_as(from_state(state["normalize"]))
-        self._ordering.seed = state["seed"]
-        self._order = self._batches.order = replace(self._order, seed=self._ordering.seed)
-        self._next_epoch, self._next_start = state["epoch"], state["batch"]
-        self._progress = state["epoch"], state["batch"]
+        seed, epoch, batch = int(state["seed"]), int(state["epoch"]), int(state["batch"])
+        self._ordering.seed = seed
+        self._order = self._batches.order = replace(self._order, seed=seed)
+        self._next_epoch, self._next_start = epoch, batch
         if self._prioritized is not None:
             self._prioritized.load_state_dict(state["sampler"])
-            self._batches.issued.clear()
             self._batches.pending = [
-                Draw(np.asarray(samples), self._ordering.seed, state["epoch"], first, np.asarray(weights), repeats=True)
+                Draw(_array(samples), seed, epoch, int(first), _array(weights), repeats=True)
                 for samples, weights, first in state["pending"]
             ]
-        if self._live is not None and state["batch"]:
+        self._progress = epoch, batch, deque(self._batches.pending)
+        if self._live is not None and batch:
             self._resumed_within = (tuple(tuple(pair) for pair in state["episodes"]), state["live_samples"])

@@ -181,7 +181,7 @@ def to_state(statistics: Resolved | None) -> dict[str, Any] | None:
     if statistics is None:
         return None
     return {
-        name: {"mean": np.asarray(found.mean, np.float64).tolist(), "std": np.asarray(found.std, np.float64).tolist()}
+        str(name): {what: np.asarray(getattr(found, what), np.float64).tolist() for what in ("mean", "std")}
         for name, found in statistics.items()
     }
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.fields import Field, fit
 from gym_replay.buffer.storage.names import encode_key
 from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.interop.extras import require
+from gym_replay.interop.hdf5 import check_claim, data_sets
+from gym_replay.interop.old_data import FLAGS, as_flags, as_steps, check_next, rows_differ, step_shape
 from gym_replay.interop.target import ImportReport, check_new, new_buffer
 
 Array = npt.NDArray[Any]
 
 _ROOTS = {"observations": "observation", "actions": "action", "rewards": "reward"}
-_NEXT, _TERMINALS, _TIMEOUTS = "next_observations", "terminals", "timeouts"
+_NEXT = "next_observations"
+_TERMINALS = ("terminals", "terminated", "terminations")
+_TIMEOUTS = ("timeouts", "truncated", "truncations")
 _BYTES_AT_ONCE = 1 << 20
 
 
@@ -36,10 +42,11 @@ def from_d4rl(
     """Copy a data set in D4RL's layout into a new buffer, episode by episode.
 
     It has one row for each transition: ``observations``, ``actions``, ``rewards``, ``terminals``, and mostly
-    ``timeouts`` and ``next_observations``. An episode ends where ``terminals`` or ``timeouts`` is True, and also where
-    the next observation is not the observation of the row after it; such an episode, and the rest after the last end,
-    is stored as cut. Everything else with a row for each transition becomes a field of its name: ``infos/qpos`` the
-    field ``infos.qpos``.
+    ``timeouts`` and ``next_observations``. The flags may also be called as Gymnasium calls them. An episode ends where
+    ``terminals`` or ``timeouts`` is True, and also where the next observation is not the observation of the row after
+    it; such an episode, and the rest after the last end, is stored as cut. Everything else with a row for each
+    transition becomes a field of its name: ``infos/qpos`` the field ``infos.qpos``. Rewards, flags and integer actions
+    that come as ``(rows, 1)`` become fields of single numbers.
 
     Args:
         source: an HDF5 file, an ``.npz`` file, or a mapping from names to arrays. A nested observation space is
@@ -54,8 +61,8 @@ def from_d4rl(
 
     Raises:
         MissingExtraError: it is an HDF5 file, and h5py is not installed.
-        FieldError: an array is missing, or has another number of rows.
-        CorruptBufferError: the file cannot be read.
+        FieldError: an array is missing, has another number of rows, or contradicts another one.
+        CorruptBufferError: the file cannot be read, or claims to be larger than it can be.
         NotABufferError: there is something at the target.
         EmptyBufferError: there is no transition.
 
@@ -68,7 +75,7 @@ def from_d4rl(
         (2, ('the last observation of 2 episodes: their last transition is no n-step sample',))
     """
     path = check_new(target)
-    with _opened(source) as arrays:
+    with _opened(source) as (arrays, links):
         rows = _Rows(arrays)
         ends = rows.ends(max_episode_steps)
         with new_buffer(path, rows.fields(), {}) as buffer:
@@ -77,14 +84,14 @@ def from_d4rl(
                 values, complete, has_final = rows.episode(start, end + 1, is_end=bool(rows.closed[end]))
                 buffer.store(values, end + 1 - start, complete=complete, has_final=has_final)
                 start = end + 1
-            return buffer.report(rows.not_known(), rows.left_out)
+            return buffer.report(rows.not_known(), [*links, *rows.left_out], rows.doubtful())
 
 
 @contextmanager
-def _opened(source: Any) -> Iterator[Mapping[str, Any]]:
-    """Arrays by name, of which rows can be taken without reading all of them."""
+def _opened(source: Any) -> Iterator[tuple[Mapping[str, Any], list[str]]]:
+    """Arrays by name, of which rows can be taken without reading all of them, and lines about links among them."""
     if isinstance(source, Mapping):
-        yield {name: array for name, value in source.items() for name, array in _flattened(name, value)}
+        yield _flattened(source), []
         return
     path = Path(source)
     with open(path, "rb") as file:
@@ -92,39 +99,68 @@ def _opened(source: Any) -> Iterator[Mapping[str, Any]]:
     with ExitStack() as stack:
         if magic.startswith(b"PK"):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gym-replay-"))
-            yield _unpacked(path, Path(folder))
+            yield _unpacked(path, Path(folder)), []
         elif magic == b"\x89HDF\r\n\x1a\n":
             h5py = require("h5py", "hdf5", "from_d4rl of an HDF5 file")
-            opened = stack.enter_context(h5py.File(path, "r"))
-            found: dict[str, Any] = {}
-            opened.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
-            yield found
+            found, links = data_sets(stack.enter_context(h5py.File(path, "r")), path)
+            yield found, [f"{name}: it is a link" for name in links]
         else:
             raise CorruptBufferError(f"{path}: expected an HDF5 or an .npz file, got one that begins with {magic!r}")
 
 
-def _flattened(name: str, value: Any) -> Iterator[tuple[str, Array]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flattened(f"{name}/{key}", inner)
-    else:
-        yield name, np.asarray(value)
+def _flattened(source: Mapping[Any, Any], root: str = "") -> dict[str, Array]:
+    """The arrays of nested mappings by their names, ``a/b`` below another.
+
+    Raises:
+        FieldError: two of them have one name.
+    """
+    flat: dict[str, Array] = {}
+    for key, value in source.items():
+        name = f"{root}{key}"
+        inner = _flattened(value, f"{name}/") if isinstance(value, Mapping) else {name: np.asarray(value)}
+        if doubled := [name for name in inner if name in flat]:
+            raise FieldError(f"the data set has {doubled[0]!r} twice; leave one out")
+        flat |= inner
+    return flat
 
 
 def _unpacked(path: Path, folder: Path) -> dict[str, Array]:
     """The arrays of an ``.npz`` file, each unpacked into a file and mapped: none of them need fit into memory."""
-    arrays = {}
+    arrays: dict[str, Array] = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            for number, name in enumerate(archive.namelist()):
-                member = folder / f"{number}.npy"
-                with archive.open(name) as packed, open(member, "wb") as plain:
-                    while piece := packed.read(1 << 20):
-                        plain.write(piece)
-                arrays[name.removesuffix(".npy")] = np.load(member, mmap_mode="r", allow_pickle=False)
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+            members = archive.infolist()
+            check_claim(path, sum(member.file_size for member in members))
+            for number, member in enumerate(members):
+                plain = folder / f"{number}.npy"
+                with archive.open(member) as packed, open(plain, "wb") as file:
+                    shutil.copyfileobj(packed, file, 1 << 20)
+                name = member.filename.removesuffix(".npy")
+                if name in arrays:
+                    raise CorruptBufferError(f"{path}: it has {name!r} twice")
+                arrays[name] = np.load(plain, mmap_mode="r", allow_pickle=False)
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise CorruptBufferError(f"{path}: {error}") from None
     return arrays
+
+
+def _find_flags(arrays: Mapping[str, Any], names: Sequence[str], count: int) -> npt.NDArray[np.bool_] | None:
+    """The flags under the first of these names, which those under the others must be too; None where there are none.
+
+    Raises:
+        FieldError: they are no flags, or differ.
+    """
+    found: npt.NDArray[np.bool_] | None = None
+    for name in names:
+        if name in arrays:
+            flags = as_flags(name, arrays[name][...], count)
+            if found is not None and (wrong := np.flatnonzero(flags != found)).size:
+                raise FieldError(
+                    f"{name!r} is another name for {names[0]!r}, and differs from it in {len(wrong)} rows, first in "
+                    f"row {wrong[0]}; pass the arrays without the wrong one"
+                )
+            found = flags
+    return found
 
 
 class _Rows:
@@ -132,53 +168,76 @@ class _Rows:
 
     Attributes:
         closed: bool ``(rows,)``: where an episode ended, as the data set says it.
-        left_out: what has no row for each transition.
+        left_out: what has no row for each transition, or no name of its own.
+        num_cuts: after how many rows an episode ends though no flag says so.
     """
 
     def __init__(self, arrays: Mapping[str, Any]) -> None:
-        if missing := [name for name in ("rewards", _TERMINALS) if name not in arrays]:
-            raise FieldError(f"the data set has no {missing[0]!r}; it has {sorted(arrays)}")
-        self._count = len(arrays["rewards"])
-        self._terminals = self._flags(arrays, _TERMINALS)
-        self._timeouts = self._flags(arrays, _TIMEOUTS) if _TIMEOUTS in arrays else None
+        self._count = self._count_rows(arrays)
+        terminals = _find_flags(arrays, _TERMINALS, self._count)
+        if terminals is None:
+            raise FieldError(f"the data set has no {_TERMINALS[0]!r}; it has {sorted(arrays)}")
+        self._terminals, self._timeouts = terminals, _find_flags(arrays, _TIMEOUTS, self._count)
         self.closed = self._terminals if self._timeouts is None else self._terminals | self._timeouts
+        self._check_masks(arrays)
+        self.num_cuts = 0
         self._own: dict[str, Any] = {}
         self._next: dict[str, Any] = {}
-        left_out = []
-        for name, array in arrays.items():
-            root, _, rest = name.partition("/")
-            if name in (_TERMINALS, _TIMEOUTS):
-                continue
-            if not array.shape or len(array) != self._count:
-                if root in (*_ROOTS, _NEXT):
-                    raise FieldError(f"{name!r}: expected {self._count} rows, as rewards have, got {array.shape}")
-                left_out.append(f"{name}: it has no row for each transition")
-            elif array.dtype.kind not in "biuf":
-                left_out.append(f"{name}: it holds {array.dtype}, not numbers")
-            elif root == _NEXT:
-                self._next[_field_name("observation", rest)] = array
-            else:
-                self._own[_field_name(_ROOTS.get(root, encode_key(root)), rest)] = array
-        self.left_out = tuple(left_out)
+        aliases = [[name for name in names if name in arrays] for names in (_TERMINALS, _TIMEOUTS)]
+        self._flags = {name: found[0] for found in aliases for name in found}
+        self.left_out = tuple(line for name, array in arrays.items() if (line := self._sort(name, array)) is not None)
+        self._shapes = {name: step_shape(name, array.dtype, array.shape[1:]) for name, array in self._own.items()}
         self._observations = [name for name in self._own if f"{name}.".startswith("observation.")]
         for root in _ROOTS.values():
             if not any(f"{name}.".startswith(f"{root}.") for name in self._own):
                 raise FieldError(f"the data set has no {root}s; it has {sorted(arrays)}")
         if self._next and set(self._next) != set(self._observations):
             raise FieldError(f"{_NEXT}: expected those of {self._observations}, got {list(self._next)}")
+        for name, following in self._next.items():
+            check_next(_NEXT, self._own[name], following)
 
-    def _flags(self, arrays: Mapping[str, Any], name: str) -> npt.NDArray[np.bool_]:
-        flags = np.asarray(arrays[name][:]).reshape(-1)
-        if len(flags) != self._count:
-            raise FieldError(f"{name!r}: expected {self._count} rows, as rewards have, got {len(flags)}")
-        return flags.astype(np.bool_)
+    @staticmethod
+    def _count_rows(arrays: Mapping[str, Any]) -> int:
+        rewards = arrays.get("rewards")
+        if rewards is None or not rewards.shape:
+            raise FieldError(f"the data set has no 'rewards', one for each transition; it has {sorted(arrays)}")
+        return len(rewards)
+
+    def _check_masks(self, arrays: Mapping[str, Any]) -> None:
+        """``masks`` of JAX training code are 0 where a transition terminated, and nowhere else."""
+        masks = arrays.get("masks")
+        if masks is None or masks.shape not in ((self._count,), (self._count, 1)):
+            return
+        if (differs := np.asarray(masks[...]).reshape(-1) != ~self._terminals).any():
+            raise FieldError(
+                f"'masks' and {_TERMINALS[0]!r} contradict one another in {differs.sum()} rows. In OGBench's layout "
+                "'terminals' are 1 where a trajectory ends, however it does: then pass the arrays with "
+                "terminals=1 - masks and timeouts=terminals, and without masks"
+            )
+
+    def _sort(self, name: str, array: Any) -> str | None:
+        """Put an array where it belongs; else why it is left out."""
+        root, _, rest = name.partition("/")
+        if name in self._flags:
+            return None if name == self._flags[name] else f"{name}: it is {self._flags[name]!r} once more"
+        if not array.shape or len(array) != self._count:
+            if root in (*_ROOTS, _NEXT):
+                raise FieldError(f"{name!r}: expected {self._count} rows, as rewards have, got {array.shape}")
+            return f"{name}: it has no row for each transition"
+        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+            return f"{name}: it holds {array.dtype}, which no field does"
+        into = self._next if root == _NEXT else self._own
+        field = _field_name("observation" if root == _NEXT else _ROOTS.get(root, encode_key(root)), rest)
+        if field in into or (root not in (*_ROOTS, _NEXT) and field.partition(".")[0] in (*_ROOTS.values(), *FLAGS)):
+            return f"{name}: the name of the field, {field!r}, is that of another array; pass it under another name"
+        into[field] = array
+        return None
 
     def fields(self) -> dict[str, Field]:
         """The fields of the buffer: observations first, then as in the data set."""
         ordered = [*self._observations, *(name for name in self._own if name not in self._observations)]
         fields = {
-            name: Field(self._own[name].dtype, self._own[name].shape[1:], state=name in self._observations)
-            for name in ordered
+            name: Field(self._own[name].dtype, self._shapes[name], state=name in self._observations) for name in ordered
         }
         return {**fields, "terminated": Field("bool"), "truncated": Field("bool")}
 
@@ -193,7 +252,9 @@ class _Rows:
                 "the data set has neither 'timeouts' nor 'next_observations', so where episodes were truncated is not "
                 "known; pass max_episode_steps=..., as D4RL takes it from the environment"
             )
-        ends = self.closed | self._jumps()
+        jumps = self._jumps()
+        self.num_cuts = int((jumps & ~self.closed).sum())
+        ends = self.closed | jumps
         if self._count:
             ends[-1] = True
         if max_episode_steps is not None:
@@ -217,20 +278,27 @@ class _Rows:
             at_once = max(1, _BYTES_AT_ONCE // max(1, own.dtype.itemsize * math.prod(own.shape[1:])))
             for low in range(0, self._count - 1, at_once):
                 high = min(low + at_once, self._count - 1)
-                here, there = following[low:high], own[low + 1 : high + 1]
-                differs = (here != there) & ~((here != here) & (there != there))  # NaN is as good as NaN
-                jumps[low:high] |= differs.reshape(high - low, -1).any(axis=1)
+                jumps[low:high] |= rows_differ(own[low + 1 : high + 1], following[low:high])
         return jumps
 
     def episode(self, start: int, end: int, *, is_end: bool) -> tuple[dict[str, Array], bool, bool]:
         """The values of one episode, whether it ended by itself, and whether its last observation is there."""
-        values: dict[str, Array] = {name: np.asarray(array[start:end]) for name, array in self._own.items()}
+        length = end - start
+        values = {name: as_steps(name, np.asarray(array[start:end])) for name, array in self._own.items()}
         for name, following in self._next.items():
-            values[name] = np.concatenate([values[name], np.asarray(following[end - 1 : end], values[name].dtype)])
+            own = values[name]
+            last = fit(_NEXT, np.asarray(following[end - 1 : end]), Field(own.dtype, own.shape[1:]), (1,))
+            values[name] = np.concatenate([own, last])
         terminated = self._terminals[start:end]
-        truncated = np.zeros(end - start, np.bool_) if self._timeouts is None else self._timeouts[start:end].copy()
+        truncated = np.zeros(length, np.bool_) if self._timeouts is None else self._timeouts[start:end].copy()
         truncated[-1] |= not terminated[-1]  # by the limit, or because it was cut
         return {**values, "terminated": terminated, "truncated": truncated}, is_end, bool(self._next)
+
+    def doubtful(self) -> list[str]:
+        """What the data set can hardly mean."""
+        if not self.num_cuts:
+            return []
+        return [f"{self.num_cuts} next observations are not those of the next row: an episode is cut after each"]
 
     def not_known(self) -> list[str]:
         """What the data set does not tell, beside last observations."""

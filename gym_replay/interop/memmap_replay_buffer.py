@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import pickletools
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,12 +16,16 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, UnsupportedFormatError
+from gym_replay.interop.old_data import as_steps, step_shape
 from gym_replay.interop.target import ImportReport, check_new, new_buffer
 
 Array = npt.NDArray[Any]
 
 _CONFIG = "metadata.pkl"
 _MOST_BYTES = 1 << 20
+_MOST_VALUES = 1 << 16
+_MOST_TUPLES = 10_000
+_SLOTS_AT_ONCE = 1 << 20
 _KINDS = {"int": np.int32, "float": np.float32, "bool": np.bool_, "uint8": np.uint8}
 _OWN_META = ("episode_lens", "_initted")
 _STATES = ("num_episodes", "episode_index", "timestep_index")
@@ -30,8 +37,9 @@ def from_memmap_replay_buffer(
     """Copy a folder of memmap-replay-buffer into a new buffer, episode by episode.
 
     Its configuration is a pickle. It is read with nothing allowed but dicts, lists, tuples, strings and numbers, so a
-    prepared one cannot run code. Values, dtypes and names stay as they are ("int" is int32 there). Versions 0.1.4 and
-    0.2.3 were tested; the array files of both are the same.
+    prepared one cannot run code. Values, dtypes and names stay as they are ("int" is int32 there). So do shapes, but
+    for rewards, flags and integer actions of shape (1,), which become single numbers. Versions 0.1.4 and 0.2.3 were
+    tested; the array files of both are the same.
 
     That package stores no observation after the last step. Name the fields that hold observations as ``state_fields``,
     and the last step of each episode is known to lack its next observation; without, they are fields like all others.
@@ -47,6 +55,8 @@ def from_memmap_replay_buffer(
     Raises:
         BufferNotFoundError: the folder has no ``metadata.pkl``.
         CorruptBufferError: the pickle asks for more than plain values, or a file does not fit it.
+        FieldError: a name in ``state_fields`` is unknown, or an episode has a field ``terminated`` or ``truncated``
+            that is set before its last step.
         UnsupportedFormatError: it is a folder of that package's HDF5 backend.
         NotABufferError: there is something at the target.
         EmptyBufferError: there is no episode.
@@ -61,18 +71,21 @@ def from_memmap_replay_buffer(
     if isinstance(state_fields, str) or unknown:
         raise FieldError(f"state_fields={state_fields!r}: expected names among {list(new.fields)}")
     fields = {
-        name: Field(info.dtype, info.shape, info.default, state=name in state_fields)
+        name: Field(info.dtype, step_shape(name, info.dtype, info.shape), info.default, state=name in state_fields)
         for name, info in new.fields.items()
     }
     with new_buffer(path, fields, new.meta_fields) as buffer:
         for slot, length, is_open in new.episodes():
-            arrays = {name: array[slot, :length] for name, array in new.arrays.items()}
+            arrays = {name: as_steps(name, array[slot, :length]) for name, array in new.arrays.items()}
             meta = {name: array[slot] for name, array in new.meta.items()}
-            buffer.store({**arrays, **meta}, length, complete=not is_open, has_final=not state_fields)
+            try:
+                buffer.store({**arrays, **meta}, length, complete=not is_open, has_final=not state_fields)
+            except FieldError as error:
+                raise FieldError(f"the episode in slot {slot}: {error}") from None
         not_known = list(new.not_known())
         if not state_fields:
             not_known.insert(0, "which fields are observations: none is a state field, see state_fields")
-        return buffer.report(not_known)
+        return buffer.report(not_known, new.left_out())
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -89,20 +102,53 @@ def read_plain_pickle(path: Path) -> Any:
     """The value in a pickle of dicts, lists, tuples, sets, strings, bytes, numbers and None.
 
     Raises:
-        CorruptBufferError: it is damaged, is larger than 1 MiB, or asks for anything else.
+        CorruptBufferError: it is damaged, is larger than 1 MiB, holds more than 65536 values, or asks for anything
+            else.
     """
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > _MOST_BYTES:
-            raise CorruptBufferError(f"{path}: {size} bytes are too many for a configuration")
-        try:
-            return _PlainUnpickler(file).load()
-        except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError) as error:
-            raise CorruptBufferError(
-                f"{path}: expected a pickle of plain values only: {error}; nothing of it was run"
-            ) from None
-        except (RecursionError, MemoryError, OverflowError) as error:
-            raise CorruptBufferError(f"{path}: expected a small pickle of plain values: {error!r}") from None
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise CorruptBufferError(f"{path}: expected a configuration of at most {_MOST_BYTES} bytes")
+    try:
+        _check_sizes(content)
+        value = _PlainUnpickler(io.BytesIO(content)).load()
+        _check_count(value)
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise CorruptBufferError(
+            f"{path}: expected a pickle of plain values only: {error}; nothing of it was run"
+        ) from None
+    except (RecursionError, MemoryError, OverflowError) as error:
+        raise CorruptBufferError(f"{path}: expected a small pickle of plain values: {error!r}") from None
+    return value
+
+
+def _check_sizes(content: bytes) -> None:
+    """Raise UnpicklingError where a pickle asks for more memory, or a deeper stack, than a configuration needs.
+
+    The unpickler makes its table of remembered values as long as the largest index, and a buffer as long as a frame or
+    a bytearray says it is. Python takes the hash of a tuple that is a key without a limit to its depth.
+    """
+    tuples = 0
+    for opcode, argument, _ in pickletools.genops(content):
+        is_size = "PUT" in opcode.name or opcode.name == "FRAME"
+        if is_size and int(argument) > len(content):
+            raise pickle.UnpicklingError(f"it asks for {argument} places, and has {len(content)} bytes")
+        tuples += opcode.name.startswith(("TUPLE", "FROZENSET"))
+        if tuples > _MOST_TUPLES:
+            raise pickle.UnpicklingError(f"it holds more than {_MOST_TUPLES} tuples")
+
+
+def _check_count(value: Any) -> None:
+    """Raise UnpicklingError where a value is made of too many: a list that holds one list many times, or itself."""
+    waiting, count = [value], 0
+    while waiting:
+        one = waiting.pop()
+        count += 1
+        inner = [*one.keys(), *one.values()] if isinstance(one, dict) else one
+        if isinstance(inner, (list, tuple, set, frozenset)):
+            waiting.extend(inner)
+        if count + len(waiting) > _MOST_VALUES:
+            raise pickle.UnpicklingError(f"it holds more than {_MOST_VALUES} values")
 
 
 class _Folder:
@@ -126,9 +172,11 @@ class _Folder:
         self.fields = self._declared(config["fields"])
         declared = self._declared(config.get("meta_fields") or {})
         self.meta_fields = {name: info for name, info in declared.items() if name not in _OWN_META}
-        self._lengths = self._open("episode_lens", ".data.meta.npy", Field("int32"), (slots,)).astype(np.int64)
-        if (self._lengths < 0).any() or (self._lengths > steps).any():
-            raise CorruptBufferError(f"{folder}: episode_lens: an episode has no such length")
+        self._lengths = self._open("episode_lens", ".data.meta.npy", Field("int32"), (slots,))
+        for first in range(0, slots, _SLOTS_AT_ONCE):  # in memory, all may be far more than there is on disk
+            some = self._lengths[first : first + _SLOTS_AT_ONCE]
+            if (some < 0).any() or (some > steps).any():
+                raise CorruptBufferError(f"{folder}: episode_lens: an episode has no such length")
         self._states = {name: int(self._open(name, ".state.npy", Field("int32"), ())[()]) for name in _STATES}
         if not 0 <= self._states["episode_index"] < slots:
             raise CorruptBufferError(f"{folder}: episode_index.state.npy: there is no slot {self._states}")
@@ -140,17 +188,19 @@ class _Folder:
     def _number(self, value: Any, name: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 40:
             raise CorruptBufferError(
-                f"{self._folder / _CONFIG}: {name}: expected a number from 1 on, got {value!r:.60}"
+                f"{self._folder / _CONFIG}: {name}: expected a number from 1 on, got {reprlib.repr(value)}"
             )
         return value
 
     def _declared(self, declared: Any) -> dict[str, Field]:
         if not isinstance(declared, dict):
-            raise CorruptBufferError(f"{self._folder / _CONFIG}: expected a dict of fields, got {declared!r:.60}")
+            raise CorruptBufferError(
+                f"{self._folder / _CONFIG}: expected a dict of fields, got {reprlib.repr(declared)}"
+            )
         return {name: self._field(name, info) for name, info in declared.items()}
 
     def _field(self, name: Any, info: Any) -> Field:
-        fault = f"{self._folder / _CONFIG}: field {name!r:.60}: "
+        fault = f"{self._folder / _CONFIG}: field {reprlib.repr(name)}: "
         if not isinstance(name, str) or Path(name).name != name:
             raise CorruptBufferError(f"{fault}it is no name of a file in the folder")
         given: list[Any] = [info] if isinstance(info, str) else list(info) if isinstance(info, (tuple, list)) else []
@@ -158,7 +208,7 @@ class _Folder:
         shape = (shape,) if isinstance(shape, int) else shape
         if rest or not isinstance(kind, str) or kind not in _KINDS or not isinstance(shape, (tuple, list)):
             raise CorruptBufferError(
-                f"{fault}expected a dtype of {list(_KINDS)}, with shape and default, got {info!r:.60}"
+                f"{fault}expected a dtype of {list(_KINDS)}, with shape and default, got {reprlib.repr(info)}"
             )
         try:
             return Field(_KINDS[kind], tuple(shape), default)
@@ -187,10 +237,11 @@ class _Folder:
     def episodes(self) -> Iterator[tuple[int, int, bool]]:
         """Slot, length, and whether it was still open, the oldest first."""
         slots, at, running = len(self._lengths), self._states["episode_index"], self._running()
-        for place in range(running, slots + running):
-            slot = (at + place) % slots
-            if self._lengths[slot]:
-                yield slot, int(self._lengths[slot]), place >= slots
+        for first in range(running, slots + running, _SLOTS_AT_ONCE):
+            places = np.arange(first, min(first + _SLOTS_AT_ONCE, slots + running))
+            lengths = self._lengths[(at + places) % slots]
+            for place, length in zip(places[lengths > 0].tolist(), lengths[lengths > 0].tolist(), strict=True):
+                yield (at + place) % slots, length, place >= slots
 
     def _running(self) -> int:
         """How many episodes were open, in the slots from ``episode_index`` on.
@@ -207,6 +258,17 @@ class _Folder:
         while count < unused and self._lengths[(at + count) % len(self._lengths)] == steps:
             count += 1
         return count
+
+    def left_out(self) -> list[str]:
+        """Arrays of the folder that are not in its configuration."""
+        ours = {f"{name}.data.npy" for name in self.fields}
+        ours |= {f"{name}.data.meta.npy" for name in (*self.meta_fields, *_OWN_META)}
+        ours |= {f"{name}.state.npy" for name in _STATES}
+        return [
+            f"{path.name}: it is not in {_CONFIG}"
+            for path in sorted(self._folder.glob("*.npy"))
+            if path.name not in ours
+        ]
 
     def not_known(self) -> Iterator[str]:
         """What such folders do not tell."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.errors import EmptyBufferError, NotABufferError
 from gym_replay.interop.hidden_folder import HiddenFolder
+from gym_replay.interop.old_data import FLAGS, check_ends
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class ImportReport:
         num_episodes, num_steps: what is in it.
         not_known: what the source did not say and the buffer therefore does not either.
         left_out: what the source had and the buffer has not.
+        doubtful: what the source says that is hardly meant so; it is stored as it is.
 
     Example:
         >>> print(ImportReport(Path("data/old"), 2, 30, ("the last observations",), ()))
@@ -37,11 +42,13 @@ class ImportReport:
     num_steps: int
     not_known: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    doubtful: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.folder}: {self.num_episodes} episodes, {self.num_steps} steps"]
         lines += [f"not known: {each}" for each in self.not_known]
-        return "\n".join(lines + [f"left out: {each}" for each in self.left_out])
+        lines += [f"left out: {each}" for each in self.left_out]
+        return "\n".join(lines + [f"doubtful: {each}" for each in self.doubtful])
 
 
 class NewBuffer:
@@ -54,16 +61,29 @@ class NewBuffer:
     def __init__(self, buffer: ReplayBuffer, target: Path) -> None:
         self._buffer, self._target = buffer, target
         self.num_episodes = self.num_steps = self.incomplete = self.without_final = 0
+        self._not_finite: Counter[str] = Counter()
+        self._both_flags = 0
 
     def store(self, arrays: Mapping[str, Any], length: int, *, complete: bool, has_final: bool) -> None:
-        """Add an episode of ``length`` transitions."""
+        """Add an episode of ``length`` transitions.
+
+        Raises:
+            FieldError: it does not fit the fields, or is more than one episode.
+        """
+        check_ends(arrays, length)
+        for name, values in arrays.items():
+            is_float = isinstance(values, np.ndarray) and values.dtype.kind == "f"
+            self._not_finite[name] += bool(is_float and not np.isfinite(values).all())
+        self._both_flags += all(name in arrays and bool(arrays[name][-1:].any()) for name in FLAGS)
         self._buffer.put_episode(arrays, complete=complete)
         self.num_episodes += 1
         self.num_steps += length
         self.incomplete += not complete
         self.without_final += not has_final
 
-    def report(self, not_known: Sequence[str], left_out: Sequence[str] = ()) -> ImportReport:
+    def report(
+        self, not_known: Sequence[str], left_out: Sequence[str] = (), doubtful: Sequence[str] = ()
+    ) -> ImportReport:
         """What was made, with what is known to be missing from it.
 
         Raises:
@@ -78,7 +98,12 @@ class NewBuffer:
             )
         if self.incomplete:
             found.append(f"how {self.incomplete} episodes ended: they are stored as cut (Episode.complete is False)")
-        return ImportReport(self._target, self.num_episodes, self.num_steps, tuple(found), tuple(left_out))
+        odd = [f"{name}: NaN or infinite in {count} episodes" for name, count in self._not_finite.items() if count]
+        if self._both_flags:
+            odd.append(f"{self._both_flags} episodes are both terminated and truncated; loaders take the first")
+        return ImportReport(
+            self._target, self.num_episodes, self.num_steps, tuple(found), tuple(left_out), (*doubtful, *odd)
+        )
 
 
 def check_new(target: str | os.PathLike[str]) -> Path:

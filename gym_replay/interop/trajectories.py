@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.fields import Field, fit
 from gym_replay.buffer.storage.names import encode_siblings
 from gym_replay.errors import EmptyBufferError, FieldError
+from gym_replay.interop.old_data import FLAGS, as_flags, as_steps, check_next, rows_differ
 from gym_replay.interop.target import ImportReport, check_new, new_buffer
 
 Array = npt.NDArray[Any]
@@ -39,7 +40,8 @@ def from_trajectories(
     A trajectory is a mapping, or an object with attributes, of arrays with an axis of time: ``observations`` (T or T+1
     of them), ``actions``, ``rewards``, ``terminations`` and ``truncations``, also under other common names. Or it is a
     list of steps, each such a mapping of single values, or a tuple whose places ``step`` names. Observations and
-    actions may be dicts and tuples of arrays. ``terminated`` may be one flag for the whole trajectory.
+    actions may be dicts and tuples of arrays. ``terminated`` may be one flag for the whole trajectory. Rewards, flags
+    and integer actions that come as ``(T, 1)`` become fields of single numbers.
 
     Args:
         trajectories: any iterable; only one trajectory is held at a time.
@@ -51,7 +53,8 @@ def from_trajectories(
         What was made, and what the trajectories do not tell.
 
     Raises:
-        FieldError: a trajectory lacks a part, or does not fit the first one.
+        FieldError: a trajectory lacks a part, does not fit the first one, or is more than one episode: a flag is set
+            before its last step, or a next observation is not the observation of the next step.
         NotABufferError: there is something at the target.
         EmptyBufferError: there is no trajectory.
 
@@ -67,6 +70,8 @@ def from_trajectories(
     first = next(iterator, _END)
     if first is _END:
         raise EmptyBufferError(f"there is no trajectory to import, so {path} is not made")
+    if step is not None and len(set(step)) != len(step):
+        raise FieldError(f"step={tuple(step)}: two places have one name")
     reader = _Reader(None if step is None else list(step))
     values = reader.read(first)
     fields = {name: _declare(name, array) for name, array in values.items()}
@@ -110,60 +115,68 @@ class _Reader:
         """The values of each field, ``(T, *shape)``, of observations T or T+1 rows.
 
         Raises:
-            FieldError: a part is missing.
+            FieldError: a part is missing, or two contradict one another.
         """
-        parts = self._parts(trajectory, number)
+        try:
+            return self._values_of(self._parts(trajectory))
+        except FieldError as error:
+            raise FieldError(f"trajectory {number}: {error}") from None
+
+    def _values_of(self, parts: Mapping[str, Any]) -> dict[str, Array]:
         if missing := [name for name in _NEEDED if name not in parts]:
-            raise FieldError(f"trajectory {number}: it has no {missing[0]}s; they may be called {_CALLED[missing[0]]}")
-        rewards = np.asarray(parts["reward"])
+            raise FieldError(f"it has no {missing[0]}s; they may be called {_CALLED[missing[0]]}")
+        rewards = as_steps("reward", _array("reward", parts["reward"]))
+        if rewards.ndim == 0:
+            raise FieldError("it has a single reward; expected one for each step")
         if rewards.dtype.kind in "biuf":
             rewards = rewards.astype(np.float64)  # as the recorder has them, even where all of these are whole numbers
         length = len(rewards)
         observations, actions = _flat("observation", parts["observation"]), _flat("action", parts["action"])
         if "next_observation" in parts:
-            for name, following in _flat("observation", parts["next_observation"]).items():
-                own = observations.get(name)
-                if own is not None and len(own) == length and len(following) == length and length:
-                    _check_follows(number, own, following)
-                    observations[name] = np.concatenate([own, following[-1:]])
-        flags = {name: self._flags(name, parts.get(name), length) for name in ("terminated", "truncated")}
+            following = _flat("observation", parts["next_observation"])
+            if set(following) != set(observations):
+                raise FieldError(f"next observations: expected {list(observations)}, got {list(following)}")
+            observations = {name: _with_last(own, following[name], length) for name, own in observations.items()}
+        flags = {name: self._flags(name, parts.get(name), length) for name in FLAGS}
         self.ended = bool(length) and any(bool(flag[-1]) for flag in flags.values())
         if length and not self.ended:
             flags["truncated"][-1] = True  # as in every episode that was cut
-        return {**observations, **actions, "reward": rewards, **flags}
+        steps = {name: as_steps(name, values) for name, values in {**observations, **actions}.items()}
+        return {**steps, "reward": rewards, **flags}
 
-    def _parts(self, trajectory: Any, number: int) -> dict[str, Any]:
+    def _parts(self, trajectory: Any) -> dict[str, Any]:
         if isinstance(trajectory, (list, tuple)) and not hasattr(trajectory, "_fields"):
             if not trajectory:
-                raise FieldError(f"trajectory {number}: it has no step")
-            steps = [self._named_step(one, number) for one in trajectory]
+                raise FieldError("it has no step")
+            steps = [self._named_step(one) for one in trajectory]
             found = [_called(step) for step in steps]
+            for place, one in enumerate(found):
+                if odd := sorted(one.keys() ^ found[0].keys()):
+                    raise FieldError(f"{odd[0]!r} is in only one of its steps 0 and {place}; each needs the same parts")
             self._others.update(*(step.keys() - _known() for step in steps))
             return {name: [one[name] for one in found] for name in found[0]}
         given = trajectory if isinstance(trajectory, Mapping) else _attributes(trajectory)
         self._others.update(str(name) for name in given if name not in _known())
         return _called(given)
 
-    def _named_step(self, step: Any, number: int) -> Mapping[str, Any]:
+    def _named_step(self, step: Any) -> Mapping[str, Any]:
         if isinstance(step, Mapping):
             return step
         if self._step is None or not isinstance(step, (tuple, list)) or len(step) != len(self._step):
             raise FieldError(
-                f"trajectory {number}: a step is {step!r:.60}; say what is at its places with step=('observation', "
+                f"a step is {step!r:.60}; say what is at its places with step=('observation', "
                 "'action', 'reward', 'terminated', 'truncated')"
             )
         return dict(zip(self._step, step, strict=True))
 
     def _flags(self, name: str, given: Any, length: int) -> npt.NDArray[np.bool_]:
-        flags = np.zeros(length, np.bool_)
         if given is None:
             self._unflagged[name] += 1
-            return flags
+            return np.zeros(length, np.bool_)
         values = np.asarray(given)
-        if values.ndim == 0:
-            flags[-1:] = bool(values)
-            return flags
-        return values.astype(np.bool_)
+        if values.ndim == 0:  # of the whole trajectory
+            return as_flags(name, values[None], 1)[0] & (np.arange(length) == length - 1)
+        return as_flags(name, values, length)
 
     def not_known(self) -> list[str]:
         """What the trajectories did not tell, beside last observations."""
@@ -212,16 +225,32 @@ def _flat(name: str, value: Any) -> dict[str, Array]:
     if isinstance(value, tuple):
         value = dict(enumerate(value))
     if not isinstance(value, dict):
-        return {name: np.asarray(value)}
+        return {name: _array(name, value)}
     flat: dict[str, Array] = {}
     for component, inner in zip(encode_siblings(value), value.values(), strict=True):
         flat |= _flat(f"{name}.{component}", inner)
     return flat
 
 
-def _check_follows(number: int, own: Array, following: Array) -> None:
-    if not np.array_equal(own[1:], following[:-1], equal_nan=own.dtype.kind == "f"):
+def _array(name: str, value: Any) -> Array:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # of lists of different lengths
+        raise FieldError(f"{name!r}: expected an array of numbers: {error}") from None
+
+
+def _with_last(own: Array, following: Array, length: int) -> Array:
+    """Observations of ``T`` or ``T+1`` rows, with the last of their next ones.
+
+    Raises:
+        FieldError: another one of them is not the observation of the next step.
+    """
+    check_next("next_observations", own[:length], following)
+    if (wrong := np.flatnonzero(rows_differ(own[1:], following[: len(own) - 1]))).size:
         raise FieldError(
-            f"trajectory {number}: a next observation is not the observation of the next step, so it is more than one "
-            "episode; split it"
+            f"the next observation of step {wrong[0]} is not the observation of step {wrong[0] + 1}, so this is more "
+            "than one episode; split it"
         )
+    if not length or len(own) != length:
+        return own
+    return np.concatenate([own, fit("next_observations", following[-1:], Field(own.dtype, own.shape[1:]), (1,))])

@@ -8,6 +8,7 @@ import pickle
 import pickletools
 import reprlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -70,10 +71,7 @@ def from_memmap_replay_buffer(
     unknown = [name for name in state_fields if name not in new.fields]
     if isinstance(state_fields, str) or unknown:
         raise FieldError(f"state_fields={state_fields!r}: expected names among {list(new.fields)}")
-    fields = {
-        name: Field(info.dtype, step_shape(name, info.dtype, info.shape), info.default, state=name in state_fields)
-        for name, info in new.fields.items()
-    }
+    fields = {name: _step_field(name, info, state=name in state_fields) for name, info in new.fields.items()}
     with new_buffer(path, fields, new.meta_fields) as buffer:
         for slot, length, is_open in new.episodes():
             arrays = {name: as_steps(name, array[slot, :length]) for name, array in new.arrays.items()}
@@ -86,6 +84,12 @@ def from_memmap_replay_buffer(
         if not state_fields:
             not_known.insert(0, "which fields are observations: none is a state field, see state_fields")
         return buffer.report(not_known, new.left_out())
+
+
+def _step_field(name: str, info: Field, *, state: bool) -> Field:
+    shape = step_shape(name, info.dtype, info.shape)
+    default = info.default if info.default is None else np.reshape(info.default, shape)
+    return Field(info.dtype, shape, default, state=state)
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -131,7 +135,7 @@ def _check_sizes(content: bytes) -> None:
     tuples = 0
     for opcode, argument, _ in pickletools.genops(content):
         is_size = "PUT" in opcode.name or opcode.name == "FRAME"
-        if is_size and int(argument) > len(content):
+        if is_size and int(argument or 0) > len(content):
             raise pickle.UnpicklingError(f"it asks for {argument} places, and has {len(content)} bytes")
         tuples += opcode.name.startswith(("TUPLE", "FROZENSET"))
         if tuples > _MOST_TUPLES:
@@ -169,9 +173,12 @@ class _Folder:
             raise CorruptBufferError(f"{folder / _CONFIG}: it is no configuration of memmap-replay-buffer")
         slots, steps = (self._number(config[name], name) for name in ("max_episodes", "max_timesteps"))
         self._circular = bool(config.get("circular", False))
-        self.fields = self._declared(config["fields"])
-        declared = self._declared(config.get("meta_fields") or {})
-        self.meta_fields = {name: info for name, info in declared.items() if name not in _OWN_META}
+        defaults: dict[str, Any] = {}
+        fields = self._declared(config["fields"], defaults)
+        meta_fields = self._declared(config.get("meta_fields") or {}, defaults)
+        meta_fields = {name: info for name, info in meta_fields.items() if name not in _OWN_META}
+        if doubled := [name for name in meta_fields if name in fields]:
+            raise CorruptBufferError(f"{folder / _CONFIG}: {doubled[0]!r} is a field and a meta field")
         self._lengths = self._open("episode_lens", ".data.meta.npy", Field("int32"), (slots,))
         for first in range(0, slots, _SLOTS_AT_ONCE):  # in memory, all may be far more than there is on disk
             some = self._lengths[first : first + _SLOTS_AT_ONCE]
@@ -180,10 +187,11 @@ class _Folder:
         self._states = {name: int(self._open(name, ".state.npy", Field("int32"), ())[()]) for name in _STATES}
         if not 0 <= self._states["episode_index"] < slots:
             raise CorruptBufferError(f"{folder}: episode_index.state.npy: there is no slot {self._states}")
-        self.arrays = {name: self._open(name, ".data.npy", info, (slots, steps)) for name, info in self.fields.items()}
-        self.meta = {
-            name: self._open(name, ".data.meta.npy", info, (slots,)) for name, info in self.meta_fields.items()
-        }
+        self.arrays = {name: self._open(name, ".data.npy", info, (slots, steps)) for name, info in fields.items()}
+        self.meta = {name: self._open(name, ".data.meta.npy", info, (slots,)) for name, info in meta_fields.items()}
+        # A default is made in the field's shape, so the shape has been seen in a file before.
+        self.fields = {name: self._with_default(name, info, defaults[name]) for name, info in fields.items()}
+        self.meta_fields = {name: self._with_default(name, info, defaults[name]) for name, info in meta_fields.items()}
 
     def _number(self, value: Any, name: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 40:
@@ -192,14 +200,15 @@ class _Folder:
             )
         return value
 
-    def _declared(self, declared: Any) -> dict[str, Field]:
+    def _declared(self, declared: Any, defaults: dict[str, Any]) -> dict[str, Field]:
+        """The fields as they are declared, without their defaults, which go to ``defaults``."""
         if not isinstance(declared, dict):
             raise CorruptBufferError(
                 f"{self._folder / _CONFIG}: expected a dict of fields, got {reprlib.repr(declared)}"
             )
-        return {name: self._field(name, info) for name, info in declared.items()}
+        return {name: self._field(name, info, defaults) for name, info in declared.items()}
 
-    def _field(self, name: Any, info: Any) -> Field:
+    def _field(self, name: Any, info: Any, defaults: dict[str, Any]) -> Field:
         fault = f"{self._folder / _CONFIG}: field {reprlib.repr(name)}: "
         if not isinstance(name, str) or Path(name).name != name:
             raise CorruptBufferError(f"{fault}it is no name of a file in the folder")
@@ -210,10 +219,17 @@ class _Folder:
             raise CorruptBufferError(
                 f"{fault}expected a dtype of {list(_KINDS)}, with shape and default, got {reprlib.repr(info)}"
             )
+        defaults[name] = default
         try:
-            return Field(_KINDS[kind], tuple(shape), default)
+            return Field(_KINDS[kind], tuple(shape))
         except FieldError as error:
             raise CorruptBufferError(f"{fault}{error}") from None
+
+    def _with_default(self, name: str, info: Field, default: Any) -> Field:
+        try:
+            return replace(info, default=default)
+        except FieldError as error:
+            raise CorruptBufferError(f"{self._folder / _CONFIG}: field {name!r}: {error}") from None
 
     def _open(self, name: str, suffix: str, info: Field, lead: tuple[int, ...]) -> Array:
         path = self._folder / f"{name}{suffix}"

@@ -175,7 +175,7 @@ class _Reader:
             return np.zeros(length, np.bool_)
         values = np.asarray(given)
         if values.ndim == 0:  # of the whole trajectory
-            return as_flags(name, values[None], 1)[0] & (np.arange(length) == length - 1)
+            values = as_flags(name, values[None], 1) & (np.arange(length) == length - 1)
         return as_flags(name, values, length)
 
     def not_known(self) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from gym_replay.interop.minari import facts
 from gym_replay.interop.minari.infos import entries_of, entry_of, rows_of
 from gym_replay.interop.minari.limits import GROUP, LONGEST_ARROW
 from gym_replay.interop.minari.parts import cast_exactly, take_apart
-from gym_replay.interop.minari.schemas import Schema, entry
+from gym_replay.interop.minari.schemas import Refuse, Schema, entry
+from gym_replay.interop.old_data import as_flags, as_steps, check_ends
 from gym_replay.wrappers.episode_facts import describe_run, options_to_json
 from gym_replay.wrappers.infos import PRESENT, ROOT
 from gym_replay.wrappers.recorded_schema import FLAGS
@@ -44,7 +46,7 @@ class Arrival:
         refuse: is told of what a buffer cannot hold.
     """
 
-    def __init__(self, buffer: ReplayBuffer, schema: Schema, source: Any, refuse: Callable[[str], None]) -> None:
+    def __init__(self, buffer: ReplayBuffer, schema: Schema, source: Any, refuse: Refuse) -> None:
         self._buffer, self._schema, self._refuse = buffer, schema, refuse
         self._dataset_id = source.id
         self._versions = json.loads(describe_run())["versions"]
@@ -57,15 +59,14 @@ class Arrival:
             FieldError: it does not fit the fields.
         """
         length = len(values["rewards"])
-        if length == 0:
-            self._refuse("an episode without steps")
-            return
         own = facts.own_entry(metadata) if self._schema.is_exported else None
         arrays = self._steps(values)
+        if own is None:
+            check_ends(arrays, length)
         rows = next((len(arrays[name]) for name in arrays if self._fields[name].state), length + 1)
         find = self._foreign_infos if own is None else self._own_infos
         found = find(values["infos"], length, rows)
-        arrays |= {name: self._fitted(name, value) for name, value in found.items()}
+        arrays |= found if own is None else {name: self._fitted(name, value) for name, value in found.items()}
         for name, field in self._fields.items():  # all state fields have as many rows, or none
             if field.state and name not in arrays:
                 arrays[name] = np.broadcast_to(field.default_value(), (rows, *field.shape))
@@ -87,15 +88,14 @@ class Arrival:
         arrays: dict[str, Any] = {}
         for root, space in self._schema.roots.items():
             take_apart(space, Place(root), values[f"{root}s"], arrays)
-        arrays["reward"] = np.asarray(values["rewards"])
+        arrays["reward"] = rewards = as_steps("reward", np.asarray(values["rewards"]))
+        if rewards.dtype.kind not in "biuf":
+            raise CorruptBufferError(f"rewards: expected numbers, got {rewards.dtype}")
         for name, given in zip(FLAGS, ("terminations", "truncations"), strict=True):
-            arrays[name] = np.asarray(values[given]).astype(np.bool_)
+            arrays[name] = as_flags(given, values[given], len(values["rewards"]))
         if unknown := [name for name in arrays if name not in self._fields]:
             raise CorruptBufferError(f"{unknown[0]} is no field of what was exported: {list(self._fields)}")
-        return {
-            name: value if isinstance(value, list) else cast_exactly(name, value, self._fields[name].dtype)
-            for name, value in arrays.items()
-        }
+        return {name: value if isinstance(value, list) else self._fitted(name, value) for name, value in arrays.items()}
 
     # --- infos ---
 
@@ -124,34 +124,42 @@ class Arrival:
             array = self._entry(name, value, self._fields.get(name))
             if array is None:
                 continue
-            if name not in self._fields:
-                new |= self._new_fields(name, array, [*self._fields, *new])
-            if name in self._fields or name in new:
+            try:
+                if name not in self._fields:
+                    new |= self._new_fields(name, array, [*self._fields, *new])
                 arrays |= self._aligned(name, array, length, rows)
+            except (FieldError, CorruptBufferError) as error:
+                self._refuse(str(error), type(error))
         self._buffer.add_default_fields(new)
         return arrays
 
     def _entry(self, name: str, value: Any, field: Field | None) -> npt.NDArray[Any] | None:
-        array = rows_of(name, value, field)
+        array = rows_of(value, field)
         if array is None:
-            self._refuse(f"{name}: expected numbers, got {np.asarray(value).dtype}")
+            self._refuse(f"{name}: expected numbers, one entry for each step, got {reprlib.repr(value)}")
         return array
 
     def _new_fields(self, name: str, array: npt.NDArray[Any], others: list[str]) -> dict[str, Field]:
-        """The fields for an entry that is there for the first time, beside those that there are."""
-        try:
-            check_distinct([*others, check_field_name(name)])
-        except FieldError as error:
-            self._refuse(str(error))
-            return {}
+        """The fields for an entry that is there for the first time, beside those that there are.
+
+        Raises:
+            FieldError: there can be no such fields.
+        """
         if not self._buffer.metadata.has_state:
-            self._refuse(f"{name}: there are no observations beside which it could be")
-            return {}
+            raise FieldError(f"{name}: there are no observations beside which it could be")
+        check_distinct([*others, *self._buffer.metadata.meta_fields, check_field_name(name)])
         presence = f"{PRESENT}.{name.partition('.')[2]}"
         return {name: Field(array.dtype, array.shape[1:], state=True), presence: Field("bool", state=True)}
 
     def _aligned(self, name: str, array: npt.NDArray[Any], length: int, rows: int) -> dict[str, Any]:
-        """An entry with the info of ``reset`` in row 0, and where it is."""
+        """An entry with the info of ``reset`` in row 0, and where it is.
+
+        Raises:
+            CorruptBufferError: it has another number of rows.
+            FieldError: it does not fit the field that is there for it.
+        """
+        if name in self._fields:
+            array = self._fitted(name, array)
         presence = f"{PRESENT}.{name.partition('.')[2]}"
         if len(array) == length + 1:
             return {name: array[:rows], presence: np.ones(rows, np.bool_)}
@@ -165,7 +173,7 @@ class Arrival:
     def _fitted(self, name: str, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
         field = self._fields[name]
         if value.shape[1:] != field.shape:
-            raise FieldError(f"{name}: expected shape {field.shape} as before, got {value.shape[1:]}")
+            raise FieldError(f"{name}: expected shape {field.shape} as in the first episode, got {value.shape[1:]}")
         return cast_exactly(name, np.asarray(value), field.dtype)
 
     # --- what an episode has once ---
@@ -189,5 +197,8 @@ class Arrival:
             meta["episode_options"] = options_to_json(options).decode()
         for name, key in self._schema.entries.items():
             if (value := entry(metadata, key)) is not None:
-                meta[name] = facts.from_entry(name, value, self._buffer.metadata.meta_fields[name])
+                try:
+                    meta[name] = facts.from_entry(name, value, self._buffer.metadata.meta_fields[name])
+                except CorruptBufferError as error:
+                    self._refuse(str(error), CorruptBufferError)
         return meta

@@ -6,6 +6,7 @@ import errno
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,24 @@ from tqdm import tqdm
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer, open_buffer
 from gym_replay.buffer.storage.layout import Metadata
-from gym_replay.errors import CorruptBufferError, FieldError, NotABufferError
+from gym_replay.errors import (
+    CorruptBufferError,
+    EmptyBufferError,
+    FieldError,
+    GymReplayError,
+    NotABufferError,
+    UnsupportedSpaceError,
+)
 from gym_replay.interop.hidden_folder import HiddenFolder
 from gym_replay.interop.minari import package
 from gym_replay.interop.minari.arrivals import Arrival, check_length
+from gym_replay.interop.minari.claims import check_episode
 from gym_replay.interop.minari.infos import arrow_infos
 from gym_replay.interop.minari.limits import GROUP, MODES
 from gym_replay.interop.minari.schemas import Schema, exported_schema, found_schema
 
 _SHOWN = 10
-_AT_A_TIME = 100
+_REMEDY = "; on_unsupported='drop' leaves it out"
 
 
 def import_minari(
@@ -38,8 +47,9 @@ def import_minari(
         dataset: the id of a dataset on this machine (nothing is downloaded), or a ``minari.MinariDataset``, of which
             the episodes that it was filtered to are read.
         folder: the new buffer; nothing may be there, or an empty folder.
-        on_unsupported: what becomes of infos and metadata that a buffer cannot hold, such as strings in infos:
-            ``"error"``, or ``"drop"`` to leave them out, with a warning that lists them.
+        on_unsupported: what becomes of what a buffer cannot hold: ``"error"``, or ``"drop"`` to leave it out, with a
+            warning that lists it: parts of spaces, infos, metadata, and episodes that are damaged, do not fit the
+            others, or are more than one episode.
         progress: show a bar where it takes longer than a second.
 
     Returns:
@@ -51,6 +61,7 @@ def import_minari(
         UnsupportedFormatError: the installed Minari does not read it.
         UnsupportedSpaceError, FieldError: a buffer cannot hold a part of it; the message names it.
         CorruptBufferError: the dataset is damaged; the message names the episode.
+        EmptyBufferError: no episode is left.
         NotABufferError: there is something in the folder.
         StorageError: the disk is full, or the operating system refused for another reason.
 
@@ -72,17 +83,30 @@ def import_minari(
 
 
 class Losses:
-    """What a buffer cannot hold of a dataset: an error, or collected for a warning."""
+    """What a buffer cannot hold of a dataset: an error, or collected for a warning.
+
+    Attributes:
+        drops: whether it is left out.
+        found: how often each was.
+    """
 
     def __init__(self, *, drops: bool) -> None:
-        self._drops = drops
+        self.drops = drops
         self.found: dict[str, int] = {}
 
-    def refuse(self, what: str) -> None:
-        """Leave it out, or raise FieldError."""
-        if not self._drops:
-            raise FieldError(f"{what}; on_unsupported='drop' leaves it out")
+    def refuse(self, what: str, error: type[GymReplayError] = FieldError) -> None:
+        """Leave it out, or raise an error that names it."""
+        if not self.drops:
+            raise error(what if what.endswith(_REMEDY) else what + _REMEDY)
         self.found[what] = self.found.get(what, 0) + 1
+
+    @contextmanager
+    def episode(self, number: int) -> Iterator[None]:
+        """Leave out an episode that is damaged or does not fit, or name it in the error."""
+        try:
+            yield
+        except (FieldError, CorruptBufferError, UnsupportedSpaceError) as error:
+            self.refuse(f"episode {number}: {error}", type(error))
 
     def warn(self, head: str) -> None:
         """Say what was left out."""
@@ -96,16 +120,16 @@ def _fill(folder: Path, source: Any, losses: Losses, *, progress: bool) -> None:
     """Make a buffer of the dataset's episodes in an empty folder."""
     schema = _schema_of(source, losses)
     config = _config(schema.metadata)
+    numbers = source.episode_indices.tolist()
     with open_buffer(folder, config, overwrite=False) as buffer:
         arrival = Arrival(buffer, schema, source, losses.refuse)
-        numbers = source.episode_indices.tolist()
-        with tqdm(total=len(numbers), desc="import", unit="episode", delay=1, disable=not progress) as bar:
-            for number, (values, metadata) in zip(numbers, _episodes(source, numbers), strict=True):
-                try:
-                    arrival.store(values, metadata)
-                except (FieldError, CorruptBufferError) as error:
-                    raise type(error)(f"episode {number}: {error}") from error
-                bar.update()
+        for number in tqdm(iterable=numbers, desc="import", unit="episode", delay=1, disable=not progress):
+            with losses.episode(number):
+                arrival.store(*_read(source, number))
+        if numbers and not len(buffer):
+            raise EmptyBufferError(
+                "\n  ".join(["a buffer can hold none of the episodes:", *list(losses.found)[:_SHOWN]])
+            )
         buffer.flush()
 
 
@@ -116,11 +140,23 @@ def _schema_of(source: Any, losses: Losses) -> Schema:
     numbers = source.episode_indices.tolist()
     if not numbers:
         raise FieldError("there is no episode in the dataset, which would tell the dtypes; nothing was imported")
-    first, _ = next(_episodes(source, numbers[:1]))
-    metadatas = (
-        metadata for asked in _some(numbers, _AT_A_TIME) for metadata in source.storage.get_episode_metadata(asked)
-    )
-    return found_schema(source, first, metadatas, losses.refuse)
+    before = Losses(drops=losses.drops)  # which are met again, and told then, where the episodes are stored
+    return found_schema(source, _first(source, numbers, before), _metadatas(source, numbers, before), losses.refuse)
+
+
+def _first(source: Any, numbers: list[int], losses: Losses) -> dict[str, Any]:
+    """The first episode; where episodes are left out, the first one that can be read."""
+    for number in numbers:
+        with losses.episode(number):
+            values, _ = _read(source, number)
+            return values
+    raise EmptyBufferError("none of the episodes can be read")
+
+
+def _metadatas(source: Any, numbers: list[int], losses: Losses) -> Iterator[Mapping[str, Any]]:
+    for number in numbers:
+        with losses.episode(number):
+            yield _metadata(source, number)
 
 
 def _config(metadata: Metadata) -> dict[str, Any]:
@@ -128,26 +164,38 @@ def _config(metadata: Metadata) -> dict[str, Any]:
     return {name: getattr(metadata, name) for name in names}
 
 
-def _episodes(source: Any, numbers: list[int]) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
-    """The episodes and their metadata, one in memory at a time.
+def _read(source: Any, number: int) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """An episode and its metadata.
 
-    Minari is asked for few at once: of Arrow files it reads ahead through all that it is asked for, and an open HDF5
-    file takes memory for each episode that was read from it.
+    Minari is asked for one: of Arrow files it reads ahead through all that it is asked for, an open HDF5 file takes
+    memory for each episode that was read from it, and where one is damaged those after it would not come.
+
+    Raises:
+        CorruptBufferError: it is damaged.
+        FieldError: it has no steps.
     """
-    storage = source.storage
-    is_hdf5 = storage.FORMAT == "hdf5"
-    for asked in _some(numbers, _AT_A_TIME if is_hdf5 else 1):
-        metadatas = storage.get_episode_metadata(asked)
-        for number, values, metadata in zip(asked, storage.get_episodes(asked), metadatas, strict=True):
-            if not is_hdf5:
-                values["infos"] = arrow_infos(storage, number)
-            check_length(values, metadata)
-            yield values, metadata
+    metadata, storage = _metadata(source, number), source.storage
+    try:
+        check_episode(storage, number)
+        (values,) = storage.get_episodes([number])
+        if storage.FORMAT != "hdf5":
+            values["infos"] = arrow_infos(storage, number)
+    except GymReplayError:
+        raise
+    except Exception as error:  # whatever Minari and the packages below it raise of a damaged dataset
+        raise CorruptBufferError(f"Minari cannot read it: {type(error).__name__}: {error}") from error
+    check_length(values, metadata)
+    if not len(values["rewards"]):
+        raise FieldError("an episode without steps")
+    return values, metadata
 
 
-def _some(numbers: list[int], size: int) -> Iterator[list[int]]:
-    for first in range(0, len(numbers), size):
-        yield numbers[first : first + size]
+def _metadata(source: Any, number: int) -> Mapping[str, Any]:
+    try:
+        (metadata,) = source.storage.get_episode_metadata([number])
+    except Exception as error:  # as above
+        raise CorruptBufferError(f"Minari cannot read its metadata: {type(error).__name__}: {error}") from error
+    return dict(metadata)
 
 
 def _free_folder(folder: str | os.PathLike[str]) -> Path:

@@ -133,9 +133,12 @@ def _shape_of(field: Any, size: int) -> tuple[int, ...]:
     return tuple(int(part) for part in noted.split(b",")) if noted else (size,)
 
 
-def rows_of(name: str, value: Any, field: Field | None) -> npt.NDArray[Any] | None:
+def rows_of(value: Any, field: Field | None) -> npt.NDArray[Any] | None:
     """An entry's rows as an array ``(rows, *shape)``; None where they are no numbers."""
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:  # of lists of different lengths
+        return None
     if array.dtype.kind not in "biuf" or array.ndim == 0 or array.dtype.itemsize > 8:
         return None
     if field is not None and array.shape[1:] != field.shape and array[:1].size == np.prod(field.shape, dtype=int):

@@ -15,7 +15,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gym_replay.errors import BufferNotFoundError, FieldError, MissingExtraError, UnsupportedFormatError
+from gym_replay.errors import (
+    BufferNotFoundError,
+    FieldError,
+    GymReplayError,
+    MissingExtraError,
+    UnsupportedFormatError,
+)
+from gym_replay.interop.minari import old_versions
+from gym_replay.interop.minari.claims import check_metadata
 
 FORMATS = ("hdf5", "arrow", "parquet")
 """Minari's storage formats."""
@@ -97,17 +105,29 @@ def open_dataset(dataset: Any) -> Any:
         return dataset
     check_id(dataset)
     path = path_of(dataset)
-    if not (path / "data").is_dir():
+    data = path / "data"
+    if not data.is_dir():
         raise BufferNotFoundError(
             errno.ENOENT,
             f"no Minari dataset {dataset!r} here; minari.download_dataset({dataset!r}) fetches one, and "
             "MINARI_DATASETS_PATH says where they are",
             str(path),
         )
-    metadata = storage_class().read_raw_metadata(path / "data")
-    find_minari(metadata.get("data_format"))
     try:
-        return minari.load_dataset(dataset)
+        if old_versions.is_old(data):
+            find_minari("hdf5")
+            metadata = old_versions.read_metadata(data)
+        else:
+            metadata = storage_class().read_raw_metadata(data)
+            find_minari(metadata.get("data_format"))
+        check_metadata(data, metadata)
+        return (
+            old_versions.open_old(dataset, data, metadata)
+            if old_versions.is_old(data)
+            else minari.load_dataset(dataset)
+        )
+    except GymReplayError:
+        raise
     except Exception as error:  # of another version of Minari, or of spaces that the installed Gymnasium refuses
         raise UnsupportedFormatError(
             f"Minari {minari.__version__} cannot open {dataset!r}: {type(error).__name__}: {error}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import Space, spaces
 
+from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.storage.fields import Field, encode_text
 from gym_replay.errors import CorruptBufferError, FieldError, UnsupportedSpaceError
 from gym_replay.interop.minari.limits import CannotHold, Limits
 from gym_replay.wrappers.space_leaf import Place, keyed
+from gym_replay.wrappers.spaces import space_leaves
 
 
 class Part(ABC):
@@ -252,7 +254,7 @@ def take_apart(space: Space[Any], place: Place, values: Any, into: dict[str, Any
         CorruptBufferError: they are not of the space.
     """
     if isinstance(space, spaces.Dict):
-        if not isinstance(values, Mapping) or set(values) != set(space.spaces):
+        if not isinstance(values, Mapping) or not set(space.spaces) <= set(values):
             raise CorruptBufferError(
                 f"{place.name}: expected a dict with keys {list(space.spaces)}, got {values!r:.80}"
             )
@@ -266,9 +268,37 @@ def take_apart(space: Space[Any], place: Place, values: Any, into: dict[str, Any
     elif isinstance(space, spaces.Text):
         into[place.name] = [np.frombuffer(encode_text(place.name, text), np.uint8) for text in values]
     else:
-        array = np.asarray(values)
+        array = _in_shape(np.asarray(values), space.shape or ())
         if array.dtype.kind not in "biuf" or array.shape[1:] != space.shape:
             raise CorruptBufferError(
                 f"{place.name}: expected numbers of shape {space.shape}, got {array.dtype} {array.shape[1:]}"
             )
         into[place.name] = array
+
+
+def _in_shape(array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Values ``(rows, *shape)`` that came with more axes of one, or fewer: a Discrete action as ``(rows, 1)``."""
+    given = [size for size in array.shape[1:] if size != 1]
+    is_same = array.ndim > 0 and given == [size for size in shape if size != 1]
+    return array.reshape(len(array), *shape) if is_same else array
+
+
+def held_part(space: Space[Any], place: Place, refuse: Callable[..., None]) -> Space[Any] | None:
+    """A space without the parts that a buffer cannot hold; None where nothing is left."""
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
+        try:
+            space_to_json(space, place.name)
+            space_leaves(space, place.name)
+        except (UnsupportedSpaceError, FieldError) as error:
+            refuse(str(error), type(error))
+            return None
+        return space
+    items = list(space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces))
+    parts = {key: held_part(child, at, refuse) for key, at, child in keyed(place, items)}
+    kept = {key: part for key, part in parts.items() if part is not None}
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict(list(kept.items())) if kept or not parts else None
+    if len(kept) < len(parts):  # the others would move to other places
+        refuse(f"{place.name}: a part of the Tuple is left out, and so the whole Tuple is", UnsupportedSpaceError)
+        return None
+    return space

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import Space
+from gymnasium import Space, spaces
 
 from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.env_spec import spec_to_json
@@ -19,7 +19,8 @@ from gym_replay.errors import FieldError
 from gym_replay.interop.minari import facts
 from gym_replay.interop.minari.about import about_import
 from gym_replay.interop.minari.limits import IMPORTED, ROOTS
-from gym_replay.interop.minari.parts import take_apart
+from gym_replay.interop.minari.parts import held_part, take_apart
+from gym_replay.interop.old_data import step_shape
 from gym_replay.wrappers.recorded_schema import core_fields, meta_fields
 from gym_replay.wrappers.space_leaf import Place
 from gym_replay.wrappers.spaces import space_leaves
@@ -27,7 +28,11 @@ from gym_replay.wrappers.spaces import space_leaves
 KNOWN_META = ("episode_seed", "episode_return", "episode_complete", "episode_options", "episode_run")
 """The recorder's meta fields that a dataset of another origin tells something about."""
 
-Refuse = Callable[[str], None]
+Refuse = Callable[..., None]
+"""Is told what a buffer cannot hold, and the class of the error that it is where nothing is to be left out."""
+
+
+Keys = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,13 @@ class Schema:
     Args:
         metadata: of it.
         roots: the spaces of observation and action, as the dataset has them.
-        entries: per meta field of the dataset's own, the name of the metadata entry.
+        entries: per meta field of the dataset's own, the keys of the metadata entry, one for each level.
         is_exported: whether :func:`export_minari` wrote the dataset.
     """
 
     metadata: Metadata
     roots: dict[str, Space[Any]]
-    entries: dict[str, str]
+    entries: dict[str, Keys]
     is_exported: bool
 
 
@@ -72,7 +77,7 @@ def found_schema(source: Any, first: Mapping[str, Any], metadatas: Iterable[Any]
         metadatas: of all episodes.
         refuse: is told of metadata that a buffer cannot hold.
     """
-    roots = _roots(source)
+    roots = {root: held_part(space, Place(root), refuse) or spaces.Dict({}) for root, space in _roots(source).items()}
     parts: dict[str, Any] = {}
     for root, space in roots.items():
         take_apart(space, Place(root), first[f"{root}s"], parts)
@@ -86,7 +91,8 @@ def found_schema(source: Any, first: Mapping[str, Any], metadatas: Iterable[Any]
         )
         for root, space in roots.items()
     )
-    reward = np.asarray(first["rewards"]).shape[1:]
+    rewards = np.asarray(first["rewards"])
+    reward = step_shape("reward", rewards.dtype, rewards.shape[1:])
     own = meta_fields(reward)
     entries = _entries(metadatas, refuse)
     metadata = Metadata(
@@ -102,46 +108,48 @@ def found_schema(source: Any, first: Mapping[str, Any], metadatas: Iterable[Any]
     return Schema(metadata, roots, {name: key for name, (key, _) in entries.items()}, is_exported=False)
 
 
-def _entries(metadatas: Iterable[Mapping[str, Any]], refuse: Refuse) -> dict[str, tuple[str, Field]]:
-    """Metadata entries that become meta fields: field name to entry and field."""
-    seen: dict[str, Field | None] = {}
+def _entries(metadatas: Iterable[Mapping[str, Any]], refuse: Refuse) -> dict[str, tuple[Keys, Field]]:
+    """Metadata entries that become meta fields: field name to keys and field."""
+    seen: dict[Keys, Field | None] = {}
     for metadata in metadatas:
-        for key, value in _flat(metadata):
-            if key.partition("/")[0] in facts.OWN or (key in seen and seen[key] is None):
+        for keys, value in _flat(metadata):
+            if keys[0] in facts.OWN or (keys in seen and seen[keys] is None):
                 continue
-            seen[key] = _wider(seen.get(key), _field_of(value))
-    fields: dict[str, tuple[str, Field]] = {}
-    for key, field in seen.items():
-        name = ".".join(map(encode_key, key.split("/")))
+            seen[keys] = _wider(seen.get(keys), _field_of(value))
+    fields: dict[str, tuple[Keys, Field]] = {}
+    for keys, field in seen.items():
+        name = ".".join(map(encode_key, keys))
         if name in KNOWN_META or name in (*ROOTS, "reward", "terminated", "truncated"):
             name = f"minari.{name}"
         if field is None:
-            refuse(f"metadata {key!r}: not in all episodes a number, an array of one shape, or a string")
+            refuse(f"metadata {'/'.join(keys)!r}: not in all episodes a number, an array of one shape, or a string")
             continue
         try:
+            if name in fields:
+                raise FieldError(f"its name {name!r} is that of another entry")
             check_distinct([*KNOWN_META, *fields, check_field_name(name)])
         except FieldError as error:
-            refuse(f"metadata {key!r}: {error}")
+            refuse(f"metadata {'/'.join(keys)!r}: {error}")
         else:
-            fields[name] = key, field
+            fields[name] = keys, field
     return fields
 
 
-def _flat(metadata: Mapping[str, Any], root: str = "") -> Iterable[tuple[str, Any]]:
+def _flat(metadata: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Keys, Any]]:
     for key, value in metadata.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{root}{key}/")
+            yield from _flat(value, (*above, str(key)))
         else:
-            yield f"{root}{key}", value
+            yield (*above, str(key)), value
 
 
-def entry(metadata: Mapping[str, Any], key: str) -> Any:
-    """The value of a metadata entry, ``a/b`` of nested ones; None where it is missing."""
+def entry(metadata: Mapping[str, Any], keys: Keys) -> Any:
+    """The value of a metadata entry; None where it is missing."""
     value: Any = metadata
-    for part in key.split("/"):
-        if not isinstance(value, Mapping) or part not in value:
+    for key in keys:
+        if not isinstance(value, Mapping) or key not in value:
             return None
-        value = value[part]
+        value = value[key]
     return value
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -28,31 +27,41 @@ def data_sets(group: Any, path: str | os.PathLike[str]) -> tuple[dict[str, Any],
     Raises:
         CorruptBufferError: a data set takes its values from other files, or all together are larger than the file.
     """
+    from h5py import Dataset, h5d
+
     found: dict[str, Any] = {}
     links: list[str] = []
+    claimed = 0
     for name, item in _members(group):
         if item is None:
-            links.append(name)
-        elif item.shape is not None:  # an empty one, of HDF5's null space, has none
-            found[name] = item
-            if item.is_virtual or item.external:
-                raise CorruptBufferError(
-                    f"{path}: {name!r} takes its values from other files, which are not opened; h5repack makes one file"
-                )
-    check_claim(path, sum(math.prod(item.shape) * item.dtype.itemsize for item in found.values()))
+            links.append(name.decode("utf-8", "replace"))
+            continue
+        creation = item.get_create_plist()
+        if creation.get_external_count() or creation.get_layout() == h5d.VIRTUAL:
+            raise CorruptBufferError(
+                f"{path}: {name.decode('utf-8', 'replace')!r} takes its values from other files, which are not opened; h5repack makes one file"
+            )
+        made = Dataset(item)
+        if made.shape is not None:  # an empty one, of HDF5's null space, has none
+            found[name.decode("utf-8", "surrogateescape")] = made
+            claimed += item.get_space().get_simple_extent_npoints() * item.get_type().get_size()
+    check_claim(path, claimed)
     return found, links
 
 
-def _members(top: Any) -> Iterator[tuple[str, Any]]:
-    from h5py import Dataset, Group, HardLink
+def _members(group: Any) -> Iterator[tuple[bytes, Any]]:
+    """The names of data sets and links, the first with what they name."""
+    from h5py import h5d, h5g, h5l, h5o
 
-    waiting, seen = [("", top)], {top.id}
-    for prefix, group in waiting:  # which grows meanwhile
-        for key in group:
-            name = f"{prefix}{key}"
-            item = group[key] if isinstance(group.get(key, getlink=True), HardLink) else None
-            if isinstance(item, Group) and item.id not in seen:
-                seen.add(item.id)
-                waiting.append((f"{name}/", item))
-            else:
-                yield name, item if isinstance(item, Dataset) else None
+    names: list[tuple[bytes, bool]] = []
+    group.id.links.visit(lambda name, info: names.append((name, info.type == h5l.TYPE_HARD)), info=True)
+    groups = {h5o.get_info(group.id).addr}
+    for name, is_hard in names:
+        item = h5o.open(group.id, name) if is_hard else None
+        if isinstance(item, h5g.GroupID):
+            address = h5o.get_info(item).addr
+            if address in groups:
+                yield name, None
+            groups.add(address)
+        elif item is None or isinstance(item, h5d.DatasetID):
+            yield name, item

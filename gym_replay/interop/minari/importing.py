@@ -31,6 +31,7 @@ from gym_replay.interop.minari.limits import GROUP, MODES
 from gym_replay.interop.minari.schemas import Schema, exported_schema, found_schema
 
 _SHOWN = 10
+_AT_A_TIME = 100
 _REMEDY = "; on_unsupported='drop' leaves it out"
 
 
@@ -154,9 +155,14 @@ def _first(source: Any, numbers: list[int], losses: Losses) -> dict[str, Any]:
 
 
 def _metadatas(source: Any, numbers: list[int], losses: Losses) -> Iterator[Mapping[str, Any]]:
-    for number in numbers:
-        with losses.episode(number):
-            yield _metadata(source, number)
+    for first in range(0, len(numbers), _AT_A_TIME):
+        some = numbers[first : first + _AT_A_TIME]
+        try:
+            yield from list(source.storage.get_episode_metadata(some))
+        except Exception:  # one of them is damaged
+            for number in some:
+                with losses.episode(number):
+                    yield _metadata(source, number)
 
 
 def _config(metadata: Metadata) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from gym_replay.errors import EmptyBufferError, FieldError
 from gym_replay.interop.extras import require
-from gym_replay.interop.transitions import Names, NamesLike, leaves_below, only_leaf
+from gym_replay.interop.transitions import Names, NamesLike, check_flags, leaves_below, only_leaf
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,12 +88,15 @@ class _Parts:
         self._circular = bool(getattr(buffer, "circular", False)) or any(
             part.circular for part in getattr(buffer, "buffers", ())
         )
+        check_flags(schema, names)
         self._observations = {name: schema[name] for name in leaves_below(schema, names.observation).values()}
         self._action = only_leaf(schema, names.action, "d3rlpy")
         self._as_chw = as_chw
         field = schema[self._action]
         self.is_discrete = field.dtype.kind in "iu"
-        if field.dtype.kind not in "iuf" or len(field.shape) != (0 if self.is_discrete else 1):
+        if field.dtype.kind not in "iuf" or (
+            field.shape not in ((), (1,)) if self.is_discrete else len(field.shape) != 1
+        ):
             raise FieldError(
                 f"field {self._action!r}: d3rlpy takes single integers or vectors of floats as actions, got "
                 f"{field.dtype.name} of shape {field.shape}"

@@ -29,6 +29,7 @@ def to_d4rl(
 
     ``terminals`` and ``timeouts`` are the stored ``terminated`` and ``truncated``; an episode ends where one of them is
     True. Truncation is never a terminal. (D4RL's ``env.get_dataset`` and ``sequence_dataset``, ``d4rl/__init__.py``.)
+    Rewards of a field of shape (1,) are ``(transitions,)``, and so are integer actions where no space was recorded.
 
     Args:
         buffer: a ReplayBuffer or ConcatReplayBuffer.
@@ -66,7 +67,7 @@ def to_d4rl(
             if next_observations:
                 arrays.put(named("next_observations", part), name, place, block.following(name))
         for part, name in transitions.actions.items():
-            arrays.put(named("actions", part), name, place, block.take(name))
+            arrays.put(named("actions", part), name, place, block.action(name))
         arrays.put("rewards", transitions.names.reward, place, block.reward)
         arrays.put("terminals", None, place, block.terminated)
         arrays.put("timeouts", None, place, block.truncated)
@@ -123,7 +124,7 @@ def to_ogbench(
     for block in transitions.blocks():
         place, ends = rows[block.place], last[block.place]
         arrays.put("observations", observation, place, block.take(observation))
-        arrays.put("actions", action, place, block.take(action))
+        arrays.put("actions", action, place, block.action(action))
         arrays.put("rewards", transitions.names.reward, place, block.reward)
         arrays.put("masks", None, place, (~block.terminated).astype(np.float32))
         arrays.put("terminals", None, place, ends.astype(np.float32))

@@ -39,7 +39,8 @@ def data_sets(group: Any, path: str | os.PathLike[str]) -> tuple[dict[str, Any],
         creation = item.get_create_plist()
         if creation.get_external_count() or creation.get_layout() == h5d.VIRTUAL:
             raise CorruptBufferError(
-                f"{path}: {name.decode('utf-8', 'replace')!r} takes its values from other files, which are not opened; h5repack makes one file"
+                f"{path}: {name.decode('utf-8', 'replace')!r} takes its values from other files, which are not opened; "
+                "h5repack makes one file"
             )
         made = Dataset(item)
         if made.shape is not None:  # an empty one, of HDF5's null space, has none

@@ -189,11 +189,13 @@ def _columns(
         low, high = bounds
         action = 2.0 * (action - low) / (high - low) - 1.0
     terminated, truncated = block.terminated, block.truncated
+    if block.reward.ndim > 1:
+        raise FieldError(f"its rewards are single numbers, the buffer's have shape {block.reward.shape[1:]}")
     return {
         "observations": parts.take(block, following=False),
         "next_observations": parts.take(block, following=True),
         "actions": action,
-        "rewards": block.reward.reshape(len(action)),
+        "rewards": block.reward,
         "dones": terminated | truncated,
         "timeouts": truncated & ~terminated,
     }

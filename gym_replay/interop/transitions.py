@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError, FieldError
+from gym_replay.interop.old_data import as_flags, as_steps
 
 if TYPE_CHECKING:
     from gym_replay.buffer.loading.selection import Episodes
@@ -79,6 +81,13 @@ def only_leaf(schema: Mapping[str, Field], root: str, what: str) -> str:
     return leaves[0]
 
 
+def check_flags(schema: Mapping[str, Field], names: Names) -> None:
+    """Raise FieldError where a flag is no field of one value a step."""
+    for name in (names.terminated, names.truncated):
+        if name is not None and math.prod(schema[only_leaf(schema, name, "a transition")].shape) != 1:
+            raise FieldError(f"field {name!r}: expected one flag a step, got shape {schema[name].shape}")
+
+
 def recorded_space(buffer: Readable, kind: str) -> Any:
     """The recorded observation or action space.
 
@@ -107,6 +116,7 @@ class Transitions:
         observations, actions: names of the fields by what is below the root.
         rows: int64 ``(transitions,)``, over all parts of ``source``.
         ends: bool ``(transitions,)``: True at each episode's last one.
+        has_action_space: whether the space that actions are of was recorded.
     """
 
     def __init__(
@@ -118,9 +128,9 @@ class Transitions:
         self.schema = buffer.metadata.fields
         self.observations = leaves_below(self.schema, self.names.observation)
         self.actions = leaves_below(self.schema, self.names.action)
-        for name in (self.names.reward, self.names.terminated, self.names.truncated):
-            if name is not None:
-                only_leaf(self.schema, name, "a transition")
+        only_leaf(self.schema, self.names.reward, "a transition")
+        check_flags(self.schema, self.names)
+        self.has_action_space = (buffer.metadata.environment or {}).get("action_space") is not None
         if need_next and (wrong := [name for name in self.observations.values() if not self.schema[name].state]):
             raise FieldError(
                 f"field {wrong[0]!r} is no state field, so next observations are not known; declare it with "
@@ -186,7 +196,12 @@ class Block:
         """A flag, bool ``(transitions,)``; of None all False."""
         if name is None:
             return np.zeros(len(self._rows), np.bool_)
-        return self.take(name).reshape(len(self._rows)).astype(np.bool_)
+        return as_flags(name, self.take(name), len(self._rows))
+
+    def action(self, name: str) -> Array:
+        """An action's values; integers of shape (1,) are single numbers where no space was recorded."""
+        values = self.take(name)
+        return values if self._whole.has_action_space else as_steps("action", values)
 
     @property
     def action_names(self) -> list[str]:
@@ -205,8 +220,8 @@ class Block:
 
     @property
     def reward(self) -> Array:
-        """Their rewards."""
-        return self.take(self._whole.names.reward)
+        """Their rewards ``(transitions,)``, or ``(transitions, *shape)`` of several numbers each."""
+        return as_steps("reward", self.take(self._whole.names.reward))
 
 
 def named(prefix: str, part: str) -> str:

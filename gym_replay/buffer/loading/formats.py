@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,24 @@ def format_options(
             raise FieldError(f"field {name!r} is ragged, which no batch_format has; leave it out with fields=[...]")
     options = chosen.options(options, parts[0].metadata.fields)
     own, given = chosen.bind(parts), options.get("transform")
+    axes = _axes_of_one(chosen, parts[0].metadata.fields)
+    own = _Both(_Bound(_as_numbers, {"axes": axes}), own) if axes else own
     return {**options, "transform": own if given is None else _Both(given, own)}
+
+
+def _axes_of_one(chosen: BatchFormat, fields: Mapping[str, Field]) -> dict[str, int]:
+    """How many axes of one the rewards, flags and returns have after those of the batch: no format expects any."""
+    names = [str(name) for name in ("reward", *_FLAGS, getattr(chosen, "return_to_go", "")) if name in fields]
+    return {
+        name: len(fields[name].shape) for name in names if fields[name].shape and math.prod(fields[name].shape) == 1
+    }
+
+
+def _as_numbers(batch: Batch, *, axes: Mapping[str, int]) -> Batch:
+    return {
+        name: value.reshape(value.shape[: value.ndim - axes[name]]) if name in axes else value
+        for name, value in batch.items()
+    }
 
 
 def _left_out(name: str, options: Mapping[str, Any]) -> bool:

@@ -155,9 +155,10 @@ def n_step_loader(buffer: Readable, batch_size: int, n_steps: int = 1, **options
         A loader of dicts: fields and ``next_`` fields ``(batch, *field.shape)``, ``seq_`` fields
         ``(batch, n, *field.shape)``, ``n_step_lens`` int64 ``(batch,)``. Next fields that are no state fields come
         with ``next_<field>_is_pad``, bool ``(batch,)``: True where t + m is T, of which only the state is recorded.
-        With ``discount=g``, ``n_step_return`` ``(batch, *reward.shape)`` is the sum of ``g**k * reward[t + k]`` over
-        the m steps, and ``n_step_discount`` ``(batch,)`` is ``g**m``, or 0 where one of them terminated: the target is
-        ``n_step_return + n_step_discount * value(next_observation)``. Truncation leaves it as it is.
+        With ``discount=g``, ``n_step_return`` is the sum of ``g**k * reward[t + k]`` over the m steps, and
+        ``n_step_discount`` is ``g**m``, or 0 where one of them terminated: the target is ``n_step_return +
+        n_step_discount * value(next_observation)``. Truncation leaves it as it is. Both are ``(batch,)``, also where
+        the field's shape is (1,); of a vector of k rewards they are ``(batch, k)`` and ``(batch, 1)``.
     """
     return make_loader(buffer, "n_step", batch_size, n_steps=n_steps, **options)
 

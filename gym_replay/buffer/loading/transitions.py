@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -271,12 +272,17 @@ class NStepDataset(StepDataset):
         if self._discount is None:
             return
         weights = self._discount ** np.arange(self._n_steps, dtype=np.float64)
+        shape = self.source.fields[self._reward].shape
+        shape = () if math.prod(shape) == 1 else shape  # (batch, 1) beside (batch,) would be broadcast
         if self._is_wanted("n_step_return"):
             taken = self.source.take(self._reward, inside)
             rewards = taken.astype(np.float64)
             rewards[~mask] = 0
             summed = np.tensordot(weights, rewards, axes=(0, 1))
-            arrays["n_step_return"] = summed.astype(taken.dtype if taken.dtype.kind == "f" else np.float64)
+            arrays["n_step_return"] = summed.reshape(len(summed), *shape).astype(
+                taken.dtype if taken.dtype.kind == "f" else np.float64
+            )
         if self._is_wanted("n_step_discount"):
             ended = self.source.take(self._terminated, inside).reshape(mask.shape).astype(np.bool_) & mask
-            arrays["n_step_discount"] = np.where(ended.any(axis=1), 0.0, self._discount ** mask.sum(axis=1))
+            discounts = np.where(ended.any(axis=1), 0.0, self._discount ** mask.sum(axis=1))
+            arrays["n_step_discount"] = discounts.reshape(len(discounts), *[1] * len(shape))

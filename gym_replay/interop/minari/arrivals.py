@@ -17,7 +17,7 @@ from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.interop.minari import facts
 from gym_replay.interop.minari.infos import entries_of, entry_of, rows_of
 from gym_replay.interop.minari.limits import GROUP, LONGEST_ARROW
-from gym_replay.interop.minari.parts import cast_exactly, take_apart
+from gym_replay.interop.minari.parts import cast_exactly, in_shape, take_apart
 from gym_replay.interop.minari.schemas import Refuse, Schema, entry
 from gym_replay.interop.old_data import as_flags, as_steps, check_ends
 from gym_replay.wrappers.episode_facts import describe_run, options_to_json
@@ -172,9 +172,10 @@ class Arrival:
 
     def _fitted(self, name: str, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
         field = self._fields[name]
+        value = in_shape(np.asarray(value), field.shape)
         if value.shape[1:] != field.shape:
             raise FieldError(f"{name}: expected shape {field.shape} as in the first episode, got {value.shape[1:]}")
-        return cast_exactly(name, np.asarray(value), field.dtype)
+        return cast_exactly(name, value, field.dtype)
 
     # --- what an episode has once ---
 

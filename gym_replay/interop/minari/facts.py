@@ -144,8 +144,9 @@ def from_entry(name: str, value: Any, field: Field) -> Any:
     try:
         with np.errstate(all="ignore"):
             cast = np.asarray(value).astype(field.dtype) if hasattr(value, "dtype") else np.array(value, field.dtype)
-        # As Python's numbers: of a list of large and small ones, NumPy makes floats.
-        pairs = zip(cast.ravel().tolist(), np.asarray(value, object).ravel().tolist(), strict=True)
+        # As Python's numbers, which are compared exactly: of a list of large and small ones, NumPy makes floats.
+        given = np.asarray(value, None if hasattr(value, "dtype") else object)
+        pairs = zip(cast.ravel().tolist(), given.ravel().tolist(), strict=True)
         is_same = all(new == old or (new != new and old != old) for new, old in pairs)
     except (TypeError, ValueError, OverflowError) as error:
         raise CorruptBufferError(f"meta field {name!r}: {error}") from None

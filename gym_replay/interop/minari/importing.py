@@ -26,7 +26,7 @@ from gym_replay.interop.hidden_folder import HiddenFolder
 from gym_replay.interop.minari import package
 from gym_replay.interop.minari.arrivals import Arrival, check_length
 from gym_replay.interop.minari.claims import check_episode
-from gym_replay.interop.minari.infos import arrow_infos
+from gym_replay.interop.minari.infos import arrow_episode
 from gym_replay.interop.minari.limits import GROUP, MODES
 from gym_replay.interop.minari.schemas import Schema, exported_schema, found_schema
 
@@ -183,9 +183,10 @@ def _read(source: Any, number: int) -> tuple[dict[str, Any], Mapping[str, Any]]:
     metadata, storage = _metadata(source, number), source.storage
     try:
         check_episode(storage, number)
-        (values,) = storage.get_episodes([number])
-        if storage.FORMAT != "hdf5":
-            values["infos"] = arrow_infos(storage, number)
+        if storage.FORMAT == "hdf5":
+            (values,) = storage.get_episodes([number])
+        else:
+            values = arrow_episode(storage, number)
     except GymReplayError:
         raise
     except Exception as error:  # whatever Minari and the packages below it raise of a damaged dataset

@@ -6,6 +6,8 @@ values of the steps, so extra fields, and where an entry was missing, are entrie
 
 from __future__ import annotations
 
+import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -96,20 +98,37 @@ def entries_of(infos: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield (*path, str(key)), value
 
 
-def arrow_infos(storage: Any, episode_id: int) -> dict[str, Any]:
-    """The infos of an episode in a dataset of Arrow or Parquet files.
+def arrow_episode(storage: Any, episode_id: int) -> dict[str, Any]:
+    """An episode in a dataset of Arrow or Parquet files.
 
-    Minari's own reader gives nested infos as arrays of dicts, in which dtypes and shapes are lost.
+    Minari's own reader gives nested infos as arrays of dicts, in which dtypes and shapes are lost, and gives up where
+    the rows of an info differ in size. So it reads the other columns, and the infos are read here.
     """
     found = import_module("pyarrow.dataset").dataset(
         f"{storage.data_path}/{episode_id}", format=storage.FORMAT, ignore_prefixes=["_", ".", "metadata.json"]
     )
-    if "infos" not in found.schema.names:
-        return {}
-    column = found.to_table(columns=["infos"]).column("infos").combine_chunks()
-    if hasattr(column, "num_chunks"):  # what combine_chunks gives differs from version to version
-        column = column.chunk(0)
-    return _decode_struct(column)
+    infos: dict[str, Any] = {}
+    if "infos" in found.schema.names:
+        column = found.to_table(columns=["infos"]).column("infos").combine_chunks()
+        if hasattr(column, "num_chunks"):  # what combine_chunks gives differs from version to version
+            column = column.chunk(0)
+        infos = _decode_struct(column)
+    try:
+        (values,) = storage.get_episodes([episode_id])
+    except ValueError:
+        values = _read_without_infos(storage, episode_id, found)
+    return {**values, "infos": infos}
+
+
+def _read_without_infos(storage: Any, episode_id: int, found: Any) -> dict[str, Any]:
+    """What Minari reads of a copy of an episode that has no infos."""
+    columns = found.to_table(columns=[name for name in found.schema.names if name != "infos"])
+    with tempfile.TemporaryDirectory(prefix="gym-replay-") as folder:
+        copied = pathlib.Path(folder)
+        import_module("pyarrow.dataset").write_dataset(columns, copied / str(episode_id), format=storage.FORMAT)
+        spaces = storage.observation_space, storage.action_space
+        (values,) = type(storage)(copied, *spaces, jpeg_encoding=storage.jpeg_encoding).get_episodes([episode_id])
+        return dict(values)
 
 
 def _decode_struct(column: Any) -> dict[str, Any]:

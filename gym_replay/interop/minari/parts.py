@@ -268,7 +268,7 @@ def take_apart(space: Space[Any], place: Place, values: Any, into: dict[str, Any
     elif isinstance(space, spaces.Text):
         into[place.name] = [np.frombuffer(encode_text(place.name, text), np.uint8) for text in values]
     else:
-        array = _in_shape(np.asarray(values), space.shape or ())
+        array = in_shape(np.asarray(values), space.shape or ())
         if array.dtype.kind not in "biuf" or array.shape[1:] != space.shape:
             raise CorruptBufferError(
                 f"{place.name}: expected numbers of shape {space.shape}, got {array.dtype} {array.shape[1:]}"
@@ -276,7 +276,7 @@ def take_apart(space: Space[Any], place: Place, values: Any, into: dict[str, Any
         into[place.name] = array
 
 
-def _in_shape(array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def in_shape(array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Values ``(rows, *shape)`` that came with more axes of one, or fewer: a Discrete action as ``(rows, 1)``."""
     given = [size for size in array.shape[1:] if size != 1]
     is_same = array.ndim > 0 and given == [size for size in shape if size != 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from gym_replay.interop.minari import package
 from gym_replay.interop.minari.infos import InfoPlan
 from gym_replay.interop.minari.limits import GROUP, IMPORTED, LONGEST_ARROW, ROOTS, CannotHold, Limits
 from gym_replay.interop.minari.parts import Part, guess_space, plan_part
+from gym_replay.interop.old_data import as_steps
+from gym_replay.interop.transitions import Names, check_flags
 from gym_replay.wrappers.recorded_schema import FLAGS
 from gym_replay.wrappers.space_leaf import Place
 from gym_replay.wrappers.spaces import space_leaves
@@ -93,7 +96,8 @@ class Plan:
             if fields[name].state != is_state:
                 which = "a state field, with T+1 rows" if is_state else "no state field"
                 raise FieldError(f"field {name!r}: expected {which}, for a Minari dataset")
-        if fields["reward"].shape and not self.limits.is_hdf5:
+        check_flags(fields, Names())
+        if math.prod(fields["reward"].shape) != 1 and not self.limits.is_hdf5:
             raise FieldError(
                 f"field 'reward': Minari's {self.limits.data_format} format holds one number a step, not "
                 f"{fields['reward'].shape}; use data_format='hdf5'"
@@ -158,8 +162,8 @@ class Plan:
         return {
             "observations": self.observation.take(episode),
             "actions": self.action.take(episode),
-            "rewards": episode["reward"],
-            "terminations": episode["terminated"],
-            "truncations": episode["truncated"],
+            "rewards": as_steps("reward", episode["reward"]),
+            "terminations": as_steps("terminated", episode["terminated"]),
+            "truncations": as_steps("truncated", episode["truncated"]),
             "infos": self.infos.take(episode),
         }

@@ -41,7 +41,7 @@ class Schema:
 
     Args:
         metadata: of it.
-        roots: the spaces of observation and action, as the dataset has them.
+        roots: the spaces of observation and action, as the dataset has them, without what a buffer cannot hold.
         entries: per meta field of the dataset's own, the keys of the metadata entry, one for each level.
         is_exported: whether :func:`export_minari` wrote the dataset.
     """
@@ -77,19 +77,20 @@ def found_schema(source: Any, first: Mapping[str, Any], metadatas: Iterable[Any]
         metadatas: of all episodes.
         refuse: is told of metadata that a buffer cannot hold.
     """
-    roots = {root: held_part(space, Place(root), refuse) or spaces.Dict({}) for root, space in _roots(source).items()}
-    parts: dict[str, Any] = {}
+    parts = {root: held_part(space, Place(root), refuse) for root, space in _roots(source).items()}
+    roots = {root: part for root, part in parts.items() if part is not None}
+    values: dict[str, Any] = {}
     for root, space in roots.items():
-        take_apart(space, Place(root), first[f"{root}s"], parts)
-    dtypes = {name: value.dtype for name, value in parts.items() if isinstance(value, np.ndarray)}
+        take_apart(space, Place(root), first[f"{root}s"], values)
+    dtypes = {name: value.dtype for name, value in values.items() if isinstance(value, np.ndarray)}
     observation, action = (
         space_leaves(
-            space,
+            roots.get(root, spaces.Dict({})),
             root,
             state=root == "observation",
             dtypes={name: dtype for name, dtype in dtypes.items() if name.partition(".")[0] == root},
         )
-        for root, space in roots.items()
+        for root in ROOTS
     )
     rewards = np.asarray(first["rewards"])
     reward = step_shape("reward", rewards.dtype, rewards.shape[1:])
@@ -100,7 +101,7 @@ def found_schema(source: Any, first: Mapping[str, Any], metadatas: Iterable[Any]
         meta_fields={**{name: own[name] for name in KNOWN_META}, **{name: found[1] for name, found in entries.items()}},
         recorder_meta=KNOWN_META,
         environment={
-            **{f"{root}_space": space_to_json(space, root) for root, space in roots.items()},
+            **{f"{root}_space": space_to_json(roots.get(root, spaces.Dict({})), root) for root in ROOTS},
             "env_spec": spec_to_json(source.env_spec),
             IMPORTED: about_import(source),
         },

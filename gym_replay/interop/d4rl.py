@@ -204,11 +204,19 @@ class _Rows:
         return len(rewards)
 
     def _check_masks(self, arrays: Mapping[str, Any]) -> None:
-        """``masks`` of JAX training code are 0 where a transition terminated, and nowhere else."""
-        masks = arrays.get("masks")
-        if masks is None or masks.shape not in ((self._count,), (self._count, 1)):
-            return
-        if (differs := np.asarray(masks[...]).reshape(-1) != ~self._terminals).any():
+        """``masks`` of JAX training code are 0 where a transition terminated, ``valids`` where a row is none."""
+        found = {name: arrays[name] for name in ("masks", "valids") if name in arrays}
+        numbers = {
+            name: np.asarray(array[...]).reshape(-1)
+            for name, array in found.items()
+            if array.shape in ((self._count,), (self._count, 1))
+        }
+        if "valids" in numbers and (invalid := numbers["valids"] == 0).any():
+            raise FieldError(
+                f"'valids' is 0 in {invalid.sum()} rows, which are no transitions: this is OGBench's compact layout; "
+                "load it with compact_dataset=False"
+            )
+        if "masks" in numbers and (differs := numbers["masks"] != ~self._terminals).any():
             raise FieldError(
                 f"'masks' and {_TERMINALS[0]!r} contradict one another in {differs.sum()} rows. In OGBench's layout "
                 "'terminals' are 1 where a trajectory ends, however it does: then pass the arrays with "

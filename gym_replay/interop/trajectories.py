@@ -216,20 +216,24 @@ def _attributes(trajectory: Any) -> dict[str, Any]:
 
 def _flat(name: str, value: Any) -> dict[str, Array]:
     """The arrays of a part by field name; a list of dicts or of tuples is one dict or tuple of lists."""
-    if isinstance(value, list) and value and isinstance(value[0], (dict, tuple)):
+    if isinstance(value, list) and value and isinstance(value[0], (Mapping, tuple)):
         first = value[0]
-        keys = list(first) if isinstance(first, dict) else range(len(first))
-        if any(type(one) is not type(first) or len(one) != len(first) for one in value):
+        keys = list(first) if isinstance(first, Mapping) else range(len(first))
+        if any(type(one) is not type(first) or _parts_of(one) != _parts_of(first) for one in value):
             raise FieldError(f"{name}: the steps have different parts")
         value = {key: [one[key] for one in value] for key in keys}
     if isinstance(value, tuple):
         value = dict(enumerate(value))
-    if not isinstance(value, dict):
+    if not isinstance(value, Mapping):
         return {name: _array(name, value)}
     flat: dict[str, Array] = {}
     for component, inner in zip(encode_siblings(value), value.values(), strict=True):
         flat |= _flat(f"{name}.{component}", inner)
     return flat
+
+
+def _parts_of(value: Any) -> Any:
+    return set(value) if isinstance(value, Mapping) else len(value)
 
 
 def _array(name: str, value: Any) -> Array:

@@ -1,5 +1,9 @@
 """What the tests of other formats share: small recorded buffers of several kinds."""
 
+import os
+import resource
+from contextlib import contextmanager
+
 import gymnasium as gym
 import numpy as np
 
@@ -91,3 +95,19 @@ def transitions(buffer):
                 flags = {name: bool(episode[name][t]) for name in ("terminated", "truncated")}
                 ends = t + 2 == len(episode["observation"])
                 yield {**row, **flags, "next": episode["observation"][t + 1], "episode": number, "t": t, "ends": ends}
+
+
+@contextmanager
+def limited_memory(more):
+    """A block in which so many bytes more than now can be mapped, on Linux."""
+    if not os.path.exists("/proc/self/statm"):
+        yield
+        return
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -4,13 +4,23 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from interop_helpers import by_hand, sights, transitions
+from interop_helpers import by_hand, record, sights, transitions
 
-from gym_replay import ConcatReplayBuffer, EmptyBufferError, FieldError, from_d4rl, to_d4rl, to_ogbench
+from gym_replay import (
+    ConcatReplayBuffer,
+    EmptyBufferError,
+    Field,
+    FieldError,
+    ReplayBuffer,
+    from_d4rl,
+    to_d4rl,
+    to_ogbench,
+)
 from gym_replay.interop import transitions as blocks
 
 EPISODES = st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=5)
@@ -133,3 +143,48 @@ def test_ogbench_reads_its_own_file_as_we_write_it(tmp_path):
             for name, array in theirs.items():
                 np.testing.assert_array_equal(ours[name], array)
                 assert ours[name].dtype == array.dtype
+
+
+FORMS = {"scalars": (), "columns": (1,)}
+
+
+@pytest.mark.parametrize("shape", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("export", [to_d4rl, to_ogbench, lambda buffer: to_ogbench(buffer, compact=True)])
+def test_one_number_a_step_is_a_single_number(tmp_path, shape, export):
+    fields = {
+        "observation": Field("float32", (2,), state=True),
+        **{name: Field(dtype, shape) for name, dtype in {"action": "int64", "reward": "float64"}.items()},
+        **{name: Field("bool", shape) for name in ("terminated", "truncated")},
+    }
+    with ReplayBuffer(tmp_path / "a", fields=fields) as buffer:
+        ends = np.array([False, False, True]).reshape(3, *shape)
+        numbers = np.arange(3).reshape(3, *shape)
+        for _ in range(2):
+            buffer.store_episode(
+                observation=np.zeros((4, 2)), action=numbers, reward=numbers / 2, terminated=ends, truncated=~ends
+            )
+        data = export(buffer)
+    rows = len(data["terminals"])
+    for name in {"actions", "rewards", "terminals", "timeouts", "masks", "valids"} & data.keys():
+        assert data[name].shape == (rows,)
+    kept = data.get("valids", np.ones(rows)) == 1
+    assert data["rewards"][kept].tolist() == [0, 0.5, 1] * 2
+    assert data["actions"][kept].tolist() == [0, 1, 2] * 2
+
+
+def test_actions_are_as_their_recorded_space_says(tmp_path):
+    env = gym.make("CartPole-v1", max_episode_steps=3)
+    env.action_space = gym.spaces.MultiDiscrete([2])
+    env.unwrapped.step = lambda action, step=env.unwrapped.step: step(int(action[0]))
+    with record(tmp_path / "a", env, 1) as buffer:
+        assert to_d4rl(buffer)["actions"].shape == (3, 1)
+
+
+@pytest.mark.parametrize("flag", ["terminated", "truncated"])
+@pytest.mark.parametrize(("field", "value"), [(Field("bool", (2,)), [[0, 1]] * 2), (Field("float32"), [0.5, 1])])
+def test_flags_that_are_none_are_refused(tmp_path, flag, field, value):
+    fields = {"observation": Field("float32", state=True), "action": "int", "reward": "float", "flag": field}
+    with ReplayBuffer(tmp_path / "a", fields=fields) as buffer:
+        buffer.store_episode(observation=np.zeros(3), action=[0, 1], reward=[0, 1], flag=value)
+        with pytest.raises(FieldError, match=r"expected one flag a step|expected booleans"):
+            to_d4rl(buffer, names={"terminated": None, "truncated": None, flag: "flag"})

@@ -7,6 +7,7 @@ from interop_helpers import by_hand, pendulum, sights
 
 from gym_replay import (
     DecisionTransformerFormat,
+    Field,
     FieldError,
     GoalSampler,
     LeRobotFormat,
@@ -301,3 +302,32 @@ def test_what_does_not_go_together_is_refused(hands):
     for other in ({"nested": True}, {"fieldname_map": {"action": "a"}}, {"to_named_tuple": ("action",)}):
         with pytest.raises(FieldError, match="exclude one another"):
             n_step_loader(hands, 2, batch_format="d4rl", **other)
+
+
+def test_one_number_a_step_is_a_single_number_in_every_format(tmp_path):
+    kinds = {"reward": "float64", "return_to_go": "float64", "terminated": "bool", "truncated": "bool"}
+    found = []
+    for name, shape in (("scalars", ()), ("columns", (1,))):
+        fields = {"observation": Field("float32", (2,), state=True), "action": "int"}
+        fields |= {kind: (dtype, shape) for kind, dtype in kinds.items()}
+        with ReplayBuffer(tmp_path / name, fields=fields) as buffer:
+            values = {kind: np.arange(4).reshape(4, *shape) % 2 for kind in kinds}
+            buffer.store_episode(observation=np.ones((5, 2)), action=np.arange(4), **values)
+            offsets = {f: range(2) for f in ("action", "reward", "terminated", "truncated")}
+            found.append(
+                {
+                    **{k: next(iter(n_step_loader(buffer, 3, batch_format=k))) for k in ("d4rl", "ogbench")},
+                    "decision_transformer": next(iter(crop_loader(buffer, 3, 2, batch_format="decision_transformer"))),
+                    **{
+                        k: next(iter(window_loader(buffer, 3, offsets=offsets, batch_format=k)))
+                        for k in ("lerobot", "robomimic", "diffusion_policy")
+                    },
+                }
+            )
+    scalars, columns = found
+    for kind, batch in scalars.items():
+        for key, value in batch.items():
+            if key == "return_to_go":  # a field of one's own, which the format hands on
+                continue
+            assert value.keys() if isinstance(value, dict) else value.equal(columns[kind][key]), (kind, key)
+    assert scalars["d4rl"]["rewards"].shape == (3,)

@@ -2,11 +2,13 @@
 
 import os
 import pickle
+import struct
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from interop_helpers import limited_memory
 
 from gym_replay import (
     BufferNotFoundError,
@@ -286,3 +288,91 @@ def test_a_folder_that_the_package_wrote(tmp_path, circular):
         last = buffer.episode(-1)
         assert not last.complete
         np.testing.assert_array_equal(last["action"], running["action"])
+
+
+BILLION = b"](K\x00eq\x00" + b"".join(b"](h%ch%ceq%c" % (k, k, k + 1) for k in range(60)) + b"."
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02Nr\xff\xff\xff\x0f.",  # nine bytes that remember a value at place 268 million
+        b"Np4000000000\n.",
+        b"\x80\x04\x95" + struct.pack("<Q", 1 << 34) + b"N.",  # a frame
+        b"\x80\x05\x96" + struct.pack("<Q", 1 << 34) + b"a.",  # a bytearray
+        b"\x80\x04\x8e" + struct.pack("<Q", 1 << 34) + b"a.",  # bytes
+        b"]q\x00h\x00a.",  # a list of itself
+        b"\x80\x02" + BILLION,
+        b"\x80\x02}" + b"\x88" + b"\x85" * 900_000 + b"Ns.",  # a key of so many tuples in one another
+        pickle.dumps(list(range(100_000))),
+    ],
+)
+def test_a_pickle_that_asks_for_more_than_it_is_is_refused_at_once(tmp_path, content):
+    Old(tmp_path / "a", 2, 2).store(0, 1)
+    (tmp_path / "a" / "metadata.pkl").write_bytes(content)
+    with limited_memory(512 << 20), pytest.raises(CorruptBufferError, match="plain values only"):
+        from_memmap_replay_buffer(tmp_path / "a", tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+@pytest.mark.parametrize("where", ["fields", "meta_fields"])
+def test_a_default_is_not_made_in_a_shape_that_no_file_has(tmp_path, where):
+    Old(tmp_path / "a", 2, 2).store(0, 1)
+    path = tmp_path / "a" / "metadata.pkl"
+    name = {"fields": "state", "meta_fields": "goal"}[where]
+    config = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps({**config, where: {**config[where], name: ("float", (1 << 40,), 1.0)}}))
+    with limited_memory(512 << 20), pytest.raises(CorruptBufferError, match=r"expected float32 of shape"):
+        from_memmap_replay_buffer(tmp_path / "a", tmp_path / "b")
+
+
+def test_lengths_of_far_more_slots_than_there_are(tmp_path):
+    """A file with a hole is as long as it says; its lengths are looked at in pieces."""
+    old = Old(tmp_path / "a", 1 << 25, 1, fields={"x": "bool"}, meta={})
+    old.meta["episode_lens"][3] = 1
+    with limited_memory(280 << 20):  # the files themselves are mapped: 160 MiB
+        report = from_memmap_replay_buffer(tmp_path / "a", tmp_path / "b")
+    assert report.num_episodes == 1
+
+
+@pytest.mark.parametrize("flag", ["terminated", "truncated"])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_flag_inside_an_episode_is_refused(tmp_path, flag, shape):
+    old = Old(tmp_path / "a", 3, 5, fields={"x": "float", flag: ("bool", shape)}, meta={})
+    old.meta["episode_lens"][:2] = 3
+    old.data[flag][0, 2] = old.data[flag][1, 1] = True
+    old.states["episode_index"][...] = old.states["num_episodes"][...] = 2
+    with pytest.raises(FieldError, match=f"the episode in slot 1: '{flag}' is set at step 1 of 3"):
+        from_memmap_replay_buffer(tmp_path / "a", tmp_path / "b")
+    old.data[flag][1, 1] = False
+    assert from_memmap_replay_buffer(tmp_path / "a", tmp_path / "b").num_episodes == 2
+    with ReplayBuffer.from_folder(tmp_path / "b") as buffer:
+        assert buffer.metadata.fields[flag].shape == ()
+        assert buffer.episode(0)[flag].tolist() == [False, False, True]
+
+
+def test_one_number_a_step_is_a_single_number(tmp_path):
+    fields = {"reward": ("float", (1,), 0.5), "action": ("int", (1,)), "x": ("float", (1,), 2.0)}
+    old = Old(tmp_path / "a", 3, 5, fields=fields, meta={})
+    old.meta["episode_lens"][0] = 2
+    old.data["reward"][0, :2, 0], old.data["action"][0, :2, 0] = [1.5, 2.5], [3, 4]
+    old.states["episode_index"][...] = old.states["num_episodes"][...] = 1
+    from_memmap_replay_buffer(tmp_path / "a", tmp_path / "b")
+    with ReplayBuffer.from_folder(tmp_path / "b") as buffer:
+        assert buffer.episode(0)["reward"].tolist() == [1.5, 2.5]
+        assert buffer.episode(0)["action"].tolist() == [3, 4]
+        assert buffer.episode(0)["x"].shape == (2, 1)  # of which nothing is known
+        assert float(buffer.metadata.fields["reward"].default) == 0.5
+
+
+def test_what_the_configuration_does_not_name_is_reported(tmp_path):
+    old = Old(tmp_path / "a", 3, 5)
+    old.store(0, 2)
+    np.save(tmp_path / "a" / "more.data.npy", np.zeros((3, 5)))
+    report = from_memmap_replay_buffer(tmp_path / "a", tmp_path / "b")
+    assert report.left_out == ("more.data.npy: it is not in metadata.pkl",)
+    path = tmp_path / "a" / "metadata.pkl"
+    config = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps({**config, "meta_fields": {"action": "int"}}))
+    with pytest.raises(CorruptBufferError, match="'action' is a field and a meta field"):
+        from_memmap_replay_buffer(tmp_path / "a", tmp_path / "c")

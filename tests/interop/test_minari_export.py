@@ -379,3 +379,21 @@ def test_wrong_arguments(buffer, arguments):
 def test_the_functions_are_exported():
     assert gym_replay.export_minari is export_minari
     assert gym_replay.import_minari is import_minari
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+def test_one_number_a_step_is_a_single_number(tmp_path, data_format):
+    """In the dataset; the buffer that is made of it again has the fields that were exported."""
+    fields = {"observation": Field("float32", (2,), state=True), "action": "int64", "reward": Field("float64", (1,))}
+    fields |= {name: Field("bool", (1,)) for name in ("terminated", "truncated")}
+    with ReplayBuffer(tmp_path / "a", fields=fields) as buffer:
+        ends = np.array([[False], [True]])
+        buffer.store_episode(
+            observation=np.ones((3, 2)), action=[0, 1], reward=[[0.5], [1.5]], terminated=ends, truncated=ends
+        )
+        (written,) = export_minari(buffer, "x-v0", data_format=data_format)
+        assert same(written.rewards, np.array([0.5, 1.5]))
+        assert same(written.terminations, ends[:, 0])
+        assert same(written.truncations, ends[:, 0])
+        with import_minari("x-v0", tmp_path / "b") as back:
+            assert_same_buffer(buffer, back)

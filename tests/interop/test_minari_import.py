@@ -9,17 +9,20 @@ import warnings
 import numpy as np
 import pytest
 from gymnasium import spaces
+from interop.interop_helpers import limited_memory
 from interop.minari_helpers import Playing, assert_same_buffer, record, same
 
 from gym_replay import (
     BufferNotFoundError,
     CorruptBufferError,
+    EmptyBufferError,
     Field,
     FieldError,
     NotABufferError,
     RecordToBuffer,
     ReplayBuffer,
     UnsupportedFormatError,
+    UnsupportedSpaceError,
     check_buffer,
     export_minari,
     import_minari,
@@ -403,3 +406,209 @@ def test_bars(tmp_path, capfd, monkeypatch):
     assert "export: 100%" in capfd.readouterr().err
     import_minari("x-v1", tmp_path / "b").close()
     assert "import: 100%" in capfd.readouterr().err
+
+
+# --- axes of one, flags, contradictions ---
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_values_that_came_with_an_axis_of_one(tmp_path, data_format):
+    column = np.arange(3)[:, None]
+    create("x-v0", [episode(3, actions=column, rewards=column / 2.0), episode(3)], data_format)
+    with import_minari("x-v0", tmp_path / "b") as buffer:
+        assert buffer.metadata.fields["action"].shape == buffer.metadata.fields["reward"].shape == ()
+        assert buffer.episode(0)["action"].tolist() == [0, 1, 2]
+        assert buffer.episode(0)["reward"].tolist() == [0, 0.5, 1]
+
+
+def test_values_in_other_axes_of_one_than_their_space(tmp_path):
+    flat, deep = spaces.Box(-9, 9, (), np.float32), spaces.Box(-9, 9, (1, 1), np.float32)
+    both = spaces.Dict({"flat": flat, "deep": deep, "count": spaces.Discrete(5)})
+    values = {"flat": np.ones((3, 1), "f4"), "deep": np.ones(3, "f4"), "count": np.array([[0], [1], [2]])}
+    flags = {"terminations": np.array([[0], [1]], bool), "truncations": np.zeros((2, 1), bool)}
+    create("x-v0", [episode(2, observations=values, **flags)], observation_space=both)
+    with import_minari("x-v0", tmp_path / "b") as buffer:
+        assert [buffer.episode(0)[f"observation.{name}"].shape for name in values] == [(3,), (3, 1, 1), (3,)]
+        assert buffer.episode(0)["terminated"].tolist() == [False, True]
+
+
+BAD = {
+    "a flag inside": ({"terminations": np.array([1, 0, 1], bool)}, "'terminated' is set at step 0 of 3"),
+    "a flag of two": ({"truncations": np.array([0, 0, 2])}, "expected booleans, or 0 and 1, got 2 at row 2"),
+    "more actions": ({"actions": np.zeros(4, int)}, "differ in length"),
+    "more observations": ({"observations": np.zeros((6, 2), "f4")}, "differ in length"),
+    "another shape": ({"observations": np.zeros((4, 3), "f4")}, r"expected numbers of shape \(2,\)"),
+    "another dtype": ({"observations": np.full((4, 2), 1 / 3)}, "float64 values do not fit float32"),
+    "rewards of several": ({"rewards": np.zeros((3, 2))}, r"reward: expected shape \(\)"),
+    "texts as rewards": ({"rewards": np.array([b"a", b"b", b"c"])}, "rewards: expected numbers"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_an_episode_that_cannot_be_held_is_an_error_or_left_out(tmp_path, bad):
+    change, message = BAD[bad]
+    create("x-v0", [episode(3), episode(3, **change), episode(2)])
+    with pytest.raises((FieldError, CorruptBufferError), match=rf"episode 1: .*{message}.*'drop' leaves it out"):
+        import_minari("x-v0", tmp_path / "b")
+    with pytest.warns(UserWarning, match=rf"left out:\n  episode 1: .*{message}"):
+        buffer = import_minari("x-v0", tmp_path / "b", on_unsupported="drop")
+    assert buffer.episode_lens.tolist() == [3, 2]
+    buffer.close()
+
+
+INFOS = {
+    "another shape": (np.zeros((3, 2)), r"info\.x: expected shape \(\)"),
+    "another dtype": (np.full(3, 0.5), "float64 values do not fit int64"),
+    "other rows": (np.zeros(7, int), "expected 3 rows, got 7"),
+    "texts": (["a", "b", "c"], "expected numbers"),
+    "one of an episode": (3, "one entry for each step"),
+    "complex numbers": (np.zeros(3, complex), "expected numbers"),
+}
+
+
+@pytest.mark.parametrize("odd", INFOS)
+def test_an_info_that_cannot_be_held_is_an_error_or_left_out(tmp_path, odd):
+    value, message = INFOS[odd]
+    whole = {"x": np.arange(3), "y": np.ones(3)}
+    create("x-v0", [episode(2, infos=whole), episode(2, infos=whole | {"x": value})])
+    with pytest.raises((FieldError, CorruptBufferError), match=f"episode 1: .*{message}.*'drop' leaves it out"):
+        import_minari("x-v0", tmp_path / "b")
+    with pytest.warns(UserWarning, match=message):
+        buffer = import_minari("x-v0", tmp_path / "b", on_unsupported="drop")
+    assert buffer.episode(0)["info.x"].tolist() == [0, 1, 2]
+    assert [bool(e["info_present.x"].any()) for e in buffer] == [True, False]
+    assert [bool(e["info_present.y"].all()) for e in buffer] == [True, True]
+    buffer.close()
+
+
+def test_infos_that_minari_itself_cannot_read(tmp_path):
+    infos = {"uneven": [[1], [1, 2], [3]], "said": ["x", None, "z"], "x": np.arange(3.0), "y": np.ones((3, 1))}
+    create("x-v0", [episode(2, infos=infos)], "arrow")
+    with pytest.raises(FieldError, match=r"info\.(said|uneven)"):
+        import_minari("x-v0", tmp_path / "b")
+    with pytest.warns(UserWarning, match=r"info\.uneven(.|\n)*info\.said"):
+        buffer = import_minari("x-v0", tmp_path / "b", on_unsupported="drop")
+    assert buffer.episode(0)["info.x"].tolist() == [0, 1, 2]
+    assert buffer.episode(0)["info.y"].tolist() == [[1], [1], [1]]
+    assert same(np.array(buffer.episode(0)["observation"]), np.arange(6, dtype="f4").reshape(3, 2))
+    buffer.close()
+
+
+def test_a_space_that_no_buffer_holds(tmp_path, datasets):
+    nested = spaces.Dict({"a": SPACE, "b": SPACE})
+    values = {"a": np.ones((3, 2), "f4"), "b": np.ones((3, 2), "f4")}
+    create("x-v0", [episode(2, observations=values)], observation_space=nested)
+    create("x-v1", [episode(2)])
+    huge = {"type": "MultiBinary", "n": 1 << 40}
+
+    def change(metadata, part):
+        space = json.loads(metadata["observation_space"])
+        space = {**space, "subspaces": {**space["subspaces"], "b": huge}} if part else huge
+        metadata["observation_space"] = json.dumps(space)
+
+    change_metadata(datasets, "x-v0", lambda metadata: change(metadata, True))
+    change_metadata(datasets, "x-v1", lambda metadata: change(metadata, False))
+    for dataset_id, fields in (("x-v0", ("observation.a",)), ("x-v1", ())):
+        with pytest.raises(UnsupportedSpaceError, match=r"observation.*'drop' leaves it out"):
+            import_minari(dataset_id, tmp_path / dataset_id)
+        with pytest.warns(UserWarning, match="left out:\n  observation"):
+            buffer = import_minari(dataset_id, tmp_path / dataset_id, on_unsupported="drop")
+        assert buffer.fieldnames == (*fields, "action", "reward", "terminated", "truncated")
+        assert buffer.episode(0)["action"].tolist() == [0, 1]
+        buffer.close()
+
+
+def test_none_that_can_be_held(tmp_path):
+    create("x-v0", [episode(2, terminations=np.array([1, 0], bool))])
+    with pytest.raises(EmptyBufferError, match="none of the episodes:\n  episode 0: 'terminated'"):
+        import_minari("x-v0", tmp_path / "b", on_unsupported="drop")
+    assert not (tmp_path / "b").exists()
+
+
+# --- metadata that want one name, or are compared across dtypes ---
+
+
+def test_metadata_of_one_name(tmp_path):
+    mine = {"a/b": 1, "a": {"b": 2}, "reward": 3, "minari": {"reward": 4}}
+    create("x-v0", [episode(2), episode(2)], "arrow", [mine, mine])
+    with pytest.raises(FieldError, match=r"its name 'minari\.reward' is that of another entry"):
+        import_minari("x-v0", tmp_path / "b")
+    with pytest.warns(UserWarning, match=r"minari\.reward"):
+        buffer = import_minari("x-v0", tmp_path / "b", on_unsupported="drop")
+    meta = buffer.episode(1).meta
+    assert (meta["a%2Fb"], meta["a.b"]) == (1, 2)
+    assert meta["minari.reward"] in (3, 4)
+    buffer.close()
+
+
+@pytest.mark.parametrize("large", [np.uint64((1 << 63) + 5), np.uint64((1 << 64) - 1)])
+def test_metadata_that_a_common_dtype_would_change(tmp_path, large):
+    create("x-v0", [episode(2), episode(2)], metadata=[{"n": np.int64(-1)}, {"n": large}])
+    with pytest.raises(CorruptBufferError, match=f"meta field 'n': .*{large}.* is no float64"):
+        import_minari("x-v0", tmp_path / "b")
+    with pytest.warns(UserWarning, match="meta field 'n'"):
+        buffer = import_minari("x-v0", tmp_path / "b", on_unsupported="drop")
+    assert buffer.episode(0).meta["n"] == -1
+    assert np.isnan(buffer.episode(1).meta["n"])
+    buffer.close()
+
+
+# --- sizes that a dataset claims ---
+
+
+def box(**changes):
+    space = {"type": "Box", "dtype": "float32", "shape": [2], "low": [0, 0], "high": [1, 1]}
+    return {"observation_space": json.dumps(space | changes)}
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"total_episodes": 10**12},
+        {"total_episodes": "many"},
+        {"total_episodes": -1},
+        box(shape=[10**11], low=0, high=1),
+        box(shape=[10**11]),
+    ],
+)
+def test_what_a_dataset_claims_is_not_believed(tmp_path, datasets, data_format, claim):
+    create("x-v0", [episode(2)], data_format)
+    change_metadata(datasets, "x-v0", lambda metadata: metadata.update(claim))
+    with limited_memory(1 << 30), pytest.raises(CorruptBufferError, match=r"total_episodes|bounds of a Box"):
+        import_minari("x-v0", tmp_path / "b")
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000, "{}"])
+def test_metadata_that_are_none(tmp_path, datasets, text):
+    create("x-v0", [episode(2)])
+    (datasets / "x-v0" / "data" / "metadata.json").write_text(text)
+    with pytest.raises((UnsupportedFormatError, CorruptBufferError), match="x-v0"):
+        import_minari("x-v0", tmp_path / "b")
+
+
+def test_an_hdf5_file_of_minari_is_not_believed(tmp_path, datasets):
+    import h5py
+
+    def claims(group):
+        group.create_dataset("rewards", (10**12,), "f8", chunks=(10,))
+
+    def links(group):
+        group["rewards"] = h5py.ExternalLink("/etc/passwd", "/rewards")
+
+    def lacks(group):
+        pass
+
+    for number, (change, message) in enumerate(
+        [(claims, "claims to hold"), (links, "rewards is a link"), (lacks, "Minari cannot read it: KeyError")]
+    ):
+        create(f"x-v{number}", [episode(2), episode(2), episode(2)])
+        with h5py.File(datasets / f"x-v{number}" / "data" / "main_data.hdf5", "a") as file:
+            del file["episode_1/rewards"]
+            change(file["episode_1"])
+        with pytest.raises(CorruptBufferError, match=f"episode 1: .*{message}"):
+            import_minari(f"x-v{number}", tmp_path / "b")
+        with pytest.warns(UserWarning, match=f"episode 1: .*{message}"):
+            buffer = import_minari(f"x-v{number}", tmp_path / f"b{number}", on_unsupported="drop")
+        assert len(buffer) == 2
+        buffer.close()

@@ -121,3 +121,93 @@ def test_none_at_all(tmp_path):
     with pytest.raises(EmptyBufferError):
         from_trajectories([], tmp_path / "a")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"terminations": np.array([1, 0, 1])}, "'terminated' is set at step 0 of 3"),
+        ({"terminations": np.array([0, 1, 0])}, "'terminated' is set at step 1 of 3"),
+        ({"truncations": np.array([0, 1, 0])}, "'truncated' is set at step 1 of 3"),
+        ({"truncations": np.array([[1], [0], [0]])}, "'truncated' is set at step 0 of 3"),
+        ({"terminations": np.array([0, 0, 2])}, "got 2 at row 2"),
+        ({"terminations": np.nan}, "got nan"),
+        ({"terminations": "no"}, "expected booleans"),
+        ({"terminations": [None, None, True]}, "expected booleans"),
+        ({"terminations": np.zeros(4, bool)}, "expected 3 rows"),
+        ({"rewards": 1.0}, "a single reward"),
+        ({"actions": [[0], [0, 1], [0]]}, "expected an array of numbers"),
+        ({"next_observations": np.zeros((4, 2))}, r"expected shape \(3, 2\)"),
+        ({"next_observations": {"x": np.zeros((3, 2))}}, "next observations: expected"),
+        ({"next_observations": np.arange(2.0, 8).reshape(3, 2)[::-1]}, "observation of step 0 is not .* of step 1"),
+        ({"next_observations": np.array([[2.0, 3], [4, 5], [9, 9]])}, "observation of step 2 is not .* of step 3"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(tmp_path, change, message):
+    with pytest.raises(FieldError, match=f"trajectory 1: .*{message}"):
+        from_trajectories([plain(), plain(**change)], tmp_path / "a")
+    assert not any(tmp_path.iterdir())
+
+
+def test_n_step_returns_do_not_cross_an_end(tmp_path):
+    """Two episodes as they are, which one trajectory with a terminal in its middle would have joined."""
+    rewards, ends = np.ones(4), np.array([0, 1, 0, 1])
+    with pytest.raises(FieldError, match="more than one episode"):
+        from_trajectories([plain(4, rewards=rewards, terminations=ends)], tmp_path / "a")
+    parts = [plain(2, rewards=rewards[:2], terminations=ends[:2]), plain(2, rewards=rewards[2:], terminations=ends[2:])]
+    from_trajectories(parts, tmp_path / "a")
+    with ReplayBuffer.from_folder(tmp_path / "a") as buffer:
+        batch = next(iter(buffer.dataloader(batch_size=4, n_steps=3, discount=1.0)))
+        assert batch["n_step_return"].tolist() == [2, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([{"terminal": False}, {}], "'terminated' is in only one of its steps 0 and 1"),
+        ([{}, {"terminal": True}], "'terminated' is in only one of its steps 0 and 1"),
+        ([{"next_obs": 1.0}, {"next_obs": None}], "'next_observation' is in only one of its steps 0 and 1"),
+    ],
+)
+def test_a_part_that_only_some_steps_have_is_refused(tmp_path, steps, message):
+    whole = [{"obs": float(t), "action": 0, "reward": 1.0, **step} for t, step in enumerate(steps)]
+    with pytest.raises(FieldError, match=message):
+        from_trajectories([whole], tmp_path / "a")
+
+
+def test_two_places_of_one_name_are_refused(tmp_path):
+    with pytest.raises(FieldError, match="two places have one name"):
+        from_trajectories([[(0.0, 0, 1.0, 2.0)]], tmp_path / "a", step=("observation", "action", "reward", "reward"))
+
+
+def test_one_number_a_step_is_a_single_number(tmp_path):
+    columns = {name: plain()[name][:, None] for name in ("actions", "rewards", "terminations", "truncations")}
+    from_trajectories([plain(**columns), plain()], tmp_path / "a")
+    from_trajectories([plain(), plain()], tmp_path / "b")
+    with ReplayBuffer.from_folder(tmp_path / "a") as a, ReplayBuffer.from_folder(tmp_path / "b") as b:
+        assert a.metadata.fields == b.metadata.fields
+        for mine, theirs in zip(a, b, strict=True):
+            for name in b.fieldnames:
+                np.testing.assert_array_equal(mine[name], theirs[name])
+
+
+@pytest.mark.parametrize(("own", "other"), [("f4", "f8"), ("f8", "f4"), ("f2", "f8")])
+@pytest.mark.parametrize("rows", [3, 4])
+def test_next_observations_of_another_float_dtype(tmp_path, own, other, rows):
+    states = np.random.default_rng(0).normal(size=(4, 2))
+    given = {"observations": states[:rows].astype(own), "next_observations": states[1:].astype(other)}
+    assert from_trajectories([plain(**given)], tmp_path / "a").num_episodes == 1
+    with ReplayBuffer.from_folder(tmp_path / "a") as buffer:
+        assert buffer.episode(0).has_final
+        last = states[3].astype(own) if rows == 4 else states[3].astype(other).astype(own)
+        np.testing.assert_array_equal(buffer.episode(0)["observation"], [*states[:3].astype(own), last])
+
+
+def test_mappings_that_are_no_dicts_are_nested_observations(tmp_path):
+    from types import MappingProxyType
+
+    nested = MappingProxyType({"a": np.arange(4.0), "b": MappingProxyType({"c": np.zeros((4, 2))})})
+    from_trajectories([plain(observations=nested)], tmp_path / "a")
+    with ReplayBuffer.from_folder(tmp_path / "a") as buffer:
+        assert buffer.episode(0)["observation.a"].tolist() == [0, 1, 2, 3]
+        assert buffer.episode(0)["observation.b.c"].shape == (4, 2)

@@ -148,8 +148,8 @@ def _decode_struct(column: Any) -> dict[str, Any]:
 
 def _shape_of(field: Any, size: int) -> tuple[int, ...]:
     """The shape that Minari notes beside a list of all elements; one axis where it is lost."""
-    noted = (field.metadata or {}).get(b"shape", b"")
-    return tuple(int(part) for part in noted.split(b",")) if noted else (size,)
+    noted = (field.metadata or {}).get(b"shape")  # which is empty where each row is one number
+    return (size,) if noted is None else tuple(int(part) for part in noted.split(b",") if part)
 
 
 def rows_of(value: Any, field: Field | None) -> npt.NDArray[Any] | None:

@@ -173,3 +173,29 @@ def test_an_added_field_loads_like_recorded_ones(tmp_path_factory, how):
                             assert torch.equal(sample[name], sample[name.replace(recorded, added)])
         for key, sample in by_index(timestep_loader(buffer, 3, return_indices=True)).items():
             assert_equal(sample["return_to_go"].numpy(), np.float32(episodes[key[0]]["reward"][key[1] :].sum()))
+
+
+@pytest.mark.parametrize(
+    ("shape", "returned", "discounted"),
+    [
+        ((), (4,), (4,)),
+        ((1,), (4,), (4,)),
+        ((1, 1), (4,), (4,)),
+        ((4,), (4, 4), (4, 1)),
+        ((2, 3), (4, 2, 3), (4, 1, 1)),
+    ],
+)
+def test_the_target_has_the_shape_of_the_rewards(tmp_path, shape, returned, discounted):
+    """Four samples and, in one case, rewards of four numbers: no axis may be taken for another."""
+    fields = {"o": Field("float", state=True), "reward": ("float64", shape), "terminated": "bool"}
+    rewards = np.random.default_rng(0).normal(size=(4, *shape))
+    with ReplayBuffer(tmp_path, fields=fields) as buffer:
+        buffer.store_episode(o=np.zeros(5), reward=rewards, terminated=[0, 0, 0, 1])
+        batch = next(iter(n_step_loader(buffer, 4, 2, discount=0.5, dtype="stored")))
+    assert (tuple(batch["n_step_return"].shape), tuple(batch["n_step_discount"].shape)) == (returned, discounted)
+    value = np.random.default_rng(1).normal(size=returned)
+    target = batch["n_step_return"].numpy() + batch["n_step_discount"].numpy() * value
+    flat = rewards.reshape(4, -1)
+    for t, factor in enumerate([0.25, 0.25, 0, 0]):  # the last two end within their steps
+        expected = flat[t] + (0.5 * flat[t + 1] if t < 3 else 0) + factor * value.reshape(4, -1)[t]
+        np.testing.assert_allclose(target.reshape(4, -1)[t], expected)

@@ -60,7 +60,7 @@ def run_d4rl(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace, report: ImportReport) -> int:
     if args.json:
-        names = ("num_episodes", "num_steps", "not_known", "left_out")
+        names = ("num_episodes", "num_steps", "not_known", "left_out", "doubtful")
         output.write_json({"path": report.folder, **{name: getattr(report, name) for name in names}})
     else:
         for line in str(report).splitlines():

@@ -612,3 +612,26 @@ def test_an_hdf5_file_of_minari_is_not_believed(tmp_path, datasets):
             buffer = import_minari(f"x-v{number}", tmp_path / f"b{number}", on_unsupported="drop")
         assert len(buffer) == 2
         buffer.close()
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow", "parquet"])
+@pytest.mark.parametrize("version", ["0.5.0", "0.5.1", "0.5.2"])
+def test_images_of_versions_that_did_not_note_how_they_store_them(tmp_path, datasets, data_format, version):
+    """Up to 0.5.2 Minari stored images as they are, which 0.5.4 takes for JPEG."""
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    space = spaces.Box(0, 255, (32, 32, 3), np.uint8)
+    create(
+        "x-v0", [episode(2, observations=images), episode(2, observations=images)], data_format, observation_space=space
+    )
+
+    def change(metadata):
+        del metadata["jpeg_encoding"]
+        metadata["minari_version"] = version
+
+    change_metadata(datasets, "x-v0", change)
+    with import_minari("x-v0", tmp_path / "b") as buffer:
+        assert [same(np.array(e["observation"]), images) for e in buffer] == [True, True]
+    chosen = minari.MinariDataset(minari.load_dataset("x-v0").storage, episode_indices=np.array([1]))
+    with import_minari(chosen, tmp_path / "c") as buffer:
+        assert json.loads(buffer.episode(0).meta["episode_run"])["imported"]["id"] == 1
+        assert same(np.array(buffer.episode(0)["observation"]), images)

@@ -31,6 +31,8 @@ FORMATS = ("hdf5", "arrow", "parquet")
 _OLDEST = (0, 5, 4)
 """The first version that keeps images as they are where it is asked to."""
 
+_RAW_IMAGES = ("0.5.0", "0.5.1", "0.5.2")
+
 _PACKAGE_OF = {"hdf5": "h5py", "arrow": "pyarrow", "parquet": "pyarrow"}
 
 
@@ -102,7 +104,7 @@ def open_dataset(dataset: Any) -> Any:
     if not isinstance(dataset, str):
         if not isinstance(dataset, minari.MinariDataset):
             raise FieldError(f"expected a dataset's id or a MinariDataset, got {type(dataset).__name__}")
-        return dataset
+        return with_images_as_stored(minari, dataset)
     check_id(dataset)
     path = path_of(dataset)
     data = path / "data"
@@ -121,17 +123,28 @@ def open_dataset(dataset: Any) -> Any:
             metadata = storage_class().read_raw_metadata(data)
             find_minari(metadata.get("data_format"))
         check_metadata(data, metadata)
-        return (
-            old_versions.open_old(dataset, data, metadata)
-            if old_versions.is_old(data)
-            else minari.load_dataset(dataset)
-        )
+        if old_versions.is_old(data):
+            return old_versions.open_old(dataset, data, metadata)
+        return with_images_as_stored(minari, minari.load_dataset(dataset))
     except GymReplayError:
         raise
     except Exception as error:  # of another version of Minari, or of spaces that the installed Gymnasium refuses
         raise UnsupportedFormatError(
             f"Minari {minari.__version__} cannot open {dataset!r}: {type(error).__name__}: {error}"
         ) from error
+
+
+def with_images_as_stored(minari: Any, dataset: Any) -> Any:
+    """A ``MinariDataset`` that reads images as they are stored.
+
+    Versions 0.5.0 to 0.5.2 store them as they are, 0.5.3 as JPEG, and neither notes it; 0.5.4 takes both as JPEG.
+    """
+    metadata, storage = dataset.storage.metadata, dataset.storage
+    if "jpeg_encoding" in metadata or metadata.get("minari_version") not in _RAW_IMAGES:
+        return dataset
+    spaces = storage.observation_space, storage.action_space
+    raw = type(storage)(storage.data_path, *spaces, jpeg_encoding=False)
+    return minari.MinariDataset(raw, episode_indices=dataset.episode_indices)
 
 
 @contextmanager

@@ -101,27 +101,39 @@ def entries_of(infos: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 def arrow_episode(storage: Any, episode_id: int) -> dict[str, Any]:
     """An episode in a dataset of Arrow or Parquet files.
 
-    Minari's own reader gives nested infos as arrays of dicts, in which dtypes and shapes are lost, and gives up where
-    the rows of an info differ in size. So it reads the other columns, and the infos are read here.
+    Minari's own reader gives up where the rows of an info differ in size, so the infos are read here.
     """
-    found = import_module("pyarrow.dataset").dataset(
-        f"{storage.data_path}/{episode_id}", format=storage.FORMAT, ignore_prefixes=["_", ".", "metadata.json"]
-    )
-    infos: dict[str, Any] = {}
-    if "infos" in found.schema.names:
-        column = found.to_table(columns=["infos"]).column("infos").combine_chunks()
-        if hasattr(column, "num_chunks"):  # what combine_chunks gives differs from version to version
-            column = column.chunk(0)
-        infos = _decode_struct(column)
+    infos = arrow_infos(storage, episode_id)
     try:
         (values,) = storage.get_episodes([episode_id])
     except ValueError:
-        values = _read_without_infos(storage, episode_id, found)
+        values = _read_without_infos(storage, episode_id)
     return {**values, "infos": infos}
 
 
-def _read_without_infos(storage: Any, episode_id: int, found: Any) -> dict[str, Any]:
+def arrow_infos(storage: Any, episode_id: int) -> dict[str, Any]:
+    """The infos of an episode in a dataset of Arrow or Parquet files.
+
+    Minari's own reader gives nested infos as arrays of dicts, in which dtypes and shapes are lost.
+    """
+    found = _files(storage, episode_id)
+    if "infos" not in found.schema.names:
+        return {}
+    column = found.to_table(columns=["infos"]).column("infos").combine_chunks()
+    if hasattr(column, "num_chunks"):  # what combine_chunks gives differs from version to version
+        column = column.chunk(0)
+    return _decode_struct(column)
+
+
+def _files(storage: Any, episode_id: int) -> Any:
+    return import_module("pyarrow.dataset").dataset(
+        f"{storage.data_path}/{episode_id}", format=storage.FORMAT, ignore_prefixes=["_", ".", "metadata.json"]
+    )
+
+
+def _read_without_infos(storage: Any, episode_id: int) -> dict[str, Any]:
     """What Minari reads of a copy of an episode that has no infos."""
+    found = _files(storage, episode_id)
     columns = found.to_table(columns=[name for name in found.schema.names if name != "infos"])
     with tempfile.TemporaryDirectory(prefix="gym-replay-") as folder:
         copied = pathlib.Path(folder)

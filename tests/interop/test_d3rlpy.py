@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from interop_helpers import by_hand, cartpole, pendulum, sights
 
-from gym_replay import EmptyBufferError, FieldError, RecordToBuffer, ReplayBuffer, to_d3rlpy
+from gym_replay import EmptyBufferError, Field, FieldError, RecordToBuffer, ReplayBuffer, to_d3rlpy
 
 d3rlpy = pytest.importorskip("d3rlpy")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -103,3 +103,16 @@ def test_what_it_does_not_take(tmp_path):
             to_d3rlpy(buffer, image_layout="WHC")
         with pytest.raises(EmptyBufferError):
             to_d3rlpy(buffer, episodes=[])
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_one_number_a_step_is_a_column_there(tmp_path, shape):
+    fields = {"observation": Field("float32", (2,), state=True), "action": ("int64", shape)}
+    fields |= {"reward": ("float64", shape), "terminated": ("bool", shape)}
+    with ReplayBuffer(tmp_path / "a", fields=fields) as buffer:
+        values = {name: np.arange(3).reshape(3, *shape) for name in ("action", "reward")}
+        ends = np.array([False, False, True]).reshape(3, *shape)
+        buffer.store_episode(observation=np.zeros((4, 2)), terminated=ends, **values)
+        (episode,) = to_d3rlpy(buffer, names={"truncated": None}).episodes
+        assert episode.actions.tolist() == episode.rewards.tolist() == [[0], [1], [2]]
+        assert episode.terminated

@@ -635,3 +635,28 @@ def test_images_of_versions_that_did_not_note_how_they_store_them(tmp_path, data
     with import_minari(chosen, tmp_path / "c") as buffer:
         assert json.loads(buffer.episode(0).meta["episode_run"])["imported"]["id"] == 1
         assert same(np.array(buffer.episode(0)["observation"]), images)
+
+
+@pytest.mark.parametrize(
+    "key", ["info/x", "info/X", "info_present/x", "observation/x", "observation", "reward", "terminated/x"]
+)
+def test_metadata_with_the_name_of_a_field(tmp_path, key):
+    values = {"x": np.ones((3, 2), "f4")}
+    create(
+        "x-v0",
+        [episode(2, observations=values, infos={"x": np.arange(3)})],
+        metadata=[{key: 7}],
+        observation_space=spaces.Dict({"x": SPACE}),
+    )
+    with import_minari("x-v0", tmp_path / "b") as buffer:
+        assert buffer.episode(0).meta[f"minari.{key.replace('/', '.')}"] == 7
+        assert buffer.episode(0)["info.x"].tolist() == [0, 1, 2]
+        assert same(np.array(buffer.episode(0)["observation.x"]), values["x"])
+
+
+def test_an_info_that_never_fits_leaves_no_field(tmp_path):
+    create("x-v0", [episode(2, infos={"x": np.zeros(7), "y": np.zeros(3)})])
+    with pytest.warns(UserWarning, match=r"info\.x: expected 3 rows, got 7"):
+        buffer = import_minari("x-v0", tmp_path / "b", on_unsupported="drop")
+    assert [name for name in buffer.fieldnames if name.startswith("info")] == ["info.y", "info_present.y"]
+    buffer.close()

@@ -125,9 +125,9 @@ class Arrival:
             if array is None:
                 continue
             try:
-                if name not in self._fields:
-                    new |= self._new_fields(name, array, [*self._fields, *new])
+                fields = {} if name in self._fields else self._new_fields(name, array, [*self._fields, *new])
                 arrays |= self._aligned(name, array, length, rows)
+                new |= fields
             except (FieldError, CorruptBufferError) as error:
                 self._refuse(str(error), type(error))
         self._buffer.add_default_fields(new)

@@ -21,12 +21,16 @@ from gym_replay.interop.minari.about import about_import
 from gym_replay.interop.minari.limits import IMPORTED, ROOTS
 from gym_replay.interop.minari.parts import held_part, take_apart
 from gym_replay.interop.old_data import step_shape
-from gym_replay.wrappers.recorded_schema import core_fields, meta_fields
+from gym_replay.wrappers.infos import PRESENT, ROOT
+from gym_replay.wrappers.recorded_schema import FLAGS, core_fields, meta_fields
 from gym_replay.wrappers.space_leaf import Place
 from gym_replay.wrappers.spaces import space_leaves
 
 KNOWN_META = ("episode_seed", "episode_return", "episode_complete", "episode_options", "episode_run")
 """The recorder's meta fields that a dataset of another origin tells something about."""
+
+_STEPS = (*ROOTS, "reward", *FLAGS, ROOT, PRESENT)
+"""Which fields of the steps there may be, or what their names begin with."""
 
 Refuse = Callable[..., None]
 """Is told what a buffer cannot hold, and the class of the error that it is where nothing is to be left out."""
@@ -120,7 +124,7 @@ def _entries(metadatas: Iterable[Mapping[str, Any]], refuse: Refuse) -> dict[str
     fields: dict[str, tuple[Keys, Field]] = {}
     for keys, field in seen.items():
         name = ".".join(map(encode_key, keys))
-        if name in KNOWN_META or name in (*ROOTS, "reward", "terminated", "truncated"):
+        if name in KNOWN_META or name.partition(".")[0] in _STEPS:
             name = f"minari.{name}"
         if field is None:
             refuse(f"metadata {'/'.join(keys)!r}: not in all episodes a number, an array of one shape, or a string")

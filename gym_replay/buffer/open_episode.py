@@ -248,7 +248,7 @@ class HeldEpisodes:
         """Keep the buffer for them; its writer."""
         buffer = self._buffer
         if buffer._open_episode is not None and buffer._open_episode is not self:
-            buffer._require_no_episode("recording")
+            buffer._require_no_episode("recording an episode")
         writer = buffer._writing()
         buffer._open_episode = self
         self.writer = writer

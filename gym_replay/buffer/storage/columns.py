@@ -719,10 +719,25 @@ def write_at(descriptor: int, data: Buffer, position: int, path: Path) -> None:
 
 def storage_error(error: OSError, path: Path, needed: int) -> StorageError:
     """The error of ours for a refused write of ``needed`` more bytes."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    remedy = "free some space and go on with the same buffer" if full else "committed episodes are intact"
     reason = error.strerror or str(error)
-    return StorageError(error.errno, f"{reason}: {needed} more bytes were needed ({remedy})", str(path))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        size = f"{needed} more bytes were needed" if needed else "room for one more file was needed"
+        return StorageError(
+            error.errno, f"{reason}: {size} (free some space and go on with the same buffer)", str(path)
+        )
+    remedy = _REMEDIES.get(error.errno or 0, "nothing more can be written there now")
+    return StorageError(error.errno, f"{reason}: {remedy}; committed episodes are intact", str(path))
+
+
+_REMEDIES = {
+    errno.EACCES: "give this user the right to write there, or choose another folder",
+    errno.EPERM: "give this user the right to write there, or choose another folder",
+    errno.EROFS: "the file system is mounted read-only; choose another folder",
+    errno.ENOENT: "the folder is missing: it was moved or deleted, or its disk is not mounted",
+    errno.ENOTDIR: "a part of the path is a file; choose another folder",
+    errno.EMFILE: "this process has too many open files; raise its limit (ulimit -n), or record fewer buffers at once",
+    errno.ENFILE: "the system has too many open files; close some",
+}
 
 
 def sync_descriptor(descriptor: int, path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -41,6 +42,7 @@ from gym_replay.errors import (
     CorruptBufferError,
     EpisodeStateError,
     FieldError,
+    MakeEnvError,
     ReadOnlyError,
 )
 
@@ -244,6 +246,11 @@ class ReplayBuffer(Readable):
 
     def _environment(self, part: str) -> Any:
         environment = self.metadata.environment or {}
+        if part == "env_spec" and environment and environment.get(part) is None:
+            raise MakeEnvError(
+                f"{self._folder}: the recorded environment had no spec, as it was not made by gymnasium.make; make it "
+                "as it was made for recording, and pass it where an environment is asked for"
+            )
         if environment.get(part) is None:
             raise FieldError(f"{self._folder}: no {part} is stored; the buffer was not made by RecordToBuffer")
         return environment[part]
@@ -318,6 +325,11 @@ class ReplayBuffer(Readable):
 
     def _require_no_episode(self, what: str) -> None:
         if self._open_episode is not None:
+            if isinstance(self._open_episode, open_episode.HeldEpisodes):
+                raise EpisodeStateError(
+                    f"{what} while a recorder has an episode open in this buffer; close the recorder first. A buffer "
+                    "has one recorder at a time: another one needs a folder of its own"
+                )
             raise EpisodeStateError(f"{what} while an episode is open; end the episode first")
 
     def one_episode(self, /, **meta: Any) -> open_episode.OpenEpisode:
@@ -525,6 +537,23 @@ class ReplayBuffer(Readable):
         writer = self._writing()
         try:
             writer.clear()
+        finally:
+            self._reader.refresh()
+
+    def redefine(self, fields: Mapping[str, Field], meta_fields: Mapping[str, Field]) -> None:
+        """Give the buffer other fields; it has no episodes.
+
+        Raises:
+            EpisodeStateError: it has episodes, or one is open.
+        """
+        self._require_no_episode("redefine")
+        if self.num_episodes:
+            raise EpisodeStateError(f"{self._folder} has episodes, whose fields stay as they are")
+        writer = self._writing()
+        metadata = replace(writer.metadata, fields=dict(fields), meta_fields=dict(meta_fields))
+        check_config(metadata)
+        try:
+            writer.clear(metadata)
         finally:
             self._reader.refresh()
 

@@ -51,6 +51,13 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     verb.add_argument("--max-episode-steps", type=int, metavar="N", help="truncate episodes there")
     verb.add_argument("--fresh-envs", action="store_true", help="make the environment anew for each episode")
     verb.add_argument("--options", type=_json_object, metavar="JSON", help="options of each reset")
+    verb.add_argument(
+        "--reward-shape",
+        type=int,
+        nargs="*",
+        metavar="N",
+        help="shape of a reward of several values; nothing for one number (default: that of the first reward)",
+    )
     verb.add_argument("--stochastic", action="store_true", help="let predict draw its actions at random")
     verb.add_argument("--record-info", action="store_true", help="record the numbers and arrays in the infos too")
     verb.add_argument("--ray-workers", type=int, metavar="W", help="play with Ray, in so many workers")
@@ -85,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         "env_kwargs",
         "max_episode_steps",
         "fresh_envs",
+        "reward_shape",
     )
     options: dict[str, Any] = {name: getattr(args, name) for name in (*names, "options", "record_info", "overwrite")}
     options |= {"deterministic": not args.stochastic, "progress": not args.quiet}

@@ -16,6 +16,7 @@ from gym_replay.collecting.local import collect_here
 from gym_replay.collecting.request import Keep, Request, goal_of, policy_name_of
 from gym_replay.errors import FieldError
 from gym_replay.wrappers.recording import OnEpisode
+from gym_replay.wrappers.rewards import RewardShape
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -47,6 +48,7 @@ class CollectArguments(TypedDict, total=False):
     on_episode: OnEpisode | None
     meta_fields: Mapping[str, FieldLike] | None
     extra_fields: Mapping[str, FieldLike] | None
+    reward_shape: RewardShape | None
     dtypes: Mapping[str, Any] | None
     record_info: bool | Iterable[str]
     max_timesteps: int | None
@@ -90,6 +92,7 @@ def collect(
     on_episode: OnEpisode | None = None,
     meta_fields: Mapping[str, FieldLike] | None = None,
     extra_fields: Mapping[str, FieldLike] | None = None,
+    reward_shape: RewardShape | None = None,
     dtypes: Mapping[str, Any] | None = None,
     record_info: bool | Iterable[str] = False,
     max_timesteps: int | None = None,
@@ -133,7 +136,7 @@ def collect(
         policy_name: what the folder calls the policy, to tell it from another one; by default its name in the code.
         keep: is called with each :class:`~gym_replay.FinishedEpisode` and says whether it is kept.
         on_episode: as for :class:`~gym_replay.RecordToBuffer`; False discards as ``keep`` does.
-        meta_fields, extra_fields, dtypes, record_info, max_timesteps, durability: as for
+        meta_fields, extra_fields, reward_shape, dtypes, record_info, max_timesteps, durability: as for
             :class:`~gym_replay.RecordToBuffer`. Where there are ``extra_fields``, the policy has a method ``extra()``
             with their values for the actions that it gave last.
         overwrite: replace the buffer that is in the folder.
@@ -175,6 +178,7 @@ def collect(
         recorder={
             "meta_fields": meta_fields,
             "extra_fields": extra_fields,
+            "reward_shape": reward_shape,
             "dtypes": dtypes,
             "record_info": record_info if isinstance(record_info, (bool, str)) else list(record_info),
             "max_timesteps": max_timesteps,

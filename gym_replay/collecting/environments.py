@@ -9,14 +9,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from gym_replay.buffer.storage.fields import to_array
 from gym_replay.errors import FieldError, GymReplayError
+from gym_replay.wrappers.vector.autoreset import Autoreset, declared_mode
 from gym_replay.wrappers.vector.sub_environments import has_strings
 
 EnvLike = str | EnvSpec | Callable[..., Any]
 
 VECTORIZATIONS = ("sync", "async", "native")
+
+_REWARDS = "gym_replay rewards"
+"""The entry of an info with a reward of several values: Gymnasium's vector environments take numbers only."""
 
 
 class EnvMaker:
@@ -91,7 +97,14 @@ class EnvMaker:
             made = self._env(num_envs=num_envs, **limit, **copy.deepcopy(self.kwargs))
         if not isinstance(made, gym.vector.VectorEnv):
             raise TypeError(f"vectorization='native': expected a VectorEnv, got {type(made).__name__}")
-        if getattr(made.metadata.get("autoreset_mode"), "value", None) == "Disabled":
+        mode = declared_mode(made)
+        if mode is None and hasattr(gym.vector, "AutoresetMode"):
+            made.close()
+            raise FieldError(
+                f"vectorization='native': {made} does not say how it resets its sub-environments; pass a function that "
+                "makes it and sets its metadata['autoreset_mode'], or use 'sync' or 'async'"
+            )
+        if mode is Autoreset.DISABLED:
             made.close()
             raise FieldError(
                 f"vectorization='native': {made} leaves the resets of its sub-environments to others; make it with the "
@@ -191,8 +204,21 @@ class Parkable(gym.Wrapper[Any, Any, Any, Any]):
         if self._is_parked:
             return self._last, 0.0, False, False, {}
         result = self.env.step(action)
-        self._last = result[0]
-        return result
+        self._last, reward, info = result[0], result[1], result[4]
+        if type(reward) is float or (rewards := to_array(reward, "reward")).size == 1:
+            return result
+        return self._last, 0.0, *result[2:4], {**info, _REWARDS: np.array(rewards, np.float64)}
+
+
+class _WithRewards(gym.vector.VectorWrapper):
+    """Sub-environments whose rewards may have several values: :class:`Parkable` puts those into the infos."""
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, Any]:
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        if _REWARDS in infos:
+            rewards = infos[_REWARDS]
+            infos = {key: value for key, value in infos.items() if key not in (_REWARDS, f"_{_REWARDS}")}
+        return observations, rewards, terminated, truncated, infos
 
 
 class _SubEnvMaker:
@@ -228,11 +254,12 @@ def make_vector(make: MakesEnvs, num_envs: int, *, is_async: bool) -> gym.vector
         )
     makers = [_SubEnvMaker(make) for _ in range(num_envs)]
     if not is_async:
-        return gym.vector.SyncVectorEnv(makers, autoreset_mode=mode.DISABLED)
+        return _WithRewards(gym.vector.SyncVectorEnv(makers, autoreset_mode=mode.DISABLED))
     probe = make()
     try:
         space = probe.observation_space
     finally:
         probe.close()
     # Strings do not get through shared memory.
-    return gym.vector.AsyncVectorEnv(makers, shared_memory=not has_strings(space), autoreset_mode=mode.DISABLED)
+    shares = not has_strings(space)
+    return _WithRewards(gym.vector.AsyncVectorEnv(makers, shared_memory=shares, autoreset_mode=mode.DISABLED))

@@ -14,7 +14,7 @@ from gym_replay.collecting.policies import make_chorus
 from gym_replay.collecting.request import Request
 from gym_replay.collecting.seeds import seeds_of
 from gym_replay.collecting.target import INDEX
-from gym_replay.wrappers.vector.autoreset import Mask
+from gym_replay.wrappers.vector.autoreset import Autoreset, Mask
 from gym_replay.wrappers.vector.record_to_buffer import RecordToBuffer
 from gym_replay.wrappers.vector.sub_environments import RESET_MASK
 
@@ -204,7 +204,6 @@ class NativePlayer(SeveralPlayer):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._waiting: Mask = np.zeros(self._count, bool)
-        self._is_same_step = getattr(self._base.metadata.get("autoreset_mode"), "value", "NextStep") == "SameStep"
 
     def play(self, until: float) -> bool:
         if self._observations is None and not self._reset():
@@ -217,7 +216,7 @@ class NativePlayer(SeveralPlayer):
             ended = done & running
             if ended.any():
                 self._end(ended)
-            opened = done if self._is_same_step else self._waiting
+            opened = done if self._envs.autoreset_mode == Autoreset.SAME_STEP.value else self._waiting
             self._waiting = done
             if opened.any():
                 self._begin(self._take(opened))

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
+from gym_replay.buffer.storage.fields import to_array
 from gym_replay.collecting.feed import Feed, Played, Verdicts
 from gym_replay.collecting.policies import make_solo
 from gym_replay.collecting.request import Request
@@ -67,7 +68,7 @@ class SinglePlayer:
                     if self._adds_extras:
                         env.annotate_step(**self._solo.extra())
                     observation, reward, terminated, truncated, _ = env.step(action)
-                    rewards += reward  # type: ignore[operator]
+                    rewards += reward if type(reward) is float else float(np.sum(to_array(reward, "reward")))
                     length += 1
                     done = terminated or truncated
             finally:
@@ -95,7 +96,7 @@ class SinglePlayer:
         number, self._number = self._number, None
         assert number is not None
         is_kept = number not in self._verdicts.refused
-        self._feed.played(Played(number, self._length, float(np.sum(self._return)), is_kept))
+        self._feed.played(Played(number, self._length, self._return, is_kept))
 
     def running(self) -> dict[int, int]:
         return {} if self._number is None else {self._number: self._length}

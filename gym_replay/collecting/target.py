@@ -20,8 +20,8 @@ from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.collecting.journal import Journal, read_journal
 from gym_replay.collecting.request import Request
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError
-from gym_replay.wrappers.recorded_schema import check_arguments, core_fields, leaves_of, open_for, reward_shape
-from gym_replay.wrappers.vector.autoreset import autoreset_of
+from gym_replay.wrappers.recorded_schema import check_arguments, core_fields, leaves_of, open_for
+from gym_replay.wrappers.rewards import declared_shape, declared_shape_of_each, parse_reward_shape
 from gym_replay.wrappers.vector.sub_environments import SubEnvironments
 
 INDEX = "collect_index"
@@ -48,23 +48,26 @@ def open_target(env: Any, folder: Path, request: Request, *, overwrite: bool) ->
     options = dict(request.recorder)
     dtypes = dict(options.get("dtypes") or {})
     check_arguments("discard", options.get("record_info", False), dtypes)
+    single: Any
     if isinstance(env, gym.vector.VectorEnv):
-        sub = SubEnvironments(env, autoreset_of(env))
-        single: Any = SimpleNamespace(observation_space=env.single_observation_space)
-        single.action_space, spec, shape = env.single_action_space, sub.spec(), sub.reward_shape()
+        sub = SubEnvironments(env)
+        spaces = {name: sub.spaces(name)[0] for name in ("observation_space", "action_space")}
+        single, spec, declared = SimpleNamespace(**spaces), sub.spec(), declared_shape_of_each(env)
     else:
-        single, spec, shape = env, env.spec, reward_shape(env)
+        single, spec, declared = env, env.spec, declared_shape(env)
+    shape = parse_reward_shape(options.get("reward_shape"))
     buffer = open_for(
         single.observation_space,
         single.action_space,
         spec,
-        core_fields(*leaves_of(single, dtypes), shape),
+        core_fields(*leaves_of(single, dtypes), declared if shape is None else shape),
         folder,
         {"max_timesteps": options.get("max_timesteps")},
         overwrite=overwrite,
         durability=options.get("durability", "process"),
         extra=options.get("extra_fields"),
         meta=options.get("meta_fields"),
+        keeps_reward_shape=shape is None,
         more_own_meta=_META,
     )
     try:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import FieldLike, describe, fit, make_encoder, to_array
+from gym_replay.buffer.storage.fields import FieldLike, describe, make_encoder, to_array
 from gym_replay.buffer.storage.staging import UNLIMITED
 from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.bounds import BoundsCheck
@@ -26,17 +24,17 @@ from gym_replay.wrappers.recorded_schema import (
     leaves_of,
     open_for,
     refuse_own_meta,
-    reward_shape,
     warn_of_dtype,
 )
-from gym_replay.wrappers.recorder import Recorder
+from gym_replay.wrappers.recorder import Recorder, refuse_other_spaces, wrong_result
 from gym_replay.wrappers.recording import OnEpisode, Recording
+from gym_replay.wrappers.rewards import RewardShape, declared_shape, fit_rewards, parse_reward_shape, shape_of_first
 from gym_replay.wrappers.spaces import Leaf, make_flattener, make_space_encoder
 
 _LOOKS = 20
 _ndarray, _float64 = np.ndarray, np.float64  # found at once: a step asks for them several times
 _BROKEN = -1
-"""In the place of the steps that there is room for: a step was begun and never ended."""
+"""In the place of the steps that there is room for: a step or reset was begun, and has not ended or never will."""
 
 
 class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -56,6 +54,8 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             environment that is rebuilt from its spec appends.
         meta_fields: fields that an episode has once, set by :meth:`annotate`.
         extra_fields: fields that each step has, set by :meth:`annotate_step`.
+        reward_shape: the shape of a reward, such as ``(2,)``, or ``()`` for a number. None: the shape of the first
+            reward, which counts more than a ``reward_space`` that the environment declares.
         dtypes: storage dtypes other than the spaces' own, by field name or by a group such as ``"observation"``.
         record_info: True to record what is numeric in the infos, or dotted names of the entries to record.
         on_incomplete: what becomes of an episode that a reset or ``close`` cuts: ``"keep"`` commits it with
@@ -95,6 +95,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         overwrite: bool = False,
         meta_fields: Mapping[str, FieldLike] | None = None,
         extra_fields: Mapping[str, FieldLike] | None = None,
+        reward_shape: RewardShape | None = None,
         dtypes: Mapping[str, Any] | None = None,
         record_info: bool | Iterable[str] = False,
         on_incomplete: str = "keep",
@@ -109,6 +110,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         if not isinstance(env, gym.Env):
             raise TypeError(f"expected a gymnasium.Env, got {type(env).__name__}")
         record_info = check_arguments(on_incomplete, record_info, dtypes)
+        shape = parse_reward_shape(reward_shape)
         limits: dict[str, Any] = {
             "max_episodes": max_episodes,
             "max_timesteps": max_timesteps,
@@ -120,6 +122,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             buffer=os.path.abspath(buffer.folder if isinstance(buffer, ReplayBuffer) else buffer),
             meta_fields=meta_fields,
             extra_fields=extra_fields,
+            reward_shape=reward_shape,
             dtypes=dtypes,
             record_info=record_info,
             on_incomplete=on_incomplete,
@@ -129,22 +132,25 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         gym.Wrapper.__init__(self, env)
         dtypes = dict(dtypes or {})
         leaves = leaves_of(env, dtypes)
-        self._core = core_fields(*leaves, reward_shape(env))
+        core = core_fields(*leaves, declared_shape(env) if shape is None else shape)
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
         self._buffer = open_for(
             env.observation_space,
             env.action_space,
             env.spec,
-            self._core,
+            core,
             buffer,
             {**limits, "circular": circular or None},
             overwrite=overwrite,
             durability=durability,
             extra=extra_fields,
             meta=meta_fields,
+            keeps_reward_shape=shape is None,
         )
-        packers = self._make_encoders(env, leaves)
-        fields, core = self._buffer.metadata.fields, self._core
+        self._make_encoders(env, leaves)
+        fields = self._buffer.metadata.fields
+        self._reward_field = fields["reward"]
+        self._believes_rewards = shape is None  # the first one decides their shape
         self._infos = Infos(record_info, dtypes, fields) if record_info else None
         info_names = self._infos.names if self._infos else []
         extras = [name for name in fields if name not in core and not is_info(name)]
@@ -152,17 +158,14 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         self._extra_defaults = tuple(fields[name].default_value().tobytes() for name in extras)
         self._extras = self._extra_defaults
         # Where a step is an observation, an action and a number, it is added without a call.
-        is_plain = all(len(side) == 1 for side in leaves) and not core["reward"].shape
-        is_plain = is_plain and not extras and self._infos is None
-        plain: tuple[Any, Any] = _array_of(env.observation_space, leaves[0]) if is_plain else (None, None)
-        self._plain_dtype, self._plain_shape = plain
-        self._plain_length = _length_of(self._plain_shape)
+        is_plain = all(len(side) == 1 for side in leaves) and not extras and self._infos is None
+        self._plain = _array_of(env.observation_space, leaves[0]) if is_plain else (None, None)
+        self._choose_path()
 
         names = [leaf.name for side in leaves for leaf in side]
         self._recording = Recording(
             self._buffer,
             names=[*names, "reward", *extras, *info_names],
-            packers=packers,
             keep=on_incomplete == "keep",
             bounds=BoundsCheck([leaf for side in leaves for leaf in side]),
             on_episode=on_episode,
@@ -176,7 +179,12 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         self._autoreset = _autoreset_in(env)
         _warn_of_stacked_frames(env)
 
-    def _make_encoders(self, env: gym.Env[Any, Any], leaves: Sequence[list[Leaf]]) -> dict[str, Any]:
+    def _choose_path(self) -> None:
+        plain: tuple[Any, Any] = (None, None) if self._reward_field.shape else self._plain
+        self._plain_dtype, self._plain_shape = plain
+        self._plain_length = _length_of(self._plain_shape)
+
+    def _make_encoders(self, env: gym.Env[Any, Any], leaves: Sequence[list[Leaf]]) -> None:
         observation, action = leaves
         self._encode_observation = _warning_encoder(env.observation_space, observation)
         self._encode_action = _warning_encoder(env.action_space, action)
@@ -184,27 +192,26 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         self._action_length = _length_of(self._action_shape)
         # And the numbers that are kept as they are until the commit, buffers of their bytes: to take these costs more.
         self._action_number: type | None = None
-        packers: dict[str, Any] = {} if self._core["reward"].shape else {"reward": partial(array, "d")}
         is_number = isinstance(env.action_space, gym.spaces.Discrete) and action[0].space is env.action_space
         if is_number and action[0].field.dtype == np.int64:
             self._action_number = np.int64
         if len(action) == 1:
             self._encode_action = _single_of(self._encode_action)
-        return packers
 
     # --- the episode ---
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment and open an episode; one that is running is cut."""
+        room, self._room = self._room, _BROKEN
+        self._note_lost_step(room)
         self._end_episode()
+        self._room = _BROKEN
         facts = self._reset_facts.of(seed, options)
         result = self.env.reset(seed=seed, options=options)
         if not isinstance(result, (tuple, list)) or len(result) != 2:
-            raise FieldError(
-                f"reset: expected (observation, info), got {describe(result)}; wrap an environment of the old gym with "
-                "the shimmy package"
-            )
+            raise wrong_result("reset", result, "observation", "info")
         self._open_at(result[0], result[1], facts)
+        self._room = 0
         return result
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
@@ -220,9 +227,10 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         """
         room = self._room
         if room <= 0:
-            room = self._make_room()
+            room = self._make_room(room)
             if room == 0:
                 return self._step_between_episodes(action)
+        self._room = _BROKEN
         acted: Any
         # To ask for the number of axes and the length takes half of the time of asking for the shape.
         if (
@@ -234,16 +242,12 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         elif type(action) is self._action_number:
             acted = action
         else:
-            acted = self._encode_action(action)
-        self._room = _BROKEN
+            acted = self._encode_slowly(action, room)
         result = self.env.step(action)
         try:
             observation, reward, terminated, truncated, _ = result
         except (TypeError, ValueError):
-            raise FieldError(
-                f"step: expected (observation, reward, terminated, truncated, info), got {describe(result)}; wrap an "
-                "environment of the old gym with the shimmy package"
-            ) from None
+            raise wrong_result("step", result, "observation", "reward", "terminated", "truncated", "info") from None
         if (
             type(observation) is _ndarray
             and observation.dtype is self._plain_dtype
@@ -265,38 +269,64 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         self._add(result, acted, room)
         return result
 
+    def _encode_slowly(self, action: Any, room: int) -> Any:
+        try:
+            return self._encode_action(action)
+        except BaseException as error:
+            self._room = room  # the environment is not stepped, and the episode goes on
+            self._explain(error)
+            raise
+
+    def _explain(self, error: BaseException) -> None:
+        """Raise a better error of a value that does not fit, where its space is not the one that was wrapped."""
+        if isinstance(error, FieldError):
+            refuse_other_spaces(error, self._buffer, self.env.observation_space, self.env.action_space)
+
     def _add(self, result: tuple[Any, ...], acted: Any, room: int) -> None:
         """Store a transition of any kind, and end the episode where it ends it."""
         try:
             observation, reward, terminated, truncated, info = result
             seen = self._encode_observation(observation)
+            if self._believes_rewards:
+                room = min(room, self._believe(reward, room))
             ends = {"terminated": _flag("terminated", terminated), "truncated": _flag("truncated", truncated)}
             extend = self._extend
             acts = acted if type(acted) is tuple else (acted,)
             row = [*seen, *acts, self._encode_reward(reward), *self._extras]
             if self._infos is not None:
                 row += self._infos.encode(info, self._add_fields)
-        except Exception:
+        except Exception as error:
             # The environment has moved on and this transition cannot be stored, so none after it may be.
             self._recording.is_broken = True
             self._end_episode()
+            self._explain(error)
             raise
         self._extras = self._extra_defaults
         if any(ends.values()):
             self._recording.note_end(**ends)
         self._extend(row)
-        self._room = room - 1 if self._extend is extend else 0  # of wider rows fewer are kept in memory
         if any(ends.values()):
             self._end_episode()
+        else:
+            self._room = room - 1 if self._extend is extend else 0  # of wider rows fewer are kept in memory
+
+    def _believe(self, reward: Any, room: int) -> int:
+        """Let the first reward decide the shape of all; how many steps may follow."""
+        self._believes_rewards = False
+        shape = shape_of_first(reward, self._reward_field.shape)
+        if shape is None or (stage := self._recording.adopt_reward_shape(shape)) is None:
+            return room
+        self._reward_field = self._buffer.metadata.fields["reward"]
+        self._choose_path()
+        self._extend, room = stage.make_room()
+        return min(room, stage.longest)
 
     def _encode_reward(self, reward: Any) -> Any:
         """A float, or the bytes of a reward of several values."""
-        field = self._core["reward"]
+        field = self._reward_field
         if type(reward) in (float, np.float64) and not field.shape:
             return reward
-        if reward is None:
-            raise FieldError("field 'reward': expected a number, got None; return 0.0 where there is no reward")
-        array = fit("reward", to_array(reward, "reward"), field)
+        array = fit_rewards(reward, field)
         return array.tobytes() if field.shape else float(array)
 
     def _open_at(self, observation: Any, info: Any, facts: dict[str, bytes]) -> None:
@@ -308,7 +338,11 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         ):
             first = {self._observation_names[0]: observation.tobytes()}
         else:
-            first = dict(zip(self._observation_names, self._encode_observation(observation), strict=True))
+            try:
+                first = dict(zip(self._observation_names, self._encode_observation(observation), strict=True))
+            except FieldError as error:
+                self._explain(error)
+                raise
         self._opening = first, facts, {}
         self._extras = self._extra_defaults
         if self._infos is not None:
@@ -321,15 +355,30 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         if stage is not None:
             self._extend = stage.extend
 
-    def _make_room(self) -> int:
+    def _note_lost_step(self, room: int) -> None:
+        """See whether the step or reset before was left in the middle; if another thread is in it, refuse this one."""
+        self._recording.refuse_within_on_episode()
+        if room == _BROKEN:
+            self._refuse_second_thread()
+            self._recording.is_broken = self._recording.stage is not None
+
+    def _make_room(self, room: int) -> int:
         """Open the episode, write early what has become long, and see to the limits; how many steps may follow.
 
         0 where no episode is running.
         """
+        self._note_lost_step(room)
+        self._room = _BROKEN
+        try:
+            room = self._room_for_steps()
+        except BaseException:
+            self._room = 0
+            raise
+        self._room = 0
+        return room
+
+    def _room_for_steps(self) -> int:
         recording = self._recording
-        recording.refuse_within_on_episode()
-        if self._room == _BROKEN:
-            recording.is_broken = True
         if recording.is_broken or (recording.stage is not None and recording.has_ended):
             self._end_episode()  # as was not done, or refused, before
         stage = recording.stage
@@ -351,9 +400,14 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
 
     def _end_episode(self) -> None:
         self._opening = None
-        self._room = 0
         if self._recording.stage is not None:
-            self._recording.end()
+            self._room = _BROKEN  # nobody steps meanwhile
+            try:
+                self._recording.end()
+            except BaseException:
+                self._room = 0
+                raise
+        self._room = 0
 
     def _give_up(self) -> None:
         """The buffer was released: what comes until the next reset is not recorded."""
@@ -367,8 +421,8 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             self._open_at(result[0], result[4], facts)
             return result
         warnings.warn(
-            "a step without a running episode is not recorded; call reset() after an episode has ended, or after an "
-            "exception inside a step",
+            "a step without a running episode is not recorded; call reset() after an episode has ended, after an "
+            "exception inside a step, or after the buffer was released",
             stacklevel=3,
         )
         return self.env.step(action)

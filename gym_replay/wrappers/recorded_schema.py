@@ -16,7 +16,7 @@ from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
 from gym_replay.buffer.storage.fields import Field, FieldLike, parse_fields
-from gym_replay.buffer.storage.layout import Metadata
+from gym_replay.buffer.storage.layout import Metadata, read_metadata
 from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.errors import ConfigMismatchError, FieldError
 from gym_replay.wrappers.generator_state import NUMBERS
@@ -39,12 +39,6 @@ RECORDER_META: dict[str, FieldLike] = {
 _ON_INCOMPLETE = ("keep", "discard")
 
 FLAGS = ("terminated", "truncated")
-
-
-def reward_shape(env: gym.Env[Any, Any]) -> tuple[int, ...]:
-    """``()``, or the shape of a reward space that the environment declares, as multi-objective ones do."""
-    space = getattr(env.unwrapped, "reward_space", None)
-    return tuple(space.shape) if isinstance(space, gym.spaces.Box) else ()
 
 
 def core_fields(observation: list[Leaf], action: list[Leaf], reward: tuple[int, ...]) -> dict[str, Field]:
@@ -118,13 +112,17 @@ def open_for(
     durability: str,
     extra: Mapping[str, FieldLike] | None,
     meta: Mapping[str, FieldLike] | None,
+    keeps_reward_shape: bool,
     more_own_meta: Mapping[str, Field] | None = None,
 ) -> ReplayBuffer:
     """The buffer of a recorder of an environment with these spaces and this spec; see :func:`open_recorded`.
 
-    ``more_own_meta`` are meta fields of whoever drives the recorder: it sets them, but loaders do not count them among
-    the user's.
+    With ``keeps_reward_shape`` the rewards of an existing buffer may have another shape than those of ``core``: it is
+    known from rewards, not from a declaration. ``more_own_meta`` are meta fields of whoever drives the recorder: it
+    sets them, but loaders do not count them among the user's.
     """
+    if keeps_reward_shape and (stored := _stored_reward(buffer, overwrite=overwrite)) is not None:
+        core = {**core, "reward": stored}
     return open_recorded(
         buffer,
         limits,
@@ -137,9 +135,21 @@ def open_for(
         environment={
             "observation_space": space_to_json(observation_space, "observation"),
             "action_space": space_to_json(action_space, "action"),
-            "env_spec": spec_to_json(spec),
+            "env_spec": spec_to_json(spec if isinstance(spec, EnvSpec) else None),
         },
     )
+
+
+def _stored_reward(buffer: str | os.PathLike[str] | ReplayBuffer, *, overwrite: bool) -> Field | None:
+    """The rewards of the buffer that a recorder goes on with, where there is one, and it was made by a recorder."""
+    if isinstance(buffer, ReplayBuffer):
+        metadata = buffer.metadata
+    elif overwrite or not has_buffer(Path(buffer)):
+        return None
+    else:
+        metadata = read_metadata(Path(buffer))
+    stored = metadata.fields.get("reward")
+    return Field("float64", stored.shape) if stored and "episode_return" in metadata.recorder_meta else None
 
 
 def open_recorded(

@@ -2,12 +2,60 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, ClassVar, NoReturn, Protocol
 
+import gymnasium as gym
+
+from gym_replay.buffer.env_spaces import space_from_json, space_to_json
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.errors import StorageError
+from gym_replay.buffer.storage.fields import describe
+from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
 from gym_replay.wrappers.bounds import BoundsCheck
+
+
+def wrong_result(call: str, result: Any, *expected: str) -> FieldError:
+    """The error of a ``step`` or ``reset`` that returned something else than a tuple of what is expected."""
+    if isinstance(result, (tuple, list)):
+        got = f"{len(result)} values: " + ", ".join(type(value).__name__ for value in result)
+    else:
+        got = describe(result)
+    is_old = len(result) == 4 if call == "step" and isinstance(result, tuple) else call == "reset"
+    if is_old and (call == "step" or not isinstance(result, (tuple, list))):
+        remedy = "wrap an environment of the old gym with the shimmy package"
+    elif isinstance(result, (tuple, list)) and len(result) > len(expected):
+        remedy = f"return these {len(expected)} values, and put what is more into the info"
+    else:
+        remedy = f"return these {len(expected)} values"
+    return FieldError(f"{call}: expected ({', '.join(expected)}), got {got}; {remedy}")
+
+
+def refuse_other_spaces(
+    error: FieldError, buffer: ReplayBuffer, observation_space: gym.Space[Any], action_space: gym.Space[Any]
+) -> None:
+    """Raise FieldError where the environment, of which a value does not fit, has other spaces than the buffer.
+
+    Args:
+        error: of the value.
+        buffer: of the recorder.
+        observation_space, action_space: what the environment has now.
+    """
+    recorded = buffer.metadata.environment or {}
+    for name, space in (("observation_space", observation_space), ("action_space", action_space)):
+        try:
+            is_same = space_to_json(space, name) == recorded.get(name)
+        except GymReplayError:
+            is_same = False
+        if not is_same:
+            was = space_from_json(recorded[name])
+            raise FieldError(
+                f"the environment's {name} changed after it was wrapped, from {was} to {space}, and the buffer's "
+                f"fields are those of the first one ({error}); give the environment its last spaces before it is "
+                "wrapped, or record each into a folder of its own"
+            ) from error
 
 
 class UnderWay(Protocol):
@@ -28,6 +76,19 @@ class Recorder:
     _owns_buffer: bool
     _recording: UnderWay
     _instead_of_pickling: ClassVar[str]
+
+    def _refuse_second_thread(self) -> None:
+        """Raise EpisodeStateError where another thread is inside of ``step`` or ``reset``."""
+        codes = {getattr(getattr(type(self), name), "__code__", None) for name in ("step", "reset")}
+        for thread, frame in sys._current_frames().items():
+            found: FrameType | None = frame if thread != threading.get_ident() else None
+            while found is not None:
+                if found.f_code in codes and found.f_locals.get("self") is self:
+                    raise EpisodeStateError(
+                        "another thread is inside of a step or reset of this recorder: one recorder belongs to one "
+                        "thread; give each thread an environment of its own with a recorder and a folder of its own"
+                    )
+                found = found.f_back
 
     @property
     def buffer(self) -> ReplayBuffer:

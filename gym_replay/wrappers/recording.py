@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import weakref
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, NoReturn, TypeAlias
 
@@ -20,10 +22,14 @@ from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import FLAG_BYTES, facts_of_end
 from gym_replay.wrappers.recorded_schema import refuse_own_meta
+from gym_replay.wrappers.rewards import adopt_reward_shape
 
 OnEpisode: TypeAlias = "Callable[[FinishedEpisode], Mapping[str, Any] | bool | None]"
 """Looks at an episode before its commit: meta values to set, False to discard it, anything else to keep it."""
 
+
+_NUMBERS: Mapping[str, Packer] = {"reward": partial(array, "d")}
+"""Rewards are kept as they are until the commit, buffers of their bytes: to take these costs more."""
 
 _FEW = 60
 """Rewards up to which they are summed faster one by one than as an array."""
@@ -66,7 +72,6 @@ class Recording:
     Args:
         buffer: where they go.
         names: the fields of which each step brings an item.
-        packers: as of :class:`RowFormat`.
         keep: whether episodes that are cut are kept.
         bounds: looks at what was committed.
         on_episode: looks at what is about to be.
@@ -78,7 +83,6 @@ class Recording:
         buffer: ReplayBuffer,
         *,
         names: Sequence[str],
-        packers: Mapping[str, Packer],
         keep: bool,
         bounds: BoundsCheck,
         on_episode: OnEpisode | None,
@@ -89,7 +93,6 @@ class Recording:
         self._held = HeldEpisodes(buffer, self._give_up)
         self._given_up = weakref.WeakMethod(given_up)  # of who holds this
         self._names = tuple(names)
-        self._packers = packers
         self._keep = keep
         self._has_bounds = bool(bounds.names)
         self._on_episode = on_episode
@@ -98,6 +101,7 @@ class Recording:
         self.meta: dict[str, Any] = {}
         self.guarded: FolderWriter | None = None  # the one before whose end the recorder ends its episode
         self.stage: Stage | None = None
+        self._opening: tuple[Mapping[str, bytes], Mapping[str, bytes], dict[str, Any]] = {}, {}, {}
         self._is_judging = False
         self.is_broken = False  # a step was lost, so none may follow
         self._ended_at = -1
@@ -127,7 +131,9 @@ class Recording:
             meta: those set by the user, which may be more until the end.
         """
         writer = self._held.open()
-        stage = writer.stage(initial, self._names, self._packers)
+        packers = {} if self._has_several_rewards else _NUMBERS
+        stage = writer.stage(initial, self._names, packers)
+        self._opening = initial, facts, meta
         self.is_broken, self._ended_at = False, -1
         self._verdict = None
         self._facts, self.meta = {**self.buffer.encoders().meta_defaults, **facts}, meta
@@ -135,6 +141,19 @@ class Recording:
             stage.watch = self._watch
         self.stage = stage
         return stage
+
+    def adopt_reward_shape(self, shape: tuple[int, ...]) -> Stage | None:
+        """Let rewards have another shape, and open the episode anew; None where there are rewards already."""
+        if self.stage is None or len(self.stage) or self.buffer.num_episodes:
+            return None
+        self._held.end()
+        self._forget()
+        adopt_reward_shape(self.buffer, shape)
+        return self.begin(*self._opening)
+
+    @property
+    def _has_several_rewards(self) -> bool:
+        return bool(self.buffer.metadata.fields["reward"].shape)
 
     def add_fields(self, fields: Mapping[str, Field]) -> None:
         """Add fields to the buffer, of which each step from now on brings an item.
@@ -254,7 +273,7 @@ class Recording:
 
     def _return_of(self, stage: Stage, pieces: Sequence[Piece]) -> Any:
         """The sum of the rewards, one after another: a float, or an array for rewards of several values."""
-        if "reward" not in self._packers:  # several values
+        if self._has_several_rewards:
             return np.cumsum(stage.column("reward"), axis=0)[-1] + 0.0  # as if summed from 0.0 on: no -0.0
         if stage.spill is not None:
             return float(np.cumsum(stage.column("reward"))[-1]) + 0.0

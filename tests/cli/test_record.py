@@ -89,6 +89,15 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path, arguments, named):
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize(("values", "status"), [([], 0), ([2], 2), ([1], 0)])
+def test_a_reward_shape(tmp_path, values, status):
+    done = record("CartPole-v1", "data", "--episodes", 1, "--quiet", "--reward-shape", *values, cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert ("'reward': expected shape (2,), got ()" in done.stderr) == (status == 2)
+    with ReplayBuffer.from_folder(tmp_path / "data", read_only=True) as buffer:
+        assert buffer.metadata.fields["reward"].shape == tuple(values)
+
+
 def test_a_folder_of_something_else(tmp_path):
     assert record("CartPole-v1", "data", "--episodes", 1, cwd=tmp_path).returncode == 0
     done = record("CartPole-v1", "data", "--episodes", 2, "--seed", 1, cwd=tmp_path)

@@ -758,12 +758,12 @@ class FolderWriter:
         self.counters.put("deletions", self.counters.deletions + 1)
         self._recount()
 
-    def clear(self) -> None:
-        """Let all episodes go, and their disk space."""
+    def clear(self, metadata: Metadata | None = None) -> None:
+        """Let all episodes go, and their disk space; the buffer is as ``metadata`` say from then on, where given."""
         self.check_owner()
         self._stale = True
         try:
-            clear_files(self.folder, self.metadata, next_id=self.counters.next)
+            clear_files(self.folder, metadata or self.metadata, next_id=self.counters.next)
         finally:
             self._highest_row = self._highest_slot = 0
             self._highest_element = {}

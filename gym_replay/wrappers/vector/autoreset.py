@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from enum import Enum
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
@@ -27,29 +25,23 @@ class Autoreset(Enum):
 _NEXT_STEP, _SAME_STEP = Autoreset.NEXT_STEP, Autoreset.SAME_STEP  # to find a member takes as long as to add arrays
 
 
-def autoreset_of(envs: Any) -> Autoreset:
-    """The mode that a vector environment's metadata name.
+def declared_mode(envs: Any, given: Any = None) -> Autoreset | None:
+    """The mode that the user names, or else the vector environment's metadata; None where they name none.
 
-    Where they name none, it is next-step, as Gymnasium's own wrappers assume with the same warning. Gymnasium 1.0 knows
-    no other, and no name for it.
+    Gymnasium 1.0 knows no other mode than next-step, and no name for it.
 
     Raises:
         FieldError: what they name is no mode.
     """
-    named = envs.metadata.get("autoreset_mode")
+    named = envs.metadata.get("autoreset_mode") if given is None else given
     if named is None:
-        if hasattr(gym.vector, "AutoresetMode"):
-            warnings.warn(
-                f"{envs} is missing `autoreset_mode` in its metadata, so it is taken to reset a sub-environment in the "
-                "step after the one that ended its episode; see https://farama.org/Vector-Autoreset-Mode",
-                stacklevel=4,
-            )
-        return Autoreset.NEXT_STEP
+        return None
     try:
         return Autoreset(getattr(named, "value", named))
     except ValueError:
         known = [mode.value for mode in Autoreset]
-        raise FieldError(f"metadata['autoreset_mode']={named!r}: expected an AutoresetMode, one of {known}") from None
+        where = "autoreset_mode" if given is not None else "metadata['autoreset_mode']"
+        raise FieldError(f"{where}={named!r}: expected an AutoresetMode, one of {known}") from None
 
 
 class Turn(NamedTuple):

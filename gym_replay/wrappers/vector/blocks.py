@@ -59,6 +59,10 @@ class Ended(ABC):
     def _write(self, writer: FolderWriter) -> None: ...
 
     @abstractmethod
+    def drop_last_observations(self, fields: Mapping[str, Field]) -> None:
+        """Have none: they may be those of other episodes."""
+
+    @abstractmethod
     def show_to(self, bounds: BlockBounds) -> None:
         """Let it compare the rows, which were committed."""
 
@@ -96,6 +100,13 @@ class FewEpisodes(Ended):
         else:
             data = [b"".join([of_one[name] for of_one in rows]) for name in fields]
         writer.commit_few(data, self._lengths, self._flags, self._metas, self.begin)
+
+    def drop_last_observations(self, fields: Mapping[str, Field]) -> None:
+        self._flags &= ~HAS_FINAL
+        for rows in self._rows:
+            for name, data in rows.items():
+                if fields[name].state:
+                    rows[name] = data[: len(data) - fields[name].nbytes] + fields[name].default_value().tobytes()
 
     def show_to(self, bounds: BlockBounds) -> None:
         if self.first_id is not None:
@@ -160,6 +171,14 @@ class Block(Ended):
             else:
                 rows[name] = column if isinstance(column, np.ndarray) else np.array(column, info.dtype)
         return rows
+
+    def drop_last_observations(self, fields: Mapping[str, Field]) -> None:
+        flags = np.full(len(self), self.flags[0], np.uint8) if isinstance(self.flags, bytes) else self.flags
+        self.flags = flags & np.uint8(255 - HAS_FINAL)
+        for name, column in self.rows.items():
+            if fields[name].state:
+                for row in (self.edges[1:] - 1).tolist():
+                    column[row] = fields[name].default_value()
 
     def show_to(self, bounds: BlockBounds) -> None:
         if self.first_id is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import warnings
 import weakref
@@ -21,9 +22,17 @@ from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.episode_facts import describe_run, options_to_json
 from gym_replay.wrappers.infos import is_info
 from gym_replay.wrappers.recorded_schema import check_arguments, core_fields, leaves_of, open_for, refuse_own_meta
-from gym_replay.wrappers.recorder import Recorder
+from gym_replay.wrappers.recorder import Recorder, refuse_other_spaces, wrong_result
 from gym_replay.wrappers.recording import OnEpisode
-from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, autoreset_of, take_turn
+from gym_replay.wrappers.rewards import (
+    RewardShape,
+    declared_shape_of_each,
+    fit_rewards,
+    parse_reward_shape,
+    shape_of_first,
+)
+from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, take_turn
+from gym_replay.wrappers.vector.autoreset_check import AutoresetCheck
 from gym_replay.wrappers.vector.batches import BatchEncoder, Column
 from gym_replay.wrappers.vector.bounds import BlockBounds
 from gym_replay.wrappers.vector.info_columns import BatchInfos, InfoColumn
@@ -60,11 +69,17 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         env: the vector environment.
         buffer, max_episodes, max_timesteps, max_steps, circular, overwrite, meta_fields, extra_fields, dtypes,
         record_info, on_incomplete, on_episode, durability: as for :class:`gym_replay.RecordToBuffer`.
+        reward_shape: the same; of the rewards of one sub-environment.
+        autoreset_mode: how ``env`` resets its sub-environments, an ``AutoresetMode`` or its value, such as
+            ``"SameStep"``. None: what its metadata name; and where it is no environment of Gymnasium's or ale-py's, or
+            they name none, what the first episodes show.
 
     Raises:
         UnsupportedSpaceError: a part of a space cannot be stored.
         ConfigMismatchError: the buffer in the folder is of another environment or config.
         BufferLockedError: somebody else writes to the buffer (raised by the first step where it exists already).
+        FieldError: an argument is wrong. Or, raised by ``step``: the environment resets its sub-environments in another
+            way than it says, and ``autoreset_mode`` is needed.
 
     Example:
         >>> import tempfile
@@ -92,20 +107,24 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         overwrite: bool = False,
         meta_fields: Mapping[str, FieldLike] | None = None,
         extra_fields: Mapping[str, FieldLike] | None = None,
+        reward_shape: RewardShape | None = None,
+        autoreset_mode: Any = None,
         dtypes: Mapping[str, Any] | None = None,
         record_info: bool | Iterable[str] = False,
         on_incomplete: str = "keep",
         on_episode: OnEpisode | None = None,
         durability: str = "process",
     ) -> None:
-        if isinstance(env, gym.Env):
+        is_vector = isinstance(env, gym.vector.VectorEnv)  # EnvPool's are of both classes
+        if isinstance(env, gym.Env) and not is_vector:
             raise TypeError(
                 f"expected a gymnasium.vector.VectorEnv, got the single environment {type(env).__name__}; wrap it in "
                 "gym_replay.RecordToBuffer"
             )
-        if not isinstance(env, gym.vector.VectorEnv):
+        if not is_vector:
             raise TypeError(f"expected a gymnasium.vector.VectorEnv, got {type(env).__name__}")
         record_info = check_arguments(on_incomplete, record_info, dtypes)
+        shape = parse_reward_shape(reward_shape)
         limits: dict[str, Any] = {
             "max_episodes": max_episodes,
             "max_timesteps": max_timesteps,
@@ -117,6 +136,8 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             buffer=os.path.abspath(buffer.folder if isinstance(buffer, ReplayBuffer) else buffer),
             meta_fields=meta_fields,
             extra_fields=extra_fields,
+            reward_shape=reward_shape,
+            autoreset_mode=autoreset_mode,
             dtypes=dtypes,
             record_info=record_info,
             on_incomplete=on_incomplete,
@@ -124,17 +145,19 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             **limits,
         )
         gym.vector.VectorWrapper.__init__(self, env)
-        self._mode = autoreset_of(env)
-        self._is_same_step, self._is_disabled = self._mode is Autoreset.SAME_STEP, self._mode is Autoreset.DISABLED
-        self._sub = SubEnvironments(env, self._mode)
+        self._check = AutoresetCheck(env, autoreset_mode)
+        self._use_mode()
+        self._sub = SubEnvironments(env)
         dtypes = dict(dtypes or {})
-        single = SimpleNamespace(observation_space=env.single_observation_space, action_space=env.single_action_space)
+        observation_space, observations_space = self._sub.spaces("observation_space")
+        action_space, actions_space = self._sub.spaces("action_space")
+        single = SimpleNamespace(observation_space=observation_space, action_space=action_space)
         observation, action = leaves_of(single, dtypes)
-        core = core_fields(observation, action, self._sub.reward_shape())
+        core = core_fields(observation, action, declared_shape_of_each(env) if shape is None else shape)
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
         self._buffer = open_for(
-            env.single_observation_space,
-            env.single_action_space,
+            observation_space,
+            action_space,
             self._sub.spec(),
             core,
             buffer,
@@ -143,13 +166,15 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             durability=durability,
             extra=extra_fields,
             meta=meta_fields,
+            keeps_reward_shape=shape is None,
         )
         count = self._sub.count
         fields = self._buffer.metadata.fields
-        self._reward_field = core["reward"]
-        self._flags_shape, self._rewards_shape = (count,), (count, *core["reward"].shape)
-        self._observations = BatchEncoder(env.single_observation_space, env.observation_space, observation, count)
-        self._actions = BatchEncoder(env.single_action_space, env.action_space, action, count)
+        self._flags_shape = (count,)
+        self._believes_rewards = shape is None  # the first ones decide their shape
+        self._use_rewards()
+        self._observations = BatchEncoder(observation_space, observations_space, observation, count)
+        self._actions = BatchEncoder(action_space, actions_space, action, count)
         self._observation_names = [leaf.name for leaf in observation]
         self._infos = BatchInfos(record_info, dtypes, fields) if record_info else None
         self._extra_names = [name for name in fields if name not in core and not is_info(name)]
@@ -166,6 +191,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             on_episode=on_episode,
         )
         self._guarded: object = None
+        self._thread = threading.get_ident()
         self._warned: set[str] = set()
         if self._sub.loses_strings():
             self._warn_once(
@@ -173,6 +199,19 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
                 "an AsyncVectorEnv with shared memory returns the same strings (and OneOf values) for ever, whatever "
                 "its sub-environments observe; make it with shared_memory=False",
             )
+
+    @property
+    def autoreset_mode(self) -> str:
+        """How the sub-environments are taken to be reset: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``."""
+        return self._check.mode.value
+
+    def _use_mode(self) -> None:
+        mode = self._mode = self._check.mode
+        self._is_same_step, self._is_disabled = mode is Autoreset.SAME_STEP, mode is Autoreset.DISABLED
+
+    def _use_rewards(self) -> None:
+        self._reward_field = self._buffer.metadata.fields["reward"]
+        self._rewards_shape = (self._sub.count, *self._reward_field.shape)
 
     # --- the episodes ---
 
@@ -188,13 +227,14 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             FieldError: the mask or the seed is none, or what the environment returned does not fit.
             StorageError: the disk is full; nothing is reset, and the episodes go on.
         """
+        self._use_thread()
         recording = self._recording
         given = self._sub.mask_of(options)
         mask = np.ones(self._sub.count, bool) if given is None else given
         seeds = self._sub.seeds(seed, mask)
         recording.settle()
         recording.cut(mask)
-        unsure = recording.waiting & mask if self._sub.forgets_resets() else ~mask & mask
+        unsure = recording.waiting & mask if self._sub.forgets_resets(self._mode) else ~mask & mask
         recording.lose(mask)
         self._forget_extras(given)
         generators = self._sub.generators(mask & (seeds < 0), create=True)
@@ -204,8 +244,14 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         began = time.time()
         result = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         if not isinstance(result, (tuple, list)) or len(result) != 2:
-            raise FieldError(f"reset: expected (observations, infos), got {describe(result)}")
-        columns = self._observations.encode(result[0])
+            raise wrong_result("reset", result, "observations", "infos")
+        try:
+            columns = self._observations.encode(result[0])
+        except FieldError as error:
+            self._explain(error)
+            raise
+        if given is None and not self._check.is_certain:
+            self._check.note_start(columns)
         if given is not None and not self._sub.honours_masks():
             mask = self._really_reset(mask, columns)
         opened = mask & ~unsure
@@ -256,6 +302,8 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             StorageError: the disk is full. Finished episodes are kept, and committed by the next ``step``, ``reset`` or
                 ``close`` that finds room.
         """
+        if threading.get_ident() != self._thread:
+            self._use_thread()
         recording = self._recording
         writer = recording.prepare()
         if writer is None:
@@ -266,7 +314,11 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             weakref.finalize(self, recording.end)
         now = recording.now
         staging = recording.staging
-        staging.put(now, self._actions, actions)
+        try:
+            staging.put(now, self._actions, actions)
+        except FieldError as error:
+            self._explain(error)
+            raise
         for name in self._extra_names:
             if name in self._extras:
                 staging.write(now, name, self._extras[name])
@@ -282,30 +334,47 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         result = self.env.step(actions)
         try:
             self._store(result, generators, began)
-        except Exception:
+        except Exception as error:
             if recording.is_broken:
                 # The environments have moved on and this step cannot be stored, so none after it may be.
                 recording.settle()
+            self._explain(error)
             raise
         return result
+
+    def _use_thread(self) -> None:
+        """Let this thread step and reset from now on, unless another one is in the middle of that."""
+        self._recording.refuse_within_on_episode()
+        self._refuse_second_thread()
+        self._thread = threading.get_ident()
+
+    def _explain(self, error: Exception) -> None:
+        """Raise a better error of values that do not fit, where their space is not the one that was wrapped."""
+        if isinstance(error, FieldError):
+            spaces = (self._sub.spaces(name)[0] for name in ("observation_space", "action_space"))
+            refuse_other_spaces(error, self._buffer, *spaces)
 
     def _store(self, result: Any, generators: npt.NDArray[np.uint64] | None, began: float) -> None:
         """Stage what a step returned, and commit what ended."""
         try:
             observations, rewards, terminations, truncations, infos = result
         except (TypeError, ValueError):
-            raise FieldError(
-                "step: expected (observations, rewards, terminations, truncations, infos), got " + describe(result)
-            ) from None
+            names = "observations", "rewards", "terminations", "truncations", "infos"
+            raise wrong_result("step", result, *names) from None
         recording = self._recording
-        now, staging = recording.now, recording.staging
-        staging.put(now + 1, self._observations, observations)
         if type(rewards) is not np.ndarray or rewards.dtype is not _FLOAT64 or rewards.shape != self._rewards_shape:
             rewards = self._fitted_rewards(rewards)
+        now, staging = recording.now, recording.staging
+        staging.put(now + 1, self._observations, observations)
         rewards = staging.write_reward(now, rewards)
         terminated, truncated = self._flags(terminations, truncations)
         done = terminated | truncated
-        if 1 in done.tobytes():  # in a quarter of the time that NumPy takes to count them
+        was_on_hold = recording.on_hold
+        if not self._check.is_certain:
+            self._look(infos, observations, rewards, done)
+        if self._check.may_rename:
+            infos = self._check.with_known_names(infos)
+        if was_on_hold or 1 in done.tobytes():  # in a quarter of the time that NumPy takes to count them
             self._store_turn(observations, infos, rewards, (terminated, truncated, done), generators, began)
             return
         has_waiting = recording.has_waiting
@@ -318,6 +387,27 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         if self._is_disabled:
             self._warn_of_unreset(recording.running)
         recording.step_on(rewards)
+
+    def _look(self, infos: Any, observations: Any, rewards: npt.NDArray[Any], done: Mask) -> None:
+        """Look whether a step fits the autoreset mode."""
+        recording, check = self._recording, self._check
+        try:
+            if recording.has_waiting or check.is_pending:
+                before, after = (
+                    [recording.staging.read(time, name) for name in self._observation_names]
+                    for time in (recording.now, recording.now + 1)
+                )
+                check.look_after(recording.waiting, rewards, done, before, after)
+                recording.on_hold = False
+            ended = np.flatnonzero(recording.running & done)
+            if len(ended):
+                check.look_at_end(ended, infos, observations, self._observations)
+        except FieldError:
+            recording.trusts_last = False
+            raise
+        self._use_mode()
+        if len(ended) and check.holds_commits:
+            recording.on_hold, recording.trusts_last = True, check.is_declared
 
     def _store_turn(
         self,
@@ -355,8 +445,13 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         """Rewards as floats, ``(num_envs, *reward shape)``."""
         if type(rewards) is np.ndarray and rewards.dtype is _FLOAT32 and rewards.shape == self._rewards_shape:
             return rewards  # what stores them takes both
-        array = to_array(rewards, "reward")
-        return np.ascontiguousarray(fit("reward", array, self._reward_field, lead=(self._sub.count,)))
+        lead = (self._sub.count,)
+        if self._believes_rewards:
+            shape = shape_of_first(rewards, self._reward_field.shape, lead)
+            if shape is not None and self._recording.adopt_reward_shape(shape):
+                self._use_rewards()
+            self._believes_rewards = False
+        return np.ascontiguousarray(fit_rewards(rewards, self._reward_field, lead))
 
     def _flags(self, terminations: Any, truncations: Any) -> tuple[Mask, Mask]:
         """Both flags of each sub-environment.
@@ -374,6 +469,8 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         array: npt.NDArray[Any] = values if type(values) is np.ndarray else to_array(values, name)
         if array.dtype == _BOOL and array.shape == self._flags_shape:
             return array
+        if array.dtype == np.uint8 and array.shape == self._flags_shape and (array <= 1).all():
+            return array.astype(bool)  # as SuperSuit has them
         expected = f"a bool array of shape {self._flags_shape}"
         raise FieldError(f"field {name!r}: expected {expected}, got {describe(values)}")
 
@@ -461,14 +558,14 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         """Put the infos of some sub-environments into the row of a time; ``ended`` is where an episode has ended."""
         if self._infos is None:
             return
-        is_same_step = self._is_same_step
+        is_same_step, has_finals = self._is_same_step, self._check.has_finals
         # Those that a wrapper adds in a step of this mode are of the episodes that have ended in it.
         removed = dict.fromkeys(self._statistics, ended) if is_same_step and ended is not None else {}
-        batch = self._infos.columns(infos, self._sub.count, FINAL if is_same_step else (), removed)
+        batch = self._infos.columns(infos, self._sub.count, FINAL if has_finals else (), removed)
         if batch is not None:
             self._stage_batch(at, batch, numbers)
             return
-        found = split_infos(infos, self._sub.count, numbers.tolist(), has_finals=is_same_step)
+        found = split_infos(infos, self._sub.count, numbers.tolist(), has_finals=has_finals)
         for key, mask in removed.items():
             for info, number in zip(found, numbers.tolist(), strict=True):
                 if mask[number]:
@@ -531,8 +628,8 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
 
     def _step_between_episodes(self, actions: Any) -> tuple[Any, Any, Any, Any, Any]:
         warnings.warn(
-            "a step without a running episode is not recorded; call reset() after an exception inside a step, and, "
-            "where autoreset is disabled, after episodes have ended",
+            "a step without a running episode is not recorded; call reset() after an exception inside a step, after "
+            "the buffer was released, and, where autoreset is disabled, after episodes have ended",
             stacklevel=3,
         )
         self._extras = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import EpisodeStateError, FieldError, StorageError
 from gym_replay.wrappers.recording import OnEpisode
+from gym_replay.wrappers.rewards import adopt_reward_shape
 from gym_replay.wrappers.vector.autoreset import Mask, Turn
 from gym_replay.wrappers.vector.blocks import Block, Ended
 from gym_replay.wrappers.vector.bounds import BlockBounds
@@ -42,6 +44,8 @@ class VectorRecording:
         has_waiting: whether any sub-environment is waiting.
         is_recording: whether the next step can be a transition, or open an episode.
         is_broken: a step was begun and never ended, so none may follow.
+        on_hold: what has ended is committed after the next step, which shows whether its last observations are right.
+        trusts_last: whether last observations on hold are taken for right where no step follows.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class VectorRecording:
         self.running: Mask = np.zeros(num_envs, bool)
         self.waiting: Mask = np.zeros(num_envs, bool)
         self.is_broken = self.is_recording = self.has_waiting = False
+        self.on_hold, self.trusts_last = False, True
         # Sums of rewards at even and at odd times: those of now stay as they are until the next step is through.
         shape = num_envs, *fields["reward"].shape
         self._returns = np.zeros(shape), np.zeros(shape)
@@ -86,10 +91,24 @@ class VectorRecording:
     def settle(self) -> None:
         """Commit what has ended and could not be committed; cut what was running where a step was lost."""
         self.refuse_within_on_episode()
+        if self.on_hold:
+            self._end_hold()
         if self.is_broken:
             self._publish_cut(self.running)
             self.lose(np.ones(self._num_envs, bool))
         self.commit()
+
+    def _end_hold(self) -> None:
+        self.on_hold = False
+        if self.trusts_last or not self._finished:
+            return
+        for block in self._finished:
+            block.drop_last_observations(self.buffer.metadata.fields)
+        warnings.warn(
+            "the last observations of the first episodes may be the first ones of the next episodes, and are left out: "
+            "name with autoreset_mode= how the environment resets its sub-environments",
+            stacklevel=4,
+        )
 
     def prepare(self) -> FolderWriter | None:
         """See to what was left of the step before, and to the buffer, its limits, and the staging, before a step.
@@ -102,7 +121,7 @@ class VectorRecording:
             BufferLockedError: somebody else writes to the buffer, or this is a forked child.
             StorageError: the staging needs a file, or what had ended a place, and the disk refused.
         """
-        if self.is_broken or self._finished:
+        if self.is_broken or (self._finished and not self.on_hold):
             self.settle()
         if not self.is_recording:
             return None
@@ -120,6 +139,19 @@ class VectorRecording:
 
     def _lowest(self) -> int:
         return int(self.facts.start[self.running].min()) if self.running.any() else self.now
+
+    def adopt_reward_shape(self, shape: tuple[int, ...]) -> bool:
+        """Let rewards have another shape; False where there are rewards already."""
+        has_rewards = self._finished or (self.facts.start[self.running] < self.now).any()
+        if has_rewards or self.buffer.num_episodes:
+            return False
+        self._held.end()
+        adopt_reward_shape(self.buffer, shape)
+        self._held.open()
+        rewards = self.buffer.metadata.fields["reward"]
+        self.staging.redefine("reward", rewards, self.now)
+        self._returns = np.zeros((self._num_envs, *shape)), np.zeros((self._num_envs, *shape))
+        return True
 
     def add_fields(self, fields: Mapping[str, Field]) -> None:
         """Add fields to the buffer; rows so far hold their defaults."""
@@ -207,7 +239,7 @@ class VectorRecording:
             self.facts.begin(opened, now + 1, began, generators)
             returns[opened] = 0.0
         self._set(turn.running, turn.waiting, now=now + 1, _finished=finished, is_broken=False)
-        if finished:
+        if finished and not self.on_hold:
             self.commit()
             if not self.is_recording:
                 self._held.end()

@@ -83,6 +83,16 @@ class Staging:
             full_at=0,
         )
 
+    def redefine(self, name: str, field: Field, now: int) -> None:
+        """Let a field be another one. Of the rows, only the one of ``now`` is kept, without that field."""
+        kept = {each: self.read(now, each) for each in self._fields if each != name}
+        other = Staging({**self._fields, name: field}, self._num_envs, self._folder)
+        other.make_room(now, lambda: now)
+        for each, values in kept.items():
+            other.write(now, each, values)
+        self.release()
+        self.__dict__.update(other.__dict__)
+
     def release(self) -> None:
         """Let the files go: no episode is open."""
         for ring in self._rings:

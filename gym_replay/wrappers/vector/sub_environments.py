@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from gymnasium.vector.utils import batch_space
 
 from gym_replay.errors import FieldError
 from gym_replay.wrappers.episode_facts import storable_seed
@@ -29,11 +30,10 @@ class SubEnvironments:
 
     Args:
         envs: the vector environment, wrapped or not.
-        mode: how it resets them.
     """
 
-    def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any], mode: Autoreset) -> None:
-        self._envs, self._mode = envs, mode
+    def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any]) -> None:
+        self._envs = envs
         self._base: Any = envs.unwrapped
         self.count = envs.num_envs
         self._sync = isinstance(self._base, SyncVectorEnv)
@@ -60,7 +60,7 @@ class SubEnvironments:
         if self._async:
             return self._spec_of_another()
         spec = self._envs.spec
-        if spec is None:
+        if not isinstance(spec, EnvSpec):  # EnvPool's is something else
             return None
         kwargs = {name: value for name, value in spec.kwargs.items() if name not in _OF_VECTORS}
         longest = kwargs.pop("max_episode_steps", spec.max_episode_steps)  # a wrapper's, of a single environment
@@ -84,15 +84,15 @@ class SubEnvironments:
         finally:
             env.close()
 
-    def reward_shape(self) -> tuple[int, ...]:
-        """``()``, or the shape of one sub-environment's rewards where a reward space is declared."""
-        single = getattr(self._base, "single_reward_space", None)
-        if isinstance(single, gym.spaces.Box):
-            return tuple(single.shape)
-        space = getattr(self._base, "reward_space", None)
-        if isinstance(space, gym.spaces.Box) and space.shape[:1] == (self.count,):
-            return tuple(space.shape[1:])
-        return ()
+    def spaces(self, name: str) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        """``observation_space`` or ``action_space`` of one sub-environment, and of all of them.
+
+        Of some vector environments, such as SuperSuit's and EnvPool's, ``observation_space`` is that of one.
+        """
+        space, single = getattr(self._envs, name), getattr(self._envs, f"single_{name}", None)
+        if single is None or single == space:
+            return space, batch_space(space, self.count)
+        return single, space
 
     # --- resets ---
 
@@ -139,14 +139,14 @@ class SubEnvironments:
 
     def honours_masks(self) -> bool:
         """Whether a reset with a mask is known to reset only what is in it."""
-        return self._sync or self._async or self._is_native_atari or self._mode is Autoreset.DISABLED
+        return self._sync or self._async or self._is_native_atari
 
-    def forgets_resets(self) -> bool:
+    def forgets_resets(self, mode: Autoreset) -> bool:
         """Whether an explicit reset leaves open if what was waiting for its reset is reset by the next step once more.
 
         The workers of an AsyncVectorEnv without shared memory do so, in Gymnasium 1.4 for one.
         """
-        return self._async and not self._base.shared_memory and self._mode is Autoreset.NEXT_STEP
+        return self._async and not self._base.shared_memory and mode is Autoreset.NEXT_STEP
 
     @property
     def knows_generators(self) -> bool:

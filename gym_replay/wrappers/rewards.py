@@ -1,0 +1,123 @@
+"""The shape of rewards: what the user says, what the environment declares, and what the first reward shows.
+
+A declaration may be wrong: a wrapper that makes a number out of several rewards need not declare it. So the first
+reward counts, as long as the buffer holds no episode; only what the user says is not questioned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.replay_buffer import ReplayBuffer
+from gym_replay.buffer.storage.fields import Field, fit, to_array
+from gym_replay.errors import FieldError
+
+RewardShape: TypeAlias = int | Sequence[int]
+"""As a user gives it: the number of values, or a shape; ``()`` is a single number."""
+
+
+def parse_reward_shape(shape: RewardShape | None) -> tuple[int, ...] | None:
+    """The shape that a user asks for; None where that is left to the environment.
+
+    Raises:
+        FieldError: it is no shape.
+    """
+    if shape is None:
+        return None
+    sizes = (shape,) if isinstance(shape, (int, np.integer)) else shape
+    if (
+        isinstance(sizes, (str, bytes))
+        or not isinstance(sizes, Sequence)
+        or any(isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1 for size in sizes)
+    ):
+        raise FieldError(
+            f"reward_shape={shape!r}: expected a number of values, a shape such as (2,), or () for one number"
+        )
+    return tuple(int(size) for size in sizes)
+
+
+def declared_shape(env: gym.Env[Any, Any]) -> tuple[int, ...]:
+    """``()``, or the shape of the ``reward_space`` of the outermost layer that has one."""
+    for layer in _layers(env):
+        space = getattr(layer, "reward_space", None)
+        if isinstance(space, gym.spaces.Box):
+            return plain_shape(space.shape)
+    return ()
+
+
+def declared_shape_of_each(envs: gym.vector.VectorEnv[Any, Any, Any]) -> tuple[int, ...]:
+    """The same for one sub-environment of a vector environment.
+
+    The outermost layer with a ``single_reward_space`` or a ``reward_space`` counts. The latter is that of all
+    sub-environments where its first axis is as long as there are sub-environments, and otherwise that of one.
+    """
+    for layer in _layers(envs):
+        single, batched = (getattr(layer, name, None) for name in ("single_reward_space", "reward_space"))
+        if isinstance(single, gym.spaces.Box):
+            return plain_shape(single.shape)
+        if isinstance(batched, gym.spaces.Box):
+            shape = batched.shape
+            return plain_shape(shape[1:] if shape[:1] == (envs.num_envs,) else shape)
+    return ()
+
+
+def plain_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape, of a single value without axes: formulas such as ``reward + discount * value`` have none there."""
+    return () if all(size == 1 for size in shape) else shape
+
+
+def adopt_reward_shape(buffer: ReplayBuffer, shape: tuple[int, ...]) -> None:
+    """Let a buffer without episodes take rewards of another shape."""
+    metadata, rewards = buffer.metadata, Field("float64", shape)
+    buffer.redefine({**metadata.fields, "reward": rewards}, {**metadata.meta_fields, "episode_return": rewards})
+
+
+def shape_of_first(reward: Any, expected: tuple[int, ...], lead: tuple[int, ...] = ()) -> tuple[int, ...] | None:
+    """The shape that the first reward shows, where another one was expected; None where it is the same, or none.
+
+    Args:
+        reward: the first reward, or the rewards of all sub-environments.
+        expected: the shape of the field.
+        lead: ``(num_envs,)`` of a vector environment.
+    """
+    try:
+        array = to_array(reward, "reward")
+    except FieldError:
+        return None  # said where it is stored
+    shape = plain_shape(array.shape[len(lead) :])
+    if array.shape[: len(lead)] != lead or 0 in shape or shape == plain_shape(expected):
+        return None
+    return shape
+
+
+def fit_rewards(rewards: Any, field: Field, lead: tuple[int, ...] = ()) -> npt.NDArray[Any]:
+    """A reward, or those of all sub-environments, as ``field`` has them: ``(*lead, *field.shape)``.
+
+    Raises:
+        FieldError: it is no number, or of another shape.
+    """
+    if rewards is None:
+        raise FieldError("field 'reward': expected a number, got None; return 0.0 where there is no reward")
+    array = to_array(rewards, "reward")
+    found = array.shape[len(lead) :]
+    if array.shape[: len(lead)] == lead and plain_shape(found) != plain_shape(field.shape) and 0 not in found:
+        raise FieldError(
+            f"field 'reward': expected shape {field.shape}, got {found}; all rewards of a folder have one shape: "
+            f"return such rewards, or record into a new folder with reward_shape={found}"
+        )
+    return fit("reward", array, field, lead)
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    """The environment and what it wraps, the outermost first."""
+    while isinstance(env, (gym.Wrapper, gym.vector.VectorWrapper)):
+        yield env
+        env = env.env
+    yield env
+    if env.unwrapped is not env:
+        yield env.unwrapped

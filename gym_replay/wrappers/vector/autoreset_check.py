@@ -1,0 +1,252 @@
+"""Whether a vector environment resets its sub-environments as it says, or as is assumed of it.
+
+Only the modes of Gymnasium's own and ale-py's vector environments, and one that the user names, are taken at their
+word. Of any other one the first episode that ends is looked at. Where it turns out that sub-environments are reset
+inside the step that ends their episodes, that mode is taken, as long as the infos bring the last observations; where
+what comes fits no mode, recording stops with an error that asks for ``autoreset_mode``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.errors import FieldError
+from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, declared_mode
+from gym_replay.wrappers.vector.batches import BatchEncoder, Column
+from gym_replay.wrappers.vector.infos import final_observations
+from gym_replay.wrappers.vector.ring import Numbers
+
+_OTHER_NAMES = ("final_observation", "terminal_observation")
+"""What others call the infos' entry ``final_obs``: Gymnasium before 1.0, Stable-Baselines3 and SuperSuit."""
+
+_KNOWN_PACKAGES = ("gymnasium", "ale_py")
+
+
+class AutoresetCheck:
+    """The autoreset mode of a vector environment, and what speaks against it.
+
+    Args:
+        envs: the vector environment.
+        given: the mode that the user names; None to look for it.
+
+    Attributes:
+        mode: the mode.
+        is_certain: whether nothing needs to be looked at any more.
+        is_declared: whether the environment names it.
+        may_rename: whether last observations in the infos may have another name than Gymnasium's.
+    """
+
+    def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any], given: Any = None) -> None:
+        self._envs = envs
+        named = declared_mode(envs, given)
+        package = type(envs.unwrapped).__module__.partition(".")[0]
+        has_modes = hasattr(gym.vector, "AutoresetMode")
+        self.mode = named or Autoreset.NEXT_STEP
+        self.is_declared = named is not None
+        self.may_rename = package not in _KNOWN_PACKAGES
+        is_known = not self.may_rename and (self.is_declared or not has_modes)
+        self.is_certain = given is not None or is_known
+        self._is_inferred = self._has_passed = False
+        self._changes_rewards = _changes_rewards(envs)
+        self._start: bytes | None = None  # of all sub-environments, where each is reset to the same observation
+        self._pending: Mask | None = None  # which ended in same-step mode without a last observation
+        if not self.is_declared and has_modes:
+            warnings.warn(
+                f"{envs} is missing `autoreset_mode` in its metadata, so it is taken to reset a sub-environment in the "
+                "step after the one that ended its episode, unless what it returns shows another mode; name it with "
+                "autoreset_mode=; see https://farama.org/Vector-Autoreset-Mode",
+                stacklevel=4,
+            )
+
+    @property
+    def holds_commits(self) -> bool:
+        """Whether episodes that end are committed only after the next step, which shows if the mode is right."""
+        return self.mode is Autoreset.NEXT_STEP and not self.is_certain and not self._has_passed
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the step after one that ended episodes in same-step mode is to be looked at."""
+        return self._pending is not None
+
+    @property
+    def has_finals(self) -> bool:
+        """Whether entries such as ``final_obs`` are no infos of the sub-environments' own."""
+        return self.mode is Autoreset.SAME_STEP or not self.is_declared
+
+    def with_known_names(self, infos: Any) -> Any:
+        """The infos, with last observations under the name that Gymnasium gives them."""
+        return _all_renamed(infos) if self.has_finals else infos
+
+    def note_start(self, columns: Sequence[Column]) -> None:
+        """Observations of an explicit reset of all sub-environments."""
+        each = _rows_of(columns)
+        self._start = each[0] if len(each) > 1 and len(set(each)) == 1 else None
+
+    def look_at_end(self, numbers: Numbers, infos: Any, observations: Any, encoder: BatchEncoder) -> None:
+        """Look at a step in which episodes ended, and take the mode that it shows.
+
+        Args:
+            numbers: the sub-environments whose episodes ended.
+            infos, observations: what the step returned.
+            encoder: of the observations.
+
+        Raises:
+            FieldError: the infos tell of a reset in the same step and bring no last observations.
+        """
+        count = self._envs.num_envs
+        given, there = final_observations(_all_renamed(infos), count, numbers.tolist())
+        if self.mode is Autoreset.SAME_STEP:
+            if self._is_inferred and not all(there):
+                self._stop(f"the infos of sub-environment {int(numbers[there.index(False)])} bring no last observation")
+            if all(there):
+                self.is_certain = not self._is_inferred
+            else:
+                self._pending = np.zeros(count, bool)
+                self._pending[numbers] = ~np.array(there, bool)
+            return
+        shows_reset = any(there) and _differ(given, there, numbers, observations, encoder)
+        if shows_reset and self._has_passed:
+            self._stop("the last observations in its infos differ from the observations that it returned")
+        elif shows_reset:
+            warnings.warn(
+                f"{self._envs} resets sub-environments in the step that ends their episodes: the last observations in "
+                "its infos differ from the observations that it returns. It is recorded in the same-step mode; name "
+                "the mode with autoreset_mode=",
+                stacklevel=6,
+            )
+            self.mode, self._is_inferred = Autoreset.SAME_STEP, True
+        elif not self.is_declared and not any(there) and _has_final_info(infos, numbers):
+            self._stop("the infos bring 'final_info' but no last observation")
+        elif self.mode is Autoreset.DISABLED:
+            self.is_certain = True
+
+    def look_after(
+        self,
+        waiting: Mask,
+        rewards: npt.NDArray[Any],
+        done: Mask,
+        before: Sequence[Column],
+        after: Sequence[Column],
+    ) -> None:
+        """Look at the step after one in which episodes ended.
+
+        Args:
+            waiting: the sub-environments that this step resets in next-step mode.
+            rewards, done: what the step returned.
+            before, after: the observations that the step before returned, and those of this step.
+
+        Raises:
+            FieldError: it does not fit the mode.
+        """
+        if self.mode is Autoreset.SAME_STEP:
+            pending, self._pending = self._pending, None
+            if pending is not None:
+                self._look_at_late_reset(pending, rewards, done, before, after)
+            return
+        numbers = np.flatnonzero(waiting)
+        if done[numbers].any():
+            self._stop(f"sub-environment {_first(done, numbers)} was done in the step that was to reset it")
+        if not self._changes_rewards and rewards[numbers].any():
+            paid: Any = rewards.reshape(len(rewards), -1).any(axis=1)
+            self._stop(f"sub-environment {_first(paid, numbers)} had a reward in the step that was to reset it")
+        if self._start is not None:
+            last, first = _rows_of(before), _rows_of(after)
+            for number in numbers.tolist():
+                if last[number] == self._start != first[number]:
+                    self._stop(
+                        f"what sub-environment {number} returned at the end of its episode is what a reset returns, "
+                        "and what it returned after that is not"
+                    )
+        self._has_passed = True
+        self.is_certain = self.is_declared
+
+    def _look_at_late_reset(
+        self,
+        pending: Mask,
+        rewards: npt.NDArray[Any],
+        done: Mask,
+        before: Sequence[Column],
+        after: Sequence[Column],
+    ) -> None:
+        if self._start is None:
+            return
+        last, first = _rows_of(before), _rows_of(after)
+        for number in np.flatnonzero(pending & ~done).tolist():
+            if last[number] != self._start == first[number] and not rewards[number].any():
+                self._stop(f"sub-environment {number} was reset in the step after the one that ended its episode")
+
+    def _stop(self, what: str) -> None:
+        says = f"its metadata say {self.mode.value!r}" if self.is_declared else "its metadata name no autoreset mode"
+        taken = f", and {self.mode.value!r} was taken" if not self.is_declared else ""
+        late = "; episodes before this one may have a wrong last observation" if self._has_passed else ""
+        raise FieldError(
+            f"autoreset mode of {self._envs}: {says}{taken}, but {what}. Pass autoreset_mode='NextStep', 'SameStep' or "
+            f"'Disabled', as the environment does it{late}"
+        )
+
+
+def _first(mask: npt.NDArray[Any], numbers: Numbers) -> int:
+    return int(numbers[np.flatnonzero(mask[numbers])[0]])
+
+
+def _all_renamed(infos: Any) -> Any:
+    if isinstance(infos, Mapping):
+        return _renamed(infos)
+    if isinstance(infos, (list, tuple)):
+        return [_renamed(info) if isinstance(info, Mapping) else info for info in infos]
+    return infos
+
+
+def _renamed(infos: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    for name in _OTHER_NAMES:
+        if name in infos and "final_obs" not in infos:
+            names = {name: "final_obs", f"_{name}": "_final_obs"}
+            return {names.get(key, key): value for key, value in infos.items()}
+    return infos
+
+
+def _has_final_info(infos: Any, numbers: Numbers) -> bool:
+    if isinstance(infos, (list, tuple)):
+        return any(isinstance(infos[number], Mapping) and "final_info" in infos[number] for number in numbers.tolist())
+    return isinstance(infos, Mapping) and "final_info" in infos
+
+
+def _differ(given: Any, there: Sequence[bool], numbers: Numbers, observations: Any, encoder: BatchEncoder) -> bool:
+    """Whether any last observation is another one than what the step returned for its sub-environment."""
+    chosen = numbers[np.array(there, bool)]
+    try:
+        returned = _rows_of(encoder.encode(observations))
+        if isinstance(given, list):
+            last = _rows_of(
+                encoder.encode_each(
+                    [value for value, is_there in zip(given, there, strict=True) if is_there], chosen.tolist()
+                )
+            )
+        else:
+            of_all = _rows_of(encoder.encode(given))
+            last = [of_all[number] for number in chosen.tolist()]
+    except FieldError:  # an entry of the sub-environments' own
+        return False
+    return any(one != returned[number] for one, number in zip(last, chosen.tolist(), strict=True))
+
+
+def _rows_of(columns: Sequence[Column]) -> list[bytes]:
+    """The bytes of each sub-environment's values."""
+    return [b"".join(np.asarray(value).tobytes() for value in row) for row in zip(*columns, strict=True)]
+
+
+def _changes_rewards(envs: Any) -> bool:
+    """Whether a wrapper may make a reward out of the zero that a reset gives."""
+    while isinstance(envs, gym.vector.VectorWrapper):
+        is_foreign = type(envs).__module__.partition(".")[0] not in _KNOWN_PACKAGES
+        overrides = is_foreign and type(envs).step is not gym.vector.VectorWrapper.step
+        if overrides or isinstance(envs, gym.vector.VectorRewardWrapper):
+            return True
+        envs = envs.env
+    return False

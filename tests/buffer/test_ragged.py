@@ -310,7 +310,7 @@ def test_a_ring_keeps_no_strings_of_episodes_that_have_left(tmp_path, monkeypatc
             tasks = [episode.meta["task"] for episode in one]
             assert tasks == [f"{k} " * 1000 for k in range(max(number - 3, 0), number + 1)]
     buffer.close()
-    assert (tmp_path / "episodes" / "strings.npy").stat().st_size < 300_000  # of 780,000 that were stored
+    assert (tmp_path / "strings.npy").stat().st_size < 300_000  # of 780,000 that were stored
     assert check_buffer(tmp_path, progress=False).verified
     with ReplayBuffer.from_folder(tmp_path) as again:
         again.store_episode(x=[0], task="new")

@@ -688,7 +688,7 @@ def test_a_ring_keeps_no_strings_of_episodes_that_have_left(tmp_path, monkeypatc
     tasks = {episode.meta["task"][:4] for episode in envs.buffer}
     assert len(tasks) > 1
     envs.close()
-    assert (tmp_path / "episodes" / "strings.npy").stat().st_size < 300_000  # of 600,000 that were stored
+    assert (tmp_path / "strings.npy").stat().st_size < 300_000  # of 600,000 that were stored
     assert check_buffer(tmp_path, progress=False).verified
 
 

@@ -1,4 +1,4 @@
-"""Every error that gym_replay raises, and nothing else.
+"""Every error that gym_replay raises, and :func:`printable`, through which each message goes.
 
 GymReplayError
  |- FieldError (ValueError)              a declaration or a value that does not fit a field
@@ -25,8 +25,23 @@ GymReplayError
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """A text on one line, in which what moves a terminal's cursor or hides characters is written as an escape.
+
+    Names and strings in a folder may come from a stranger. All of them that are shown to somebody go through here.
+
+    Example:
+        >>> printable("fine, \x1b[31mred")
+        'fine, \\x1b[31mred'
+    """
+    return text if text.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 class GymReplayError(Exception):
-    """Base of every error of this package."""
+    """Base of every error of this package. Its text is printable."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, super().__str__().split("\n")))
 
 
 class FieldError(GymReplayError, ValueError):

@@ -7,7 +7,6 @@ episodes that led to it are executed first.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,22 +16,30 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.env_arguments import require_harmless
 from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.env_spec import make_env
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.reading import Readable
-from gym_replay.buffer.storage.fields import make_encoder
+from gym_replay.buffer.storage.documents import parse_json
+from gym_replay.buffer.storage.fields import make_encoder, parse_fields
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError, EpisodeStateError, FieldError
 from gym_replay.wrappers.generator_state import NUMBERS, restore_generator
-from gym_replay.wrappers.spaces import make_space_encoder, space_leaves, unflatten
+from gym_replay.wrappers.recorded_schema import RECORDER_META
+from gym_replay.wrappers.spaces import Leaf, make_space_encoder, space_leaves, unflatten
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
 Status = Literal["equal", "differs", "not replayable"]
 What = Literal["observation", "reward", "terminated", "truncated"]
+
+_DECIDING = {
+    **parse_fields({"terminated": "bool", "truncated": "bool"}),
+    **parse_fields({name: RECORDER_META[name] for name in ("episode_seed", "episode_rng", "episode_options")}),
+}
 
 
 @dataclass(frozen=True)
@@ -77,10 +84,16 @@ def replay(
     *,
     env: gym.Env[Any, Any] | None = None,
     render: Literal[False] = False,
+    trust: bool = False,
 ) -> ReplayReport: ...
 @overload
 def replay(
-    buffer: Readable, episode: int | Episode, *, env: gym.Env[Any, Any] | None = None, render: Literal[True]
+    buffer: Readable,
+    episode: int | Episode,
+    *,
+    env: gym.Env[Any, Any] | None = None,
+    render: Literal[True],
+    trust: bool = False,
 ) -> Iterator[Any]: ...
 def replay(
     buffer: Readable,
@@ -88,6 +101,7 @@ def replay(
     *,
     env: gym.Env[Any, Any] | None = None,
     render: bool = False,
+    trust: bool = False,
 ) -> ReplayReport | Iterator[Any]:
     """Execute a recorded episode again, and say whether the environment does what it did.
 
@@ -111,6 +125,9 @@ def replay(
         env: the environment to use; it is reset, stepped, and left open. By default one is made as by
             ``buffer.make_env()``, a fresh one for each attempt.
         render: whether to give frames instead.
+        trust: whether the recorded arguments of the environment and the recorded reset options are handed on whatever
+            they are. Otherwise only harmless ones are, as for ``buffer.make_env()``, and any other one is an error: a
+            folder may come from a stranger.
 
     Returns:
         A :class:`ReplayReport`; with ``render=True`` an iterator over the T+1 frames, one for each state, which
@@ -119,7 +136,7 @@ def replay(
     Raises:
         FieldError: the buffer was not made by recording, or frames are asked of an ``env`` without a render mode.
         ConfigMismatchError: ``env`` has other spaces than the recorded ones.
-        MakeEnvError: the environment cannot be made here; pass ``env``.
+        MakeEnvError: the environment cannot be made here; pass ``env``. Or an argument or option is not harmless.
         EpisodeEvictedError: the episode left the circular buffer meanwhile.
         EpisodeStateError: with ``render=True``, before the first frame: the episode does not replay equal.
 
@@ -138,32 +155,46 @@ def replay(
         episode = buffer.episode(episode)
     if episode._snapshot.metadata.environment is None:
         raise FieldError("replay: no environment is stored; the buffer was not made by RecordToBuffer")
+    _require_recorded(episode._snapshot.metadata)
     if not render:
-        with _players(episode, env) as make:
+        with _players(episode, env, trust=trust) as make:
             return _Replay(episode, make).report()
     if env is not None and env.render_mode is None:
         raise FieldError("render: env has no render mode; make it with render_mode='rgb_array'")
-    return _frames(episode, env)
+    return _frames(episode, env, trust=trust)
 
 
-def _frames(episode: Episode, env: gym.Env[Any, Any] | None) -> Iterator[Any]:
-    with _players(episode, env, render_mode="rgb_array") as make:
+def _require_recorded(metadata: Metadata) -> None:
+    """Raise FieldError where what decides a replay is not stored as a recorder stores it."""
+    there = {**metadata.fields, **metadata.meta_fields}
+    for name, wanted in _DECIDING.items():
+        found = there.get(name, wanted if name in RECORDER_META else None)
+        if found is None or (found.dtype, found.shape, found.ragged) != (wanted.dtype, wanted.shape, False):
+            raise FieldError(f"replay: {name!r} is not stored as RecordToBuffer stores it")
+    if "reward" not in metadata.fields or metadata.fields["reward"].ragged:
+        raise FieldError("replay: the buffer has no rewards as RecordToBuffer stores them")
+
+
+def _frames(episode: Episode, env: gym.Env[Any, Any] | None, *, trust: bool) -> Iterator[Any]:
+    with _players(episode, env, trust=trust, render_mode="rgb_array") as make:
         yield from _Replay(episode, make).frames()
 
 
 @contextmanager
-def _players(episode: Episode, env: gym.Env[Any, Any] | None, **kwargs: Any) -> Iterator[Callable[[], _Player]]:
+def _players(
+    episode: Episode, env: gym.Env[Any, Any] | None, *, trust: bool, **kwargs: Any
+) -> Iterator[Callable[[], _Player]]:
     """A function that gives an environment to play in, a fresh one at each call unless one was passed in."""
     metadata = episode._snapshot.metadata
     made: list[gym.Env[Any, Any]] = []
 
     def make() -> _Player:
         if env is not None:
-            return _Player(metadata, env)
+            return _Player(metadata, env, trust=trust)
         while made:
             made.pop().close()
-        made.append(make_env((metadata.environment or {}).get("env_spec"), **kwargs))
-        return _Player(metadata, made[0])
+        made.append(make_env((metadata.environment or {}).get("env_spec"), trust=trust, **kwargs))
+        return _Player(metadata, made[0], trust=trust)
 
     try:
         yield make
@@ -300,7 +331,7 @@ def _options_of(episode: Episode) -> dict[str, Any] | None:
     if not text:
         return None
     try:
-        options = json.loads(text)
+        options = parse_json(text.encode(), finite=False)
     except ValueError:
         options = None
     if not isinstance(options, dict):
@@ -315,8 +346,8 @@ class _Player:
         ConfigMismatchError: the environment has other spaces than the recorded ones.
     """
 
-    def __init__(self, metadata: Metadata, env: gym.Env[Any, Any]) -> None:
-        self.env = env
+    def __init__(self, metadata: Metadata, env: gym.Env[Any, Any], *, trust: bool) -> None:
+        self.env, self._trust = env, trust
         for name in ("observation_space", "action_space"):
             space, recorded = getattr(env, name), (metadata.environment or {}).get(name)
             if space_to_json(space, name.partition("_")[0]) != recorded:  # the recorder's own rule
@@ -325,14 +356,11 @@ class _Player:
                     "build it as it was recorded, with the wrappers that were inside of the recorder"
                 )
         # The environment's own spaces with the stored fields: just what the recorder encodes with.
-        leaves = [
-            replace(leaf, field=metadata.fields[leaf.name])
-            for leaf in space_leaves(env.observation_space, "observation", state=True)
-        ]
+        leaves = _stored_leaves(metadata, space_leaves(env.observation_space, "observation", state=True))
         self._observation_names = [leaf.name for leaf in leaves]
         self._encode = make_space_encoder(env.observation_space, leaves)
         self._encode_reward = make_encoder("reward", metadata.fields["reward"])
-        self._action_names = [leaf.name for leaf in space_leaves(env.action_space, "action")]
+        self._action_names = [leaf.name for leaf in _stored_leaves(metadata, space_leaves(env.action_space, "action"))]
 
     def run(self, episode: Episode) -> Iterator[_Difference | None]:
         """Execute an episode; gives, for each of the T+1 states, what differs, and ends with the first difference."""
@@ -367,7 +395,10 @@ class _Player:
 
     def _reset(self, episode: Episode) -> Any:
         restore_generator(self.env, _generator_of(episode))
-        return self.env.reset(seed=_seed_of(episode), options=_options_of(episode))[0]
+        options = _options_of(episode)
+        if not self._trust:
+            require_harmless(options or {}, f"episode {episode.id}: the recorded reset options")
+        return self.env.reset(seed=_seed_of(episode), options=options)[0]
 
     def _actions_of(self, episode: Episode) -> Iterator[Any]:
         columns = [episode[name].copy() for name in self._action_names]
@@ -376,6 +407,21 @@ class _Player:
         if _is_wider(columns, space.dtype):
             return iter(columns[0])
         return (unflatten(space, [column[t] for column in columns]) for t in range(len(episode)))
+
+
+def _stored_leaves(metadata: Metadata, leaves: Sequence[Leaf]) -> list[Leaf]:
+    """The leaves of a space with the fields that are stored of them.
+
+    Raises:
+        FieldError: one is missing, or of another shape.
+    """
+    found = []
+    for leaf in leaves:
+        stored = metadata.fields.get(leaf.name)
+        if stored is None or (stored.shape, stored.ragged) != (leaf.field.shape, leaf.field.ragged):
+            raise FieldError(f"replay: field {leaf.name!r} is not stored as RecordToBuffer stores it")
+        found.append(replace(leaf, field=stored))
+    return found
 
 
 def _is_wider(columns: Sequence[Any], dtype: Any) -> bool:

@@ -25,6 +25,7 @@ from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.aside import FolderAside
 from gym_replay.buffer.storage.bulk import FolderBuilder
+from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
 from gym_replay.errors import (
@@ -101,7 +102,7 @@ def merge(
         raise FieldError(f"merge: expected a sequence of sources, got {sources!r:.80}")
     parts = [part for source in sources for part in _parts_of(source)]
     metadata = merged_schema([(part.folder, part.metadata) for part in parts], fields, meta_fields)
-    return _copy(metadata, {Path(folder): parts}, overwrite, progress)[0]
+    return _copy(metadata, {folder_of(folder): parts}, overwrite, progress)[0]
 
 
 def select(
@@ -153,7 +154,7 @@ def select(
         parts = list(_parts_at(snapshots, np.flatnonzero(mask)))
         metadata = merged_schema([(part.reader.folder, part.metadata) for part in snapshots])
         del snapshots
-        return _copy(metadata, {Path(folder): parts}, overwrite, progress)[0]
+        return _copy(metadata, {folder_of(folder): parts}, overwrite, progress)[0]
 
 
 def split_into(
@@ -185,7 +186,7 @@ def split_into(
     Example:
         >>> train, held_out = split_into("data/all", {"data/train": 0.9, "data/held-out": 0.1})  # doctest: +SKIP
     """
-    folders = [Path(os.path.abspath(folder)) for folder in fractions]
+    folders = [folder_of(folder) for folder in fractions]
     if len(set(folders)) < len(folders):
         raise FieldError(f"split_into: a folder is named twice in {[str(folder) for folder in folders]}")
     with _opened(source) as buffer:
@@ -324,7 +325,7 @@ def _copy(
     bar = tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="copy", delay=1, disable=not progress)
     try:
         for folder, parts in targets.items():
-            made.append(FolderAside(Path(os.path.abspath(folder)), overwrite=overwrite))
+            made.append(FolderAside(folder, overwrite=overwrite))
             _build(made[-1].folder, metadata, parts, bar)
         for aside in made:
             aside.publish()

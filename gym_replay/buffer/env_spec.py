@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
+from gym_replay.buffer.env_arguments import OFF_SCREEN, require_harmless
 from gym_replay.buffer.env_spaces import (
     MAX_DEPTH,
     MAX_ELEMENTS,
@@ -30,7 +31,7 @@ from gym_replay.buffer.env_spaces import (
     read_dtype,
     read_number,
 )
-from gym_replay.errors import CorruptBufferError, GymReplayError, MakeEnvError
+from gym_replay.errors import CorruptBufferError, GymReplayError, MakeEnvError, printable
 
 _SPEC_MEMBERS: dict[str, tuple[type, ...]] = {
     "id": (str,),
@@ -42,11 +43,14 @@ _SPEC_MEMBERS: dict[str, tuple[type, ...]] = {
     "disable_env_checker": (bool,),
 }
 
-_NEVER_MADE = frozenset(["ArrayConversion", "RecordVideo"])
-"""Standard wrappers whose arguments are modules, or name a folder to write to."""
+_NEVER_MADE = frozenset(["ArrayConversion", "RecordVideo", "HumanRendering"])
+"""Standard wrappers whose arguments are modules, or name a folder to write to, and one that opens a window."""
 
-_LEFT_OUT = "gymnasium.wrappers.rendering:RecordVideo"
-"""A wrapper that changes no value, so that an environment is built again without it."""
+_LEFT_OUT = frozenset(f"gymnasium.wrappers.rendering:{name}" for name in ("RecordVideo", "HumanRendering"))
+"""Wrappers that change no value, so that an environment is built again without them."""
+
+_ANY_NUMBER = frozenset(["TimeLimit"])
+"""Standard wrappers that only compare their numbers."""
 
 
 class _NotJson(Exception):
@@ -250,16 +254,20 @@ def _find_wrapper(entry_point: str) -> type[gym.Wrapper[Any, Any, Any, Any]] | N
     return found if isinstance(found, type) and issubclass(found, gym.Wrapper) else None
 
 
-def make_env(spec_json: Json, /, **kwargs: Any) -> gym.Env[Any, Any]:
+def make_env(spec_json: Json, /, *, trust: bool = False, **kwargs: Any) -> gym.Env[Any, Any]:
     """Build the recorded environment again, by the id that is registered in this process.
+
+    A recorded render mode is handed on where it opens no window. Of the other recorded arguments, those that are not
+    the registered ones must be harmless, as :mod:`gym_replay.buffer.env_arguments` defines it.
 
     Args:
         spec_json: what :func:`spec_to_json` gave.
+        trust: whether all recorded arguments are handed on, whatever they are.
         **kwargs: as for :func:`gymnasium.make`; they go before the recorded ones.
 
     Raises:
-        MakeEnvError: the id is not registered here, or a recorded wrapper is not one of ``gymnasium.wrappers``; the
-            message says what to do.
+        MakeEnvError: the id is not registered here, a recorded wrapper is not one of ``gymnasium.wrappers``, or a
+            recorded argument is not harmless; the message says what to do.
         CorruptBufferError: ``spec_json`` is malformed.
 
     Warns:
@@ -276,20 +284,44 @@ def make_env(spec_json: Json, /, **kwargs: Any) -> gym.Env[Any, Any]:
     lost = [name for name in spec_json["dropped"] if name.startswith("kwargs.") and name[7:] not in kwargs]
     if lost:
         warnings.warn(
-            f"{recorded.id}: {', '.join(lost)} could not be recorded, so the environment may differ from the recorded "
-            "one; pass the arguments to make_env",
+            f"{recorded.id}: {printable(', '.join(lost))} could not be recorded, so the environment may differ from "
+            "the recorded one; pass the arguments to make_env",
             UserWarning,
             stacklevel=2,
         )
+    arguments = _arguments(recorded, registered, spec_json, kwargs)
+    if not trust:
+        _require_harmless(recorded, arguments)
     spec = dataclasses.replace(
         registered,
-        kwargs={**registered.kwargs, **recorded.kwargs},
+        kwargs={**registered.kwargs, **arguments},
         max_episode_steps=recorded.max_episode_steps,
         order_enforce=recorded.order_enforce,
         disable_env_checker=recorded.disable_env_checker,
         additional_wrappers=(),
     )
     return _wrap(gym.make(spec, **kwargs), recorded, spec_json["dropped"])
+
+
+def _arguments(recorded: EnvSpec, registered: EnvSpec, spec_json: Json, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The recorded arguments that differ from the registered ones and are not given, without a mode for a window."""
+    known = _keep_kwargs(registered.kwargs, "kwargs", [])
+    arguments = {
+        name: value
+        for name, value in recorded.kwargs.items()
+        if name not in given and not (name in known and known[name] == spec_json["kwargs"][name])
+    }
+    mode = arguments.get("render_mode")
+    if not isinstance(mode, str) or mode not in OFF_SCREEN:
+        arguments.pop("render_mode", None)
+    return arguments
+
+
+def _require_harmless(recorded: EnvSpec, arguments: Mapping[str, Any]) -> None:
+    require_harmless(arguments, f"{recorded.id}: the recorded arguments")
+    for wrapper in recorded.additional_wrappers:
+        if wrapper.kwargs and wrapper.entry_point.rpartition(":")[2] not in _ANY_NUMBER:
+            require_harmless(wrapper.kwargs, f"{recorded.id}: the recorded arguments of {wrapper.name!r:.60}")
 
 
 def _find_registered(env_id: str, entry_point: str | None) -> EnvSpec:
@@ -321,8 +353,8 @@ def _wrap(env: gym.Env[Any, Any], recorded: EnvSpec, dropped: list[str]) -> gym.
             break
         brought += 1
     for index, wrapper in enumerate(recorded.additional_wrappers[brought:], brought):
-        where = f"{recorded.id}: wrapper {wrapper.name} ({wrapper.entry_point})"
-        if wrapper.entry_point == _LEFT_OUT:
+        where = printable(f"{recorded.id}: wrapper {wrapper.name:.100} ({wrapper.entry_point:.100})")
+        if wrapper.entry_point in _LEFT_OUT:
             warnings.warn(f"{where} is left out; apply it yourself if you want it", UserWarning, stacklevel=3)
             continue
         make = _find_wrapper(wrapper.entry_point)

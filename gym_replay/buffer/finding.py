@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from gym_replay.buffer.storage.folders import entries_beneath, local_path
 from gym_replay.buffer.storage.layout import foreign_files
 from gym_replay.buffer.storage.reader import has_buffer
-from gym_replay.errors import BufferNotFoundError, ConfigMismatchError
+from gym_replay.errors import BufferNotFoundError, ConfigMismatchError, StorageError
 
 SHARDS = "shards"
 """The folder below a data set's own in which each worker has a buffer."""
@@ -24,7 +25,8 @@ def find_buffers(source: str | os.PathLike[str]) -> list[Path]:
 
     Args:
         source: the folder of a buffer; a folder with buffers in ``shards/``; a folder whose folders are buffers; or a
-            string with ``*``, ``?``, ``[`` or ``**``, each of whose matches is one of these.
+            string with ``*``, ``?``, ``[`` or ``**``, each of whose matches is one of these. ``**`` stands for any
+            number of folders, none of them hidden, a link, or deeper than 64.
 
     Returns:
         Absolute paths. Of a folder of buffers, hidden folders, files, and folders in which a buffer is just being
@@ -37,14 +39,33 @@ def find_buffers(source: str | os.PathLike[str]) -> list[Path]:
         >>> find_buffers("data/*/")  # doctest: +SKIP
         [PosixPath('/home/me/data/run-1'), PosixPath('/home/me/data/run-2')]
     """
-    text = os.fspath(source)
+    text = local_path(source)
     if not isinstance(source, str) or not glob.has_magic(text) or os.path.lexists(text):
         return _buffers_of(Path(os.path.abspath(text)))
-    matches = sorted(glob.glob(text, recursive=True), key=natural_key)
+    matches = sorted(_matches(text), key=natural_key)
     folders = [Path(os.path.abspath(match)) for match in matches if os.path.isdir(match)]
     if not folders:
         raise BufferNotFoundError(errno.ENOENT, "no folder matches the pattern; check it", text)
     return [found for folder in folders for found in _buffers_of(folder)]
+
+
+def _matches(pattern: str) -> set[str]:
+    """The paths that match; ``**`` does not go through links, which may go round."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return set(glob.glob(pattern))
+    at = parts.index("**")
+    found: set[str] = set()
+    for head in glob.glob(os.path.join(*parts[:at])) if at else ["."]:
+        for folder in _visible_folders(Path(head)):
+            found |= _matches(os.path.join(glob.escape(folder), *parts[at + 1 :])) if parts[at + 1 :] else {folder}
+    return found
+
+
+def _visible_folders(folder: Path) -> list[str]:
+    """A folder and those below it that are not hidden."""
+    below = [relative for relative, entry in entries_beneath(folder) if entry.is_dir(follow_symlinks=False)]
+    return [str(folder), *(str(folder / relative) for relative in below if "/." not in f"/{relative}")]
 
 
 def natural_key(path: str | os.PathLike[str]) -> tuple[tuple[int, str], ...]:
@@ -109,5 +130,9 @@ def _buffers_of(folder: Path) -> list[Path]:
 
 
 def _folders_in(room: Path) -> Iterable[Path]:
-    with os.scandir(room) as entries:
-        return [room / entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    try:
+        entries = list(os.scandir(room))
+    except OSError as error:
+        raise StorageError(error.errno, f"{error.strerror}; it cannot be listed", str(room)) from error
+    else:
+        return [room / entry.name for entry in entries if not entry.name.startswith(".") and os.path.isdir(entry.path)]

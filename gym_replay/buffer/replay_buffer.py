@@ -27,6 +27,7 @@ from gym_replay.buffer.storage.fields import (
     stack_episodes,
     to_array,
 )
+from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.buffer.storage.layout import METADATA, Metadata
 from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.buffer.storage.names import check_distinct, check_field_name
@@ -125,7 +126,7 @@ class ReplayBuffer(Readable):
             raise FieldError(f"durability={durability!r}: expected one of {_DURABILITIES}")
         if overwrite and read_only:
             raise FieldError("overwrite=True and read_only=True exclude one another")
-        self._begin(Path(os.path.abspath(folder)), read_only=read_only, durability=durability)
+        self._begin(folder_of(folder), read_only=read_only, durability=durability)
         if overwrite or not has_buffer(self._folder):
             if read_only:
                 raise BufferNotFoundError(errno.ENOENT, "no buffer here to open read-only", str(self._folder))
@@ -181,9 +182,10 @@ class ReplayBuffer(Readable):
         Raises:
             BufferNotFoundError: there is no buffer in the folder.
         """
-        if not has_buffer(Path(folder)):
-            raise BufferNotFoundError(errno.ENOENT, "no buffer here; check the path", str(folder))
-        return cls(folder, read_only=read_only)
+        path = folder_of(folder)
+        if not has_buffer(path):
+            raise BufferNotFoundError(errno.ENOENT, "no buffer here; check the path", str(path))
+        return cls(path, read_only=read_only)
 
     # --- what there is ---
 
@@ -283,15 +285,20 @@ class ReplayBuffer(Readable):
 
         return self._decoded("env_spec", spec_from_json)
 
-    def make_env(self, **kwargs: Any) -> gym.Env[Any, Any]:
+    def make_env(self, *, trust: bool = False, **kwargs: Any) -> gym.Env[Any, Any]:
         """Make the recorded environment anew from the id under which it is registered here.
 
         Args:
+            trust: whether all recorded arguments are handed on. Otherwise only harmless ones are, such as words and
+                small numbers (``docs/semantics.md`` has the list), and any other one is an error.
             kwargs: replace or add to the recorded keyword arguments, for example ``render_mode``.
+
+        Raises:
+            MakeEnvError: the environment is not registered here, or a recorded argument is not harmless.
         """
         from gym_replay.buffer.env_spec import make_env
 
-        return self._decoded("env_spec", lambda spec: make_env(spec, **kwargs))
+        return self._decoded("env_spec", lambda spec: make_env(spec, trust=trust, **kwargs))
 
     # --- writing ---
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
-from gym_replay.errors import GymReplayError
+from gym_replay.errors import GymReplayError, printable
 
 VERBS = ("record", "info", "check", "stats", "head", "replay", "merge", "select", "split", "export_", "import_")
 """The verbs, in the order of the help: each is a module of this package."""
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:  # also what an environment raises while it is replayed
         if getattr(args, "debug", False):
-            raise
+            _print_error(traceback.format_exc().rstrip())
         _say(f"error: {_described(error)}")
         _drop_output()
         return ERROR
@@ -91,8 +92,12 @@ def _described(error: Exception) -> str:
 
 
 def _say(message: str) -> None:
+    _print_error(f"gym-replay: {message}")
+
+
+def _print_error(text: str) -> None:
     with suppress(OSError):
-        print(f"gym-replay: {message}", file=sys.stderr, flush=True)
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def _show_warning(message: Warning | str, *details: Any, **more: Any) -> None:

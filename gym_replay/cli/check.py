@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from gym_replay.cli import output
 from gym_replay.cli.options import SOURCE_HELP, add_verb, shows_bars
+from gym_replay.errors import printable
 
 
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         report = check_buffer(folder, repair=args.repair, progress=shows_bars(args))
         reports.append(report)
         if not args.json:
-            print("\n".join(map(output.printable, str(report).splitlines())), flush=True)
+            print("\n".join(map(printable, str(report).splitlines())), flush=True)
     sound = all(report.ok for report in reports)
     if args.json:
         output.write_json(

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gym_replay.buffer.storage.folders import bytes_beneath
 from gym_replay.cli import output
-from gym_replay.cli.info import bytes_of
+from gym_replay.errors import printable
 
 if TYPE_CHECKING:
     from gym_replay.buffer.replay_buffer import ReplayBuffer
@@ -22,7 +23,7 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 
 def show_made(made: Sequence[ReplayBuffer], *, as_json: bool) -> None:
     """Say which buffers there are now."""
-    found = [(str(buffer.folder), len(buffer), buffer.num_steps, bytes_of(buffer.folder)) for buffer in made]
+    found = [(str(buffer.folder), len(buffer), buffer.num_steps, bytes_beneath(buffer.folder)) for buffer in made]
     for buffer in made:
         buffer.close()
     if as_json:
@@ -30,4 +31,4 @@ def show_made(made: Sequence[ReplayBuffer], *, as_json: bool) -> None:
         output.write_json({"buffers": [dict(zip(names, one, strict=True)) for one in found]})
         return
     for folder, episodes, steps, size in found:
-        print(f"{output.printable(folder)}: {episodes} episodes, {steps} steps, {output.nbytes(size)}")
+        print(f"{printable(folder)}: {episodes} episodes, {steps} steps, {output.nbytes(size)}")

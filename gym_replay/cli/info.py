@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from gym_replay.buffer.loading.facts import EpisodeFacts
+from gym_replay.buffer.storage.documents import parse_json
 from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.folders import bytes_beneath
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.cli import output
 from gym_replay.cli.options import SOURCE_HELP, add_verb
@@ -61,7 +61,7 @@ def describe(metadata: Metadata, folders: Sequence[Path], facts: EpisodeFacts) -
         "num_episodes": facts.count,
         "num_steps": int(lengths.sum()),
         "num_buffers": len(folders),
-        "bytes": sum(map(bytes_of, folders)),
+        "bytes": sum(map(bytes_beneath, folders)),
         "fields": [_field(name, info) for name, info in metadata.fields.items()],
         "meta_fields": [
             {**_field(name, info), "recorder": name in metadata.recorder_meta}
@@ -79,18 +79,6 @@ def describe(metadata: Metadata, folders: Sequence[Path], facts: EpisodeFacts) -
         "recorded": _recorded(facts),
         "runs": _runs(facts),
     }
-
-
-def bytes_of(folder: Path) -> int:
-    """Bytes of all files of a folder."""
-    total = 0
-    for directory, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(directory, name)).st_size
-            except FileNotFoundError:  # noqa: PERF203  # a writer replaces files
-                continue
-    return total
 
 
 def _field(name: str, info: Field) -> dict[str, Any]:
@@ -136,8 +124,8 @@ def _runs(facts: EpisodeFacts) -> list[dict[str, Any]]:
     found = []
     for text, count in counts.items():
         try:
-            told = json.loads(text)
-        except (ValueError, RecursionError):  # any string may be stored
+            told = parse_json(text.encode(), finite=False)
+        except ValueError:  # any string may be stored
             told = None
         if isinstance(told, dict):
             found.append({**told, "episodes": count})

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.errors import printable
+
 _BINS = 10
 _LEAST_WIDTH = 6
 _LEAST_FIRST = 24
@@ -40,11 +42,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
-def printable(text: str) -> str:
-    """A text on one line without characters that move a terminal's cursor."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def cut(text: str, longest: int) -> str:
@@ -86,7 +83,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequen
         rows: cells.
         right: the columns to be aligned at the right; these are numbers, and not cut.
     """
-    cells = [list(header), *([printable(cell) for cell in row] for row in rows)]
+    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
     full = [max(map(len, column)) for column in zip(*cells, strict=True)]
     least = [
         size if name in right else min(size, _LEAST_WIDTH if place else _LEAST_FIRST)
@@ -107,7 +104,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequen
         ]
         lines.append(cut("  ".join(parts).rstrip(), width()))
     if shown < len(header):
-        lines.append(cut(f"(no room for: {', '.join(header[shown:])})", width()))
+        lines.append(cut(printable(f"(no room for: {', '.join(header[shown:])})"), width()))
     return lines
 
 

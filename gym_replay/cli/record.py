@@ -12,6 +12,7 @@ from typing import Any
 from gym_replay.cli import INTERRUPTED, OK
 from gym_replay.cli.options import add_verb
 from gym_replay.cli.output import write_json
+from gym_replay.errors import printable
 
 _DESCRIPTION = (
     "Collect episodes of an environment and a policy into a folder, until it holds as many as asked for. The numbers "
@@ -33,12 +34,12 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     summary = "collect episodes of an environment and a policy"
     verb = add_verb(verbs, "record", run, summary, _DESCRIPTION, _EXAMPLES)
     verb.add_argument("env", metavar="ENV", help="environment id; 'module:id' imports the module that registers it")
-    verb.add_argument("folder", metavar="FOLDER", type=Path, help="where the episodes go")
+    verb.add_argument("folder", metavar="FOLDER", help="where the episodes go")
     verb.add_argument(
         "--policy",
         default="random",
         help="'random', 'module:name' (a function from observations to actions, an object with predict, or a class of "
-        "either), or 'sb3:ALGO:PATH' (default: random)",
+        "either), or 'sb3:ALGO:PATH'; the last two run the code in the module or the model's file (default: random)",
     )
     verb.add_argument("--episodes", type=int, metavar="N", help="how many episodes in total")
     verb.add_argument("--steps", type=int, metavar="N", help="how many steps in total, reached by whole episodes")
@@ -78,10 +79,13 @@ def _json_object(text: str) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Collect; the status is that of an interrupt after Ctrl-C."""
     # What this needs takes a while to import: the other verbs, and --help, do without.
+    from gym_replay.buffer.storage.folders import folder_of
     from gym_replay.collecting.collect import collect
 
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.insert(0, os.getcwd())  # for module:name, as `python -m` has it
+    folder = folder_of(args.folder)
+
+    if ":" in args.env + args.policy and not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())  # for module:name, as `python -m` has it; a model may need its module, too
     names = (
         "policy",
         "episodes",
@@ -99,34 +103,34 @@ def run(args: argparse.Namespace) -> int:
     if args.ray_workers is not None:
         options |= {"engine": "ray", "num_workers": args.ray_workers}
     try:
-        with collect(args.env, args.folder, **options):
+        with collect(args.env, folder, **options):
             pass
     except KeyboardInterrupt:
-        _report(args, "interrupted", "stopped; the same command goes on from here")
+        _report(args, folder, "interrupted", "stopped; the same command goes on from here")
         return INTERRUPTED
     except Exception:
-        if _folders_in(args.folder):
-            _report(args, "failed", "stopped; what had ended by then is in the folder")
+        if _folders_in(folder):
+            _report(args, folder, "failed", "stopped; what had ended by then is in the folder")
         raise
-    _report(args, "complete", "complete")
+    _report(args, folder, "complete", "complete")
     return OK
 
 
-def _report(args: argparse.Namespace, status: str, words: str) -> None:
+def _report(args: argparse.Namespace, folder: Path, status: str, words: str) -> None:
     """Say what there is: a line on stderr, or JSON on stdout."""
-    from gym_replay.collecting.target import bytes_on_disk
+    from gym_replay.buffer.storage.folders import bytes_beneath
 
     facts = {
         "status": status,
-        "folder": str(args.folder),
-        **_count(args.folder),
-        "bytes": bytes_on_disk(args.folder),
+        "folder": str(folder),
+        **_count(folder),
+        "bytes": bytes_beneath(folder, on_disk=True),
     }
     if args.json:
         write_json(facts)
     returns = "" if facts["return_mean"] is None else f", mean return {facts['return_mean']:.4g}"
-    message = f"{args.folder}: {words}: {facts['num_episodes']} episodes, {facts['num_steps']} steps{returns}"
-    print(message, file=sys.stderr)
+    message = f"{folder}: {words}: {facts['num_episodes']} episodes, {facts['num_steps']} steps{returns}"
+    print(printable(message), file=sys.stderr)
 
 
 def _count(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gym_replay.buffer.reading import Readable
 from gym_replay.cli import output
 from gym_replay.cli.options import SOURCE_HELP, add_choice, add_verb, chosen, shows_bars
+from gym_replay.errors import printable
 
 if TYPE_CHECKING:
     from gym_replay.replaying import ReplayReport
@@ -31,6 +32,11 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         ["gym-replay replay data/cartpole", "gym-replay replay data/cartpole --episodes 0:10"],
     )
     parser.add_argument("folder", help=SOURCE_HELP)
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="hand the recorded arguments and reset options on, whatever they are; without it only harmless ones",
+    )
     add_choice(parser)
 
 
@@ -44,17 +50,16 @@ def run(args: argparse.Namespace) -> int:
         episodes = chosen(buffer, args.where, args.episodes)
         indices = list(range(len(buffer))) if episodes is None else episodes.tolist()
         found = []
-        for index, report in tqdm(
-            _replayed(buffer, indices), "replay", len(indices), unit="episode", disable=not shows_bars(args)
-        ):
+        reports = _replayed(buffer, indices, trust=args.trust)
+        for index, report in tqdm(reports, "replay", len(indices), unit="episode", disable=not shows_bars(args)):
             found.append((index, report))
             if not args.json and report.status != "equal":
-                print(output.printable(f"index {index}, {report}"), flush=True)
+                print(printable(f"index {index}, {report}"), flush=True)
     counts = Counter[str](report.status for _, report in found)
     if args.json:
-        reports = [{"index": index, **vars(report)} for index, report in found]
+        listed = [{"index": index, **vars(report)} for index, report in found]
         totals = {status.replace(" ", "_"): counts[status] for status in _STATUSES}
-        output.write_json({"folder": args.folder, "ok": not counts["differs"], **totals, "episodes": reports})
+        output.write_json({"folder": args.folder, "ok": not counts["differs"], **totals, "episodes": listed})
     else:
         print(
             f"{len(found)} episodes: "
@@ -63,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if counts["differs"] else 0
 
 
-def _replayed(buffer: Readable, indices: list[int]) -> Iterator[tuple[int, ReplayReport]]:
+def _replayed(buffer: Readable, indices: list[int], *, trust: bool) -> Iterator[tuple[int, ReplayReport]]:
     """The report of each episode, all executed in one environment, in their order.
 
     So each goes on from the one before, as when they were recorded, and the environment is made once. An episode that
@@ -81,9 +86,9 @@ def _replayed(buffer: Readable, indices: list[int]) -> Iterator[tuple[int, Repla
             if spec is not None and (env is None or spec != made_of):
                 if env is not None:
                     env.close()
-                env, made_of = make_env(spec), spec
-            report = replay(buffer, episode, env=env)
-            yield index, report if report.equal else replay(buffer, episode)
+                env, made_of = make_env(spec, trust=trust), spec
+            report = replay(buffer, episode, env=env, trust=trust)
+            yield index, report if report.equal else replay(buffer, episode, trust=trust)
     finally:
         if env is not None:
             env.close()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from gym_replay.buffer.concat import ConcatReplayBuffer
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import FieldLike
+from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.collecting.environments import EnvLike, EnvMaker
 from gym_replay.collecting.local import collect_here
 from gym_replay.collecting.request import Keep, Request, goal_of, policy_name_of
@@ -113,7 +113,8 @@ def collect(
     Args:
         env: an environment id, an ``EnvSpec``, or a function that makes the environment.
         folder: where the episodes go; one that holds a part of the same collection is completed.
-        policy: ``"random"`` (actions sampled from the action space), ``"module:name"``, ``"sb3:ALGO:PATH"``, a function
+        policy: ``"random"`` (actions sampled from the action space), ``"module:name"``, ``"sb3:ALGO:PATH"`` (these two
+            run what is in the module, and in the pickles of the model: name only what you trust), a function
             from an observation to an action, with ``num_envs > 1`` from a batch of observations to a batch of actions,
             or an object with ``predict`` as Stable-Baselines3 has it. One with a memory or random draws of its own
             has a method ``reset(mask, seeds)`` too, see
@@ -190,7 +191,7 @@ def collect(
             raise FieldError("num_workers and ray_options go with engine='ray'")
         if request.is_native:
             warnings.warn(_LOST, stacklevel=2)
-        return collect_here(request, Path(os.path.abspath(folder)), goal, overwrite=overwrite, progress=progress)
+        return collect_here(request, folder_of(folder), goal, overwrite=overwrite, progress=progress)
     if engine != "ray":
         raise FieldError(f"engine={engine!r}: expected 'local' or 'ray'")
     if overwrite or request.is_native:
@@ -199,7 +200,7 @@ def collect(
 
     return collect_on_ray(
         request,
-        Path(os.path.abspath(folder)),
+        folder_of(folder),
         goal,
         num_workers=1 if num_workers is None else num_workers,
         ray_options=ray_options or {},

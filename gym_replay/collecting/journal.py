@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gym_replay.buffer.storage.columns import (
-    open_beneath,
-)
+from gym_replay.buffer.storage.columns import open_beneath
+from gym_replay.buffer.storage.documents import LARGEST, parse_json
 from gym_replay.buffer.storage.layout import NEW
 from gym_replay.buffer.storage.replacing import replace_file
 from gym_replay.collecting.plan import Goal
@@ -25,9 +24,12 @@ from gym_replay.errors import ConfigMismatchError, CorruptBufferError
 NAME = "collect.json"
 _FORMAT = "gym_replay collection"
 _VERSION = 1
-_LARGEST = 1 << 26
 _SECONDS_BETWEEN_NOTES = 10.0
-_MOST_DISCARDED = 1 << 24
+_MOST_DISCARDED, _MOST_RUNS = 1 << 19, 50_000
+"""How many discarded episodes are noted: a file of a few bytes can name any number. The others are played again."""
+
+_MOST_GOALS = 1000
+_LONGEST_SHOWN = 300
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Journal:
     def check(self, passed: Mapping[str, Any], folder: Path) -> None:
         """Raise ConfigMismatchError where the episodes were collected with other arguments than those passed."""
         differences = [
-            f"{name}: stored {json.dumps(self.identity.get(name))}, passed {json.dumps(passed.get(name))}"
+            f"{name}: stored {_brief(self.identity.get(name))}, passed {_brief(passed.get(name))}"
             for name in {**self.identity, **passed}
             if self.identity.get(name) != passed.get(name)
         ]
@@ -67,7 +69,8 @@ class Journal:
     def note(self, discarded: Collection[int], folder: Path) -> None:
         """Write down which episodes were discarded, where there are more of them.
 
-        What a process that is killed did not write down is played again, and discarded again.
+        What a process that is killed did not write down is played again, and discarded again; so are those past
+        the first half a million.
         """
         if len(discarded) != len(self.discarded):
             self.discarded = set(discarded)
@@ -106,17 +109,20 @@ def read_journal(folder: Path) -> Journal | None:
     path = folder / NAME
     try:
         with os.fdopen(open_beneath(folder, NAME, os.O_RDONLY), "rb") as stream:
-            content = stream.read(_LARGEST + 1)
+            content = stream.read(LARGEST + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        if len(content) > _LARGEST:
-            raise ValueError(f"larger than {_LARGEST} bytes")
-        return _parse(json.loads(content.decode()))
-    except (ValueError, RecursionError, MemoryError) as error:
+        return _parse(parse_json(content))
+    except ValueError as error:
         raise CorruptBufferError(
             f"{path}: {error}; without the file nothing can be collected into the folder"
         ) from None
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
 
 
 def _parse(document: Any) -> Journal:
@@ -127,8 +133,8 @@ def _parse(document: Any) -> Journal:
     identity, uuid, goals, runs = (document.get(name) for name in ("identity", "uuid", "goals", "discarded"))
     if not isinstance(identity, dict) or not isinstance(uuid, str):
         raise ValueError("'identity' or 'uuid' is missing")
-    if not isinstance(goals, list) or not all(isinstance(goal, dict) for goal in goals):
-        raise ValueError("'goals': expected a list of objects")
+    if not isinstance(goals, list) or not all(isinstance(goal, dict) for goal in goals) or len(goals) > _MOST_GOALS:
+        raise ValueError(f"'goals': expected a list of {_MOST_GOALS} objects at most")
     parsed = [Goal(_total(goal.get("episodes")), _total(goal.get("steps"))) for goal in goals]
     return Journal(identity, uuid, parsed, _from_runs(runs))
 
@@ -140,14 +146,14 @@ def _total(value: Any) -> int | None:
 
 
 def _to_runs(numbers: Iterable[int]) -> list[list[int]]:
-    """Numbers as runs ``[first, end]``, the end not included."""
+    """The lowest of the numbers as runs ``[first, end]``, the end not included."""
     runs: list[list[int]] = []
-    for number in sorted(numbers):
+    for number in sorted(numbers)[:_MOST_DISCARDED]:
         if runs and runs[-1][1] == number:
             runs[-1][1] += 1
         else:
             runs.append([number, number + 1])
-    return runs
+    return runs[:_MOST_RUNS]
 
 
 def _from_runs(runs: Any) -> set[int]:

@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.storage.folders import local_path
 from gym_replay.collecting.generators import OwnGenerators
 from gym_replay.errors import FieldError, MissingExtraError
 
@@ -278,7 +279,8 @@ def check_policy(policy: Any) -> None:
 def load_policy(policy: Any) -> Any:
     """The policy that a name such as ``"module:name"`` or ``"sb3:PPO:model.zip"`` means; anything else as it is.
 
-    Of a class in a module, an object is made without arguments.
+    Of a class in a module, an object is made without arguments. Both kinds of name run code: the module is imported,
+    and the file of the model is unpickled, which may run any code that is in it.
 
     Raises:
         FieldError: there is no such policy.
@@ -310,6 +312,7 @@ def sb3_file(policy: str) -> Path:
     _, algorithm, path = (*policy.split(":", 2), "", "")[:3]
     if not algorithm or not path:
         raise FieldError(f"policy={policy!r}: expected 'sb3:ALGO:PATH', for example 'sb3:PPO:model.zip'")
+    path = local_path(path)
     for candidate in (Path(path), Path(path + ".zip")):
         if candidate.is_file():
             return candidate

@@ -13,9 +13,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from gym_replay.buffer.storage.folders import bytes_beneath
 from gym_replay.collecting.feed import Played
 from gym_replay.collecting.plan import Goal
-from gym_replay.collecting.target import bytes_on_disk
 
 _SECONDS_BETWEEN_SIZES = 5.0
 _SECONDS_BETWEEN_LINES = 30.0
@@ -75,7 +75,7 @@ class Progress:
             return
         now = time.monotonic()
         if is_last or now - self._sized > _SECONDS_BETWEEN_SIZES:
-            self._size, self._sized = tqdm.format_sizeof(bytes_on_disk(self._folder), "B", 1024), now
+            self._size, self._sized = tqdm.format_sizeof(bytes_beneath(self._folder, on_disk=True), "B", 1024), now
         rate = tqdm.format_sizeof(steps / max(now - self._began, 1e-9))
         mean = self._return / self.episodes if self.episodes else float("nan")
         other = f"{self.episodes} episodes" if self._counts_steps else f"{tqdm.format_sizeof(self.steps)} steps"

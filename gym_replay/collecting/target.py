@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -136,6 +134,9 @@ def returns_in(buffer: Readable) -> list[float]:
     """The return of each episode; of rewards of several values the sum of all."""
     returns: list[float] = []
     for part in buffer.snapshots():
+        known = part.metadata.meta_fields.get("episode_return")
+        if known is None or known.dtype.kind != "f":  # it is no recorder's buffer
+            continue
         of_each = part.meta("episode_return")
         returns += of_each.sum(axis=tuple(range(1, of_each.ndim))).tolist()
     return returns
@@ -156,13 +157,3 @@ def delete_numbers(buffer: ReplayBuffer, numbers: Collection[int]) -> None:
     places = np.flatnonzero(np.isin(snapshot.meta(INDEX), list(numbers)))
     if len(places):
         buffer.delete(places)
-
-
-def bytes_on_disk(folder: Path) -> int:
-    """What the files below a folder take."""
-    total = 0
-    for directory, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):  # it was replaced meanwhile
-                total += os.lstat(os.path.join(directory, name)).st_blocks * 512
-    return total

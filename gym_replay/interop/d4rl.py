@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.fields import Field, fit
+from gym_replay.buffer.storage.folders import local_path
 from gym_replay.buffer.storage.names import encode_key
 from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.interop.extras import require
@@ -93,7 +94,7 @@ def _opened(source: Any) -> Iterator[tuple[Mapping[str, Any], list[str]]]:
     if isinstance(source, Mapping):
         yield _flattened(source), []
         return
-    path = Path(source)
+    path = Path(local_path(source))
     with open(path, "rb") as file:
         magic = file.read(8)
     with ExitStack() as stack:

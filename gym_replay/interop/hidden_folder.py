@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
-import socket
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from gym_replay.errors import GymReplayError, NotABufferError, StorageError
 class HiddenFolder:
     """A context that makes a hidden folder for what will be at ``target``, and removes what is left of it at the end.
 
-    What a killed process of this machine left for the same target is removed first.
+    Whoever makes it holds a lock on it, which the operating system drops when the process ends. So what a killed
+    process left for the same target is found, whatever its process id was, and removed first.
 
     Args:
         target: where the complete folder will be.
@@ -29,17 +31,34 @@ class HiddenFolder:
         self._parent = target.parent if parent is None else parent
 
     def __enter__(self) -> Path:
-        head = f".{self._target.name[:100]}.gym-replay-{re.sub(r'[^0-9A-Za-z-]', '-', socket.gethostname())[:60]}-"
+        head = f".{self._target.name[:100]}.gym-replay-"
         try:
             self._parent.mkdir(parents=True, exist_ok=True)
             for path in self._parent.glob(f"{_literal(head)}*"):
-                if not _is_running(path.name[len(head) :].partition("-")[0]):
-                    shutil.rmtree(path, ignore_errors=True)
-            self._path = self._parent / f"{head}{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            self._path.mkdir()
+                _remove_abandoned(path)
+            while not self._make(self._parent / f"{head}{uuid.uuid4().hex}"):
+                pass  # another process took it for an abandoned one before it was locked
         except OSError as error:
             raise self._refused(error) from error
         return self._path
+
+    def _make(self, path: Path) -> bool:
+        """Make the folder and lock it; False where another process has removed it in between."""
+        path.mkdir()
+        try:
+            self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = path.exists()
+        except OSError as error:  # on a file system without locks, what a killed process leaves stays
+            is_ours = not isinstance(error, BlockingIOError)
+        if is_ours:
+            self._path = path
+        else:
+            os.close(self._lock)
+        return is_ours
 
     def put_in_place(self) -> None:
         """Give the folder its name.
@@ -59,6 +78,7 @@ class HiddenFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         shutil.rmtree(self._path, ignore_errors=True)
+        os.close(self._lock)
         if isinstance(error, OSError) and not isinstance(error, GymReplayError):
             raise self._refused(error) from error
 
@@ -73,11 +93,12 @@ def _literal(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
-def _is_running(digits: str) -> bool:
-    try:
-        os.kill(int(digits), 0)
-    except ProcessLookupError:
-        return False
-    except (ValueError, OSError):  # no process id, or a process of somebody else
-        return True
-    return True
+def _remove_abandoned(path: Path) -> None:
+    """Remove a hidden folder that nobody holds."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(descriptor)

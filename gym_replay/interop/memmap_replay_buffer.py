@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.folders import local_path
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, UnsupportedFormatError
 from gym_replay.interop.old_data import as_steps, step_shape
 from gym_replay.interop.target import ImportReport, check_new, new_buffer
@@ -67,7 +68,7 @@ def from_memmap_replay_buffer(
         new: 12 episodes, 340 steps
         not known: the last observation of 12 episodes: their last transition is no n-step sample
     """
-    path, new = check_new(target), _Folder(Path(folder))
+    path, new = check_new(target), _Folder(Path(local_path(folder)))
     unknown = [name for name in state_fields if name not in new.fields]
     if isinstance(state_fields, str) or unknown:
         raise FieldError(f"state_fields={state_fields!r}: expected names among {list(new.fields)}")

@@ -15,6 +15,7 @@ import numpy as np
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.errors import EmptyBufferError, NotABufferError
 from gym_replay.interop.hidden_folder import HiddenFolder
 from gym_replay.interop.old_data import FLAGS, check_ends
@@ -112,7 +113,7 @@ def check_new(target: str | os.PathLike[str]) -> Path:
     Raises:
         NotABufferError: there is something.
     """
-    path = Path(os.path.abspath(target))
+    path = folder_of(target)
     if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
         raise NotABufferError(errno.EEXIST, "an import makes a new folder; choose one that does not exist", str(path))
     return path

@@ -48,17 +48,18 @@ class ResetFacts:
             "episode_rng": self._states.pack(self._env) if seed is None else NO_GENERATOR,
             "episode_options": b"" if options is None else options_to_json(options),
             "episode_start": _FLOAT.pack(time.time()),
+            "episode_duration": _FLOAT.pack(time.monotonic()),  # until the end: when it began
             **self._same,
         }
 
 
-def facts_of_end(start: bytes, episode_return: Any, *, complete: bool) -> dict[str, bytes]:
-    """What is known of an episode at its end, as the bytes of meta fields; ``start`` are those of its start."""
-    (began,) = _FLOAT.unpack(start)
+def facts_of_end(facts: Mapping[str, bytes], episode_return: Any, *, complete: bool) -> dict[str, bytes]:
+    """What is known of an episode at its end, as the bytes of meta fields; ``facts`` are those of its reset."""
+    (began,) = _FLOAT.unpack(facts["episode_duration"])  # no clock that somebody may set back
     is_number = type(episode_return) is float
     return {
         "episode_return": _FLOAT.pack(episode_return) if is_number else episode_return.tobytes(),
-        "episode_duration": _FLOAT.pack(time.time() - began),
+        "episode_duration": _FLOAT.pack(time.monotonic() - began),
         "episode_complete": FLAG_BYTES[complete],
     }
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import FieldLike, describe, make_encoder, to_array
+from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.buffer.storage.staging import UNLIMITED
 from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.bounds import BoundsCheck
@@ -119,7 +120,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         }
         gym.utils.RecordConstructorArgs.__init__(
             self,
-            buffer=os.path.abspath(buffer.folder if isinstance(buffer, ReplayBuffer) else buffer),
+            buffer=str(buffer.folder if isinstance(buffer, ReplayBuffer) else folder_of(buffer)),
             meta_fields=meta_fields,
             extra_fields=extra_fields,
             reward_shape=reward_shape,

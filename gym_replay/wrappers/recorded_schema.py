@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +15,7 @@ from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
 from gym_replay.buffer.storage.fields import Field, FieldLike, parse_fields
+from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.buffer.storage.layout import Metadata, read_metadata
 from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.errors import ConfigMismatchError, FieldError
@@ -144,10 +144,10 @@ def _stored_reward(buffer: str | os.PathLike[str] | ReplayBuffer, *, overwrite: 
     """The rewards of the buffer that a recorder goes on with, where there is one, and it was made by a recorder."""
     if isinstance(buffer, ReplayBuffer):
         metadata = buffer.metadata
-    elif overwrite or not has_buffer(Path(buffer)):
+    elif overwrite or not has_buffer(folder_of(buffer)):
         return None
     else:
-        metadata = read_metadata(Path(buffer))
+        metadata = read_metadata(folder_of(buffer))
     stored = metadata.fields.get("reward")
     return Field("float64", stored.shape) if stored and "episode_return" in metadata.recorder_meta else None
 
@@ -179,7 +179,7 @@ def open_recorded(
             raise FieldError("overwrite=True goes with a folder; clear() empties a buffer")
         check_match(buffer.metadata, limits, buffer.folder)
         opened = buffer
-    elif has_buffer(Path(buffer)) and not overwrite:
+    elif has_buffer(folder_of(buffer)) and not overwrite:
         opened = open_buffer(buffer, limits, overwrite=False, durability=durability)
     else:
         config = {
@@ -231,7 +231,8 @@ def _check_recorded(
                 f"{buffer.folder} was created with a different {name.replace('_', ' ')}: stored {found.get(name)}, "
                 f"passed {environment[name]}; choose another folder, or overwrite=True to replace the buffer"
             )
-    stored_id, passed_id = ((value or {}).get("id") for value in (found.get("env_spec"), environment["env_spec"]))
+    specs = found.get("env_spec"), environment["env_spec"]
+    stored_id, passed_id = (spec.get("id") if isinstance(spec, dict) else spec for spec in specs)
     if stored_id != passed_id:
         raise ConfigMismatchError(
             f"{buffer.folder} was recorded from {stored_id!r}, this environment is {passed_id!r}; choose another folder"

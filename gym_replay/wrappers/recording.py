@@ -228,7 +228,7 @@ class Recording:
         pieces = stage.pieces()
         total = self._return_of(stage, pieces)
         facts = self._facts
-        facts.update(facts_of_end(facts["episode_start"], total, complete=complete))
+        facts.update(facts_of_end(facts, total, complete=complete))
         if self._on_episode is not None and not self._is_kept(self._on_episode, stage, total, complete=complete):
             return
         writer = self.writer

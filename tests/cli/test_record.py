@@ -13,6 +13,7 @@ import pytest
 from collecting_helpers import facts_of
 
 from gym_replay import ReplayBuffer, check_buffer, collect
+from gym_replay.cli import main
 from gym_replay.collecting.target import shards_of
 
 TESTS = Path(__file__).parents[1]
@@ -180,3 +181,22 @@ def test_help():
     for option in ("--policy", "--episodes", "--steps", "--num-envs", "--ray-workers", "--env-kwargs", "--record-info"):
         assert option in done.stdout
     assert all(len(line) <= 82 for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("env", "policy", "is_first"),
+    [
+        ("CartPole-v1", "random", False),
+        ("CartPole-v1", "a_policy_here:left", True),
+        ("an_env_here:CartPole-v1", "random", True),
+    ],
+)
+def test_the_current_folder_is_importable_only_where_a_module_is_named(env, policy, is_first, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    (tmp_path / "a_policy_here.py").write_text("def left(observation):\n    return 0\n")
+    (tmp_path / "an_env_here.py").write_text("")
+    assert main(["record", env, "data", "--episodes", "1", "--quiet", "--policy", policy]) == 0
+    assert (sys.path[0] == str(tmp_path)) == is_first
+    for name in ("a_policy_here", "an_env_here"):
+        sys.modules.pop(name, None)

@@ -99,7 +99,25 @@ def flips_everywhere(victim: Victim) -> Attacks:
 # --- something else in a file's or a folder's place ---
 
 
+def hard_link(site: Site, name: str) -> None:
+    """Give a file a second name outside of the folder."""
+    path, outside = site.folder / name, site.outside / "linked" / name
+    if not path.is_file():
+        remove(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"1\n")
+    outside.parent.mkdir(parents=True, exist_ok=True)
+    if outside.exists():  # the second copy of the victim gets a link to the same file
+        remove(path)
+        os.link(outside, path)
+    else:
+        os.link(path, outside)
+
+
 def replace(site: Site, name: str, how: str) -> None:
+    if how == "hard link":
+        hard_link(site, name)
+        return
     path, outside = site.folder / name, site.outside / "copy" / name
     if how in ("link outside", "link to the same inside"):
         outside = outside if how == "link outside" else site.folder / ("hidden" + "".join(path.suffixes))
@@ -130,6 +148,8 @@ def replace(site: Site, name: str, how: str) -> None:
     elif how == "full directory":
         (path / "below").mkdir(parents=True)
         (path / "below" / "mine.npy").write_bytes(b"")
+    elif how == "deep directory":
+        (path / "/".join("d" * 90)).mkdir(parents=True)
     elif how == "FIFO":
         os.mkfifo(path)
     elif how == "file":
@@ -140,6 +160,8 @@ INSTEAD = (
     "nothing",
     "directory",
     "full directory",
+    "deep directory",
+    "hard link",
     "link outside",
     "relative link outside",
     "link to the same inside",

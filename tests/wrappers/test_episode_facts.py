@@ -15,6 +15,7 @@ import gym_replay
 from gym_replay import EpisodeStateError, FieldError, RecordToBuffer, ReplayBuffer, StorageError, check_buffer
 from gym_replay.wrappers import episode_facts
 from gym_replay.wrappers.generator_state import generator_state
+from gym_replay.wrappers.vector import RecordToBuffer as VectorRecordToBuffer
 
 CHUNKS = {"short": 1 << 14, "written early": 3}
 LIMITS = {"linear": {}, "ring": {"circular": True, "max_steps": 60}}
@@ -98,27 +99,44 @@ def test_options_are_kept_as_they_were_before_the_reset(tmp_path):
     assert json.loads(meta["episode_options"]) == {"map": [1, 2]}
 
 
-def test_start_and_duration(tmp_path, monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr(episode_facts.time, "time", lambda: now[0])
+@pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize("set_by", [0.0, -3600.0, 7200.0])
+def test_start_and_duration(tmp_path, monkeypatch, set_by, vectorized):
+    """What an episode took does not depend on a clock that is set meanwhile."""
+    now = {"time": 1000.0, "monotonic": 7.0}
+    for clock in now:
+        monkeypatch.setattr(episode_facts.time, clock, lambda clock=clock: now[clock])
+
+    def wait(seconds):
+        for clock in now:
+            now[clock] += seconds
 
     class Slow(Scripted):
         def reset(self, **options):
-            now[0] += 5
+            wait(5)
             return super().reset(**options)
 
         def step(self, action):
-            now[0] += 0.25
+            wait(0.25)
             return super().step(action)
 
-    env = RecordToBuffer(Slow(4), tmp_path)
-    play(env, 1)
-    now[0] = 2000.0
+    if vectorized:
+        env = VectorRecordToBuffer(gym.vector.SyncVectorEnv([lambda: Slow(4)]), tmp_path)
+        actions = env.action_space.sample()
+    else:
+        env, actions = RecordToBuffer(Slow(4), tmp_path), 1
     env.reset()
-    env.step(1)
+    for t in range(4):
+        now["time"] += set_by if t == 2 else 0
+        env.step(actions)
+    now["time"] = 90_000.0
+    env.reset()
+    env.step(actions)
     env.close()
     times = [(float(meta["episode_start"]), float(meta["episode_duration"])) for meta in (e.meta for e in env.buffer)]
-    assert times == [(1000.0, 6.0), (2000.0, 5.25)]
+    assert [took for _, took in times] == [6.0, 5.25]
+    assert times[1][0] == 90_000.0
+    assert times[0][0] in (1000.0, 1000.0 + set_by)
 
 
 def test_the_run(tmp_path):

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.loading.statistics import FieldStatistics, statistics_shape
 from gym_replay.buffer.storage.columns import open_beneath, unlink_beneath, write_at
+from gym_replay.buffer.storage.documents import LARGEST, parse_json, size_fault
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import NEW
 from gym_replay.errors import CorruptBufferError, StorageError
@@ -28,7 +29,6 @@ from gym_replay.errors import CorruptBufferError, StorageError
 NAME = "statistics.json"
 _FORMAT = "gym_replay statistics"
 _VERSION = 1
-_LARGEST = 1 << 25
 _MOST_ENTRIES = 16
 _ABANDONED_SECONDS = 60.0
 
@@ -98,16 +98,15 @@ class Cache:
         mine["fields"].update({name: _to_json(found) for name, found in computed.items()})
         document = {"format": _FORMAT, "version": _VERSION, "data": self._data, "entries": [*entries, mine]}
         content = json.dumps(document, allow_nan=False).encode()
-        if len(content) <= _LARGEST:
+        if size_fault(content) is None:
             _replace(self._folder, content)
 
     def _entries(self) -> list[dict[str, Any]]:
         """The entries of the file that are of this data."""
         try:
             with os.fdopen(open_beneath(self._folder, NAME, os.O_RDONLY), "rb") as stream:
-                content = stream.read(_LARGEST + 1)
-            document = json.loads(content.decode()) if len(content) <= _LARGEST else None
-        except (OSError, ValueError, RecursionError, MemoryError, CorruptBufferError):
+                document = parse_json(stream.read(LARGEST + 1))
+        except (OSError, ValueError, CorruptBufferError):
             return []
         if not isinstance(document, dict) or document.get("format") != _FORMAT or document.get("version") != _VERSION:
             return []

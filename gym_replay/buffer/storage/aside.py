@@ -18,6 +18,7 @@ from pathlib import Path
 
 from gym_replay.buffer.storage.columns import storage_error, sync_directory
 from gym_replay.buffer.storage.creation import check_target
+from gym_replay.buffer.storage.folders import entries_beneath, is_too_deep
 from gym_replay.buffer.storage.layout import NEW, STEPS, TOP_FILES, read_metadata
 from gym_replay.buffer.storage.lock import LOCK_NAME, WriterLock
 from gym_replay.buffer.storage.reader import has_buffer
@@ -73,6 +74,8 @@ class FolderAside:
     def _take(self) -> WriterLock:
         """Make the folder, or take over the one that a killed process left, with its lock."""
         self.folder.mkdir(exist_ok=True)
+        if self.folder.is_symlink():
+            raise NotABufferError(errno.EEXIST, "expected what a copy leaves, found a link", str(self.folder))
         if foreign := _foreign(self.folder):
             raise NotABufferError(
                 errno.EEXIST,
@@ -145,6 +148,8 @@ def _check(target: Path, *, overwrite: bool) -> None:
     if not has_buffer(target):
         # check_target lets what an interrupted creation left be; a folder is put only in the place of an empty one.
         if target.is_dir() and (found := sorted(os.listdir(target))):
+            if LOCK_NAME in found:
+                WriterLock(target).release()  # BufferLockedError where somebody is just creating a buffer
             raise NotABufferError(errno.EEXIST, f"the folder is not empty: it holds {found[0]!r}", str(target))
         return
     try:
@@ -163,18 +168,17 @@ def _foreign(folder: Path, arrays: Collection[str] | None = None) -> list[str]:
     """Files in a folder that are not a buffer's; ``arrays`` are the paths of its array files, None allows any."""
     own = {f"{name}{new}" for name in (*TOP_FILES, _STATISTICS) for new in ("", NEW)} | {LOCK_NAME}
     found = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder).as_posix()
+    for relative, entry in entries_beneath(folder):
         in_room = relative.partition("/")[0] == STEPS
-        if path.is_dir():
+        if entry.is_dir(follow_symlinks=False):
             is_ours = in_room
         elif arrays is None:
             is_ours = relative in own or (in_room and relative.endswith((".npy", ".npy" + NEW)))
         else:
             is_ours = relative in own or relative in arrays
-        if path.is_symlink() or not is_ours:
+        if entry.is_symlink() or not is_ours or is_too_deep(relative):
             found.append(relative)
-    return found
+    return sorted(found)
 
 
 def _recover(target: Path) -> None:

@@ -14,8 +14,16 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from gym_replay.buffer.storage.checksums import elements_between, field_checksums
-from gym_replay.buffer.storage.columns import PIECE, Column, ColumnWriter, open_beneath
+from gym_replay.buffer.storage.columns import (
+    NOT_THE_FILES_FAULT,
+    PIECE,
+    Column,
+    ColumnWriter,
+    open_beneath,
+    storage_error,
+)
 from gym_replay.buffer.storage.counters import COUNTERS, CheckValueError, Counters, encode_counters
+from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.buffer.storage.layout import (
     METADATA,
     NEW,
@@ -129,6 +137,7 @@ def check_buffer(folder: str | os.PathLike[str], *, repair: bool = False, progre
 
     Raises:
         BufferNotFoundError: there is no buffer in the folder.
+        StorageError: there are no more file descriptors, or a file may not be read, so that nothing is known of it.
         BufferLockedError: with ``repair``, somebody is writing to the buffer.
         GymReplayError: with ``repair``, the metadata is damaged, and nothing can be repaired.
 
@@ -136,7 +145,7 @@ def check_buffer(folder: str | os.PathLike[str], *, repair: bool = False, progre
         >>> report = check_buffer("data/cheetah")  # doctest: +SKIP
         >>> print(report)  # doctest: +SKIP
     """
-    path = Path(os.path.abspath(folder))
+    path = folder_of(folder)
     check = _Check(path, progress=progress)
     check.run()
     if repair and not check.report.ok:
@@ -189,6 +198,7 @@ class _Check:
                 column.close()
 
     def _fail(self, file: str, error: Exception) -> None:
+        _raise_unless_of_file(error, self.folder / file)
         rule = 14 if isinstance(error, CheckValueError) else 10
         self.failure = error if isinstance(error, GymReplayError) else GymReplayError(str(error))
         self.fault(rule, file, str(error))
@@ -199,6 +209,7 @@ class _Check:
             try:
                 column = ColumnWriter.open(self.folder, actual, dtype, shape, read_only=True)
             except (GymReplayError, OSError) as error:
+                _raise_unless_of_file(error, self.folder / path)
                 self.fault(self._rule_of(path, error), path, str(error))
                 continue
             self._columns[path] = column
@@ -217,6 +228,7 @@ class _Check:
             with os.fdopen(open_beneath(self.folder, actual, os.O_RDONLY), "rb"):
                 np.load(self.folder / actual, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, OverflowError, EOFError, GymReplayError) as error:
+            _raise_unless_of_file(error, self.folder / path)
             if getattr(error, "errno", None) != errno.ENOMEM:  # for want of address space here, not a fault of the file
                 self.fault(1, path, f"numpy.load cannot map it: {error}")
 
@@ -361,6 +373,12 @@ class _Check:
         info = self.metadata.fields[name]
         paths = (spans_path(name), values_path(name)) if info.ragged else (step_path(name),)
         return all(path in self._columns for path in paths)
+
+
+def _raise_unless_of_file(error: Exception, path: Path) -> None:
+    """Raise an error that says nothing about a file: without descriptors or permission, nothing can be checked."""
+    if isinstance(error, OSError) and error.errno in NOT_THE_FILES_FAULT:
+        raise storage_error(error, path, 0) from error
 
 
 def _fault_of_text(column: Column, place: int) -> str | None:

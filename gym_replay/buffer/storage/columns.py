@@ -42,14 +42,31 @@ _GROWTH = 21
 
 
 _LINK_ERRORS = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
+OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+NOT_THE_FILES_FAULT = (*OUT_OF_DESCRIPTORS, errno.EACCES, errno.EPERM)
+"""Refusals that say nothing about what is in a file."""
+
+
+def _open(path: Path, name: str | Path, flags: int, directory: int | None = None) -> int:
+    """``os.open`` of a new descriptor that no other program inherits; ``path`` is for the message.
+
+    Raises:
+        StorageError: there are no more descriptors, or no permission, which says nothing about the file.
+    """
+    try:
+        return os.open(name, flags | os.O_CLOEXEC, 0o666, dir_fd=directory)
+    except OSError as error:
+        if error.errno in NOT_THE_FILES_FAULT:
+            raise storage_error(error, path, 0) from error
+        raise
 
 
 @contextlib.contextmanager
 def _directory_beneath(folder: Path, parents: Sequence[str]) -> Iterator[int]:
-    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = _open(folder, folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for parent in parents:
-            below = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            below = _open(folder / parent, parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, directory)
             os.close(directory)
             directory = below
         yield directory
@@ -83,16 +100,27 @@ def open_beneath(folder: Path, relative: str, flags: int) -> int:
 
 
 def _open_plain(folder: Path, relative: str, name: str, flags: int, directory: int | None = None) -> int:
-    """Open a plain file that is no link."""
+    """Open a plain file that is no link, and for writing none that has a second name elsewhere."""
     try:
-        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=directory)
+        descriptor = _open(folder / relative, name, flags & ~os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK, directory)
     except OSError as error:
         if error.errno in _LINK_ERRORS:
             raise CorruptBufferError(f"{folder / relative}: expected a plain file, reached through no links") from None
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise CorruptBufferError(f"{folder / relative}: expected a plain file")
+        if flags & (os.O_WRONLY | os.O_RDWR) and status.st_nlink > 1:
+            raise CorruptBufferError(
+                f"{folder / relative}: the file has {status.st_nlink} names (hard links), and what is written under "
+                "one of them changes the others; copy the folder, as with cp -r, and write to the copy"
+            )
+        if flags & os.O_TRUNC:
+            os.ftruncate(descriptor, 0)
+    except BaseException:
         os.close(descriptor)
-        raise CorruptBufferError(f"{folder / relative}: expected a plain file")
+        raise
     return descriptor
 
 
@@ -119,6 +147,8 @@ class DirectoriesBeneath:
                 if error.errno in _LINK_ERRORS:
                     path = self._folder / relative
                     raise CorruptBufferError(f"{path}: expected a plain file, reached through no links") from None
+                if error.errno in NOT_THE_FILES_FAULT:
+                    raise storage_error(error, self._folder / parent, 0) from error
                 raise
         return _open_plain(self._folder, relative, name, flags, directory)
 
@@ -718,7 +748,9 @@ def write_at(descriptor: int, data: Buffer, position: int, path: Path) -> None:
 
 
 def storage_error(error: OSError, path: Path, needed: int) -> StorageError:
-    """The error of ours for a refused write of ``needed`` more bytes."""
+    """The error of ours for a refused write of ``needed`` more bytes, or where it is 0 for another refusal."""
+    if isinstance(error, StorageError):
+        return error
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         size = f"{needed} more bytes were needed" if needed else "room for one more file was needed"

@@ -17,7 +17,7 @@ from zlib import crc32
 
 import numpy as np
 
-from gym_replay.buffer.storage.columns import ColumnWriter, encode_header, open_beneath, sync_descriptor
+from gym_replay.buffer.storage.columns import ColumnWriter, encode_header, open_beneath, storage_error, sync_descriptor
 from gym_replay.buffer.storage.maps import Stretch
 from gym_replay.errors import CorruptBufferError
 
@@ -132,6 +132,8 @@ class Counters:
                 whole = memoryview(self._map)
             else:  # nothing stays open for it
                 whole = Stretch(_SIZE, descriptor).array(0, np.dtype("u1"), (_SIZE,)).data
+        except OSError as error:
+            raise storage_error(error, self.path, 0) from error
         finally:
             os.close(descriptor)
         # A view of 64-bit numbers stores each with one instruction; format 'Q' is little-endian where this runs.

@@ -47,7 +47,10 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
     """Raise NotABufferError where creating a buffer would touch files that are not a buffer's."""
     if folder.exists() and not folder.is_dir():
         raise NotABufferError(errno.EEXIST, "expected a folder, found a file", str(folder))
-    if folder.is_dir() and not has_buffer(folder) and (foreign := foreign_files(folder)):
+    if not folder.is_dir() or has_buffer(folder):
+        return
+    foreign = foreign_files(folder)
+    if foreign and not has_buffer(folder):  # it may have been created while its files were looked at
         raise NotABufferError(
             errno.EEXIST,
             f"the folder holds no buffer but other files ({', '.join(foreign[:3])}); nothing was "

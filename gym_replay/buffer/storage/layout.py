@@ -29,7 +29,9 @@ from gym_replay.buffer.storage.columns import (
     unlink_beneath,
 )
 from gym_replay.buffer.storage.counters import COUNTERS, CheckValueError
+from gym_replay.buffer.storage.documents import LARGEST, parse_json, size_fault
 from gym_replay.buffer.storage.fields import Field, default_from_json, default_to_json
+from gym_replay.buffer.storage.folders import entries_beneath, is_too_deep
 from gym_replay.buffer.storage.lock import LOCK_NAME
 from gym_replay.buffer.storage.names import check_distinct, check_field_name
 from gym_replay.buffer.storage.ragged import SPAN
@@ -52,10 +54,6 @@ STEPS = "steps"
 """The directory of the fields' files; all others lie beside it."""
 TOP_FILES = (METADATA, COUNTERS, EPISODES, CHECKSUMS, STRINGS)
 
-_LARGEST_METADATA = 1 << 24
-_DEEPEST_METADATA = 60
-_MOST_CONTAINERS = 200_000
-_MOST_MEMBERS = 500_000
 _LARGEST_RECORD = 1 << 26
 
 
@@ -337,17 +335,6 @@ def _check_obsolete(relative: str) -> None:
     check_field_name(name)
 
 
-def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a name appears twice in one object")
-    return value
-
-
-def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON number")
-
-
 def read_metadata_bytes(folder: Path) -> bytes:
     """The bytes of ``metadata.json``.
 
@@ -362,31 +349,16 @@ def read_metadata_bytes(folder: Path) -> bytes:
             2, f"no buffer here ({METADATA} is missing); check the path, or pass fields=... to create one", str(folder)
         ) from None
     with os.fdopen(descriptor, "rb") as stream:
-        return stream.read(_LARGEST_METADATA + 1)
-
-
-def _size_fault(content: bytes) -> str | None:
-    """Why a document is too large to be parsed, if it is. Each list and object takes far more memory than text."""
-    if len(content) > _LARGEST_METADATA:
-        return f"larger than {_LARGEST_METADATA} bytes"
-    if (found := content.count(b"[") + content.count(b"{")) > _MOST_CONTAINERS:
-        return f"{found} brackets and braces, expected {_MOST_CONTAINERS} at most"
-    if (found := content.count(b":")) > _MOST_MEMBERS:
-        return f"{found} colons, expected {_MOST_MEMBERS} at most"
-    return None
+        return stream.read(LARGEST + 1)
 
 
 def parse_metadata(content: bytes, folder: Path) -> Metadata:
     """The metadata in the bytes of ``metadata.json``; raises as :func:`metadata_from_json` does."""
     path = folder / METADATA
-    if fault := _size_fault(content):
-        raise CorruptBufferError(f"{path}: {fault}")
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_object, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise CorruptBufferError(f"{path}: not valid JSON ({error})") from None
-    if _depth(value) > _DEEPEST_METADATA:
-        raise CorruptBufferError(f"{path}: nested deeper than {_DEEPEST_METADATA} levels")
+        value = parse_json(content)
+    except ValueError as error:
+        raise CorruptBufferError(f"{path}: {error}") from None
     metadata = metadata_from_json(value, path)
     body, _, check = content.rpartition(_CHECK)
     if check != _CHECK_VALUE % crc32(body):
@@ -396,15 +368,6 @@ def parse_metadata(content: bytes, folder: Path) -> Metadata:
             metadata,
         )
     return metadata
-
-
-def _depth(value: Any) -> int:
-    """How deep objects and lists are nested, counted without recursion."""
-    depth, level = 0, [value]
-    while level := [item for item in level if isinstance(item, (dict, list))]:
-        depth += 1
-        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
-    return depth
 
 
 def read_metadata(folder: Path) -> Metadata:
@@ -426,7 +389,7 @@ def sign_json(value: Mapping[str, Any]) -> bytes:
 def write_metadata(folder: Path, metadata: Metadata) -> None:
     """Put ``metadata.json`` in place: written under another name, synced, renamed."""
     content = encode_metadata(metadata)
-    if fault := _size_fault(content):
+    if fault := size_fault(content):
         raise FieldError(f"{folder / METADATA}: the description of the buffer is too large ({fault}); use fewer fields")
     replace_file(folder, METADATA, METADATA + NEW, content)
 
@@ -463,8 +426,9 @@ def remove_leftovers(folder: Path) -> None:
     The caller holds the lock and has finished the switch that may have been under way.
     """
     if not (folder / STEPS).is_symlink():
-        for path in (folder / STEPS).rglob("*.npy" + NEW):
-            unlink_beneath(folder, path.relative_to(folder).as_posix())
+        for relative, _ in entries_beneath(folder / STEPS):
+            if relative.endswith(".npy" + NEW):
+                unlink_beneath(folder, f"{STEPS}/{relative}")
     for name in TOP_FILES:
         unlink_beneath(folder, name + NEW)
 
@@ -477,10 +441,10 @@ def current_path(folder: Path, metadata: Metadata, path: str) -> str:
 def foreign_files(folder: Path) -> list[str]:
     """Files in a folder without metadata that no interrupted creation can have left there."""
     found = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder).as_posix()
+    for relative, entry in entries_beneath(folder):
         prepared = relative in (LOCK_NAME, *(name + NEW for name in TOP_FILES))
-        ours = prepared or (relative.partition("/")[0] == STEPS and (path.is_dir() or relative.endswith(".npy" + NEW)))
-        if not ours or path.is_symlink():
+        in_room = relative.partition("/")[0] == STEPS
+        made = relative.endswith(".npy" + NEW) or entry.is_dir(follow_symlinks=False)
+        if not (prepared or (in_room and made)) or entry.is_symlink() or is_too_deep(relative):
             found.append(relative)
-    return found
+    return sorted(found)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from gym_replay.buffer.storage.columns import storage_error
+from gym_replay.buffer.storage.columns import open_beneath, storage_error, write_at
 from gym_replay.errors import BufferLockedError
 
 LOCK_NAME = "writer.lock"
+
+_HELD: weakref.WeakSet[WriterLock] = weakref.WeakSet()
 
 
 class WriterLock:
@@ -23,26 +25,31 @@ class WriterLock:
 
     Raises:
         BufferLockedError: another writer, in this process or another one, holds it.
+        CorruptBufferError: ``writer.lock`` is a link of either sort, or no file.
+        StorageError: the operating system refused.
     """
 
     def __init__(self, folder: Path) -> None:
         path = folder / LOCK_NAME
-        self._lock = FileLock(path, blocking=False, thread_local=False)
-        holder = _read_holder(path)
         try:
-            self._lock.acquire()
+            self._descriptor = _locked(folder)
+        except BlockingIOError:
+            raise self._refusal(folder) from None
         except OSError as error:
-            if isinstance(error, Timeout):
-                raise self._refusal(folder, holder) from None
             raise storage_error(error, path, 0) from error
+        _HELD.add(self)
         with suppress(OSError):  # a full disk: the lock holds, and only its message will lack the process id
-            path.write_text(f"{os.getpid()}\n")
+            os.ftruncate(self._descriptor, 0)
+            write_at(self._descriptor, f"{os.getpid()}\n".encode(), 0, path)
 
     @staticmethod
-    def _refusal(folder: Path, holder: int | None) -> BufferLockedError:
+    def _refusal(folder: Path) -> BufferLockedError:
+        # Not by the process id alone: in containers, several processes have the same one.
+        there = _identity(folder / LOCK_NAME)
+        holder = _read_holder(folder / LOCK_NAME)
         who = f"process {holder}" if holder else "another process"
-        if holder == os.getpid():
-            who = f"this process ({holder})"
+        if there is not None and any(lock.is_held and _identity(lock._descriptor) == there for lock in list(_HELD)):
+            who = f"this process ({os.getpid()})"
         return BufferLockedError(
             errno.EAGAIN,
             f"{who} is writing to this buffer; close it there (buffer.close() or env.close()), open the folder with "
@@ -52,12 +59,49 @@ class WriterLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether it was not released yet."""
-        return self._lock.is_locked
+        """Whether it was not released yet, in the process that took it."""
+        return self._descriptor >= 0
 
     def release(self) -> None:
         """Let the next writer in."""
-        self._lock.release()
+        if self.is_held:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        self._forget()
+
+    def _forget(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _forget_in_child() -> None:
+    """A forked child closes what it inherited, or the lock would outlive the process that took it."""
+    for lock in list(_HELD):
+        lock._forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor of the lock's file with the lock; BlockingIOError where somebody else has it."""
+    while True:
+        descriptor = open_beneath(folder, LOCK_NAME, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # it was deleted before it was locked, and another one may be there now
+
+
+def _identity(file: Path | int) -> tuple[int, int] | None:
+    with suppress(OSError):
+        status = os.stat(file)
+        return status.st_dev, status.st_ino
+    return None
 
 
 def _read_holder(path: Path) -> int | None:

@@ -437,7 +437,10 @@ class FolderReader:
     def sync(self) -> None:
         """Have all files on the disk before returning."""
         for path in (*self.metadata.columns(), COUNTERS):
-            descriptor = open_beneath(self.folder, current_path(self.folder, self.metadata, path), os.O_RDONLY)
+            try:
+                descriptor = open_beneath(self.folder, current_path(self.folder, self.metadata, path), os.O_RDONLY)
+            except FileNotFoundError:
+                raise CorruptBufferError(f"{self.folder / path}: the file is missing") from None
             try:
                 sync_descriptor(descriptor, self.folder / path)
             finally:

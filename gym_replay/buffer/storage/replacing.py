@@ -39,9 +39,9 @@ def replace_file(folder: Path, name: str, new: str, content: bytes) -> None:
             os.close(descriptor)
         os.replace(path, folder / name)
     except StorageError:
-        path.unlink(missing_ok=True)
+        unlink_beneath(folder, new)
         raise
     except OSError as error:
-        path.unlink(missing_ok=True)
+        unlink_beneath(folder, new)
         raise storage_error(error, path, len(content)) from error
     sync_directory(folder)

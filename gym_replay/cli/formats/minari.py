@@ -8,6 +8,7 @@ from typing import Any
 from gym_replay.cli.formats import add_format
 from gym_replay.cli.options import shows_bars
 from gym_replay.cli.output import write_json
+from gym_replay.errors import printable
 
 
 def add_export(formats: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -107,4 +108,4 @@ def _show(args: argparse.Namespace, made: dict[str, Any]) -> None:
     if args.json:
         write_json(made)
     else:
-        print(f"{made['path']}: {made['num_episodes']} episodes, {made['num_steps']} steps")
+        print(printable(f"{made['path']}: {made['num_episodes']} episodes, {made['num_steps']} steps"))

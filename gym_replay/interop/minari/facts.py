@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gym_replay.buffer.episode import Episode
+from gym_replay.buffer.storage.documents import parse_json
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.errors import CorruptBufferError
 from gym_replay.interop.minari.limits import GROUP, Limits
@@ -51,7 +52,7 @@ def options_of(meta: Mapping[str, Any], limits: Limits) -> dict[str, Any] | None
 
 def _object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text) if text else {}
+        value = parse_json(text.encode(), finite=False) if text else {}
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

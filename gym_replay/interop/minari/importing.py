@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer, open_buffer
+from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.errors import (
     CorruptBufferError,
@@ -211,7 +212,7 @@ def _free_folder(folder: str | os.PathLike[str]) -> Path:
     Raises:
         NotABufferError: there is something.
     """
-    path = Path(os.path.abspath(folder))
+    path = folder_of(folder)
     if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
         raise NotABufferError(
             errno.EEXIST, "there is something already; choose another folder, or remove this one yourself", str(path)

@@ -143,15 +143,15 @@ class EpisodeFacts:
         texts = self._options
         if self._are_seeded:
             self._look_for_seeds()
-        began = self._began[numbers]
+        took = time.monotonic() - self._began[numbers]  # no clock that somebody may set back
         meta: dict[str, MetaColumn] = {
             "episode_seed": self._seeds[numbers] if self._are_seeded else _NO_SEED,
             "episode_return": returns,
             "episode_complete": FLAG_BYTES[complete],
             "episode_options": texts[0] if len(texts) == 1 else [texts[at] for at in self._option[numbers].tolist()],
             "episode_rng": self._states[numbers] if self._have_states else NO_GENERATOR,
-            "episode_start": began,
-            "episode_duration": time.time() - began,
+            "episode_start": time.time() - took,
+            "episode_duration": took,
             "episode_run": self._run,
             "env_index": numbers,
         }
@@ -167,18 +167,19 @@ class EpisodeFacts:
         """The same of a few sub-environments, in bytes; the returns are those of all."""
         if self._are_seeded:
             self._look_for_seeds()
-        now, of_user, options, flag = time.time(), self._of_user(), self._options, FLAG_BYTES[complete]
+        now, wall = time.monotonic(), time.time()
+        of_user, options, flag = self._of_user(), self._options, FLAG_BYTES[complete]
         found = []
         for number in numbers:
-            began = self._began.item(number)
+            took = now - self._began.item(number)
             meta = {
                 "episode_seed": _INT(self._seeds.item(number)) if self._are_seeded else _NO_SEED,
                 "episode_return": returns[number].tobytes(),
                 "episode_complete": flag,
                 "episode_options": options[0] if len(options) == 1 else options[self._option[number]],
                 "episode_rng": self._states[number].tobytes() if self._have_states else NO_GENERATOR,
-                "episode_start": _FLOAT(began),
-                "episode_duration": _FLOAT(now - began),
+                "episode_start": _FLOAT(wall - took),
+                "episode_duration": _FLOAT(took),
                 "episode_run": self._run,
                 "env_index": _INT(number),
             }

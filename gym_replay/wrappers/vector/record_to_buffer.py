@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import FieldLike, describe, elements_of, fit, to_array
+from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.episode_facts import describe_run, options_to_json
 from gym_replay.wrappers.infos import is_info
@@ -133,7 +134,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         }
         gym.utils.RecordConstructorArgs.__init__(
             self,
-            buffer=os.path.abspath(buffer.folder if isinstance(buffer, ReplayBuffer) else buffer),
+            buffer=str(buffer.folder if isinstance(buffer, ReplayBuffer) else folder_of(buffer)),
             meta_fields=meta_fields,
             extra_fields=extra_fields,
             reward_shape=reward_shape,
@@ -241,7 +242,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         if options is not None and given is not None:
             options = dict(options)
         kept = self._options_seen(options)
-        began = time.time()
+        began = time.monotonic()
         result = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise wrong_result("reset", result, "observations", "infos")
@@ -327,7 +328,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         generators = None
         if recording.has_waiting and self._sub.knows_generators:  # only in next-step mode
             generators = self._sub.generators(recording.waiting, create=True)
-        began = time.time()
+        began = time.monotonic()
         recording.is_broken = True
         if self._extras:
             self._extras = {}

@@ -1,0 +1,64 @@
+"""JSON in a folder, parsed as if a stranger had written it: of bounded size, depth and number of parts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+LARGEST = 1 << 24
+_DEEPEST = 60
+_MOST_CONTAINERS = 200_000
+_MOST_MEMBERS = 500_000
+
+
+def size_fault(content: bytes) -> str | None:
+    """Why a document is too large to be parsed, if it is. Each list and object takes far more memory than text."""
+    if len(content) > LARGEST:
+        return f"larger than {LARGEST} bytes"
+    if (found := content.count(b"[") + content.count(b"{")) > _MOST_CONTAINERS:
+        return f"{found} brackets and braces, expected {_MOST_CONTAINERS} at most"
+    if (found := content.count(b":")) > _MOST_MEMBERS:
+        return f"{found} colons, expected {_MOST_MEMBERS} at most"
+    return None
+
+
+def parse_json(content: bytes, *, finite: bool = True) -> Any:
+    """The value of a JSON document.
+
+    Args:
+        content: the document.
+        finite: whether ``NaN`` and ``Infinity``, which are no JSON but which Python writes, are refused.
+
+    Raises:
+        ValueError: it is too large, nested too deep, or no valid JSON.
+    """
+    if fault := size_fault(content):
+        raise ValueError(fault)
+    constant = _refuse_constant if finite else None
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_object, parse_constant=constant)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"not valid JSON ({error})") from None
+    if _depth(value) > _DEEPEST:
+        raise ValueError(f"nested deeper than {_DEEPEST} levels")
+    return value
+
+
+def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a name appears twice in one object")
+    return value
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _depth(value: Any) -> int:
+    """How deep objects and lists are nested, counted without recursion."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth

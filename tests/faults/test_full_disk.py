@@ -63,7 +63,7 @@ def refused_recorder(folder):
     for number in range(2):
         env.reset()
         if number == 1:
-            limited(300)
+            limited(700)
         with pytest.raises(StorageError) if number == 1 else nullcontext():
             for t in range(length_of(number)):
                 env.step((1000 * number + t) * 3)

@@ -25,6 +25,7 @@ from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.aside import FolderAside
 from gym_replay.buffer.storage.bulk import FolderBuilder
+from gym_replay.buffer.storage.directory import Directory
 from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
@@ -326,13 +327,13 @@ def _copy(
     try:
         for folder, parts in targets.items():
             made.append(FolderAside(folder, overwrite=overwrite))
-            _build(made[-1].folder, metadata, parts, bar)
+            _build(made[-1].directory, metadata, parts, bar)
         for aside in made:
             aside.publish()
     except OSError as error:
         if isinstance(error, GymReplayError) and not isinstance(error, StorageError):
             raise
-        raise _failure(error) from error
+        raise _failure(error, [aside.target for aside in made if aside.is_published]) from error
     finally:
         for aside in made:
             aside.discard()
@@ -340,14 +341,15 @@ def _copy(
     return [ReplayBuffer.from_folder(aside.target) for aside in made]
 
 
-def _failure(error: OSError) -> StorageError:
-    """An error of ours, without the advice that is given to those who record."""
+def _failure(error: OSError, published: Sequence[Path]) -> StorageError:
+    """An error of ours, without the advice that is given to those who record, which says what was made."""
     reason = (error.strerror or str(error)).partition(" (")[0]
     remedy = "; free some space and start it again" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
-    return StorageError(error.errno, f"{reason}; nothing is left of the copy{remedy}", error.filename)
+    left = f"complete are {', '.join(map(str, published))}" if published else "nothing is left of the copy"
+    return StorageError(error.errno, f"{reason}; {left}{remedy}", error.filename)
 
 
-def _build(folder: Path, metadata: Metadata, parts: Sequence[_Part], bar: Any) -> None:
+def _build(folder: Directory, metadata: Metadata, parts: Sequence[_Part], bar: Any) -> None:
     """Fill a folder, complete and synced."""
     own = replace(metadata, uuid=Metadata(fields={}, meta_fields={}).uuid)
     builder = FolderBuilder(folder, own, bar.update)

@@ -75,6 +75,7 @@ class OpenEpisode:
     def _running(self) -> Stage:
         if self._stage is None or self._buffer._open_episode is not self:
             raise EpisodeStateError("the episode is not open (any more)")
+        self._writer.check_thread()
         return self._stage
 
     def store(self, values: dict[str, Any]) -> None:
@@ -162,6 +163,7 @@ class OpenBlock:
     def _running(self) -> FolderWriter:
         if self._writer is None or self._buffer._open_episode is not self:
             raise EpisodeStateError("the episodes are not open (any more)")
+        self._writer.check_thread()
         return self._writer
 
     def _batched_meta(self, meta: Mapping[str, Any]) -> dict[str, list[bytes]]:
@@ -202,6 +204,7 @@ class OpenBlock:
 
     def store_final(self, values: dict[str, Any]) -> None:
         """Add the observation that each episode's last transition led to."""
+        self._running()
         if self._final is not None:
             raise EpisodeStateError("the last observations are stored already")
         check_final(self._buffer.metadata.fields, values)

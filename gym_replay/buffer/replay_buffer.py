@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,8 +17,8 @@ import numpy.typing as npt
 from gym_replay.buffer import open_episode
 from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.storage import edits
-from gym_replay.buffer.storage.columns import storage_error
 from gym_replay.buffer.storage.creation import check_config, check_target, create_files
+from gym_replay.buffer.storage.directory import refusal
 from gym_replay.buffer.storage.fields import (
     Field,
     FieldLike,
@@ -28,6 +29,7 @@ from gym_replay.buffer.storage.fields import (
     to_array,
 )
 from gym_replay.buffer.storage.folders import folder_of
+from gym_replay.buffer.storage.garbage import finalize
 from gym_replay.buffer.storage.layout import METADATA, Metadata
 from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.buffer.storage.names import check_distinct, check_field_name
@@ -38,11 +40,13 @@ from gym_replay.buffer.storage.reader import FolderReader, Snapshot, has_buffer
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import (
     BufferClosedError,
+    BufferLockedError,
     BufferNotFoundError,
     ConfigMismatchError,
     CorruptBufferError,
     EpisodeStateError,
     FieldError,
+    GymReplayError,
     MakeEnvError,
     ReadOnlyError,
 )
@@ -58,6 +62,13 @@ class ReplayBuffer(Readable):
     """Episodes in a folder of plain ``.npy`` files, one file per field.
 
     An existing folder is appended to unless ``overwrite=True``. Arguments left at None mean what is stored.
+
+    One thread writes: the first one that does, until it calls :meth:`release` or :meth:`close`, or ends. Every method
+    that writes raises BufferLockedError in another thread meanwhile. Any thread may read.
+
+    A buffer writes into the folder that it opened. Where that was deleted, moved away or replaced meanwhile, or its
+    ``writer.lock`` was, the next write raises BufferNotFoundError, ConfigMismatchError or BufferLockedError, and
+    changes nothing.
 
     Args:
         folder: where the buffer is, or will be.
@@ -160,11 +171,11 @@ class ReplayBuffer(Readable):
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise storage_error(error, self._folder, 0) from error
+            raise refusal(error, self._folder, "the folder could not be made") from error
         lock = WriterLock(self._folder)
         try:
-            if overwrite or not has_buffer(self._folder):  # unless another process was first
-                create_files(self._folder, metadata)
+            if overwrite or not lock.directory.exists(METADATA):  # unless another process was first
+                create_files(lock.directory, metadata)
             self._own(FolderWriter(self._folder, durability=self._durability, lock=lock))
         except BaseException:
             lock.release()
@@ -172,7 +183,7 @@ class ReplayBuffer(Readable):
 
     def _own(self, writer: FolderWriter) -> FolderWriter:
         self._writer = writer
-        self._finalizer = weakref.finalize(self, FolderWriter.close, writer)  # also at the interpreter's exit
+        self._finalizer = weakref.finalize(self, finalize, _let_go, writer, weakref.ref(self))  # also at exit
         return writer
 
     @classmethod
@@ -201,6 +212,8 @@ class ReplayBuffer(Readable):
 
     @property
     def metadata(self) -> Metadata:
+        if self._reader.must_look_again and not self._closed:
+            self._reader.refresh()
         return self._reader.metadata
 
     @property
@@ -318,10 +331,46 @@ class ReplayBuffer(Readable):
             self._own(writer)
         writer.check_owner()
         if writer.metadata.circular and writer.has_idle_strings:
-            edits.compact_strings(writer, self._reader.refresh())
+            edits.compact_strings(writer, self._refresh("nothing was changed"))
         if writer.metadata.revision != self._reader.metadata.revision:
-            self._reader.refresh()
+            self._refresh("nothing was changed")
         return writer
+
+    def _editing(self) -> tuple[FolderWriter, Snapshot]:
+        """The writer, and the episodes that it is about to change."""
+        writer = self._writing()
+        writer.begin_change()
+        return writer, self._refresh("nothing was changed")
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """A change of what is stored: afterwards, also where it failed, this object shows what the folder holds."""
+        self._reader.look_again()  # whatever comes now
+        try:
+            yield
+            self._refresh("the change was made, but cannot be read now")
+        except BaseException:
+            with suppress(Exception):  # the exception is the one that came
+                self._reader.refresh()
+            raise
+
+    def _refresh(self, otherwise: str) -> Snapshot:
+        """What there is now; where the operating system refuses to tell, an error of ours adds what that means."""
+        try:
+            return self._reader.refresh()
+        except OSError as error:
+            if isinstance(error, GymReplayError):
+                raise
+            raise refusal(error, self._folder, otherwise) from error
+
+    def put_file(self, name: str, content: bytes) -> None:
+        """Put a file beside the buffer's into its folder, whole or not at all.
+
+        Args:
+            name: of the file; one that no buffer has.
+            content: of the file.
+        """
+        self._writing().put_file(name, content)
 
     def encoders(self) -> open_episode.Encoders:
         """The encoders of the present schema."""
@@ -337,7 +386,9 @@ class ReplayBuffer(Readable):
                     f"{what} while a recorder has an episode open in this buffer; close the recorder first. A buffer "
                     "has one recorder at a time: another one needs a folder of its own"
                 )
-            raise EpisodeStateError(f"{what} while an episode is open; end the episode first")
+            raise EpisodeStateError(
+                f"{what} while an episode is open; end the episode first, or discard it with release()"
+            )
 
     def one_episode(self, /, **meta: Any) -> open_episode.OpenEpisode:
         """A context in which :meth:`store` adds the transitions of one episode, committed at its end.
@@ -449,8 +500,7 @@ class ReplayBuffer(Readable):
         """
         if not arrays:
             raise FieldError("update: expected fields to replace, got none")
-        writer = self._writing()
-        snapshot = self._reader.refresh()
+        writer, snapshot = self._editing()
         places, single = _places(episodes, len(snapshot))
         rows: dict[str, tuple[Any, npt.NDArray[np.int64]]] = {}
         meta: dict[str, npt.NDArray[Any]] = {}
@@ -466,10 +516,8 @@ class ReplayBuffer(Readable):
                 elif single:
                     value = to_array(value, name)[None]
                 rows[name] = _rows_of(name, info, value, snapshot, places)
-        try:
+        with self._changing():
             edits.update(writer, snapshot, places, rows, meta)
-        finally:
-            self._reader.refresh()
 
     def _meta_values(self, name: str, info: Field, value: Any, count: int, *, single: bool) -> npt.NDArray[Any]:
         """New values of a meta field, as its column holds them: ``(count, *field.shape)``."""
@@ -498,27 +546,21 @@ class ReplayBuffer(Readable):
             raise FieldError(f"field {name!r} exists already; update(...) replaces its values")
         check_distinct([*self.metadata.fields, name])
         field = parse_field(info)
-        writer = self._writing()
-        snapshot = self._reader.refresh()
+        writer, snapshot = self._editing()
         rows = None
         if values is not None:
             rows = _complete_rows(name, field, values, snapshot, has_state=self.metadata.has_state)
-        try:
+        with self._changing():
             edits.add_fields(writer, snapshot, {name: (field, rows)})
-        finally:
-            self._reader.refresh()
 
     def add_default_fields(self, fields: Mapping[str, Field]) -> None:
         """Add fields that hold their defaults, all at once, also while an episode is open."""
         if not fields:
             return
         check_distinct([*self.metadata.fields, *fields])
-        writer = self._writing()
-        snapshot = self._reader.refresh()
-        try:
+        writer, snapshot = self._editing()
+        with self._changing():
             edits.add_fields(writer, snapshot, {name: (info, None) for name, info in fields.items()})
-        finally:
-            self._reader.refresh()
 
     def delete(self, episodes: int | slice | Sequence[int] | npt.NDArray[Any]) -> None:
         """Hide episodes for good: all of them or, where the process is killed meanwhile, none.
@@ -530,22 +572,17 @@ class ReplayBuffer(Readable):
         """
         if episodes is None:
             raise FieldError("delete: expected episodes, got None; clear() removes them all")
-        writer = self._writing()
-        snapshot = self._reader.refresh()
+        writer, snapshot = self._editing()
         places, _ = _places(episodes, len(snapshot))
-        try:
+        with self._changing():
             edits.delete(writer, snapshot, places)
-        finally:
-            self._reader.refresh()
 
     def clear(self) -> None:
         """Remove all episodes and give their disk space back. Ids go on where they were."""
         self._require_no_episode("clear")
         writer = self._writing()
-        try:
+        with self._changing():
             writer.clear()
-        finally:
-            self._reader.refresh()
 
     def redefine(self, fields: Mapping[str, Field], meta_fields: Mapping[str, Field]) -> None:
         """Give the buffer other fields; it has no episodes.
@@ -559,10 +596,8 @@ class ReplayBuffer(Readable):
         writer = self._writing()
         metadata = replace(writer.metadata, fields=dict(fields), meta_fields=dict(meta_fields))
         check_config(metadata)
-        try:
+        with self._changing():
             writer.clear(metadata)
-        finally:
-            self._reader.refresh()
 
     def flush(self) -> None:
         """Have all that is committed on the disk before returning, with the checksums of what was written here."""
@@ -586,26 +621,40 @@ class ReplayBuffer(Readable):
 
         Reading goes on, and the next write takes the lock again.
         """
+        writer = self._writer
+        if writer is None:
+            return
+        writer.check_thread()
         if self._open_episode is not None:
             self._open_episode.discard()
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            self._finalizer.detach()
-            try:
-                writer.close()
-            finally:
+        try:
+            writer.close()
+        finally:
+            if writer.is_closed:
+                self._writer = None
+                self._finalizer.detach()
+            with suppress(Exception):  # reading says what there is to say
                 self._reader.refresh()
 
     def close(self) -> None:
-        """Release the lock and the files. Closing twice is fine; views handed out stay good."""
+        """Release the lock and the files. Closing twice is fine; views handed out stay good.
+
+        Where an interrupt came while it was closed, closing it again does the rest.
+
+        Raises:
+            BufferNotFoundError: the folder, and all that was in it, was deleted meanwhile.
+            BufferLockedError: another thread writes to the buffer.
+            StorageError: the operating system refused to write the last checksums, which the next writer will do.
+        """
         if self._closed:
             return
         try:
             self.release()
         finally:
-            self._closed = True
-            if hasattr(self, "_reader"):
-                self._reader.close()
+            if self._writer is None:
+                self._closed = True
+                if hasattr(self, "_reader"):
+                    self._reader.close()
 
     def __enter__(self) -> ReplayBuffer:
         return self
@@ -619,6 +668,14 @@ class ReplayBuffer(Readable):
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.num_episodes} episodes, {self.num_steps} steps"
         return f"ReplayBuffer({str(self._folder)!r}, {state})"
+
+
+def _let_go(writer: FolderWriter, buffer: weakref.ref[ReplayBuffer]) -> None:
+    """Close the writer of a buffer that is garbage, or is there when the interpreter exits."""
+    if buffer() is not None and writer.is_for_another_thread:
+        return  # which may be writing: all that it has committed is there
+    with suppress(BufferNotFoundError, ConfigMismatchError, BufferLockedError):  # nobody is there to be told
+        writer.close()
 
 
 def _limit(value: Any) -> Any:

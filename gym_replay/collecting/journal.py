@@ -9,15 +9,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from gym_replay.buffer.storage.columns import open_beneath
+from gym_replay.buffer.storage.directory import open_beneath
 from gym_replay.buffer.storage.documents import LARGEST, parse_json
-from gym_replay.buffer.storage.layout import NEW
-from gym_replay.buffer.storage.replacing import replace_file
 from gym_replay.collecting.plan import Goal
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError
 
@@ -30,6 +28,10 @@ _MOST_DISCARDED, _MOST_RUNS = 1 << 19, 50_000
 
 _MOST_GOALS = 1000
 _LONGEST_SHOWN = 300
+
+
+PutFile: TypeAlias = Callable[[str, bytes], None]
+"""Puts a file into a folder that is held, by its name and content: ``put_file`` of a buffer or of a lock."""
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Journal:
                 "choose another folder"
             )
 
-    def note(self, discarded: Collection[int], folder: Path) -> None:
+    def note(self, discarded: Collection[int], put: PutFile) -> None:
         """Write down which episodes were discarded, where there are more of them.
 
         What a process that is killed did not write down is played again, and discarded again; so are those past
@@ -74,15 +76,15 @@ class Journal:
         """
         if len(discarded) != len(self.discarded):
             self.discarded = set(discarded)
-            self.write(folder)
+            self.write(put)
         self._noted = time.monotonic()
 
-    def note_now_and_then(self, discarded: Collection[int], folder: Path) -> None:
+    def note_now_and_then(self, discarded: Collection[int], put: PutFile) -> None:
         """The same, if it was some time ago."""
         if time.monotonic() - self._noted > _SECONDS_BETWEEN_NOTES:
-            self.note(discarded, folder)
+            self.note(discarded, put)
 
-    def write(self, folder: Path) -> None:
+    def write(self, put: PutFile) -> None:
         """Put the file in place, whole or not at all.
 
         Raises:
@@ -96,8 +98,7 @@ class Journal:
             "goals": [{"episodes": goal.episodes, "steps": goal.steps} for goal in self.goals],
             "discarded": _to_runs(self.discarded),
         }
-        content = json.dumps(document, allow_nan=False).encode()
-        replace_file(folder, NAME, NAME + NEW, content)
+        put(NAME, json.dumps(document, allow_nan=False).encode())
 
 
 def read_journal(folder: Path) -> Journal | None:

@@ -98,7 +98,7 @@ class _Collection:
     def play(self, env: Any, policy: Any, *, progress: bool) -> None:
         """Play until the plan is complete."""
         self._journal.ask(self.plan.goal)
-        self._journal.write(self._buffer.folder)  # before there is anything that it is about
+        self._journal.write(self._buffer.put_file)  # before there is anything that it is about
         returns = returns_in(self._buffer)
         bar = Progress(self.plan.goal, self._buffer.folder, self.plan.kept.values(), returns, is_shown=progress)
         feed = _PlannedFeed(self.plan, bar)
@@ -111,7 +111,7 @@ class _Collection:
             try:
                 while player.play(time.monotonic() + _SLICE) and not player.stopped:
                     bar.show(player.steps)
-                    self._journal.note_now_and_then(self.plan.discarded, self._buffer.folder)
+                    self._journal.note_now_and_then(self.plan.discarded, self._buffer.put_file)
             finally:
                 try:
                     player.close()
@@ -122,7 +122,7 @@ class _Collection:
 
     def settle(self) -> None:
         """Note what was discarded, and delete what does not belong to the collection."""
-        self._journal.note(self.plan.discarded, self._buffer.folder)
+        self._journal.note(self.plan.discarded, self._buffer.put_file)
         delete_numbers(self._buffer, self._verdicts.unjudged & episodes_in(self._buffer).keys())
         if self.plan.is_complete:
             delete_numbers(self._buffer, self.plan.unneeded(self._journal.goals))

@@ -114,7 +114,7 @@ class ShardWorker:
             self._buffer = _once_unlocked(lambda: open_target(self._env, self._shard, request, overwrite=False))
             cleanup.callback(self._buffer.close)
             journal = open_journal(self._buffer, request)
-            journal.write(self._shard)
+            journal.write(self._buffer.put_file)
             lengths, returns = episodes_in(self._buffer), returns_in(self._buffer)
             self._verdicts = Verdicts(request.keep, request.on_episode)
             self._player = make_player(self._env, policy, request, self._buffer, self, self._verdicts)
@@ -337,18 +337,18 @@ def collect_on_ray(
         kept, returns = _read_shards(folder)
         plan = Plan(goal, kept, journal.discarded, may_discard=request.may_discard)
         journal.ask(goal)
-        journal.write(folder)
+        journal.write(lock.put_file)
         if not plan.is_complete:
             bar = Progress(goal, folder, kept.values(), returns, is_shown=progress)
             shards = [folder / SHARDS / f"worker-{number:05}" for number in range(num_workers)]
             with _running(ray):
                 crew = _Crew(ray, request, plan, bar, shards, ray_options)
                 try:
-                    _drive(crew, plan, bar, lambda: journal.note_now_and_then(plan.discarded, folder))
+                    _drive(crew, plan, bar, lambda: journal.note_now_and_then(plan.discarded, lock.put_file))
                 finally:
                     crew.stop()
                     bar.show(crew.steps, is_last=True)
-                    journal.note(plan.discarded, folder)
+                    journal.note(plan.discarded, lock.put_file)
         _tidy(folder, goal, journal, plan)
     finally:
         lock.release()

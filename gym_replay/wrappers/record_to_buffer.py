@@ -14,6 +14,7 @@ import numpy as np
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import FieldLike, describe, make_encoder, to_array
 from gym_replay.buffer.storage.folders import folder_of
+from gym_replay.buffer.storage.garbage import finalize
 from gym_replay.buffer.storage.staging import UNLIMITED
 from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.bounds import BoundsCheck
@@ -391,7 +392,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             if recording.guarded is not recording.writer:
                 # Made after the writer's own, so that at the interpreter's exit it runs before it.
                 recording.guarded = recording.writer
-                weakref.finalize(self, recording.end)
+                weakref.finalize(self, finalize, recording.end)
         self._extend, room = stage.make_room()
         if stage.longest < UNLIMITED:
             room = min(room, stage.longest - len(stage))

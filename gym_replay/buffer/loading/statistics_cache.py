@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ import numpy.typing as npt
 
 from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.loading.statistics import FieldStatistics, statistics_shape
-from gym_replay.buffer.storage.columns import open_beneath, unlink_beneath, write_at
+from gym_replay.buffer.storage.columns import write_at
+from gym_replay.buffer.storage.directory import Directory, open_beneath
 from gym_replay.buffer.storage.documents import LARGEST, parse_json, size_fault
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import NEW
-from gym_replay.errors import CorruptBufferError, StorageError
+from gym_replay.errors import CorruptBufferError
 
 NAME = "statistics.json"
 _FORMAT = "gym_replay statistics"
@@ -168,26 +170,22 @@ def _listed(values: npt.NDArray[np.float64]) -> list[float | str]:
 def _replace(folder: Path, content: bytes) -> None:
     """Put the file in place, whole or not at all. Of two processes that do so at once, one leaves it to the other."""
     new = NAME + NEW
-    try:
-        _remove_abandoned(folder / new)
-        descriptor = open_beneath(folder, new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    except (OSError, CorruptBufferError):  # no permission, no room, or another process is at it
-        return
-    try:
+    with suppress(OSError, CorruptBufferError), Directory(folder) as directory:
+        _remove_abandoned(directory, new)
+        descriptor = directory.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)  # refused where another process is at it
         try:
-            write_at(descriptor, content, 0, folder / new)
-        finally:
-            os.close(descriptor)
-        os.replace(folder / new, folder / NAME)
-    except (OSError, StorageError):
-        unlink_beneath(folder, new)
+            try:
+                write_at(descriptor, content, 0, folder / new)
+            finally:
+                os.close(descriptor)
+            directory.rename(new, NAME)
+        except OSError:
+            directory.unlink(new)
 
 
-def _remove_abandoned(path: Path) -> None:
+def _remove_abandoned(directory: Directory, new: str) -> None:
     """Remove what a process left that was killed while it wrote."""
-    try:
-        age = time.time() - path.lstat().st_mtime
-    except FileNotFoundError:
-        return
-    if age > _ABANDONED_SECONDS:
-        path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        written = os.stat(new, dir_fd=directory.descriptor, follow_symlinks=False).st_mtime
+        if time.time() - written > _ABANDONED_SECONDS:
+            directory.unlink(new)

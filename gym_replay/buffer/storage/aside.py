@@ -16,8 +16,8 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from gym_replay.buffer.storage.columns import storage_error, sync_directory
 from gym_replay.buffer.storage.creation import check_target
+from gym_replay.buffer.storage.directory import Directory, refusal
 from gym_replay.buffer.storage.folders import entries_beneath, is_too_deep
 from gym_replay.buffer.storage.layout import NEW, STEPS, TOP_FILES, read_metadata
 from gym_replay.buffer.storage.lock import LOCK_NAME, WriterLock
@@ -42,6 +42,7 @@ class FolderAside:
 
     Attributes:
         folder: where it is made; empty but for the lock.
+        is_published: whether it has taken its place.
 
     Raises:
         NotABufferError: at the target, or where the folder would be made, is something else.
@@ -52,6 +53,7 @@ class FolderAside:
     def __init__(self, target: Path, *, overwrite: bool) -> None:
         self.target = target
         self.folder = _aside(target)
+        self.is_published = False
         self._old_lock: WriterLock | None = None
         self._lock: WriterLock | None = None
         _recover(target)
@@ -66,7 +68,7 @@ class FolderAside:
             self._release()
             if isinstance(error, GymReplayError):
                 raise
-            raise storage_error(error, self.folder, 0) from error
+            raise refusal(error, self.folder, "the copy could not be begun") from error
         except BaseException:
             self._release()
             raise
@@ -95,21 +97,37 @@ class FolderAside:
 
         Raises:
             NotABufferError: something else has come to be at the target meanwhile.
-            StorageError: the operating system refused; then nothing has changed there.
+            StorageError: the operating system refused; ``is_published`` says whether it has taken its place all the
+                same.
         """
         _check(self.target, overwrite=self._old_lock is not None)
+        if self._old_lock is not None:
+            self._old_lock.check()  # what is replaced is what was locked
         try:
             if self._old_lock is not None and has_buffer(self.target):
                 removed = _exchange(self.folder, self.target)
-                sync_directory(self.target.parent)
+                if not self._old_lock.is_of(removed):  # not what was locked: it goes back
+                    _exchange(removed, self.target)
+                    raise NotABufferError(errno.EEXIST, "another folder was put there meanwhile", str(self.target))
+                self.is_published = True
                 with suppress(OSError):  # the new one is in place; the next copy to it removes the rest
                     _remove(removed)
             else:
                 os.rename(self.folder, self.target)
-                sync_directory(self.target.parent)
+                self.is_published = True
         except OSError as error:
-            raise storage_error(error, self.target, 0) from error
+            if isinstance(error, GymReplayError):
+                raise
+            raise refusal(error, self.target, "nothing was changed there") from error
+        with Directory(self.target.parent) as parent:
+            parent.sync()
         self._release()
+
+    @property
+    def directory(self) -> Directory:
+        """The folder, held open."""
+        assert self._lock is not None
+        return self._lock.directory
 
     def discard(self) -> None:
         """Remove what was made so far."""

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.checksums import field_checksums
-from gym_replay.buffer.storage.columns import ColumnWriter, sync_directory
+from gym_replay.buffer.storage.columns import ColumnWriter
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.creation import create_files
+from gym_replay.buffer.storage.directory import Directory
 from gym_replay.buffer.storage.fields import NO_TEXT
 from gym_replay.buffer.storage.layout import (
     STEPS,
@@ -37,7 +37,7 @@ class FolderBuilder:
     """Fills an empty folder with episodes of snapshots. Made for one thread, used once.
 
     Args:
-        folder: without a buffer; the caller holds its lock.
+        folder: without a buffer, held open by the caller, who has its lock.
         metadata: of the new buffer, which has no limits. Each of its fields and meta fields is one of every source.
         advance: is told how many bytes of rows were carried.
 
@@ -45,7 +45,7 @@ class FolderBuilder:
         StorageError: the operating system refused to write.
     """
 
-    def __init__(self, folder: Path, metadata: Metadata, advance: Advance = lambda nbytes: None) -> None:
+    def __init__(self, folder: Directory, metadata: Metadata, advance: Advance = lambda nbytes: None) -> None:
         assert not metadata.circular
         self.folder = folder
         self._open = ExitStack()
@@ -172,9 +172,7 @@ class FolderBuilder:
         for name in ("summed", "next"):
             counters.put(name, self.num_episodes)
         counters.sync()
-        paths = [self.folder / path for path in self._columns]
-        for directory in {parent for path in paths for parent in path.parents if parent.is_relative_to(self.folder)}:
-            sync_directory(directory)
+        self.folder.sync_parents([*self._columns])
 
     def close(self) -> None:
         """Close the files."""

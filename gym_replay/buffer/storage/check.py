@@ -14,15 +14,9 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from gym_replay.buffer.storage.checksums import elements_between, field_checksums
-from gym_replay.buffer.storage.columns import (
-    NOT_THE_FILES_FAULT,
-    PIECE,
-    Column,
-    ColumnWriter,
-    open_beneath,
-    storage_error,
-)
+from gym_replay.buffer.storage.columns import PIECE, Column, ColumnWriter
 from gym_replay.buffer.storage.counters import COUNTERS, CheckValueError, Counters, encode_counters
+from gym_replay.buffer.storage.directory import NOT_THE_FILES_FAULT, Directory, open_beneath, storage_error
 from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.buffer.storage.layout import (
     METADATA,
@@ -415,18 +409,18 @@ def _ranges(ids: list[int]) -> str:
 
 def _repair(check: _Check, *, progress: bool) -> list[str]:
     """Make the folder sound again; returns what was given up, and what was believed instead of what."""
-    folder = check.folder
     if check.report.faults[0].file == METADATA and not isinstance(check.failure, DamagedMetadataError):
         assert check.failure is not None
         raise check.failure
-    lock = WriterLock(folder)
+    lock = WriterLock(check.folder)
+    folder = lock.directory
     try:
         metadata, dropped = _repair_metadata(folder)
         metadata = finish_switch(folder, metadata)
         dropped += _repair_headers(folder, metadata)
         dropped += _repair_counters(folder, metadata)
         for _ in range(_PASSES):  # a fault may show only after another one is mended
-            again = _Check(folder, progress=progress)
+            again = _Check(check.folder, progress=progress)
             again.run()
             if again.failure is not None:
                 raise again.failure
@@ -438,7 +432,7 @@ def _repair(check: _Check, *, progress: bool) -> list[str]:
     return dropped
 
 
-def _repair_metadata(folder: Path) -> tuple[Metadata, list[str]]:
+def _repair_metadata(folder: Directory) -> tuple[Metadata, list[str]]:
     """The metadata; where only its check value is wrong, and every file is what it says, it is signed again.
 
     Raises:
@@ -461,7 +455,7 @@ def _repair_metadata(folder: Path) -> tuple[Metadata, list[str]]:
         return metadata, [f"the check value of {METADATA}, which was changed by hand; every file is what it says"]
 
 
-def _repair_counters(folder: Path, metadata: Metadata) -> list[str]:
+def _repair_counters(folder: Directory, metadata: Metadata) -> list[str]:
     """Find the episodes again where the counters are damaged."""
     try:
         Counters(folder, COUNTERS, metadata.uuid, writable=False).check()
@@ -474,7 +468,7 @@ def _repair_counters(folder: Path, metadata: Metadata) -> list[str]:
     return []
 
 
-def _counters_of_records(folder: Path, metadata: Metadata) -> tuple[int, ...]:
+def _counters_of_records(folder: Directory, metadata: Metadata) -> tuple[int, ...]:
     """Counters that make the newest episodes visible whose records are sound, follow one another and share no row."""
     table = ColumnWriter.open(folder, EPISODES, metadata.record.dtype)
     try:
@@ -506,7 +500,7 @@ def _counters_of_records(folder: Path, metadata: Metadata) -> tuple[int, ...]:
     return metadata.revision, base, first, end, first, 0
 
 
-def _give_up(folder: Path, metadata: Metadata, check: _Check) -> list[str]:
+def _give_up(folder: Directory, metadata: Metadata, check: _Check) -> list[str]:
     """Let go of what a check found damaged."""
     dropped = []
     counters = Counters(folder, COUNTERS, metadata.uuid, writable=True)
@@ -522,7 +516,7 @@ def _give_up(folder: Path, metadata: Metadata, check: _Check) -> list[str]:
     return dropped
 
 
-def _repair_headers(folder: Path, metadata: Metadata) -> list[str]:
+def _repair_headers(folder: Directory, metadata: Metadata) -> list[str]:
     """Give every file a header that says what it holds, and an empty file where there is none.
 
     The metadata has a check value and a header has none, so where they contradict one another, the metadata counts.
@@ -532,10 +526,10 @@ def _repair_headers(folder: Path, metadata: Metadata) -> list[str]:
         try:
             column = ColumnWriter.open(folder, path, dtype, shape)
         except CorruptBufferError as error:
-            if (folder / path).is_file() and not (folder / path).is_symlink():
+            if folder.is_plain_file(path):
                 dropped.append(f"the header of a file ({error})")
                 column = ColumnWriter.with_new_header(folder, path, dtype, shape)
-            elif not os.path.lexists(folder / path):
+            elif not folder.exists(path):
                 dropped.append(f"{path}, which is missing")
                 column = ColumnWriter.create(folder, path, dtype, shape)
             else:
@@ -546,7 +540,7 @@ def _repair_headers(folder: Path, metadata: Metadata) -> list[str]:
     return dropped
 
 
-def _delete(folder: Path, metadata: Metadata, counters: Counters, episodes: list[int]) -> None:
+def _delete(folder: Directory, metadata: Metadata, counters: Counters, episodes: list[int]) -> None:
     slots = slots_of(np.array(episodes, np.int64), counters.base, metadata.table_capacity)
     table = ColumnWriter.open(folder, EPISODES, metadata.record.dtype)
     try:

@@ -9,8 +9,6 @@ import io
 import math
 import mmap
 import os
-import stat
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.advice import HUGE, populate, unmap
+from gym_replay.buffer.storage.directory import (
+    Directory,
+    Folder,
+    open_beneath,
+    refusal,
+    storage_error,
+    sync_descriptor,
+)
+from gym_replay.buffer.storage.garbage import close_now, close_with
 from gym_replay.buffer.storage.maps import Stretch
-from gym_replay.errors import CorruptBufferError, StorageError
+from gym_replay.errors import CorruptBufferError
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
@@ -39,162 +46,6 @@ _MAGIC_3 = b"\x93NUMPY\x03\x00"
 _HEAD_NBYTES_3 = 12
 _GROWTH = 21
 """Characters that the number of rows may take in a header."""
-
-
-_LINK_ERRORS = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
-OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
-NOT_THE_FILES_FAULT = (*OUT_OF_DESCRIPTORS, errno.EACCES, errno.EPERM)
-"""Refusals that say nothing about what is in a file."""
-
-
-def _open(path: Path, name: str | Path, flags: int, directory: int | None = None) -> int:
-    """``os.open`` of a new descriptor that no other program inherits; ``path`` is for the message.
-
-    Raises:
-        StorageError: there are no more descriptors, or no permission, which says nothing about the file.
-    """
-    try:
-        return os.open(name, flags | os.O_CLOEXEC, 0o666, dir_fd=directory)
-    except OSError as error:
-        if error.errno in NOT_THE_FILES_FAULT:
-            raise storage_error(error, path, 0) from error
-        raise
-
-
-@contextlib.contextmanager
-def _directory_beneath(folder: Path, parents: Sequence[str]) -> Iterator[int]:
-    directory = _open(folder, folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        for parent in parents:
-            below = _open(folder / parent, parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, directory)
-            os.close(directory)
-            directory = below
-        yield directory
-    finally:
-        os.close(directory)
-
-
-def _make_directories_beneath(folder: Path, parents: Sequence[str]) -> None:
-    for depth, name in enumerate(parents):
-        with _directory_beneath(folder, parents[:depth]) as directory, contextlib.suppress(FileExistsError):
-            os.mkdir(name, dir_fd=directory)
-
-
-def open_beneath(folder: Path, relative: str, flags: int) -> int:
-    """Open a file below ``folder`` without following a link on the way; the caller closes the descriptor.
-
-    Raises:
-        CorruptBufferError: a component of the path is a link, or the end is no plain file.
-        FileNotFoundError: it does not exist.
-    """
-    *parents, name = relative.split("/")
-    if not parents:
-        return _open_plain(folder, relative, os.path.join(folder, name), flags)
-    try:
-        with _directory_beneath(folder, parents) as directory:
-            return _open_plain(folder, relative, name, flags, directory)
-    except OSError as error:
-        if error.errno in _LINK_ERRORS:
-            raise CorruptBufferError(f"{folder / relative}: expected a plain file, reached through no links") from None
-        raise
-
-
-def _open_plain(folder: Path, relative: str, name: str, flags: int, directory: int | None = None) -> int:
-    """Open a plain file that is no link, and for writing none that has a second name elsewhere."""
-    try:
-        descriptor = _open(folder / relative, name, flags & ~os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK, directory)
-    except OSError as error:
-        if error.errno in _LINK_ERRORS:
-            raise CorruptBufferError(f"{folder / relative}: expected a plain file, reached through no links") from None
-        raise
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise CorruptBufferError(f"{folder / relative}: expected a plain file")
-        if flags & (os.O_WRONLY | os.O_RDWR) and status.st_nlink > 1:
-            raise CorruptBufferError(
-                f"{folder / relative}: the file has {status.st_nlink} names (hard links), and what is written under "
-                "one of them changes the others; copy the folder, as with cp -r, and write to the copy"
-            )
-        if flags & os.O_TRUNC:
-            os.ftruncate(descriptor, 0)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-class DirectoriesBeneath:
-    """Opens many files below a folder, in few directories, each of which is opened once.
-
-    Args:
-        folder: what the files are below.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._descriptors: dict[str, int] = {}
-
-    def open(self, relative: str, flags: int) -> int:
-        """As :func:`open_beneath`."""
-        parent, _, name = relative.rpartition("/")
-        directory = self._descriptors.get(parent)
-        if directory is None:
-            try:
-                with _directory_beneath(self._folder, parent.split("/") if parent else []) as found:
-                    directory = self._descriptors[parent] = os.dup(found)
-            except OSError as error:
-                if error.errno in _LINK_ERRORS:
-                    path = self._folder / relative
-                    raise CorruptBufferError(f"{path}: expected a plain file, reached through no links") from None
-                if error.errno in NOT_THE_FILES_FAULT:
-                    raise storage_error(error, self._folder / parent, 0) from error
-                raise
-        return _open_plain(self._folder, relative, name, flags, directory)
-
-    def close(self) -> None:
-        """Close the directories."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
-
-
-def rename_beneath(folder: Path, relative: str, new_name: str) -> None:
-    """Rename a file below ``folder`` within its directory, without following a link on the way.
-
-    Raises:
-        CorruptBufferError: a component of the path is a link.
-        FileNotFoundError: it does not exist.
-    """
-    *parents, name = relative.split("/")
-    try:
-        with _directory_beneath(folder, parents) as directory:
-            if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-                raise CorruptBufferError(f"{folder / relative}: expected a plain file")
-            os.replace(name, new_name, src_dir_fd=directory, dst_dir_fd=directory)
-    except OSError as error:
-        if error.errno in _LINK_ERRORS:
-            raise CorruptBufferError(f"{folder / relative}: expected a plain file, reached through no links") from None
-        raise
-
-
-def unlink_beneath(folder: Path, relative: str) -> None:
-    """Delete a file below ``folder``; what is missing, no file, or behind a link stays as it is."""
-    *parents, name = relative.split("/")
-    try:
-        with _directory_beneath(folder, parents) as directory:
-            os.unlink(name, dir_fd=directory)
-    except OSError as error:
-        if error.errno not in (*_LINK_ERRORS, errno.ENOENT, errno.EPERM):
-            raise
-
-
-def remove_empty_beneath(folder: Path, relative: str) -> None:
-    """Delete the directories above a file that has gone, as far as they are empty and below ``folder``."""
-    parents = relative.split("/")[:-1]
-    with contextlib.suppress(OSError):
-        for depth in range(len(parents), 0, -1):
-            with _directory_beneath(folder, parents[: depth - 1]) as directory:
-                os.rmdir(parents[depth - 1], dir_fd=directory)
 
 
 def encode_header(dtype: np.dtype[Any], shape: tuple[int, ...], rows: int) -> bytes:
@@ -342,7 +193,7 @@ class Column:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Folder,
         relative: str,
         dtype: np.dtype[Any],
         shape: tuple[int, ...] = (),
@@ -358,7 +209,7 @@ class Column:
         if opener is not None:
             return
         try:
-            self._descriptor = open_beneath(folder, relative, os.O_RDONLY)
+            self._descriptor = close_with(self, open_beneath(folder, relative, os.O_RDONLY))
         except FileNotFoundError:
             raise CorruptBufferError(f"{self.path}: the file is missing") from None
         try:
@@ -515,12 +366,8 @@ class Column:
 
     def close(self) -> None:
         """Release the file; maps go when the last view of them goes."""
-        descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        self.close()
+        descriptor, self._descriptor = self._descriptor, -1
+        close_now(descriptor)
 
 
 class ColumnWriter:
@@ -532,32 +379,33 @@ class ColumnWriter:
         self.path, self.dtype, self.shape = path, dtype, shape
         self.capacity = capacity
         self.row_nbytes = dtype.itemsize * math.prod(shape)
-        self._descriptor, self._offset = descriptor, offset
+        self._descriptor, self._offset = close_with(self, descriptor), offset
 
     @classmethod
-    def create(cls, folder: Path, relative: str, dtype: np.dtype[Any], shape: tuple[int, ...] = ()) -> ColumnWriter:
+    def create(
+        cls, folder: Directory, relative: str, dtype: np.dtype[Any], shape: tuple[int, ...] = ()
+    ) -> ColumnWriter:
         """Create (or empty) the file with no rows."""
         path = folder / relative
         header = encode_header(dtype, shape, 0)
         try:
-            _make_directories_beneath(folder, relative.split("/")[:-1])
-            descriptor = open_beneath(folder, relative, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            folder.make_parents(relative)
+            descriptor = folder.open(relative, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         except OSError as error:
-            if error.errno in _LINK_ERRORS:
-                raise CorruptBufferError(f"{path}: expected a folder, reached through no links") from None
             raise storage_error(error, path, len(header)) from error
+        column = cls(path, descriptor, dtype, shape, 0, len(header))
         try:
             write_at(descriptor, header, 0, path)
         except BaseException:
-            os.close(descriptor)
-            unlink_beneath(folder, relative)
+            column.close()
+            folder.unlink(relative)
             raise
-        return cls(path, descriptor, dtype, shape, 0, len(header))
+        return column
 
     @classmethod
     def open(
         cls,
-        folder: Path,
+        folder: Folder,
         relative: str,
         dtype: np.dtype[Any],
         shape: tuple[int, ...] = (),
@@ -574,16 +422,17 @@ class ColumnWriter:
             descriptor = open_beneath(folder, relative, os.O_RDONLY if read_only else os.O_RDWR)
         except FileNotFoundError:
             raise CorruptBufferError(f"{path}: the file is missing") from None
+        column = cls(path, descriptor, dtype, shape, 0, 0)
         try:
-            rows, offset = _check_header(descriptor, path, dtype, shape)
+            column.capacity, column._offset = _check_header(descriptor, path, dtype, shape)
         except BaseException:
-            os.close(descriptor)
+            column.close()
             raise
-        return cls(path, descriptor, dtype, shape, rows, offset)
+        return column
 
     @classmethod
     def with_new_header(
-        cls, folder: Path, relative: str, dtype: np.dtype[Any], shape: tuple[int, ...] = ()
+        cls, folder: Folder, relative: str, dtype: np.dtype[Any], shape: tuple[int, ...] = ()
     ) -> ColumnWriter:
         """Open an existing file whose header is damaged, and give it the header of the rows that it has room for."""
         offset = len(encode_header(dtype, shape, 0))
@@ -629,16 +478,11 @@ class ColumnWriter:
 
     def read(self, row: int, rows: int) -> bytes:
         """The bytes of ``rows`` rows, beginning at ``row``."""
-        wanted, position = rows * self.row_nbytes, self._offset + row * self.row_nbytes
-        pieces = []
-        while wanted:
-            piece = os.pread(self._descriptor, min(wanted, _LONGEST_WRITE), position)
-            if not piece:
-                raise CorruptBufferError(f"{self.path}: expected {rows} rows at row {row}, the file ends before")
-            pieces.append(piece)
-            position += len(piece)
-            wanted -= len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        wanted = rows * self.row_nbytes
+        data = read_at(self._descriptor, wanted, self._offset + row * self.row_nbytes)
+        if len(data) < wanted:
+            raise CorruptBufferError(f"{self.path}: expected {rows} rows at row {row}, the file ends before")
+        return data
 
     def read_array(self, row: int, rows: int) -> npt.NDArray[Any]:
         """The rows as an array ``(rows, *shape)`` of its own."""
@@ -650,6 +494,16 @@ class ColumnWriter:
             return np.empty((0, *self.shape), self.dtype)
         low = int(rows.min())
         return self.read_array(low, int(rows.max()) + 1 - low)[rows - low]
+
+    def copy_to(self, target: ColumnWriter) -> None:
+        """Let another column, which is empty, hold the same rows."""
+        if self.row_nbytes == 0:
+            target.set_rows(self.capacity)
+            return
+        target._extend(self.capacity, final=True)
+        step = max(PIECE // self.row_nbytes, 1)
+        for row in range(0, self.capacity, step):
+            target.write(row, self.read(row, min(step, self.capacity - row)))
 
     def reserve(self, rows: int) -> None:
         """Make the file ``rows`` rows long at least: extend it, then say so in the header."""
@@ -679,7 +533,10 @@ class ColumnWriter:
             return
         self.set_rows(rows)
         if self.row_nbytes:
-            os.ftruncate(self._descriptor, self._offset + rows * self.row_nbytes)
+            try:
+                os.ftruncate(self._descriptor, self._offset + rows * self.row_nbytes)
+            except OSError as error:
+                raise refusal(error, self.path, "the room behind its last row could not be given back") from error
 
     def set_rows(self, rows: int) -> None:
         """Say in the header how many rows there are."""
@@ -696,8 +553,7 @@ class ColumnWriter:
     def close(self) -> None:
         """Release the file."""
         descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        close_now(descriptor)
 
 
 class ColumnGroup:
@@ -730,6 +586,16 @@ class ColumnGroup:
                 column.write(row, bytes(piece))
 
 
+def read_at(descriptor: int, nbytes: int, position: int) -> bytes:
+    """The bytes at a position, fewer where the file ends before."""
+    pieces = []
+    while nbytes and (piece := os.pread(descriptor, min(nbytes, _LONGEST_WRITE), position)):
+        pieces.append(piece)
+        position += len(piece)
+        nbytes -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
 def write_at(descriptor: int, data: Buffer, position: int, path: Path) -> None:
     """Write all of ``data`` at a byte position.
 
@@ -742,58 +608,9 @@ def write_at(descriptor: int, data: Buffer, position: int, path: Path) -> None:
             written = os.pwrite(descriptor, data, position)
         while written < total:
             piece = memoryview(data)[written : written + _LONGEST_WRITE]
-            written += os.pwrite(descriptor, piece, position + written)
+            count = os.pwrite(descriptor, piece, position + written)
+            if count == 0:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            written += count
     except OSError as error:
         raise storage_error(error, path, total - written) from error
-
-
-def storage_error(error: OSError, path: Path, needed: int) -> StorageError:
-    """The error of ours for a refused write of ``needed`` more bytes, or where it is 0 for another refusal."""
-    if isinstance(error, StorageError):
-        return error
-    reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        size = f"{needed} more bytes were needed" if needed else "room for one more file was needed"
-        return StorageError(
-            error.errno, f"{reason}: {size} (free some space and go on with the same buffer)", str(path)
-        )
-    remedy = _REMEDIES.get(error.errno or 0, "nothing more can be written there now")
-    return StorageError(error.errno, f"{reason}: {remedy}; committed episodes are intact", str(path))
-
-
-_REMEDIES = {
-    errno.EACCES: "give this user the right to write there, or choose another folder",
-    errno.EPERM: "give this user the right to write there, or choose another folder",
-    errno.EROFS: "the file system is mounted read-only; choose another folder",
-    errno.ENOENT: "the folder is missing: it was moved or deleted, or its disk is not mounted",
-    errno.ENOTDIR: "a part of the path is a file; choose another folder",
-    errno.EMFILE: "this process has too many open files; raise its limit (ulimit -n), or record fewer buffers at once",
-    errno.ENFILE: "the system has too many open files; close some",
-}
-
-
-def sync_descriptor(descriptor: int, path: Path) -> None:
-    """``fsync``, and on macOS the call that also empties the drive's own cache.
-
-    Raises:
-        StorageError: not everything that was written to the file reached the disk.
-    """
-    if sys.platform == "darwin":  # pragma: no cover
-        import fcntl
-
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-            return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        raise storage_error(error, path, 0) from error
-
-
-def sync_directory(path: Path) -> None:
-    """Have the directory's entries on the disk before returning."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,8 @@ from zlib import crc32
 
 import numpy as np
 
-from gym_replay.buffer.storage.columns import ColumnWriter, encode_header, open_beneath, storage_error, sync_descriptor
+from gym_replay.buffer.storage.columns import ColumnWriter, encode_header
+from gym_replay.buffer.storage.directory import Directory, Folder, open_beneath, storage_error, sync_descriptor
 from gym_replay.buffer.storage.maps import Stretch
 from gym_replay.errors import CorruptBufferError
 
@@ -117,7 +118,8 @@ class Counters:
         CorruptBufferError: the file is missing, or is no file of counters.
     """
 
-    def __init__(self, folder: Path, relative: str, uuid: str, *, writable: bool) -> None:
+    def __init__(self, folder: Folder, relative: str, uuid: str, *, writable: bool) -> None:
+        self._folder, self._relative = folder, relative
         self.path = folder / relative
         self._decoder, self._seeds = CounterValues(uuid, self.path), _seeds(uuid)
         try:
@@ -140,7 +142,7 @@ class Counters:
         self._words = whole[len(_HEADER) :].cast("Q")
 
     @staticmethod
-    def create(folder: Path, relative: str, uuid: str, *, first_id: int = 0, revision: int = 0) -> None:
+    def create(folder: Directory, relative: str, uuid: str, *, first_id: int = 0, revision: int = 0) -> None:
         """Write the file whole, so that storing into its map can never run out of disk."""
         content = encode_counters(uuid, (revision, first_id, first_id, first_id, first_id, 0))
         writer = ColumnWriter.create(folder, relative, _DTYPE)
@@ -196,9 +198,16 @@ class Counters:
             self.put(name, min(getattr(self, name), episode_id))
 
     def sync(self) -> None:
-        """Have the counters on the disk before returning."""
-        self._map.flush()
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        """Have the counters on the disk before returning.
+
+        Raises:
+            StorageError: they may not have reached it.
+        """
+        try:
+            self._map.flush()
+            descriptor = open_beneath(self._folder, self._relative, os.O_RDWR)
+        except OSError as error:
+            raise storage_error(error, self.path, 0) from error
         try:
             sync_descriptor(descriptor, self.path)
         finally:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from gym_replay.buffer.storage.columns import ColumnWriter
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
+from gym_replay.buffer.storage.directory import Directory
 from gym_replay.buffer.storage.layout import (
+    METADATA,
     NEW,
     Metadata,
     finish_switch,
@@ -59,7 +61,7 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
         )
 
 
-def create_files(folder: Path, metadata: Metadata) -> Metadata:
+def create_files(folder: Directory, metadata: Metadata) -> Metadata:
     """Create an empty buffer, replacing the one that may be there. The caller holds the lock.
 
     Until the new metadata is in place the old buffer stands whole, and from then on the new one does.
@@ -68,7 +70,7 @@ def create_files(folder: Path, metadata: Metadata) -> Metadata:
         The metadata as written.
     """
     obsolete: set[str] = set()
-    if has_buffer(folder):
+    if folder.exists(METADATA):
         try:
             old = read_metadata(folder)
         except GymReplayError as error:
@@ -80,12 +82,12 @@ def create_files(folder: Path, metadata: Metadata) -> Metadata:
     return _switch_to_empty(folder, metadata, first_id=0, obsolete=obsolete)
 
 
-def clear_files(folder: Path, metadata: Metadata, *, next_id: int) -> Metadata:
+def clear_files(folder: Directory, metadata: Metadata, *, next_id: int) -> Metadata:
     """Give a buffer new, empty files; ids go on from ``next_id``. Readers keep the old files until they refresh."""
     return _switch_to_empty(folder, metadata, first_id=next_id, obsolete=set())
 
 
-def _switch_to_empty(folder: Path, metadata: Metadata, *, first_id: int, obsolete: set[str]) -> Metadata:
+def _switch_to_empty(folder: Directory, metadata: Metadata, *, first_id: int, obsolete: set[str]) -> Metadata:
     try:
         for path, (dtype, shape) in metadata.columns().items():
             ColumnWriter.create(folder, path + NEW, dtype, shape).close()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.checksums import field_checksums
-from gym_replay.buffer.storage.columns import PIECE, ColumnWriter, storage_error
+from gym_replay.buffer.storage.columns import PIECE, ColumnWriter
 from gym_replay.buffer.storage.fields import Field, encode_text
 from gym_replay.buffer.storage.layout import (
     NEW,
@@ -26,7 +25,7 @@ from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, EPISODES, meta_column
 from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE, StringWriter
 from gym_replay.buffer.storage.writer import FolderWriter
-from gym_replay.errors import FieldError
+from gym_replay.errors import FieldError, StorageError
 
 Rows = npt.NDArray[Any] | Ragged
 """Rows of several episodes of one field, one episode after another: ``(sum of rows, *field.shape)``."""
@@ -46,10 +45,10 @@ def update(
         rows: per field the new rows, and how many of them each episode gets, from its first row on.
         meta: per meta field the new values, one per episode.
     """
-    writer.fill_checksums()
     taken = snapshot.lengths[episodes] + writer.metadata.has_state
     starts, slots = snapshot.starts[episodes], snapshot.slots[episodes]
-    with _Copies(writer) as copies:
+    with writer.preparing(), _Copies(writer) as copies:
+        writer.fill_checksums()
         for name, (values, counts) in rows.items():
             if isinstance(values, Ragged):
                 _rewrite_ragged(copies, writer.metadata.fields[name], name, snapshot, (episodes, values, counts))
@@ -67,8 +66,8 @@ def update(
 
 def compact_strings(writer: FolderWriter, snapshot: Snapshot) -> None:
     """Write the strings of the live episodes to a new file, so that those of episodes that have left take no room."""
-    writer.fill_checksums()
-    with _Copies(writer) as copies:
+    with writer.preparing(), _Copies(writer) as copies:
+        writer.fill_checksums()
         strings = StringWriter(copies.create(STRINGS, STRINGS_DTYPE), 0)
         meta = {}
         for name in writer.metadata.text_fields:
@@ -84,7 +83,7 @@ def delete(writer: FolderWriter, snapshot: Snapshot, episodes: npt.NDArray[np.in
         for slot in snapshot.slots[episodes].tolist():
             writer.delete_one(slot)
         return
-    with _Copies(writer) as copies:
+    with writer.preparing(), _Copies(writer) as copies:
         table, slots = copies.table(EPISODES), snapshot.slots[episodes]
         records = table.read_scattered(slots)
         records["flags"] |= DELETED
@@ -120,10 +119,10 @@ def add_fields(writer: FolderWriter, snapshot: Snapshot, fields: Mapping[str, tu
             )
         paths = (spans_path(name), values_path(name)) if info.ragged else (step_path(name),)
         for path in paths:
-            if os.path.lexists(writer.folder / path):
+            if writer.directory.exists(path):
                 raise FieldError(f"field {name!r}: {path} holds something else; move it away, or choose another name")
-    writer.fill_checksums()
-    with _Copies(writer, metadata) as copies:
+    with writer.preparing(), _Copies(writer, metadata) as copies:
+        writer.fill_checksums()
         for name, (info, values) in fields.items():
             _create_field(copies, info, name, snapshot, values)
     writer.switch(metadata, copies.paths)
@@ -246,36 +245,26 @@ class _Copies:
         dtype, _ = self.metadata.columns()[CHECKSUMS]
         if dtype == self._writer.metadata.columns()[CHECKSUMS][0]:
             return self.copy(CHECKSUMS)
-        source = ColumnWriter.open(self._writer.folder, CHECKSUMS, self._writer.metadata.columns()[CHECKSUMS][0])
-        try:
-            table = self.create(CHECKSUMS, dtype)
-            step = max(PIECE // dtype.itemsize, 1)
-            for first in range(0, source.capacity, step):
-                old = source.read_array(first, min(step, source.capacity - first))
-                new = np.zeros(len(old), dtype)
-                for name in old.dtype.names or ():
-                    new[name] = old[name]
-                table.write(first, new.tobytes())
-        finally:
-            source.close()
+        source, table = self._writer.column(CHECKSUMS), self.create(CHECKSUMS, dtype)
+        step = max(PIECE // dtype.itemsize, 1)
+        for first in range(0, source.capacity, step):
+            old = source.read_array(first, min(step, source.capacity - first))
+            new = np.zeros(len(old), dtype)
+            for name in old.dtype.names or ():
+                new[name] = old[name]
+            table.write(first, new.tobytes())
         return table
 
     def copy(self, path: str) -> ColumnWriter:
         """A copy of a column, under its new name."""
-        folder = self._writer.folder
-        source, target = folder / path, folder / (path + NEW)
-        dtype, shape = self._writer.metadata.columns()[path]
-        try:
-            shutil.copyfile(source, target)
-        except OSError as error:
-            target.unlink(missing_ok=True)
-            raise storage_error(error, target, source.stat().st_size) from error
-        self._columns[path] = ColumnWriter.open(folder, path + NEW, dtype, shape)
-        return self._columns[path]
+        source = self._writer.column(path)
+        target = self.create(path, source.dtype, source.shape)
+        source.copy_to(target)
+        return target
 
     def create(self, path: str, dtype: np.dtype[Any], shape: tuple[int, ...] = ()) -> ColumnWriter:
         """An empty column under its new name."""
-        self._columns[path] = ColumnWriter.create(self._writer.folder, path + NEW, dtype, shape)
+        self._columns[path] = ColumnWriter.create(self._writer.directory, path + NEW, dtype, shape)
         return self._columns[path]
 
     def __enter__(self) -> _Copies:
@@ -290,4 +279,5 @@ class _Copies:
             for path, column in self._columns.items():
                 column.close()
                 if kind is not None:
-                    (self._writer.folder / (path + NEW)).unlink(missing_ok=True)
+                    with suppress(StorageError):
+                        self._writer.directory.unlink(path + NEW)

@@ -13,7 +13,6 @@ import math
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +21,8 @@ from zlib import crc32
 
 import numpy as np
 
-from gym_replay.buffer.storage.columns import (
-    open_beneath,
-    remove_empty_beneath,
-    rename_beneath,
-    unlink_beneath,
-)
 from gym_replay.buffer.storage.counters import COUNTERS, CheckValueError
+from gym_replay.buffer.storage.directory import Directory, Folder, exists_beneath, open_beneath
 from gym_replay.buffer.storage.documents import LARGEST, parse_json, size_fault
 from gym_replay.buffer.storage.fields import Field, default_from_json, default_to_json
 from gym_replay.buffer.storage.folders import entries_beneath, is_too_deep
@@ -335,7 +329,7 @@ def _check_obsolete(relative: str) -> None:
     check_field_name(name)
 
 
-def read_metadata_bytes(folder: Path) -> bytes:
+def read_metadata_bytes(folder: Folder) -> bytes:
     """The bytes of ``metadata.json``.
 
     Raises:
@@ -352,7 +346,7 @@ def read_metadata_bytes(folder: Path) -> bytes:
         return stream.read(LARGEST + 1)
 
 
-def parse_metadata(content: bytes, folder: Path) -> Metadata:
+def parse_metadata(content: bytes, folder: Folder) -> Metadata:
     """The metadata in the bytes of ``metadata.json``; raises as :func:`metadata_from_json` does."""
     path = folder / METADATA
     try:
@@ -370,7 +364,7 @@ def parse_metadata(content: bytes, folder: Path) -> Metadata:
     return metadata
 
 
-def read_metadata(folder: Path) -> Metadata:
+def read_metadata(folder: Folder) -> Metadata:
     """Read and check ``metadata.json``."""
     return parse_metadata(read_metadata_bytes(folder), folder)
 
@@ -386,7 +380,7 @@ def sign_json(value: Mapping[str, Any]) -> bytes:
     return body + _CHECK + _CHECK_VALUE % crc32(body)
 
 
-def write_metadata(folder: Path, metadata: Metadata) -> None:
+def write_metadata(folder: Directory, metadata: Metadata) -> None:
     """Put ``metadata.json`` in place: written under another name, synced, renamed."""
     content = encode_metadata(metadata)
     if fault := size_fault(content):
@@ -394,7 +388,9 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
     replace_file(folder, METADATA, METADATA + NEW, content)
 
 
-def switch_files(folder: Path, metadata: Metadata, paths: Sequence[str], *, obsolete: Iterable[str] = ()) -> Metadata:
+def switch_files(
+    folder: Directory, metadata: Metadata, paths: Sequence[str], *, obsolete: Iterable[str] = ()
+) -> Metadata:
     """Make ``metadata`` and the files written under ``<path>.new`` count, together; remove the obsolete ones.
 
     Returns:
@@ -405,37 +401,35 @@ def switch_files(folder: Path, metadata: Metadata, paths: Sequence[str], *, obso
     return finish_switch(folder, marked)
 
 
-def finish_switch(folder: Path, metadata: Metadata) -> Metadata:
+def finish_switch(folder: Directory, metadata: Metadata) -> Metadata:
     """Carry a switch of files to its end; also after the process that began it was killed."""
     if not metadata.pending and not metadata.obsolete:
         return metadata
     for path in metadata.pending:
-        with suppress(FileNotFoundError):
-            rename_beneath(folder, path + NEW, path.rpartition("/")[2])
+        folder.rename(path + NEW, path.rpartition("/")[2], missing_ok=True)
     for path in metadata.obsolete:
-        unlink_beneath(folder, path)
-        remove_empty_beneath(folder, path)
+        folder.unlink(path)
+        folder.remove_empty_parents(path)
     settled = replace(metadata, revision=metadata.revision + 1, pending=(), obsolete=())
     write_metadata(folder, settled)
     return settled
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Directory) -> None:
     """Remove files that were prepared under a new name by a process that was killed before they counted.
 
     The caller holds the lock and has finished the switch that may have been under way.
     """
-    if not (folder / STEPS).is_symlink():
-        for relative, _ in entries_beneath(folder / STEPS):
-            if relative.endswith(".npy" + NEW):
-                unlink_beneath(folder, f"{STEPS}/{relative}")
+    for path in folder.files(STEPS):
+        if path.endswith(".npy" + NEW):
+            folder.unlink(path)
     for name in TOP_FILES:
-        unlink_beneath(folder, name + NEW)
+        folder.unlink(name + NEW)
 
 
-def current_path(folder: Path, metadata: Metadata, path: str) -> str:
+def current_path(folder: Folder, metadata: Metadata, path: str) -> str:
     """The path under which a file's present content lies."""
-    return path + NEW if path in metadata.pending and os.path.lexists(folder / (path + NEW)) else path
+    return path + NEW if path in metadata.pending and exists_beneath(folder, path + NEW) else path
 
 
 def foreign_files(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""One writer at a time: an advisory lock on ``writer.lock`` that dies with its process."""
+"""One writer at a time: advisory locks on a folder and on its ``writer.lock``, which die with their process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 
-from gym_replay.buffer.storage.columns import open_beneath, storage_error, write_at
-from gym_replay.errors import BufferLockedError
+from gym_replay.buffer.storage.directory import Directory, refusal
+from gym_replay.buffer.storage.garbage import close_now, close_with
+from gym_replay.buffer.storage.replacing import replace_file
+from gym_replay.errors import BufferLockedError, BufferNotFoundError, ConfigMismatchError, GymReplayError
 
 LOCK_NAME = "writer.lock"
+
+_REFUSED = (errno.EAGAIN, errno.EACCES)
+_ATTEMPTS = 100
 
 _HELD: weakref.WeakSet[WriterLock] = weakref.WeakSet()
 
@@ -20,95 +25,177 @@ _HELD: weakref.WeakSet[WriterLock] = weakref.WeakSet()
 class WriterLock:
     """The right to write into a folder, held from construction to :meth:`release`.
 
-    The operating system drops the lock when the process that took it ends, however it ends. A forked child does
-    not hold it.
+    The folder itself is locked too, where the file system can do that, so that a ``writer.lock`` that somebody deletes
+    lets nobody in. The operating system drops the locks when the process that took them ends, however it ends. A forked
+    child does not hold them.
+
+    Args:
+        folder: it must exist.
+
+    Attributes:
+        directory: the folder, held open.
 
     Raises:
         BufferLockedError: another writer, in this process or another one, holds it.
-        CorruptBufferError: ``writer.lock`` is a link of either sort, or no file.
         StorageError: the operating system refused.
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / LOCK_NAME
+        # Resolved: a link to the folder may be given another target while it is written to.
+        self._path = os.path.join(os.path.realpath(folder), LOCK_NAME)
+        self._owner = os.getpid()
+        self._descriptor = -1
+        self._identity = 0, 0
         try:
-            self._descriptor = _locked(folder)
-        except BlockingIOError:
-            raise self._refusal(folder) from None
+            self.directory = Directory(folder)
+            for _ in range(_ATTEMPTS):
+                self._take()
+                if self._is_in_place():
+                    return
+                self._drop()  # it was removed, or replaced, between the two calls
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        except BaseException as error:
+            self.release()
+            if isinstance(error, FileNotFoundError):
+                raise BufferNotFoundError(errno.ENOENT, "there is no such folder (any more)", str(folder)) from None
+            if isinstance(error, OSError) and not isinstance(error, GymReplayError):
+                raise refusal(error, folder / LOCK_NAME, "the folder could not be locked for writing") from error
+            raise
+
+    def _take(self) -> None:
+        descriptor = self.directory.open(LOCK_NAME, os.O_RDWR | os.O_CREAT)
+        self._descriptor = close_with(self, descriptor)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock_folder()
         except OSError as error:
-            raise storage_error(error, path, 0) from error
+            if error.errno not in _REFUSED:
+                raise
+            raise self._refusal() from None
+        own = os.fstat(self._descriptor)
+        self._identity = own.st_ino, own.st_dev
         _HELD.add(self)
         with suppress(OSError):  # a full disk: the lock holds, and only its message will lack the process id
             os.ftruncate(self._descriptor, 0)
-            write_at(self._descriptor, f"{os.getpid()}\n".encode(), 0, path)
+            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
-    @staticmethod
-    def _refusal(folder: Path) -> BufferLockedError:
+    def _lock_folder(self) -> None:
+        try:
+            fcntl.flock(self.directory.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:  # not every file system can lock a folder
+            if error.errno in _REFUSED:
+                raise
+
+    def _refusal(self) -> BufferLockedError:
         # Not by the process id alone: in containers, several processes have the same one.
-        there = _identity(folder / LOCK_NAME)
-        holder = _read_holder(folder / LOCK_NAME)
+        own, holder = os.fstat(self._descriptor), None
+        there = own.st_ino, own.st_dev
+        with suppress(OSError, ValueError):
+            holder = int(os.pread(self._descriptor, 32, 0))
         who = f"process {holder}" if holder else "another process"
-        if there is not None and any(lock.is_held and _identity(lock._descriptor) == there for lock in list(_HELD)):
+        if any(lock.is_held and lock._identity == there for lock in list(_HELD)):
             who = f"this process ({os.getpid()})"
         return BufferLockedError(
             errno.EAGAIN,
             f"{who} is writing to this buffer; close it there (buffer.close() or env.close()), open the folder with "
             "read_only=True, or record to another folder",
-            str(folder),
+            str(self.directory),
         )
 
     @property
     def is_held(self) -> bool:
-        """Whether it was not released yet, in the process that took it."""
+        """Whether it was not released yet."""
         return self._descriptor >= 0
+
+    def check(self) -> None:
+        """Raise where the folder is not, any more, the one under its path with this lock in it.
+
+        Raises:
+            BufferNotFoundError: the folder was deleted or moved away.
+            ConfigMismatchError: another folder has taken its place.
+            BufferLockedError: its ``writer.lock`` was deleted or replaced.
+        """
+        if not self._is_in_place():
+            raise self._fault()
+
+    def put_file(self, name: str, content: bytes) -> None:
+        """Put a file beside the buffer's into the folder, whole or not at all.
+
+        Raises:
+            GymReplayError: as :meth:`check` does.
+            StorageError: the operating system refused.
+        """
+        self.check()
+        replace_file(self.directory, name, f"{name}.new", content)
+
+    def _is_in_place(self) -> bool:
+        try:
+            found = os.stat(self._path, follow_symlinks=False)
+        except OSError:
+            return False
+        # Where the file has another name, it may be in two folders.
+        return (found.st_ino, found.st_dev) == self._identity and (found.st_nlink == 1 or self._is_folder_in_place())
+
+    def _is_folder_in_place(self) -> bool:
+        now, held = os.stat(os.path.dirname(self._path)), os.fstat(self.directory.descriptor)
+        return (now.st_ino, now.st_dev) == (held.st_ino, held.st_dev)
+
+    def _fault(self) -> GymReplayError:
+        folder = str(self.directory)
+        try:
+            is_folder_in_place = self._is_folder_in_place()
+        except OSError:
+            return BufferNotFoundError(
+                errno.ENOENT,
+                "the folder was deleted, moved away or unmounted while it was written to; nothing more is written. Put "
+                "it back, or open the buffer where it is now",
+                folder,
+            )
+        if not is_folder_in_place:
+            return ConfigMismatchError(
+                f"{folder}: another folder was put in its place while it was written to; nothing more is written, here "
+                "or there. Open the buffer anew"
+            )
+        return BufferLockedError(
+            errno.ENOLCK,
+            f"{LOCK_NAME} was deleted or replaced while the buffer was written to, so somebody else may write to it by "
+            "now; nothing more is written. Close the buffer and open it anew",
+            folder,
+        )
+
+    def is_of(self, folder: Path) -> bool:
+        """Whether the folder that is held is the one at a path."""
+        return os.path.samestat(os.stat(folder, follow_symlinks=False), os.fstat(self.directory.descriptor))
+
+    @property
+    def is_in_folder(self) -> bool:
+        """Whether the folder that is held, wherever it is now, still has this lock in it."""
+        try:
+            found = os.stat(LOCK_NAME, dir_fd=self.directory.descriptor, follow_symlinks=False)
+        except OSError:
+            return False
+        return (found.st_ino, found.st_dev) == self._identity
+
+    def _drop(self) -> None:
+        descriptor = self._descriptor
+        if descriptor >= 0 and self._owner == os.getpid():  # a child shares the locks of its parent
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            with suppress(OSError):
+                fcntl.flock(self.directory.descriptor, fcntl.LOCK_UN)
+        self._descriptor = -1
+        close_now(descriptor)
 
     def release(self) -> None:
         """Let the next writer in."""
-        if self.is_held:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        self._forget()
-
-    def _forget(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        self._drop()
+        if hasattr(self, "directory"):
+            self.directory.close()
 
 
-def _forget_in_child() -> None:
+def _release_in_child() -> None:
     """A forked child closes what it inherited, or the lock would outlive the process that took it."""
     for lock in list(_HELD):
-        lock._forget()
+        lock.release()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
-
-
-def _locked(folder: Path) -> int:
-    """A descriptor of the lock's file with the lock; BlockingIOError where somebody else has it."""
-    while True:
-        descriptor = open_beneath(folder, LOCK_NAME, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_nlink:
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # it was deleted before it was locked, and another one may be there now
-
-
-def _identity(file: Path | int) -> tuple[int, int] | None:
-    with suppress(OSError):
-        status = os.stat(file)
-        return status.st_dev, status.st_ino
-    return None
-
-
-def _read_holder(path: Path) -> int | None:
-    with suppress(OSError, ValueError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            return int(os.read(descriptor, 32))
-        finally:
-            os.close(descriptor)
-    return None
+os.register_at_fork(after_in_child=_release_in_child)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.advice import HUGE
+from gym_replay.buffer.storage.garbage import when_garbage
 
 MAP_FIXED = 0x10  # the same number on Linux and macOS
 MAP_NORESERVE = 0x40 if os.uname().sysname == "Darwin" else 0x4000
@@ -45,8 +46,9 @@ class _Libc:
             raise OSError(code, os.strerror(code))
         return mapped
 
-    def unmap(self, address: int, nbytes: int) -> None:
-        self._munmap(address, nbytes)
+    def unmap_with(self, owner: object, address: int, nbytes: int) -> None:
+        """Have a map undone when its owner is garbage."""
+        when_garbage(owner, ("map", address), self._munmap, address, nbytes)
 
 
 @lru_cache(maxsize=1)
@@ -69,13 +71,14 @@ class Stretch:
     def __init__(self, nbytes: int, descriptor: int | None = None) -> None:
         self._libc = libc()
         if descriptor is not None:
-            self._nbytes, flags = nbytes, mmap.MAP_SHARED
-            self._address = self._mapped = self._libc.map(None, nbytes, flags, descriptor)
+            self._address = self._libc.map(None, nbytes, mmap.MAP_SHARED, descriptor)
+            self._libc.unmap_with(self, self._address, nbytes)
             return
-        self._nbytes, flags = nbytes + HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-        self._mapped = self._libc.map(None, self._nbytes, flags, -1)
+        nbytes += HUGE
+        mapped = self._libc.map(None, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, -1)
+        self._libc.unmap_with(self, mapped, nbytes)
         # Large pages of a file can be mapped as such where they are aligned in memory as they are in the file.
-        self._address = -(-self._mapped // HUGE) * HUGE
+        self._address = -(-mapped // HUGE) * HUGE
 
     def map(self, offset: int, nbytes: int, descriptor: int) -> None:
         """Show the beginning of a file, ``nbytes`` of it, at a distance from the beginning of the stretch."""
@@ -85,10 +88,6 @@ class Stretch:
         """A read-only array over the stretch, which keeps it."""
         shown = np.asarray(_Shown(self, self._address + offset, dtype, shape))
         return shown if dtype.names is None else shown.view(dtype)  # of columns, NumPy's interface shows the bytes only
-
-    def __del__(self) -> None:
-        if hasattr(self, "_mapped"):
-            self._libc.unmap(self._mapped, self._nbytes)
 
 
 class _Shown:

@@ -26,7 +26,8 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.columns import Column, DirectoriesBeneath, open_beneath, read_column
+from gym_replay.buffer.storage.columns import Column, read_column
+from gym_replay.buffer.storage.directory import DirectoriesBeneath, open_beneath
 from gym_replay.buffer.storage.layout import Metadata, current_path, read_metadata_bytes
 from gym_replay.buffer.storage.records import CHECKSUMS, EPISODES
 from gym_replay.errors import BufferChangedError, BufferNotFoundError, CorruptBufferError

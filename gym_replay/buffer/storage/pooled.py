@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gym_replay.buffer.storage.choice import Choice
-from gym_replay.buffer.storage.columns import open_beneath
 from gym_replay.buffer.storage.counters import COUNTERS, Counters, CounterValues
+from gym_replay.buffer.storage.directory import open_beneath
 from gym_replay.buffer.storage.layout import Metadata, current_path, parse_metadata, read_metadata_bytes
 from gym_replay.buffer.storage.pool import Maps, PooledFiles, digest_of
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.choice import Choice
-from gym_replay.buffer.storage.columns import Column, open_beneath, sync_descriptor
+from gym_replay.buffer.storage.columns import Column
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
+from gym_replay.buffer.storage.directory import Directory, Folder, open_beneath, sync_descriptor
 from gym_replay.buffer.storage.fields import NO_TEXT
 from gym_replay.buffer.storage.layout import (
     METADATA,
@@ -190,6 +191,7 @@ class FolderReader:
     Args:
         folder: the buffer's.
         checksums: open the files of checksums too, of the same revision as the others.
+        directory: the folder where it is held open: then it is not looked up by its path.
 
     Raises:
         BufferNotFoundError: there is no buffer in the folder.
@@ -199,9 +201,11 @@ class FolderReader:
 
     metadata: Metadata
     counters: Counters
+    _revision: int
 
-    def __init__(self, folder: Path, *, checksums: bool = False) -> None:
+    def __init__(self, folder: Path, *, checksums: bool = False, directory: Directory | None = None) -> None:
         self.folder = folder
+        self._place: Folder = folder if directory is None else directory
         self._with_checksums = checksums
         self._columns: Mapping[str, Column] = {}
         self._snapshot: Snapshot | None = None
@@ -228,27 +232,43 @@ class FolderReader:
 
     def _load_files(self) -> None:
         for attempt in range(_ATTEMPTS):
-            content = read_metadata_bytes(self.folder)
+            content = read_metadata_bytes(self._place)
             metadata = parse_metadata(content, self.folder)
             try:
                 counters, columns = self._open_files(metadata)
                 revision = counters.revision
             except CorruptBufferError:
                 # A writer that switches files at this moment explains a missing one: then the metadata changes.
-                changed = read_metadata_bytes(self.folder) != content
+                changed = read_metadata_bytes(self._place) != content
                 if attempt + 1 < _ATTEMPTS and (changed or (metadata.pending and attempt < _PENDING_ATTEMPTS)):
                     time.sleep(0.0001 * attempt)
                     continue
                 raise
-            if read_metadata_bytes(self.folder) == content:
+            if read_metadata_bytes(self._place) == content:
                 break
         previous = getattr(self, "metadata", None)
         if previous is not None and previous.uuid != metadata.uuid:
             raise ConfigMismatchError(f"{self.folder}: another buffer was created in its place; open it anew")
-        self.metadata, self.counters = metadata, counters
-        self._columns = columns
-        self._revision = revision
-        self._snapshot, self._seen, self._checked, self._bad_id = None, (), 0, None
+        # In one call: an interrupt, or another thread that reads, finds all of the one revision or of the other.
+        self.__dict__.update(
+            metadata=metadata,
+            counters=counters,
+            _columns=columns,
+            _revision=revision,
+            _snapshot=None,
+            _seen=(),
+            _checked=0,
+            _bad_id=None,
+        )
+
+    def look_again(self) -> None:
+        """Open the files anew at the next :meth:`refresh`: they may have been switched, and nothing says so yet."""
+        self._revision = -1
+
+    @property
+    def must_look_again(self) -> bool:
+        """Whether what is known here may be out of date, without a sign of it in the folder."""
+        return self._revision < 0
 
     def last_snapshot(self) -> Snapshot:
         """The snapshot as it was last taken."""
@@ -278,10 +298,10 @@ class FolderReader:
         return self._snapshot
 
     def _open_files(self, metadata: Metadata) -> tuple[Counters, dict[str, Column]]:
-        counters = Counters(self.folder, current_path(self.folder, metadata, COUNTERS), metadata.uuid, writable=False)
+        counters = Counters(self._place, current_path(self._place, metadata, COUNTERS), metadata.uuid, writable=False)
         counters.check()
         return counters, {
-            path: Column(self.folder, current_path(self.folder, metadata, path), dtype, shape)
+            path: Column(self._place, current_path(self._place, metadata, path), dtype, shape)
             for path, (dtype, shape) in metadata.columns().items()
             if self._with_checksums or path != CHECKSUMS
         }

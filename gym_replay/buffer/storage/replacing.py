@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from contextlib import suppress
 
-from gym_replay.buffer.storage.columns import (
-    open_beneath,
-    storage_error,
-    sync_descriptor,
-    sync_directory,
-    unlink_beneath,
-    write_at,
-)
+from gym_replay.buffer.storage.columns import write_at
+from gym_replay.buffer.storage.directory import Directory, storage_error, sync_descriptor
 from gym_replay.errors import StorageError
 
 
-def replace_file(folder: Path, name: str, new: str, content: bytes) -> None:
+def replace_file(folder: Directory, name: str, new: str, content: bytes) -> None:
     """Put a file in place, whole or not at all: written under another name, synced, renamed.
 
     Args:
@@ -26,22 +20,21 @@ def replace_file(folder: Path, name: str, new: str, content: bytes) -> None:
         content: of the file.
 
     Raises:
-        StorageError: the operating system refused; the file is what it was.
+        StorageError: the operating system refused. Where the message does not say that the file is in place, it is
+            what it was.
     """
     path = folder / new
     try:
-        unlink_beneath(folder, new)
-        descriptor = open_beneath(folder, new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        folder.unlink(new)
+        descriptor = folder.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             write_at(descriptor, content, 0, path)
             sync_descriptor(descriptor, path)
         finally:
             os.close(descriptor)
-        os.replace(path, folder / name)
-    except StorageError:
-        unlink_beneath(folder, new)
-        raise
+        folder.rename(new, name)
     except OSError as error:
-        unlink_beneath(folder, new)
+        with suppress(StorageError):
+            folder.unlink(new)
         raise storage_error(error, path, len(content)) from error
-    sync_directory(folder)
+    folder.sync()

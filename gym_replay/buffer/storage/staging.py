@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.columns import PIECE, ColumnWriter, storage_error
+from gym_replay.buffer.storage.columns import PIECE, read_at, write_at
+from gym_replay.buffer.storage.directory import Directory, storage_error
 from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.garbage import close_now, close_with
 from gym_replay.buffer.storage.ragged import SPAN, spans_of
 from gym_replay.errors import StorageError
+
+if TYPE_CHECKING:
+    from gym_replay.buffer.storage.open_files import OpenFiles
 
 Packer: TypeAlias = Callable[[list[Any]], Any]
 """Makes a buffer of several rows of a field out of what was kept of each."""
@@ -56,36 +58,34 @@ class Place:
     """Where an episode lies: its first row, and its first element of each ragged field.
 
     Args:
-        rows, elements: the writers of the files, by field.
+        files: the files as they are open now.
         start: the first row.
         bases: the first element, by ragged field.
     """
 
     def __init__(
         self,
-        rows: Mapping[str, ColumnWriter],
-        elements: Mapping[str, ColumnWriter],
+        files: Callable[[], OpenFiles],
         start: int,
         bases: Mapping[str, int],
     ) -> None:
-        self._rows, self._elements = rows, elements
+        self._files = files
         self.start, self.bases = start, bases
 
     def write(self, piece: Piece) -> None:
         """Put a piece where it belongs."""
         name, is_elements, first, data = piece
-        if not self.bases:
-            self._rows[name].write(self.start + first, data)
-        elif is_elements:
-            self._elements[name].write(self.bases[name] + first, data)
+        files = self._files()
+        if is_elements:
+            files.elements[name].write(self.bases[name] + first, data)
         elif name in self.bases:
-            self._rows[name].write(self.start + first, moved_spans(data, self.bases[name]))
+            files.steps[name].write(self.start + first, moved_spans(data, self.bases[name]))
         else:
-            self._rows[name].write(self.start + first, data)
+            files.steps[name].write(self.start + first, data)
 
     def read(self, name: str, rows: int) -> bytes:
         """The first rows of a field that is not ragged."""
-        return self._rows[name].read(self.start, rows)
+        return self._files().steps[name].read(self.start, rows)
 
 
 def moved_spans(data: bytes, base: int) -> bytes:
@@ -97,11 +97,11 @@ def moved_spans(data: bytes, base: int) -> bytes:
 class TailSpill:
     """Writes to where the episode will lie: behind the last committed row, where no reader looks."""
 
-    def __init__(self, place: Place, check_owner: Callable[[], None]) -> None:
-        self.place, self._check_owner = place, check_owner
+    def __init__(self, place: Place, begin_change: Callable[[], None]) -> None:
+        self.place, self._begin_change = place, begin_change
 
     def write(self, piece: Piece) -> None:
-        self._check_owner()
+        self._begin_change()
         self.place.write(piece)
 
     def read(self, name: str, rows: int) -> bytes:
@@ -114,39 +114,43 @@ class TailSpill:
         """Nothing to do: what was written lies where the episode does, or behind the last one."""
 
 
-class FileSpill:
-    """Writes to nameless temporary files in the folder: a ring finds the place only once the length is known."""
+class _Nameless:
+    """A file without a name, gone with this object or its process."""
 
-    def __init__(self, folder: Path, fields: Mapping[str, Field], check_owner: Callable[[], None]) -> None:
-        self._folder, self._check_owner = folder, check_owner
+    def __init__(self, folder: Directory) -> None:
+        try:
+            self.descriptor = close_with(self, folder.open_nameless())
+        except OSError as error:
+            raise storage_error(error, folder, 0) from error
+
+
+class FileSpill:
+    """Writes to nameless files in the folder: a ring finds the place only once the length is known."""
+
+    def __init__(self, folder: Directory, fields: Mapping[str, Field], begin_change: Callable[[], None]) -> None:
+        self._folder, self._begin_change = folder, begin_change
         self._fields = dict(fields)
-        self._files: dict[tuple[str, bool], tuple[Any, int]] = {}
+        self._files: dict[tuple[str, bool], tuple[_Nameless, int]] = {}
 
     def _width(self, name: str, *, is_elements: bool) -> int:
         info = self._fields[name]
         return 2 * SPAN.itemsize if info.ragged and not is_elements else info.nbytes
 
     def write(self, piece: Piece) -> None:
-        self._check_owner()
+        self._begin_change()
         name, is_elements, first, data = piece
         width = self._width(name, is_elements=is_elements)
         if not width or not data:
             return
-        try:
-            if (name, is_elements) not in self._files:
-                self._files[name, is_elements] = tempfile.TemporaryFile(dir=self._folder, buffering=0), 0  # noqa: SIM115
-            file, _ = self._files[name, is_elements]
-            view, position = memoryview(data), first * width
-            while view:
-                count = os.pwrite(file.fileno(), view[:PIECE], position)
-                view, position = view[count:], position + count
-        except OSError as error:
-            raise storage_error(error, self._folder, len(data)) from error
+        if (name, is_elements) not in self._files:
+            self._files[name, is_elements] = _Nameless(self._folder), 0
+        file, _ = self._files[name, is_elements]
+        write_at(file.descriptor, data, first * width, self._folder.path)
         self._files[name, is_elements] = file, first + len(data) // width
 
     def read(self, name: str, rows: int) -> bytes:
         width = self._width(name, is_elements=False)
-        return os.pread(self._files[name, False][0].fileno(), rows * width, 0) if width else b""
+        return read_at(self._files[name, False][0].descriptor, rows * width, 0) if width else b""
 
     def add_fields(self, fields: Mapping[str, Field]) -> None:
         self._fields |= fields
@@ -157,17 +161,13 @@ class FileSpill:
             width = self._width(name, is_elements=is_elements)
             step = max(PIECE // width, 1)
             for first in range(0, count, step):
-                data = os.pread(file.fileno(), min(step, count - first) * width, first * width)
+                data = read_at(file.descriptor, min(step, count - first) * width, first * width)
                 yield name, is_elements, first, data
 
     def close(self) -> None:
-        for file, _ in self._files.values():
-            file.close()
-        self._files = {}
-
-    def __del__(self) -> None:
-        if hasattr(self, "_files"):  # not where an interrupt came inside __init__
-            self.close()
+        files, self._files = self._files, {}
+        for file, _ in files.values():
+            close_now(file.descriptor)
 
 
 FieldPlan: TypeAlias = tuple[str, int | None, Packer | None, bool, bool, bytes]

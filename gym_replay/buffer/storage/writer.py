@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import get_ident
 from typing import Any, TypeAlias
 from zlib import crc32
 
@@ -22,10 +24,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.checksums import SumsJob
-from gym_replay.buffer.storage.columns import Buffer, ColumnGroup, ColumnWriter, sync_directory
+from gym_replay.buffer.storage.columns import Buffer, ColumnWriter
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.creation import clear_files
+from gym_replay.buffer.storage.directory import refusal
 from gym_replay.buffer.storage.layout import (
+    METADATA,
     STEPS,
     Metadata,
     finish_switch,
@@ -36,10 +40,10 @@ from gym_replay.buffer.storage.layout import (
     write_metadata,
 )
 from gym_replay.buffer.storage.lock import WriterLock
+from gym_replay.buffer.storage.open_files import LiveEpisodes, OpenFiles
 from gym_replay.buffer.storage.ragged import Ragged, spans_of
 from gym_replay.buffer.storage.reader import FolderReader
 from gym_replay.buffer.storage.records import (
-    CHECKSUMS,
     COMPLETE,
     DELETED,
     EPISODES,
@@ -69,6 +73,7 @@ from gym_replay.errors import (
     BufferLockedError,
     ConfigMismatchError,
     EpisodeTooLongError,
+    GymReplayError,
     StorageError,
 )
 
@@ -89,6 +94,22 @@ _SHARE_OF_RING = 8
 """Episodes that are committed at once take no more than this part of a ring, unless a single one does."""
 
 _pack_sum = struct.Struct("<I").pack
+
+
+@contextmanager
+def _saying(what: str) -> Iterator[None]:
+    """Let an error of the operating system be one of ours, and say what it means."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, GymReplayError) and not isinstance(error, StorageError):
+            raise
+        raise _said(error, what) from error
+
+
+def _said(error: OSError, what: str) -> StorageError:
+    return refusal(error, error.filename or "a file of the buffer", what)
+
 
 _WRITERS: weakref.WeakSet[FolderWriter] = weakref.WeakSet()
 
@@ -122,129 +143,159 @@ class FolderWriter:
     ) -> None:
         self.folder = folder
         self.owner = os.getpid()
+        self.thread = 0
         self.power = durability == "power"
+        self._uuid = uuid
         self._lock = lock or WriterLock(folder)
-        self._columns: dict[str, ColumnWriter] = {}
-        # One object each for good: the open episode writes through them.
-        self._steps: dict[str, ColumnWriter] = {}
-        self._elements: dict[str, ColumnWriter] = {}
+        self.directory = self._lock.directory
         self._stale = False
         self._job: SumsJob | None = None
         self._format: tuple[Metadata, Sequence[str] | None, RowFormat] | None = None
         self._unsummed = 0
+        # Readers of a ring may still look at any row that ever was committed, so none of those is ever cut off.
+        self._may_cut = True
+        self._kept_rows: dict[str, int] = {}
         self._highest_row = self._highest_slot = 0
         self._highest_element: dict[str, int] = {}
         try:
-            self._reopen(uuid)
-            if self.power:  # what lies there already may have been written without syncing
-                self._sync_directories(self._columns)
-                self._sync(self._columns.values())
-                self.counters.sync()
+            with _saying("the folder cannot be written to"):
+                self._files = self._open_files()
+                if self.power:  # what lies there already may have been written without syncing
+                    self.directory.sync_parents([*self._files.columns])
+                    self._sync(self._files.columns.values())
+                    self.counters.sync()
         except BaseException:
-            self._close_files()
             self._lock.release()
             raise
         _WRITERS.add(self)
 
-    def _reopen(self, uuid: str | None = None) -> None:
+    @property
+    def metadata(self) -> Metadata:
+        """What the buffer is."""
+        return self._files.metadata
+
+    @property
+    def counters(self) -> Counters:
+        """What makes episodes visible."""
+        return self._files.counters
+
+    @property
+    def num_episodes(self) -> int:
+        """Live episodes."""
+        return self._files.live.num_episodes
+
+    @property
+    def num_steps(self) -> int:
+        """Transitions of all live episodes."""
+        return self._files.live.num_steps
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the buffer can be full, or evict."""
+        return self._files.is_limited
+
+    # --- the files ---
+
+    def _open_files(self) -> OpenFiles:
         """Finish what an interrupted change of files left, and open them as they are now."""
-        metadata = read_metadata(self.folder)
-        if uuid is not None and metadata.uuid != uuid:
+        directory = self.directory
+        metadata = read_metadata(directory)
+        if self._uuid is not None and metadata.uuid != self._uuid:
             raise ConfigMismatchError(f"{self.folder}: another buffer was created in its place; open it anew")
-        self.metadata = finish_switch(self.folder, metadata)
-        remove_leftovers(self.folder)
-        self._open_files()
+        self._uuid = metadata.uuid
+        metadata = finish_switch(directory, metadata)
+        remove_leftovers(directory)
+        counters = Counters(directory, COUNTERS, metadata.uuid, writable=True)
+        counters.check()
+        counters.put("revision", metadata.revision)
+        columns = {
+            path: ColumnWriter.open(directory, path, dtype, shape)
+            for path, (dtype, shape) in metadata.columns().items()
+        }
+        reader = FolderReader(self.folder, directory=directory)
+        reader.snapshot()
+        if reader.valid_end < counters.next:  # the reader has warned
+            metadata = self._give_up_from(reader.valid_end, metadata, counters)
+            reader = FolderReader(self.folder, directory=directory)
+        return self._count(metadata, counters, columns, reader)
 
-    def _open_files(self) -> None:
-        self.counters = Counters(self.folder, COUNTERS, self.metadata.uuid, writable=True)
-        self.counters.check()
-        self.counters.put("revision", self.metadata.revision)
-        self._base, self._capacity = self.counters.base, self.metadata.table_capacity
-        limits = self.metadata.max_episodes, self.metadata.max_timesteps, self.metadata.max_steps
-        self.is_limited = limits != (None, None, None)
-        for path, (dtype, shape) in self.metadata.columns().items():
-            self._columns[path] = ColumnWriter.open(self.folder, path, dtype, shape)
-        self._steps.update({name: self._columns[self.metadata.rows_path(name)] for name in self.metadata.fields})
-        self._rows = ColumnGroup(self._steps.values())
-        self._table, self._sums = self._columns[EPISODES], self._columns[CHECKSUMS]
-        self._elements.update({name: self._columns[values_path(name)] for name in self.metadata.ragged_fields})
-        self._texts = self.metadata.text_fields
-        self._text_indices = [list(self.metadata.meta_fields).index(name) for name in self._texts]
-        self._sizeless = [column for column in self._steps.values() if column.row_nbytes == 0]
-        self._waits = bool(self._sizeless) or self.power
-        self._row_nbytes = sum(column.row_nbytes for column in self._steps.values())
-        # Readers of a ring may still look at any row that ever was committed, so none of those is ever cut off.
-        self._may_cut = not self.metadata.circular
-        self._is_plain = not self.metadata.circular and not self._elements
-        self._kept_rows = {path: column.capacity for path, column in self._columns.items()}
-        self._recount()
+    def _give_up_from(self, episode_id: int, metadata: Metadata, counters: Counters) -> Metadata:
+        """Let go of a damaged record and all after it; the metadata as it is then."""
+        counters.cut(episode_id)
+        self._may_cut = False
+        metadata = replace(metadata, revision=metadata.revision + 1)  # readers start anew
+        write_metadata(self.directory, metadata)
+        counters.put("revision", metadata.revision)
+        return metadata
 
-    def _close_files(self) -> None:
-        job, self._job = self._job, None
+    def _count(
+        self, metadata: Metadata, counters: Counters, columns: Mapping[str, ColumnWriter], reader: FolderReader
+    ) -> OpenFiles:
+        """What is live in these files."""
+        snapshot = reader.snapshot()
+        ids = np.arange(counters.first, counters.next, dtype=np.int64)
+        slots = slots_of(ids, counters.base, metadata.table_capacity)
+        records = columns[EPISODES].read_scattered(slots)
+        starts, lengths, flags = records["start"], records["length"], records["flags"]
+        rows = lengths + metadata.has_state
+        live = LiveEpisodes(
+            RowRing.of_episodes(starts, rows),
+            num_episodes=len(snapshot),
+            num_steps=snapshot.num_steps,
+            table_steps=int(lengths.sum()),
+        )
+        for name in metadata.ragged_fields:
+            begins, counts = reader.elements_of(name, starts, rows, (flags & DELETED) != 0)
+            live.element_rings[name] = RowRing.of_episodes(begins[counts > 0], counts[counts > 0])
+            if metadata.circular:
+                live.element_counts[name] = deque(counts.tolist())
+        strings, most_strings = None, 0
+        if metadata.text_fields:
+            end = reader.end_of_strings(np.concatenate([records[meta_column(name)] for name in metadata.text_fields]))
+            strings, most_strings = StringWriter(columns[STRINGS], end), max(2 * end, STRINGS_RUN)
+        reader.close()
+        self._note_rows(metadata, columns, live)
+        return OpenFiles(metadata, counters, columns, strings, live, most_strings)
+
+    def _note_rows(self, metadata: Metadata, columns: Mapping[str, ColumnWriter], live: LiveEpisodes) -> None:
+        """Take note of the room that must stay."""
+        ends = {name: ring.end for name, ring in live.element_rings.items()}
+        if metadata.circular:
+            self._may_cut = False
+            self._highest_row = max(self._highest_row, live.ring.end)
+            self._highest_element = {name: max(end, self._highest_element.get(name, 0)) for name, end in ends.items()}
+        else:
+            self._highest_row, self._highest_element = live.ring.end, ends
+        self._kept_rows = {path: column.capacity for path, column in columns.items()} | self._kept_rows
+
+    def _settle(self) -> None:
+        """Open the files anew, as they are now; until that is through, what was open before stays."""
+        self._join_job()
+        before = self._files
+        self._files = self._open_files()
+        self._stale = False
+        before.close()
+
+    def _join_job(self) -> SumsJob | None:
+        """The checksums that were computed meanwhile, once they are through."""
+        job = self._job
         if job is not None:
             job.join()
-        for column in self._columns.values():
-            column.close()
-        self._columns = {}
-
-    def _recount(self) -> None:
-        """Take what is live from the files, as at every start and after any interrupted commit."""
-        reader = FolderReader(self.folder)
-        snapshot = reader.snapshot()
-        if reader.valid_end < self.counters.next:  # the reader has warned
-            self._give_up_from(reader.valid_end)
-        ids = np.arange(self.counters.first, self.counters.next, dtype=np.int64)
-        slots = self._slots(ids)
-        records = self._table.read_scattered(slots)
-        starts, lengths = records["start"], records["length"]
-        self._ring = RowRing.of_episodes(starts, lengths + self.metadata.has_state)
-        self._highest_row = max(self._highest_row, self._ring.end) if self.metadata.circular else self._ring.end
-        deleted = (records["flags"] & DELETED) != 0
-        self._element_rings, self._element_counts = {}, {}
-        for name in self.metadata.ragged_fields:
-            begins, counts = reader.elements_of(name, starts, lengths + self.metadata.has_state, deleted)
-            self._element_rings[name] = RowRing.of_episodes(begins[counts > 0], counts[counts > 0])
-            if self.metadata.circular:
-                self._element_counts[name] = deque(counts.tolist())
-        highest = {name: ring.end for name, ring in self._element_rings.items()}
-        if self.metadata.circular:
-            highest = {name: max(end, self._highest_element.get(name, 0)) for name, end in highest.items()}
-        self._highest_element = highest
-        self._strings = None
-        if self._texts:
-            end = reader.end_of_strings(np.concatenate([records[meta_column(name)] for name in self._texts]))
-            self._strings = StringWriter(self._columns[STRINGS], end)
-            self._most_strings = max(2 * end, STRINGS_RUN)
-        reader.close()
-        self.num_episodes = len(snapshot)
-        self.num_steps = snapshot.num_steps
-        self._table_steps = int(lengths.sum())
-        self._stale = False
-
-    def _give_up_from(self, episode_id: int) -> None:
-        """Let go of a damaged record and all after it."""
-        self.counters.cut(episode_id)
-        self._may_cut = False
-        self.metadata = replace(self.metadata, revision=self.metadata.revision + 1)  # readers start anew
-        write_metadata(self.folder, self.metadata)
-        self.counters.put("revision", self.metadata.revision)
-
-    def _slots(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return slots_of(ids, self.counters.base, self.metadata.table_capacity)
-
-    def _slot(self, episode_id: int) -> int:
-        slot = episode_id - self._base
-        return slot if self._capacity is None else slot % self._capacity
+            self._job = None
+        return job
 
     @property
     def is_settled(self) -> bool:
-        """Whether the counts here are those of the files: no commit was interrupted, and this is no forked child."""
+        """Whether the counts here are those of the files: no change was interrupted, and this is no forked child."""
         return not self._stale and self.owner == os.getpid()
 
+    # --- who may write ---
+
     def check_owner(self) -> None:
-        """Raise BufferLockedError in a forked child; take the files' word after an interrupted commit.
+        """Raise where it is not for the caller to write; take the files' word after an interrupted change.
 
         Raises:
+            BufferLockedError: this is a forked child, or another thread than the one that writes.
             BufferClosedError: it was closed: somebody else may be the writer by now.
         """
         if self.owner != os.getpid():
@@ -254,12 +305,88 @@ class FolderWriter:
                 "the folder with read_only=True, or record to a folder of the child's own",
                 str(self.folder),
             )
-        if not self._columns:
-            if not self._lock.is_held:
-                raise BufferClosedError(f"{self.folder}: the buffer was released; what is written from now on is lost")
-            self._reopen()  # a change of files failed, and so did opening them again
+        if self.thread != get_ident():
+            self.check_thread()
+            self.thread = get_ident()  # the one that writes from now on
+        if not self._lock.is_held:
+            raise BufferClosedError(f"{self.folder}: the buffer was released; what is written from now on is lost")
         if self._stale:
-            self._recount()
+            with _saying("the files could not be opened again"):
+                self._settle()
+
+    def check_thread(self) -> None:
+        """Raise where another thread writes.
+
+        Raises:
+            BufferLockedError: another thread of this process has written, and is still there.
+        """
+        if self.owner == os.getpid() and self.is_for_another_thread:
+            raise BufferLockedError(
+                errno.EAGAIN,
+                "another thread of this process is writing to this buffer, and a buffer is written by one thread; "
+                "write there, call buffer.release() there before this thread writes, or use a buffer for each thread",
+                str(self.folder),
+            )
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has let the folder go."""
+        return not self._lock.is_held
+
+    @property
+    def is_for_another_thread(self) -> bool:
+        """Whether another thread has written, and is still there."""
+        return self.thread not in (0, get_ident()) and self.thread in sys._current_frames()
+
+    def begin_change(self) -> None:
+        """:meth:`check_owner`, and see that the folder is still there.
+
+        Raises:
+            BufferNotFoundError, ConfigMismatchError, BufferLockedError: as :meth:`WriterLock.check` does.
+        """
+        self.check_owner()
+        self._lock.check()
+
+    def put_file(self, name: str, content: bytes) -> None:
+        """Put a file beside the buffer's into the folder, whole or not at all."""
+        self.check_owner()
+        self._lock.put_file(name, content)
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """What comes before a change: its files are written beside those that they replace."""
+        with _saying("nothing was changed"):
+            self.begin_change()
+            yield
+
+    @contextmanager
+    def _changing(self) -> Iterator[OpenFiles]:
+        """A change of what is stored: afterwards this object shows what the files hold, also where it failed.
+
+        Raises:
+            StorageError: the operating system refused; the message says whether the change was made.
+        """
+        self.begin_change()
+        files = self._files
+        before = files.live.num_episodes, files.counters.deletions
+        with _saying("nothing was changed"):
+            held = self.directory.open(METADATA, os.O_RDONLY)  # so that no other file can be taken for it
+        self._stale = True
+        try:
+            yield files
+            self._settle()
+        except OSError as error:
+            with suppress(OSError, GymReplayError):  # the next look or change tries again
+                self._settle()
+            after = self._files.live.num_episodes, files.counters.deletions
+            was_made = after != before or not self.directory.has(METADATA, held)
+            raise _said(error, "the change was made all the same" if was_made else "nothing was changed") from error
+        except BaseException:
+            with suppress(OSError, GymReplayError):  # the exception is the one that came
+                self._settle()
+            raise
+        finally:
+            os.close(held)
 
     # --- the open episode ---
 
@@ -289,15 +416,16 @@ class FolderWriter:
         self.check_owner()
         metadata = self.metadata
         if metadata.circular:
-            return FileSpill(self.folder, metadata.fields, self.check_owner)
-        return TailSpill(self._end_place(), self.check_owner)
+            return FileSpill(self.directory, metadata.fields, self.begin_change)
+        return TailSpill(self._end_place(), self.begin_change)
 
     def _place(self, start: int, bases: Mapping[str, int]) -> Place:
-        return Place(self._steps, self._elements, start, bases)
+        return Place(lambda: self._files, start, bases)
 
     def _end_place(self) -> Place:
         """Behind all that is live."""
-        return self._place(self._ring.end, {name: ring.end for name, ring in self._element_rings.items()})
+        live = self._files.live
+        return self._place(live.ring.end, {name: ring.end for name, ring in live.element_rings.items()})
 
     def _longest(self) -> int:
         """How many transitions the next episode may have."""
@@ -346,16 +474,27 @@ class FolderWriter:
         Returns:
             The episode's id.
         """
-        self.check_owner()
+        self.begin_change()
         if self.is_limited:
             self.require_room(1, length)
         flags = (HAS_FINAL if stage.has_final else 0) | (COMPLETE if complete else 0)
         try:
             return self._commit_stage(stage, pieces, length, flags, meta)
-        except KeyboardInterrupt:
-            self.check_owner()
-            self._commit_stage(stage, pieces, length, flags, meta)
+        except Exception as error:
+            raise self._of_commit(error, stage.commit_id) from error.__cause__
+        except BaseException:  # an interrupt: the episode has ended, and is kept
+            with suppress(Exception):
+                self.begin_change()
+                self._commit_stage(stage, pieces, length, flags, meta)
             raise
+
+    def _of_commit(self, error: Exception, episode_id: int | None) -> Exception:
+        """The error of a commit; one of the disk says whether it came through."""
+        if not isinstance(error, StorageError):
+            return error
+        if episode_id is None or self.counters.next <= episode_id:
+            return _said(error, "nothing was committed")
+        return _said(error, "what was to be stored is committed, but may not have reached the disk")
 
     def _commit_stage(
         self, stage: Stage, pieces: Sequence[Piece], length: int, flags: int, meta: Mapping[str, bytes]
@@ -366,24 +505,25 @@ class FolderWriter:
             return stage.commit_id
         stage.commit_id = episode_id
         self._stale = True  # until the commit is through: an interrupt anywhere leaves the files to tell
+        files = self._files
         rows = length + stage.format.has_state
         elements: Sequence[NewElements] = ()
         sums: Sequence[bytes] = ()
-        if stage.spill is None and self._is_plain:
-            start, data = self._ring.end, [piece[3] for piece in pieces]
-            self._rows.write(start, start + rows, data)
-            if rows * self._row_nbytes >= LARGE_EPISODE and self.counters.summed == episode_id and not self.power:
+        if stage.spill is None and files.is_plain:
+            start, data = files.live.ring.end, [piece[3] for piece in pieces]
+            files.rows.write(start, start + rows, data)
+            if rows * files.row_nbytes >= LARGE_EPISODE and self.counters.summed == episode_id and not self.power:
                 sums = [_pack_sum(crc32(content)) for content in data]  # while the processor has the bytes at hand
         else:
             start, elements = self._write_pieces(stage, pieces, length, rows)
-        if self._waits:
+        if self.power or files.sizeless:
             self._before_records(start + rows)
-        slot = episode_id - self._base if self._capacity is None else self._slot(episode_id)
+        slot = episode_id - files.base if files.capacity is None else files.slot(episode_id)
         self._write_record(slot, episode_id, start, length, flags, meta)
         self._make_visible(episode_id + 1, slot, start, rows, length, 1, elements=elements)
         if sums and self.counters.summed == episode_id:
             with suppress(StorageError):  # the episode is committed; flush and close try again and say so
-                self._sums.write(slot, b"".join(sums))
+                files.sums.write(slot, b"".join(sums))
                 self.counters.put("summed", episode_id + 1)
                 self._unsummed = 0
         if stage.watch is not None:
@@ -428,13 +568,16 @@ class FolderWriter:
         Returns:
             The first episode's id; the others follow.
         """
-        self.check_owner()
+        self.begin_change()
         self.require_room(len(lengths), max(lengths))
         flags = (COMPLETE if complete else 0) | (HAS_FINAL if has_final else 0)
         taken = [length + self.metadata.has_state for length in lengths]
         first_id = self.counters.next
-        first_row, elements = self._write_rows(rows, sum(lengths), taken)
-        self._commit_records(first_id, first_row, lengths, flags, metas, elements=elements)
+        try:
+            first_row, elements = self._write_rows(rows, sum(lengths), taken)
+            self._commit_records(first_id, first_row, lengths, flags, metas, elements=elements)
+        except Exception as error:
+            raise self._of_commit(error, first_id) from error.__cause__
         return first_id
 
     def _commit_records(
@@ -449,13 +592,14 @@ class FolderWriter:
         sums_may_wait: bool = False,
     ) -> None:
         """Write the records of a few episodes whose rows are written, one by one, and make them visible."""
-        has_state, count, steps = self.metadata.has_state, len(lengths), sum(lengths)
+        files = self._files
+        has_state, count, steps = files.metadata.has_state, len(lengths), sum(lengths)
         all_rows = steps + count * has_state
-        if self._waits:
+        if self.power or files.sizeless:
             self._before_records(first_row + all_rows)
         episode_id, start, slot = first_id, first_row, 0
         for length, meta in zip(lengths, metas, strict=True):
-            slot = self._slot(episode_id)
+            slot = files.slot(episode_id)
             self._write_record(slot, episode_id, start, length, flags, meta)
             if slot >= self._highest_slot:
                 self._highest_slot = slot + 1
@@ -484,17 +628,21 @@ class FolderWriter:
         Returns:
             The first episode's id; the others follow.
         """
-        self.check_owner()
-        count, steps = len(lengths), sum(lengths)
-        if self.is_limited:
+        self.begin_change()
+        files = self._files
+        metadata, count, steps = files.metadata, len(lengths), sum(lengths)
+        if files.is_limited:
             self.require_room(count, max(lengths), steps=steps)
-        first_id = self.counters.next
+        first_id = files.counters.next
         begin(first_id)
         self._stale = True
-        rows = steps + count * self.metadata.has_state
-        start = self._find_rows(count, steps, rows) if self.metadata.circular else self._ring.end
-        self._rows.write(start, start + rows, data)
-        self._commit_records(first_id, start, lengths, flags, metas, sums_may_wait=True)
+        rows = steps + count * metadata.has_state
+        try:
+            start = self._find_rows(count, steps, rows) if metadata.circular else files.live.ring.end
+            files.rows.write(start, start + rows, data)
+            self._commit_records(first_id, start, lengths, flags, metas, sums_may_wait=True)
+        except Exception as error:
+            raise self._of_commit(error, first_id) from error.__cause__
         return first_id
 
     def commit_episodes(
@@ -521,41 +669,51 @@ class FolderWriter:
         Returns:
             The first episode's id; the others follow.
         """
-        self.check_owner()
-        has_state = self.metadata.has_state
+        self.begin_change()
+        files = self._files
         count, all_rows = len(lengths), int(edges[-1])
-        steps, first_id = all_rows - count * has_state, self.counters.next
-        if self.is_limited:
+        steps, first_id = all_rows - count * files.metadata.has_state, files.counters.next
+        if files.is_limited:
             self.require_room(count, int(lengths.max()), steps=steps)
         begin(first_id)
+        try:
+            self._commit_arrays(files, first_id, (rows, lengths, edges, flags, meta), steps)
+        except Exception as error:
+            raise self._of_commit(error, first_id) from error.__cause__
+        return first_id
+
+    def _commit_arrays(self, files: OpenFiles, first_id: int, block: tuple[Any, ...], steps: int) -> None:
+        """Write whole episodes, given as to :meth:`commit_episodes`, and make them visible."""
+        rows, lengths, edges, flags, meta = block
+        count, all_rows = len(lengths), int(edges[-1])
         elements: Sequence[NewElements] = ()
-        if self._is_plain:
+        if files.is_plain:
             self._stale = True
-            start = self._ring.end
-            self._rows.write(start, start + all_rows, [rows[name] for name in self._steps])
+            start = files.live.ring.end
+            files.rows.write(start, start + all_rows, [rows[name] for name in files.steps])
         else:
-            start, elements = self._write_rows(rows, steps, lengths + has_state)
-        if self._waits:
+            start, elements = self._write_rows(rows, steps, lengths + files.metadata.has_state)
+        if self.power or files.sizeless:
             self._before_records(start + all_rows)
         ids = np.arange(first_id, first_id + count)
         starts = edges[:-1] + start
-        slot = self._slot(first_id)
-        turn = count if self._capacity is None else min(count, self._capacity - slot)
+        slot = files.slot(first_id)
+        turn = count if files.capacity is None else min(count, files.capacity - slot)
         self._write_records(slot, turn, ids, starts, lengths, flags, meta)
         self._make_visible(
             first_id + count, slot + turn - 1, start, all_rows, steps, count, elements=elements, sums_may_wait=True
         )
-        return first_id
 
     def _write_record(
         self, slot: int, episode_id: int, start: int, length: int, flags: int, meta: Mapping[str, bytes]
     ) -> None:
         """Put the record of an episode into a slot; ``meta`` has every meta field, of string fields the string."""
-        values = [meta[name] for name in self.metadata.meta_fields]
-        if self._strings is not None:
-            for index in self._text_indices:
-                values[index] = self._strings.put(values[index])
-        self._table.write(slot, self.metadata.record.encode_one(episode_id, start, length, flags, values))
+        files = self._files
+        values = [meta[name] for name in files.metadata.meta_fields]
+        if files.strings is not None:
+            for index in files.text_indices:
+                values[index] = files.strings.put(values[index])
+        files.table.write(slot, files.metadata.record.encode_one(episode_id, start, length, flags, values))
 
     def _write_records(
         self,
@@ -568,19 +726,20 @@ class FolderWriter:
         meta: Mapping[str, MetaColumn],
     ) -> None:
         """Put the records of several episodes into slots: ``turn`` of them from ``slot`` on, the others from 0 on."""
+        files = self._files
         columns: dict[str, Any] = dict(meta)
-        if self._strings is not None:
-            put = self._strings.put
-            for name in self._texts:
+        if files.strings is not None:
+            put = files.strings.put
+            for name in files.metadata.text_fields:
                 texts = columns[name]
                 columns[name] = (
                     put(texts) if isinstance(texts, bytes) else np.frombuffer(b"".join(map(put, texts)), np.int64)
                 )
         common = flags[0] if isinstance(flags, bytes) else flags
-        records = self.metadata.record.encode(ids, starts, lengths, common, columns)
-        self._table.write(slot, records[:turn].tobytes())
+        records = files.metadata.record.encode(ids, starts, lengths, common, columns)
+        files.table.write(slot, records[:turn].tobytes())
         if turn < len(ids):
-            self._table.write(0, records[turn:].tobytes())
+            files.table.write(0, records[turn:].tobytes())
 
     def largest_block(self) -> tuple[int, int]:
         """How many episodes, and transitions, to commit at once: in a ring, so few that not many others leave."""
@@ -595,7 +754,8 @@ class FolderWriter:
         self, rows: Mapping[str, npt.NDArray[Any] | Ragged], steps: int, taken: Sequence[int] | npt.NDArray[np.int64]
     ) -> tuple[int, list[NewElements]]:
         """Write the rows of whole episodes of ``taken`` rows each; the first of them, and their elements."""
-        edges = np.cumsum([0, *taken]) if self._elements else None
+        files = self._files
+        edges = np.cumsum([0, *taken]) if files.elements else None
         elements = {
             name: np.diff(np.concatenate(([0], np.cumsum(values.lengths)))[edges]).tolist()
             for name, values in rows.items()
@@ -615,9 +775,9 @@ class FolderWriter:
                 data[name] = np.ascontiguousarray(values)
         if elements:
             for name, array in data.items():
-                self._steps[name].write(place.start, array.reshape(-1).view(np.uint8).data)
+                files.steps[name].write(place.start, array.reshape(-1).view(np.uint8).data)
         else:
-            self._rows.write(place.start, place.start + all_rows, [data[name].data for name in self._steps])
+            files.rows.write(place.start, place.start + all_rows, [data[name].data for name in files.steps])
         return place.start, [(name, place.bases[name], counts) for name, counts in elements.items()]
 
     def _episodes_are_large(self) -> bool:
@@ -626,10 +786,11 @@ class FolderWriter:
 
     def _before_records(self, end: int) -> None:
         """See that the rows up to ``end`` are there before any record says so."""
-        for column in self._sizeless:
+        files = self._files
+        for column in files.sizeless:
             column.reserve(end)
         if self.power:
-            self._sync([*self._steps.values(), *self._elements.values()])
+            self._sync([*files.steps.values(), *files.elements.values()])
 
     def _make_visible(
         self,
@@ -648,21 +809,22 @@ class FolderWriter:
         The checksums of many short episodes may wait for flush and close: a call for each of them and each field would
         take longer than to record them.
         """
-        counters = self.counters
+        files = self._files
+        counters, live = files.counters, files.live
         if self.power:
-            self._sync([*([self._columns[STRINGS]] if self._texts else []), self._table])
+            self._sync([*([files.columns[STRINGS]] if files.strings is not None else []), files.table])
         counters.put_next(next_id)
         if self.power:
             counters.sync()
         if slot >= self._highest_slot:
             self._highest_slot = slot + 1
-        self._ring.take(start, rows)
-        if self._ring.end > self._highest_row:
-            self._highest_row = self._ring.end
-        self.num_episodes += episodes
-        self.num_steps += steps
-        self._table_steps += steps
-        self._unsummed += rows * self._row_nbytes
+        live.ring.take(start, rows)
+        if live.ring.end > self._highest_row:
+            self._highest_row = live.ring.end
+        live.num_episodes += episodes
+        live.num_steps += steps
+        live.table_steps += steps
+        self._unsummed += rows * files.row_nbytes
         if elements:
             self._take_elements(elements)
         self._stale = False
@@ -672,22 +834,19 @@ class FolderWriter:
 
     def _find_elements(self, name: str, count: int) -> int:
         """Where the elements of the next episodes go."""
-        ring = self._element_rings[name]
+        ring = self._files.live.element_rings[name]
         return (ring.place(count) or 0) if self.metadata.circular else ring.end
 
     def _take_elements(self, elements: Sequence[NewElements]) -> None:
+        files = self._files
+        live = files.live
         for name, base, counts in elements:
             if self.metadata.circular:
-                self._element_counts[name].extend(counts)
+                live.element_counts[name].extend(counts)
             if count := sum(counts):
-                self._element_rings[name].take(base, count)
+                live.element_rings[name].take(base, count)
                 self._highest_element[name] = max(self._highest_element[name], base + count)
-                self._unsummed += count * self._elements[name].row_nbytes
-
-    def _sync_directories(self, paths: Iterable[str]) -> None:
-        for directory in {self.folder, *(parent for path in paths for parent in (self.folder / path).parents)}:
-            if directory.is_relative_to(self.folder):
-                sync_directory(directory)
+                self._unsummed += count * files.elements[name].row_nbytes
 
     def _sync(self, columns: Iterable[ColumnWriter]) -> None:
         for column in columns:
@@ -697,14 +856,14 @@ class FolderWriter:
 
     def _find_place(self, episodes: int, steps: int, rows: int, elements: Mapping[str, int]) -> Place:
         """Where the next episodes go; in a ring the oldest ones leave for them."""
-        start = self._find_rows(episodes, steps, rows) if self.metadata.circular else self._ring.end
+        start = self._find_rows(episodes, steps, rows) if self.metadata.circular else self._files.live.ring.end
         return self._place(start, {name: self._find_elements(name, count) for name, count in elements.items()})
 
     def _find_rows(self, episodes: int, steps: int, rows: int) -> int:
-        first = self.counters.first
+        first, live = self.counters.first, self._files.live
         while self._over_limits(episodes, steps):
             self._evict()
-        while (start := self._ring.place(rows, end=self._row_limit(episodes, rows))) is None:
+        while (start := live.ring.place(rows, end=self._row_limit(episodes, rows))) is None:
             self._evict()
         if self.power and self.counters.first != first:
             self.counters.sync()  # before the rows are overwritten
@@ -715,7 +874,7 @@ class FolderWriter:
         held = self.counters.next - self.counters.first
         too_many = metadata.max_episodes is not None and held + episodes > metadata.max_episodes
         return held > 0 and (
-            too_many or (metadata.max_steps is not None and self._table_steps + steps > metadata.max_steps)
+            too_many or (metadata.max_steps is not None and self._files.live.table_steps + steps > metadata.max_steps)
         )
 
     def _row_limit(self, episodes: int, rows: int) -> int | None:
@@ -727,82 +886,81 @@ class FolderWriter:
         return metadata.max_steps + held * metadata.has_state + rows
 
     def _evict(self) -> None:
-        oldest = self.counters.first
-        slot = self._slot(oldest)
-        record = self._table.read_array(slot, 1)[0]
+        files = self._files
+        live, oldest = files.live, self.counters.first
+        slot = files.slot(oldest)
+        record = files.table.read_array(slot, 1)[0]
         length, deleted = int(record["length"]), int(record["flags"]) & DELETED
         self.counters.put("first", oldest + 1)
         if self.counters.summed <= oldest:
             self.counters.put("summed", oldest + 1)
         rows = length + self.metadata.has_state
-        for name, counts in self._element_counts.items():
+        for name, counts in live.element_counts.items():
             if count := counts.popleft():
-                self._element_rings[name].release(count)
-        self._ring.release(rows)
-        self._table_steps -= length
+                live.element_rings[name].release(count)
+        live.ring.release(rows)
+        live.table_steps -= length
         if not deleted:
-            self.num_episodes -= 1
-            self.num_steps -= length
+            live.num_episodes -= 1
+            live.num_steps -= length
 
     # --- changes to what is stored; edits.py prepares them ---
 
     def delete_one(self, slot: int) -> None:
         """Hide the episode whose record is in a slot, with one small write; edits.py hides several at once."""
-        self.check_owner()
-        self._stale = True
-        record, record_format = self._table.read_array(slot, 1), self.metadata.record
-        tail = record_format.tail_with(record, int(record["flags"][0]) | DELETED)
-        self._table.write_part(slot, record_format.tail_offset, tail)
-        if self.power:
-            self._table.sync()
-        self.counters.put("deletions", self.counters.deletions + 1)
-        self._recount()
+        with self._changing() as files:
+            record, record_format = files.table.read_array(slot, 1), files.metadata.record
+            tail = record_format.tail_with(record, int(record["flags"][0]) | DELETED)
+            files.table.write_part(slot, record_format.tail_offset, tail)
+            if self.power:
+                files.table.sync()
+            files.counters.put("deletions", files.counters.deletions + 1)
 
     def clear(self, metadata: Metadata | None = None) -> None:
         """Let all episodes go, and their disk space; the buffer is as ``metadata`` say from then on, where given."""
-        self.check_owner()
-        self._stale = True
-        try:
-            clear_files(self.folder, metadata or self.metadata, next_id=self.counters.next)
-        finally:
-            self._highest_row = self._highest_slot = 0
-            self._highest_element = {}
-            self._close_files()
-            self._reopen()
+        with self._changing() as files:
+            try:
+                clear_files(self.directory, metadata or files.metadata, next_id=files.counters.next)
+            finally:  # where it was not made, they are counted again
+                self._highest_row = self._highest_slot = 0
+                self._highest_element, self._kept_rows = {}, {}
 
     def switch(self, metadata: Metadata, paths: Sequence[str]) -> None:
         """Let the files written under ``<path>.new`` take their places, together with the metadata."""
-        self.check_owner()
-        self._stale = True
-        if self.power:
-            self._sync_directories(paths)
-        try:
-            switch_files(self.folder, metadata, paths)
-        finally:
-            self._close_files()
-            self._reopen()
+        with self._changing():
+            if self.power:
+                self.directory.sync_parents([*paths])
+            switch_files(self.directory, metadata, paths)
 
     @property
     def has_idle_strings(self) -> bool:
         """Whether a ring's strings take twice the room that they took when it was last known which ones are live."""
-        strings = self._strings
-        return self._capacity is not None and strings is not None and strings.end > self._most_strings
+        files = self._files
+        strings = files.strings
+        return files.capacity is not None and strings is not None and strings.end > files.most_strings
 
     def put_text(self, content: bytes) -> int:
         """The place of a meta field's string, written if it is new."""
-        assert self._strings is not None
-        return int.from_bytes(self._strings.put(content), "little", signed=True)
+        self.begin_change()
+        strings = self._files.strings
+        assert strings is not None
+        with _saying("nothing was changed"):
+            return int.from_bytes(strings.put(content), "little", signed=True)
+
+    def column(self, path: str) -> ColumnWriter:
+        """The open column of a path."""
+        return self._files.columns[path]
 
     @property
     def end_row(self) -> int:
         """One past the highest row that a live episode owns."""
-        return self._ring.end
+        return self._files.live.ring.end
 
     # --- checksums and the end ---
 
     def fill_checksums(self) -> None:
         """Write the checksums of all committed episodes that have none yet."""
-        self.check_owner()
+        self.begin_change()
         self._take_sums()
         job = self._sums_job()
         if job is not None:
@@ -822,71 +980,92 @@ class FolderWriter:
 
     def _sums_job(self) -> SumsJob | None:
         """What is to be summed; None where there is nothing."""
-        counters = self.counters
+        files = self._files
+        counters = files.counters
         ids = np.arange(max(counters.summed, counters.first), counters.next, dtype=np.int64)
         if len(ids) == 0:
             return None
-        slots = self._slots(ids)
-        records = self._table.read_scattered(slots)
+        slots = slots_of(ids, files.base, files.capacity)
+        records = files.table.read_scattered(slots)
         kept = (records["flags"] & DELETED) == 0  # the rows of others may be what was damaged
         starts, lengths = records["start"][kept], records["length"][kept]
-        fields = [(name, column, self._elements.get(name)) for name, column in self._steps.items()]
-        return SumsJob(fields, int(ids[-1]) + 1, ids[kept], slots[kept], starts, lengths + self.metadata.has_state)
+        fields = [(name, column, files.elements.get(name)) for name, column in files.steps.items()]
+        return SumsJob(fields, int(ids[-1]) + 1, ids[kept], slots[kept], starts, lengths + files.metadata.has_state)
 
     def _take_sums(self) -> None:
         """Write what was computed meanwhile."""
-        job, self._job = self._job, None
-        if job is not None:
-            job.join()
-            if job.sums is not None:
-                self._store_sums(job, job.sums)
+        job = self._join_job()
+        if job is not None and job.sums is not None:
+            self._store_sums(job, job.sums)
 
     def _store_sums(self, job: SumsJob, found: Mapping[str, npt.NDArray[np.uint32]]) -> None:
-        live = job.ids >= self.counters.first  # the rows and slots of others may have been given to newer ones since
-        sums = np.zeros(len(job.slots), self._sums.dtype)
+        files = self._files
+        live = job.ids >= files.counters.first  # the rows and slots of others may have been given to newer ones since
+        sums = np.zeros(len(job.slots), files.sums.dtype)
         for name, column in found.items():
             sums[name] = column
-        self._sums.write_scattered(job.slots[live], sums[live])
+        files.sums.write_scattered(job.slots[live], sums[live])
         if self.power:
-            self._sums.sync()
+            files.sums.sync()
         self.counters.put("summed", max(job.end, self.counters.summed))
 
     def flush(self) -> None:
         """Fill in the checksums, and have everything on the disk before returning."""
-        self.fill_checksums()
-        self._sync(self._columns.values())
-        self.counters.sync()
+        with _saying("what is committed may not have reached the disk"):
+            self.fill_checksums()
+            self._sync(self._files.columns.values())
+            self.counters.sync()
 
     def close(self) -> None:
-        """Fill in the checksums, give back the room past the last row, and let the next writer in."""
+        """Fill in the checksums, give back the room past the last row, and let the next writer in.
+
+        Where an interrupt comes in between, it can be called again, and does the rest. In a folder that was moved all
+        of this is done where it is now.
+
+        Raises:
+            BufferNotFoundError: the folder was deleted.
+            BufferLockedError: another thread writes, or the ``writer.lock`` was deleted, so that nothing was done.
+            StorageError: the operating system refused; the next writer will do what is left.
+        """
         if self.owner != os.getpid():
-            self._close_files()
+            self._files.close()
+            self._lock.release()
             return
         if not self._lock.is_held:
             return
         try:
-            if self._columns:
-                if self._stale:
-                    self._recount()
-                self.fill_checksums()
-                self._trim()
-        finally:
-            self._close_files()
-            _WRITERS.discard(self)
-            self._lock.release()
+            if not self._lock.is_in_folder:
+                self._lock.check()
+            with _saying("the next writer will do what is left"):
+                self._finish()
+        except Exception:
+            self._end()
+            raise
+        self._end()
+
+    def _finish(self) -> None:
+        if self._stale:
+            self._settle()
+        self._take_sums()
+        job = self._sums_job()
+        if job is not None:
+            self._store_sums(job, job.compute())
+        self._trim()
+
+    def _end(self) -> None:
+        self._join_job()
+        self._files.close()
+        _WRITERS.discard(self)
+        self._lock.release()
 
     def _trim(self) -> None:
-        ids = np.arange(self.counters.first, self.counters.next, dtype=np.int64)
-        slots = int(self._slots(ids).max()) + 1 if len(ids) else 0
-        elements = {values_path(name): self._highest_element[name] for name in self._elements}
-        if self._strings is not None:
-            elements[STRINGS] = self._strings.end
-        for path, column in self._columns.items():
+        files = self._files
+        ids = np.arange(files.counters.first, files.counters.next, dtype=np.int64)
+        slots = int(slots_of(ids, files.base, files.capacity).max()) + 1 if len(ids) else 0
+        elements = {values_path(name): self._highest_element[name] for name in files.elements}
+        if files.strings is not None:
+            elements[STRINGS] = files.strings.end
+        for path, column in files.columns.items():
             rows = self._highest_row if path.startswith(STEPS) else max(slots, self._highest_slot)
             used = elements.get(path, rows)
             column.trim(used if self._may_cut else max(used, self._kept_rows[path]))
-
-    def __del__(self) -> None:
-        if getattr(self, "_columns", None):
-            with suppress(Exception):
-                self.close()

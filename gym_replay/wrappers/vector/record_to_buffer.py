@@ -19,6 +19,7 @@ import numpy.typing as npt
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import FieldLike, describe, elements_of, fit, to_array
 from gym_replay.buffer.storage.folders import folder_of
+from gym_replay.buffer.storage.garbage import finalize
 from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.episode_facts import describe_run, options_to_json
 from gym_replay.wrappers.infos import is_info
@@ -312,7 +313,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         if self._guarded is not writer:
             # Made after the writer's own, so that at the interpreter's exit it runs before it.
             self._guarded = writer
-            weakref.finalize(self, recording.end)
+            weakref.finalize(self, finalize, recording.end)
         now = recording.now
         staging = recording.staging
         try:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.columns import storage_error, write_at
+from gym_replay.buffer.storage.columns import write_at
+from gym_replay.buffer.storage.directory import storage_error
 from gym_replay.buffer.storage.fields import Field
 
 Numbers = npt.NDArray[np.int64]

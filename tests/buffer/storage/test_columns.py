@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gym_replay import CorruptBufferError, StorageError
 from gym_replay.buffer.storage import columns
-from gym_replay.buffer.storage.columns import FIRST_CHUNK, Column, ColumnWriter, encode_header, open_beneath
+from gym_replay.buffer.storage.columns import FIRST_CHUNK, Column, ColumnWriter, encode_header
+from gym_replay.buffer.storage.directory import Directory, open_beneath
 
 F8 = np.dtype("<f8")
 DTYPES = st.sampled_from([np.dtype(name) for name in ("?", "u1", "<i2", "<u4", "<i8", "<f2", "<f4", "<f8")])
@@ -21,7 +22,7 @@ SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 @pytest.fixture
 def watched(tmp_path, monkeypatch):
     """A column that is opened with NumPy after every call that changes its file."""
-    column = ColumnWriter.create(tmp_path, "steps/x.npy", F8, (2,))
+    column = ColumnWriter.create(Directory(tmp_path), "steps/x.npy", F8, (2,))
     counts = {"pwrite": 0, "ftruncate": 0}
     seen = []
 
@@ -68,7 +69,7 @@ def test_the_file_is_valid_at_any_time_while_it_grows_and_shrinks(watched):
 
 
 def test_growing_is_extend_then_header_and_trimming_is_header_then_cut(tmp_path, monkeypatch):
-    column = ColumnWriter.create(tmp_path, "x.npy", F8)
+    column = ColumnWriter.create(Directory(tmp_path), "x.npy", F8)
     calls = []
     for name in ("pwrite", "ftruncate"):
         real = getattr(os, name)
@@ -92,7 +93,7 @@ def test_growing_is_extend_then_header_and_trimming_is_header_then_cut(tmp_path,
 def test_a_file_grows_by_chunks_that_double_up_to_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(columns, "FIRST_CHUNK", 1 << 8)
     monkeypatch.setattr(columns, "LARGEST_CHUNK", 1 << 12)
-    column = ColumnWriter.create(tmp_path, "x.npy", F8)
+    column = ColumnWriter.create(Directory(tmp_path), "x.npy", F8)
     sizes = [0]
     for row in range(3000):
         column.write(row, b"12345678")
@@ -106,7 +107,7 @@ def test_a_file_grows_by_chunks_that_double_up_to_a_limit(tmp_path, monkeypatch)
 
 
 def test_rows_larger_than_a_chunk(tmp_path):
-    column = ColumnWriter.create(tmp_path, "x.npy", np.dtype("u1"), (3 * FIRST_CHUNK,))
+    column = ColumnWriter.create(Directory(tmp_path), "x.npy", np.dtype("u1"), (3 * FIRST_CHUNK,))
     for row in range(3):
         column.write(row, bytes([row]) * (3 * FIRST_CHUNK))
         assert column.capacity >= row + 1
@@ -115,7 +116,7 @@ def test_rows_larger_than_a_chunk(tmp_path):
 
 
 def test_growth_takes_no_more_than_it_needs_where_there_is_no_room_for_a_chunk(tmp_path, monkeypatch):
-    column = ColumnWriter.create(tmp_path, "x.npy", F8)
+    column = ColumnWriter.create(Directory(tmp_path), "x.npy", F8)
     real = os.ftruncate
 
     def ftruncate(descriptor, size):
@@ -140,7 +141,7 @@ def test_growth_takes_no_more_than_it_needs_where_there_is_no_room_for_a_chunk(t
 
 
 def test_a_short_write_is_continued(tmp_path, monkeypatch):
-    column = ColumnWriter.create(tmp_path, "x.npy", F8)
+    column = ColumnWriter.create(Directory(tmp_path), "x.npy", F8)
     column.reserve(1000)
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: real(descriptor, memoryview(data)[:100], at))
@@ -193,7 +194,7 @@ class ColumnPair:
     """A writer and a reader of one column."""
 
     def __init__(self, folder, dtype=F8, shape=(), name="x.npy"):
-        self.writer = ColumnWriter.create(folder, name, dtype, shape)
+        self.writer = ColumnWriter.create(Directory(folder), name, dtype, shape)
         self.reader = Column(folder, name, dtype, shape)
 
     def __enter__(self):
@@ -424,7 +425,7 @@ def test_no_column_is_read_or_created_through_a_link(linked, name):
     before = (outside / "x.npy").read_bytes()
     for opening in (Column, ColumnWriter.open, ColumnWriter.create):
         with pytest.raises((CorruptBufferError, OSError)):
-            opening(linked, name, F8)
+            opening(Directory(linked), name, F8)
     assert [path.name for path in outside.iterdir()] == ["x.npy"]
     assert (outside / "x.npy").read_bytes() == before
 
@@ -432,7 +433,7 @@ def test_no_column_is_read_or_created_through_a_link(linked, name):
 def test_a_folder_may_itself_be_reached_through_a_link(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    ColumnWriter.create(tmp_path / "link", "steps/x.npy", F8).close()
+    ColumnWriter.create(Directory(tmp_path / "link"), "steps/x.npy", F8).close()
     assert (tmp_path / "real/steps/x.npy").exists()
 
 

@@ -154,7 +154,7 @@ def test_where_the_disk_refuses_its_sums_the_episode_is_committed(tmp_path, monk
         raise StorageError(28, "no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(buffer._writer._sums, "write", refuse)
+        patch.setattr(buffer._writer._files.sums, "write", refuse)
         step_by_step(buffer, 20)
     assert len(buffer) == 2
     assert summed(tmp_path) == 1

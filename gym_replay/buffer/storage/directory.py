@@ -1,0 +1,360 @@
+"""A folder that is held open, and files below a folder that are reached without following a link.
+
+Whoever writes goes through a :class:`Directory`: what is done through it is done in the folder that was opened,
+wherever that has been moved, and never in another one that took its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from gym_replay.buffer.storage.folders import DEEPEST
+from gym_replay.buffer.storage.garbage import close_now, close_with
+from gym_replay.errors import CorruptBufferError, StorageError
+
+_LINK_ERRORS = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
+OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+NOT_THE_FILES_FAULT = (*OUT_OF_DESCRIPTORS, errno.EACCES, errno.EPERM)
+"""Refusals that say nothing about what is in a file."""
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_PLAIN = os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+def storage_error(error: OSError, path: Path | Directory | str, needed: int) -> StorageError:
+    """The error of ours for a refused write of ``needed`` more bytes."""
+    if isinstance(error, StorageError):
+        return error
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        size = f"{needed} more bytes were needed" if needed else "room for one more file was needed"
+        return StorageError(
+            error.errno, f"{reason}: {size} (free some space and go on with the same buffer)", str(path)
+        )
+    remedy = _REMEDIES.get(error.errno or 0, "nothing more can be written there now")
+    return StorageError(error.errno, f"{reason}: {remedy}; committed episodes are intact", str(path))
+
+
+_REMEDIES = {
+    errno.EACCES: "give this user the right to write there, or choose another folder",
+    errno.EPERM: "give this user the right to write there, or choose another folder",
+    errno.EROFS: "the file system is mounted read-only; choose another folder",
+    errno.ENOENT: "the folder is missing: it was moved or deleted, or its disk is not mounted",
+    errno.ENOTDIR: "a part of the path is a file; choose another folder",
+    errno.EMFILE: "this process has too many open files; raise its limit (ulimit -n), or record fewer buffers at once",
+    errno.ENFILE: "the system has too many open files; close some",
+}
+
+
+def refusal(error: OSError, path: Path | Directory | str, what: str) -> StorageError:
+    """The error of ours for a refused call that was no write of bytes, and what it means."""
+    return StorageError(error.errno, f"{storage_error(error, path, 0).strerror}; {what}", str(path))
+
+
+def _open(path: Path, name: str | Path, flags: int, directory: int | None = None) -> int:
+    """``os.open`` of a new descriptor that no other program inherits; ``path`` is for the message.
+
+    Raises:
+        StorageError: there are no more descriptors, or no permission, which says nothing about the file.
+    """
+    try:
+        return os.open(name, flags | os.O_CLOEXEC, 0o666, dir_fd=directory)
+    except OSError as error:
+        if error.errno in NOT_THE_FILES_FAULT:
+            raise storage_error(error, path, 0) from error
+        raise
+
+
+def _link_error(folder: Path | Directory, relative: str) -> CorruptBufferError:
+    return CorruptBufferError(f"{folder / relative}: expected a plain file, reached through no links")
+
+
+class Directory:
+    """A folder, held open.
+
+    ``directory / "metadata.json"`` is a path for messages only: nothing is opened by it.
+
+    Args:
+        path: of the folder.
+
+    Attributes:
+        descriptor: of the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor = close_with(self, _open(path, path, _DIRECTORY))
+
+    def __truediv__(self, relative: str) -> Path:
+        return self.path / relative
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __enter__(self) -> Directory:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the folder go."""
+        descriptor, self.descriptor = self.descriptor, -1
+        close_now(descriptor)
+
+    @contextlib.contextmanager
+    def _parents(self, parents: Sequence[str]) -> Iterator[int]:
+        """The descriptor of a directory below, which is closed afterwards unless it is the folder itself."""
+        directory = self.descriptor
+        try:
+            for parent in parents:
+                below = _open(self / parent, parent, _DIRECTORY | os.O_NOFOLLOW, directory)
+                above, directory = directory, below
+                if above != self.descriptor:
+                    os.close(above)
+            yield directory
+        finally:
+            if directory != self.descriptor:
+                os.close(directory)
+
+    def open(self, relative: str, flags: int) -> int:
+        """Open a plain file; the caller closes the descriptor.
+
+        Raises:
+            CorruptBufferError: a component of the path is a link, or the end is no plain file.
+            FileNotFoundError: it does not exist.
+        """
+        *parents, name = relative.split("/")
+        try:
+            with self._parents(parents) as directory:
+                return _open_plain(self, relative, name, flags, directory)
+        except OSError as error:
+            if error.errno in _LINK_ERRORS:
+                raise _link_error(self, relative) from None
+            raise
+
+    def open_nameless(self) -> int:
+        """Open a new file without a name, for reading and writing; the caller closes the descriptor."""
+        with contextlib.suppress(OSError, AttributeError):
+            return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self.descriptor)
+        name = f".{secrets.token_hex(16)}"
+        descriptor = os.open(
+            name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | _PLAIN, 0o600, dir_fd=self.descriptor
+        )
+        os.unlink(name, dir_fd=self.descriptor)
+        return descriptor
+
+    def _mode_of(self, relative: str) -> int:
+        *parents, name = relative.split("/")
+        try:
+            with self._parents(parents) as directory:
+                return os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+        except OSError:
+            return 0
+
+    def exists(self, relative: str) -> bool:
+        """Whether there is anything of this name, a broken link included."""
+        return self._mode_of(relative) != 0
+
+    def has(self, relative: str, descriptor: int) -> bool:
+        """Whether the file of this name, in the folder itself, is an open one."""
+        return os.path.samestat(os.stat(relative, dir_fd=self.descriptor, follow_symlinks=False), os.fstat(descriptor))
+
+    def is_plain_file(self, relative: str) -> bool:
+        """Whether there is a file of this name, reached through no links."""
+        return stat.S_ISREG(self._mode_of(relative))
+
+    def files(self, relative: str) -> list[str]:
+        """The paths of all that lies below a directory of the folder and is none itself, reached through no links."""
+        found: list[str] = []
+        try:
+            with self._parents([*relative.split("/")]) as directory:
+                for name in sorted(os.listdir(directory)):
+                    below = f"{relative}/{name}"
+                    is_directory = stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+                    if is_directory:
+                        found += self.files(below) if below.count("/") < DEEPEST else []
+                    else:
+                        found.append(below)
+        except OSError as error:
+            if error.errno not in (*_LINK_ERRORS, errno.ENOENT):
+                raise
+        return found
+
+    def make_parents(self, relative: str) -> None:
+        """Make the directories above a file.
+
+        Raises:
+            CorruptBufferError: a component of the path is a link.
+            StorageError: the operating system refused.
+        """
+        parents = relative.split("/")[:-1]
+        try:
+            for depth, name in enumerate(parents):
+                with self._parents(parents[:depth]) as directory, contextlib.suppress(FileExistsError):
+                    os.mkdir(name, dir_fd=directory)
+        except OSError as error:
+            if error.errno in _LINK_ERRORS:
+                raise _link_error(self, relative) from None
+            raise refusal(error, self / relative, "its folder could not be made") from error
+
+    def rename(self, relative: str, new_name: str, *, missing_ok: bool = False) -> None:
+        """Give a file another name in its directory.
+
+        Raises:
+            CorruptBufferError: a component of the path is a link.
+            StorageError: the operating system refused.
+        """
+        *parents, name = relative.split("/")
+        try:
+            with self._parents(parents) as directory:
+                if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                    raise CorruptBufferError(f"{self / relative}: expected a plain file")
+                os.replace(name, new_name, src_dir_fd=directory, dst_dir_fd=directory)
+        except OSError as error:
+            if missing_ok and isinstance(error, FileNotFoundError):
+                return
+            if error.errno in _LINK_ERRORS:
+                raise _link_error(self, relative) from None
+            raise refusal(error, self / relative, f"it could not be renamed to {new_name}") from error
+
+    def unlink(self, relative: str) -> None:
+        """Delete a file; what is missing, no file, or behind a link stays as it is.
+
+        Raises:
+            StorageError: the operating system refused.
+        """
+        *parents, name = relative.split("/")
+        try:
+            with self._parents(parents) as directory:
+                os.unlink(name, dir_fd=directory)
+        except OSError as error:
+            if error.errno not in (*_LINK_ERRORS, errno.ENOENT, errno.EPERM):
+                raise refusal(error, self / relative, "it could not be deleted") from error
+
+    def remove_empty_parents(self, relative: str) -> None:
+        """Delete the directories above a file that has gone, as far as they are empty."""
+        parents = relative.split("/")[:-1]
+        with contextlib.suppress(OSError):
+            for depth in range(len(parents), 0, -1):
+                with self._parents(parents[: depth - 1]) as directory:
+                    os.rmdir(parents[depth - 1], dir_fd=directory)
+
+    def sync(self, relative: str = "") -> None:
+        """Have the entries of the folder, or of a directory below it, on the disk before returning.
+
+        Raises:
+            StorageError: the operating system refused.
+        """
+        try:
+            with self._parents(relative.split("/") if relative else []) as directory:
+                os.fsync(directory)
+        except OSError as error:
+            raise refusal(error, self / relative, "the names of its files may not have reached the disk") from error
+
+    def sync_parents(self, paths: Sequence[str]) -> None:
+        """:meth:`sync` for the folder and every directory above these files."""
+        parents = {"/".join(path.split("/")[:depth]) for path in paths for depth in range(path.count("/") + 1)}
+        for parent in sorted({"", *parents}):
+            self.sync(parent)
+
+
+Folder: TypeAlias = "Path | Directory"
+"""Where a reader finds files: below a path, looked up each time, or in a folder that is held open."""
+
+
+def open_beneath(folder: Folder, relative: str, flags: int) -> int:
+    """As :meth:`Directory.open`, also for a folder that is not held open."""
+    if isinstance(folder, Directory):
+        return folder.open(relative, flags)
+    if "/" not in relative:
+        return _open_plain(folder, relative, os.path.join(folder, relative), flags)
+    with Directory(folder) as directory:
+        return directory.open(relative, flags)
+
+
+def exists_beneath(folder: Folder, relative: str) -> bool:
+    """As :meth:`Directory.exists`, also for a folder that is not held open."""
+    return folder.exists(relative) if isinstance(folder, Directory) else os.path.lexists(folder / relative)
+
+
+def _open_plain(folder: Folder, relative: str, name: str, flags: int, directory: int | None = None) -> int:
+    """Open a plain file that is no link, and for writing none that has a second name elsewhere."""
+    try:
+        descriptor = _open(folder / relative, name, flags & ~os.O_TRUNC | _PLAIN, directory)
+    except OSError as error:
+        if error.errno in _LINK_ERRORS:
+            raise _link_error(folder, relative) from None
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise CorruptBufferError(f"{folder / relative}: expected a plain file")
+        if flags & (os.O_WRONLY | os.O_RDWR) and status.st_nlink > 1:
+            raise CorruptBufferError(
+                f"{folder / relative}: the file has {status.st_nlink} names (hard links), and what is written under "
+                "one of them changes the others; copy the folder, as with cp -r, and write to the copy"
+            )
+        if flags & os.O_TRUNC:
+            os.ftruncate(descriptor, 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+class DirectoriesBeneath:
+    """Opens many files below a folder, in few directories, each of which is opened once.
+
+    Args:
+        folder: what the files are below.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptors: dict[str, int] = {}
+
+    def open(self, relative: str, flags: int) -> int:
+        """As :func:`open_beneath`."""
+        parent, _, name = relative.rpartition("/")
+        directory = self._descriptors.get(parent)
+        if directory is None:
+            try:
+                with Directory(self._folder) as root, root._parents(parent.split("/") if parent else []) as found:
+                    directory = self._descriptors[parent] = os.dup(found)
+            except OSError as error:
+                if error.errno in _LINK_ERRORS:
+                    raise _link_error(self._folder, relative) from None
+                raise
+        return _open_plain(self._folder, relative, name, flags, directory)
+
+    def close(self) -> None:
+        """Close the directories."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+
+def sync_descriptor(descriptor: int, path: Path) -> None:
+    """``fsync``, and on macOS the call that also empties the drive's own cache.
+
+    Raises:
+        StorageError: not everything that was written to the file reached the disk.
+    """
+    if sys.platform == "darwin":  # pragma: no cover
+        import fcntl
+
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise storage_error(error, path, 0) from error

@@ -18,6 +18,7 @@ from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.storage import edits
 from gym_replay.buffer.storage.columns import storage_error
 from gym_replay.buffer.storage.creation import check_config, check_target, create_files
+from gym_replay.buffer.storage.descriptors import naming_the_limit, require_descriptors
 from gym_replay.buffer.storage.fields import (
     Field,
     FieldLike,
@@ -130,8 +131,10 @@ class ReplayBuffer(Readable):
         if overwrite or not has_buffer(self._folder):
             if read_only:
                 raise BufferNotFoundError(errno.ENOENT, "no buffer here to open read-only", str(self._folder))
-            self._create(config, overwrite=overwrite)
-        self._reader = FolderReader(self._folder)
+            with naming_the_limit(self._folder):
+                self._create(config, overwrite=overwrite)
+        with naming_the_limit(self._folder):
+            self._reader = FolderReader(self._folder)
         try:
             check_match(self._reader.metadata, config, self._folder)
         except BaseException:
@@ -314,13 +317,15 @@ class ReplayBuffer(Readable):
                 raise ReadOnlyError(
                     errno.EROFS, "the buffer was opened with read_only=True; open it without", str(self._folder)
                 )
-            writer = FolderWriter(self._folder, durability=self._durability, uuid=self.metadata.uuid)
+            with naming_the_limit(self._folder):
+                writer = FolderWriter(self._folder, durability=self._durability, uuid=self.metadata.uuid)
             self._own(writer)
-        writer.check_owner()
-        if writer.metadata.circular and writer.has_idle_strings:
-            edits.compact_strings(writer, self._reader.refresh())
-        if writer.metadata.revision != self._reader.metadata.revision:
-            self._reader.refresh()
+        with naming_the_limit(self._folder):
+            writer.check_owner()
+            if writer.metadata.circular and writer.has_idle_strings:
+                edits.compact_strings(writer, self._reader.refresh())
+            if writer.metadata.revision != self._reader.metadata.revision:
+                self._reader.refresh()
         return writer
 
     def encoders(self) -> open_episode.Encoders:
@@ -508,17 +513,26 @@ class ReplayBuffer(Readable):
         finally:
             self._reader.refresh()
 
-    def add_default_fields(self, fields: Mapping[str, Field]) -> None:
-        """Add fields that hold their defaults, all at once, also while an episode is open."""
+    def widen_schema(self, fields: Mapping[str, Field]) -> None:
+        """Add fields that hold their defaults, and store others in a wider dtype: all at once, or nothing.
+
+        Unlike :meth:`add_field` it may be called while an episode is open, by who sees to the rows of that episode.
+
+        Raises:
+            FieldError: a name cannot be a field, or a recorded value would change.
+        """
         if not fields:
             return
-        check_distinct([*self.metadata.fields, *fields])
+        check_distinct({**self.metadata.fields, **fields})
         writer = self._writing()
         snapshot = self._reader.refresh()
-        try:
-            edits.add_fields(writer, snapshot, {name: (info, None) for name, info in fields.items()})
-        finally:
-            self._reader.refresh()
+        # Three for each new field, and those of a reader for as long as the one before is still there.
+        require_descriptors(self._folder, 4 * len(fields) + len(self.metadata.columns()))
+        with naming_the_limit(self._folder):
+            try:
+                edits.add_fields(writer, snapshot, {name: (info, None) for name, info in fields.items()})
+            finally:
+                self._reader.refresh()
 
     def delete(self, episodes: int | slice | Sequence[int] | npt.NDArray[Any]) -> None:
         """Hide episodes for good: all of them or, where the process is killed meanwhile, none.

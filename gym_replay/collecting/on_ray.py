@@ -423,7 +423,7 @@ def _tidy(folder: Path, goal: Goal, journal: Journal, plan: Plan) -> None:
     for shard in shards_of(folder):
         with ReplayBuffer.from_folder(shard) as buffer:
             known = buffer.metadata.fields
-            buffer.add_default_fields({name: info for name, info in fields.items() if name not in known})
+            buffer.widen_schema({name: info for name, info in fields.items() if name not in known})
 
 
 def _union(folder: Path) -> ConcatReplayBuffer:

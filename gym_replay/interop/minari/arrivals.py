@@ -130,7 +130,7 @@ class Arrival:
                 new |= fields
             except (FieldError, CorruptBufferError) as error:
                 self._refuse(str(error), type(error))
-        self._buffer.add_default_fields(new)
+        self._buffer.widen_schema(new)
         return arrays
 
     def _entry(self, name: str, value: Any, field: Field | None) -> npt.NDArray[Any] | None:

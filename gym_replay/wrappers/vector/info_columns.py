@@ -23,8 +23,8 @@ class BatchInfos(Infos):
 
     It does so where the result is the same bit for bit: a dict with text keys, of arrays over the sub-environments, and
     of such dicts, with masks ``_<key>`` or without, in which each entry that is wanted has a field of its own dtype and
-    shape already. Everything else (the first time that an entry is seen, what must be converted, left out or warned
-    about) is for :meth:`Infos.encode`, one sub-environment after another.
+    shape already, and no field is ragged. Everything else (the first time that an entry is seen, what must be
+    converted, left out or warned about) is for :meth:`Infos.encode`, one sub-environment after another.
     """
 
     def columns(
@@ -39,12 +39,14 @@ class BatchInfos(Infos):
             removed: of which sub-environments an entry is left out.
         """
         found: dict[str, tuple[npt.NDArray[Any], Mask | None]] = {}
-        if type(infos) is not dict:
+        self._sync()
+        if type(infos) is not dict or self._has_ragged:
             return None
         if removed:
             infos = {**infos, **{f"_{key}": _but(infos, key, mask) for key, mask in removed.items() if key in infos}}
         if not self._find(infos, count, left_out, None, ROOT, (), found):
             return None
+        self._rows += count
         columns: list[InfoColumn] = []
         for name, field in self._known.items():
             values, there = found.get(name, (None, None))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -328,6 +329,15 @@ class ReplayBuffer(Readable):
                 self._reader.refresh()
         return writer
 
+    @contextmanager
+    def _changing_files(self) -> Iterator[None]:
+        """See, whatever happens, what the files hold afterwards."""
+        with naming_the_limit(self._folder):
+            try:
+                yield
+            finally:
+                self._reader.refresh()
+
     def encoders(self) -> open_episode.Encoders:
         """The encoders of the present schema."""
         encoders, metadata = self._encoders, self._reader.metadata
@@ -471,10 +481,8 @@ class ReplayBuffer(Readable):
                 elif single:
                     value = to_array(value, name)[None]
                 rows[name] = _rows_of(name, info, value, snapshot, places)
-        try:
+        with self._changing_files():
             edits.update(writer, snapshot, places, rows, meta)
-        finally:
-            self._reader.refresh()
 
     def _meta_values(self, name: str, info: Field, value: Any, count: int, *, single: bool) -> npt.NDArray[Any]:
         """New values of a meta field, as its column holds them: ``(count, *field.shape)``."""
@@ -508,10 +516,8 @@ class ReplayBuffer(Readable):
         rows = None
         if values is not None:
             rows = _complete_rows(name, field, values, snapshot, has_state=self.metadata.has_state)
-        try:
+        with self._changing_files():
             edits.add_fields(writer, snapshot, {name: (field, rows)})
-        finally:
-            self._reader.refresh()
 
     def widen_schema(self, fields: Mapping[str, Field]) -> None:
         """Add fields that hold their defaults, and store others in a wider dtype: all at once, or nothing.
@@ -525,14 +531,10 @@ class ReplayBuffer(Readable):
             return
         check_distinct({**self.metadata.fields, **fields})
         writer = self._writing()
-        snapshot = self._reader.refresh()
         # Three for each new field, and those of a reader for as long as the one before is still there.
-        require_descriptors(self._folder, 4 * len(fields) + len(self.metadata.columns()))
-        with naming_the_limit(self._folder):
-            try:
-                edits.add_fields(writer, snapshot, {name: (info, None) for name, info in fields.items()})
-            finally:
-                self._reader.refresh()
+        require_descriptors(self._folder, 3 * len(fields) + len(self.metadata.columns()))
+        with self._changing_files():
+            edits.add_fields(writer, self._reader.refresh(), {name: (info, None) for name, info in fields.items()})
 
     def delete(self, episodes: int | slice | Sequence[int] | npt.NDArray[Any]) -> None:
         """Hide episodes for good: all of them or, where the process is killed meanwhile, none.
@@ -547,19 +549,15 @@ class ReplayBuffer(Readable):
         writer = self._writing()
         snapshot = self._reader.refresh()
         places, _ = _places(episodes, len(snapshot))
-        try:
+        with self._changing_files():
             edits.delete(writer, snapshot, places)
-        finally:
-            self._reader.refresh()
 
     def clear(self) -> None:
         """Remove all episodes and give their disk space back. Ids go on where they were."""
         self._require_no_episode("clear")
         writer = self._writing()
-        try:
+        with self._changing_files():
             writer.clear()
-        finally:
-            self._reader.refresh()
 
     def redefine(self, fields: Mapping[str, Field], meta_fields: Mapping[str, Field]) -> None:
         """Give the buffer other fields; it has no episodes.
@@ -573,10 +571,8 @@ class ReplayBuffer(Readable):
         writer = self._writing()
         metadata = replace(writer.metadata, fields=dict(fields), meta_fields=dict(meta_fields))
         check_config(metadata)
-        try:
+        with self._changing_files():
             writer.clear(metadata)
-        finally:
-            self._reader.refresh()
 
     def flush(self) -> None:
         """Have all that is committed on the disk before returning, with the checksums of what was written here."""

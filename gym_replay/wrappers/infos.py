@@ -25,8 +25,8 @@ import numpy.typing as npt
 from gym_replay.buffer.storage.descriptors import OUT_OF_DESCRIPTORS
 from gym_replay.buffer.storage.fields import (
     Field,
-    cast_exactly,
     elements_of,
+    exact_cast,
     fit,
     is_declaration,
     parse_dtype,
@@ -79,7 +79,11 @@ def check_infos(wanted: Any, dtypes: Mapping[str, Any]) -> tuple[set[str] | None
     declared: dict[str, np.dtype[Any] | Field] = {}
     for name, info in dtypes.items():
         if is_info(name):
-            declared[name] = replace(parse_field(info), state=True) if is_declaration(info) else parse_dtype(info)
+            declared[name] = parse_field(info) if is_declaration(info) else parse_dtype(info)
+            if isinstance(field := declared[name], Field):
+                if field.is_text:
+                    raise FieldError(f"dtypes: {name!r}: expected a field of numbers, got strings")
+                declared[name] = replace(field, state=True)
     return None if wanted is True else _names(wanted), declared
 
 
@@ -138,8 +142,11 @@ class Infos:
         Args:
             infos: what ``reset`` or ``step`` gave, of one or of several environments.
         """
-        self._sync()
+        if self._schema.fields is not self._fields:
+            self._sync()
         self._rows += len(infos)
+        if len(infos) == 1 and type(infos[0]) is dict and not infos[0]:
+            return [self._nothing]
         found = [self._arrays(info) for info in infos]
         rows = [self._fitted(arrays) for arrays in found]
         if None in rows:
@@ -178,11 +185,24 @@ class Infos:
         try:
             value = elements_of(name, array, field) if field.ragged else fit(name, array, field)
         except FieldError as error:
-            self._lose(name, self._why.get(name, f"{error}; {_remedy(name, array, field)}"))
+            self._lose(name, self._why.get(name, self._explain(name, array, field, error)))
             return None
         if self._declaration(name) is None:
             self._lose(name, f"{array} is stored as {value}", "rounded")
         return value
+
+    def _explain(self, name: str, array: npt.NDArray[Any], field: Field, error: FieldError) -> str:
+        """Why a value is lost, and how to ask for it."""
+        if self._declaration(name) is not None:
+            return f"{error}; the field was declared in dtypes, and so it does not change"
+        if array.shape == field.shape or not array.ndim or array.shape[1:] != field.shape[1:]:
+            return str(error)
+        dtype = np.promote_types(array.dtype, field.dtype) if array.size else field.dtype
+        shape = f", {field.shape[1:]}" if field.shape[1:] else ""
+        return (
+            f"its shape was {field.shape}, and now it is {array.shape}; "
+            f"dtypes={{{name!r}: Field({dtype.name!r}{shape}, ragged=True)}} takes any number of them, in a new folder"
+        )
 
     def _row(self, values: Mapping[str, npt.NDArray[Any]]) -> tuple[bytes, ...]:
         row: list[bytes] = []
@@ -227,6 +247,8 @@ class Infos:
         return name not in self._why and self._declaration(name) is None and self._rows >= self._next_try
 
     def _why_not_now(self) -> str:
+        if self._rows < self._next_try:
+            return f"the system refused files of other entries, and the next try is up to {_ROWS_BETWEEN} rows later"
         return (
             f"entries became fields {self._changes} times, and some more do only every {_ROWS_BETWEEN} rows; name those"
             " to record in record_info"
@@ -382,7 +404,7 @@ def _held(array: npt.NDArray[Any], field: Field) -> npt.NDArray[Any] | None:
             if {array.shape, field.shape} != {(), (1,)}:
                 return None
             array = array.reshape(field.shape)
-    return cast_exactly(array, field.dtype)
+    return exact_cast(array, field.dtype)
 
 
 def _wider(field: Field, array: npt.NDArray[Any]) -> list[Field]:
@@ -393,15 +415,6 @@ def _wider(field: Field, array: npt.NDArray[Any]) -> list[Field]:
         dtypes = [array.dtype, promoted]
     fields = [replace(field, dtype=dtype) for dtype in dtypes if dtype != field.dtype]
     return [wider for wider in fields if _held(array, wider) is not None]
-
-
-def _remedy(name: str, array: npt.NDArray[Any], field: Field) -> str:
-    """How to ask for what does not fit a field."""
-    if array.shape != field.shape and array.ndim and array.shape[1:] == field.shape[1:] and not field.ragged:
-        shape = f", {field.shape[1:]}" if field.shape[1:] else ""
-        dtype = np.promote_types(array.dtype, field.dtype).name
-        return f"dtypes={{{name!r}: Field({dtype!r}{shape}, ragged=True)}} takes any number of them, in a new folder"
-    return f"name its dtype, as in dtypes={{{name!r}: 'float64'}}, where that helps"
 
 
 def presence_of(name: str) -> str:

@@ -60,7 +60,9 @@ def change_fields(
         buffer.acquire()  # opens the files again, where also that was refused
         catch_up(fields.keys())
         known = buffer.metadata.fields
-        return None if all(known.get(name) == info for name, info in fields.items()) else error
+        if any(known.get(name) != info for name, info in fields.items()):
+            return error.with_traceback(None)  # which would keep files open
+        return None
     catch_up(fields.keys())
     return None
 

@@ -25,7 +25,7 @@ def _limit() -> int:
 def _too_many(folder: Path, number: int, reason: str) -> StorageError:
     return StorageError(
         number,
-        f"{reason}; this process may have {_limit()} files open, and a buffer keeps up to three open for each of its "
+        f"{reason}; this process may have {_limit()} files open, and a buffer keeps up to two open for each of its "
         "fields; raise the limit (ulimit -n), close other buffers, or record fewer fields, such as entries of infos. "
         "Committed episodes are intact",
         str(folder),

@@ -390,10 +390,14 @@ def _cast(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArr
     )
 
 
-def cast_exactly(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any] | None:
+def exact_cast(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any] | None:
     """``array`` in another dtype, where every value stays what it is, NaN too; None where one would change."""
     if array.dtype == dtype:
         return array
+    if array.ndim == 0:  # Python compares numbers of all kinds exactly, and much faster
+        with np.errstate(all="ignore"):
+            one, value = array.astype(dtype), array.item()
+        return one if one.item() == value or (value != value and dtype.kind == "f") else None
     with np.errstate(all="ignore"):
         if array.dtype.kind == "f" and dtype.kind in "iu" and not (np.abs(array) < 1 << 53).all():
             return None  # what C makes of larger ones is up to the processor
@@ -412,9 +416,9 @@ def widened(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDA
     Raises:
         FieldError: one of them would change.
     """
-    cast = cast_exactly(array, dtype)
+    cast = exact_cast(array, dtype)
     if cast is None:
-        values = (value for value in array.flat if cast_exactly(np.asarray(value), dtype) is None)
+        values = (value for value in array.flat if exact_cast(np.asarray(value), dtype) is None)
         raise FieldError(
             f"field {name!r}: it holds {next(values)}, which {dtype.name} cannot; a recorded value is never changed"
         )

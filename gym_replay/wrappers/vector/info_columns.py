@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,19 @@ class BatchInfos(Infos):
             else:
                 columns += (name, _where(there, values, field)), (presence_of(name), there)
         return columns
+
+    def cut_entries(self, infos: Mapping[Any, Any], root: str = ROOT) -> Iterator[str]:
+        """Names of entries that come as integers, though floats came before."""
+        floats = {name for name, field in self._known.items() if field.dtype.kind == "f"}
+        for key, value in infos.items():
+            try:
+                name = self._name(root, key)
+            except Exception:  # it is no name
+                continue
+            if isinstance(value, Mapping):
+                yield from self.cut_entries(value, name)
+            elif name in floats and isinstance(value, np.ndarray) and value.dtype.kind in "biu":
+                yield name
 
     def _find(
         self,

@@ -571,6 +571,14 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         if batch is not None:
             self._stage_batch(at, batch, numbers)
             return
+        if self._sub.joins_infos and isinstance(infos, Mapping):
+            for name in self._infos.cut_entries(infos):
+                self._warn_once(
+                    "cut",
+                    f"{name} came as integers, though it is a float: Gymnasium gives an entry of all sub-environments "
+                    "the type of the first one's, and may have cut the others' fractions off; have the environment "
+                    "always return a float",
+                )
         found = split_infos(infos, self._sub.count, numbers.tolist(), has_finals=has_finals)
         for key, mask in removed.items():
             for info, number in zip(found, numbers.tolist(), strict=True):

@@ -32,7 +32,11 @@ class _File:
     """A nameless file, which is gone when nobody needs it."""
 
     def __init__(self, folder: Path) -> None:
-        self.file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+        self.file: Any = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return int(self.file.fileno())
 
     def __del__(self) -> None:
         if hasattr(self, "file"):
@@ -59,7 +63,7 @@ class _ColdRows:
     def read(self, begin: int, end: int) -> npt.NDArray[Any]:
         """Some of the records, which lie one after another in the file."""
         width = self.values.itemsize
-        data = os.pread(self.file.file.fileno(), (end - begin) * width, self.place + begin * width)
+        data = os.pread(self.file.fileno(), (end - begin) * width, self.place + begin * width)
         return np.frombuffer(data, self.values)
 
 
@@ -255,7 +259,7 @@ class Ring:
         except OSError as error:
             raise storage_error(error, self._folder, len(data)) from error
         place = self._free[-1] if self._free else sum(rows.file is self._file for rows in self._cold) * len(data)
-        write_at(self._file.file.fileno(), data, place, self._folder)
+        write_at(self._file.fileno(), data, place, self._folder)
         free = self._free[:-1]
         cold = [*self._cold, _ColdRows(self.hot, count, place, self._file, self._values)]
         self.__dict__.update(hot=self.hot + count, _cold=cold, _free=free, _lacks_rows=True)

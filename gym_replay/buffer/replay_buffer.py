@@ -519,14 +519,19 @@ class ReplayBuffer(Readable):
         with self._changing_files():
             edits.add_fields(writer, snapshot, {name: (field, rows)})
 
-    def widen_schema(self, fields: Mapping[str, Field]) -> None:
+    def widen_schema(self, fields: Mapping[str, Field], *, while_open: bool = False) -> None:
         """Add fields that hold their defaults, and store others in a wider dtype: all at once, or nothing.
 
-        Unlike :meth:`add_field` it may be called while an episode is open, by who sees to the rows of that episode.
+        Args:
+            fields: what each is then; of one that is there already, only the dtype may be another one.
+            while_open: for who has an episode open, and sees to its rows.
 
         Raises:
             FieldError: a name cannot be a field, or a recorded value would change.
+            EpisodeStateError: an episode is open.
         """
+        if not while_open:
+            self._require_no_episode("widen_schema")
         if not fields:
             return
         check_distinct({**self.metadata.fields, **fields})

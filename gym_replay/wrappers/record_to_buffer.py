@@ -58,8 +58,10 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         extra_fields: fields that each step has, set by :meth:`annotate_step`.
         reward_shape: the shape of a reward, such as ``(2,)``, or ``()`` for a number. None: the shape of the first
             reward, which counts more than a ``reward_space`` that the environment declares.
-        dtypes: storage dtypes other than the spaces' own, by field name or by a group such as ``"observation"``.
-        record_info: True to record what is numeric in the infos, or dotted names of the entries to record.
+        dtypes: storage dtypes other than the spaces' own, by field name or by a group such as ``"observation"``; for
+            an entry of infos, such as ``"info.x"``, also a :class:`Field`.
+        record_info: True to record what is numeric in the infos, or dotted names of the entries to record. Entries
+            that are not in ``dtypes`` take a wider dtype where a later value needs one.
         on_incomplete: what becomes of an episode that a reset or ``close`` cuts: ``"keep"`` commits it with
             ``truncated`` True at its last transition and ``episode_complete`` False, ``"discard"`` forgets it.
         on_episode: is called with each episode before its commit, a :class:`FinishedEpisode`; it may return a dict of

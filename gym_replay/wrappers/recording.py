@@ -55,7 +55,8 @@ def change_fields(
     try:
         check(fields)
         known = buffer.metadata.fields
-        buffer.widen_schema({name: info for name, info in fields.items() if known.get(name) != info})
+        changed = {name: info for name, info in fields.items() if known.get(name) != info}
+        buffer.widen_schema(changed, while_open=True)
     except (FieldError, StorageError) as error:
         buffer.acquire()  # opens the files again, where also that was refused
         catch_up(fields.keys())

@@ -571,7 +571,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         if batch is not None:
             self._stage_batch(at, batch, numbers)
             return
-        if self._sub.joins_infos and isinstance(infos, Mapping):
+        if at > self._recording.now and self._sub.joins_infos and isinstance(infos, Mapping):  # not of a reset
             for name in self._infos.cut_entries(infos):
                 self._warn_once(
                     "cut",

@@ -145,7 +145,7 @@ class Arrival:
         if field is None or array.shape[1:] != field.shape or exact_cast(array, field.dtype) is not None:
             return
         wider = replace(field, dtype=np.promote_types(field.dtype, array.dtype))
-        if wider != field:
+        if exact_cast(array, wider.dtype) is not None:
             self._buffer.widen_schema({name: wider})
 
     def _entry(self, name: str, value: Any, field: Field | None) -> npt.NDArray[Any] | None:

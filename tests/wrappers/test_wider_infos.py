@@ -258,6 +258,27 @@ def test_integers_that_a_float_field_rounds(tmp_path):
     assert "2 values" in str(caught[-1].message)
 
 
+@pytest.mark.parametrize("count", [1, 2, 9])
+@pytest.mark.parametrize("big", [0, (1 << 60) + 1])
+def test_episodes_that_are_held_back(tmp_path, count, big):
+    """Where nothing says how an environment resets itself, the first episodes are committed one step later."""
+    envs = Listed(count, 3, lambda env, t: {"x": big + t if env.number == 0 else 0.5})
+    envs.metadata = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        recorder = VectorRecordToBuffer(envs, tmp_path, record_info=True)
+        recorder.reset()
+        step(recorder, 9, np.zeros(count, int))
+        recorder.close()
+    episodes = list(recorder.buffer)
+    assert len(episodes) > count
+    for episode in episodes[:count]:
+        assert episode["info.x"].tolist() == [big + t for t in range(4)]
+    for episode in episodes[count:]:
+        assert set(episode["info.x"].tolist()) == {0 if big else 0.5}
+    assert check_buffer(tmp_path, progress=False).ok
+
+
 @pytest.mark.parametrize("make", [gym.vector.SyncVectorEnv, gym.vector.AsyncVectorEnv])
 def test_fractions_that_gymnasium_cuts_off(tmp_path, make):
     """Where the first sub-environment gives an integer, those of the others are lost before anybody sees them."""

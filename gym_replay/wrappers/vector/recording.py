@@ -169,7 +169,12 @@ class VectorRecording:
             What kept them from being changed, or None. Some may have changed already: an interrupt came when they had.
         """
         self._is_behind = True
-        return change_fields(self.buffer, fields, self.staging.check, self._catch_up)
+        return change_fields(self.buffer, fields, self._check, self._catch_up)
+
+    def _check(self, fields: Mapping[str, Field]) -> None:
+        self.staging.check(fields)
+        for block in self._finished:  # held back until the autoreset mode is known
+            block.widen(self.staging.fields, _wider(self.staging.fields, fields), is_trial=True)
 
     def _catch_up(self, names: Collection[str] = ()) -> None:
         """Let the staging have the buffer's fields: those with these names, and those that it has with wider dtypes."""
@@ -179,6 +184,8 @@ class VectorRecording:
             name: info for name, info in known.items() if (name in names or name in staged) and staged.get(name) != info
         }
         if changed:
+            for block in self._finished:
+                block.widen(staged, _wider(staged, changed))
             self.staging.add_fields(changed, self.now)
         self._is_behind = False
 
@@ -369,6 +376,11 @@ class VectorRecording:
                 "on_episode: the recorder cannot be stepped, reset or closed while an episode of it is looked at; do "
                 "that after the step, reset or close that ended the episode"
             )
+
+
+def _wider(before: Mapping[str, Field], fields: Mapping[str, Field]) -> dict[str, Field]:
+    """Those fields that were there with another dtype."""
+    return {name: info for name, info in fields.items() if name in before and before[name].dtype != info.dtype}
 
 
 def _raised_by(function: Callable[[], None]) -> Exception | None:

@@ -15,8 +15,11 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from gym_replay.buffer.concat import ConcatReplayBuffer
 from gym_replay.buffer.replay_buffer import ReplayBuffer
@@ -410,20 +413,23 @@ def _read_shards(folder: Path) -> tuple[dict[int, int], list[float]]:
 def _tidy(folder: Path, goal: Goal, journal: Journal, plan: Plan) -> None:
     """Delete what does not belong to the collection, and give all shards the same fields.
 
-    An entry of the infos that came up in one shard only is a field of the others too, with nothing in it.
+    An entry of the infos that came up in one shard only is a field of the others too, with nothing in it, and one whose
+    numbers needed a wider dtype in one shard has it in all.
     """
     kept, _ = _read_shards(folder)
     unneeded = set(Plan(goal, kept, plan.discarded).unneeded(journal.goals))
     fields: dict[str, Field] = {}
     for shard in shards_of(folder):
         with ReplayBuffer.from_folder(shard) as buffer:
-            fields |= buffer.metadata.fields
+            for name, info in buffer.metadata.fields.items():
+                dtype = np.promote_types(info.dtype, fields.get(name, info).dtype)
+                fields[name] = replace(info, dtype=dtype)
             if unneeded & episodes_in(buffer).keys():
                 delete_numbers(buffer, unneeded)
     for shard in shards_of(folder):
         with ReplayBuffer.from_folder(shard) as buffer:
             known = buffer.metadata.fields
-            buffer.add_default_fields({name: info for name, info in fields.items() if name not in known})
+            buffer.widen_schema({name: info for name, info in fields.items() if known.get(name) != info})
 
 
 def _union(folder: Path) -> ConcatReplayBuffer:

@@ -25,6 +25,7 @@ from gym_replay.wrappers.recorded_schema import (
     core_fields,
     leaves_of,
     open_for,
+    plain_arguments,
     refuse_own_meta,
     warn_of_dtype,
 )
@@ -58,8 +59,10 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         extra_fields: fields that each step has, set by :meth:`annotate_step`.
         reward_shape: the shape of a reward, such as ``(2,)``, or ``()`` for a number. None: the shape of the first
             reward, which counts more than a ``reward_space`` that the environment declares.
-        dtypes: storage dtypes other than the spaces' own, by field name or by a group such as ``"observation"``.
-        record_info: True to record what is numeric in the infos, or dotted names of the entries to record.
+        dtypes: storage dtypes other than the spaces' own, by field name or by a group such as ``"observation"``; for
+            an entry of infos, such as ``"info.x"``, also a :class:`Field`.
+        record_info: True to record what is numeric in the infos, or dotted names of the entries to record. Entries
+            that are not in ``dtypes`` take a wider dtype where a later value needs one.
         on_incomplete: what becomes of an episode that a reset or ``close`` cuts: ``"keep"`` commits it with
             ``truncated`` True at its last transition and ``episode_complete`` False, ``"discard"`` forgets it.
         on_episode: is called with each episode before its commit, a :class:`FinishedEpisode`; it may return a dict of
@@ -122,13 +125,11 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         gym.utils.RecordConstructorArgs.__init__(
             self,
             buffer=str(buffer.folder if isinstance(buffer, ReplayBuffer) else folder_of(buffer)),
-            meta_fields=meta_fields,
-            extra_fields=extra_fields,
             reward_shape=reward_shape,
-            dtypes=dtypes,
             record_info=record_info,
             on_incomplete=on_incomplete,
             durability=durability,
+            **plain_arguments(meta_fields, extra_fields, dtypes),
             **limits,
         )
         gym.Wrapper.__init__(self, env)
@@ -153,26 +154,26 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         fields = self._buffer.metadata.fields
         self._reward_field = fields["reward"]
         self._believes_rewards = shape is None  # the first one decides their shape
-        self._infos = Infos(record_info, dtypes, fields) if record_info else None
-        info_names = self._infos.names if self._infos else []
         extras = [name for name in fields if name not in core and not is_info(name)]
         self._extra_encoders = {name: make_encoder(name, fields[name]) for name in extras}
         self._extra_defaults = tuple(fields[name].default_value().tobytes() for name in extras)
         self._extras = self._extra_defaults
         # Where a step is an observation, an action and a number, it is added without a call.
-        is_plain = all(len(side) == 1 for side in leaves) and not extras and self._infos is None
+        is_plain = all(len(side) == 1 for side in leaves) and not extras and not record_info
         self._plain = _array_of(env.observation_space, leaves[0]) if is_plain else (None, None)
         self._choose_path()
 
         names = [leaf.name for side in leaves for leaf in side]
         self._recording = Recording(
             self._buffer,
-            names=[*names, "reward", *extras, *info_names],
+            names=[*names, "reward", *extras],
             keep=on_incomplete == "keep",
             bounds=BoundsCheck([leaf for side in leaves for leaf in side]),
             on_episode=on_episode,
             given_up=self._give_up,
         )
+        if record_info:
+            self._infos = Infos(record_info, dtypes, self._recording)
         self._observation_names = [leaf.name for leaf in leaves[0]]
         self._room = 0  # steps until _make_room must be asked again
         # Row 0, the facts of the reset and the user's meta fields of an episode that is not begun yet.
@@ -296,7 +297,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             acts = acted if type(acted) is tuple else (acted,)
             row = [*seen, *acts, self._encode_reward(reward), *self._extras]
             if self._infos is not None:
-                row += self._infos.encode(info, self._add_fields)
+                row += self._encode_info(self._infos, info)
         except Exception as error:
             # The environment has moved on and this transition cannot be stored, so none after it may be.
             self._recording.is_broken = True
@@ -348,14 +349,16 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         self._opening = first, facts, {}
         self._extras = self._extra_defaults
         if self._infos is not None:
-            row = self._infos.encode(info, self._add_fields)
+            row = self._encode_info(self._infos, info)
             first.update(zip(self._infos.names, row, strict=True))
 
-    def _add_fields(self, fields: dict[str, Any]) -> None:
-        self._recording.add_fields(fields)
+    def _encode_info(self, infos: Infos, info: Any) -> tuple[bytes, ...]:
         stage = self._recording.stage
-        if stage is not None:
+        before = None if stage is None else stage.format
+        (row,) = infos.encode([info])
+        if stage is not None and stage.format is not before:
             self._extend = stage.extend
+        return row
 
     def _note_lost_step(self, room: int) -> None:
         """See whether the step or reset before was left in the middle; if another thread is in it, refuse this one."""
@@ -387,7 +390,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         if stage is None:
             if self._opening is None:
                 return 0
-            stage = recording.begin(*self._opening)
+            stage = recording.begin(*self._opening, more_names=self._infos.names if self._infos else ())
             self._opening = None
             if recording.guarded is not recording.writer:
                 # Made after the writer's own, so that at the interpreter's exit it runs before it.

@@ -14,13 +14,13 @@ from gymnasium.envs.registration import EnvSpec
 from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
-from gym_replay.buffer.storage.fields import Field, FieldLike, parse_fields
+from gym_replay.buffer.storage.fields import Field, FieldLike, parse_fields, plain_dtypes, plain_fields
 from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.buffer.storage.layout import Metadata, read_metadata
 from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.errors import ConfigMismatchError, FieldError
 from gym_replay.wrappers.generator_state import NUMBERS
-from gym_replay.wrappers.infos import Infos, is_info
+from gym_replay.wrappers.infos import check_infos, is_info
 from gym_replay.wrappers.spaces import Leaf, space_leaves
 
 RECORDER_META: dict[str, FieldLike] = {
@@ -87,8 +87,25 @@ def check_arguments(
     if isinstance(record_info, Iterable) and not isinstance(record_info, str):
         record_info = list(record_info)
     if record_info:
-        Infos(record_info, dtypes or {}, {})
+        check_infos(record_info, dtypes or {})
     return record_info
+
+
+def plain_arguments(
+    meta_fields: Mapping[str, FieldLike] | None,
+    extra_fields: Mapping[str, FieldLike] | None,
+    dtypes: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Arguments of a recorder as ``env.spec`` remembers them: a spec is written as JSON.
+
+    Raises:
+        FieldError: a declaration is wrong.
+    """
+    return {
+        "meta_fields": plain_fields(meta_fields, "meta field"),
+        "extra_fields": plain_fields(extra_fields, "extra field"),
+        "dtypes": plain_dtypes(dtypes),
+    }
 
 
 def warn_of_dtype(leaf: Leaf, found: np.dtype[Any], stacklevel: int = 5) -> None:

@@ -15,6 +15,7 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import describe
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
 from gym_replay.wrappers.bounds import BoundsCheck
+from gym_replay.wrappers.infos import Infos
 
 
 def wrong_result(call: str, result: Any, *expected: str) -> FieldError:
@@ -75,6 +76,7 @@ class Recorder:
     _buffer: ReplayBuffer
     _owns_buffer: bool
     _recording: UnderWay
+    _infos: Infos | None = None
     _instead_of_pickling: ClassVar[str]
 
     def _refuse_second_thread(self) -> None:
@@ -113,6 +115,8 @@ class Recorder:
         finally:
             if not refused:
                 self._let_go(close)
+        if self._infos is not None:
+            self._infos.warn_of_losses()
 
     def _let_go(self, close: Callable[[], Any]) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any, NoReturn, TypeAlias
@@ -18,7 +18,7 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.staging import Packer, Piece, Stage
 from gym_replay.buffer.storage.writer import FolderWriter
-from gym_replay.errors import EpisodeStateError, FieldError
+from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import FLAG_BYTES, facts_of_end
 from gym_replay.wrappers.recorded_schema import refuse_own_meta
@@ -33,6 +33,39 @@ _NUMBERS: Mapping[str, Packer] = {"reward": partial(array, "d")}
 
 _FEW = 60
 """Rewards up to which they are summed faster one by one than as an array."""
+
+
+def change_fields(
+    buffer: ReplayBuffer,
+    fields: Mapping[str, Field],
+    check: Callable[[Mapping[str, Field]], None],
+    catch_up: Callable[[Collection[str]], None],
+) -> GymReplayError | None:
+    """Add fields to a buffer, or give fields a wider dtype, while episodes are open.
+
+    Args:
+        buffer: which buffer.
+        fields: all of them change, or none.
+        check: raises FieldError where a value of an open episode would change in a wider dtype.
+        catch_up: lets the open episodes have the buffer's fields as they are then, with values of those that changed.
+
+    Returns:
+        What kept them from being changed, or None.
+    """
+    try:
+        check(fields)
+        known = buffer.metadata.fields
+        changed = {name: info for name, info in fields.items() if known.get(name) != info}
+        buffer.widen_schema(changed, while_open=True)
+    except (FieldError, StorageError) as error:
+        buffer.acquire()  # opens the files again, where also that was refused
+        catch_up(fields.keys())
+        known = buffer.metadata.fields
+        if any(known.get(name) != info for name, info in fields.items()):
+            return error.with_traceback(None)  # which would keep files open
+        return None
+    catch_up(fields.keys())
+    return None
 
 
 class FinishedEpisode:
@@ -92,7 +125,7 @@ class Recording:
         self.bounds = bounds
         self._held = HeldEpisodes(buffer, self._give_up)
         self._given_up = weakref.WeakMethod(given_up)  # of who holds this
-        self._names = tuple(names)
+        self._first_names = self._names = tuple(names)
         self._keep = keep
         self._has_bounds = bool(bounds.names)
         self._on_episode = on_episode
@@ -104,6 +137,7 @@ class Recording:
         self._opening: tuple[Mapping[str, bytes], Mapping[str, bytes], dict[str, Any]] = {}, {}, {}
         self._is_judging = False
         self.is_broken = False  # a step was lost, so none may follow
+        self._is_behind = False  # the buffer's fields may have changed, and those of the episode not yet
         self._ended_at = -1
 
     @property
@@ -122,15 +156,25 @@ class Recording:
             self.stage.last = {"terminated": FLAG_BYTES[terminated], "truncated": FLAG_BYTES[truncated]}
             self._ended_at = len(self.stage) + 1
 
-    def begin(self, initial: Mapping[str, bytes], facts: Mapping[str, bytes], meta: dict[str, Any]) -> Stage:
+    def begin(
+        self,
+        initial: Mapping[str, bytes],
+        facts: Mapping[str, bytes],
+        meta: dict[str, Any],
+        *,
+        more_names: Sequence[str] = (),
+    ) -> Stage:
         """Open an episode.
 
         Args:
             initial: row 0 of the state fields.
             facts: the meta fields known from the reset.
             meta: those set by the user, which may be more until the end.
+            more_names: fields of which each step brings an item behind the others: those of infos.
         """
         writer = self._held.open()
+        if (names := (*self._first_names, *more_names)) != self._names:
+            self._names = names
         packers = {} if self._has_several_rewards else _NUMBERS
         stage = writer.stage(initial, self._names, packers)
         self._opening = initial, facts, meta
@@ -149,24 +193,43 @@ class Recording:
         self._held.end()
         self._forget()
         adopt_reward_shape(self.buffer, shape)
-        return self.begin(*self._opening)
+        return self.begin(*self._opening, more_names=self._names[len(self._first_names) :])
 
     @property
     def _has_several_rewards(self) -> bool:
         return bool(self.buffer.metadata.fields["reward"].shape)
 
-    def add_fields(self, fields: Mapping[str, Field]) -> None:
-        """Add fields to the buffer, of which each step from now on brings an item.
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """Those of the rows that come next."""
+        return self.buffer.metadata.fields if self.stage is None else self.stage.format.fields
 
-        Some may be there already: an interrupt came when they had been added.
+    def change_fields(self, fields: Mapping[str, Field]) -> GymReplayError | None:
+        """Add fields to the buffer, of which each step from now on brings an item, or give fields a wider dtype.
+
+        Returns:
+            What kept them from being changed, or None. Some may have changed already: an interrupt came when they had.
         """
-        known = self.buffer.metadata.fields
-        if other := [name for name, info in fields.items() if known.get(name, info) != info]:
-            raise FieldError(f"field {other[0]!r} was added as {known[other[0]]} before; open the buffer anew")
-        self.buffer.add_default_fields({name: info for name, info in fields.items() if name not in known})
+        self._is_behind = True
+        return change_fields(self.buffer, fields, self._check_stage, self._catch_up)
+
+    def _check_stage(self, fields: Mapping[str, Field]) -> None:
         if self.stage is not None:
-            self.stage.add_fields(self.stage.format.with_fields(fields))
-        self._names = (*self._names, *fields)
+            self.stage.check(fields)
+
+    def _catch_up(self, names: Collection[str] = ()) -> None:
+        """Let the open episode have the buffer's fields; those with these names get an item from each step."""
+        stage, known = self.stage, self.buffer.metadata.fields
+        if stage is not None:
+            before = stage.format.fields
+            changed = {name: info for name, info in known.items() if before.get(name) != info}
+            some = [
+                {name: info for name, info in changed.items() if (name in names) is brings} for brings in (True, False)
+            ]
+            for fields, brings in zip(some, (True, False), strict=True):
+                if fields:
+                    stage.add_fields(stage.format.with_fields(fields, bring_items=brings))
+        self._is_behind = False
 
     def _watch(self, pieces: Sequence[Piece], is_last: bool) -> None:
         stage = self.stage
@@ -221,10 +284,9 @@ class Recording:
         self.is_broken, self._ended_at = False, -1
 
     def _commit(self, stage: Stage, length: int, *, complete: bool) -> None:
-        known = self.buffer.metadata.fields
-        if len(known) > len(stage.format.fields):  # an interrupt came while fields were added
-            missing = {name: info for name, info in known.items() if name not in stage.format.fields}
-            stage.add_fields(stage.format.with_fields(missing, bring_items=False))
+        if self._is_behind:  # an interrupt came while fields were changed
+            self.buffer.acquire()
+            self._catch_up()
         pieces = stage.pieces()
         total = self._return_of(stage, pieces)
         facts = self._facts

@@ -1,12 +1,15 @@
 """ReplayBuffer, changing what is stored: update, add_field, delete, clear, and changes that failed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from buffer_helpers import FIELDS, add, contents, filled, ids, leftovers, make_plain
 
-from gym_replay import Field, FieldError, ReplayBuffer, StorageError, check_buffer
+from gym_replay import EpisodeStateError, Field, FieldError, ReplayBuffer, StorageError, check_buffer
 from gym_replay.buffer.storage import layout
+from gym_replay.buffer.storage.fields import parse_field
 
 
 def test_update_of_one_episode(tmp_path):
@@ -313,3 +316,57 @@ def test_a_change_that_failed_leaves_a_buffer_that_goes_on(tmp_path, monkeypatch
         buffer.close()
     report = check_buffer(tmp_path, progress=False)
     assert report.ok, str(report)
+
+
+WIDER = {
+    "ints": ("int32", [1, -2, 1 << 30], "float64"),
+    "bools": ("bool", [True, False, True], "uint8"),
+    "arrays": (("uint8", (2,)), [[1, 2], [255, 0], [3, 4]], "int16"),
+    "negative zeros": ("float32", [-0.0, -0.0, -0.0], "float64"),
+}
+
+
+@pytest.mark.parametrize("kind", WIDER)
+@pytest.mark.parametrize("limits", [{}, {"circular": True, "max_episodes": 2}])
+def test_a_wider_dtype(tmp_path, kind, limits):
+    info, values, dtype = WIDER[kind]
+    with ReplayBuffer(tmp_path, fields={"x": info, "o": Field("float", state=True)}, **limits) as buffer:
+        for count in (1, 2, 3):
+            buffer.store_episode(x=values[:count], o=np.arange(count + 1.0))
+        other = ReplayBuffer.from_folder(tmp_path, read_only=True)
+        before = [episode["x"] for episode in other]
+        wider = replace(buffer.metadata.fields["x"], dtype=dtype)
+        with buffer.one_episode(), pytest.raises(EpisodeStateError, match="widen_schema"):
+            buffer.widen_schema({"x": wider})
+        buffer.widen_schema({"x": wider, "y": Field("int", default=7)})
+        assert next(iter(other))["x"].dtype == before[0].dtype
+        other.refresh()
+        for old, new in zip(before, other, strict=True):
+            np.testing.assert_array_equal(old, new["x"])
+            assert np.signbit(new["x"].astype(float)).tolist() == np.signbit(old.astype(float)).tolist()
+            assert new["x"].dtype == dtype
+            assert new["y"].tolist() == [7] * len(new)
+        buffer.store_episode(x=values, o=np.arange(4.0))
+        assert buffer.episode(-1)["x"].tolist() == np.asarray(values, dtype).tolist()
+        other.close()
+    assert check_buffer(tmp_path, progress=False).ok
+
+
+@pytest.mark.parametrize(
+    ("info", "value", "wider", "match"),
+    [
+        ("int64", (1 << 53) + 1, "float64", "recorded value is never changed"),
+        ("int64", -1, "uint64", "holds -1"),
+        ("float64", 0.1, "float32", "holds 0.1"),
+        ("int64", 1, ("float64", 2), "only another dtype"),
+        (Field("int", ragged=True), [1], Field("float64", ragged=True), "only another dtype"),
+    ],
+)
+def test_a_dtype_that_is_not_wider(tmp_path, info, value, wider, match):
+    with ReplayBuffer(tmp_path, fields={"x": info}) as buffer:
+        buffer.store_episode(x=[value])
+        with pytest.raises(FieldError, match=match):
+            buffer.widen_schema({"y": parse_field("int"), "x": parse_field(wider)})
+        assert list(buffer.fieldnames) == ["x"]
+        assert np.asarray(buffer.episode(0)["x"][0]).tolist() == value
+    assert check_buffer(tmp_path, progress=False).ok

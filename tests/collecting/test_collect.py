@@ -5,11 +5,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from collecting_helpers import Drawing, Remembering, Uneven, Wander, brightest, facts_of, lean, walk
+from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gym_replay import (
     BufferLockedError,
+    ConcatReplayBuffer,
     ConfigMismatchError,
     CorruptBufferError,
     Field,
@@ -22,8 +24,11 @@ from gym_replay import (
     replay,
 )
 from gym_replay.collecting.collect import CollectArguments
-from gym_replay.collecting.plan import Goal
+from gym_replay.collecting.journal import Journal
+from gym_replay.collecting.on_ray import _tidy
+from gym_replay.collecting.plan import Goal, Plan
 from gym_replay.collecting.seeds import seeds_of
+from gym_replay.collecting.target import shards_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # AsyncVectorEnv, since Python 3.12
 
@@ -610,3 +615,56 @@ def test_the_bar(tmp_path, capsys):
     assert all(word in printed.err for word in ("episodes", "steps/s", "return", "B"))
     collect("CartPole-v1", tmp_path, episodes=4, progress=False)
     assert capsys.readouterr().err == ""
+
+
+class Hesitant(gym.Env):
+    """Its info holds an integer at first, and a fraction later: in episodes of more than three steps only."""
+
+    observation_space = spaces.Box(0, 99, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.end = 0, int(self.np_random.integers(1, 7))
+        return np.zeros(1, np.float32), {"p": 1, "t": np.uint8(0)}
+
+    def step(self, action):
+        self.t += 1
+        info = {"p": 1 if self.t < 4 else 1 / self.t, "t": np.uint8(self.t)}
+        return np.full(1, self.t, np.float32), 1.0, self.t >= self.end, False, info
+
+
+def assert_infos(buffer):
+    for episode in buffer:
+        steps = range(len(episode) + 1)
+        assert episode["info.t"].tolist() == list(steps)
+        assert episode["info.p"].tolist() == [1 if t < 4 else 1 / t for t in steps]
+
+
+@pytest.mark.parametrize("later", [1, 12, 30])
+def test_infos_that_become_fractions(tmp_path, later):
+    """Also in a collection that goes on in a folder of integers."""
+    for episodes in (1, 4, later):
+        buffer = collect(Hesitant, tmp_path, policy="random", episodes=episodes, record_info=True, progress=False)
+        assert_infos(buffer)
+    assert check_buffer(tmp_path, progress=False).ok
+
+
+def test_shards_take_the_wider_dtype_of_an_info(tmp_path):
+    """What workers recorded apart is one buffer in the end."""
+    plan = Plan(Goal(episodes=9), dict.fromkeys(range(9), 1))
+    for place, first in enumerate((0, 1, 5)):
+        shard = tmp_path / "shards" / f"worker-{place:05d}"
+        with collect(
+            Hesitant, shard, policy="random", episodes=3, seed=first, record_info=True, progress=False
+        ) as buffer:
+            buffer.update(collect_index=[3 * place, 3 * place + 1, 3 * place + 2])
+    _tidy(tmp_path, Goal(episodes=9), Journal({}), plan)
+    dtypes = set()
+    for shard in shards_of(tmp_path):
+        with ReplayBuffer.from_folder(shard, read_only=True) as buffer:
+            dtypes.add(buffer.metadata.fields["info.p"].dtype.name)
+            assert_infos(buffer)
+        assert check_buffer(shard, progress=False).ok
+    assert dtypes == {"float64"}
+    assert len(ConcatReplayBuffer(shards_of(tmp_path))) == 9

@@ -458,7 +458,7 @@ def test_an_episode_that_cannot_be_held_is_an_error_or_left_out(tmp_path, bad):
 
 INFOS = {
     "another shape": (np.zeros((3, 2)), r"info\.x: expected shape \(\)"),
-    "another dtype": (np.full(3, 0.5), "float64 values do not fit int64"),
+    "another dtype": (np.full(3, (1 << 63) + 1, np.uint64), "uint64 values do not fit int64"),
     "other rows": (np.zeros(7, int), "expected 3 rows, got 7"),
     "texts": (["a", "b", "c"], "expected numbers"),
     "one of an episode": (3, "one entry for each step"),
@@ -479,6 +479,22 @@ def test_an_info_that_cannot_be_held_is_an_error_or_left_out(tmp_path, odd):
     assert [bool(e["info_present.x"].any()) for e in buffer] == [True, False]
     assert [bool(e["info_present.y"].all()) for e in buffer] == [True, True]
     buffer.close()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "dtype"),
+    [
+        ([0, 1, 2], [0.5, 1.0, np.nan], "float64"),
+        ([True, False, True], [3, 4, 5], "int64"),
+        ([1, 2, 3], [4, 5, 6], "int64"),
+    ],
+)
+def test_an_info_that_needs_a_wider_dtype(tmp_path, first, second, dtype):
+    create("x-v0", [episode(2, infos={"x": np.array(first)}), episode(2, infos={"x": np.array(second)})])
+    with import_minari("x-v0", tmp_path / "b") as buffer:
+        assert buffer.metadata.fields["info.x"].dtype == dtype
+        np.testing.assert_array_equal(buffer.episode(0)["info.x"], first)
+        np.testing.assert_array_equal(buffer.episode(1)["info.x"], second)
 
 
 def test_infos_that_minari_itself_cannot_read(tmp_path):

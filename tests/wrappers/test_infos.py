@@ -1,6 +1,7 @@
 """Infos as fields: what is recorded, as what, where, and that nothing in an info stops a run."""
 
 import errno
+import re
 import warnings
 from contextlib import suppress
 from types import MappingProxyType
@@ -113,9 +114,12 @@ LEFT_OUT = {
 @pytest.mark.parametrize("kind", LEFT_OUT)
 def test_what_is_left_out_is_warned_about_once(tmp_path, kind):
     given = {t: {"bad": LEFT_OUT[kind], "x": 1} for t in range(9)}
-    with pytest.warns(UserWarning, match=r"info\.bad.* is left out") as caught, warnings.catch_warnings():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         buffer = record(tmp_path, given, episodes=2)
-    assert len(caught) == 1
+    first, last = map(str, (warning.message for warning in caught))
+    assert re.match(r"info\.bad.* is left out", first)
+    assert re.match(r"10 values.*info\.bad", last)  # at the end of the run
     assert infos_of(buffer) == ["info.x"]
     assert [episode["info.x"].tolist() for episode in buffer] == [[1] * 5] * 2
 
@@ -162,9 +166,10 @@ class Raising(dict):
     ids=["NumPy", "set", "object", "mapping inside", "mapping"],
 )
 def test_keys_and_mappings_that_cannot_be_looked_at(tmp_path, info):
-    with pytest.warns(UserWarning, match="info.* is left out") as caught, warnings.catch_warnings():
+    with pytest.warns(UserWarning, match="info.* left out") as caught:
         buffer = record(tmp_path, {0: {"x": 1}, 2: info, 3: info})
-    assert len(caught) == 1
+    assert len(caught) == 2
+    assert "2 values" in str(caught[-1].message)
     assert_info(buffer.episode(0), "x", [1, None, None, None, None])
 
 
@@ -174,37 +179,62 @@ def test_infos_that_are_no_mappings(tmp_path, info):
         assert_info(buffer.episode(0), "x", [None, None, 1, None, None])
 
 
-CHANGES = {
-    # what comes: what is stored, None where it does not fit
-    "ints, then floats": ([1, 2.0, 2.5, np.float32(3), np.inf], [1, 2, None, 3, None]),
-    "floats, then ints": ([0.5, 1, True, 1 << 60, np.nan], [0.5, 1, 1, 1 << 60, np.nan]),
-    "bools, then numbers": ([True, 1, 0, 2, 0.0], [True, True, False, None, None]),
-    "beyond int64": ([1, (1 << 63) - 1, 1 << 63, -(1 << 63), 1e300], [1, (1 << 63) - 1, None, -(1 << 63), None]),
-    "small ints": ([np.uint8(1), 255, 256, -1, 7.0], [1, 255, None, None, 7]),
-    "narrow floats": ([np.float16(1), 65504, 1e6, 0.1, 2], [1, 65504, None, np.float16(0.1), 2]),
-    "shapes": ([[1, 2], [3], 4, [[5, 6]], [7, 8]], [[1, 2], None, None, None, [7, 8]]),
-    "() and (1,)": ([1, [2], np.array([3]), [[4]], 5], [1, 2, 3, None, 5]),
-    "strings between": ([1, "two", None, object(), 5], [1, None, None, None, 5]),
-    "first a string": (["one", 2, "three", 4, None], [None, 2, None, 4, None]),
-    "tensors": ([torch.tensor(1), 2, torch.tensor(3.5), np.int8(4), torch.tensor([5])], [1, 2, None, 4, 5]),
-}
-
-
-@pytest.mark.parametrize("kind", CHANGES)
-def test_entries_that_change(tmp_path, kind):
-    values, expected = CHANGES[kind]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        buffer = record(tmp_path, {t: {"x": value} for t, value in enumerate(values)})
-    assert len(caught) == any(value is None for value in expected)
-    assert_info(buffer.episode(0), "x", expected)
-
-
 LIMITS = {
     "linear": {},
     "rows in a ring": {"circular": True, "max_steps": 45},
     "ring": {"circular": True, "max_episodes": 3},
 }
+
+CHANGES = {
+    # what comes; as what it is stored, and the values: None where one is lost
+    "ints, then floats": ([1, 2.0, 2.5, np.float32(3), np.inf], "float64", [1, 2, 2.5, 3, np.inf]),
+    "ints, then NaN": ([1, None, np.nan, 0, -(1 << 53)], "float64", [1, None, np.nan, 0, -(1 << 53)]),
+    "ints that are floats": ([1, 2.0, np.float32(3), True, -4.0], "int64", [1, 2, 3, 1, -4]),
+    "floats, then ints": ([0.5, 1, True, 1 << 60, np.nan], "float64", [0.5, 1, 1, 1 << 60, np.nan]),
+    "bools, then ints": ([True, 1, 0, 2, 0.0], "int64", [1, 1, 0, 2, 0]),
+    "bools, then floats": ([True, False, 0.25, -3, True], "float64", [1, 0, 0.25, -3, 1]),
+    "bools, ints, floats": ([True, -7, 1 << 40, 0.5, False], "float64", [1, -7, 1 << 40, 0.5, 0]),
+    "beyond int64": (
+        [1, (1 << 63) - 1, 1 << 63, 2, (1 << 64) - 1],
+        "uint64",
+        [1, (1 << 63) - 1, 1 << 63, 2, (1 << 64) - 1],
+    ),
+    "below uint64": ([1 << 63, 5, 1 << 62, 0, -1], "float64", [1 << 63, 5, 1 << 62, 0, -1]),
+    "between": ([-1, 1 << 63, 5, -(1 << 63), 0.5], "float64", [-1, 1 << 63, 5, -(1 << 63), 0.5]),
+    "too exact for floats": ([(1 << 60) + 1, 0.5, 7, 1e300, 2.0], "int64", [(1 << 60) + 1, None, 7, None, 2]),
+    "far beyond int64": ([1, 1 << 64, 2, 1e300, 1 << 70], "float64", [1, None, 2, 1e300, None]),
+    "small ints": ([np.uint8(1), 255, 256, -1, 7.0], "int64", [1, 255, 256, -1, 7]),
+    "small and smaller ints": ([np.uint8(200), np.int8(-1), np.int16(9), 1, 2], "int16", [200, -1, 9, 1, 2]),
+    "narrow floats": ([np.float16(1), 65504, 1e6, 0.1, 2], "float64", [1, 65504, 1e6, 0.1, 2]),
+    "float32, then Python's": (
+        [np.float32(0.1), 0.1, 1, np.float16(2), 3.5],
+        "float64",
+        [np.float32(0.1), 0.1, 1, 2, 3.5],
+    ),
+    "small ints and small floats": ([np.int8(-3), np.float16(0.5), 1, True, 2.0], "float16", [-3, 0.5, 1, 1, 2]),
+    "shapes": ([[1, 2], [3], 4, [[5, 6]], [7, 8.5]], "float64", [[1, 2], None, None, None, [7, 8.5]]),
+    "() and (1,)": ([1, [2.5], np.array([3]), [[4]], 5], "float64", [1, 2.5, 3, None, 5]),
+    "strings between": ([1, "two", None, object(), 5.5], "float64", [1, None, None, None, 5.5]),
+    "first a string": (["one", 2, "three", 0.5, None], "float64", [None, 2, None, 0.5, None]),
+    "tensors": ([torch.tensor(1), 2, torch.tensor(3.5), np.int8(4), torch.tensor([5])], "float64", [1, 2, 3.5, 4, 5]),
+}
+
+
+@pytest.mark.parametrize("limits", ["linear", "ring"])
+@pytest.mark.parametrize("kind", CHANGES)
+def test_entries_that_change(tmp_path, kind, limits):
+    values, dtype, expected = CHANGES[kind]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        buffer = record(tmp_path, {t: {"x": value} for t, value in enumerate(values)}, episodes=2, **LIMITS[limits])
+    lost = 2 * sum(value is None for value in expected)
+    assert len(caught) == 2 * (lost > 0)
+    assert not lost or str(caught[-1].message).startswith(f"{lost} values in infos")
+    assert buffer.metadata.fields["info.x"].dtype == dtype
+    for episode in buffer:
+        assert_info(episode, "x", expected)
+
+
 LATE = (0, 1, 4, 8, 9, 20)
 
 
@@ -335,9 +365,9 @@ def test_wrong_arguments_create_nothing(tmp_path, options):
 
 def test_names_that_differ_in_case_only(tmp_path):
     """The first one is recorded, and so is all else."""
-    with pytest.warns(UserWarning, match="case") as caught:
+    with pytest.warns(UserWarning, match=r"case|5 values .* info\.speed \(5\)") as caught:
         buffer = record(tmp_path, lambda env, t: {"x": 1, "Speed": 2, "speed": 3, "y": 4})
-    assert len(caught) == 1
+    assert len(caught) == 2
     assert infos_of(buffer) == ["info.x", "info.Speed", "info.y"]
     assert buffer.episode(0)["info.Speed"].tolist() == [2] * 5
 
@@ -348,7 +378,8 @@ def test_a_file_in_the_way_is_left_alone(tmp_path):
     (tmp_path / "steps" / "info" / "taken.npy").write_bytes(b"mine")
     with pytest.warns(UserWarning, match=r"info\.taken .*something else"):
         play(env)
-    env.close()
+    with pytest.warns(UserWarning, match=r"1 values .* info\.taken \(1\)"):
+        env.close()
     assert infos_of(env.buffer) == ["info.x", "info.y"]
     assert (tmp_path / "steps" / "info" / "taken.npy").read_bytes() == b"mine"
 
@@ -359,8 +390,10 @@ def test_entries_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr(infos, "_MOST_WARNINGS", 4)
     with pytest.warns(UserWarning, match="left out") as caught:
         buffer = record(tmp_path, lambda env, t: {f"key {t}": t, f"text {t}": "x", "last": t}, length=20)
-    assert len(caught) == 4
-    assert "no more entries" in str(caught[-1].message)
+    assert len(caught) == 5
+    assert "no more entries" in str(caught[-2].message)
+    assert "37 values" in str(caught[-1].message)  # 16 numbers and 21 texts
+    assert "and 17 more" in str(caught[-1].message)
     assert len(infos_of(buffer)) == 6
     assert_info(buffer.episode(0), "key 3", [None] * 3 + [3] + [None] * 17)
     assert_info(buffer.episode(0), "last", list(range(21)))
@@ -399,7 +432,8 @@ def test_observations_without_fields_have_no_place_for_infos(tmp_path):
     recorder = RecordToBuffer(env, tmp_path, record_info=True)
     with pytest.warns(UserWarning, match="no state field"):
         play(recorder, 2)
-    recorder.close()
+    with pytest.warns(UserWarning, match="2 values"):
+        recorder.close()
     assert [episode["reward"].tolist() for episode in recorder.buffer] == [[1, 2, 3, 4]] * 2
 
 
@@ -423,29 +457,31 @@ def step(env, count):
 @pytest.mark.parametrize("what", ["create", "switch", "write", "fill"])
 @pytest.mark.parametrize("limits", LIMITS)
 def test_no_room_for_a_new_field(tmp_path, monkeypatch, what, limits):
-    """The run goes on, the rows are whole, and the field comes when there is room."""
+    """The run goes on, the rows are whole, and the field comes some rows later, when there is room."""
     monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", 4)
+    monkeypatch.setattr(infos, "_ROWS_BETWEEN", 3)
     inner = Scripted(20, info=lambda env, t: {"x": t, "wide": np.full(3, t)} if env.number and t > 6 else {})
     env = RecordToBuffer(inner, tmp_path, record_info=True, **LIMITS[limits])
     play(env)
     env.reset()
     step(env, 6)
-    with full_disk(monkeypatch, times=2, what=what) as refusals, warnings.catch_warnings(record=True) as caught:
+    times = 2 if what == "fill" else 1
+    with full_disk(monkeypatch, times=times, what=what) as refusals, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         step(env, 14)
-    assert len(refusals) == 2
+        assert len(refusals) == times
+        play(env)
+        env.close()
     # What was recorded is a default until there is room, of which nobody needs to know.
-    assert {str(warning.message).split()[0] for warning in caught} == (
-        set() if what == "fill" else {"info.x", "info.wide"}
+    assert [re.findall(r"info[.]\w+|^\d+ values", str(warning.message)) for warning in caught] == (
+        [] if what == "fill" else [["info.x", "info.wide"], ["6 values", "info.x", "info.wide"]]
     )
-    play(env)
-    env.close()
     assert check_buffer(tmp_path, progress=False).ok
     assert len(env.buffer) == (2 if limits == "rows in a ring" else 3)
     for episode in env.buffer:
         assert episode["observation"][:, 0].tolist() == list(range(21))
         assert episode["reward"].tolist() == list(range(1, 21))
-        first = (21, 7 if what == "fill" else 9, 7)[episode.id]
+        first = (21, 7 if what == "fill" else 10, 7)[episode.id]
         assert_info(episode, "x", [None] * first + list(range(first, 21)))
         assert_info(episode, "wide", [None] * first + [[t] * 3 for t in range(first, 21)])
 

@@ -2,6 +2,7 @@
 loop saw."""
 
 import copy
+import json
 import pickle
 import warnings
 
@@ -9,9 +10,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces, wrappers
+from gymnasium.envs.registration import EnvSpec
 from wrappers.scripted import Scripted, Witness, assert_witnessed, play
 
-from gym_replay import FieldError, RecordToBuffer, ReplayBuffer, check_buffer
+from gym_replay import Field, FieldError, RecordToBuffer, ReplayBuffer, check_buffer
+from gym_replay.wrappers.vector import RecordToBuffer as VectorRecordToBuffer
 
 
 class Picture(gym.Env):
@@ -292,6 +295,31 @@ def test_a_recorder_is_not_copied(tmp_path, way):
     env.step(0)
     env.close()
     assert [len(episode) for episode in env.buffer] == [2]
+
+
+DECLARATIONS = [
+    {"meta_fields": {"x": Field("int")}},
+    {"meta_fields": {"s": str, "t": np.dtype("f4"), "u": Field("float64", (2,), default=[1, np.nan])}},
+    {"extra_fields": {"a": Field("float", ragged=True), "b": np.float32, "c": ("int", 3), "d": "bool"}},
+    {"dtypes": {"observation": np.float64, "action": "int32", "info.x": np.int16}, "record_info": {"x"}},
+    {"dtypes": {"info.x": Field("float32", ragged=True)}, "record_info": True},
+]
+
+
+@pytest.mark.parametrize("options", DECLARATIONS, ids=range(len(DECLARATIONS)))
+@pytest.mark.parametrize("kind", ["single", "vector"])
+def test_the_spec_is_written_as_json_whatever_is_declared(tmp_path, options, kind):
+    if kind == "vector":
+        env = VectorRecordToBuffer(gym.make_vec("CartPole-v1", num_envs=2), tmp_path, **options)
+        arguments = {name: json.loads(json.dumps(value)) for name, value in env._saved_kwargs.items()}
+        again = VectorRecordToBuffer(gym.make_vec("CartPole-v1", num_envs=2), **arguments)
+    else:
+        env = RecordToBuffer(gym.make("CartPole-v1"), tmp_path, **options)
+        again = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    assert again.buffer.folder == env.buffer.folder
+    assert again.buffer.metadata == env.buffer.metadata  # it has opened the same, or would have been refused
+    env.close()
+    again.close()
 
 
 @pytest.mark.parametrize("way", [same, copy.deepcopy, lambda spec: pickle.loads(pickle.dumps(spec))])

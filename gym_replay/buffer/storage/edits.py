@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.checksums import field_checksums
 from gym_replay.buffer.storage.columns import PIECE, ColumnWriter
-from gym_replay.buffer.storage.fields import Field, encode_text
+from gym_replay.buffer.storage.fields import Field, encode_text, widened
 from gym_replay.buffer.storage.layout import (
     NEW,
     Metadata,
@@ -101,31 +101,62 @@ def _rewrite_records(copies: _Copies, slots: npt.NDArray[np.int64], meta: Mappin
 
 
 def add_fields(writer: FolderWriter, snapshot: Snapshot, fields: Mapping[str, tuple[Field, Rows | None]]) -> None:
-    """Add columns, complete for all live episodes before anybody sees them.
+    """Add columns, or store columns in a wider dtype, complete for all live episodes before anybody sees them.
 
     Args:
         fields: what each field is, and the rows of all live episodes, row T included where the schema has one; None
-            for the default.
+            for the default. A field that is there already takes another dtype, and its rows are converted: those of
+            all episodes, and what is written of an episode that is still open.
 
     Raises:
-        FieldError: a state field for episodes that have no row T, or something else lies where a file should be.
+        FieldError: a state field for episodes that have no row T, something else lies where a file should be, or a
+            recorded value would change.
     """
-    added = {name: info for name, (info, _) in fields.items()}
-    metadata = replace(writer.metadata, fields={**writer.metadata.fields, **added})
-    for name, info in added.items():
-        if info.state and not writer.metadata.has_state:
-            raise FieldError(
-                f"field {name!r}: the buffer has no state field, so its episodes have no row T; pass state=False"
-            )
-        paths = (spans_path(name), values_path(name)) if info.ragged else (step_path(name),)
-        for path in paths:
-            if writer.directory.exists(path):
-                raise FieldError(f"field {name!r}: {path} holds something else; move it away, or choose another name")
+    known = writer.metadata.fields
+    metadata = replace(writer.metadata, fields={**known, **{name: info for name, (info, _) in fields.items()}})
+    for name, (info, _) in fields.items():
+        if name in known:
+            _check_wider(name, known[name], info)
+        else:
+            _check_new(writer, name, info)
     with writer.preparing(), _Copies(writer, metadata) as copies:
         writer.fill_checksums()
         for name, (info, values) in fields.items():
-            _create_field(copies, info, name, snapshot, values)
+            if name in known:
+                _widen_field(copies, info, name, snapshot)
+            else:
+                _create_field(copies, info, name, snapshot, values)
     writer.switch(metadata, copies.paths)
+
+
+def _check_wider(name: str, field: Field, wider: Field) -> None:
+    if wider != replace(field, dtype=wider.dtype) or field.ragged:
+        raise FieldError(f"field {name!r}: it is {field}, and only another dtype can be taken; got {wider}")
+
+
+def _check_new(writer: FolderWriter, name: str, info: Field) -> None:
+    if info.state and not writer.metadata.has_state:
+        raise FieldError(
+            f"field {name!r}: the buffer has no state field, so its episodes have no row T; pass state=False"
+        )
+    paths = (spans_path(name), values_path(name)) if info.ragged else (step_path(name),)
+    for path in paths:
+        if writer.directory.exists(path):
+            raise FieldError(f"field {name!r}: {path} holds something else; move it away, or choose another name")
+
+
+def _widen_field(copies: _Copies, wider: Field, name: str, snapshot: Snapshot) -> None:
+    """Write all rows of a column in another dtype, also those behind the last episode."""
+    column = copies.create(step_path(name), wider.dtype, wider.shape)
+    stored = copies.stored(step_path(name))
+    step = max(PIECE // max(stored.row_nbytes, 1), 1)
+    for first in range(0, stored.capacity, step):
+        rows = stored.read_array(first, min(step, stored.capacity - first))
+        if any(rows.tobytes()):  # an extended file holds zeros
+            column.write(first, widened(name, rows, wider.dtype).tobytes())
+    column.reserve(stored.capacity)
+    taken = snapshot.lengths + copies.has_state
+    copies.put_checksums(name, snapshot.slots, field_checksums(column, None, snapshot.starts, taken))
 
 
 def _create_field(copies: _Copies, info: Field, name: str, snapshot: Snapshot, values: Rows | None) -> None:
@@ -254,6 +285,10 @@ class _Copies:
                 new[name] = old[name]
             table.write(first, new.tobytes())
         return table
+
+    def stored(self, path: str) -> ColumnWriter:
+        """A column as it is, to be read."""
+        return self._writer.column(path)
 
     def copy(self, path: str) -> ColumnWriter:
         """A copy of a column, under its new name."""

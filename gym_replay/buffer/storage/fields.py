@@ -29,8 +29,8 @@ NO_TEXT = -1
 LARGEST_TEXT = 1 << 26
 """Bytes of a string, at most: a reader allocates no more on a folder's word."""
 
-FieldLike: TypeAlias = Union["Field", str, type, "np.dtype[Any]", tuple[Any, ...]]
-"""A :class:`Field`, a dtype, or a tuple ``(dtype, shape)`` or ``(dtype, shape, default)``."""
+FieldLike: TypeAlias = Union["Field", str, type, "np.dtype[Any]", tuple[Any, ...], Mapping[str, Any]]
+"""A :class:`Field`, a dtype, a tuple ``(dtype, shape)`` or ``(dtype, shape, default)``, or a field's arguments."""
 
 Encoder: TypeAlias = Callable[[Any], bytes]
 """Takes one value, gives its bytes in the field's dtype and C order."""
@@ -152,6 +152,9 @@ class Field:
         return f"Field(dtype={self.dtype_name!r}, shape={self.shape}, default={default}, state={self.state}{ragged})"
 
 
+_ARGUMENTS = ("dtype", "shape", "default", "state", "ragged")
+
+
 def parse_field(info: FieldLike) -> Field:
     """The :class:`Field` that a short form stands for.
 
@@ -160,6 +163,10 @@ def parse_field(info: FieldLike) -> Field:
     """
     if isinstance(info, Field):
         return info
+    if isinstance(info, Mapping):
+        if unknown := [name for name in info if name not in _ARGUMENTS]:
+            raise FieldError(f"field {dict(info)!r:.200}: {unknown[0]!r} is none of {_ARGUMENTS}")
+        return Field(**{"dtype": None, **info})
     if isinstance(info, list):
         info = tuple(info)
     if isinstance(info, tuple):
@@ -184,6 +191,44 @@ def parse_fields(fields: Mapping[str, FieldLike], kind: str = "field") -> dict[s
             raise FieldError(f"{kind} {name!r}: {error}") from None
     check_distinct(parsed)
     return parsed
+
+
+def plain_fields(fields: Mapping[str, FieldLike] | None, kind: str = "field") -> dict[str, Any] | None:
+    """A declaration in strings, numbers, lists and dicts alone, so that it can be written as JSON; None stays None.
+
+    Raises:
+        FieldError: a name or a declaration is wrong; the message names the field.
+    """
+    if fields is None:
+        return None
+    parsed = parse_fields(fields, kind)
+    return {name: info if isinstance(info, str) else plain_field(parsed[name]) for name, info in fields.items()}
+
+
+def plain_field(field: Field) -> dict[str, Any]:
+    """The arguments of a field in strings, numbers and lists alone; :func:`parse_field` takes them."""
+    default = None if field.default is None else field.default.tolist()
+    arguments = (field.dtype_name, list(field.shape), default, field.state, field.ragged)
+    return dict(zip(_ARGUMENTS, arguments, strict=True))
+
+
+def plain_dtypes(dtypes: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Dtypes by field name, of which some may be whole fields, in the way of :func:`plain_fields`."""
+    if dtypes is None:
+        return None
+    return {
+        name: plain_field(parse_field(info)) if is_declaration(info) else info if isinstance(info, str) else _name(info)
+        for name, info in dtypes.items()
+    }
+
+
+def _name(dtype: Any) -> str:
+    return str(parse_dtype(dtype).name)
+
+
+def is_declaration(info: Any) -> bool:
+    """Whether this says more of a field than its dtype."""
+    return isinstance(info, (Field, Mapping, tuple, list))
 
 
 def default_to_json(default: npt.NDArray[Any] | None) -> Any:
@@ -343,6 +388,41 @@ def _cast(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArr
         f"field {name!r}: expected {dtype.name}, got {array.dtype.name}; convert the value, or declare the field "
         f"as {array.dtype.name}"
     )
+
+
+def exact_cast(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any] | None:
+    """``array`` in another dtype, where every value stays what it is, NaN too; None where one would change."""
+    if array.dtype == dtype:
+        return array
+    if array.ndim == 0:  # Python compares numbers of all kinds exactly, and much faster
+        with np.errstate(all="ignore"):
+            one, value = array.astype(dtype), array.item()
+        return one if one.item() == value or (value != value and dtype.kind == "f") else None
+    with np.errstate(all="ignore"):
+        if array.dtype.kind == "f" and dtype.kind in "iu" and not (np.abs(array) < 1 << 53).all():
+            return None  # what C makes of larger ones is up to the processor
+        cast = array.astype(dtype)
+        same = (cast.astype(array.dtype) == array) & ((cast < 0) == (array < 0))
+        if array.dtype.kind == "f":
+            same |= np.isnan(array)
+        elif array.dtype.kind in "iu" and dtype.kind == "f":
+            same &= cast < 2.0 ** (8 * array.dtype.itemsize - (array.dtype.kind == "i"))
+    return cast if same.all() else None
+
+
+def widened(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Recorded values of a field in a wider dtype.
+
+    Raises:
+        FieldError: one of them would change.
+    """
+    cast = exact_cast(array, dtype)
+    if cast is None:
+        values = (value for value in array.flat if exact_cast(np.asarray(value), dtype) is None)
+        raise FieldError(
+            f"field {name!r}: it holds {next(values)}, which {dtype.name} cannot; a recorded value is never changed"
+        )
+    return cast
 
 
 _STRUCT_FORMATS = {"float32": "<f", "float64": "<d", "int64": "<q", "bool": "<?"}

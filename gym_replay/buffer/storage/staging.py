@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.columns import PIECE, read_at, write_at
 from gym_replay.buffer.storage.directory import Directory, storage_error
-from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.fields import Field, widened
 from gym_replay.buffer.storage.garbage import close_now, close_with
 from gym_replay.buffer.storage.ragged import SPAN, spans_of
 from gym_replay.errors import StorageError
@@ -48,7 +49,10 @@ class Spill(Protocol):
         """The bytes of the first rows of a field, kept before."""
 
     def add_fields(self, fields: Mapping[str, Field]) -> None:
-        """Take pieces of these fields too."""
+        """Take pieces of these fields from now on: of new ones, and of others in a wider dtype."""
+
+    def check(self, fields: Mapping[str, Field]) -> None:
+        """Raise FieldError where a value that is kept would change in the wider dtype of a field."""
 
     def close(self) -> None:
         """The episode has ended: what is kept only for the commit can go."""
@@ -108,7 +112,10 @@ class TailSpill:
         return self.place.read(name, rows)
 
     def add_fields(self, fields: Mapping[str, Field]) -> None:
-        """Nothing to do: the writer has opened their files."""
+        """Nothing to do: the writer has opened their files, and converted what was in them."""
+
+    def check(self, fields: Mapping[str, Field]) -> None:
+        """Nothing to do: whoever converts the files will see."""
 
     def close(self) -> None:
         """Nothing to do: what was written lies where the episode does, or behind the last one."""
@@ -124,50 +131,82 @@ class _Nameless:
             raise storage_error(error, folder, 0) from error
 
 
+@dataclass(frozen=True)
+class _SpilledRows:
+    """Rows, or elements, in a file: of which dtype, the first of them, and how many."""
+
+    file: _Nameless
+    dtype: np.dtype[Any]
+    first: int
+    count: int
+
+
 class FileSpill:
     """Writes to nameless files in the folder: a ring finds the place only once the length is known."""
 
     def __init__(self, folder: Directory, fields: Mapping[str, Field], begin_change: Callable[[], None]) -> None:
         self._folder, self._begin_change = folder, begin_change
         self._fields = dict(fields)
-        self._files: dict[tuple[str, bool], tuple[_Nameless, int]] = {}
+        self._files: dict[tuple[str, bool], list[_SpilledRows]] = {}  # more than one where the dtype became wider
 
-    def _width(self, name: str, *, is_elements: bool) -> int:
+    def _kind(self, name: str, *, is_elements: bool) -> tuple[np.dtype[Any], int]:
+        """The dtype and the bytes of a row, or element."""
         info = self._fields[name]
-        return 2 * SPAN.itemsize if info.ragged and not is_elements else info.nbytes
+        return (SPAN, 2 * SPAN.itemsize) if info.ragged and not is_elements else (info.dtype, info.nbytes)
 
     def write(self, piece: Piece) -> None:
         self._begin_change()
         name, is_elements, first, data = piece
-        width = self._width(name, is_elements=is_elements)
+        dtype, width = self._kind(name, is_elements=is_elements)
         if not width or not data:
             return
-        if (name, is_elements) not in self._files:
-            self._files[name, is_elements] = _Nameless(self._folder), 0
-        file, _ = self._files[name, is_elements]
-        write_at(file.descriptor, data, first * width, self._folder.path)
-        self._files[name, is_elements] = file, first + len(data) // width
+        rows = self._files.get((name, is_elements), [])
+        if not rows or rows[-1].dtype != dtype:
+            rows = [*rows, _SpilledRows(_Nameless(self._folder), dtype, first, 0)]
+            self._files[name, is_elements] = rows
+        last = rows[-1]
+        write_at(last.file.descriptor, data, (first - last.first) * width, self._folder.path)
+        count = first - last.first + len(data) // width
+        self._files[name, is_elements] = [*rows[:-1], replace(last, count=count)]
 
     def read(self, name: str, rows: int) -> bytes:
-        width = self._width(name, is_elements=False)
-        return read_at(self._files[name, False][0].descriptor, rows * width, 0) if width else b""
+        _, width = self._kind(name, is_elements=False)
+        found = bytearray(rows * width)
+        for _, _, first, data in self._pieces_of((name, False), self._files.get((name, False), [])):
+            found[first * width : first * width + len(data)] = data
+        return bytes(found[: rows * width])
 
     def add_fields(self, fields: Mapping[str, Field]) -> None:
         self._fields |= fields
 
+    def check(self, fields: Mapping[str, Field]) -> None:
+        for name, info in fields.items():
+            for _, _, _, data in self._pieces_of((name, False), self._files.get((name, False), [])):
+                widened(name, np.frombuffer(data, self._fields[name].dtype), info.dtype)
+
     def pieces(self) -> Iterator[Piece]:
         """What is kept, in pieces that fit into memory."""
-        for (name, is_elements), (file, count) in self._files.items():
-            width = self._width(name, is_elements=is_elements)
-            step = max(PIECE // width, 1)
-            for first in range(0, count, step):
-                data = read_at(file.descriptor, min(step, count - first) * width, first * width)
-                yield name, is_elements, first, data
+        for key, rows in self._files.items():
+            yield from self._pieces_of(key, rows)
+
+    def _pieces_of(self, key: tuple[str, bool], rows: Sequence[_SpilledRows]) -> Iterator[Piece]:
+        name, is_elements = key
+        dtype, width = self._kind(name, is_elements=is_elements)
+        step = max(PIECE // max(width, 1), 1)
+        for part in rows:
+            stored_width = width // dtype.itemsize * part.dtype.itemsize
+            for first in range(0, part.count, step):
+                nbytes = min(step, part.count - first) * stored_width
+                data = read_at(part.file.descriptor, nbytes, first * stored_width)
+                if part.dtype != dtype:
+                    data = np.frombuffer(data, part.dtype).astype(dtype).tobytes()
+                yield name, is_elements, part.first + first, data
 
     def close(self) -> None:
         files, self._files = self._files, {}
-        for file, _ in files.values():
-            close_now(file.descriptor)
+        for rows in files.values():
+            for part in rows:
+                close_now(part.file.descriptor)
 
 
 FieldPlan: TypeAlias = tuple[str, int | None, Packer | None, bool, bool, bytes]
@@ -211,8 +250,12 @@ class RowFormat:
         ]
 
     def with_fields(self, fields: Mapping[str, Field], *, bring_items: bool = True) -> RowFormat:
-        """The same with more fields, of which each transition holds an item behind the others, or the default."""
-        names = (*self.names, *fields) if bring_items else self.names
+        """The same with more fields, of which each transition holds an item behind the others, or the default.
+
+        Fields that are there already take another dtype.
+        """
+        new = [name for name in fields if name not in self.fields] if bring_items else []
+        names = (*self.names, *new)
         return RowFormat({**self.fields, **fields}, names, self._packers, chunk_bytes=self._chunk_bytes)
 
 
@@ -292,29 +335,59 @@ class Stage:
         if self.spill is not None:
             self.spill.close()
 
-    def add_fields(self, row_format: RowFormat) -> None:
-        """Go on in a format with more fields, whose values so far are their defaults.
+    def check(self, fields: Mapping[str, Field]) -> None:
+        """Raise FieldError where a value so far would change in the wider dtype of a field; others are new."""
+        known = self.format.fields
+        wider = {name: info for name, info in fields.items() if name in known and known[name] != info}
+        for name in wider:
+            self._converted(name, known[name], wider[name])
+        if self.spill is not None:
+            self.spill.check(wider)
 
-        Where there is no room for these on the disk now, they are written with the next rows.
+    def _converted(self, name: str, field: Field, wider: Field) -> tuple[list[bytes], bytes | None]:
+        """The items of a field that are in memory, and its first row where it is a state field, in a wider dtype."""
+        items, initial = self.items(name) if name in self.format.places else [], (self.initial or {}).get(name)
+        rows = items if initial is None else [*items, initial]
+        found = np.zeros((len(rows), *field.shape), field.dtype)
+        if found.size:
+            found = np.frombuffer(b"".join(rows), field.dtype).reshape(found.shape)
+        found = widened(name, found, wider.dtype)
+        converted = [row.tobytes() for row in found]
+        return (converted, None) if initial is None else (converted[:-1], converted[-1])
+
+    def add_fields(self, row_format: RowFormat) -> None:
+        """Go on in a format with more fields, whose values so far are their defaults, or with wider dtypes.
+
+        Where there is no room for the defaults on the disk now, they are written with the next rows. What is in the
+        buffer's files is converted already.
         """
-        before, width = self.format, self.format.width
+        before, width, more_width = self.format, self.format.width, row_format.width
         start, items = self._chunk
         more = [row_format.defaults[name] for name in row_format.names[width:]]
         extended: list[Any] = []
         for at in range(0, len(items), width):
             extended += items[at : at + width]
             extended += more
-        added = {name: info for name, info in row_format.fields.items() if name not in before.fields}
+        initial = self.initial
+        for name, field in before.fields.items():
+            if row_format.fields[name].dtype != field.dtype:
+                converted, first = self._converted(name, field, row_format.fields[name])
+                if name in before.places:
+                    extended[before.places[name] :: more_width] = converted
+                initial = initial if first is None else {**(initial or {}), name: first}
+        changed = {name: info for name, info in row_format.fields.items() if before.fields.get(name) is not info}
         if self.spill is not None:
-            self.spill.add_fields(added)
+            self.spill.add_fields(changed)
         self._spilled_elements = {**row_format.no_elements, **self._spilled_elements}
         early = {
             name: start + (info.state and self.initial is not None)
-            for name, info in added.items()
-            if start and not info.ragged
+            for name, info in changed.items()
+            if start and not info.ragged and name not in before.fields
         }
         # In one call: an interrupt in between would leave items that the format does not fit.
-        self.__dict__.update(format=row_format, _chunk=(start, extended), _unfilled={**self._unfilled, **early})
+        self.__dict__.update(
+            format=row_format, _chunk=(start, extended), initial=initial, _unfilled={**self._unfilled, **early}
+        )
         with suppress(StorageError):
             self._fill()
 

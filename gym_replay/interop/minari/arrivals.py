@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.fields import Field, exact_cast
 from gym_replay.buffer.storage.names import check_distinct, check_field_name, encode_key
 from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.interop.minari import facts
@@ -116,7 +117,7 @@ class Arrival:
         return arrays
 
     def _foreign_infos(self, infos: Any, length: int, rows: int) -> dict[str, Any]:
-        """Info fields of an episode of another origin; those that are not known yet are added to the buffer."""
+        """Info fields of an episode of another origin; the buffer gets those that it lacks, and wider dtypes."""
         arrays: dict[str, Any] = {}
         new: dict[str, Field] = {}
         for path, value in entries_of(infos):
@@ -125,13 +126,27 @@ class Arrival:
             if array is None:
                 continue
             try:
+                self._widen(name, array)
                 fields = {} if name in self._fields else self._new_fields(name, array, [*self._fields, *new])
                 arrays |= self._aligned(name, array, length, rows)
                 new |= fields
             except (FieldError, CorruptBufferError) as error:
                 self._refuse(str(error), type(error))
-        self._buffer.add_default_fields(new)
+        self._buffer.widen_schema(new)
         return arrays
+
+    def _widen(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Give a field the dtype that holds an entry too, where it needs another one.
+
+        Raises:
+            FieldError: a value of an earlier episode would change.
+        """
+        field = self._fields.get(name)
+        if field is None or array.shape[1:] != field.shape or exact_cast(array, field.dtype) is not None:
+            return
+        wider = replace(field, dtype=np.promote_types(field.dtype, array.dtype))
+        if exact_cast(array, wider.dtype) is not None:
+            self._buffer.widen_schema({name: wider})
 
     def _entry(self, name: str, value: Any, field: Field | None) -> npt.NDArray[Any] | None:
         array = rows_of(value, field)

@@ -13,7 +13,7 @@ from gymnasium import Space, spaces
 
 from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.episode import Episode
-from gym_replay.buffer.storage.fields import Field, encode_text
+from gym_replay.buffer.storage.fields import Field, encode_text, exact_cast
 from gym_replay.errors import CorruptBufferError, FieldError, UnsupportedSpaceError
 from gym_replay.interop.minari.limits import CannotHold, Limits
 from gym_replay.wrappers.space_leaf import Place, keyed
@@ -209,10 +209,8 @@ def cast_exactly(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> np
     """
     if array.dtype == dtype:
         return array
-    with np.errstate(all="ignore"):
-        cast = array.astype(dtype)
-        back = cast.astype(array.dtype)
-    if back.tobytes() != array.tobytes():
+    cast = exact_cast(array, dtype)
+    if cast is None or cast.astype(array.dtype).tobytes() != array.tobytes():  # not even the sign of a zero
         raise FieldError(f"{name}: {array.dtype.name} values do not fit {dtype.name} without a change")
     return cast
 

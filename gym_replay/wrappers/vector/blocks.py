@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.fields import Field, widened
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
@@ -56,6 +56,14 @@ class Ended(ABC):
             raise
 
     @abstractmethod
+    def widen(self, before: Mapping[str, Field], wider: Mapping[str, Field], *, is_trial: bool = False) -> None:
+        """Have the rows of some fields in a wider dtype; a trial changes nothing.
+
+        Raises:
+            FieldError: a value would change.
+        """
+
+    @abstractmethod
     def _write(self, writer: FolderWriter) -> None: ...
 
     @abstractmethod
@@ -87,6 +95,22 @@ class FewEpisodes(Ended):
         metas: Sequence[Mapping[str, bytes]],
     ) -> None:
         self.numbers, self._lengths, self._flags, self._rows, self._metas = numbers, lengths, flags, rows, metas
+        self._dtypes: dict[str, np.dtype[Any]] = {}  # of fields that became wider since
+
+    def widen(self, before: Mapping[str, Field], wider: Mapping[str, Field], *, is_trial: bool = False) -> None:
+        dtypes = {name: self._dtypes.get(name, before[name].dtype) for name in wider}
+        rows = [
+            of_one
+            | {
+                name: widened(name, np.frombuffer(of_one[name], dtypes[name]), info.dtype).tobytes()
+                for name, info in wider.items()
+                if of_one.get(name)
+            }
+            for of_one in self._rows
+        ]
+        if not is_trial:
+            # In one call: an interrupt in between would leave bytes of another dtype.
+            self.__dict__.update(_rows=rows, _dtypes={name: info.dtype for name, info in wider.items()})
 
     def _write(self, writer: FolderWriter) -> None:
         fields, rows = writer.metadata.fields, self._rows
@@ -150,6 +174,15 @@ class Block(Ended):
     def flags_of(self, place: int) -> int:
         """The flags of one episode."""
         return self.flags[0] if isinstance(self.flags, bytes) else int(self.flags[place])
+
+    def widen(self, before: Mapping[str, Field], wider: Mapping[str, Field], *, is_trial: bool = False) -> None:
+        converted: dict[str, Column] = {}
+        for name, info in wider.items():
+            column = self.rows.get(name)
+            if isinstance(column, np.ndarray):
+                converted[name] = widened(name, column, info.dtype)
+        if not is_trial:
+            self.rows |= converted
 
     def _write(self, writer: FolderWriter) -> None:
         if not len(self):

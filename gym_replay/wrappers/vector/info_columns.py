@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,8 @@ class BatchInfos(Infos):
 
     It does so where the result is the same bit for bit: a dict with text keys, of arrays over the sub-environments, and
     of such dicts, with masks ``_<key>`` or without, in which each entry that is wanted has a field of its own dtype and
-    shape already. Everything else (the first time that an entry is seen, what must be converted, left out or warned
-    about) is for :meth:`Infos.encode`, one sub-environment after another.
+    shape already, and no field is ragged. Everything else (the first time that an entry is seen, what must be
+    converted, left out or warned about) is for :meth:`Infos.encode`, one sub-environment after another.
     """
 
     def columns(
@@ -39,12 +39,14 @@ class BatchInfos(Infos):
             removed: of which sub-environments an entry is left out.
         """
         found: dict[str, tuple[npt.NDArray[Any], Mask | None]] = {}
-        if type(infos) is not dict:
+        self._sync()
+        if type(infos) is not dict or self._has_ragged:
             return None
         if removed:
             infos = {**infos, **{f"_{key}": _but(infos, key, mask) for key, mask in removed.items() if key in infos}}
         if not self._find(infos, count, left_out, None, ROOT, (), found):
             return None
+        self._rows += count
         columns: list[InfoColumn] = []
         for name, field in self._known.items():
             values, there = found.get(name, (None, None))
@@ -55,6 +57,19 @@ class BatchInfos(Infos):
             else:
                 columns += (name, _where(there, values, field)), (presence_of(name), there)
         return columns
+
+    def cut_entries(self, infos: Mapping[Any, Any], root: str = ROOT) -> Iterator[str]:
+        """Names of entries that come as integers, though floats came before."""
+        floats = {name for name, field in self._known.items() if field.dtype.kind == "f"}
+        for key, value in infos.items():
+            try:
+                name = self._name(root, key)
+            except Exception:  # it is no name
+                continue
+            if isinstance(value, Mapping):
+                yield from self.cut_entries(value, name)
+            elif name in floats and isinstance(value, np.ndarray) and value.dtype.kind in "biu":
+                yield name
 
     def _find(
         self,

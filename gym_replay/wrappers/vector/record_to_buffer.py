@@ -23,7 +23,14 @@ from gym_replay.buffer.storage.garbage import finalize
 from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.episode_facts import describe_run, options_to_json
 from gym_replay.wrappers.infos import is_info
-from gym_replay.wrappers.recorded_schema import check_arguments, core_fields, leaves_of, open_for, refuse_own_meta
+from gym_replay.wrappers.recorded_schema import (
+    check_arguments,
+    core_fields,
+    leaves_of,
+    open_for,
+    plain_arguments,
+    refuse_own_meta,
+)
 from gym_replay.wrappers.recorder import Recorder, refuse_other_spaces, wrong_result
 from gym_replay.wrappers.recording import OnEpisode
 from gym_replay.wrappers.rewards import (
@@ -136,14 +143,12 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         gym.utils.RecordConstructorArgs.__init__(
             self,
             buffer=str(buffer.folder if isinstance(buffer, ReplayBuffer) else folder_of(buffer)),
-            meta_fields=meta_fields,
-            extra_fields=extra_fields,
             reward_shape=reward_shape,
             autoreset_mode=autoreset_mode,
-            dtypes=dtypes,
             record_info=record_info,
             on_incomplete=on_incomplete,
             durability=durability,
+            **plain_arguments(meta_fields, extra_fields, dtypes),
             **limits,
         )
         gym.vector.VectorWrapper.__init__(self, env)
@@ -178,11 +183,10 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         self._observations = BatchEncoder(observation_space, observations_space, observation, count)
         self._actions = BatchEncoder(action_space, actions_space, action, count)
         self._observation_names = [leaf.name for leaf in observation]
-        self._infos = BatchInfos(record_info, dtypes, fields) if record_info else None
         self._extra_names = [name for name in fields if name not in core and not is_info(name)]
         self._extras: dict[str, Column] = {}
         self._statistics = self._sub.statistics()
-        infos = self._infos.names if self._infos else []
+        infos = [name for name in fields if is_info(name)] if record_info else []
         self._recording = VectorRecording(
             self._buffer,
             [*self._observation_names, *(leaf.name for leaf in action), "reward", *self._extra_names, *infos],
@@ -192,6 +196,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             bounds=BlockBounds([*observation, *action], has_state=self._buffer.metadata.has_state),
             on_episode=on_episode,
         )
+        self._infos: BatchInfos | None = BatchInfos(record_info, dtypes, self._recording) if record_info else None
         self._guarded: object = None
         self._thread = threading.get_ident()
         self._warned: set[str] = set()
@@ -567,6 +572,14 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         if batch is not None:
             self._stage_batch(at, batch, numbers)
             return
+        if at > self._recording.now and self._sub.joins_infos and isinstance(infos, Mapping):  # not of a reset
+            for name in self._infos.cut_entries(infos):
+                self._warn_once(
+                    "cut",
+                    f"{name} came as integers, though it is a float: Gymnasium gives an entry of all sub-environments "
+                    "the type of the first one's, and may have cut the others' fractions off; have the environment "
+                    "always return a float",
+                )
         found = split_infos(infos, self._sub.count, numbers.tolist(), has_finals=has_finals)
         for key, mask in removed.items():
             for info, number in zip(found, numbers.tolist(), strict=True):
@@ -604,26 +617,23 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
     def _with_late_infos(self, finals: Finals) -> Finals:
         """With the fields that were found since in what the resets returned: the episodes that ended have no values."""
         assert self._infos is not None
-        fields, count = self._buffer.metadata.fields, len(finals.has_final)
-        columns = dict(finals.columns)
-        for name in self._infos.names:
-            if name not in columns:
-                columns[name] = np.array([fields[name].default_value()] * count, fields[name].dtype)
-        return Finals(columns, finals.has_final)
+        rows = self._info_columns([{}] * len(finals.has_final))
+        return Finals({**rows, **finals.columns}, finals.has_final)
 
     def _info_columns(self, infos: list[dict[Any, Any]]) -> dict[str, Column]:
         """The info fields' values, a row for each info."""
         assert self._infos is not None
-        encode, add_fields = self._infos.encode, self._recording.add_fields
-        rows = [encode(info, add_fields) for info in infos]
-        fields = self._buffer.metadata.fields
+        rows, fields = self._infos.encode(infos), self._recording.fields
         columns: dict[str, Column] = {}
         for at, name in enumerate(self._infos.names):
-            info = fields[name]
-            default = info.default_value().tobytes()
-            # New fields are found from one info to the next, and come behind the others.
-            data = b"".join([row[at] if at < len(row) else default for row in rows])
-            columns[name] = np.frombuffer(data, info.dtype).reshape(len(infos), *info.shape)
+            info = fields.get(name)
+            if info is None:  # the presence of one that was added by hand
+                continue
+            data = [row[at] for row in rows]
+            if info.ragged:
+                columns[name] = [np.frombuffer(row, info.dtype).reshape(-1, *info.shape) for row in data]
+            else:
+                columns[name] = np.frombuffer(b"".join(data), info.dtype).reshape(len(infos), *info.shape)
         return columns
 
     # --- what is no transition ---

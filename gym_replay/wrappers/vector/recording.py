@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from gym_replay.buffer.open_episode import HeldEpisodes
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.writer import FolderWriter
-from gym_replay.errors import EpisodeStateError, FieldError, StorageError
-from gym_replay.wrappers.recording import OnEpisode
+from gym_replay.errors import EpisodeStateError, GymReplayError, StorageError
+from gym_replay.wrappers.recording import OnEpisode, change_fields
 from gym_replay.wrappers.rewards import adopt_reward_shape
 from gym_replay.wrappers.vector.autoreset import Mask, Turn
 from gym_replay.wrappers.vector.blocks import Block, Ended
@@ -77,6 +77,7 @@ class VectorRecording:
         self._finished: list[Ended] = []
         self._error: BaseException | None = None  # of looking at episodes, until all that ended are committed
         self._is_judging = False
+        self._is_behind = False  # the buffer's fields may have changed, and those of the staging not yet
 
     # --- what each step asks ---
 
@@ -91,6 +92,9 @@ class VectorRecording:
     def settle(self) -> None:
         """Commit what has ended and could not be committed; cut what was running where a step was lost."""
         self.refuse_within_on_episode()
+        if self._is_behind:  # an interrupt came while fields were changed
+            self.buffer.acquire()
+            self._catch_up()
         if self.on_hold:
             self._end_hold()
         if self.is_broken:
@@ -121,7 +125,7 @@ class VectorRecording:
             BufferLockedError: somebody else writes to the buffer, or this is a forked child.
             StorageError: the staging needs a file, or what had ended a place, and the disk refused.
         """
-        if self.is_broken or (self._finished and not self.on_hold):
+        if self.is_broken or self._is_behind or (self._finished and not self.on_hold):
             self.settle()
         if not self.is_recording:
             return None
@@ -153,13 +157,37 @@ class VectorRecording:
         self._returns = np.zeros((self._num_envs, *shape)), np.zeros((self._num_envs, *shape))
         return True
 
-    def add_fields(self, fields: Mapping[str, Field]) -> None:
-        """Add fields to the buffer; rows so far hold their defaults."""
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """Those of the rows that come next."""
+        return self.staging.fields
+
+    def change_fields(self, fields: Mapping[str, Field]) -> GymReplayError | None:
+        """Add fields to the buffer, of which rows so far hold their defaults, or give fields a wider dtype.
+
+        Returns:
+            What kept them from being changed, or None. Some may have changed already: an interrupt came when they had.
+        """
+        self._is_behind = True
+        return change_fields(self.buffer, fields, self._check, self._catch_up)
+
+    def _check(self, fields: Mapping[str, Field]) -> None:
+        self.staging.check(fields)
+        for block in self._finished:  # held back until the autoreset mode is known
+            block.widen(self.staging.fields, _wider(self.staging.fields, fields), is_trial=True)
+
+    def _catch_up(self, names: Collection[str] = ()) -> None:
+        """Let the staging have the buffer's fields: those with these names, and those that it has with wider dtypes."""
+        staged = self.staging.fields
         known = self.buffer.metadata.fields
-        if other := [name for name, info in fields.items() if known.get(name, info) != info]:
-            raise FieldError(f"field {other[0]!r} was added as {known[other[0]]} before; open the buffer anew")
-        self.buffer.add_default_fields({name: info for name, info in fields.items() if name not in known})
-        self.staging.add_fields(fields, self.now)
+        changed = {
+            name: info for name, info in known.items() if (name in names or name in staged) and staged.get(name) != info
+        }
+        if changed:
+            for block in self._finished:
+                block.widen(staged, _wider(staged, changed))
+            self.staging.add_fields(changed, self.now)
+        self._is_behind = False
 
     # --- episodes begin and end ---
 
@@ -348,6 +376,11 @@ class VectorRecording:
                 "on_episode: the recorder cannot be stepped, reset or closed while an episode of it is looked at; do "
                 "that after the step, reset or close that ended the episode"
             )
+
+
+def _wider(before: Mapping[str, Field], fields: Mapping[str, Field]) -> dict[str, Field]:
+    """Those fields that were there with another dtype."""
+    return {name: info for name, info in fields.items() if name in before and before[name].dtype != info.dtype}
 
 
 def _raised_by(function: Callable[[], None]) -> Exception | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.columns import write_at
 from gym_replay.buffer.storage.directory import storage_error
-from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.fields import Field, widened
 
 Numbers = npt.NDArray[np.int64]
 
@@ -28,11 +29,43 @@ _SPILLED_SHARE = 4
 _CARRIERS = {1: "u1", 2: "u2", 4: "u4", 8: "u8"}
 
 
-class _ColdRows:
-    """Rows that went to a file: of each sub-environment the rows of one stretch of time side by side."""
+class _File:
+    """A nameless file, which is gone when nobody needs it."""
 
-    def __init__(self, first: int, count: int, place: int) -> None:
-        self.first, self.count, self.place = first, count, place
+    def __init__(self, folder: Path) -> None:
+        self.file: Any = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return int(self.file.fileno())
+
+    def __del__(self) -> None:
+        if hasattr(self, "file"):
+            self.file.close()
+
+
+@dataclass(frozen=True)
+class _ColdRows:
+    """Rows that went to a file: of each sub-environment the rows of one stretch of time side by side.
+
+    Attributes:
+        first, count: of the stretch.
+        place: where they are in the file.
+        file: the file.
+        values: the dtype of a record.
+    """
+
+    first: int
+    count: int
+    place: int
+    file: _File
+    values: np.dtype[Any]
+
+    def read(self, begin: int, end: int) -> npt.NDArray[Any]:
+        """Some of the records, which lie one after another in the file."""
+        width = self.values.itemsize
+        data = os.pread(self.file.fileno(), (end - begin) * width, self.place + begin * width)
+        return np.frombuffer(data, self.values)
 
 
 class Ring:
@@ -59,7 +92,7 @@ class Ring:
         self._parts = np.dtype(layout) if len(sizes) > 1 else np.dtype(formats[0])
         # Records are copied as plain bytes: NumPy would copy one that has gaps field by field.
         self._dtype = np.dtype(f"V{self._parts.itemsize}")
-        self._file: Any = None
+        self._file: _File | None = None
         self._cold: list[_ColdRows] = []
         self._free: list[int] = []
         self.hot = 0
@@ -128,6 +161,30 @@ class Ring:
         each = [parts] if names is None else [parts[name] for name in names]
         return [(name, info, part) for (name, info), part in zip(self.fields.items(), each, strict=True)]
 
+    def check(self, fields: Mapping[str, Field]) -> None:
+        """Raise FieldError where a value would change in the wider dtype of a field."""
+        cold = [rows.read(0, rows.count * self._num_envs) for rows in self._cold]
+        for place, (name, field) in zip(self._values.names or (), self.fields.items(), strict=True):
+            if name in fields and fields[name].dtype != field.dtype:
+                for records in (self.ring.view(self._values), *cold):
+                    widened(name, records[place], fields[name].dtype)
+
+    def with_fields(self, fields: Mapping[str, Field]) -> Ring:
+        """The same rows, some fields of which have a wider dtype."""
+        wider = {name: fields.get(name, info) for name, info in self.fields.items()}
+        ring = Ring(wider, self._num_envs, len(self.ring), self._folder)
+        ring._copy(ring.ring, self.ring.view(self._values))
+        ring.hot, ring._lacks_rows, ring._cold = self.hot, self._lacks_rows, self._cold
+        return ring
+
+    def _copy(self, records: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
+        """Fill records with values, some fields of which may have a narrower dtype."""
+        if values.dtype == self._values:
+            records[...] = values.view(self._dtype)
+            return
+        for place in self._values.names or ():
+            records.view(self._values)[place] = values[place]
+
     def begin_at(self, time: int) -> None:
         """Rows before this time are nowhere."""
         self.hot, self._lacks_rows = time, time > 0
@@ -162,7 +219,7 @@ class Ring:
         Raises:
             StorageError: rows had to go to a file, and the disk refused.
         """
-        gone = [rows.place for rows in self._cold if rows.first + rows.count <= low]
+        gone = [rows.place for rows in self._cold if rows.first + rows.count <= low and rows.file is self._file]
         hot = max(self.hot, min(low, now))
         self.__dict__.update(
             _free=self._free + gone,
@@ -199,25 +256,18 @@ class Ring:
         data = rows.view(np.uint8).reshape(-1).data
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+                self._file = _File(self._folder)
         except OSError as error:
             raise storage_error(error, self._folder, len(data)) from error
-        place = self._free[-1] if self._free else len(self._cold) * len(data)
+        place = self._free[-1] if self._free else sum(rows.file is self._file for rows in self._cold) * len(data)
         write_at(self._file.fileno(), data, place, self._folder)
         free = self._free[:-1]
-        cold = [*self._cold, _ColdRows(self.hot, count, place)]
+        cold = [*self._cold, _ColdRows(self.hot, count, place, self._file, self._values)]
         self.__dict__.update(hot=self.hot + count, _cold=cold, _free=free, _lacks_rows=True)
 
     def release(self) -> None:
         """Let the file go, with all rows that are in it."""
-        file, self._file = self._file, None
-        self.__dict__.update(_cold=[], _free=[])
-        if file is not None:
-            file.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None:
-            self.release()
+        self.__dict__.update(_file=None, _cold=[], _free=[])
 
     def add_columns(
         self, found: dict[str, Any], numbers: Numbers, starts: Numbers, edges: Numbers, places: Numbers
@@ -259,7 +309,5 @@ class Ring:
         for cold in self._cold:
             begin, end = max(cold.first, start), min(cold.first + cold.count, start + len(out))
             if begin < end:
-                width = self._dtype.itemsize
-                place = cold.place + (number * cold.count + begin - cold.first) * width
-                data = os.pread(self._file.fileno(), (end - begin) * width, place)
-                out[begin - start : end - start] = np.frombuffer(data, self._dtype)
+                skipped = number * cold.count - cold.first
+                self._copy(out[begin - start : end - start], cold.read(skipped + begin, skipped + end))

@@ -56,8 +56,17 @@ class Staging:
         """The fields that rows have; another object after each change."""
         return self._fields
 
+    def check(self, fields: Mapping[str, Field]) -> None:
+        """Raise FieldError where a value so far would change in the wider dtype of a field; others are new."""
+        for ring in self._rings:
+            wider = {name: fields[name] for name in ring.fields if name in fields}
+            if wider:
+                ring.check(wider)
+
     def add_fields(self, fields: Mapping[str, Field], now: int) -> None:
-        """Take more fields, of which all rows so far hold the default."""
+        """Take more fields, of which all rows so far hold the default, or take a wider dtype for some."""
+        wider, fields = fields, {name: info for name, info in fields.items() if name not in self._fields}
+        rings = [ring.with_fields(wider) if wider.keys() & ring.fields.keys() else ring for ring in self._rings]
         dense = {name: info for name, info in fields.items() if not info.ragged and info.nbytes}
         small = {name: info for name, info in dense.items() if info.nbytes < _LARGE}
         large = [{name: info} for name, info in dense.items() if info.nbytes >= _LARGE]
@@ -70,14 +79,14 @@ class Staging:
             ring = Ring(group, self._num_envs, rows, self._folder)
             ring.begin_at(max(now - rows + 2, 0))
             new.append(ring)
-        found = {name: ring for ring in new for name in ring.fields}
+        found = {name: ring for ring in (*rings, *new) for name in ring.fields}
         ragged: dict[str, dict[int, list[npt.NDArray[Any]]]] = {
             name: {} for name, info in fields.items() if info.ragged
         }
         self.__dict__.update(
-            _fields={**self._fields, **fields},
-            _rings=[*self._rings, *new],
-            _ring_of={**self._ring_of, **found},
+            _fields={**self._fields, **wider},
+            _rings=[*rings, *new],
+            _ring_of=found,
             _ragged={**self._ragged, **ragged},
             _no_bytes={**self._no_bytes, **dict.fromkeys(fields.keys() - dense.keys(), b"")},
             full_at=0,

@@ -94,6 +94,11 @@ class SubEnvironments:
             return space, batch_space(space, self.count)
         return single, space
 
+    @property
+    def joins_infos(self) -> bool:
+        """Whether the infos of sub-environments are joined by Gymnasium, which may change their numbers."""
+        return (self._sync or self._async) and self.count > 1
+
     # --- resets ---
 
     def mask_of(self, options: Any) -> Mask | None:

@@ -56,26 +56,19 @@ def infos(draw, depth=2):
 
 
 class Fields:
-    """Notes the fields that infos ask for."""
+    """Grants the fields that infos ask for."""
 
-    def __init__(self):
-        self.known = {}
+    def __init__(self, known=()):
+        self.fields = dict(known)
 
-    def add(self, fields):
-        self.known |= fields
+    def change_fields(self, fields):
+        self.fields = self.fields | dict(fields)
 
 
-def one_by_one(taker, given_infos, left_out, fields):
+def one_by_one(taker, given_infos, left_out):
     """The rows of each sub-environment by field, as they are taken where nothing is known of arrays."""
-    rows = [
-        taker.encode(info, fields.add)
-        for info in split_infos(given_infos, COUNT, range(COUNT), has_finals=bool(left_out))
-    ]
-    names = taker.names
-    return {
-        name: b"".join(row[at] if at < len(row) else fields.known[name].default_value().tobytes() for row in rows)
-        for at, name in enumerate(names)
-    }
+    rows = taker.encode(split_infos(given_infos, COUNT, range(COUNT), has_finals=bool(left_out)))
+    return {name: b"".join(row[at] for row in rows) for at, name in enumerate(taker.names)}
 
 
 @given(st.lists(infos(), min_size=2, max_size=4), st.booleans(), st.sampled_from([True, ["x"], ["y", "a.b", "z.x"]]))
@@ -84,18 +77,19 @@ def test_columns_are_the_rows_of_each(steps, has_finals, wanted):
     left_out = FINAL if has_finals else ()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        batch, fields = BatchInfos(wanted, {}, {}), Fields()
+        fields = Fields()
+        batch = BatchInfos(wanted, {}, fields)
         for step in [*steps, *steps]:
-            before = dict(fields.known)
+            before = dict(fields.fields)
             columns = batch.columns(step, COUNT, left_out)
-            assert fields.known == before
-            expected = one_by_one(batch, step, left_out, fields)
+            assert fields.fields == before
+            expected = one_by_one(batch, step, left_out)
             if columns is None:
                 continue
-            assert fields.known == before  # all that is taken so is known
+            assert fields.fields == before  # all that is taken so is known
             assert [name for name, _ in columns] == list(expected)
             for name, values in columns:
-                field = fields.known[name]
+                field = fields.fields[name]
                 whole = np.broadcast_to(values, (COUNT, *field.shape))
                 assert whole.dtype == field.dtype
                 assert whole.tobytes() == expected[name], name
@@ -110,14 +104,15 @@ def test_arrays_are_taken_as_they_are_once_they_have_fields():
         "_n": np.array([True, False, True, True]),
         "all": np.array([True, False, True, False]),
     }
-    batch, fields = BatchInfos(True, {}, {}), Fields()
+    fields = Fields()
+    batch = BatchInfos(True, {}, fields)
     assert batch.columns(step, COUNT, ()) is None
-    expected = one_by_one(batch, step, (), fields)
+    expected = one_by_one(batch, step, ())
     columns = dict(batch.columns(step, COUNT, ()))
     np.testing.assert_array_equal(columns["info_present.n.deep"], [False, False, True, True])
     np.testing.assert_array_equal(columns["info.n.deep"], [[0, 0], [0, 0], [4, 5], [6, 7]])
     assert columns["info_present.all"].tolist() is True
-    whole = {name: np.broadcast_to(v, (4, *fields.known[name].shape)).tobytes() for name, v in columns.items()}
+    whole = {name: np.broadcast_to(v, (4, *fields.fields[name].shape)).tobytes() for name, v in columns.items()}
     assert whole == expected
     assert all(is_info(name) for name in columns)
     assert dict(batch.columns({}, COUNT, ())).keys() == columns.keys()  # rows without infos are written too
@@ -140,32 +135,35 @@ def test_arrays_are_taken_as_they_are_once_they_have_fields():
     ],
 )
 def test_all_else_is_taken_one_by_one(step):
-    batch, fields = BatchInfos(True, {}, {}), Fields()
-    one_by_one(batch, {"x": np.zeros(4)}, (), fields)
+    fields = Fields()
+    batch = BatchInfos(True, {}, fields)
+    one_by_one(batch, {"x": np.zeros(4)}, ())
     assert batch.columns({"x": np.ones(4)}, COUNT, ()) is not None
     assert batch.columns(step, COUNT, ()) is None
 
 
 def test_what_is_not_wanted_is_not_looked_at():
-    batch, fields = BatchInfos(["x"], {}, {}), Fields()
-    one_by_one(batch, {"x": np.zeros(4)}, (), fields)
+    fields = Fields()
+    batch = BatchInfos(["x"], {}, fields)
+    one_by_one(batch, {"x": np.zeros(4)}, ())
     columns = dict(batch.columns({"x": np.ones(4), "y": ["any"], "final_info": None}, COUNT, FINAL))
     assert columns["info.x"].tolist() == [1, 1, 1, 1]
 
 
 def test_fields_of_a_buffer_are_known():
     fields = Fields()
-    one_by_one(Infos(True, {}, {}), {"x": np.zeros(4)}, (), fields)
-    assert BatchInfos(True, {}, fields.known).columns({"x": np.ones(4)}, COUNT, ()) is not None
+    one_by_one(Infos(True, {}, fields), {"x": np.zeros(4)}, ())
+    assert BatchInfos(True, {}, fields).columns({"x": np.ones(4)}, COUNT, ()) is not None
 
 
 @pytest.mark.parametrize("mask", [None, [True, True, False, True]])
 def test_entries_are_removed_where_they_are_of_what_has_ended(mask):
-    batch, fields = BatchInfos(True, {}, {}), Fields()
+    fields = Fields()
+    batch = BatchInfos(True, {}, fields)
     episode = {"r": np.arange(4.0), "_r": np.ones(4, bool)}
     step = {"episode": episode, "x": np.ones(4)} | ({} if mask is None else {"_episode": np.array(mask)})
     given_keys = list(step)
-    one_by_one(batch, step, (), fields)
+    one_by_one(batch, step, ())
     ended = np.array([False, True, True, False])
     columns = dict(batch.columns(step, COUNT, (), {"episode": ended, "absent": ended}))
     np.testing.assert_array_equal(columns["info_present.episode.r"], [True, False, False, True])

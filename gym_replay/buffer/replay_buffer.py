@@ -164,7 +164,7 @@ class ReplayBuffer(Readable):
         lock = WriterLock(self._folder)
         try:
             if overwrite or not has_buffer(self._folder):  # unless another process was first
-                create_files(self._folder, metadata)
+                create_files(self._folder, metadata, sync=self._durability == "power")
             self._own(FolderWriter(self._folder, durability=self._durability, lock=lock))
         except BaseException:
             lock.release()

@@ -16,7 +16,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from gym_replay.buffer.storage.columns import storage_error, sync_directory
+from gym_replay.buffer.storage.columns import storage_error, sync_directory, sync_entry
 from gym_replay.buffer.storage.creation import check_target
 from gym_replay.buffer.storage.folders import entries_beneath, is_too_deep
 from gym_replay.buffer.storage.layout import NEW, STEPS, TOP_FILES, read_metadata
@@ -99,6 +99,7 @@ class FolderAside:
         """
         _check(self.target, overwrite=self._old_lock is not None)
         try:
+            sync_entry(self.target.parent)  # the folders above may be new, too
             if self._old_lock is not None and has_buffer(self.target):
                 removed = _exchange(self.folder, self.target)
                 sync_directory(self.target.parent)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.checksums import field_checksums
-from gym_replay.buffer.storage.columns import ColumnWriter, sync_directory
+from gym_replay.buffer.storage.columns import ColumnWriter
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.creation import create_files
 from gym_replay.buffer.storage.fields import NO_TEXT
@@ -54,7 +54,7 @@ class FolderBuilder:
         self._rows = self.num_episodes = 0
         self._elements = dict.fromkeys(metadata.ragged_fields, 0)
         with self._open as opening:
-            self.metadata = create_files(folder, metadata)
+            self.metadata = create_files(folder, metadata, sync=False)
             for path, (dtype, shape) in metadata.columns().items():
                 self._columns[path] = ColumnWriter.open(folder, path, dtype, shape)
                 opening.callback(self._columns[path].close)
@@ -155,7 +155,7 @@ class FolderBuilder:
         return np.array(news, np.int64)[inverse.reshape(-1)]
 
     def finish(self) -> None:
-        """Have the folder complete, and on the disk, before returning.
+        """Have the folder complete, and on the disk, before returning; the names of its files are there already.
 
         Raises:
             StorageError: not everything reached the disk.
@@ -172,9 +172,6 @@ class FolderBuilder:
         for name in ("summed", "next"):
             counters.put(name, self.num_episodes)
         counters.sync()
-        paths = [self.folder / path for path in self._columns]
-        for directory in {parent for path in paths for parent in path.parents if parent.is_relative_to(self.folder)}:
-            sync_directory(directory)
 
     def close(self) -> None:
         """Close the files."""

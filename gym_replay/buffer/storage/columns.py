@@ -526,6 +526,10 @@ class Column:
 class ColumnWriter:
     """The writing side of one column. Made by :meth:`create` or :meth:`open`."""
 
+    ordered = False
+    """Whether the file's size is on the disk before its header speaks of more rows, and a header that speaks of fewer
+    before the file is cut, so that NumPy can map the file after a power loss at any moment."""
+
     def __init__(
         self, path: Path, descriptor: int, dtype: np.dtype[Any], shape: tuple[int, ...], capacity: int, offset: int
     ) -> None:
@@ -564,7 +568,7 @@ class ColumnWriter:
         *,
         read_only: bool = False,
     ) -> ColumnWriter:
-        """Open an existing file.
+        """Open an existing file. A header that speaks of more rows than a power loss has left is put right.
 
         Raises:
             CorruptBufferError: the file is missing or is no such column.
@@ -576,10 +580,13 @@ class ColumnWriter:
             raise CorruptBufferError(f"{path}: the file is missing") from None
         try:
             rows, offset = _check_header(descriptor, path, dtype, shape)
+            column = cls(path, descriptor, dtype, shape, rows, offset)
+            if not read_only and (_rows_in_header(os.pread(descriptor, offset, 0), dtype, shape) or 0) > rows:
+                column.set_rows(rows)
         except BaseException:
             os.close(descriptor)
             raise
-        return cls(path, descriptor, dtype, shape, rows, offset)
+        return column
 
     @classmethod
     def with_new_header(
@@ -670,6 +677,8 @@ class ColumnWriter:
             if final:
                 raise storage_error(error, self.path, (rows - self.capacity) * self.row_nbytes) from error
             return False
+        if self.ordered:
+            self.sync()
         self.set_rows(rows)
         return True
 
@@ -678,6 +687,8 @@ class ColumnWriter:
         if rows >= self.capacity:
             return
         self.set_rows(rows)
+        if self.ordered:
+            self.sync()
         if self.row_nbytes:
             os.ftruncate(self._descriptor, self._offset + rows * self.row_nbytes)
 
@@ -797,3 +808,49 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_files_beneath(folder: Path, paths: Iterable[str]) -> None:
+    """Have the bytes of files below ``folder`` on the disk before returning.
+
+    Raises:
+        CorruptBufferError: one of them is missing.
+        StorageError: not everything that was written to them reached the disk.
+    """
+    for path in paths:
+        try:
+            descriptor = open_beneath(folder, path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise CorruptBufferError(f"{folder / path}: the file is missing") from None
+        try:
+            sync_descriptor(descriptor, folder / path)
+        finally:
+            os.close(descriptor)
+
+
+def sync_directories_beneath(folder: Path, paths: Iterable[str]) -> None:
+    """Have the entries of all directories that lead to these files on the disk, ``folder`` among them.
+
+    What is no directory any more, or behind a link, is left out: the entries of those above it say so.
+
+    Raises:
+        StorageError: not all entries reached the disk.
+    """
+    parents = (path.split("/")[:-1] for path in paths)
+    for above in sorted({(), *(tuple(each[:depth]) for each in parents for depth in range(len(each) + 1))}):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), _directory_beneath(folder, above) as directory:
+            sync_descriptor(directory, folder.joinpath(*above))
+
+
+def sync_entry(folder: Path) -> None:
+    """Have the entry of the folder itself on the disk, and of the folders above it on the same disk.
+
+    Folders that may be entered but not read are left out.
+    """
+    actual = Path(os.path.realpath(folder))
+    device = os.stat(actual).st_dev
+    for parent in actual.parents:
+        if os.stat(parent).st_dev != device:
+            break
+        with contextlib.suppress(PermissionError):
+            sync_directory(parent)

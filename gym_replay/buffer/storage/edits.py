@@ -282,12 +282,7 @@ class _Copies:
         return self
 
     def __exit__(self, kind: object, *details: object) -> None:
-        try:
-            if kind is None and self._writer.power:
-                for column in self._columns.values():
-                    column.sync()
-        finally:
-            for path, column in self._columns.items():
-                column.close()
-                if kind is not None:
-                    (self._writer.folder / (path + NEW)).unlink(missing_ok=True)
+        for path, column in self._columns.items():
+            column.close()
+            if kind is not None:
+                (self._writer.folder / (path + NEW)).unlink(missing_ok=True)

@@ -26,6 +26,8 @@ from gym_replay.buffer.storage.columns import (
     open_beneath,
     remove_empty_beneath,
     rename_beneath,
+    sync_directories_beneath,
+    sync_files_beneath,
     unlink_beneath,
 )
 from gym_replay.buffer.storage.counters import COUNTERS, CheckValueError
@@ -394,13 +396,22 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
     replace_file(folder, METADATA, METADATA + NEW, content)
 
 
-def switch_files(folder: Path, metadata: Metadata, paths: Sequence[str], *, obsolete: Iterable[str] = ()) -> Metadata:
+def switch_files(
+    folder: Path, metadata: Metadata, paths: Sequence[str], *, obsolete: Iterable[str] = (), sync: bool = True
+) -> Metadata:
     """Make ``metadata`` and the files written under ``<path>.new`` count, together; remove the obsolete ones.
+
+    Args:
+        sync: have the files on the disk before the metadata says so. Where they are not, a power loss may leave a
+            folder that cannot be opened, so only those without content go without.
 
     Returns:
         The metadata as it stands afterwards.
     """
     marked = replace(metadata, revision=metadata.revision + 1, pending=tuple(paths), obsolete=tuple(obsolete))
+    if sync:
+        sync_files_beneath(folder, (path + NEW for path in paths))
+        sync_directories_beneath(folder, paths)
     write_metadata(folder, marked)
     return finish_switch(folder, marked)
 
@@ -415,6 +426,8 @@ def finish_switch(folder: Path, metadata: Metadata) -> Metadata:
     for path in metadata.obsolete:
         unlink_beneath(folder, path)
         remove_empty_beneath(folder, path)
+    # Whoever finds the settled metadata removes what is still called <path>.new.
+    sync_directories_beneath(folder, (*metadata.pending, *metadata.obsolete))
     settled = replace(metadata, revision=metadata.revision + 1, pending=(), obsolete=())
     write_metadata(folder, settled)
     return settled

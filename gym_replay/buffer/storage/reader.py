@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.choice import Choice
-from gym_replay.buffer.storage.columns import Column, open_beneath, sync_descriptor
+from gym_replay.buffer.storage.columns import Column, sync_directories_beneath, sync_entry, sync_files_beneath
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.fields import NO_TEXT
 from gym_replay.buffer.storage.layout import (
@@ -435,16 +435,11 @@ class FolderReader:
         return StringWriter.end_of(self._columns[STRINGS], places)
 
     def sync(self) -> None:
-        """Have all files on the disk before returning."""
-        for path in (*self.metadata.columns(), COUNTERS):
-            try:
-                descriptor = open_beneath(self.folder, current_path(self.folder, self.metadata, path), os.O_RDONLY)
-            except FileNotFoundError:
-                raise CorruptBufferError(f"{self.folder / path}: the file is missing") from None
-            try:
-                sync_descriptor(descriptor, self.folder / path)
-            finally:
-                os.close(descriptor)
+        """Have all files and their names on the disk before returning."""
+        paths = [current_path(self.folder, self.metadata, path) for path in (*self.metadata.columns(), COUNTERS)]
+        sync_files_beneath(self.folder, (*paths, METADATA))
+        sync_directories_beneath(self.folder, paths)
+        sync_entry(self.folder)
 
     def close(self) -> None:
         """Close the files; views handed out stay good."""

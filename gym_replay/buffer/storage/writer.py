@@ -22,10 +22,18 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.checksums import SumsJob
-from gym_replay.buffer.storage.columns import Buffer, ColumnGroup, ColumnWriter, sync_directory
+from gym_replay.buffer.storage.columns import (
+    Buffer,
+    ColumnGroup,
+    ColumnWriter,
+    sync_directories_beneath,
+    sync_entry,
+    sync_files_beneath,
+)
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.creation import clear_files
 from gym_replay.buffer.storage.layout import (
+    METADATA,
     STEPS,
     Metadata,
     finish_switch,
@@ -137,9 +145,7 @@ class FolderWriter:
         try:
             self._reopen(uuid)
             if self.power:  # what lies there already may have been written without syncing
-                self._sync_directories(self._columns)
-                self._sync(self._columns.values())
-                self.counters.sync()
+                self._sync_all()
         except BaseException:
             self._close_files()
             self._lock.release()
@@ -164,6 +170,7 @@ class FolderWriter:
         self.is_limited = limits != (None, None, None)
         for path, (dtype, shape) in self.metadata.columns().items():
             self._columns[path] = ColumnWriter.open(self.folder, path, dtype, shape)
+            self._columns[path].ordered = self.power
         self._steps.update({name: self._columns[self.metadata.rows_path(name)] for name in self.metadata.fields})
         self._rows = ColumnGroup(self._steps.values())
         self._table, self._sums = self._columns[EPISODES], self._columns[CHECKSUMS]
@@ -228,6 +235,8 @@ class FolderWriter:
         self.metadata = replace(self.metadata, revision=self.metadata.revision + 1)  # readers start anew
         write_metadata(self.folder, self.metadata)
         self.counters.put("revision", self.metadata.revision)
+        if self.power:  # before records of the old episodes are overwritten by new ones
+            self.counters.sync()
 
     def _slots(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return slots_of(ids, self.counters.base, self.metadata.table_capacity)
@@ -684,10 +693,13 @@ class FolderWriter:
                 self._highest_element[name] = max(self._highest_element[name], base + count)
                 self._unsummed += count * self._elements[name].row_nbytes
 
-    def _sync_directories(self, paths: Iterable[str]) -> None:
-        for directory in {self.folder, *(parent for path in paths for parent in (self.folder / path).parents)}:
-            if directory.is_relative_to(self.folder):
-                sync_directory(directory)
+    def _sync_all(self) -> None:
+        """Have everything on the disk: the bytes of each file, its name, and the names of the folders above it."""
+        self._sync(self._columns.values())
+        self.counters.sync()
+        sync_files_beneath(self.folder, (METADATA,))  # a folder that was copied just now is on no disk yet
+        sync_directories_beneath(self.folder, self._columns)
+        sync_entry(self.folder)
 
     def _sync(self, columns: Iterable[ColumnWriter]) -> None:
         for column in columns:
@@ -763,7 +775,7 @@ class FolderWriter:
         self.check_owner()
         self._stale = True
         try:
-            clear_files(self.folder, metadata or self.metadata, next_id=self.counters.next)
+            clear_files(self.folder, metadata or self.metadata, next_id=self.counters.next, sync=self.power)
         finally:
             self._highest_row = self._highest_slot = 0
             self._highest_element = {}
@@ -774,8 +786,6 @@ class FolderWriter:
         """Let the files written under ``<path>.new`` take their places, together with the metadata."""
         self.check_owner()
         self._stale = True
-        if self.power:
-            self._sync_directories(paths)
         try:
             switch_files(self.folder, metadata, paths)
         finally:
@@ -854,8 +864,7 @@ class FolderWriter:
     def flush(self) -> None:
         """Fill in the checksums, and have everything on the disk before returning."""
         self.fill_checksums()
-        self._sync(self._columns.values())
-        self.counters.sync()
+        self._sync_all()
 
     def close(self) -> None:
         """Fill in the checksums, give back the room past the last row, and let the next writer in."""
@@ -870,6 +879,8 @@ class FolderWriter:
                     self._recount()
                 self.fill_checksums()
                 self._trim()
+                if self.power:
+                    self._sync_all()
         finally:
             self._close_files()
             _WRITERS.discard(self)

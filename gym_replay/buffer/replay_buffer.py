@@ -178,7 +178,7 @@ class ReplayBuffer(Readable):
         lock = WriterLock(self._folder)
         try:
             if overwrite or not lock.directory.exists(METADATA):  # unless another process was first
-                create_files(lock.directory, metadata)
+                create_files(lock.directory, metadata, sync=self._durability == "power")
             self._own(FolderWriter(self._folder, durability=self._durability, lock=lock))
         except BaseException:
             lock.release()

@@ -174,6 +174,30 @@ def test_power_loss_at_a_durable_commit_of_a_ring_loses_the_evicted_episode_only
     assert found[2] == [200, 201, 202, 203, 204]
 
 
+@pytest.mark.parametrize("paths", [["steps/x.npy"], ["checksums/x.npy", "steps/y/z.npy"], ["*"]], ids=repr)
+def test_a_header_that_speaks_of_more_rows_than_there_are_is_put_right_by_the_next_writer(tmp_path, paths):
+    """As a power loss leaves it where the header reached the disk, and the size of the file did not."""
+    with ReplayBuffer(tmp_path, fields={"x": "int", "y.z": ("float32", 2)}) as buffer:
+        for number in range(3):
+            buffer.store_episode(**{"x": [number], "y.z": [[1, 2]]})
+    found = {path for name in paths for path in tmp_path.rglob("*.npy") if path.match(name) and path.parent != tmp_path}
+    for path in found:
+        content = path.read_bytes()
+        assert content.count(b"'shape': (3,") == 1
+        path.write_bytes(content.replace(b"'shape': (3,", b"'shape': (7,"))
+        with pytest.raises(ValueError, match="mmap length is greater"):
+            np.load(path, mmap_mode="r")
+    assert not check_buffer(tmp_path, progress=False).ok
+    with ReplayBuffer.from_folder(tmp_path, read_only=True) as buffer:
+        assert contents(buffer) == [[0], [1], [2]]
+    with ReplayBuffer.from_folder(tmp_path) as buffer:
+        buffer.acquire()
+        assert all(len(np.load(path, mmap_mode="r")) == 3 for path in found)
+        buffer.store_episode(**{"x": [3], "y.z": [[1, 2]]})
+        assert contents(buffer) == [[0], [1], [2], [3]]
+    assert check_buffer(tmp_path, progress=False).verified
+
+
 def flip(path, offset, bit=0):
     with open(path, "r+b") as file:
         file.seek(offset)

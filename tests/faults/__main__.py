@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from . import full_disk, hostile, live
+sys.path.append(str(Path(__file__).parents[1]))  # what helps several tests lies there
+
+from . import ext4, full_disk, hostile, live, power
 from .kill import SCENARIOS, rounds
 
 HOSTILE = "hostile folders"
 TABLES = {
     "full disk": lambda rounds, seed: full_disk.table(max(rounds // 3, 1), seed),
     "live readers": live.table,
+    "pulled plugs": power.table,
+    "ext4": ext4.table,
 }
 CASES_A_ROUND = 20
 

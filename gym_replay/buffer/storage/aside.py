@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gym_replay.buffer.storage.creation import check_target
-from gym_replay.buffer.storage.directory import Directory, refusal
+from gym_replay.buffer.storage.directory import Directory, refusal, sync_entry
 from gym_replay.buffer.storage.folders import entries_beneath, is_too_deep
 from gym_replay.buffer.storage.layout import NEW, STEPS, TOP_FILES, read_metadata
 from gym_replay.buffer.storage.lock import LOCK_NAME, WriterLock
@@ -104,6 +104,7 @@ class FolderAside:
         if self._old_lock is not None:
             self._old_lock.check()  # what is replaced is what was locked
         try:
+            sync_entry(self.target.parent)  # the folders above may be new, too
             if self._old_lock is not None and has_buffer(self.target):
                 removed = _exchange(self.folder, self.target)
                 if not self._old_lock.is_of(removed):  # not what was locked: it goes back

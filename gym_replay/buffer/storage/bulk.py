@@ -54,7 +54,7 @@ class FolderBuilder:
         self._rows = self.num_episodes = 0
         self._elements = dict.fromkeys(metadata.ragged_fields, 0)
         with self._open as opening:
-            self.metadata = create_files(folder, metadata)
+            self.metadata = create_files(folder, metadata, sync=False)
             for path, (dtype, shape) in metadata.columns().items():
                 self._columns[path] = ColumnWriter.open(folder, path, dtype, shape)
                 opening.callback(self._columns[path].close)
@@ -155,7 +155,7 @@ class FolderBuilder:
         return np.array(news, np.int64)[inverse.reshape(-1)]
 
     def finish(self) -> None:
-        """Have the folder complete, and on the disk, before returning.
+        """Have the folder complete, and on the disk, before returning; the names of its files are there already.
 
         Raises:
             StorageError: not everything reached the disk.
@@ -172,7 +172,6 @@ class FolderBuilder:
         for name in ("summed", "next"):
             counters.put(name, self.num_episodes)
         counters.sync()
-        self.folder.sync_parents([*self._columns])
 
     def close(self) -> None:
         """Close the files."""

@@ -373,6 +373,10 @@ class Column:
 class ColumnWriter:
     """The writing side of one column. Made by :meth:`create` or :meth:`open`."""
 
+    ordered = False
+    """Whether the file's size is on the disk before its header speaks of more rows, and a header that speaks of fewer
+    before the file is cut, so that NumPy can map the file after a power loss at any moment."""
+
     def __init__(
         self, path: Path, descriptor: int, dtype: np.dtype[Any], shape: tuple[int, ...], capacity: int, offset: int
     ) -> None:
@@ -412,7 +416,7 @@ class ColumnWriter:
         *,
         read_only: bool = False,
     ) -> ColumnWriter:
-        """Open an existing file.
+        """Open an existing file. A header that speaks of more rows than a power loss has left is put right.
 
         Raises:
             CorruptBufferError: the file is missing or is no such column.
@@ -424,7 +428,9 @@ class ColumnWriter:
             raise CorruptBufferError(f"{path}: the file is missing") from None
         column = cls(path, descriptor, dtype, shape, 0, 0)
         try:
-            column.capacity, column._offset = _check_header(descriptor, path, dtype, shape)
+            column.capacity, column._offset = rows, offset = _check_header(descriptor, path, dtype, shape)
+            if not read_only and (_rows_in_header(os.pread(descriptor, offset, 0), dtype, shape) or 0) > rows:
+                column.set_rows(rows)
         except BaseException:
             column.close()
             raise
@@ -524,6 +530,8 @@ class ColumnWriter:
             if final:
                 raise storage_error(error, self.path, (rows - self.capacity) * self.row_nbytes) from error
             return False
+        if self.ordered:
+            self.sync()
         self.set_rows(rows)
         return True
 
@@ -532,6 +540,8 @@ class ColumnWriter:
         if rows >= self.capacity:
             return
         self.set_rows(rows)
+        if self.ordered:
+            self.sync()
         if self.row_nbytes:
             try:
                 os.ftruncate(self._descriptor, self._offset + rows * self.row_nbytes)

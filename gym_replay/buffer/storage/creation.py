@@ -61,10 +61,11 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
         )
 
 
-def create_files(folder: Directory, metadata: Metadata) -> Metadata:
+def create_files(folder: Directory, metadata: Metadata, *, sync: bool) -> Metadata:
     """Create an empty buffer, replacing the one that may be there. The caller holds the lock.
 
-    Until the new metadata is in place the old buffer stands whole, and from then on the new one does.
+    Until the new metadata is in place the old buffer stands whole, and from then on the new one does; with ``sync``
+    also after a power loss.
 
     Returns:
         The metadata as written.
@@ -79,15 +80,17 @@ def create_files(folder: Directory, metadata: Metadata) -> Metadata:
         obsolete = set(old.columns()) - set(metadata.columns())
     else:
         remove_leftovers(folder)
-    return _switch_to_empty(folder, metadata, first_id=0, obsolete=obsolete)
+    return _switch_to_empty(folder, metadata, first_id=0, obsolete=obsolete, sync=sync)
 
 
-def clear_files(folder: Directory, metadata: Metadata, *, next_id: int) -> Metadata:
+def clear_files(folder: Directory, metadata: Metadata, *, next_id: int, sync: bool) -> Metadata:
     """Give a buffer new, empty files; ids go on from ``next_id``. Readers keep the old files until they refresh."""
-    return _switch_to_empty(folder, metadata, first_id=next_id, obsolete=set())
+    return _switch_to_empty(folder, metadata, first_id=next_id, obsolete=set(), sync=sync)
 
 
-def _switch_to_empty(folder: Directory, metadata: Metadata, *, first_id: int, obsolete: set[str]) -> Metadata:
+def _switch_to_empty(
+    folder: Directory, metadata: Metadata, *, first_id: int, obsolete: set[str], sync: bool
+) -> Metadata:
     try:
         for path, (dtype, shape) in metadata.columns().items():
             ColumnWriter.create(folder, path + NEW, dtype, shape).close()
@@ -97,4 +100,5 @@ def _switch_to_empty(folder: Directory, metadata: Metadata, *, first_id: int, ob
         remove_leftovers(folder)
         raise
     paths = [*metadata.columns(), COUNTERS]
-    return switch_files(folder, replace(metadata, pending=(), obsolete=()), paths, obsolete=sorted(obsolete))
+    clean = replace(metadata, pending=(), obsolete=())
+    return switch_files(folder, clean, paths, obsolete=sorted(obsolete), sync=sync)

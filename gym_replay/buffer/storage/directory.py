@@ -12,7 +12,7 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -260,11 +260,32 @@ class Directory:
         except OSError as error:
             raise refusal(error, self / relative, "the names of its files may not have reached the disk") from error
 
-    def sync_parents(self, paths: Sequence[str]) -> None:
-        """:meth:`sync` for the folder and every directory above these files."""
+    def sync_parents(self, paths: Iterable[str]) -> None:
+        """:meth:`sync` for the folder and every directory above these files.
+
+        What is no directory any more, or behind a link, is left out: the entries of those above it say so.
+        """
         parents = {"/".join(path.split("/")[:depth]) for path in paths for depth in range(path.count("/") + 1)}
         for parent in sorted({"", *parents}):
-            self.sync(parent)
+            if not parent or stat.S_ISDIR(self._mode_of(parent)):
+                self.sync(parent)
+
+    def sync_files(self, paths: Iterable[str]) -> None:
+        """Have the bytes of files on the disk before returning.
+
+        Raises:
+            CorruptBufferError: one of them is missing.
+            StorageError: not everything that was written to them reached the disk.
+        """
+        for path in paths:
+            try:
+                descriptor = self.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                raise CorruptBufferError(f"{self / path}: the file is missing") from None
+            try:
+                sync_descriptor(descriptor, self / path)
+            finally:
+                os.close(descriptor)
 
 
 Folder: TypeAlias = "Path | Directory"
@@ -340,6 +361,24 @@ class DirectoriesBeneath:
         """Close the directories."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
+
+
+def sync_entry(folder: Path) -> None:
+    """Have the entry of the folder itself on the disk, and of the folders above it on the same disk.
+
+    Folders that may be entered but not read are left out.
+    """
+    actual = Path(os.path.realpath(folder))
+    device = os.stat(actual).st_dev
+    for parent in actual.parents:
+        if os.stat(parent).st_dev != device:
+            break
+        with contextlib.suppress(PermissionError):
+            descriptor = os.open(parent, _DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def sync_descriptor(descriptor: int, path: Path) -> None:

@@ -306,13 +306,8 @@ class _Copies:
         return self
 
     def __exit__(self, kind: object, *details: object) -> None:
-        try:
-            if kind is None and self._writer.power:
-                for column in self._columns.values():
-                    column.sync()
-        finally:
-            for path, column in self._columns.items():
-                column.close()
-                if kind is not None:
-                    with suppress(StorageError):
-                        self._writer.directory.unlink(path + NEW)
+        for path, column in self._columns.items():
+            column.close()
+            if kind is not None:
+                with suppress(StorageError):
+                    self._writer.directory.unlink(path + NEW)

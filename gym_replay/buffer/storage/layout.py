@@ -389,14 +389,21 @@ def write_metadata(folder: Directory, metadata: Metadata) -> None:
 
 
 def switch_files(
-    folder: Directory, metadata: Metadata, paths: Sequence[str], *, obsolete: Iterable[str] = ()
+    folder: Directory, metadata: Metadata, paths: Sequence[str], *, obsolete: Iterable[str] = (), sync: bool = True
 ) -> Metadata:
     """Make ``metadata`` and the files written under ``<path>.new`` count, together; remove the obsolete ones.
+
+    Args:
+        sync: have the files on the disk before the metadata says so. Where they are not, a power loss may leave a
+            folder that cannot be opened, so only those without content go without.
 
     Returns:
         The metadata as it stands afterwards.
     """
     marked = replace(metadata, revision=metadata.revision + 1, pending=tuple(paths), obsolete=tuple(obsolete))
+    if sync:
+        folder.sync_files(path + NEW for path in paths)
+        folder.sync_parents(paths)
     write_metadata(folder, marked)
     return finish_switch(folder, marked)
 
@@ -410,6 +417,8 @@ def finish_switch(folder: Directory, metadata: Metadata) -> Metadata:
     for path in metadata.obsolete:
         folder.unlink(path)
         folder.remove_empty_parents(path)
+    # Whoever finds the settled metadata removes what is still called <path>.new.
+    folder.sync_parents((*metadata.pending, *metadata.obsolete))
     settled = replace(metadata, revision=metadata.revision + 1, pending=(), obsolete=())
     write_metadata(folder, settled)
     return settled

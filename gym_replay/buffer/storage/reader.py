@@ -17,7 +17,7 @@ import numpy.typing as npt
 from gym_replay.buffer.storage.choice import Choice
 from gym_replay.buffer.storage.columns import Column
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
-from gym_replay.buffer.storage.directory import Directory, Folder, open_beneath, sync_descriptor
+from gym_replay.buffer.storage.directory import Directory, Folder, sync_entry
 from gym_replay.buffer.storage.fields import NO_TEXT
 from gym_replay.buffer.storage.layout import (
     METADATA,
@@ -455,16 +455,12 @@ class FolderReader:
         return StringWriter.end_of(self._columns[STRINGS], places)
 
     def sync(self) -> None:
-        """Have all files on the disk before returning."""
-        for path in (*self.metadata.columns(), COUNTERS):
-            try:
-                descriptor = open_beneath(self.folder, current_path(self.folder, self.metadata, path), os.O_RDONLY)
-            except FileNotFoundError:
-                raise CorruptBufferError(f"{self.folder / path}: the file is missing") from None
-            try:
-                sync_descriptor(descriptor, self.folder / path)
-            finally:
-                os.close(descriptor)
+        """Have all files and their names on the disk before returning."""
+        paths = [current_path(self.folder, self.metadata, path) for path in (*self.metadata.columns(), COUNTERS)]
+        with Directory(self.folder) as folder:
+            folder.sync_files((*paths, METADATA))
+            folder.sync_parents(paths)
+        sync_entry(self.folder)
 
     def close(self) -> None:
         """Close the files; views handed out stay good."""

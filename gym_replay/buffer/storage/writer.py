@@ -27,7 +27,7 @@ from gym_replay.buffer.storage.checksums import SumsJob
 from gym_replay.buffer.storage.columns import Buffer, ColumnWriter
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.creation import clear_files
-from gym_replay.buffer.storage.directory import refusal
+from gym_replay.buffer.storage.directory import refusal, sync_entry
 from gym_replay.buffer.storage.layout import (
     METADATA,
     STEPS,
@@ -161,9 +161,7 @@ class FolderWriter:
             with _saying("the folder cannot be written to"):
                 self._files = self._open_files()
                 if self.power:  # what lies there already may have been written without syncing
-                    self.directory.sync_parents([*self._files.columns])
-                    self._sync(self._files.columns.values())
-                    self.counters.sync()
+                    self._sync_all()
         except BaseException:
             self._lock.release()
             raise
@@ -212,6 +210,8 @@ class FolderWriter:
             path: ColumnWriter.open(directory, path, dtype, shape)
             for path, (dtype, shape) in metadata.columns().items()
         }
+        for column in columns.values():
+            column.ordered = self.power
         reader = FolderReader(self.folder, directory=directory)
         reader.snapshot()
         if reader.valid_end < counters.next:  # the reader has warned
@@ -226,6 +226,8 @@ class FolderWriter:
         metadata = replace(metadata, revision=metadata.revision + 1)  # readers start anew
         write_metadata(self.directory, metadata)
         counters.put("revision", metadata.revision)
+        if self.power:  # before records of the old episodes are overwritten by new ones
+            counters.sync()
         return metadata
 
     def _count(
@@ -848,6 +850,14 @@ class FolderWriter:
                 self._highest_element[name] = max(self._highest_element[name], base + count)
                 self._unsummed += count * files.elements[name].row_nbytes
 
+    def _sync_all(self) -> None:
+        """Have everything on the disk: the bytes of each file, its name, and the names of the folders above it."""
+        self._sync(self._files.columns.values())
+        self.counters.sync()
+        self.directory.sync_files((METADATA,))  # a folder that was copied just now is on no disk yet
+        self.directory.sync_parents(self._files.columns)
+        sync_entry(self.folder)
+
     def _sync(self, columns: Iterable[ColumnWriter]) -> None:
         for column in columns:
             column.sync()
@@ -920,7 +930,7 @@ class FolderWriter:
         """Let all episodes go, and their disk space; the buffer is as ``metadata`` say from then on, where given."""
         with self._changing() as files:
             try:
-                clear_files(self.directory, metadata or files.metadata, next_id=files.counters.next)
+                clear_files(self.directory, metadata or files.metadata, next_id=files.counters.next, sync=self.power)
             finally:  # where it was not made, they are counted again
                 self._highest_row = self._highest_slot = 0
                 self._highest_element, self._kept_rows = {}, {}
@@ -928,8 +938,6 @@ class FolderWriter:
     def switch(self, metadata: Metadata, paths: Sequence[str]) -> None:
         """Let the files written under ``<path>.new`` take their places, together with the metadata."""
         with self._changing():
-            if self.power:
-                self.directory.sync_parents([*paths])
             switch_files(self.directory, metadata, paths)
 
     @property
@@ -1013,8 +1021,7 @@ class FolderWriter:
         """Fill in the checksums, and have everything on the disk before returning."""
         with _saying("what is committed may not have reached the disk"):
             self.fill_checksums()
-            self._sync(self._files.columns.values())
-            self.counters.sync()
+            self._sync_all()
 
     def close(self) -> None:
         """Fill in the checksums, give back the room past the last row, and let the next writer in.
@@ -1051,6 +1058,8 @@ class FolderWriter:
         if job is not None:
             self._store_sums(job, job.compute())
         self._trim()
+        if self.power:
+            self._sync_all()
 
     def _end(self) -> None:
         self._join_job()

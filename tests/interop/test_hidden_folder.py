@@ -38,7 +38,7 @@ def test_leftovers_go_and_what_is_being_made_stays(tmp_path):
     assert hidden(tmp_path) == []
 
 
-@pytest.mark.parametrize("pid", [1, os.getpid()])
+@pytest.mark.parametrize("pid", [1, os.getpid()], ids=["of a container", "of this process"])
 def test_a_process_id_that_comes_again_keeps_nothing(pid, tmp_path, monkeypatch):
     killed(tmp_path / "new")
     (left,) = hidden(tmp_path)

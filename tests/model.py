@@ -212,6 +212,7 @@ def assert_folder_holds(folder: Path, model: ModelBuffer) -> None:
     assert table.dtype.names == ("id", "start", "length", *model.meta_fields, *reserved, "flags", "crc")
     assert sums.dtype.names == tuple(model.fields)
     assert table.dtype.itemsize % 8 == 0
+    assert table.dtype.fields["flags"][1] == table.dtype.itemsize - 5
     assert sorted(arrays) == sorted(named)
     assert not list(folder.rglob("*.new"))
     assert [entry["name"] for entry in metadata["fields"]] == list(model.fields)

@@ -266,8 +266,9 @@ class ReplayBuffer(Readable):
         environment = self.metadata.environment or {}
         if part == "env_spec" and environment and environment.get(part) is None:
             raise MakeEnvError(
-                f"{self._folder}: the recorded environment had no spec, as it was not made by gymnasium.make; make it "
-                "as it was made for recording, and pass it where an environment is asked for"
+                f"{self._folder}: there is no env_spec: the recorded environment was not made by gymnasium.make, or "
+                "buffers of different environments were merged; make the environment as it was made for recording, and "
+                "pass it where one is asked for"
             )
         if environment.get(part) is None:
             raise FieldError(f"{self._folder}: no {part} is stored; the buffer was not made by RecordToBuffer")

@@ -132,7 +132,7 @@ class FolderBuilder:
         metadata, first = self.metadata, self.num_episodes
         lengths, taken = source.lengths[places], self._taken(source, places)
         starts = self._rows + np.cumsum(taken) - taken
-        flags = source.flags[places] & np.uint32(~(DELETED | (0 if metadata.has_state else HAS_FINAL)) & 0xFFFFFFFF)
+        flags = source.flags[places] & np.uint8(255 - DELETED - (0 if metadata.has_state else HAS_FINAL))
         meta = {name: source.stored_meta(name)[places] for name in metadata.meta_fields}
         for name in metadata.text_fields:
             meta[name] = self._moved_texts(source, meta[name])

@@ -256,7 +256,7 @@ class _Check:
         impossible = (lengths < 1) | (starts < 0) | (lengths >= 1 << 60) | (starts >= 1 << 60)
         for episode in ids[impossible].tolist():
             self._bad_from(episode, "has a negative start or no transition")
-        unknown = flags & ~np.uint32(HAS_FINAL | COMPLETE | DELETED)
+        unknown = flags & np.uint8(255 - HAS_FINAL - COMPLETE - DELETED)
         for episode in ids[(unknown != 0) & ((flags & DELETED) == 0)].tolist():
             self.fault(10, EPISODES, f"episode {episode} has unknown flags", episode)
         keep = ~impossible & (ids < (self.bad_record if self.bad_record is not None else 1 << 62))

@@ -47,7 +47,7 @@ from gym_replay.errors import ConfigMismatchError, CorruptBufferError, EpisodeEv
 _ATTEMPTS = 200
 _PENDING_ATTEMPTS = 30
 _LOOKS = 4
-_EXTENT = np.dtype([("id", "<i8"), ("start", "<i8"), ("length", "<i8"), ("flags", "<u4")])
+_EXTENT = np.dtype([("id", "<i8"), ("start", "<i8"), ("length", "<i8"), ("flags", "u1")])
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Snapshot:
 
     Attributes:
         ids, slots, starts, lengths: int64 ``(episodes,)``: id, table slot, first row and number of transitions T.
-        flags: uint32 ``(episodes,)``.
+        flags: uint8 ``(episodes,)``.
         rows: how many rows of each column the episodes reach into.
         choice: the part of the schema that ``metadata`` was limited to; None for all of it.
     """
@@ -71,7 +71,7 @@ class Snapshot:
     slots: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
-    flags: npt.NDArray[np.uint32]
+    flags: npt.NDArray[np.uint8]
     rows: int
     choice: Choice | None = None
 

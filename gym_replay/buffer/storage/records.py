@@ -1,8 +1,8 @@
 """The record of an episode: one element of the structured array ``episodes.npy``.
 
-A record is id, start, length, every meta value, and at its end, in eight bytes that no page boundary divides, the flags
-and a check value over all that comes before it. The checksums of an episode's rows are one element of another
-structured array, ``checksums.npy``.
+A record is id, start, length, every meta value, and at its end the flags and a check value over all that comes before
+it. Its length is a multiple of eight bytes, so that no page boundary divides flags and check value. The checksums of an
+episode's rows are one element of another structured array, ``checksums.npy``.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ or the bytes of one value, or string, for all."""
 _HEAD = ("id", "start", "length")
 _TAIL = ("flags", "crc")
 _PADDING = "reserved"
-_TAIL_NBYTES = 8
+_TAIL_NBYTES = 5
 _LONGEST_HEADER = 9_900
 """``numpy.load`` refuses an array whose header is longer than 10,000 characters."""
 
 _pack_head = struct.Struct("<qqq").pack
-_pack_tail = struct.Struct("<II").pack
-_pack_flags = struct.Struct("<I").pack
+_pack_tail = struct.Struct("<BI").pack
+_pack_crc = struct.Struct("<I").pack
 
 
 def meta_column(name: str) -> str:
@@ -61,9 +61,9 @@ def record_dtype(meta_fields: Mapping[str, Field]) -> np.dtype[Any]:
     """
     columns: list[Any] = [(name, "<i8") for name in _HEAD]
     columns += [(meta_column(name), info.dtype, info.shape) for name, info in meta_fields.items()]
-    if unused := -np.dtype(columns).itemsize % 8:
+    if unused := -(np.dtype(columns).itemsize + _TAIL_NBYTES) % 8:
         columns.append((_PADDING, "u1", (unused,)))  # a column, since NumPy copies no bytes that lie between columns
-    dtype = np.dtype([*columns, *((name, "<u4") for name in _TAIL)])
+    dtype = np.dtype([*columns, ("flags", "u1"), ("crc", "<u4")])
     _check_header(dtype, f"{len(meta_fields)} meta fields")
     return dtype
 
@@ -110,13 +110,13 @@ class RecordFormat:
         self.nbytes = self.dtype.itemsize
         self._salt = salt_of(uuid)
         self._names = {name: meta_column(name) for name in meta_fields}
-        self._padding = bytes(-sum(info.nbytes for info in meta_fields.values()) % 8)
+        self._padding = bytes(-(sum(info.nbytes for info in meta_fields.values()) + _TAIL_NBYTES) % 8)
         self._checked = np.dtype(f"V{self.nbytes - 4}")
 
     def encode_one(self, episode_id: int, start: int, length: int, flags: int, meta: Sequence[bytes]) -> bytes:
         """The bytes of a record, of the bytes of its meta values in the order of the fields."""
-        content = b"".join((_pack_head(episode_id, start, length), *meta, self._padding, _pack_flags(flags)))
-        return content + _pack_flags(crc32(content) ^ self._salt)
+        content = b"".join((_pack_head(episode_id, start, length), *meta, self._padding, bytes((flags,))))
+        return content + _pack_crc(crc32(content) ^ self._salt)
 
     def encode(
         self,
@@ -162,14 +162,14 @@ class RecordFormat:
         return sound
 
     def tail_with(self, record: npt.NDArray[Any], flags: int) -> bytes:
-        """The last eight bytes, flags and check value, that a record (``(1,)``) has with other flags."""
+        """The last bytes, flags and check value, that a record (``(1,)``) has with other flags."""
         changed = record.copy()
         changed["flags"] = flags
         return _pack_tail(flags, int(self.crcs(changed)[0]))
 
     @property
     def tail_offset(self) -> int:
-        """Where the last eight bytes of a record begin."""
+        """Where the flags of a record begin."""
         return self.nbytes - _TAIL_NBYTES
 
 

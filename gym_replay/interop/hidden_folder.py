@@ -16,10 +16,10 @@ from gym_replay.errors import GymReplayError, NotABufferError, StorageError
 
 
 class HiddenFolder:
-    """A context that makes a hidden folder for what will be at ``target``, and removes what is left of it at the end.
+    """A context that makes a folder for what will be at ``target``, and removes what is left of it at the end.
 
-    Whoever makes it holds a lock on it, which the operating system drops when the process ends. So what a killed
-    process left for the same target is found, whatever its process id was, and removed first.
+    It lies in a hidden folder, on which whoever makes it holds a lock that the operating system drops when the process
+    ends. So what a killed process left for the same target is found, whatever its process id was, and removed first.
 
     Args:
         target: where the complete folder will be.
@@ -40,7 +40,13 @@ class HiddenFolder:
                 pass  # another process took it for an abandoned one before it was locked
         except OSError as error:
             raise self._refused(error) from error
-        return self._path
+        self._made.mkdir()
+        return self._made
+
+    @property
+    def _made(self) -> Path:
+        """The folder that will be at the target. A buffer in it locks it for itself."""
+        return self._path / "made"
 
     def _make(self, path: Path) -> bool:
         """Make the folder and lock it; False where another process has removed it in between."""
@@ -68,7 +74,7 @@ class HiddenFolder:
         """
         self._target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.rename(self._path, self._target)  # over an empty folder, too
+            os.rename(self._made, self._target)  # over an empty folder, too
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise NotABufferError(

@@ -266,7 +266,7 @@ def test_other_environments_are_an_error(tmp_path):
     merged = merge(sources, tmp_path / "out", fields=ReplayBuffer.from_folder(sources[0]).fieldnames)
     assert len(merged) == 2
     assert merged.action_space == gym.spaces.Discrete(2)
-    with pytest.raises(MakeEnvError, match="no env_spec: .* different environments were merged"):
+    with pytest.raises(MakeEnvError, match=r"no env_spec: .* different environments were merged"):
         _ = merged.env_spec
 
 

@@ -34,7 +34,7 @@ def test_leftovers_go_and_what_is_being_made_stays(tmp_path):
         killed(tmp_path / "new")
     assert len(hidden(tmp_path)) == 1  # the second one removed what the first one left
     with HiddenFolder(tmp_path / "new") as one, HiddenFolder(tmp_path / "new") as two:
-        assert sorted(hidden(tmp_path)) == sorted([one.name, two.name])
+        assert sorted(hidden(tmp_path)) == sorted([one.parent.name, two.parent.name])
     assert hidden(tmp_path) == []
 
 

@@ -247,10 +247,18 @@ def test_a_second_thread_is_refused_and_the_first_one_is_not_disturbed(tmp_path,
     env = VectorRecorder(SyncVectorEnv([lambda: slow]), tmp_path) if is_vector else RecordToBuffer(slow, tmp_path)
     action = env.action_space.sample()
     call = {"step": lambda: env.step(action), "reset": env.reset}
-    env.reset()
-    env.step(action)
-    slow.pause = True
-    thread = threading.Thread(target=call[inside])
+
+    def first():
+        env.reset()
+        env.step(action)
+        slow.pause = True
+        call[inside]()
+        slow.pause = False
+        for _ in range(4 if inside == "reset" else 2):
+            env.step(action)
+        env.close()
+
+    thread = threading.Thread(target=first)
     thread.start()
     assert slow.is_inside.wait(20)
     for _ in range(2):
@@ -258,10 +266,6 @@ def test_a_second_thread_is_refused_and_the_first_one_is_not_disturbed(tmp_path,
             call[second]()
     slow.may_go_on.set()
     thread.join()
-    slow.pause = False
-    for _ in range(4 if inside == "reset" else 2):
-        env.step(action)
-    env.close()
     assert [(len(e), e.complete) for e in env.buffer] == ([(1, False), (4, True)] if inside == "reset" else [(4, True)])
 
 

@@ -342,6 +342,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
             raise PermissionError(13, "no")
 
         monkeypatch.setattr(statistics_cache, "open_beneath", refuse)
+        monkeypatch.setattr(statistics_cache, "Directory", refuse)
         assert statistics(buffer)["x"].mean == 1.5
         monkeypatch.undo()
         new = tmp_path / "b" / (statistics_cache.NAME + ".new")

@@ -18,7 +18,7 @@ from gym_replay.buffer import open_episode
 from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.storage import edits
 from gym_replay.buffer.storage.creation import check_config, check_target, create_files
-from gym_replay.buffer.storage.descriptors import naming_the_limit, require_descriptors
+from gym_replay.buffer.storage.descriptors import require_descriptors
 from gym_replay.buffer.storage.directory import refusal
 from gym_replay.buffer.storage.fields import (
     Field,
@@ -142,10 +142,8 @@ class ReplayBuffer(Readable):
         if overwrite or not has_buffer(self._folder):
             if read_only:
                 raise BufferNotFoundError(errno.ENOENT, "no buffer here to open read-only", str(self._folder))
-            with naming_the_limit(self._folder):
-                self._create(config, overwrite=overwrite)
-        with naming_the_limit(self._folder):
-            self._reader = FolderReader(self._folder)
+            self._create(config, overwrite=overwrite)
+        self._reader = FolderReader(self._folder)
         try:
             check_match(self._reader.metadata, config, self._folder)
         except BaseException:
@@ -331,15 +329,13 @@ class ReplayBuffer(Readable):
                 raise ReadOnlyError(
                     errno.EROFS, "the buffer was opened with read_only=True; open it without", str(self._folder)
                 )
-            with naming_the_limit(self._folder):
-                writer = FolderWriter(self._folder, durability=self._durability, uuid=self.metadata.uuid)
+            writer = FolderWriter(self._folder, durability=self._durability, uuid=self.metadata.uuid)
             self._own(writer)
-        with naming_the_limit(self._folder):
-            writer.check_owner()
-            if writer.metadata.circular and writer.has_idle_strings:
-                edits.compact_strings(writer, self._refresh("nothing was changed"))
-            if writer.metadata.revision != self._reader.metadata.revision:
-                self._refresh("nothing was changed")
+        writer.check_owner()
+        if writer.metadata.circular and writer.has_idle_strings:
+            edits.compact_strings(writer, self._refresh("nothing was changed"))
+        if writer.metadata.revision != self._reader.metadata.revision:
+            self._refresh("nothing was changed")
         return writer
 
     def _editing(self) -> tuple[FolderWriter, Snapshot]:
@@ -353,8 +349,7 @@ class ReplayBuffer(Readable):
         """A change of what is stored: afterwards, also where it failed, this object shows what the folder holds."""
         self._reader.look_again()  # whatever comes now
         try:
-            with naming_the_limit(self._folder):
-                yield
+            yield
             self._refresh("the change was made, but cannot be read now")
         except BaseException:
             with suppress(Exception):  # the exception is the one that came
@@ -577,8 +572,8 @@ class ReplayBuffer(Readable):
             return
         check_distinct({**self.metadata.fields, **fields})
         writer, snapshot = self._editing()
-        # Three for each new field, and those of a reader for as long as the one before is still there.
-        require_descriptors(self._folder, 3 * len(fields) + len(self.metadata.columns()))
+        # All files are opened once more, by the writer and by a reader, while those of before are still open.
+        require_descriptors(self._folder, 2 * len(self.metadata.columns()) + 4 * len(fields))
         with self._changing():
             edits.add_fields(writer, snapshot, {name: (info, None) for name, info in fields.items()})
 

@@ -60,6 +60,8 @@ class Guard:
             self._inside = False
 
     def _look(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if _shares_memory(sys._getframe()):
+            return
         if event == "open":
             self._look_at_path(event, arguments[0], int(arguments[2] or 0))
         elif event in _PATH_EVENTS:
@@ -96,6 +98,15 @@ class Guard:
 
     def _say(self, event: str, text: str) -> None:
         self._report(f"{event} outside the folder in {_own_frame(sys._getframe())}", text)
+
+
+def _shares_memory(frame: Any) -> bool:
+    """Whether ``multiprocessing`` makes memory of its own that a loader shares with its workers."""
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(os.path.join("multiprocessing", "sharedctypes.py")):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _own_frame(frame: Any) -> str:

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from gym_replay.buffer.storage.descriptors import OUT_OF_DESCRIPTORS, too_many_files
 from gym_replay.buffer.storage.folders import DEEPEST
 from gym_replay.buffer.storage.garbage import close_now, close_with
 from gym_replay.errors import CorruptBufferError, StorageError
 
 _LINK_ERRORS = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
-OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 NOT_THE_FILES_FAULT = (*OUT_OF_DESCRIPTORS, errno.EACCES, errno.EPERM)
 """Refusals that say nothing about what is in a file."""
 
@@ -40,6 +40,8 @@ def storage_error(error: OSError, path: Path | Directory | str, needed: int) -> 
             error.errno, f"{reason}: {size} (free some space and go on with the same buffer)", str(path)
         )
     remedy = _REMEDIES.get(error.errno or 0, "nothing more can be written there now")
+    if error.errno == errno.EMFILE:
+        remedy = too_many_files()
     return StorageError(error.errno, f"{reason}: {remedy}; committed episodes are intact", str(path))
 
 
@@ -49,7 +51,6 @@ _REMEDIES = {
     errno.EROFS: "the file system is mounted read-only; choose another folder",
     errno.ENOENT: "the folder is missing: it was moved or deleted, or its disk is not mounted",
     errno.ENOTDIR: "a part of the path is a file; choose another folder",
-    errno.EMFILE: "this process has too many open files; raise its limit (ulimit -n), or record fewer buffers at once",
     errno.ENFILE: "the system has too many open files; close some",
 }
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.storage.block import Block
 from gym_replay.buffer.storage.fields import Field, elements_of, encode_text, fit, make_encoder, to_array
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.ragged import Ragged
+from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
 from gym_replay.buffer.storage.staging import Stage
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import BufferFullError, EpisodeStateError, EpisodeTooLongError, FieldError
@@ -102,10 +104,10 @@ class OpenEpisode:
 
     def _commit(self) -> None:
         stage = self._running()
-        if length := len(stage):
+        if len(stage):
             encoders = self._encoders
             meta = {**encoders.meta_defaults, **self._meta, **encoders.meta(self.final_meta)}
-            self._writer.commit(stage, stage.pieces(), length, meta, complete=True)
+            self._writer.commit(stage.block(stage.pieces(), meta, complete=True))
 
     def discard(self) -> None:
         """Forget the episode; without effect where it has ended."""
@@ -149,7 +151,7 @@ class OpenBlock:
             raise EpisodeStateError("these episodes were opened before; call batched_episode() again")
         self._writer = self._buffer._writing()
         self._writer.check_owner()
-        self._writer.require_room(self._size, 1)
+        self._writer.room.require(self._size, 1)
         self._buffer._open_episode = self
         return self.final_meta
 
@@ -166,10 +168,10 @@ class OpenBlock:
         self._writer.check_thread()
         return self._writer
 
-    def _batched_meta(self, meta: Mapping[str, Any]) -> dict[str, list[bytes]]:
-        """The bytes of each meta field, one per episode."""
+    def _batched_meta(self, meta: Mapping[str, Any]) -> dict[str, MetaColumn]:
+        """The values of each meta field, one for each episode."""
         known = self._buffer.metadata.meta_fields
-        batched = {}
+        batched: dict[str, MetaColumn] = {}
         for name, value in meta.items():
             info = known[_checked(known, name)]
             if info.is_text:
@@ -178,7 +180,7 @@ class OpenBlock:
             array = to_array(value, name)
             if array.shape in (info.shape, ()) and array.shape != (self._size, *info.shape):
                 array = np.broadcast_to(array, (self._size, *array.shape))
-            batched[name] = [row.tobytes() for row in fit(name, array, info, lead=(self._size,))]
+            batched[name] = np.array(fit(name, array, info, lead=(self._size,)))
         return batched
 
     def _fit(self, name: str, value: Any) -> Any:
@@ -199,7 +201,7 @@ class OpenBlock:
         if unknown := [name for name in values if name not in fields]:
             raise FieldError(f"unknown field {unknown[0]!r}; there are {list(fields)}")
         step = {name: self._fit(name, value) for name, value in values.items()}
-        writer.require_room(self._size, len(self._steps) + 1)
+        writer.room.require(self._size, len(self._steps) + 1)
         self._steps.append(step)
 
     def store_final(self, values: dict[str, Any]) -> None:
@@ -218,13 +220,9 @@ class OpenBlock:
             if metadata.has_state:
                 steps.append(self._final[name] if self._final is not None and info.state else None)
             rows[name] = _ragged_block(steps, size, info) if info.ragged else _block(steps, size, info)
-        meta = {**self._meta, **self._batched_meta(self.final_meta)}
-        defaults = self._buffer.encoders().meta_defaults
-        metas = [
-            {name: meta[name][k] if name in meta else default for name, default in defaults.items()}
-            for k in range(size)
-        ]
-        writer.commit_block(rows, [length] * size, metas, has_final=self._final is not None)
+        meta = {**self._buffer.encoders().meta_defaults, **self._meta, **self._batched_meta(self.final_meta)}
+        flags = COMPLETE | (HAS_FINAL if self._final is not None else 0)
+        writer.commit(Block.of_rows(rows, [length] * size, flags, meta))
 
     def discard(self) -> None:
         """Forget the episodes; without effect where they have ended."""
@@ -315,7 +313,8 @@ def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, A
         rows[name] = column
     given = {name: value for name, value in values.items() if name in metadata.meta_fields}
     meta = {**encoders.meta_defaults, **encoders.meta(given)}
-    writer.commit_block(rows, [length], [meta], has_final=has_final, complete=complete)
+    flags = (HAS_FINAL if has_final else 0) | (COMPLETE if complete else 0)
+    writer.commit(Block.of_rows(rows, [length], flags, meta))
 
 
 def ragged_rows(name: str, value: Any, info: Field) -> Ragged:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from gym_replay.buffer.storage.staging import Piece
+from gym_replay.buffer.storage.block import Piece
 from gym_replay.wrappers.spaces import Leaf
 
 RUN_BYTES = 1 << 18

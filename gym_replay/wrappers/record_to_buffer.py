@@ -15,7 +15,7 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.fields import FieldLike, describe, make_encoder, to_array
 from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.buffer.storage.garbage import finalize
-from gym_replay.buffer.storage.staging import UNLIMITED
+from gym_replay.buffer.storage.room import UNLIMITED
 from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import ResetFacts

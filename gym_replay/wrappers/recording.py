@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from gym_replay.buffer.open_episode import HeldEpisodes, raise_too_long
 from gym_replay.buffer.replay_buffer import ReplayBuffer
+from gym_replay.buffer.storage.block import Piece
 from gym_replay.buffer.storage.fields import Field
-from gym_replay.buffer.storage.staging import Packer, Piece, Stage
+from gym_replay.buffer.storage.staging import Packer, Stage
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
 from gym_replay.wrappers.bounds import BoundsCheck
@@ -231,14 +232,9 @@ class Recording:
                     stage.add_fields(stage.format.with_fields(fields, bring_items=brings))
         self._is_behind = False
 
-    def _watch(self, pieces: Sequence[Piece], is_last: bool) -> None:
-        stage = self.stage
-        assert stage is not None
-        number = stage.commit_id
-        if not is_last or number is None:
-            assert self.writer is not None
-            number = self.writer.counters.next
-        self.bounds.add(number, pieces, is_last and stage.format.has_state)
+    def _watch(self, pieces: Sequence[Piece]) -> None:
+        assert self.writer is not None
+        self.bounds.add(self.writer.counters.next, pieces, False)
 
     def raise_too_long(self) -> NoReturn:
         """Say which limit one more transition would exceed."""
@@ -263,7 +259,7 @@ class Recording:
             if not complete:
                 stage.last = {"truncated": b"\x01"}
             try:
-                self._commit(stage, length, complete=complete)
+                self._commit(stage, complete=complete)
             except BaseException:
                 if self.writer is None:
                     self._forget()
@@ -283,7 +279,7 @@ class Recording:
         self.stage = None
         self.is_broken, self._ended_at = False, -1
 
-    def _commit(self, stage: Stage, length: int, *, complete: bool) -> None:
+    def _commit(self, stage: Stage, *, complete: bool) -> None:
         if self._is_behind:  # an interrupt came while fields were changed
             self.buffer.acquire()
             self._catch_up()
@@ -298,7 +294,14 @@ class Recording:
             return
         if self.meta:
             facts.update(self.buffer.encoders().meta(self.meta))
-        writer.commit(stage, pieces, length, facts, complete=complete)
+        begun = stage.commit_id
+        if begun is not None and begun < writer.counters.next:  # an interrupt came after it
+            return
+        try:
+            writer.commit(stage.block(pieces, facts, complete=complete))
+        finally:
+            if self._has_bounds and stage.commit_id is not None and stage.commit_id < writer.counters.next:
+                self.bounds.add(stage.commit_id, pieces, stage.format.has_state)
 
     def _is_kept(self, on_episode: OnEpisode, stage: Stage, total: Any, *, complete: bool) -> bool:
         """Whether ``on_episode`` keeps the episode, with its meta fields then; it is asked once for each."""
@@ -312,7 +315,7 @@ class Recording:
                     self._is_judging = False
                 self._verdict = self._judged(said)
             except BaseException:
-                self._commit(stage, len(stage), complete=complete)
+                self._commit(stage, complete=complete)
                 self._held.end()
                 raise
         meta, is_kept = self._verdict

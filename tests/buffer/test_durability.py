@@ -12,7 +12,7 @@ from buffer_helpers import FIELDS, add, contents, files_of, ids, make, make_plai
 
 from gym_replay import ReplayBuffer, StorageError, check_buffer
 from gym_replay.buffer.storage import staging
-from gym_replay.buffer.storage.columns import ColumnGroup, ColumnWriter
+from gym_replay.buffer.storage.columns import ColumnWriter
 from gym_replay.buffer.storage.counters import Counters
 
 
@@ -48,20 +48,10 @@ class _Syncs:
     def __init__(self, monkeypatch, folder):
         self.events = []
         self._wrap(monkeypatch, ColumnWriter, "write", lambda column, *_: ("write", self._name(folder, column)))
-        self._wrap_groups(monkeypatch, folder)
         self._wrap(monkeypatch, ColumnWriter, "sync", lambda column: ("sync", self._name(folder, column)))
         self._wrap(monkeypatch, Counters, "sync", lambda counters: ("sync", "commit.npy"))
         self._wrap(monkeypatch, Counters, "put", lambda counters, name, value: ("put", name))
         self._wrap(monkeypatch, Counters, "put_next", lambda counters, value: ("put", "next"))
-
-    def _wrap_groups(self, monkeypatch, folder):
-        real = ColumnGroup.write
-
-        def wrapped(group, *arguments):
-            real(group, *arguments)
-            self.events += [("write", self._name(folder, column)) for column in group._columns]
-
-        monkeypatch.setattr(ColumnGroup, "write", wrapped)
 
     @staticmethod
     def _name(folder, column):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gym_replay import ConcatReplayBuffer, CorruptBufferError, Field, FieldError, ReplayBuffer, check_buffer
-from gym_replay.buffer.storage import columns, staging, writer
+from gym_replay.buffer.storage import checksums, columns, open_files, staging
 
 FIELDS = {
     "words": Field("uint8", state=True, ragged=True),
@@ -73,7 +73,7 @@ class RaggedMachine(RuleBasedStateMachine):
         for module, name, value in (
             (staging, "RAGGED_CHUNK_ROWS", 2),
             (columns, "FIRST_CHUNK", 24),
-            (writer, "CHECKSUM_RUN", 200),
+            (checksums, "CHECKSUM_RUN", 200),
         ):
             self.stack.enter_context(mock.patch.object(module, name, value))
 
@@ -300,7 +300,7 @@ def test_several_buffers_as_one(tmp_path, filled, episodes):
 
 
 def test_a_ring_keeps_no_strings_of_episodes_that_have_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "STRINGS_RUN", 50_000)
+    monkeypatch.setattr(open_files, "STRINGS_RUN", 50_000)
     buffer = ReplayBuffer(tmp_path, fields={"x": "int"}, meta_fields=META, circular=True, max_episodes=4)
     reader = ReplayBuffer.from_folder(tmp_path, read_only=True)
     for number in range(200):

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from model import ModelBuffer, assert_equal, assert_folder_holds, random_values
 
 from gym_replay import Field, ReplayBuffer
-from gym_replay.buffer.storage import columns, staging, writer
+from gym_replay.buffer.storage import checksums, columns, staging
 
 SCHEMAS: dict[str, tuple[dict[str, Field], dict[str, Field]]] = {
     "recorded": (
@@ -76,7 +76,7 @@ class BufferMachine(RuleBasedStateMachine):
             (staging, "CHUNK_ROWS", 2),
             (columns, "FIRST_CHUNK", 24),
             (columns, "PIECE", 16),
-            (writer, "CHECKSUM_RUN", 200),
+            (checksums, "CHECKSUM_RUN", 200),
         ):
             self.stack.enter_context(mock.patch.object(module, name, value))
         self.context: Any = None

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gym_replay import Field, RecordToBuffer, ReplayBuffer, StorageError, check_buffer
-from gym_replay.buffer.storage import staging, writer
+from gym_replay.buffer.storage import checksums, staging
 
 from . import children
 from .scenarios import (
@@ -417,7 +417,7 @@ class RaggedClose(Ragged, OneShot):
     episodes = 1000
 
     def __init__(self, disk: Disk, generator: random.Random) -> None:
-        writer.CHECKSUM_RUN = 1 << 40
+        checksums.CHECKSUM_RUN = 1 << 40
         super().__init__(disk, generator)
 
     def length(self) -> int:
@@ -489,7 +489,7 @@ class Flush(OneShot):
     episodes = 1100
 
     def __init__(self, disk: Disk, generator: random.Random) -> None:
-        writer.CHECKSUM_RUN = 1 << 40
+        checksums.CHECKSUM_RUN = 1 << 40
         super().__init__(disk, generator)
 
     def length(self) -> int:

@@ -1,9 +1,10 @@
-"""CRC-32 of each episode's rows of each field, computed in long runs after the commits."""
+"""Checksums, CRC-32 of each episode's rows of each field: they follow the commits, most of them in long runs."""
 
 from __future__ import annotations
 
+import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from zlib import crc32
@@ -11,7 +12,129 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.storage.block import Block
 from gym_replay.buffer.storage.columns import PIECE, ColumnWriter
+from gym_replay.buffer.storage.open_files import OpenFiles
+from gym_replay.buffer.storage.records import DELETED, slots_of
+from gym_replay.errors import StorageError
+
+CHECKSUM_RUN = 1 << 20
+"""Bytes of rows after which missing checksums are filled in."""
+
+LARGE_EPISODE = 1 << 15
+"""Bytes of an episode from which on a call for each of its checksums takes less time than the summing itself. Such
+checksums are computed at the commit from what is in memory, and otherwise beside the recording."""
+
+_pack_sum = struct.Struct("<I").pack
+
+
+class Checksums:
+    """Follow the commits to the files of one revision.
+
+    Args:
+        files: the files.
+        power: whether they are on the disk before the counter ``summed`` says so.
+    """
+
+    def __init__(self, files: OpenFiles, *, power: bool) -> None:
+        self._files, self._power = files, power
+        self._unsummed = 0  # bytes of rows that were committed since
+        self.job: SumsJob | None = None
+
+    def follow(self, block: Block, first_id: int, nbytes: int) -> None:
+        """A block whose rows have ``nbytes`` bytes was committed: write checksums where it is time.
+
+        Those of short episodes that are committed many at once wait for flush and close: a call for each of them and
+        each field would take longer than to record them. What the disk refuses is for flush and close, too.
+        """
+        self._unsummed += nbytes
+        is_single = len(block.lengths) == 1
+        if is_single and LARGE_EPISODE <= nbytes <= CHECKSUM_RUN and self._may_sum_in_memory(block, first_id):
+            with suppress(StorageError):
+                self._sum_in_memory(block, first_id)
+        elif self._unsummed >= CHECKSUM_RUN and (is_single or self._episodes_are_large()):
+            with suppress(StorageError):
+                self._sum_a_run()
+
+    def _may_sum_in_memory(self, block: Block, first_id: int) -> bool:
+        """Whether a single episode's checksums, which are the next ones, can be computed from a block."""
+        files = self._files
+        return files.is_plain and block.spill is None and files.counters.summed == first_id and not self._power
+
+    def _sum_in_memory(self, block: Block, episode_id: int) -> None:
+        """Write the checksums of a single episode, while the processor has the bytes at hand."""
+        files = self._files
+        sums = {name: _pack_sum(crc32(data)) for name, _, _, data in block.pieces}
+        files.sums.write(files.slot(episode_id), b"".join([sums[name] for name in files.steps]))
+        files.counters.put("summed", episode_id + 1)
+        self._unsummed = 0
+
+    def _episodes_are_large(self) -> bool:
+        """Whether those without checksums are, on average."""
+        counters = self._files.counters
+        return self._unsummed >= LARGE_EPISODE * (counters.next - counters.summed)
+
+    def _sum_a_run(self) -> None:
+        """Write the checksums of a run of episodes, or have them computed meanwhile where the episodes are large."""
+        if not self._episodes_are_large():
+            self.fill()
+        elif self.job is None or not self.job.is_alive():
+            self._take()
+            self.job = self._next_job()
+            self._unsummed = 0
+            if self.job is not None:
+                self.job.start()
+
+    def fill(self) -> None:
+        """Write the checksums of all committed episodes that have none yet.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self._take()
+        job = self._next_job()
+        if job is not None:
+            self._store(job, job.compute())
+        self._unsummed = 0
+
+    def join(self) -> SumsJob | None:
+        """The checksums that were computed meanwhile, once they are through."""
+        job = self.job
+        if job is not None:
+            job.join()
+            self.job = None
+        return job
+
+    def _take(self) -> None:
+        """Write what was computed meanwhile."""
+        job = self.join()
+        if job is not None and job.sums is not None:
+            self._store(job, job.sums)
+
+    def _next_job(self) -> SumsJob | None:
+        """What is to be summed; None where there is nothing."""
+        files = self._files
+        counters = files.counters
+        ids = np.arange(max(counters.summed, counters.first), counters.next, dtype=np.int64)
+        if len(ids) == 0:
+            return None
+        slots = slots_of(ids, files.base, files.capacity)
+        records = files.table.read_scattered(slots)
+        kept = (records["flags"] & DELETED) == 0  # the rows of others may be what was damaged
+        starts, lengths = records["start"][kept], records["length"][kept]
+        fields = [(name, column, files.elements.get(name)) for name, column in files.steps.items()]
+        return SumsJob(fields, int(ids[-1]) + 1, ids[kept], slots[kept], starts, lengths + files.metadata.has_state)
+
+    def _store(self, job: SumsJob, found: Mapping[str, npt.NDArray[np.uint32]]) -> None:
+        files = self._files
+        live = job.ids >= files.counters.first  # the rows and slots of others may have been given to newer ones since
+        sums = np.zeros(len(job.slots), files.sums.dtype)
+        for name, column in found.items():
+            sums[name] = column
+        files.sums.write_scattered(job.slots[live], sums[live])
+        if self._power:
+            files.sums.sync()
+        files.counters.put("summed", max(job.end, files.counters.summed))
 
 
 def field_checksums(

@@ -9,7 +9,7 @@ import io
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -453,7 +453,7 @@ class ColumnWriter:
         Raises:
             StorageError: the disk is full, or the operating system refused for another reason.
         """
-        width, size = self.row_nbytes, len(data)
+        width, size = self.row_nbytes, data.nbytes if type(data) is memoryview else len(data)
         if width == 0:
             return
         end = row + size // width
@@ -466,7 +466,8 @@ class ColumnWriter:
             except OSError as error:
                 raise storage_error(error, self.path, size) from error
         if written < size:
-            write_at(self._descriptor, memoryview(data)[written:], position + written, self.path)
+            rest = np.frombuffer(data, np.uint8)[written:].data
+            write_at(self._descriptor, rest, position + written, self.path)
 
     def write_scattered(self, rows: npt.NDArray[np.int64], values: npt.NDArray[Any]) -> None:
         """Write ``values[i]`` to ``rows[i]``, each stretch of neighbouring rows in one piece."""
@@ -564,36 +565,6 @@ class ColumnWriter:
         """Release the file."""
         descriptor, self._descriptor = self._descriptor, -1
         close_now(descriptor)
-
-
-class ColumnGroup:
-    """Columns that are written together at the same row, with little to do for each: an episode is a dozen writes."""
-
-    def __init__(self, columns: Iterable[ColumnWriter]) -> None:
-        self._columns = list(columns)
-        self._descriptors = [column._descriptor for column in self._columns]
-        self._places = [(column._offset, column.row_nbytes) for column in self._columns]
-        self._row_nbytes = sum(column.row_nbytes for column in self._columns)
-        self._capacity = 0
-
-    def write(self, row: int, end: int, data: Sequence[Any]) -> None:
-        """Write the rows ``row .. end`` of each column, bytes or contiguous arrays; the files grow as needed.
-
-        Raises:
-            StorageError: the operating system refused.
-        """
-        if end > self._capacity:
-            for column in self._columns:
-                column.reserve(end)
-            self._capacity = min(column.capacity for column in self._columns)
-        positions = [offset + row * width for offset, width in self._places]
-        try:
-            written = sum(map(os.pwrite, self._descriptors, data, positions))
-        except OSError:
-            written = -1
-        if written != (end - row) * self._row_nbytes:  # once more, one by one: that tells which is refused
-            for column, piece in zip(self._columns, data, strict=True):
-                column.write(row, bytes(piece))
 
 
 def read_at(descriptor: int, nbytes: int, position: int) -> bytes:

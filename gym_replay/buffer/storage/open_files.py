@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from gym_replay.buffer.storage.columns import ColumnGroup, ColumnWriter
+import numpy as np
+
+from gym_replay.buffer.storage.block import BlockPiece
+from gym_replay.buffer.storage.columns import ColumnWriter
 from gym_replay.buffer.storage.counters import Counters
-from gym_replay.buffer.storage.layout import Metadata, values_path
-from gym_replay.buffer.storage.records import CHECKSUMS, EPISODES
+from gym_replay.buffer.storage.layout import STEPS, Metadata, values_path
+from gym_replay.buffer.storage.ragged import moved_spans
+from gym_replay.buffer.storage.reader import FolderReader
+from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, EPISODES, meta_column, slots_of
 from gym_replay.buffer.storage.ring import RowRing
-from gym_replay.buffer.storage.strings import StringWriter
+from gym_replay.buffer.storage.strings import STRINGS, StringWriter
+
+STRINGS_RUN = 1 << 20
+"""Bytes of strings from which on those of a ring's episodes that have left are removed."""
 
 
 @dataclass
@@ -33,6 +41,31 @@ class LiveEpisodes:
     num_episodes: int = 0
     num_steps: int = 0
     table_steps: int = 0
+
+    def take(self, start: int, rows: int, episodes: int, steps: int) -> None:
+        """Episodes have come, whose rows begin at ``start``."""
+        self.ring.take(start, rows)
+        self.num_episodes += episodes
+        self.num_steps += steps
+        self.table_steps += steps
+
+    def take_elements(self, name: str, base: int, counts: Sequence[int], *, is_ring: bool) -> None:
+        """The episodes that have come have these numbers of elements of a ragged field, from ``base`` on."""
+        if is_ring:
+            self.element_counts[name].extend(counts)
+        if count := sum(counts):
+            self.element_rings[name].take(base, count)
+
+    def release(self, steps: int, has_state: bool, *, is_deleted: bool) -> None:
+        """The oldest episode, of ``steps`` transitions, has left a ring."""
+        for name, counts in self.element_counts.items():
+            if count := counts.popleft():
+                self.element_rings[name].release(count)
+        self.ring.release(steps + has_state)
+        self.table_steps -= steps
+        if not is_deleted:
+            self.num_episodes -= 1
+            self.num_steps -= steps
 
 
 @dataclass(frozen=True)
@@ -65,11 +98,6 @@ class OpenFiles:
         return {name: self.columns[values_path(name)] for name in self.metadata.ragged_fields}
 
     @cached_property
-    def rows(self) -> ColumnGroup:
-        """The rows of all fields."""
-        return ColumnGroup(self.steps.values())
-
-    @cached_property
     def sums(self) -> ColumnWriter:
         """The checksums of each episode."""
         return self.columns[CHECKSUMS]
@@ -78,11 +106,6 @@ class OpenFiles:
     def table(self) -> ColumnWriter:
         """The record of each episode."""
         return self.columns[EPISODES]
-
-    @cached_property
-    def text_indices(self) -> list[int]:
-        """Which of the meta fields are strings."""
-        return [index for index, info in enumerate(self.metadata.meta_fields.values()) if info.is_text]
 
     @cached_property
     def sizeless(self) -> list[ColumnWriter]:
@@ -120,7 +143,62 @@ class OpenFiles:
         slot = episode_id - self.base
         return slot if self.capacity is None else slot % self.capacity
 
+    @property
+    def end(self) -> tuple[int, dict[str, int]]:
+        """One past the last row, and the last element of each ragged field, of all that is live."""
+        live = self.live
+        return live.ring.end, {name: ring.end for name, ring in live.element_rings.items()}
+
+    def write(self, pieces: Iterable[BlockPiece], start: int, bases: Mapping[str, int]) -> None:
+        """Write pieces of episodes with this first row, and this first element of each ragged field."""
+        steps = self.steps
+        for name, is_elements, first, data in pieces:
+            if is_elements:
+                self.elements[name].write(bases[name] + first, data)
+            else:
+                steps[name].write(start + first, moved_spans(data, bases[name]) if name in bases else data)
+
+    def rows_used(self) -> dict[str, int]:
+        """By path, how many rows have been committed to each file."""
+        slots = self.counters.next - self.base
+        slots = slots if self.capacity is None else min(slots, self.capacity)
+        used = {path: self.live.ring.highest if path.startswith(STEPS) else slots for path in self.columns}
+        used |= {values_path(name): ring.highest for name, ring in self.live.element_rings.items()}
+        return used if self.strings is None else used | {STRINGS: self.strings.end}
+
     def close(self) -> None:
         """Close the files."""
         for column in self.columns.values():
             column.close()
+
+
+def count_live(
+    metadata: Metadata, counters: Counters, columns: Mapping[str, ColumnWriter], reader: FolderReader
+) -> OpenFiles:
+    """Open files, with what is live in them.
+
+    Args:
+        metadata, counters, columns: of the same files.
+        reader: of the folder.
+    """
+    snapshot = reader.snapshot()
+    ids = np.arange(counters.first, counters.next, dtype=np.int64)
+    records = columns[EPISODES].read_scattered(slots_of(ids, counters.base, metadata.table_capacity))
+    starts, lengths, flags = records["start"], records["length"], records["flags"]
+    rows = lengths + metadata.has_state
+    live = LiveEpisodes(
+        RowRing.of_episodes(starts, rows),
+        num_episodes=len(snapshot),
+        num_steps=snapshot.num_steps,
+        table_steps=int(lengths.sum()),
+    )
+    for name in metadata.ragged_fields:
+        begins, counts = reader.elements_of(name, starts, rows, (flags & DELETED) != 0)
+        live.element_rings[name] = RowRing.of_episodes(begins[counts > 0], counts[counts > 0])
+        if metadata.circular:
+            live.element_counts[name] = deque(counts.tolist())
+    strings, most_strings = None, 0
+    if metadata.text_fields:
+        end = reader.end_of_strings(np.concatenate([records[meta_column(name)] for name in metadata.text_fields]))
+        strings, most_strings = StringWriter(columns[STRINGS], end), max(2 * end, STRINGS_RUN)
+    return OpenFiles(metadata, counters, columns, strings, live, most_strings)

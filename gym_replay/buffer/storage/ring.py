@@ -20,6 +20,7 @@ class RowRing:
 
     Attributes:
         end: one past the highest owned row.
+        highest: one past the highest row that was ever owned.
 
     Example:
         >>> ring = RowRing([(10, 30)])
@@ -29,7 +30,7 @@ class RowRing:
 
     def __init__(self, runs: Iterable[tuple[int, int]] = ()) -> None:
         self._runs: deque[tuple[int, int]] = deque(runs)
-        self.end = self._find_end()
+        self.end = self.highest = self._find_end()
 
     @classmethod
     def of_episodes(cls, starts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> RowRing:
@@ -63,6 +64,7 @@ class RowRing:
             runs.append((start, stop))
         if stop > self.end:
             self.end = stop
+            self.highest = max(stop, self.highest)
 
     def release(self, rows: int) -> None:
         """Let the oldest episode, of ``rows`` rows, go."""

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.columns import PIECE, read_at, write_at
-from gym_replay.buffer.storage.directory import Directory, storage_error
+from gym_replay.buffer.storage.block import Block, Piece, Spill
+from gym_replay.buffer.storage.columns import PIECE
 from gym_replay.buffer.storage.fields import Field, widened
-from gym_replay.buffer.storage.garbage import close_now, close_with
 from gym_replay.buffer.storage.ragged import SPAN, spans_of
+from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
+from gym_replay.buffer.storage.room import UNLIMITED
 from gym_replay.errors import StorageError
-
-if TYPE_CHECKING:
-    from gym_replay.buffer.storage.open_files import OpenFiles
 
 Packer: TypeAlias = Callable[[list[Any]], Any]
 """Makes a buffer of several rows of a field out of what was kept of each."""
@@ -28,186 +25,6 @@ CHUNK_BYTES = 1 << 20
 CHUNK_ROWS = 1 << 14
 RAGGED_CHUNK_ROWS = 1 << 8
 RING_CHUNK_BYTES = 1 << 26
-
-UNLIMITED = 1 << 62
-"""The transitions of an episode where there is no limit."""
-
-
-Piece: TypeAlias = tuple[str, bool, int, bytes]
-"""Bytes of one file of an episode: the field, whether these are elements of a ragged field, the first row (or element)
-of the episode, and the bytes. The rows of a ragged field are spans that count from the episode's first element.
-"""
-
-
-class Spill(Protocol):
-    """Where rows of the open episode go before its commit."""
-
-    def write(self, piece: Piece) -> None:
-        """Keep a piece."""
-
-    def read(self, name: str, rows: int) -> bytes:
-        """The bytes of the first rows of a field, kept before."""
-
-    def add_fields(self, fields: Mapping[str, Field]) -> None:
-        """Take pieces of these fields from now on: of new ones, and of others in a wider dtype."""
-
-    def check(self, fields: Mapping[str, Field]) -> None:
-        """Raise FieldError where a value that is kept would change in the wider dtype of a field."""
-
-    def close(self) -> None:
-        """The episode has ended: what is kept only for the commit can go."""
-
-
-class Place:
-    """Where an episode lies: its first row, and its first element of each ragged field.
-
-    Args:
-        files: the files as they are open now.
-        start: the first row.
-        bases: the first element, by ragged field.
-    """
-
-    def __init__(
-        self,
-        files: Callable[[], OpenFiles],
-        start: int,
-        bases: Mapping[str, int],
-    ) -> None:
-        self._files = files
-        self.start, self.bases = start, bases
-
-    def write(self, piece: Piece) -> None:
-        """Put a piece where it belongs."""
-        name, is_elements, first, data = piece
-        files = self._files()
-        if is_elements:
-            files.elements[name].write(self.bases[name] + first, data)
-        elif name in self.bases:
-            files.steps[name].write(self.start + first, moved_spans(data, self.bases[name]))
-        else:
-            files.steps[name].write(self.start + first, data)
-
-    def read(self, name: str, rows: int) -> bytes:
-        """The first rows of a field that is not ragged."""
-        return self._files().steps[name].read(self.start, rows)
-
-
-def moved_spans(data: bytes, base: int) -> bytes:
-    """Spans that count from an episode's first element, as spans that count from ``-base``."""
-    spans = np.frombuffer(data, SPAN).reshape(-1, 2)
-    return (spans + np.array([base, 0], SPAN)).tobytes()
-
-
-class TailSpill:
-    """Writes to where the episode will lie: behind the last committed row, where no reader looks."""
-
-    def __init__(self, place: Place, begin_change: Callable[[], None]) -> None:
-        self.place, self._begin_change = place, begin_change
-
-    def write(self, piece: Piece) -> None:
-        self._begin_change()
-        self.place.write(piece)
-
-    def read(self, name: str, rows: int) -> bytes:
-        return self.place.read(name, rows)
-
-    def add_fields(self, fields: Mapping[str, Field]) -> None:
-        """Nothing to do: the writer has opened their files, and converted what was in them."""
-
-    def check(self, fields: Mapping[str, Field]) -> None:
-        """Nothing to do: whoever converts the files will see."""
-
-    def close(self) -> None:
-        """Nothing to do: what was written lies where the episode does, or behind the last one."""
-
-
-class _Nameless:
-    """A file without a name, gone with this object or its process."""
-
-    def __init__(self, folder: Directory) -> None:
-        try:
-            self.descriptor = close_with(self, folder.open_nameless())
-        except OSError as error:
-            raise storage_error(error, folder, 0) from error
-
-
-@dataclass(frozen=True)
-class _SpilledRows:
-    """Rows, or elements, in a file: of which dtype, the first of them, and how many."""
-
-    file: _Nameless
-    dtype: np.dtype[Any]
-    first: int
-    count: int
-
-
-class FileSpill:
-    """Writes to nameless files in the folder: a ring finds the place only once the length is known."""
-
-    def __init__(self, folder: Directory, fields: Mapping[str, Field], begin_change: Callable[[], None]) -> None:
-        self._folder, self._begin_change = folder, begin_change
-        self._fields = dict(fields)
-        self._files: dict[tuple[str, bool], list[_SpilledRows]] = {}  # more than one where the dtype became wider
-
-    def _kind(self, name: str, *, is_elements: bool) -> tuple[np.dtype[Any], int]:
-        """The dtype and the bytes of a row, or element."""
-        info = self._fields[name]
-        return (SPAN, 2 * SPAN.itemsize) if info.ragged and not is_elements else (info.dtype, info.nbytes)
-
-    def write(self, piece: Piece) -> None:
-        self._begin_change()
-        name, is_elements, first, data = piece
-        dtype, width = self._kind(name, is_elements=is_elements)
-        if not width or not data:
-            return
-        rows = self._files.get((name, is_elements), [])
-        if not rows or rows[-1].dtype != dtype:
-            rows = [*rows, _SpilledRows(_Nameless(self._folder), dtype, first, 0)]
-            self._files[name, is_elements] = rows
-        last = rows[-1]
-        write_at(last.file.descriptor, data, (first - last.first) * width, self._folder.path)
-        count = first - last.first + len(data) // width
-        self._files[name, is_elements] = [*rows[:-1], replace(last, count=count)]
-
-    def read(self, name: str, rows: int) -> bytes:
-        _, width = self._kind(name, is_elements=False)
-        found = bytearray(rows * width)
-        for _, _, first, data in self._pieces_of((name, False), self._files.get((name, False), [])):
-            found[first * width : first * width + len(data)] = data
-        return bytes(found[: rows * width])
-
-    def add_fields(self, fields: Mapping[str, Field]) -> None:
-        self._fields |= fields
-
-    def check(self, fields: Mapping[str, Field]) -> None:
-        for name, info in fields.items():
-            for _, _, _, data in self._pieces_of((name, False), self._files.get((name, False), [])):
-                widened(name, np.frombuffer(data, self._fields[name].dtype), info.dtype)
-
-    def pieces(self) -> Iterator[Piece]:
-        """What is kept, in pieces that fit into memory."""
-        for key, rows in self._files.items():
-            yield from self._pieces_of(key, rows)
-
-    def _pieces_of(self, key: tuple[str, bool], rows: Sequence[_SpilledRows]) -> Iterator[Piece]:
-        name, is_elements = key
-        dtype, width = self._kind(name, is_elements=is_elements)
-        step = max(PIECE // max(width, 1), 1)
-        for part in rows:
-            stored_width = width // dtype.itemsize * part.dtype.itemsize
-            for first in range(0, part.count, step):
-                nbytes = min(step, part.count - first) * stored_width
-                data = read_at(part.file.descriptor, nbytes, first * stored_width)
-                if part.dtype != dtype:
-                    data = np.frombuffer(data, part.dtype).astype(dtype).tobytes()
-                yield name, is_elements, part.first + first, data
-
-    def close(self) -> None:
-        files, self._files = self._files, {}
-        for rows in files.values():
-            for part in rows:
-                close_now(part.file.descriptor)
-
 
 FieldPlan: TypeAlias = tuple[str, int | None, Packer | None, bool, bool, bytes]
 """A field, its place among a transition's items, its packer, whether it is a state or ragged field, its default."""
@@ -276,7 +93,8 @@ class Stage:
         final: the last state's bytes by field.
         last: the bytes that fields without items hold at the last transition, where it is not their default.
         longest: how many transitions there may be, for whoever adds them.
-        watch: is given the pieces that were written, when they were.
+        watch: is given the pieces that were written early, when they were.
+        commit_id: the id under which a commit was begun.
     """
 
     # What most episodes never change is not made for each of them.
@@ -284,8 +102,8 @@ class Stage:
     spill: Spill | None = None
     final: Mapping[str, bytes] | None = None
     last: Mapping[str, bytes] = MappingProxyType({})
-    watch: Callable[[Sequence[Piece], bool], None] | None = None
-    commit_id: int | None = None  # the id under which a commit was begun
+    watch: Callable[[Sequence[Piece]], None] | None = None
+    commit_id: int | None = None
     _unfilled: Mapping[str, int] = MappingProxyType({})  # rows written early without the default of a field added since
 
     def __init__(
@@ -409,11 +227,11 @@ class Stage:
             self.spill = self._open_spill()
         for piece in pieces:
             self.spill.write(piece)
-        chunk, spilled = (start + len(items) // width - 1, items[-width:]), self.num_elements(pieces)
+        chunk, spilled = (start + len(items) // width - 1, items[-width:]), self._num_elements(pieces)
         # In one call: after an interrupt in between, the elements written once more would leave a gap.
         self.__dict__.update(_chunk=chunk, _spilled_elements={**self._spilled_elements, **spilled})
         if self.watch is not None:
-            self.watch(pieces, False)
+            self.watch(pieces)
 
     def pieces(self) -> list[Piece]:
         """What the commit still has to write; row T included.
@@ -445,10 +263,17 @@ class Stage:
             pieces.append((name, False, 0, data))
         return pieces
 
-    def num_elements(self, pieces: Sequence[Piece]) -> dict[str, int]:
+    def block(self, pieces: Sequence[Piece], meta: Mapping[str, MetaColumn], *, complete: bool) -> Block:
+        """The episode as a commit takes it; ``pieces`` are those of :meth:`pieces`."""
+        flags = (HAS_FINAL if self.has_final else 0) | (COMPLETE if complete else 0)
+        elements = {name: [count] for name, count in self._num_elements(pieces).items()} if self.format.ragged else {}
+        return Block(pieces, [len(self)], flags, meta, elements, self._begin, self.spill)
+
+    def _begin(self, first_id: int) -> None:
+        self.commit_id = first_id
+
+    def _num_elements(self, pieces: Sequence[Piece]) -> dict[str, int]:
         """How many elements each ragged field has in the episode, whose last pieces are these."""
-        if not self.format.ragged:
-            return {}
         return {
             name: first + len(data) // self.format.fields[name].nbytes
             for name, is_elements, first, data in pieces

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,7 @@ from gym_replay.wrappers.recorded_schema import RECORDER_META
 from gym_replay.wrappers.vector.autoreset import Mask
 from gym_replay.wrappers.vector.ring import Numbers
 
-_INT, _FLOAT = struct.Struct("<q").pack, struct.Struct("<d").pack
-_NO_SEED = _INT(-1)
+_NO_SEED = np.int64(-1).tobytes()
 
 
 class EpisodeFacts:
@@ -162,35 +160,6 @@ class EpisodeFacts:
             else:
                 meta[name] = default
         return meta
-
-    def of_each(self, numbers: Sequence[int], returns: npt.NDArray[Any], *, complete: bool) -> list[dict[str, bytes]]:
-        """The same of a few sub-environments, in bytes; the returns are those of all."""
-        if self._are_seeded:
-            self._look_for_seeds()
-        now, wall = time.monotonic(), time.time()
-        of_user, options, flag = self._of_user(), self._options, FLAG_BYTES[complete]
-        found = []
-        for number in numbers:
-            took = now - self._began.item(number)
-            meta = {
-                "episode_seed": _INT(self._seeds.item(number)) if self._are_seeded else _NO_SEED,
-                "episode_return": returns[number].tobytes(),
-                "episode_complete": flag,
-                "episode_options": options[0] if len(options) == 1 else options[self._option[number]],
-                "episode_rng": self._states[number].tobytes() if self._have_states else NO_GENERATOR,
-                "episode_start": _FLOAT(wall - took),
-                "episode_duration": _FLOAT(took),
-                "episode_run": self._run,
-                "env_index": _INT(number),
-            }
-            for name, info, default in of_user:
-                if name in self._notes:
-                    value = self._notes[name][number]
-                    meta[name] = value if info.is_text else value.tobytes()
-                else:
-                    meta[name] = default
-            found.append(meta)
-        return found
 
     def _look_for_seeds(self) -> None:
         self._are_seeded = bool(np.count_nonzero(self._seeds != -1))

@@ -12,10 +12,10 @@ from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.records import MetaColumn
 from gym_replay.wrappers.recorded_schema import refuse_own_meta
 from gym_replay.wrappers.recording import OnEpisode
-from gym_replay.wrappers.vector.blocks import Block, FinishedVectorEpisode
+from gym_replay.wrappers.vector.ended import EndedEpisodes, FinishedVectorEpisode
 
 
-def judge_block(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block) -> Block:
+def judge_block(on_episode: OnEpisode, buffer: ReplayBuffer, block: EndedEpisodes) -> EndedEpisodes:
     """What is left of a block; each episode is shown once, whatever interrupts this.
 
     Args:
@@ -44,7 +44,7 @@ def judge_block(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block) -> Bl
     return left
 
 
-def _judge(on_episode: OnEpisode, buffer: ReplayBuffer, block: Block, place: int) -> bool:
+def _judge(on_episode: OnEpisode, buffer: ReplayBuffer, block: EndedEpisodes, place: int) -> bool:
     metadata = buffer.metadata
     shown = {
         name: _shown(metadata.meta_fields[name], value, place)

@@ -17,8 +17,8 @@ from gym_replay.errors import EpisodeStateError, GymReplayError, StorageError
 from gym_replay.wrappers.recording import OnEpisode, change_fields
 from gym_replay.wrappers.rewards import adopt_reward_shape
 from gym_replay.wrappers.vector.autoreset import Mask, Turn
-from gym_replay.wrappers.vector.blocks import Block, Ended
 from gym_replay.wrappers.vector.bounds import BlockBounds
+from gym_replay.wrappers.vector.ended import EndedEpisodes
 from gym_replay.wrappers.vector.facts import EpisodeFacts
 from gym_replay.wrappers.vector.judging import judge_block
 from gym_replay.wrappers.vector.ring import Numbers
@@ -65,7 +65,7 @@ class VectorRecording:
         self._num_envs, self._keep, self._on_episode = num_envs, keep, on_episode
         self._held = HeldEpisodes(buffer, self._forget)
         self.facts = EpisodeFacts(num_envs, run, lambda: buffer.metadata.meta_fields)
-        self._take_out = TakeOut(buffer, self._held.open, self.staging, self.facts, one_by_one=on_episode is None)
+        self._take_out = TakeOut(buffer, self._held.open, self.staging, self.facts)
         self.now = 0
         self.running: Mask = np.zeros(num_envs, bool)
         self.waiting: Mask = np.zeros(num_envs, bool)
@@ -74,7 +74,7 @@ class VectorRecording:
         # Sums of rewards at even and at odd times: those of now stay as they are until the next step is through.
         shape = num_envs, *fields["reward"].shape
         self._returns = np.zeros(shape), np.zeros(shape)
-        self._finished: list[Ended] = []
+        self._finished: list[EndedEpisodes] = []
         self._error: BaseException | None = None  # of looking at episodes, until all that ended are committed
         self._is_judging = False
         self._is_behind = False  # the buffer's fields may have changed, and those of the staging not yet
@@ -133,9 +133,9 @@ class VectorRecording:
         if writer.is_limited:
             lengths = self.now + 1 - self.facts.start[self.running]
             if len(lengths) and writer.metadata.circular:
-                writer.require_room(1, int(lengths.max()))
+                writer.room.require(1, int(lengths.max()))
             elif len(lengths):
-                writer.require_room(len(lengths), int(lengths.max()), steps=int(lengths.sum()))
+                writer.room.require(len(lengths), int(lengths.max()), steps=int(lengths.sum()))
         if self.now >= self.staging.full_at:
             writer.check_owner()  # a forked child has the files of the process that it comes from
             self.staging.make_room(self.now, self._lowest)
@@ -348,7 +348,7 @@ class VectorRecording:
                 writer = self._held.open()
             block = self._finished[0]
             if block.first_id is None or not block.is_committed(writer):
-                if self._on_episode is not None and isinstance(block, Block):
+                if self._on_episode is not None:
                     block = self._judge(self._on_episode, block)
                     if self._held.writer is not writer:  # it was released by on_episode, and all that had ended with it
                         self._error = self._error or block.error
@@ -362,7 +362,7 @@ class VectorRecording:
             error, self._error = self._error, None
             raise error
 
-    def _judge(self, on_episode: OnEpisode, block: Block) -> Block:
+    def _judge(self, on_episode: OnEpisode, block: EndedEpisodes) -> EndedEpisodes:
         self._is_judging = True
         try:
             return judge_block(on_episode, self.buffer, block)

@@ -136,15 +136,15 @@ class Ring:
             ring=ring,
             flat=ring.reshape(-1),
             rows={name: known[name] + views[name] for name in known},
-            parts=[(name, info.state, part) for name, info, part in self._parts_of(ring)],
+            parts=self._parts_of(ring),
             mask=rows - 1,
         )
 
     _arena: npt.NDArray[Any] | None = None
     ring: npt.NDArray[Any]
     flat: npt.NDArray[Any]
-    parts: list[tuple[str, bool, npt.NDArray[Any]]]
-    """Of each field its name, whether it is a state, and a view of which each value is one thing."""
+    parts: list[tuple[str, Field, npt.NDArray[Any]]]
+    """Of each field its name, the field, and a view of which each value is one thing."""
     rows: dict[str, list[npt.NDArray[Any]]]
     """Of each field a view of each row: to make one takes as long as to write a few values through it."""
     mask: int
@@ -194,19 +194,16 @@ class Ring:
         """Bytes in memory."""
         return self.ring.nbytes
 
-    def add_bytes(self, found: dict[str, bytes], number: int, start: int, until: int) -> None:
-        """Find the fields' values of one sub-environment from ``start`` to ``until``, all of them in memory.
-
-        Fields that are no state have none in the row of ``until``.
-        """
+    def add_one(self, found: dict[str, Any], number: int, start: int, count: int) -> None:
+        """Find ``count`` rows of one sub-environment from time ``start`` on, all of them in memory, by field."""
         begin, rows = start & self.mask, self.mask + 1
-        end = begin + until - start
-        if end < rows:
-            for name, is_state, part in self.parts:
-                found[name] = part[begin : end + is_state, number].tobytes()
-            return
-        for name, is_state, part in self.parts:
-            found[name] = part[begin:, number].tobytes() + part[: end + is_state - rows, number].tobytes()
+        end = begin + count
+        for name, info, part in self.parts:
+            if end <= rows:
+                column = part[begin:end, number].copy()
+            else:
+                column = np.concatenate((part[begin:, number], part[: end - rows, number]))
+            found[name] = column.view(info.dtype).reshape(count, *info.shape) if info.shape else column
 
     @property
     def full_at(self) -> int:

@@ -14,22 +14,16 @@ from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL
 from gym_replay.buffer.storage.writer import FolderWriter
-from gym_replay.wrappers.episode_facts import FLAG_BYTES
 from gym_replay.wrappers.recorded_schema import FLAGS
 from gym_replay.wrappers.vector.autoreset import Mask
 from gym_replay.wrappers.vector.batches import Column
-from gym_replay.wrappers.vector.blocks import Block, Ended, FewEpisodes
+from gym_replay.wrappers.vector.ended import EndedEpisodes
 from gym_replay.wrappers.vector.facts import EpisodeFacts
 from gym_replay.wrappers.vector.ring import Numbers
 from gym_replay.wrappers.vector.staging import Staging
 
 BLOCK_BYTES = 1 << 26
 """Bytes of rows that are taken out of the staging at once, unless a single episode has more."""
-
-FEW = 4
-"""Episodes, at most, that are faster taken one by one."""
-
-_FEW_BYTES = 1 << 20
 
 
 class Finals(NamedTuple):
@@ -50,14 +44,9 @@ class _Plan:
     def __init__(self, metadata: Metadata, writer: FolderWriter, staged: Mapping[str, Field]) -> None:
         self.metadata, self.staged, self.has_state = metadata, staged, metadata.has_state
         row_nbytes = max(sum(info.nbytes for info in metadata.fields.values()), 1)
-        episodes, steps = writer.largest_block()
+        episodes, steps = writer.room.largest_block()
         self.most_episodes, self.most_rows = episodes, min(steps, BLOCK_BYTES // row_nbytes)
-        self.most_of_few = 0 if metadata.ragged_fields else min(_FEW_BYTES // row_nbytes, self.most_rows)
-        self.last_flags = [flag + bytes(self.has_state) for flag in (FLAG_BYTES[False], FLAG_BYTES[True])]
         defaults = {name: info.default_value() for name, info in staged.items()}
-        self.bytes_without_row_t = [
-            (name, defaults[name].tobytes()) for name, info in staged.items() if metadata.has_state and not info.state
-        ]
         self.without_row_t: list[tuple[str, Any]] = [
             (name, repeat(defaults[name]) if info.ragged else defaults[name])
             for name, info in staged.items()
@@ -72,7 +61,6 @@ class TakeOut:
         buffer: where they go.
         open_writer: its writer.
         staging, facts: what there is of them.
-        one_by_one: whether few of them may be taken as bytes.
     """
 
     def __init__(
@@ -81,11 +69,8 @@ class TakeOut:
         open_writer: Callable[[], FolderWriter],
         staging: Staging,
         facts: EpisodeFacts,
-        *,
-        one_by_one: bool,
     ) -> None:
         self._buffer, self._open_writer, self._staging, self._facts = buffer, open_writer, staging, facts
-        self._few = FEW if one_by_one else 0
         self._plan: _Plan | None = None
 
     def take(
@@ -97,7 +82,7 @@ class TakeOut:
         *,
         complete: bool,
         finals: Finals | None = None,
-    ) -> list[Ended]:
+    ) -> list[EndedEpisodes]:
         """The episodes of some sub-environments.
 
         Args:
@@ -112,16 +97,12 @@ class TakeOut:
         staged = self._staging.fields
         if plan is None or plan.metadata is not metadata or plan.staged is not staged:
             plan = self._plan = _Plan(metadata, self._open_writer(), staged)
-        if len(numbers) <= self._few and finals is None and len(numbers) <= plan.most_episodes:
-            few = self._take_few(plan, numbers, until, returns, ends, complete=complete)
-            if few is not None:
-                return [few]
         starts = self._facts.start[numbers]
         lengths = until - starts
         edges = _edges(lengths + 1 if plan.has_state else lengths)
         if len(numbers) <= plan.most_episodes and edges[-1] - len(numbers) * plan.has_state <= plan.most_rows:
             return [self._take_block(plan, numbers, starts, lengths, edges, returns, ends, complete, finals)]
-        blocks: list[Ended] = []
+        blocks: list[EndedEpisodes] = []
         for part in _parts(plan, lengths):
             chosen = finals
             if finals is not None:
@@ -130,36 +111,6 @@ class TakeOut:
             some = numbers[part], starts[part], lengths[part], _edges(lengths[part] + plan.has_state)
             blocks.append(self._take_block(plan, *some, returns, ends, complete, chosen))
         return blocks
-
-    def _take_few(
-        self,
-        plan: _Plan,
-        numbers: Numbers,
-        until: int,
-        returns: npt.NDArray[Any],
-        ends: tuple[Mask, Mask],
-        *,
-        complete: bool,
-    ) -> FewEpisodes | None:
-        """The episodes as bytes, unless some are long or not in memory any more."""
-        all_rows, lengths, total = [], [], 0
-        bytes_of, last_flags = self._staging.bytes_of, plan.last_flags
-        start_of, terminated, truncated = self._facts.start.item, ends[0].item, ends[1].item
-        for number in (listed := numbers.tolist()):
-            start = start_of(number)
-            total += (length := until - start)
-            rows = bytes_of(number, start, until) if total <= plan.most_of_few else None
-            if rows is None:
-                return None
-            for name, default in plan.bytes_without_row_t:
-                rows[name] += default
-            before = bytes(length - 1)
-            rows["terminated"] = before + last_flags[terminated(number)]
-            rows["truncated"] = before + last_flags[truncated(number)]
-            all_rows.append(rows)
-            lengths.append(length)
-        metas = self._facts.of_each(listed, returns, complete=complete)
-        return FewEpisodes(numbers, lengths, _flags(plan, complete=complete), all_rows, metas)
 
     def _take_block(
         self,
@@ -172,7 +123,7 @@ class TakeOut:
         ends: tuple[Mask, Mask],
         complete: bool,
         finals: Finals | None,
-    ) -> Block:
+    ) -> EndedEpisodes:
         has_state, count = plan.has_state, int(edges[-1])
         last_row = edges[1:] - 1
         last_step = last_row - 1 if has_state else last_row
@@ -180,20 +131,19 @@ class TakeOut:
         if has_state:
             for name, default in plan.without_row_t:
                 _put(rows[name], last_row, default)
-        flags: npt.NDArray[np.uint8] | bytes = bytes((_flags(plan, complete=complete),))
+        flags: npt.NDArray[np.uint8] | int = (COMPLETE if complete else 0) | (HAS_FINAL if has_state else 0)
         if finals is not None:
             for name, column in finals.columns.items():
                 if name in rows:
                     _put(rows[name], last_row, column)
             if has_state and not finals.has_final.all():
-                flags = np.full(len(numbers), flags[0], np.uint8)
-                flags[~finals.has_final] &= np.uint8(255 - HAS_FINAL)
+                flags = np.where(finals.has_final, flags, flags & ~HAS_FINAL).astype(np.uint8)
         for name, of_all in zip(FLAGS, ends, strict=True):
             rows[name] = column = np.zeros(count, bool)
             if of_all.tobytes() != bytes(of_all.size):  # mostly one of the flags is nowhere
                 column[last_step] = of_all[numbers] & True  # others may have any number for True
         meta = self._facts.columns(numbers, returns[numbers], complete=complete)
-        block = Block(numbers, lengths, flags, rows, meta, edges)
+        block = EndedEpisodes(numbers, lengths, flags, rows, meta, edges)
         block.noted = self._facts.noted(numbers)
         return block
 
@@ -204,10 +154,6 @@ def _edges(rows: Numbers) -> Numbers:
     edges[0] = 0
     np.add.accumulate(rows, out=edges[1:])
     return edges
-
-
-def _flags(plan: _Plan, *, complete: bool) -> int:
-    return (COMPLETE if complete else 0) | (HAS_FINAL if plan.has_state else 0)
 
 
 def _parts(plan: _Plan, lengths: Numbers) -> list[slice]:

@@ -7,9 +7,9 @@ import pytest
 from buffer_helpers import add, contents, make_plain
 
 from gym_replay import Field, FieldError, ReplayBuffer, StorageError, check_buffer
-from gym_replay.buffer.storage.columns import ColumnGroup, ColumnWriter
+from gym_replay.buffer.storage.columns import ColumnWriter
+from gym_replay.buffer.storage.commit import Commits
 from gym_replay.buffer.storage.records import RecordFormat
-from gym_replay.buffer.storage.writer import FolderWriter
 
 
 def test_values_that_come_again_and_change_are_all_there(tmp_path):
@@ -27,7 +27,7 @@ def test_an_interrupt_at_any_line_leaves_nothing_out(tmp_path, at):
     """The record is written again after it, and to the same slot."""
     buffer = make_plain(tmp_path)
     add(buffer, 1)
-    methods = (RecordFormat.encode_one, FolderWriter._write_record, ColumnWriter.write, ColumnGroup.write)
+    methods = (RecordFormat.encode_one, Commits._write_records, ColumnWriter.write)
     codes = [method.__code__ for method in methods]
     lines = 0
 
@@ -67,7 +67,6 @@ def test_a_refused_write_is_not_taken_for_one_that_was_made(tmp_path, monkeypatc
         raise StorageError(28, "no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ColumnGroup, "write", refuse)
         patch.setattr(ColumnWriter, "write", refuse)
         with pytest.raises(StorageError):
             add(buffer, 1)

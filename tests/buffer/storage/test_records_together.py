@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gym_replay import Field, ReplayBuffer, check_buffer
+from gym_replay.buffer.storage.block import Block
 from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL
 
 META = {"number": "int", "text": "str", "pair": ("float", (2,)), "empty": ("float", (0,)), "is_on": "bool"}
@@ -21,7 +22,7 @@ VALUES = {
 
 @st.composite
 def writes(draw):
-    """How many episodes, whether they are taken one by one, and by meta field one value for all or one for each."""
+    """How many episodes, whether they are committed one by one, and by meta field one value for all or one for each."""
     count = draw(st.integers(1, 5))
     meta = {
         name: draw(values) if draw(st.booleans()) else [draw(values) for _ in range(count)]
@@ -38,15 +39,8 @@ def _is_for_all(name, value):
     return not isinstance(value, list)
 
 
-def _write(writer, count, one_by_one, meta, lengths, flags):
+def _block(lengths, flags, meta):
     rows = np.concatenate([np.arange(length + 1) for length in lengths])
-    if one_by_one:
-        metas = [
-            {name: _bytes(name, value if _is_for_all(name, value) else value[at]) for name, value in meta.items()}
-            for at in range(count)
-        ]
-        writer.commit_few([rows.tobytes()], lengths, flags[0], metas, lambda first_id: None)
-        return
     columns = {
         name: _bytes(name, value)
         if _is_for_all(name, value)
@@ -55,9 +49,17 @@ def _write(writer, count, one_by_one, meta, lengths, flags):
         else np.array(value, DTYPES[name])
         for name, value in meta.items()
     }
-    edges = np.cumsum([0, *(length + 1 for length in lengths)])
-    given_flags = bytes(flags[:1]) if len(set(flags)) == 1 else np.array(flags, np.uint8)
-    writer.commit_episodes({"x": rows}, np.array(lengths), edges, given_flags, columns, begin=lambda first_id: None)
+    given_flags = flags[0] if len(set(flags)) == 1 else np.array(flags, np.uint8)
+    return Block.of_rows({"x": rows}, lengths, given_flags, columns)
+
+
+def _write(writer, count, one_by_one, meta, lengths, flags):
+    if not one_by_one:
+        writer.commit(_block(lengths, flags, meta))
+        return
+    for at in range(count):
+        own = {name: value if _is_for_all(name, value) else value[at : at + 1] for name, value in meta.items()}
+        writer.commit(_block(lengths[at : at + 1], flags[at : at + 1], own))
 
 
 @pytest.mark.parametrize("limits", [{}, {"max_episodes": 7, "circular": True}])
@@ -71,7 +73,7 @@ def test_each_record_has_its_values(tmp_path_factory, limits, steps, repeats, da
     for count, one_by_one, meta in steps * repeats:
         lengths = data.draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
         flags = [HAS_FINAL | COMPLETE] * count
-        if not one_by_one and data.draw(st.booleans()):
+        if data.draw(st.booleans()):
             flags[-1] = HAS_FINAL
         _write(writer, count, one_by_one, meta, lengths, flags)
         for at in range(count):

@@ -8,14 +8,14 @@ from buffer_helpers import add, contents, make_plain
 from format_helpers import read_counters
 
 from gym_replay import ReplayBuffer, StorageError, check_buffer
-from gym_replay.buffer.storage import checksums, writer
+from gym_replay.buffer.storage import checksums
 
 
 @pytest.fixture(autouse=True)
 def beside(monkeypatch):
     """Every run of episodes is summed in a thread."""
-    monkeypatch.setattr(writer, "LARGE_EPISODE", 0)
-    monkeypatch.setattr(writer, "CHECKSUM_RUN", 100)
+    monkeypatch.setattr(checksums, "LARGE_EPISODE", 0)
+    monkeypatch.setattr(checksums, "CHECKSUM_RUN", 100)
 
 
 def summed(folder):
@@ -38,7 +38,7 @@ def test_the_sums_are_right(tmp_path, options):
 def test_they_are_written_by_the_next_run(tmp_path):
     buffer = make_plain(tmp_path)
     add(buffer, 20)
-    job = buffer._writer._job
+    job = buffer._writer._commits.checksums.job
     assert isinstance(job, threading.Thread)
     job.join()
     assert summed(tmp_path) == 0
@@ -90,7 +90,7 @@ def test_what_fails_in_the_thread_is_told_at_the_flush(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checksums, "field_checksums", refuse)
         add(buffer, 20)
-        buffer._writer._job.join()
+        buffer._writer._commits.checksums.job.join()
         with pytest.raises(StorageError, match="does not answer"):
             buffer.flush()
     assert summed(tmp_path) == 0
@@ -118,12 +118,12 @@ def step_by_step(buffer, length):
 
 
 def test_an_episode_that_was_in_memory_brings_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "LARGE_EPISODE", 100)
-    monkeypatch.setattr(writer, "CHECKSUM_RUN", 1 << 30)
+    monkeypatch.setattr(checksums, "LARGE_EPISODE", 100)
+    monkeypatch.setattr(checksums, "CHECKSUM_RUN", 1 << 30)
     buffer = make_plain(tmp_path)
     step_by_step(buffer, 20)
     assert summed(tmp_path) == 1
-    assert buffer._writer._job is None
+    assert buffer._writer._commits.checksums.job is None
     step_by_step(buffer, 2)  # too short
     assert summed(tmp_path) == 1
     step_by_step(buffer, 20)  # the one before has none
@@ -137,7 +137,7 @@ def test_an_episode_that_was_in_memory_brings_its_own(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options", [{"durability": "power"}, {"circular": True, "max_steps": 90}])
 def test_where_sums_are_synced_or_slots_come_again_they_are_written_in_runs(tmp_path, monkeypatch, options):
-    monkeypatch.setattr(writer, "CHECKSUM_RUN", 1 << 30)
+    monkeypatch.setattr(checksums, "CHECKSUM_RUN", 1 << 30)
     buffer = make_plain(tmp_path, **options)
     for _ in range(9):
         step_by_step(buffer, 20)
@@ -147,6 +147,7 @@ def test_where_sums_are_synced_or_slots_come_again_they_are_written_in_runs(tmp_
 
 
 def test_where_the_disk_refuses_its_sums_the_episode_is_committed(tmp_path, monkeypatch):
+    monkeypatch.setattr(checksums, "CHECKSUM_RUN", 1 << 30)
     buffer = make_plain(tmp_path)
     step_by_step(buffer, 20)
 

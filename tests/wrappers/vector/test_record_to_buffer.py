@@ -26,7 +26,7 @@ from gym_replay import (
     check_buffer,
 )
 from gym_replay import RecordToBuffer as RecordSingle
-from gym_replay.buffer.storage import writer
+from gym_replay.buffer.storage import open_files
 from gym_replay.buffer.storage.counters import Counters
 from gym_replay.wrappers.generator_state import generator_state
 from gym_replay.wrappers.vector import RecordToBuffer, ring, staging
@@ -677,7 +677,7 @@ def test_memory_follows_the_longest_open_episode(tmp_path):
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 def test_a_ring_keeps_no_strings_of_episodes_that_have_left(tmp_path, monkeypatch, mode):
-    monkeypatch.setattr(writer, "STRINGS_RUN", 50_000)
+    monkeypatch.setattr(open_files, "STRINGS_RUN", 50_000)
     lengths, meta = [1, 2, 5000], {"task": "str"}
     envs = RecordToBuffer(scripted(lengths, mode), tmp_path, max_episodes=16, circular=True, meta_fields=meta)
     envs.reset()

@@ -60,6 +60,7 @@ class Block(NamedTuple):
         begin: is told the first episode's id before anything is written. The commit is through once the counter
             ``next`` is past it, whatever exception came then.
         spill: of a single episode, what keeps the rows that come before the pieces.
+        sums_may_wait: whether the checksums of short episodes are left to flush and close.
     """
 
     pieces: Sequence[BlockPiece]
@@ -69,6 +70,7 @@ class Block(NamedTuple):
     elements: Mapping[str, Sequence[int]] = MappingProxyType({})
     begin: Callable[[int], None] = _ignore
     spill: Spill | None = None
+    sums_may_wait: bool = False
 
     @classmethod
     def of_rows(
@@ -78,8 +80,10 @@ class Block(NamedTuple):
         flags: int | npt.NDArray[np.uint8],
         meta: Mapping[str, MetaColumn],
         begin: Callable[[int], None] = _ignore,
+        *,
+        sums_may_wait: bool = False,
     ) -> Block:
-        """Episodes whose rows, one episode after another, are an array for each field."""
+        """Episodes whose rows, one episode after another, are a contiguous array for each field."""
         pieces: list[BlockPiece] = []
         elements: dict[str, Sequence[int]] = {}
         for name, values in rows.items():
@@ -90,5 +94,5 @@ class Block(NamedTuple):
                 begins = np.cumsum([0, *(length + has_row_t for length in lengths[:-1])])
                 elements[name] = np.add.reduceat(counts, begins).tolist()
             else:
-                pieces.append((name, False, 0, np.ascontiguousarray(values).data))
-        return cls(pieces, lengths, flags, meta, elements, begin)
+                pieces.append((name, False, 0, values.data))
+        return cls(pieces, lengths, flags, meta, elements, begin, sums_may_wait=sums_may_wait)

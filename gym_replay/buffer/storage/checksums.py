@@ -44,22 +44,21 @@ class Checksums:
     def follow(self, block: Block, first_id: int, nbytes: int) -> None:
         """A block whose rows have ``nbytes`` bytes was committed: write checksums where it is time.
 
-        Those of short episodes that are committed many at once wait for flush and close: a call for each of them and
-        each field would take longer than to record them. What the disk refuses is for flush and close, too.
+        What the disk refuses is left to flush and close.
         """
         self._unsummed += nbytes
-        is_single = len(block.lengths) == 1
-        if is_single and LARGE_EPISODE <= nbytes <= CHECKSUM_RUN and self._may_sum_in_memory(block, first_id):
+        if LARGE_EPISODE <= nbytes <= CHECKSUM_RUN and self._may_sum_in_memory(block, first_id):
             with suppress(StorageError):
                 self._sum_in_memory(block, first_id)
-        elif self._unsummed >= CHECKSUM_RUN and (is_single or self._episodes_are_large()):
+        elif self._unsummed >= CHECKSUM_RUN and not (block.sums_may_wait and not self._episodes_are_large()):
             with suppress(StorageError):
                 self._sum_a_run()
 
     def _may_sum_in_memory(self, block: Block, first_id: int) -> bool:
-        """Whether a single episode's checksums, which are the next ones, can be computed from a block."""
+        """Whether a block is a single episode with all its rows, and its checksums are the next ones."""
         files = self._files
-        return files.is_plain and block.spill is None and files.counters.summed == first_id and not self._power
+        is_whole = len(block.lengths) == 1 and block.spill is None and files.is_plain
+        return is_whole and not block.sums_may_wait and files.counters.summed == first_id and not self._power
 
     def _sum_in_memory(self, block: Block, episode_id: int) -> None:
         """Write the checksums of a single episode, while the processor has the bytes at hand."""

@@ -196,34 +196,11 @@ class Staging:
             numbers, starts: of each episode: the sub-environment, and the first time.
             edges: the first row of each, and the end.
         """
-        count, found = int(edges[-1]), dict[str, Column]()
-        if len(numbers) == 1 and starts[0] >= max(ring.hot for ring in self._rings):
-            # The row of benchmarks.record_vector with 8 sub-environments, most of whose commits are of one episode.
-            for ring in self._rings:
-                ring.add_one(found, int(numbers[0]), int(starts[0]), count)
-        else:
-            self._gather(found, numbers, starts, edges)
-        for name, held in self._ragged.items():
-            empty = [self._fields[name].default_value()] * self._num_envs
-            found[name] = [
-                held.get(time, empty)[number]
-                for number, start, length in zip(
-                    numbers.tolist(), starts.tolist(), np.diff(edges).tolist(), strict=True
-                )
-                for time in range(start, start + length)
-            ]
-        if len(found) < len(self._fields):
-            for name, info in self._fields.items():
-                if name not in found:  # fields whose values have no bytes
-                    found[name] = _without_bytes(count, info)
-        return found
-
-    def _gather(self, found: dict[str, Column], numbers: Numbers, starts: Numbers, edges: Numbers) -> None:
-        """Find the rows of several episodes; all that is not ragged."""
         count, every, firsts = int(edges[-1]), self._num_envs, edges[:-1]
         rows = edges[1:] - firsts
         if count > len(self._multiples):
             self._multiples = np.arange(2 * count) * every
+        found: dict[str, Column] = {}
         mask, places = -1, self._multiples
         for ring in self._rings:
             if ring.mask != mask:
@@ -235,6 +212,34 @@ class Staging:
                 places = begins.repeat(rows)
                 places += self._multiples[:count]
             ring.add_columns(found, numbers, starts, edges, places)
+        for name, held in self._ragged.items():
+            empty = [self._fields[name].default_value()] * every
+            found[name] = [
+                held.get(time, empty)[number]
+                for number, start, length in zip(numbers.tolist(), starts.tolist(), rows.tolist(), strict=True)
+                for time in range(start, start + length)
+            ]
+        self._add_empty(found, count)
+        return found
+
+    def columns_of_one(self, number: int, start: int, rows: int) -> dict[str, Column] | None:
+        """The rows of one episode by field; None where some went to a file, or are ragged."""
+        found: dict[str, Column] = {}
+        for ring in self._rings:
+            if start < ring.hot:
+                return None
+            ring.add_one(found, number, start, rows)
+        if self._ragged:
+            return None
+        self._add_empty(found, rows)
+        return found
+
+    def _add_empty(self, found: dict[str, Column], rows: int) -> None:
+        """Add the fields whose values have no bytes."""
+        if len(found) < len(self._fields):
+            for name, info in self._fields.items():
+                if name not in found:
+                    found[name] = _without_bytes(rows, info)
 
 
 def _without_bytes(rows: int, info: Field) -> npt.NDArray[Any]:

@@ -92,8 +92,8 @@ class LiveDataset(Dataset[Batch]):
 
     def __init__(self, dataset: ReplayDataset, remake: Callable[..., ReplayDataset]) -> None:
         self._remake = remake
-        # Readers of the same kind, and what is shown of each.
-        self._origins = [(part.reader.origin(), part.choice) for part in dataset.source.parts]
+        # What is read from, and what is shown of each.
+        self._origins = [(part.reader.folder, part.reader.lazy, part.choice) for part in dataset.source.parts]
         self._readers: list[FolderReader] | None = None
         self._seen: list[Snapshot] = []
         self._limits: dict[int, tuple[Snapshot | None, Snapshot]] = {}
@@ -141,14 +141,14 @@ class LiveDataset(Dataset[Batch]):
 
     def _look(self, within: Bounds | None) -> tuple[list[Snapshot], Bounds]:
         if self._readers is None:
-            self._readers = [make(*arguments) for (make, arguments), _ in self._origins]
+            self._readers = [FolderReader(folder, lazy=lazy) for folder, lazy, _ in self._origins]
         parts = [self._limited(reader.refresh(), place) for place, reader in enumerate(self._readers)]
         bounds = tuple(_bounds_of(part) for part in parts)
         return parts, bounds if within is None else _intersection([bounds, within])
 
     def _limited(self, part: Snapshot, place: int) -> Snapshot:
         """The snapshot with what is shown of it; the same object as long as it is the same snapshot."""
-        choice = self._origins[place][1]
+        choice = self._origins[place][2]
         if choice is None:
             return part
         whole, limited = self._limits.get(place, (None, part))

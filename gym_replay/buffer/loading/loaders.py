@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.formats import Formatted, format_options
 from gym_replay.buffer.loading.replay_loader import PRIORITIZED_ENTRIES, ReplayLoader
+from gym_replay.buffer.loading.samples import Description, crop, n_step, timestep, trajectory, window
 from gym_replay.buffer.loading.selection import Condition, Episodes
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.loading.trajectories import CropDataset, TrajectoryDataset
-from gym_replay.buffer.loading.transitions import NStepDataset, TimestepDataset
-from gym_replay.buffer.loading.windows import WindowDataset
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import FieldError
 
@@ -28,22 +26,29 @@ if TYPE_CHECKING:
             """The live episodes of each part."""
 
 
-KINDS: dict[str, type[ReplayDataset]] = {
-    "trajectory": TrajectoryDataset,
-    "timestep": TimestepDataset,
-    "n_step": NStepDataset,
-    "window": WindowDataset,
-    "crop": CropDataset,
+KINDS: dict[str, Callable[..., Description]] = {
+    "trajectory": trajectory,
+    "timestep": timestep,
+    "n_step": n_step,
+    "window": window,
+    "crop": crop,
 }
+
+
+def _keywords(function: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(function).parameters) - {"source", "description", "only"}
+
+
+OF_KIND = {kind: _keywords(describe) for kind, describe in KINDS.items()}
+"""The options of each kind of sample."""
+
+OF_ALL = _keywords(ReplayDataset)
+"""The options of the dataset, whatever a sample is."""
 
 
 def dataset_options(kind: str) -> set[str]:
     """The keywords of one kind of dataset."""
-    names: set[str] = set()
-    for cls in KINDS[kind].__mro__:
-        if issubclass(cls, ReplayDataset):
-            names |= set(inspect.signature(cls.__init__).parameters)
-    return names - {"self", "source", "anchors", "only", "common"}
+    return OF_KIND[kind] | OF_ALL
 
 
 def make_dataset(
@@ -73,7 +78,9 @@ def make_dataset(
         if only is not None:
             raise FieldError("batch_format and to_named_tuple exclude one another: a format has names of its own")
         options = format_options(batch_format, kind, options, parts)
-    return KINDS[kind](Source(parts, filter_meta=filter_meta, episodes=episodes), only=only, **options)
+    source = Source(parts, filter_meta=filter_meta, episodes=episodes)
+    description = KINDS[kind](source, **{name: options.pop(name) for name in OF_KIND[kind] & options.keys()})
+    return ReplayDataset(source, description, only=only, **options)
 
 
 def make_loader(

@@ -15,13 +15,14 @@ from torch.utils.data import Dataset
 from gym_replay.buffer.loading.ahead import ReadAhead, Stretch
 from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
 from gym_replay.buffer.loading.draws import Draw
+from gym_replay.buffer.loading.field_statistics import Resolved
 from gym_replay.buffer.loading.nesting import Nesting, roots_of
 from gym_replay.buffer.loading.plans import Anchors, FirstRows, Floats, Ints
 from gym_replay.buffer.loading.randomness import draw
 from gym_replay.buffer.loading.samples import Asked, Description, Located
 from gym_replay.buffer.loading.selection import Condition, matches
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.loading.statistics import Normalize, Resolved, resolve
+from gym_replay.buffer.loading.statistics import Normalize, resolve
 from gym_replay.buffer.loading.workers import Moment, checked_epoch
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 

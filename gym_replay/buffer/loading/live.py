@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from gym_replay.buffer.loading.collate import Batch
 from gym_replay.buffer.loading.datasets import ReplayDataset, sample_of_loader
 from gym_replay.buffer.loading.draws import Draw
+from gym_replay.buffer.loading.field_statistics import Resolved
 from gym_replay.buffer.loading.order import Ints, uniforms
 from gym_replay.buffer.loading.ranks import Ranks
-from gym_replay.buffer.loading.statistics import Resolved
 from gym_replay.buffer.loading.weights import Floats
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError
@@ -26,17 +26,6 @@ Bounds: TypeAlias = tuple[tuple[int, int], ...]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 _ATTEMPTS = 20
 _REPLACED = 31
-
-
-class Snapshots:
-    """Snapshots in the place of a buffer."""
-
-    def __init__(self, parts: Sequence[Snapshot]) -> None:
-        self._parts = list(parts)
-
-    def snapshots(self) -> list[Snapshot]:
-        """The parts as they were given."""
-        return self._parts
 
 
 class View:
@@ -159,7 +148,7 @@ class LiveDataset(Dataset[Batch]):
 
     def _view_of(self, parts: Sequence[Snapshot], bounds: Bounds, version: int) -> View:
         cut = [_within(part, *limits) for part, limits in zip(parts, bounds, strict=True)]
-        return View(self._remake(Snapshots(cut)), bounds, version)
+        return View(self._remake(cut), bounds, version)
 
     def draw(self, samples: Ints, **entries: Any) -> Draw:
         """Return a draw of samples of the newest snapshot, for whichever process makes the batch."""

@@ -22,14 +22,15 @@ from gym_replay.buffer.loading.collate import Batch, named_tuple_class
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.devices import check_device, on_device
 from gym_replay.buffer.loading.draws import Draw
-from gym_replay.buffer.loading.live import LiveDataset, Snapshots
+from gym_replay.buffer.loading.field_statistics import Resolved, from_state, to_state
+from gym_replay.buffer.loading.live import LiveDataset
 from gym_replay.buffer.loading.ordering import Ordering
 from gym_replay.buffer.loading.prioritized import PrioritizedSampler
 from gym_replay.buffer.loading.ranks import agree_on_seed, find_ranks
-from gym_replay.buffer.loading.statistics import Resolved, from_state, to_state
 from gym_replay.buffer.loading.torch_options import REFUSED, check_torch_options
 from gym_replay.buffer.loading.weights import ReplacementOrder
 from gym_replay.buffer.loading.workers import checked_epoch
+from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import FieldError
 
 PRIORITIZED_ENTRIES = ("_samples", "_weights")
@@ -118,7 +119,7 @@ class ReplayLoader(DataLoader[Batch]):
         refresh: str | None = None,
         device: Any = None,
         to_named_tuple: Sequence[str] | None = None,
-        remake: Callable[[Snapshots], ReplayDataset] | None = None,
+        remake: Callable[[Sequence[Snapshot]], ReplayDataset] | None = None,
         **options: Any,
     ) -> None:
         replacement = replacement or weights is not None or buffer_weights is not None or sampler is not None

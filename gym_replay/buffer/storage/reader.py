@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -177,6 +177,13 @@ class Snapshot:
                 f"episode {oldest} was evicted from the circular buffer at {self.reader.folder} while it was read; "
                 "call refresh() and take another sample"
             )
+
+
+class HasSnapshots(Protocol):
+    """What can be loaded from: a buffer, or several as one."""
+
+    def snapshots(self) -> list[Snapshot]:
+        """The live episodes of each folder."""
 
 
 class Revision:

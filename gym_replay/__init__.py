@@ -39,6 +39,7 @@ from gym_replay.errors import (
 if TYPE_CHECKING:
     from gym_replay.buffer.copying import merge, select, split_into
     from gym_replay.buffer.custom_spaces import register_space
+    from gym_replay.buffer.loading.field_statistics import FieldStatistics
     from gym_replay.buffer.loading.formats import DecisionTransformerFormat, LeRobotFormat
     from gym_replay.buffer.loading.goals import GoalMixture, GoalSampler
     from gym_replay.buffer.loading.loaders import (
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from gym_replay.buffer.loading.prioritized import PrioritizedSampler
     from gym_replay.buffer.loading.returns import returns_to_go
     from gym_replay.buffer.loading.splits import split
-    from gym_replay.buffer.loading.statistics import FieldStatistics, Statistics, statistics
+    from gym_replay.buffer.loading.statistics import Statistics, statistics
     from gym_replay.buffer.storage.check import CheckReport, Fault, check_buffer
     from gym_replay.collecting.collect import collect
     from gym_replay.interop.d3rlpy import to_d3rlpy
@@ -73,7 +74,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "CheckReport": "gym_replay.buffer.storage.check",
     "Fault": "gym_replay.buffer.storage.check",
-    "FieldStatistics": "gym_replay.buffer.loading.statistics",
+    "FieldStatistics": "gym_replay.buffer.loading.field_statistics",
     "FinishedEpisode": "gym_replay.wrappers.recording",
     "GoalMixture": "gym_replay.buffer.loading.goals",
     "GoalSampler": "gym_replay.buffer.loading.goals",

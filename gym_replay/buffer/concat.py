@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,10 +14,10 @@ from gym_replay.buffer.agreement import Wanted, agree
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.finding import find_buffers, real_paths, require_distinct
 from gym_replay.buffer.reading import Readable
-from gym_replay.buffer.replay_buffer import ReplayBuffer, open_pooled
+from gym_replay.buffer.replay_buffer import ReplayBuffer, open_lazily
 from gym_replay.buffer.storage.choice import Choice
-from gym_replay.buffer.storage.layout import Metadata, read_metadata
-from gym_replay.buffer.storage.pool import MapPool, Maps, default_bound, shared_pool
+from gym_replay.buffer.storage.layout import Metadata
+from gym_replay.buffer.storage.maps import require_mappable
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import BufferClosedError, EmptyBufferError, FieldError
 
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     import gymnasium as gym
 
 Source: TypeAlias = "str | os.PathLike[str] | ReplayBuffer | ConcatReplayBuffer"
-
-_SHARE = 4
-"""Files stay open, and mapped, where they are up to one part in so many of what the process may have."""
 
 
 def open_source(source: str | os.PathLike[str]) -> ReplayBuffer | ConcatReplayBuffer:
@@ -55,33 +51,23 @@ class ConcatReplayBuffer(Readable):
     only writers use (defaults, limits) may differ. Meta fields that the recorder keeps by itself and that not all
     buffers have are left out. ``fields`` and ``meta_fields`` choose what they have in common.
 
-    **How many.** Few buffers are opened as :class:`ReplayBuffer` does it, and every snapshot keeps its files. Where
-    their files are more than a quarter of what the process may have open (``ulimit -n``) or of ``max_maps``, they are
-    opened lazily: opening reads the episodes into memory (five numbers each) and closes all files. A column is mapped
-    when it is read, no file stays open, and the maps that were not used for the longest time are let go of. Where a
-    buffer is cleared or edited by its writer, rows of before that are not mapped are gone: then reading raises
-    :class:`~gym_replay.BufferChangedError`, until :meth:`refresh`. No batch ever mixes what was with what is.
-
-    **Shuffling.** ``shuffle=True`` is over all samples as long as the columns that a loader reads can be mapped at a
-    time (two maps a file: with the default, 16,000 files). Of more, buffers are cut into groups that can: each epoch
-    goes from group to group, in random order, and shuffles within the group. Each sample still comes exactly once an
-    epoch over all ranks, and the order is still a function of seed, epoch, rank and world size, and of ``max_maps``.
-    A warning says so, and ``loader.num_groups`` has their number. Everything else works on any number of buffers;
-    draws with replacement or by priority, beyond that bound, map files for almost every sample.
+    **How many.** No file stays open. Opening reads the episodes (five numbers each), and the rows of a field are mapped
+    when they are read. Where a buffer is cleared or edited by its writer, rows of before that are not mapped are gone:
+    then reading raises :class:`~gym_replay.BufferChangedError`, until :meth:`refresh`. No batch ever mixes what was
+    with what is. A loader maps each field that it reads, two maps a folder; the limit of the system
+    (``vm.max_map_count``) is mostly at some thousands of folders, and :func:`~gym_replay.merge` makes one of them.
 
     Args:
         buffers: a folder, a pattern, or a list of folders, patterns and buffers.
         fields, meta_fields: names that all buffers have, to read only these; ``"common"`` for all that they have in
             common; None where there must be no others.
-        max_maps: how many maps its columns may take in each process; None for 32,000 (or half of the kernel's limit
-            ``vm.max_map_count``, where that is less), which all concatenations in a process share. Maps in use, as by
-            an ``episode["observation"]`` that was kept, come on top.
 
     Raises:
         BufferNotFoundError: there is nothing there, or a folder that is no buffer.
         ConfigMismatchError: the schemas differ (the message lists how), or a folder comes twice.
         EmptyBufferError: the list is empty.
         FieldError: no buffer has such a field.
+        StorageError: there are more folders than the system can map.
 
     Example:
         >>> both = ConcatReplayBuffer(["data/monday", "data/tuesday"])  # doctest: +SKIP
@@ -96,25 +82,20 @@ class ConcatReplayBuffer(Readable):
         *,
         fields: Wanted = None,
         meta_fields: Wanted = None,
-        max_maps: int | None = None,
     ) -> None:
         if isinstance(buffers, (str, os.PathLike, ReplayBuffer, ConcatReplayBuffer)):
             buffers = [buffers]
-        if max_maps is not None and (isinstance(max_maps, bool) or not isinstance(max_maps, int) or max_maps < 1):
-            raise FieldError(f"max_maps={max_maps!r}: expected a number of maps from 1 on")
         self._sources = [part for item in buffers for part in _flattened(item)]
         if not self._sources:
             raise EmptyBufferError("expected at least one folder or buffer, got none")
-        self._start(fields, meta_fields, max_maps)
+        self._start(fields, meta_fields)
         found: list[Path | ReplayBuffer] = []
         for source in self._sources:
             found += [source] if isinstance(source, ReplayBuffer) else find_buffers(source)
         self._open(found)
 
-    def _start(self, fields: Wanted, meta_fields: Wanted, max_maps: int | None) -> None:
+    def _start(self, fields: Wanted, meta_fields: Wanted) -> None:
         self._wanted = _as_given(fields), _as_given(meta_fields)
-        self._max_maps = max_maps
-        self._maps: Maps | None = None
         self._closed = False
         self._choice: Choice | None = None
         self.buffers: list[ReplayBuffer] = []
@@ -125,15 +106,13 @@ class ConcatReplayBuffer(Readable):
         """Open what was found and add it, all of it or nothing."""
         folders = [item.folder if isinstance(item, ReplayBuffer) else item for item in found]
         require_distinct([*self.folders, *folders])
-        paths = [item for item in found if not isinstance(item, ReplayBuffer)]
-        if paths and self._maps is None and self._are_many(len(self._opened) + len(paths), read_metadata(paths[0])):
-            self._maps = Maps(shared_pool() if self._max_maps is None else MapPool(self._max_maps))
+        require_mappable(len(folders) + len(self.buffers), 0)
         opened: list[ReplayBuffer] = []
         try:
             added = []
             for item in found:
                 if not isinstance(item, ReplayBuffer):
-                    opened.append(self._open_one(item))
+                    opened.append(open_lazily(item))
                 added.append(item if isinstance(item, ReplayBuffer) else opened[-1])
             buffers = [*self.buffers, *added]
             choice = agree([(buffer.folder, buffer.metadata) for buffer in buffers], *self._wanted)
@@ -143,19 +122,6 @@ class ConcatReplayBuffer(Readable):
             raise
         self.buffers, self._opened, self._choice = buffers, [*self._opened, *opened], choice
         self._forget()
-
-    def _are_many(self, folders: int, metadata: Metadata) -> bool:
-        """Whether so many buffers like this one are too many to keep their files open."""
-        files = folders * (len(metadata.columns()) + 1)
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        bounds = [default_bound() if self._max_maps is None else self._max_maps]
-        bounds += [most] if most != resource.RLIM_INFINITY else []
-        return files > min(bounds) // _SHARE
-
-    def _open_one(self, folder: Path) -> ReplayBuffer:
-        if self._maps is None:
-            return ReplayBuffer.from_folder(folder, read_only=True)
-        return open_pooled(folder, self._maps)
 
     def _forget(self) -> None:
         """Forget the snapshots that are kept because nothing but :meth:`refresh` renews them."""
@@ -186,7 +152,7 @@ class ConcatReplayBuffer(Readable):
 
     def snapshots(self) -> list[Snapshot]:
         self._require_open()
-        if self._maps is not None and len(self._opened) == len(self.buffers):
+        if len(self._opened) == len(self.buffers):
             if self._kept is None:
                 self._kept = [self._snapshot(place) for place in range(len(self.buffers))]
             return self._kept.copy()
@@ -294,8 +260,6 @@ class ConcatReplayBuffer(Readable):
         self._forget()
         for buffer in self._opened:
             buffer.close()
-        if self._maps is not None:
-            self._maps.discard()
 
     def __enter__(self) -> ConcatReplayBuffer:
         return self
@@ -305,7 +269,7 @@ class ConcatReplayBuffer(Readable):
 
     def __reduce__(self) -> tuple[Any, ...]:
         sources = [part.folder if isinstance(part, ReplayBuffer) else part for part in self._sources]
-        return _reopened, (sources, self.folders, *self._wanted, self._max_maps)
+        return _reopened, (sources, self.folders, *self._wanted)
 
     def __repr__(self) -> str:
         if self._closed:
@@ -329,11 +293,11 @@ def _as_given(wanted: Wanted) -> Wanted:
 
 
 def _reopened(
-    sources: list[str | Path], folders: list[Path], fields: Wanted, meta_fields: Wanted, max_maps: int | None
+    sources: list[str | Path], folders: list[Path], fields: Wanted, meta_fields: Wanted
 ) -> ConcatReplayBuffer:
     """The concatenation of these folders, in another process."""
     buffer = ConcatReplayBuffer.__new__(ConcatReplayBuffer)
     buffer._sources = [*sources]
-    buffer._start(fields, meta_fields, max_maps)
+    buffer._start(fields, meta_fields)
     buffer._open(folders)
     return buffer

@@ -225,7 +225,7 @@ class _Part:
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the reader warns about is an error here
-            reader = FolderReader(self.folder, checksums=True)
+            reader = FolderReader(self.folder, for_copy=True)
         try:
             if reader.metadata.uuid != self.metadata.uuid:
                 raise ConfigMismatchError(f"{self.folder}: another buffer was created in its place; open it anew")

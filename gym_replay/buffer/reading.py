@@ -122,7 +122,7 @@ class Readable:
 
         try:
             dataset = make_dataset(
-                self,
+                self.snapshots(),
                 "trajectory",
                 fields=names,
                 fieldname_map={"_lens": "episode_lens"},
@@ -149,7 +149,7 @@ class Readable:
         from gym_replay.buffer.loading.loaders import make_dataset
 
         kind, options = _kind(timestep_level, n_steps, options)
-        return make_dataset(self, kind, filter_meta=filter_meta, episodes=episodes, **options)
+        return make_dataset(self.snapshots(), kind, filter_meta=filter_meta, episodes=episodes, **options)
 
     def dataloader(
         self,

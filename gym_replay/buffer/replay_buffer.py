@@ -34,8 +34,6 @@ from gym_replay.buffer.storage.garbage import finalize
 from gym_replay.buffer.storage.layout import METADATA, Metadata
 from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.buffer.storage.names import check_distinct, check_field_name
-from gym_replay.buffer.storage.pool import Maps
-from gym_replay.buffer.storage.pooled import PooledReader
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot, has_buffer
 from gym_replay.buffer.storage.writer import FolderWriter
@@ -707,11 +705,11 @@ def open_buffer(
     return buffer
 
 
-def open_pooled(folder: Path, maps: Maps) -> ReplayBuffer:
-    """Open one of very many buffers, read-only: no file stays open, and its columns are mapped when they are read."""
+def open_lazily(folder: Path) -> ReplayBuffer:
+    """Open one of many buffers, read-only: the rows of its fields are mapped when they are read."""
     buffer = ReplayBuffer.__new__(ReplayBuffer)
     buffer._begin(folder, read_only=True, durability="process")
-    buffer._reader = PooledReader(folder, maps)
+    buffer._reader = FolderReader(folder, lazy=True)
     return buffer
 
 

@@ -116,8 +116,6 @@ def test_what_is_not_there_is_named(tmp_path):
         ConcatReplayBuffer([])
     with pytest.raises(TypeError, match="got 3"):
         ConcatReplayBuffer([3])
-    with pytest.raises(FieldError, match="max_maps"):
-        ConcatReplayBuffer(tmp_path / "data" / "a", max_maps=0)
 
 
 def test_a_folder_comes_once(tmp_path):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gym_replay.buffer.loading.statistics import FieldStatistics, is_image
+from gym_replay.buffer.loading.field_statistics import FieldStatistics, is_image
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.errors import FieldError
 

@@ -1,4 +1,4 @@
-"""What the datasets of every kind of sample have in common; their items are whole batches."""
+"""The dataset of samples of any kind; its items are whole batches."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from torch.utils.data import Dataset
 from gym_replay.buffer.loading.ahead import ReadAhead, Stretch
 from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
 from gym_replay.buffer.loading.draws import Draw
-from gym_replay.buffer.loading.gather import Padded
+from gym_replay.buffer.loading.field_statistics import Resolved
 from gym_replay.buffer.loading.nesting import Nesting, roots_of
-from gym_replay.buffer.loading.plans import Anchors, Bools, Floats, Ints, Samples
+from gym_replay.buffer.loading.plans import Anchors, FirstRows, Floats, Ints
 from gym_replay.buffer.loading.randomness import draw
+from gym_replay.buffer.loading.samples import Asked, Description, Located
 from gym_replay.buffer.loading.selection import Condition, matches
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.loading.statistics import Normalize, Resolved, resolve
+from gym_replay.buffer.loading.statistics import Normalize, resolve
 from gym_replay.buffer.loading.workers import Moment, checked_epoch
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 
@@ -39,13 +40,13 @@ _MOST_TOGETHER = 128
 
 
 class ReplayDataset(Dataset[Batch]):
-    """What the datasets have in common: the choice of fields, names and samples.
+    """Samples of selected episodes.
 
     An integer index gives one sample, an array of sample numbers a batch, gathered in one call per field.
 
     Args:
         source: the selected episodes.
-        anchors: their samples.
+        description: what one sample is.
         filter_fields: conditions on scalar fields at the anchor step.
         fieldname_map: other names for entries of the batch.
         only: gather only the entries that get these names; meta fields of the recorder are among them only here
@@ -69,7 +70,7 @@ class ReplayDataset(Dataset[Batch]):
     def __init__(
         self,
         source: Source,
-        anchors: Anchors,
+        description: Description,
         *,
         filter_fields: Mapping[str, Condition] | None = None,
         fieldname_map: Mapping[str, str] | None = None,
@@ -85,7 +86,11 @@ class ReplayDataset(Dataset[Batch]):
         self._roots: dict[str, str] = {}
         self._moment = Moment()
         self._ahead = ReadAhead()
-        self.anchors = _filter(source, anchors, filter_fields) if filter_fields else anchors
+        if filter_fields is not None and description.no_filter is not None:
+            raise FieldError(description.no_filter)
+        self.anchors = description.anchors
+        if filter_fields:
+            self.anchors = _filter(source, self.anchors, filter_fields)
         if len(self.anchors) == 0:
             raise EmptyBufferError("no sample to load: the selected episodes have no step of this kind")
         self.normalized = resolve(normalize, source)
@@ -94,8 +99,20 @@ class ReplayDataset(Dataset[Batch]):
         )
         self._names: dict[str, str] = dict(fieldname_map or {})
         self._only = None if only is None else set(only)
+        self._first_rows = FirstRows(self.anchors, source.starts)
+        chosen = self._choose(
+            {entry: name for entry, (name, _) in description.entries.items()}, [*description.extras], description.named
+        )
+        self._entries = [(entry, *description.entries[entry]) for entry in chosen]
+        self._extras = [(name, extra) for name, extra in description.extras.items() if self._is_wanted(name)]
+        is_ragged = any(source.fields[name].ragged for name in self.read_fields)
+        self.is_divisible = description.is_divisible and not is_ragged
+        """Whether several batches can be gathered as one, of which each is then a part.
 
-    def _choose(self, entries: Mapping[str, str], named: Sequence[str]) -> dict[str, str]:
+        Not where an entry depends on the other samples of its batch, or on a sample's position in the epoch.
+        """
+
+    def _choose(self, entries: Mapping[str, str], extras: Sequence[str], named: Sequence[str]) -> dict[str, str]:
         """Of all entries (entry name to field name) those asked for; then fix which meta fields come along."""
         meta = list(self.source.user_meta)
         meta += [name for name in self.source.meta_fields if name in named and name not in meta]
@@ -103,7 +120,7 @@ class ReplayDataset(Dataset[Batch]):
             hidden = [name for name in self.source.meta_fields if name not in meta and name not in entries]
             meta += [name for name in hidden if self._out(name) in self._only]
         ragged = {entry for entry, name in entries.items() if self.source.fields[name].ragged}
-        available = [*entries, *(f"{entry}_lens" for entry in ragged), *meta, *self._extra_names()]
+        available = [*entries, *(f"{entry}_lens" for entry in ragged), *meta, *extras]
         if unknown := [name for name in self._names if name not in available]:
             raise FieldError(f"fieldname_map: unknown entry {unknown[0]!r}; the batch has {available}")
         self._check_distinct([self._out(name) for name in available])
@@ -141,47 +158,23 @@ class ReplayDataset(Dataset[Batch]):
                 if whole in available and whole not in self._names:
                     self._roots[whole] = self._nesting.place(whole, name, entry.removesuffix(name), suffix)
 
-    def _put_ragged(self, arrays: Arrays, entry: str, padded: Padded) -> None:
-        """Add the two entries of a ragged field, as far as they are asked for."""
-        for name, array in zip((entry, f"{entry}_lens"), padded, strict=True):
-            if self._is_wanted(name):
-                arrays[name] = array
-
-    def _put_rows(self, arrays: Arrays, entry: str, name: str, rows: Ints) -> None:
-        """Add a field's values at these rows."""
+    def _put(self, arrays: Arrays, entry: str, name: str, located: Located) -> None:
+        """Add a field's values, as far as they are asked for."""
         if self.source.fields[name].ragged:
-            self._put_ragged(arrays, entry, self.source.take_ragged(name, rows))
-        else:
-            arrays[entry] = self.source.rows.take(name, rows)
-
-    def _put_masked(self, arrays: Arrays, entry: str, name: str, rows: Ints, present: Bools) -> None:
-        """Add a field's values at these rows, zeros (of ragged fields no elements) where they are not ``present``."""
-        if self.source.fields[name].ragged:
-            self._put_ragged(arrays, entry, self.source.take_ragged(name, rows, present))
-        else:
-            arrays[entry] = values = self.source.take(name, rows)
-            values[~present] = 0
-            arrays.were_padded((entry,), present)
-
-    def _extra_names(self) -> list[str]:
-        """Entries that are neither fields nor meta fields, such as lengths and masks."""
-        raise NotImplementedError
+            padded = located.take_ragged(self.source, name)
+            for part, array in zip((entry, f"{entry}_lens"), padded, strict=True):
+                if self._is_wanted(part):
+                    arrays[part] = array
+            return
+        arrays[entry] = located.take(self.source, name)
+        if located.shown is not None:
+            arrays.were_padded((entry,), located.shown)
 
     def _out(self, name: str) -> str:
         return self._names.get(name, name)
 
     def _is_wanted(self, name: str) -> bool:
         return self._only is None or self._roots.get(name, self._out(name)) in self._only
-
-    def _check_fields(self, argument: str, names: Sequence[str] | None, default: Sequence[str]) -> list[str]:
-        if names is None:
-            return list(default)
-        if isinstance(names, str):
-            raise FieldError(f"{argument}={names!r}: expected a sequence of names; write ({names!r},)")
-        known = (*self.source.fields, *self.source.meta_fields)
-        if unknown := [name for name in names if name not in known]:
-            raise FieldError(f"{argument}: unknown field {unknown[0]!r}; there are {list(known)}")
-        return [name for name in names if name in self.source.fields]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_moment": copy(self._moment)}  # which a copy has of its own, and a worker shares
@@ -246,14 +239,6 @@ class ReplayDataset(Dataset[Batch]):
         self.draw = draw
         self._serve(draw)
         return self.batch(draw.samples)
-
-    @property
-    def is_divisible(self) -> bool:
-        """Whether several batches can be gathered as one, of which each is then a part.
-
-        Not where an entry depends on the other samples of its batch, or on a sample's position in the epoch.
-        """
-        return False
 
     def drawn_in_order(self, draws: Iterable[Draw]) -> Iterator[Batch]:
         """The batches of an order that is settled; where they are small, several are gathered in one call per field.
@@ -327,21 +312,26 @@ class ReplayDataset(Dataset[Batch]):
         for _ in range(_ATTEMPTS):
             samples = self.source.replace_evicted(samples, self.anchors)
             found = self.anchors.find(samples)
-            episodes = found.episodes
+            asked = Asked(self.source, found, self._first_rows, self._draws)
             try:
-                arrays = self._gather(found)
+                arrays = self._gather(asked)
             except CorruptBufferError:
-                if self.source.are_live(episodes):
+                if self.source.are_live(asked.all_episodes):
                     raise
                 continue  # spans of rows that were overwritten meanwhile
             for name in self._meta:
-                arrays[name] = self.source.meta(name)[episodes]
-            if self.source.are_live(episodes):
+                arrays[name] = self.source.meta(name)[found.episodes]
+            if self.source.are_live(asked.all_episodes):
                 return arrays, samples
         raise EpisodeEvictedError("episodes are evicted from the circular buffer faster than a batch can be copied")
 
-    def _gather(self, samples: Samples) -> Arrays:
-        raise NotImplementedError
+    def _gather(self, asked: Asked) -> Arrays:
+        arrays = Arrays()
+        for entry, name, place in self._entries:
+            self._put(arrays, entry, name, asked.at(place))
+        for name, extra in self._extras:
+            arrays[name] = extra(asked)
+        return arrays
 
     def _deliver(self, arrays: Arrays, weighed: Batch) -> Batch:
         if not self._names:

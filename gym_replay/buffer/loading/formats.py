@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gym_replay.buffer.loading.collate import Batch, Transform
-from gym_replay.buffer.loading.statistics import is_image
+from gym_replay.buffer.loading.field_statistics import is_image
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import FieldError

@@ -9,7 +9,6 @@ that are not single numbers. All of them are within a fifth of copying as many b
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
@@ -19,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.loading import threads
-from gym_replay.buffer.loading.groups import group_edges
 from gym_replay.buffer.loading.lookup import Lookup
 from gym_replay.buffer.storage.advice import HUGE, can_populate, expect_stretches, is_held, use_huge_pages
 from gym_replay.buffer.storage.columns import Column as FileColumn
-from gym_replay.buffer.storage.joined import first_rows, join, maps_needed
+from gym_replay.buffer.storage.joined import first_rows, join
+from gym_replay.buffer.storage.maps import require_mappable
 from gym_replay.buffer.storage.reader import Snapshot
 
 Ints = npt.NDArray[np.int64]
@@ -35,14 +34,10 @@ Padded: TypeAlias = tuple[Array, Ints]
 THREADED_BYTES = 1 << 20
 """From so many bytes on, rows are taken by several threads, where there are."""
 
-_FEW_PARTS = 8
-"""Up to so many parts, of more than can be mapped at once, are mapped one by one, and not their whole group."""
-
 _LARGE_ROW = 1 << 10
 _MOST_WINDOWS = 16
 _LARGEST_RUN = 1 << 30
 _ALL = slice(None)
-_numbers = itertools.count()
 
 
 class Column:
@@ -124,16 +119,13 @@ class Rows:
 
     Row r of part p has the number ``firsts[p] + r``. Between the parts there are numbers without a row.
 
-    The parts of a field are mapped as one array, where they can be. Where there are more files than maps may be held,
-    they are cut into groups of consecutive parts, and the parts of a group are mapped as one array when a batch needs
-    many of them; parts of which few are needed are mapped one by one.
+    The parts of a field are mapped as one array, where they can be, and otherwise one by one.
 
     Args:
         parts: the snapshots.
 
     Attributes:
         firsts: int64 ``(parts + 1,)``.
-        edges: int64 ``(groups + 1,)``: the first part of each group, and the number of parts.
     """
 
     def __init__(self, parts: Sequence[Snapshot]) -> None:
@@ -142,10 +134,7 @@ class Rows:
         self.firsts = first_rows([part.rows for part in self._parts])
         self._columns: dict[str, Column | None] = {}
         self._owners: Lookup | None = None
-        self._maps = next((part.map_pool for part in self._parts if part.map_pool is not None), None)
         self._used = np.arange(len(self._parts))
-        self._refused: set[str] = set()
-        self.expect(self._fields)
         self._block = 0
 
     def expect_blocks(self, rows: int) -> None:
@@ -155,8 +144,6 @@ class Rows:
     def read_ahead(self, name: str, part: int, first: int, last: int) -> None:
         """Have a field's rows ``first`` to ``last - 1`` in memory soon; they are of this part. It may take a while."""
         before = int(self.firsts[part])
-        if self._maps is not None and self._fields[name].ragged:
-            return
         held = self._file_of(name, part)
         address = self._address_of(name, before)
         column = None if address is None else self.column(name)
@@ -188,22 +175,18 @@ class Rows:
 
     def _address_of(self, name: str, row: int) -> int | None:
         """Where a row is in a map that expects blocks."""
-        if self._fields[name].ragged or not self._block or self._maps is not None:
+        if self._fields[name].ragged or not self._block:
             return None
         column = self.column(name)
         return None if column is None or column.address is None else column.address + row * column.nbytes
 
     def _file_of(self, name: str, part: int) -> FileColumn:
-        """The file of a part's rows, or spans; of one whose maps are pooled, without a map from the pool."""
+        """The file of a part's rows, or spans."""
         found = self._parts[part]
-        return found.columns[found.metadata.rows_path(name)] if self._maps is None else found.file_of(name)
+        return found.columns[found.metadata.rows_path(name)]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_columns": {}}  # maps are made anew where they are used
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._number = next(_numbers)  # those of the other process mean nothing here
 
     def use(self, parts: Ints) -> None:
         """Map no other parts than these, ascending."""
@@ -211,55 +194,32 @@ class Rows:
         self._columns = {}
 
     def expect(self, names: Collection[str]) -> None:
-        """Cut the parts into groups such that these fields can be mapped."""
-        self.edges = np.array([0, len(self._parts)], np.int64)
-        if self._maps is not None:
-            columns = max(1, sum(self._fields[name].nbytes > 0 for name in names))
-            self.edges = group_edges(self._used, len(self._parts), self._maps.pool.bound, columns)
-        self._starts = self.firsts[self.edges]
-        self._are_together = len(self.edges) == 2
-        self._number = next(_numbers)  # what is held of other groups is not found any more
+        """Raise StorageError where these fields of all parts are more than the system can map."""
+        if len(self._used) > 1:
+            require_mappable(len(self._used), len(names))
 
     def column(self, name: str) -> Column | None:
         """A field that is not ragged, over all parts; None where its files cannot be mapped as one array."""
-        if self._maps is not None:
-            return self._group(name, 0) if self._are_together else None
         try:
             return self._columns[name]
         except KeyError:
-            column = self._columns[name] = self._joined(name, 0, len(self._parts))
+            column = self._columns[name] = self._joined(name)
             return column
 
-    def _group(self, name: str, group: int, *, held: bool = False) -> Column | None:
-        """The parts of a group, as one array, from the pool; with ``held``, None where they are not there already."""
-        assert self._maps is not None
-        key = self._number, name, group
-        found: Column | None = self._maps.held(key)
-        if found is not None or held or name in self._refused:
-            return found
-        first, last = self.edges[group : group + 2].tolist()
-        low, high = np.searchsorted(self._used, (first, last)).tolist()
-        found = self._maps.get(key, lambda: self._joined(name, first, last), maps_needed(high - low))
-        if found is None:
-            self._refused.add(name)
-        return found
-
-    def _joined(self, name: str, first: int, last: int) -> Column | None:
-        """The parts from ``first`` to before ``last``, as one array."""
+    def _joined(self, name: str) -> Column | None:
+        """All parts that are used, as one array."""
         field = self._fields[name]
-        firsts = self.firsts[first : last + 1] - self.firsts[first]
         if field.nbytes == 0:
-            return Column(np.empty((int(firsts[-1]), *field.shape), field.dtype))
+            return Column(np.empty((int(self.firsts[-1]), *field.shape), field.dtype))
         if len(self._parts) == 1 and not self._block:
             return Column(self._parts[0].column(name))
-        wanted = self._used[slice(*np.searchsorted(self._used, (first, last)).tolist())].tolist()
-        parts = [self._parts[part] for part in wanted]
-        begins = [*firsts[np.array(wanted, np.int64) - first], firsts[-1]]
-        files = [part.file_of(name) for part in parts]
-        array = join(files, [part.rows for part in parts], np.array(begins)) if parts else None
+        used = self._used.tolist()
+        files = [self._file_of(name, part) for part in used]
+        begins = np.append(self.firsts[self._used], self.firsts[-1])
+        array = join(files, [self._parts[part].rows for part in used], begins)
         if array is None:
             return Column(self._parts[0].column(name)) if len(self._parts) == 1 else None
-        if not self._block or self._maps is not None or not expect_stretches(array):
+        if not self._block or not expect_stretches(array):
             return Column(array)
         is_populated = can_populate(array)
         # Only where blocks have the size of a large page: a page that is found missing is then read as a large one.
@@ -268,34 +228,6 @@ class Rows:
 
     def _pieces(self, name: str, rows: Ints) -> Iterator[tuple[Column, Any, Ints | slice]]:
         """Columns that have these rows between them, each with the number of its first row, and which rows it has."""
-        if self._maps is not None and len(rows) > _FEW_PARTS and len(self._starts) > 2:
-            first, last = self._starts.searchsorted((rows.min(), rows.max()), side="right").tolist()
-            if first == last:
-                yield from self._pieces_of_group(name, first - 1, rows, _ALL)
-                return
-            owners = self._starts.searchsorted(rows, side="right")
-            groups = (first, last) if last == first + 1 else np.unique(owners).tolist()
-            if len(groups) <= 2:
-                for group in groups:
-                    mine = np.flatnonzero(owners == group)
-                    yield from self._pieces_of_group(name, group - 1, rows[mine], mine)
-                return
-        yield from self._pieces_by_part(name, rows)
-
-    def _pieces_of_group(
-        self, name: str, group: int, rows: Ints, places: Ints | slice
-    ) -> Iterator[tuple[Column, Any, Ints | slice]]:
-        """The same of rows of one group, which are at these places of all."""
-        column = self._group(name, group, held=True)
-        if column is None and (len(rows) > _FEW_PARTS and len(np.unique(self._owner(rows))) > _FEW_PARTS):
-            column = self._group(name, group)
-        if column is not None:
-            yield column, self._starts[group], places
-            return
-        for piece, first, mine in self._pieces_by_part(name, rows):
-            yield piece, first, mine if isinstance(places, slice) else places[mine]
-
-    def _pieces_by_part(self, name: str, rows: Ints) -> Iterator[tuple[Column, Any, Ints]]:
         for part, mine in self._by_part(rows):
             yield Column(self._parts[part].column(name)), self.firsts[part], mine
 
@@ -326,9 +258,9 @@ class Rows:
 
     def take_slices(self, name: str, starts: Ints, counts: Ints, width: int) -> Array:
         """``counts[i]`` rows from ``starts[i]`` for each i, padded with zeros: ``(len(starts), width, *shape)``."""
+        if len(counts) and counts[counts.argmin()] == width:
+            return self.take_runs(name, starts, width)
         field, column = self._fields[name], self.column(name)
-        if column is not None and len(counts) and counts[counts.argmin()] == width:
-            return column.take_runs(starts, width)
         out = np.empty((len(starts), width, *field.shape), field.dtype)
         pieces = self._pieces(name, starts) if column is None else iter([(column, 0, _ALL)])
         numbers = np.arange(len(starts))

@@ -17,7 +17,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.plans import Bools, Floats, Ints, scale
+from gym_replay.buffer.loading.plans import Bools, Floats, Ints, last_rows, scale
+from gym_replay.buffer.loading.source import Source
 from gym_replay.errors import FieldError
 
 
@@ -107,6 +108,38 @@ class GoalMixture:
         return np.where(is_current, steps, steps + distance), kind >= inside
 
 
+class _Reached:
+    """Transitions and the goals of their value function; see :class:`Reaching`."""
+
+    def __init__(self, source: Source, episodes: Ints, steps: Ints, goals: tuple[Ints, Ints]) -> None:
+        self._source = source
+        self._episodes, self._steps = episodes, steps
+        self._goals = goals
+        self.reached: Bools = (goals[0] == episodes) & (goals[1] == steps)
+
+    def current(self, name: str) -> npt.NDArray[Any]:
+        return self._take(name, self._episodes, self._steps, state=False)
+
+    def following(self, name: str) -> npt.NDArray[Any]:
+        last = last_rows(self._source.lengths, self._source.has_final)[self._episodes]
+        if (self._steps >= last).any():
+            raise FieldError(
+                f"relabel: {name!r} has no row after the last step of an episode without its last observation; with "
+                "n_steps=1 such steps are no samples"
+            )
+        return self._take(name, self._episodes, self._steps + 1, state=True)
+
+    def goal(self, name: str) -> npt.NDArray[Any]:
+        return self._take(name, *self._goals, state=True)
+
+    def _take(self, name: str, episodes: Ints, steps: Ints, *, state: bool) -> npt.NDArray[Any]:
+        field = self._source.fields.get(name)
+        if field is None or field.ragged or (state and not field.state):
+            fitting = [n for n, info in self._source.fields.items() if not info.ragged and (info.state or not state)]
+            raise FieldError(f"relabel: {name!r} is none of the fields that can be asked for here: {fitting}")
+        return self._source.take(name, self._source.starts[episodes] + steps)
+
+
 @dataclass(frozen=True)
 class GoalSampler:
     """Adds goals to timestep, n-step and window batches, and rewards for reaching them.
@@ -151,6 +184,25 @@ class GoalSampler:
             raise FieldError("GoalSampler: value and policy are both None; give one of them a GoalMixture")
         if not callable(self.relabel):
             raise FieldError(f"GoalSampler: relabel={self.relabel!r}: expected a function of the samples")
+
+    def relabelled(
+        self, source: Source, episodes: Ints, steps: Ints, goals: tuple[Ints, Ints]
+    ) -> list[npt.NDArray[Any]]:
+        """Rewards and masks for the goals (episodes and rows) of these steps, ``(batch,)`` each.
+
+        Raises:
+            FieldError: the function gives something else.
+        """
+        given = self.relabel(_Reached(source, episodes, steps, goals))
+        if not isinstance(given, tuple) or len(given) != 2:
+            raise FieldError(f"relabel: expected a tuple of rewards and masks, got {type(given).__name__}")
+        arrays = [np.array(values) for values in given]
+        for name, array in zip(("goal_reward", "goal_mask"), arrays, strict=True):
+            if array.dtype.kind not in "buif" or array.shape[:1] != (len(steps),):
+                raise FieldError(
+                    f"relabel: {name}: expected {len(steps)} numbers, got {array.dtype} of shape {array.shape}"
+                )
+        return arrays
 
     @property
     def mixtures(self) -> dict[str, GoalMixture]:

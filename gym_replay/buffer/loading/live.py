@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from gym_replay.buffer.loading.collate import Batch
 from gym_replay.buffer.loading.datasets import ReplayDataset, sample_of_loader
 from gym_replay.buffer.loading.draws import Draw
+from gym_replay.buffer.loading.field_statistics import Resolved
 from gym_replay.buffer.loading.order import Ints, uniforms
 from gym_replay.buffer.loading.ranks import Ranks
-from gym_replay.buffer.loading.statistics import Resolved
 from gym_replay.buffer.loading.weights import Floats
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError
@@ -26,17 +26,6 @@ Bounds: TypeAlias = tuple[tuple[int, int], ...]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 _ATTEMPTS = 20
 _REPLACED = 31
-
-
-class Snapshots:
-    """Snapshots in the place of a buffer."""
-
-    def __init__(self, parts: Sequence[Snapshot]) -> None:
-        self._parts = list(parts)
-
-    def snapshots(self) -> list[Snapshot]:
-        """The parts as they were given."""
-        return self._parts
 
 
 class View:
@@ -92,8 +81,8 @@ class LiveDataset(Dataset[Batch]):
 
     def __init__(self, dataset: ReplayDataset, remake: Callable[..., ReplayDataset]) -> None:
         self._remake = remake
-        # Readers of the same kind, and what is shown of each.
-        self._origins = [(part.reader.origin(), part.choice) for part in dataset.source.parts]
+        # What is read from, and what is shown of each.
+        self._origins = [(part.reader.folder, part.reader.lazy, part.choice) for part in dataset.source.parts]
         self._readers: list[FolderReader] | None = None
         self._seen: list[Snapshot] = []
         self._limits: dict[int, tuple[Snapshot | None, Snapshot]] = {}
@@ -141,14 +130,14 @@ class LiveDataset(Dataset[Batch]):
 
     def _look(self, within: Bounds | None) -> tuple[list[Snapshot], Bounds]:
         if self._readers is None:
-            self._readers = [make(*arguments) for (make, arguments), _ in self._origins]
+            self._readers = [FolderReader(folder, lazy=lazy) for folder, lazy, _ in self._origins]
         parts = [self._limited(reader.refresh(), place) for place, reader in enumerate(self._readers)]
         bounds = tuple(_bounds_of(part) for part in parts)
         return parts, bounds if within is None else _intersection([bounds, within])
 
     def _limited(self, part: Snapshot, place: int) -> Snapshot:
         """The snapshot with what is shown of it; the same object as long as it is the same snapshot."""
-        choice = self._origins[place][1]
+        choice = self._origins[place][2]
         if choice is None:
             return part
         whole, limited = self._limits.get(place, (None, part))
@@ -159,7 +148,7 @@ class LiveDataset(Dataset[Batch]):
 
     def _view_of(self, parts: Sequence[Snapshot], bounds: Bounds, version: int) -> View:
         cut = [_within(part, *limits) for part, limits in zip(parts, bounds, strict=True)]
-        return View(self._remake(Snapshots(cut)), bounds, version)
+        return View(self._remake(cut), bounds, version)
 
     def draw(self, samples: Ints, **entries: Any) -> Draw:
         """Return a draw of samples of the newest snapshot, for whichever process makes the batch."""

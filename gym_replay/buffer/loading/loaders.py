@@ -5,49 +5,44 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.formats import Formatted, format_options
 from gym_replay.buffer.loading.replay_loader import PRIORITIZED_ENTRIES, ReplayLoader
+from gym_replay.buffer.loading.samples import Description, crop, n_step, timestep, trajectory, window
 from gym_replay.buffer.loading.selection import Condition, Episodes
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.loading.trajectories import CropDataset, TrajectoryDataset
-from gym_replay.buffer.loading.transitions import NStepDataset, TimestepDataset
-from gym_replay.buffer.loading.windows import WindowDataset
-from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
 from gym_replay.errors import FieldError
 
-if TYPE_CHECKING:
-    from typing import Protocol
-
-    class Readable(Protocol):
-        """A buffer, or a concatenation of buffers."""
-
-        def snapshots(self) -> list[Snapshot]:
-            """The live episodes of each part."""
-
-
-KINDS: dict[str, type[ReplayDataset]] = {
-    "trajectory": TrajectoryDataset,
-    "timestep": TimestepDataset,
-    "n_step": NStepDataset,
-    "window": WindowDataset,
-    "crop": CropDataset,
+KINDS: dict[str, Callable[..., Description]] = {
+    "trajectory": trajectory,
+    "timestep": timestep,
+    "n_step": n_step,
+    "window": window,
+    "crop": crop,
 }
+
+
+def _keywords(function: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(function).parameters) - {"source", "description", "only"}
+
+
+OF_KIND = {kind: _keywords(describe) for kind, describe in KINDS.items()}
+"""The options of each kind of sample."""
+
+OF_ALL = _keywords(ReplayDataset)
+"""The options of the dataset, whatever a sample is."""
 
 
 def dataset_options(kind: str) -> set[str]:
     """The keywords of one kind of dataset."""
-    names: set[str] = set()
-    for cls in KINDS[kind].__mro__:
-        if issubclass(cls, ReplayDataset):
-            names |= set(inspect.signature(cls.__init__).parameters)
-    return names - {"self", "source", "anchors", "only", "common"}
+    return OF_KIND[kind] | OF_ALL
 
 
 def make_dataset(
-    buffer: Readable,
+    parts: Sequence[Snapshot],
     kind: str,
     *,
     filter_meta: Mapping[str, Condition] | None = None,
@@ -56,7 +51,7 @@ def make_dataset(
     batch_format: Formatted | None = None,
     **options: Any,
 ) -> ReplayDataset:
-    """The dataset of one kind over what is live in a buffer now.
+    """The dataset of one kind over snapshots.
 
     Raises:
         FieldError: an option belongs to another kind.
@@ -68,16 +63,17 @@ def make_dataset(
         if not others:
             raise TypeError(f"unexpected keyword {name!r}; {kind} loading takes {sorted(fitting)}")
         raise FieldError(f"{name} goes with {' and '.join(others)} loading, not with {kind} loading")
-    parts = buffer.snapshots()
     if batch_format is not None:
         if only is not None:
             raise FieldError("batch_format and to_named_tuple exclude one another: a format has names of its own")
         options = format_options(batch_format, kind, options, parts)
-    return KINDS[kind](Source(parts, filter_meta=filter_meta, episodes=episodes), only=only, **options)
+    source = Source(parts, filter_meta=filter_meta, episodes=episodes)
+    description = KINDS[kind](source, **{name: options.pop(name) for name in OF_KIND[kind] & options.keys()})
+    return ReplayDataset(source, description, only=only, **options)
 
 
 def make_loader(
-    buffer: Readable,
+    buffer: HasSnapshots,
     kind: str,
     batch_size: int,
     *,
@@ -96,14 +92,14 @@ def make_loader(
     make = partial(
         make_dataset, kind=kind, filter_meta=filter_meta, episodes=episodes, only=only, batch_format=batch_format
     )
-    dataset = make(buffer, **chosen)
+    dataset = make(buffer.snapshots(), **chosen)
     if dataset.normalized is not None:  # statistics are taken once, not of each snapshot anew
         chosen["normalize"] = dataset.normalized
-    remake: Callable[[Readable], ReplayDataset] = partial(make, **chosen)
+    remake: Callable[[Sequence[Snapshot]], ReplayDataset] = partial(make, **chosen)
     return ReplayLoader(dataset, batch_size, to_named_tuple=to_named_tuple, remake=remake, **options)
 
 
-def trajectory_loader(buffer: Readable, batch_size: int, **options: Any) -> ReplayLoader:
+def trajectory_loader(buffer: HasSnapshots, batch_size: int, **options: Any) -> ReplayLoader:
     """Batches of whole episodes, padded with zeros to the longest of each batch.
 
     Args:
@@ -120,7 +116,7 @@ def trajectory_loader(buffer: Readable, batch_size: int, **options: Any) -> Repl
     return make_loader(buffer, "trajectory", batch_size, **options)
 
 
-def timestep_loader(buffer: Readable, batch_size: int, **options: Any) -> ReplayLoader:
+def timestep_loader(buffer: HasSnapshots, batch_size: int, **options: Any) -> ReplayLoader:
     """Batches of single transitions.
 
     Args:
@@ -136,7 +132,7 @@ def timestep_loader(buffer: Readable, batch_size: int, **options: Any) -> Replay
     return make_loader(buffer, "timestep", batch_size, **options)
 
 
-def n_step_loader(buffer: Readable, batch_size: int, n_steps: int = 1, **options: Any) -> ReplayLoader:
+def n_step_loader(buffer: HasSnapshots, batch_size: int, n_steps: int = 1, **options: Any) -> ReplayLoader:
     """Batches of n-step transitions.
 
     A sample is a step t. ``n_step_lens`` is m = min(n, steps left in the episode); ``next_<field>`` is the row
@@ -164,7 +160,7 @@ def n_step_loader(buffer: Readable, batch_size: int, n_steps: int = 1, **options
 
 
 def window_loader(
-    buffer: Readable,
+    buffer: HasSnapshots,
     batch_size: int,
     *,
     length: int | None = None,
@@ -208,7 +204,7 @@ def window_loader(
     return make_loader(buffer, "window", batch_size, **options)
 
 
-def crop_loader(buffer: Readable, batch_size: int, crop: int | tuple[int, int], **options: Any) -> ReplayLoader:
+def crop_loader(buffer: HasSnapshots, batch_size: int, crop: int | tuple[int, int], **options: Any) -> ReplayLoader:
     """Batches of stretches of episodes, of random place and length, drawn anew in each epoch.
 
     Args:

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from gym_replay.buffer.loading.blocks import BlockOrder, default_sizes
 from gym_replay.buffer.loading.datasets import ReplayDataset
-from gym_replay.buffer.loading.groups import GroupOrder
 from gym_replay.buffer.loading.order import Order
 from gym_replay.buffer.loading.prioritized import PrioritizedSampler
 from gym_replay.buffer.loading.ranks import Ranks
@@ -103,8 +102,6 @@ class Ordering:
                 )
             except (TypeError, ValueError) as error:
                 raise FieldError(str(error)) from None
-        if self.shuffle and len(dataset.source.rows.edges) > 2:
-            return GroupOrder(count, self.batch_size, shuffle=True, **common, bounds=_group_bounds(dataset))
         return Order(count, self.batch_size, shuffle=bool(self.shuffle), **common)
 
     def _cumulative(self, dataset: ReplayDataset, counts: npt.NDArray[np.int64]) -> Floats | None:
@@ -125,12 +122,6 @@ class Ordering:
             check_weights("weights", weights, sum(len(part) for part in source.parts))
             weights = weights[source.index]
         return cumulative_weights(counts, source.owners, episode_weights=weights, buffer_weights=self.buffer_weights)
-
-
-def _group_bounds(dataset: ReplayDataset) -> npt.NDArray[np.int64]:
-    """The first sample of each group of parts that can be mapped together, and the number of samples."""
-    source = dataset.source
-    return dataset.anchors.first_samples()[np.searchsorted(source.owners, source.rows.edges)]
 
 
 def _sample_bytes(dataset: ReplayDataset) -> float:

@@ -22,15 +22,15 @@ from gym_replay.buffer.loading.collate import Batch, named_tuple_class
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.devices import check_device, on_device
 from gym_replay.buffer.loading.draws import Draw
-from gym_replay.buffer.loading.groups import GroupOrder
-from gym_replay.buffer.loading.live import LiveDataset, Snapshots
+from gym_replay.buffer.loading.field_statistics import Resolved, from_state, to_state
+from gym_replay.buffer.loading.live import LiveDataset
 from gym_replay.buffer.loading.ordering import Ordering
 from gym_replay.buffer.loading.prioritized import PrioritizedSampler
 from gym_replay.buffer.loading.ranks import agree_on_seed, find_ranks
-from gym_replay.buffer.loading.statistics import Resolved, from_state, to_state
 from gym_replay.buffer.loading.torch_options import REFUSED, check_torch_options
 from gym_replay.buffer.loading.weights import ReplacementOrder
 from gym_replay.buffer.loading.workers import checked_epoch
+from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import FieldError
 
 PRIORITIZED_ENTRIES = ("_samples", "_weights")
@@ -119,7 +119,7 @@ class ReplayLoader(DataLoader[Batch]):
         refresh: str | None = None,
         device: Any = None,
         to_named_tuple: Sequence[str] | None = None,
-        remake: Callable[[Snapshots], ReplayDataset] | None = None,
+        remake: Callable[[Sequence[Snapshot]], ReplayDataset] | None = None,
         **options: Any,
     ) -> None:
         replacement = replacement or weights is not None or buffer_weights is not None or sampler is not None
@@ -158,13 +158,6 @@ class ReplayLoader(DataLoader[Batch]):
             each_batch=refresh == "batch",
             prioritized=sampler,
         )
-        if self.num_groups > 1:
-            warnings.warn(
-                f"{len(dataset.source.parts)} buffers have more files than can be mapped at a time: samples are "
-                f"shuffled within {self.num_groups} groups of buffers, one group after another. Load fewer fields, "
-                "raise max_maps of the ConcatReplayBuffer (and vm.max_map_count), or merge the buffers",
-                stacklevel=4,
-            )
         self._device = check_device(device)
         self._tuple_names = None if to_named_tuple is None else list(to_named_tuple)
         self._tuple_class = None if to_named_tuple is None else named_tuple_class(to_named_tuple)
@@ -249,15 +242,6 @@ class ReplayLoader(DataLoader[Batch]):
             state["_progress"] = epoch + 1, 0, drawn
 
     @property
-    def num_groups(self) -> int:
-        """In how many groups of buffers samples are shuffled, one group after another; 1 where all are together.
-
-        More than 1 where a concatenation has more files than can be mapped at a time, see
-        :class:`~gym_replay.ConcatReplayBuffer`.
-        """
-        return self._order.num_groups if isinstance(self._order, GroupOrder) else 1
-
-    @property
     def epoch(self) -> int:
         """The epoch of the next iteration."""
         return self._next_epoch
@@ -287,15 +271,12 @@ class ReplayLoader(DataLoader[Batch]):
             "samples_per_epoch": None if (asked := self._ordering.samples_per_epoch) is None else int(asked),
             "block_size": None,
             "pool_size": None,
-            "groups": None,
             "weights": None,
             "prioritized": self._prioritized is not None,
             "refresh": self._ordering.refresh,
         }
         if isinstance(order, BlockOrder):
             settings |= {"block_size": order.block_size, "pool_size": order.pool_size}
-        if isinstance(order, GroupOrder):
-            settings["groups"] = zlib.crc32(order.bounds.tobytes()) if self._ordering.refresh is None else None
         if isinstance(order, ReplacementOrder) and order.cumulative is not None and self._ordering.refresh is None:
             settings["weights"] = zlib.crc32(order.cumulative.tobytes())
         return settings

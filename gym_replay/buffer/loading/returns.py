@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.loading.plans import Ints
+from gym_replay.buffer.storage.reader import HasSnapshots
 from gym_replay.errors import FieldError
-
-if TYPE_CHECKING:
-    from gym_replay.buffer.reading import Readable
 
 _STEPS_AT_ONCE = 1 << 20
 
@@ -29,7 +27,9 @@ def check_discount(discount: Any) -> float:
     return float(discount)
 
 
-def returns_to_go(buffer: Readable, discount: float = 1.0, *, reward_field: str = "reward") -> list[npt.NDArray[Any]]:
+def returns_to_go(
+    buffer: HasSnapshots, discount: float = 1.0, *, reward_field: str = "reward"
+) -> list[npt.NDArray[Any]]:
     """The discounted sum of rewards from each step to its episode's end.
 
     Element t of an episode's array is ``sum(discount**k * reward[t + k])``, over the T - t rewards that are left. What
@@ -57,12 +57,14 @@ def returns_to_go(buffer: Readable, discount: float = 1.0, *, reward_field: str 
         array([2., 2., 4.])
     """
     discount = check_discount(discount)
-    field = buffer.metadata.fields.get(reward_field)
+    parts = buffer.snapshots()
+    fields = parts[0].metadata.fields
+    field = fields.get(reward_field)
     if field is None or field.ragged:
-        fitting = [name for name, info in buffer.metadata.fields.items() if not info.ragged]
+        fitting = [name for name, info in fields.items() if not info.ragged]
         raise FieldError(f"reward_field={reward_field!r}: expected one of {fitting}")
     returns: list[npt.NDArray[Any]] = []
-    for part in buffer.snapshots():
+    for part in parts:
         column = part.column(reward_field)
         edges = np.cumsum(part.lengths)
         low = 0

@@ -66,7 +66,6 @@ class Source:
             self._keep(mask, f"no episode matches filter_meta={dict(filter_meta)!r}")
         present, firsts = np.unique(self._part, return_index=True)
         self.rows.use(present)
-        self.rows.expect(self.fields)
         # Episodes leave circular buffers only. Where there are many, only those of a batch are looked at.
         self._oldest = {
             part: int(self.ids[first])

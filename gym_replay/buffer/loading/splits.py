@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, overload
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.loading.order import Ints, mixed
-from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.buffer.storage.reader import HasSnapshots
 from gym_replay.errors import FieldError
 
 _BITS = 32
-
-
-class HasSnapshots(Protocol):
-    """A buffer, or a concatenation of buffers."""
-
-    def snapshots(self) -> list[Snapshot]:
-        """The live episodes of each part."""
 
 
 @overload

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.loading.field_statistics import FieldStatistics, Floats, Ints, Resolved, statistics_shape
 from gym_replay.buffer.loading.order import uniforms
 from gym_replay.buffer.loading.selection import Condition, Episodes
 from gym_replay.buffer.loading.source import Source
+from gym_replay.buffer.loading.statistics_cache import Cache
 from gym_replay.buffer.storage.fields import Field
+from gym_replay.buffer.storage.reader import HasSnapshots
 from gym_replay.errors import EpisodeEvictedError, FieldError
-
-if TYPE_CHECKING:
-    from gym_replay.buffer.reading import Readable
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 STD_FLOOR = 1e-3
@@ -28,24 +25,6 @@ CHUNK_BYTES = 1 << 24
 """Of float64 values, looked at together."""
 QUANTILE_BYTES = 1 << 27
 """Of the values of one field that are kept for its quantiles."""
-
-
-@dataclass(frozen=True)
-class FieldStatistics:
-    """The statistics of one field, all of one shape: the field's, or ``(1, 1, channels)`` of images.
-
-    Attributes:
-        count: int64: how many values there are, not counting NaN.
-        mean, std, min, max: float64. ``std`` is that of the population, and at least the floor.
-        quantiles: float64, by probability.
-    """
-
-    count: Ints
-    mean: Floats
-    std: Floats
-    min: Floats
-    max: Floats
-    quantiles: Mapping[float, Floats]
 
 
 class Statistics(Mapping[str, FieldStatistics]):
@@ -89,7 +68,7 @@ Normalize: TypeAlias = Mapping[str, FieldStatistics] | Collection[str] | None
 
 
 def statistics(
-    buffer: Readable,
+    buffer: HasSnapshots,
     fields: Sequence[str] | None = None,
     *,
     episodes: Episodes | None = None,
@@ -153,8 +132,6 @@ def statistics_of(
     progress: bool = True,
 ) -> Statistics:
     """The statistics of the selected episodes; see :func:`statistics`."""
-    from gym_replay.buffer.loading.statistics_cache import Cache
-
     names = _checked_names(source, fields)
     wanted = _checked_quantiles(quantiles)
     if not (isinstance(std_floor, (int, float)) and 0 <= std_floor < math.inf):
@@ -170,32 +147,6 @@ def statistics_of(
             kept.store(computed)
         found |= computed
     return Statistics({name: replace(found[name], std=_floored(found[name].std, std_floor)) for name in names})
-
-
-class Resolved(dict[str, FieldStatistics]):
-    """The statistics that fields are normalized with, of whatever dtype they are."""
-
-
-def to_state(statistics: Resolved | None) -> dict[str, Any] | None:
-    """What fields are normalized with, as dicts and lists of numbers, exactly."""
-    if statistics is None:
-        return None
-    return {
-        str(name): {what: np.asarray(getattr(found, what), np.float64).tolist() for what in ("mean", "std")}
-        for name, found in statistics.items()
-    }
-
-
-def from_state(state: Mapping[str, Any] | None) -> Resolved | None:
-    """The same again; nothing else is known of the fields."""
-    if state is None:
-        return None
-    found = {}
-    for name, values in state.items():
-        mean, std = (np.asarray(values[what], np.float64) for what in ("mean", "std"))
-        unknown = np.full_like(mean, np.nan)
-        found[name] = FieldStatistics(np.zeros(mean.shape, np.int64), mean, std, unknown, unknown, {})
-    return Resolved(found)
 
 
 def resolve(normalize: Normalize, source: Source) -> Resolved | None:
@@ -216,19 +167,6 @@ def resolve(normalize: Normalize, source: Source) -> Resolved | None:
             raise FieldError(f"normalize: unknown field {unknown[0]!r}; there are {list(known)}")
         return Resolved((name, found) for name, found in normalize.items() if known[name].dtype.kind == "f")
     return Resolved(statistics_of(source, list(normalize)))
-
-
-def is_image(field: Field) -> bool:
-    """Whether a field is an image: uint8, height, width and 1, 3 or 4 channels."""
-    if field.ragged or field.dtype != np.uint8 or len(field.shape) != 3:
-        return False
-    height, width, channels = field.shape
-    return channels in (1, 3, 4) and min(height, width) > channels
-
-
-def statistics_shape(field: Field) -> tuple[int, ...]:
-    """The shape of a field's statistics."""
-    return (1, 1, field.shape[-1]) if is_image(field) else field.shape
 
 
 def _floored(std: Floats, floor: float) -> Floats:

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.loading.field_statistics import FieldStatistics, statistics_shape
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.loading.statistics import FieldStatistics, statistics_shape
 from gym_replay.buffer.storage.columns import write_at
 from gym_replay.buffer.storage.directory import Directory, open_beneath
 from gym_replay.buffer.storage.documents import LARGEST, parse_json, size_fault

@@ -337,7 +337,6 @@ class _Check:
         for episode, place in zip(ids.tolist(), places.tolist(), strict=True):
             if fault := faults[place]:
                 self.fault(13, STRINGS, f"the string {name!r} of episode {episode}: {fault}", episode, name)
-        column.close()
 
     def _check_sums(self, ids: Ints, slots: Ints, starts: Ints, rows: Ints) -> None:
         fields = [name for name in self.metadata.fields if self._is_whole(name)]

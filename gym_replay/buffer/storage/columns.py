@@ -10,7 +10,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -129,25 +129,6 @@ def _check_foreign_header(
     return rows, length
 
 
-def read_column(descriptor: int, path: Path | str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """All rows of a column, in memory: ``(rows, *shape)``.
-
-    Raises:
-        CorruptBufferError: it is no such column.
-    """
-    rows, offset = _check_header(descriptor, path, dtype, shape)
-    row_nbytes = dtype.itemsize * math.prod(shape)
-    content, end = bytearray(), rows * row_nbytes
-    while len(content) < end:
-        piece = os.pread(descriptor, min(end - len(content), _LONGEST_WRITE), offset + len(content))
-        if not piece:  # cut by the writer meanwhile, behind the committed rows
-            rows = len(content) // row_nbytes
-            break
-        content += piece
-    flat: npt.NDArray[Any] = np.frombuffer(content, dtype, rows * math.prod(shape))
-    return flat.reshape(rows, *shape)
-
-
 def _huge_pages(begin: int, end: int) -> tuple[int, int]:
     """Which large pages of a file are brought in whole for these bytes: those of which at least half is wanted."""
     return (begin + HUGE // 2) // HUGE * HUGE, (end + HUGE // 2) // HUGE * HUGE
@@ -177,18 +158,13 @@ def _will_need(descriptor: int, begin: int, end: int) -> None:
 
 
 class Column:
-    """The reading side of one column.
+    """The reading side of one column. No file is open but while rows are mapped, and none is before they are asked for.
 
     Args:
         folder: the buffer's folder.
         relative: the file's path below it.
         dtype, shape: of one row.
-        opener: opens the file, each time that it is to be mapped, and raises CorruptBufferError where it is missing.
-            Then nothing is opened before the first rows are asked for, and nothing stays open. Without it, the file is
-            opened here and stays open until :meth:`close`, so that it can be followed as it grows.
-
-    Raises:
-        CorruptBufferError: the file is missing or is no such column.
+        opener: opens the file, each time that more of it is to be mapped; by default by its path.
     """
 
     def __init__(
@@ -203,20 +179,8 @@ class Column:
         self._folder, self._relative = folder, relative
         self.dtype, self.shape = dtype, shape
         self._row_nbytes = dtype.itemsize * math.prod(shape)
-        self._opener = opener
-        self._rows, self._offset = -1, 0
-        self._descriptor = -1
-        if opener is not None:
-            return
-        try:
-            self._descriptor = close_with(self, open_beneath(folder, relative, os.O_RDONLY))
-        except FileNotFoundError:
-            raise CorruptBufferError(f"{self.path}: the file is missing") from None
-        try:
-            self._array = self._map(0)
-        except BaseException:
-            self.close()
-            raise
+        self._open = opener or partial(open_beneath, folder, relative, os.O_RDONLY)
+        self._rows, self._offset = -1, 0  # none is mapped yet
 
     @property
     def path(self) -> Path:
@@ -225,25 +189,27 @@ class Column:
 
     @contextlib.contextmanager
     def _file(self) -> Iterator[int]:
-        """The descriptor; -1 where the column was closed."""
-        if self._opener is None:
-            yield self._descriptor
-            return
-        descriptor = self._opener()
+        """The descriptor of the file."""
+        try:
+            descriptor = self._open()
+        except FileNotFoundError:
+            raise CorruptBufferError(f"{self.path}: the file is missing") from None
         try:
             yield descriptor
         finally:
             os.close(descriptor)
 
-    def _map(self, needed: int) -> npt.NDArray[Any]:
-        """All rows that the file has, or ``needed`` ones where the address space does not take them all."""
+    def _map(self, needed: int) -> None:
+        """Map all rows that the file has, or ``needed`` ones where the address space does not take them all."""
         # A map may reach past the committed rows; only committed ones, which are fully written, are ever touched.
         with self._file() as descriptor:
             rows, self._offset = _check_header(descriptor, self.path, self.dtype, self.shape)
+            if rows <= self._rows:
+                return
             for count in (rows, min(rows, needed)):
                 if count == 0 or self._row_nbytes == 0:
-                    self._rows = count
-                    return self._without_bytes(0)
+                    self._array, self._rows = self._without_bytes(0), count
+                    return
                 nbytes = self._offset + count * self._row_nbytes
                 try:
                     stretch = Stretch(nbytes, descriptor)
@@ -251,12 +217,11 @@ class Column:
                     if error.errno == errno.ENOMEM and count > needed:
                         continue
                     raise storage_error(error, self.path, nbytes) from error
-                self._rows = count
-                return stretch.array(self._offset, self.dtype, (count, *self.shape))
-        raise AssertionError
+                self._array, self._rows = stretch.array(self._offset, self.dtype, (count, *self.shape)), count
+                return
 
     def view(self, rows: int) -> npt.NDArray[Any]:
-        """Read-only view of the first ``rows`` rows, ``(rows, *shape)``. Views stay good after :meth:`close`.
+        """Read-only view of the first ``rows`` rows, ``(rows, *shape)``. Views stay good whatever becomes of the file.
 
         Raises:
             CorruptBufferError: the file holds fewer rows.
@@ -278,15 +243,12 @@ class Column:
         if last <= first:
             return
         if self._rows < 0:  # nothing is mapped yet, and for advice nothing needs to be
-            with self.opened(last) as file:
-                if file is not None:
-                    _will_need(file[0], *(file[1] + row * self._row_nbytes for row in (first, last)))
+            with self.opened(last) as (descriptor, offset):
+                _will_need(descriptor, *(offset + row * self._row_nbytes for row in (first, last)))
             return
         begin, end = self._bytes_of(first), self._bytes_of(last)
         low, high = _huge_pages(begin, end) if huge else (begin, begin)
         with self._file() as descriptor:
-            if descriptor < 0:
-                return
             if high <= low:
                 _will_need(descriptor, begin, end)
             else:
@@ -319,7 +281,7 @@ class Column:
         low += page if low < begin and before is not None and low < self._bytes_of(before) else 0
         high -= page if high > end and after is not None and high > self._bytes_of(after) else 0
         with self._file() as descriptor:
-            if descriptor < 0 or high <= low:
+            if high <= low:
                 return
             mapped = min(high, -(-self._bytes_of(rows) // mmap.PAGESIZE) * mmap.PAGESIZE)
             if mapped > low:
@@ -333,21 +295,22 @@ class Column:
 
     def rows_held(self, rows: int) -> int:
         """How many rows there are to view, up to ``rows`` at least where the file holds them."""
-        if rows > self._rows:
-            self._array = self._map(rows)
+        if rows > self._rows or self._rows < 0:
+            self._map(rows)
         return self._rows
 
+    def follow(self) -> None:
+        """Map what the file has by now."""
+        self._map(0)
+
     @contextlib.contextmanager
-    def opened(self, rows: int) -> Iterator[tuple[int, int] | None]:
-        """The descriptor of a file with at least so many rows, and where they begin in it; None where it is closed.
+    def opened(self, rows: int) -> Iterator[tuple[int, int]]:
+        """The descriptor of the file, which has at least so many rows, and where they begin in it.
 
         Raises:
-            CorruptBufferError: the file holds fewer rows.
+            CorruptBufferError: the file is missing, is no such column, or holds fewer rows.
         """
         with self._file() as descriptor:
-            if descriptor < 0:
-                yield None
-                return
             held, offset = _check_header(descriptor, self.path, self.dtype, self.shape)
             self._require(rows, held)
             yield descriptor, offset
@@ -363,11 +326,6 @@ class Column:
             raise CorruptBufferError(f"{self.path}: {rows} rows of shape {self.shape}: {error}") from None
         empty.flags.writeable = False
         return empty
-
-    def close(self) -> None:
-        """Release the file; maps go when the last view of them goes."""
-        descriptor, self._descriptor = self._descriptor, -1
-        close_now(descriptor)
 
 
 class ColumnWriter:

@@ -45,19 +45,14 @@ class Mappable(Protocol):
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
-    def opened(self, rows: int) -> AbstractContextManager[tuple[int, int] | None]:
-        """The descriptor of a file with so many rows, and where they begin in it; None where it is closed."""
-
-
-def maps_needed(parts: int) -> int:
-    """How many maps so many files take at most, joined: each its own, and what lies before, between and after them."""
-    return 2 * parts + 1
+    def opened(self, rows: int) -> AbstractContextManager[tuple[int, int]]:
+        """The descriptor of a file with so many rows, and where they begin in it."""
 
 
 def join(columns: Sequence[Mappable], rows: Sequence[int], firsts: npt.NDArray[np.int64]) -> npt.NDArray[Any] | None:
     """One read-only array ``(firsts[-1], *shape)`` over the first ``rows[p]`` rows of each column.
 
-    No file is open afterwards that was not open before.
+    No file stays open.
 
     Args:
         columns: of one dtype and shape, with at least a byte a row.
@@ -65,7 +60,7 @@ def join(columns: Sequence[Mappable], rows: Sequence[int], firsts: npt.NDArray[n
         firsts: of :func:`first_rows`, or a part of it, less its first number.
 
     Returns:
-        None where they cannot be mapped so: a column was closed, a header has another length than the others, or the
+        None where they cannot be mapped so: a header has another length than the others, or the
         operating system has no such stretch of addresses to give.
 
     Raises:
@@ -80,15 +75,15 @@ def join(columns: Sequence[Mappable], rows: Sequence[int], firsts: npt.NDArray[n
     stretch: Stretch | None = None
     header = 0
     for column, count, first in used:
-        with column.opened(count) as file:
-            if file is None or file[1] > PAGE:
+        with column.opened(count) as (descriptor, offset):
+            if offset > PAGE:
                 return None
             try:
                 if stretch is None:
-                    header, stretch = file[1], Stretch(nbytes)
-                if file[1] != header:
+                    header, stretch = offset, Stretch(nbytes)
+                if offset != header:
                     return None
-                stretch.map(first * width, header + count * width, file[0])
+                stretch.map(first * width, header + count * width, descriptor)
             except (OSError, AttributeError):  # refused, or there is no such function to call
                 return None
     assert stretch is not None

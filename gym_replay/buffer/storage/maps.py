@@ -7,9 +7,11 @@ handed out by a closed buffer would hold its files open. A map itself needs no d
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,41 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.advice import HUGE
 from gym_replay.buffer.storage.garbage import when_garbage
+from gym_replay.errors import StorageError
 
 MAP_FIXED = 0x10  # the same number on Linux and macOS
 MAP_NORESERVE = 0x40 if os.uname().sysname == "Darwin" else 0x4000
 _FAILED = ctypes.c_void_p(-1).value
+
+_MAPS_OF_A_FOLDER = 2  # its counters and its episodes
+_MAPS_OF_A_FIELD = 2  # the rows, and what lies between them and those of the next folder
+
+
+def most_maps() -> int | None:
+    """How many maps the system gives a process; None where it does not say."""
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):  # not Linux
+        return None
+
+
+def require_mappable(folders: int, fields: int) -> None:
+    """Refuse to read so many fields of so many folders together where the system cannot map them.
+
+    Raises:
+        StorageError: it says how many folders fit.
+    """
+    most, each = most_maps(), _MAPS_OF_A_FOLDER + _MAPS_OF_A_FIELD * fields
+    if most is None:
+        return
+    fitting = (most - most // 16) // each  # the rest is for everything else that a process maps
+    if folders > fitting:
+        raise StorageError(
+            errno.ENOMEM,
+            f"{folders} folders with {fields} fields to read need {folders * each} maps, and the system gives a "
+            f"process {most} (vm.max_map_count): {fitting} such folders fit. merge(folders, target) makes one of them, "
+            "fewer fields need fewer maps, and sysctl raises the limit",
+        )
 
 
 class _Libc:

@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from gym_replay.errors import FieldError
@@ -169,6 +170,11 @@ def check_field_name(name: object) -> str:
     """
     if not isinstance(name, str):
         raise FieldError(f"field name {name!r}: expected a string, got {type(name).__name__}")
+    return _checked_field_name(name)
+
+
+@lru_cache(maxsize=1024)
+def _checked_field_name(name: str) -> str:
     if not name:
         raise FieldError("a field name must not be empty")
     if len(name.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from gym_replay.buffer.storage.choice import Choice
 from gym_replay.buffer.storage.columns import Column
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
-from gym_replay.buffer.storage.directory import Directory, Folder, sync_entry
+from gym_replay.buffer.storage.directory import Directory, Folder, open_beneath, sync_entry
 from gym_replay.buffer.storage.fields import NO_TEXT
 from gym_replay.buffer.storage.layout import (
     METADATA,
@@ -29,7 +30,6 @@ from gym_replay.buffer.storage.layout import (
     step_path,
     values_path,
 )
-from gym_replay.buffer.storage.pool import Maps, PooledFiles
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.records import (
     CHECKSUMS,
@@ -42,7 +42,13 @@ from gym_replay.buffer.storage.records import (
     record_runs,
 )
 from gym_replay.buffer.storage.strings import STRINGS, StringWriter, read_strings
-from gym_replay.errors import ConfigMismatchError, CorruptBufferError, EpisodeEvictedError
+from gym_replay.errors import (
+    BufferChangedError,
+    BufferNotFoundError,
+    ConfigMismatchError,
+    CorruptBufferError,
+    EpisodeEvictedError,
+)
 
 _ATTEMPTS = 200
 _PENDING_ATTEMPTS = 30
@@ -54,7 +60,8 @@ _EXTENT = np.dtype([("id", "<i8"), ("start", "<i8"), ("length", "<i8"), ("flags"
 class Snapshot:
     """The live episodes at one moment, the oldest first.
 
-    It keeps the files of its moment: where the buffer is cleared or updated later, it goes on to show what was.
+    It keeps what is mapped of the files of its moment: where the buffer is cleared or updated later, that goes on to
+    show what was, and rows that are not mapped yet raise BufferChangedError.
 
     Attributes:
         ids, slots, starts, lengths: int64 ``(episodes,)``: id, table slot, first row and number of transitions T.
@@ -103,16 +110,6 @@ class Snapshot:
         """The rows of a ragged field."""
         spans = self.columns[spans_path(name)]
         return Ragged(spans.view(self.rows), lambda end: self.columns[values_path(name)].view(end), spans.path)
-
-    def file_of(self, name: str) -> Column:
-        """The column of a field that is not ragged, for its file; where maps are pooled, not mapped for it."""
-        columns, path = self.columns, step_path(name)
-        return columns.unmapped(path) if isinstance(columns, PooledFiles) else columns[path]
-
-    @property
-    def map_pool(self) -> Maps | None:
-        """What holds the maps of the columns; None where each stays as long as the snapshot."""
-        return self.columns.maps if isinstance(self.columns, PooledFiles) else None
 
     @property
     def arrays(self) -> tuple[Any, ...]:
@@ -166,7 +163,8 @@ class Snapshot:
         return values
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self.reader.reduce(self)
+        revision = self.metadata.uuid, _settled(self.metadata)
+        return _reopen_snapshot, (self.reader.folder, revision, self.reader.lazy, self.arrays, self.choice)
 
     def is_live(self, oldest: int) -> bool:
         """Whether the episode with id ``oldest``, and so every newer one, still owns its rows."""
@@ -181,16 +179,134 @@ class Snapshot:
             )
 
 
+class HasSnapshots(Protocol):
+    """What can be loaded from: a buffer, or several as one."""
+
+    def snapshots(self) -> list[Snapshot]:
+        """The live episodes of each folder."""
+
+
+class Revision:
+    """One revision of a folder's files, of which each is opened where no other revision has come instead.
+
+    Files are replaced in one way only (:mod:`~gym_replay.buffer.storage.layout`): the metadata changes before the first
+    of them does. So a file that was opened is of this revision where the metadata, looked at after it, is still that of
+    this revision.
+
+    Args:
+        folder: the buffer's.
+        place: the same, where it is held open.
+
+    Attributes:
+        folder: the buffer's.
+        metadata: of the revision.
+    """
+
+    def __init__(self, folder: Path, place: Folder) -> None:
+        self.folder, self._place = folder, place
+        self._held: dict[str, int] = {}
+        self._look = _look_at(place)  # before the file is read: one that comes in between is read again
+        self.metadata = parse_metadata(read_metadata_bytes(place), folder)
+
+    def open(self, path: str) -> int:
+        """The descriptor of a file, to be closed by the caller.
+
+        Raises:
+            BufferChangedError: the revision is not the present one any more.
+            CorruptBufferError: the file is missing, or is no plain file.
+        """
+        if path in self._held:
+            return os.dup(self._held[path])
+        try:
+            descriptor = self._open(path)
+        except FileNotFoundError:
+            self.require_present()
+            raise CorruptBufferError(f"{self.folder / path}: the file is missing") from None
+        except CorruptBufferError:
+            self.require_present()
+            raise
+        try:
+            self.require_present()
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _open(self, path: str) -> int:
+        for _ in range(_ATTEMPTS):
+            current = current_path(self._place, self.metadata, path)
+            try:
+                return open_beneath(self._place, current, os.O_RDONLY)
+            except FileNotFoundError:
+                if current == path:  # otherwise it was renamed after it had been looked for
+                    raise
+        raise FileNotFoundError(path)
+
+    def hold(self, paths: Iterable[str]) -> None:
+        """Keep these files open until :meth:`release`: they can be opened again whatever comes instead of them."""
+        for path in paths:
+            self._held[path] = self.open(path)
+
+    def release(self) -> None:
+        """Close the files that were kept open."""
+        while self._held:
+            os.close(self._held.popitem()[1])
+
+    def require_present(self) -> None:
+        """Raise BufferChangedError where files of the revision may have been replaced."""
+        if not self.is_present():
+            raise BufferChangedError(
+                f"{self.folder}: the buffer was cleared or edited after it was opened, and what it held then is gone; "
+                "call refresh() and make a new loader"
+            )
+
+    def is_present(self) -> bool:
+        """Whether no file of the revision was replaced so far."""
+        look = _look_at(self._place)
+        if look is not None and look == self._look:
+            return True
+        try:
+            found = parse_metadata(read_metadata_bytes(self._place), self.folder)
+        except (BufferNotFoundError, CorruptBufferError):
+            return False
+        if (found.uuid, _settled(found)) != (self.metadata.uuid, _settled(self.metadata)):
+            return False
+        self._look = look
+        return True
+
+
+def _look_at(folder: Folder) -> tuple[int, ...] | None:
+    """What tells the file of metadata from another one without reading it; None where there is none."""
+    try:
+        if isinstance(folder, Directory):
+            status = os.stat(METADATA, dir_fd=folder.descriptor)
+        else:
+            status = os.stat(os.path.join(folder, METADATA))
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _settled(metadata: Metadata) -> int:
+    """The number of a revision once its files have their names."""
+    return metadata.revision + bool(metadata.pending or metadata.obsolete)
+
+
 class _OutdatedError(Exception):
     """The writer has switched files since these were opened."""
 
 
 class FolderReader:
-    """A buffer's files, opened for reading. Locks nothing and blocks nobody.
+    """A buffer's files, for reading. Locks nothing and blocks nobody.
+
+    No file stays open, but for a copy.
 
     Args:
         folder: the buffer's.
-        checksums: open the files of checksums too, of the same revision as the others.
+        for_copy: read the file of checksums too, and keep all files open until :meth:`close`, so that a copy is of one
+            moment.
+        lazy: map the rows of a field when they are asked for, and not all of them now. Then what they hold, and that
+            they are there at all, is found out when they are asked for.
         directory: the folder where it is held open: then it is not looked up by its path.
 
     Raises:
@@ -203,24 +319,26 @@ class FolderReader:
     counters: Counters
     _revision: int
 
-    def __init__(self, folder: Path, *, checksums: bool = False, directory: Directory | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, for_copy: bool = False, lazy: bool = False, directory: Directory | None = None
+    ) -> None:
+        self._begin(folder, for_copy=for_copy, lazy=lazy, directory=directory)
+        self.load()
+
+    def _begin(
+        self, folder: Path, *, for_copy: bool = False, lazy: bool = False, directory: Directory | None = None
+    ) -> None:
+        """What there is before the first file is opened."""
         self.folder = folder
+        self.lazy = lazy
         self._place: Folder = folder if directory is None else directory
-        self._with_checksums = checksums
+        self._for_copy = for_copy
+        self._files: Revision | None = None
         self._columns: Mapping[str, Column] = {}
         self._snapshot: Snapshot | None = None
         self._seen: tuple[int, ...] = ()
         self._checked = 0
         self._bad_id: int | None = None
-        self.load()
-
-    def origin(self) -> tuple[Callable[..., FolderReader], tuple[Any, ...]]:
-        """What makes another reader of the same folder that holds its files in the same way; can be pickled."""
-        return FolderReader, (self.folder,)
-
-    def reduce(self, snapshot: Snapshot) -> tuple[Any, ...]:
-        """How a snapshot of this reader is made anew in another process."""
-        return _reopen_snapshot, (self.folder, self.metadata.uuid, snapshot.arrays, snapshot.choice)
 
     def load(self) -> Snapshot:
         """Read the metadata, open the files that it lists, all of one revision, and take a snapshot of them."""
@@ -232,27 +350,29 @@ class FolderReader:
 
     def _load_files(self) -> None:
         for attempt in range(_ATTEMPTS):
-            content = read_metadata_bytes(self._place)
-            metadata = parse_metadata(content, self.folder)
+            files = Revision(self.folder, self._place)
             try:
-                counters, columns = self._open_files(metadata)
+                counters, columns = self._open_files(files)
                 revision = counters.revision
-            except CorruptBufferError:
+            except (CorruptBufferError, BufferChangedError):
                 # A writer that switches files at this moment explains a missing one: then the metadata changes.
-                changed = read_metadata_bytes(self._place) != content
-                if attempt + 1 < _ATTEMPTS and (changed or (metadata.pending and attempt < _PENDING_ATTEMPTS)):
+                files.release()
+                pending = files.metadata.pending and attempt < _PENDING_ATTEMPTS
+                if attempt + 1 < _ATTEMPTS and (pending or not files.is_present()):
                     time.sleep(0.0001 * attempt)
                     continue
                 raise
-            if read_metadata_bytes(self._place) == content:
+            if files.is_present():
                 break
+            files.release()
         previous = getattr(self, "metadata", None)
-        if previous is not None and previous.uuid != metadata.uuid:
+        if previous is not None and previous.uuid != files.metadata.uuid:
             raise ConfigMismatchError(f"{self.folder}: another buffer was created in its place; open it anew")
         # In one call: an interrupt, or another thread that reads, finds all of the one revision or of the other.
         self.__dict__.update(
-            metadata=metadata,
+            metadata=files.metadata,
             counters=counters,
+            _files=files,
             _columns=columns,
             _revision=revision,
             _snapshot=None,
@@ -297,14 +417,21 @@ class FolderReader:
             self._seen = seen
         return self._snapshot
 
-    def _open_files(self, metadata: Metadata) -> tuple[Counters, dict[str, Column]]:
+    def _open_files(self, files: Revision) -> tuple[Counters, dict[str, Column]]:
+        metadata = files.metadata
+        if self._for_copy:
+            files.hold(metadata.kinds)
         counters = Counters(self._place, current_path(self._place, metadata, COUNTERS), metadata.uuid, writable=False)
         counters.check()
-        return counters, {
-            path: Column(self._place, current_path(self._place, metadata, path), dtype, shape)
-            for path, (dtype, shape) in metadata.columns().items()
-            if self._with_checksums or path != CHECKSUMS
+        columns = {
+            path: Column(self._place, path, dtype, shape, opener=partial(files.open, path))
+            for path, (dtype, shape) in metadata.kinds.items()
+            if self._for_copy or path != CHECKSUMS
         }
+        if not self.lazy:
+            for column in columns.values():
+                column.follow()
+        return counters, columns
 
     @property
     def valid_end(self) -> int:
@@ -315,6 +442,8 @@ class FolderReader:
     def _read_table(self) -> Snapshot:
         try:
             snapshot = self._read_records()
+        except BufferChangedError:
+            raise _OutdatedError from None
         except CorruptBufferError:
             if self._is_outdated():
                 raise _OutdatedError from None
@@ -328,7 +457,6 @@ class FolderReader:
     def _read_records(self) -> Snapshot:
         metadata, counters = self.metadata, self.counters
         for _ in range(_ATTEMPTS):
-            self._begin_table()
             end = self.valid_end
             first = min(counters.first, end)
             self._columns[EPISODES].view(self._slots_needed(first, end))
@@ -374,9 +502,6 @@ class FolderReader:
             time.sleep(0.0005)
         return records, bad_id
 
-    def _begin_table(self) -> None:
-        """The table is read from now on, as it is now."""
-
     def _snapshot_of(self, extents: npt.NDArray[Any], slots: Ints) -> Snapshot:
         live = (extents["flags"] & DELETED) == 0
         if not live.all():
@@ -411,12 +536,17 @@ class FolderReader:
         order = np.argsort(starts, kind="stable") if metadata.circular else slice(None)
         if (starts[order][1:] < ends[order][:-1]).any():
             raise CorruptBufferError(f"{table}: the rows of two live episodes overlap")
-        self._check_rows(int(ends.max()))
+        if not self.lazy:
+            self._map_rows(int(ends.max()))
 
-    def _check_rows(self, rows: int) -> None:
-        """Raise CorruptBufferError where a column has fewer rows."""
-        for name in self.metadata.fields:
-            self._columns[self.metadata.rows_path(name)].view(rows)
+    def _map_rows(self, rows: int) -> None:
+        """Map what belongs to so many rows; raises CorruptBufferError where a column has fewer."""
+        rows_paths = {self.metadata.rows_path(name) for name in self.metadata.fields}
+        for path, column in self._columns.items():
+            if path in rows_paths:
+                column.view(rows)
+            elif path not in (EPISODES, CHECKSUMS):  # elements and strings, as many as there are
+                column.follow()
 
     def elements_of(
         self,
@@ -463,11 +593,11 @@ class FolderReader:
         sync_entry(self.folder)
 
     def close(self) -> None:
-        """Close the files; views handed out stay good."""
-        for column in self._columns.values():
-            column.close()
-        self._columns = {}
-        self._snapshot = None
+        """Let the maps go; views handed out stay good."""
+        if self._files is not None:
+            self._files.release()
+        self._columns, self._snapshot = {}, None
+        del self.counters
 
 
 def _extents(records: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -478,11 +608,19 @@ def _extents(records: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return extents
 
 
-def _reopen_snapshot(folder: Path, uuid: str, arrays: tuple[Any, ...], choice: Choice | None) -> Snapshot:
+def _reopen_snapshot(
+    folder: Path, revision: tuple[str, int], lazy: bool, arrays: tuple[Any, ...], choice: Choice | None
+) -> Snapshot:
     """A snapshot in another process: rows come as a path, never as data."""
-    reader = FolderReader(folder)
-    if reader.metadata.uuid != uuid:
+    reader = FolderReader.__new__(FolderReader)
+    reader._begin(folder, lazy=lazy)
+    reader._load_files()
+    if reader.metadata.uuid != revision[0]:
         raise ConfigMismatchError(f"{folder}: another buffer was created in its place; open it anew")
+    if _settled(reader.metadata) != revision[1]:
+        raise BufferChangedError(
+            f"{folder}: the buffer was cleared or edited since; call refresh() and make a new loader"
+        )
     snapshot = Snapshot(reader, reader.metadata, reader._columns, reader.counters, *arrays)
     return snapshot if choice is None else snapshot.limited_to(choice)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 from zlib import crc32
 
@@ -59,12 +60,16 @@ def record_dtype(meta_fields: Mapping[str, Field]) -> np.dtype[Any]:
     Raises:
         FieldError: there are so many meta fields that NumPy would refuse to load the array.
     """
-    columns: list[Any] = [(name, "<i8") for name in _HEAD]
-    columns += [(meta_column(name), info.dtype, info.shape) for name, info in meta_fields.items()]
+    return _record_dtype(tuple((meta_column(name), info.dtype, info.shape) for name, info in meta_fields.items()))
+
+
+@lru_cache(maxsize=64)  # of a thousand folders that are read as one, all have the same
+def _record_dtype(meta: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]) -> np.dtype[Any]:
+    columns: list[Any] = [*((name, "<i8") for name in _HEAD), *meta]
     if unused := -(np.dtype(columns).itemsize + _TAIL_NBYTES) % 8:
         columns.append((_PADDING, "u1", (unused,)))  # a column, since NumPy copies no bytes that lie between columns
     dtype = np.dtype([*columns, ("flags", "u1"), ("crc", "<u4")])
-    _check_header(dtype, f"{len(meta_fields)} meta fields")
+    _check_header(dtype, f"{len(meta)} meta fields")
     return dtype
 
 
@@ -74,7 +79,11 @@ def checksums_dtype(fields: Iterable[str]) -> np.dtype[Any]:
     Raises:
         FieldError: there are so many fields that NumPy would refuse to load the array.
     """
-    names = list(fields)
+    return _checksums_dtype(tuple(fields))
+
+
+@lru_cache(maxsize=64)
+def _checksums_dtype(names: tuple[str, ...]) -> np.dtype[Any]:
     dtype = np.dtype([(name, "<u4") for name in names])
     _check_header(dtype, f"{len(names)} fields")
     return dtype

@@ -199,7 +199,6 @@ def _bad_spans(spans: Ints, heads: Ints, counts: Ints) -> Ints:
 def _reader(column: Column, rows: int, width: int) -> Iterator[_Reader]:
     """Reads a column of which ``rows`` rows are needed."""
     with column.opened(rows) as place:
-        assert place is not None, "the column was closed"
         yield _Reader(column.path, width, *place)
 
 

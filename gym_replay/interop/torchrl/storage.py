@@ -14,7 +14,7 @@ from torchrl.data import LazyMemmapStorage
 
 from gym_replay.buffer.storage.layout import step_path
 from gym_replay.buffer.storage.reader import Snapshot
-from gym_replay.errors import CorruptBufferError, FieldError, ReadOnlyError
+from gym_replay.errors import FieldError, ReadOnlyError
 from gym_replay.interop.transitions import Names, Transitions
 
 
@@ -115,11 +115,8 @@ def _map(snapshot: Snapshot, name: str) -> Tensor:
     column = snapshot.columns[step_path(name)]
     shape = (snapshot.rows, *column.shape)
     count = int(np.prod(shape))
-    with column.opened(snapshot.rows) as place:
-        if place is None:
-            raise CorruptBufferError(f"{column.path}: the buffer was closed; open it anew")
+    with column.opened(snapshot.rows) as (descriptor, offset):
         if count == 0:
             return torch.from_numpy(np.empty(shape, column.dtype))
-        descriptor, offset = place
         mapped = mmap.mmap(descriptor, offset + count * column.dtype.itemsize, access=mmap.ACCESS_COPY)
     return torch.from_numpy(np.frombuffer(mapped, column.dtype, count, offset).reshape(shape))

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 
@@ -28,10 +29,10 @@ from gym_replay import (
     window_loader,
 )
 from gym_replay.buffer.loading.ahead import ReadAhead
-from gym_replay.buffer.loading.order import uniforms
+from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.replay_loader import ReplayLoader
+from gym_replay.buffer.loading.samples import timestep
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.loading.transitions import TimestepDataset
 from gym_replay.buffer.storage.columns import Column
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -280,25 +281,17 @@ def test_a_prioritised_resume_counts_what_was_drawn_ahead(tmp_path):
             assert run(stop) == plain
 
 
-class Noted(TimestepDataset):
-    """Adds what it draws at random, as datasets with random goals or crops do."""
-
-    is_divisible = False
-
-    def _extra_names(self):
-        return ["noise"]
-
-    def _gather(self, samples):
-        draw = self.draw
-        arrays = super()._gather(samples)
-        arrays["noise"] = uniforms(draw.positions, draw.seed, draw.epoch, (77,))
-        return arrays
+def noise(asked):
+    """What is drawn at random for each sample, as for random goals or crops."""
+    return asked.draws(1)[0]
 
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_what_datasets_draw_depends_on_the_epoch_alone(tmp_path, persistent):
     with fill(tmp_path) as buffer:
-        dataset = Noted(Source(buffer.snapshots()), fields=("x",), dtype="stored")
+        source = Source(buffer.snapshots())
+        description = replace(timestep(source, fields=("x",)), extras={"noise": noise}, is_divisible=False)
+        dataset = ReplayDataset(source, description, dtype="stored")
 
         def run(**options):
             loader = ReplayLoader(dataset, 4, shuffle=True, seed=3, **options)

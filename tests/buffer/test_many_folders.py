@@ -1,11 +1,10 @@
-"""More buffers than can be held open: a bounded number of maps, no open file, and the same samples as one buffer."""
+"""Many folders as one: no open file, the same samples as of one buffer, and the limits of the system."""
 
 import os
 import pickle
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +20,15 @@ from gym_replay import (
     ConcatReplayBuffer,
     EpisodeEvictedError,
     GoalSampler,
-    PrioritizedSampler,
     ReplayBuffer,
+    StorageError,
+    merge,
     statistics,
 )
 from gym_replay.buffer.loading import gather
-from gym_replay.buffer.storage.maps import libc
+from gym_replay.buffer.storage import maps
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="counts maps in /proc")
-grouped = pytest.mark.filterwarnings("ignore:.*buffers have more files than can be mapped")
 
 
 def make_shards(room, parts, **options):
@@ -79,21 +78,21 @@ DENSE = [  # whose samples do not depend on what else is in their batch
 ]
 
 
-@grouped
 @settings(deadline=None, max_examples=15)
 @given(
     parts=st.lists(st.lists(st.integers(1, 6), max_size=3), min_size=1, max_size=12).filter(
         lambda parts: sum(map(len, parts))
     ),
-    max_maps=st.sampled_from([1, 2, 5, 20, 60, 120, 1000]),
-    few=st.sampled_from([0, 1, 8]),
+    joined=st.booleans(),
     batch_size=st.integers(1, 12),
     seed=st.integers(0, 3),
 )
-def test_all_kinds_of_samples_equal_those_of_one_buffer(tmp_path_factory, parts, max_maps, few, batch_size, seed):
+def test_all_kinds_of_samples_equal_those_of_one_buffer(tmp_path_factory, parts, joined, batch_size, seed):
+    """Joined, and one by one, as where the operating system gives no such stretch of addresses."""
     folder, whole = make_shards(tmp_path_factory.mktemp("b"), parts)
-    with pytest.MonkeyPatch.context() as patch, ConcatReplayBuffer(folder, max_maps=max_maps) as both, whole:
-        patch.setattr(gather, "_FEW_PARTS", few)
+    with pytest.MonkeyPatch.context() as patch, ConcatReplayBuffer(folder) as both, whole:
+        if not joined:
+            patch.setattr(gather, "join", lambda *_: None)
         assert both.episode_lens.tolist() == whole.episode_lens.tolist()
         for one, other in zip(both, whole, strict=True):
             np.testing.assert_array_equal(one["observation"], other["observation"])
@@ -116,126 +115,91 @@ def test_all_kinds_of_samples_equal_those_of_one_buffer(tmp_path_factory, parts,
 
 
 @linux
-@grouped
-@pytest.mark.parametrize("max_maps", [1, 6, 40])
-def test_maps_stay_under_their_bound_and_no_file_stays_open(tmp_path, max_maps):
-    folder, _ = make_shards(tmp_path, [[3, 2]] * 30 + [[]] * 3)
-    most = 0
-    with ConcatReplayBuffer(folder, max_maps=max_maps) as buffer:
-        assert lines_of(folder) == 0
+def test_no_file_stays_open(tmp_path):
+    folder, whole = make_shards(tmp_path, [[3, 2]] * 30 + [[]] * 3)
+    with ConcatReplayBuffer(folder) as buffer, whole:
+        assert not open_files(tmp_path)
+        assert lines_of(folder) == 33 + 30  # counters, and tables that are not empty
         for options in (*KINDS.values(), {"timestep_level": True, "filter_fields": {"reward": lambda r: r >= 0}}):
-            for shuffle in (False, True):
+            for shuffle in (False, True, "block"):
                 for batch in buffer.dataloader(16, shuffle=shuffle, seed=0, **options):
                     assert batch
-                    most = max(most, lines_of(folder))
-                    assert not open_files(folder)
-        for loader in (
-            buffer.dataloader(16, timestep_level=True, replacement=True, seed=0),
-            buffer.dataloader(16, timestep_level=True, sampler=PrioritizedSampler(), seed=0),
-            buffer.dataloader(16, timestep_level=True, shuffle="block", block_size=8, pool_size=32, seed=0),
-            buffer.dataloader(4, weights="task", seed=0),
-        ):
-            for _ in loader:
-                most = max(most, lines_of(folder))
-        for episode in buffer:
-            assert episode["reward"][0] >= 0
-            assert episode.meta["name"]
-            most = max(most, lines_of(folder))
-        buffer.get_all_data()
-        assert 0 < most <= max_maps + 1  # and the one that a loop has in its hand
+                    assert not open_files(tmp_path)
+        assert [episode.meta["name"] for episode in buffer] == [episode.meta["name"] for episode in whole]
         kept = [buffer.episode(k)["action"] for k in range(0, 60, 2)]
-        assert [view[0] for view in kept] == [300 * k + 1 for k in range(0, 60, 2)]  # all of them are good
+        assert not open_files(tmp_path)
+    del batch
     assert lines_of(folder) <= len(kept)
-    assert kept[7][1] == 3 * 1401 + 1
+    assert [view[0] for view in kept] == [300 * k + 1 for k in range(0, 60, 2)]  # views stay good
 
 
 @linux
-def test_joined_parts_are_counted_with_what_lies_between_them(tmp_path):
-    folder, _ = make_shards(tmp_path, [[3, 2]] * 20)
-    before = len(Path("/proc/self/maps").read_text().splitlines())
-    with ConcatReplayBuffer(folder, max_maps=45) as buffer:
+def test_a_loader_takes_two_maps_a_folder_for_each_field_that_it_reads(tmp_path):
+    folder, whole = make_shards(tmp_path, [[3, 2]] * 20)
+    whole.close()
+    with ConcatReplayBuffer(folder) as buffer:
+        before, of_folders = len(Path("/proc/self/maps").read_text().splitlines()), lines_of(folder)
         loader = buffer.dataloader(50, timestep_level=True, fields=("observation",), shuffle=True, seed=0)
-        assert loader.num_groups == 1
         assert sum(len(batch["observation"]) for batch in loader) == 100
-        assert lines_of(folder) == 20 + 4  # and as many meta columns as there is room for
-        assert len(Path("/proc/self/maps").read_text().splitlines()) - before <= 45 + 10  # and what loading took
+        assert lines_of(folder) == of_folders + 20 + 20  # and the strings of a meta field, as of a single folder
+        assert len(Path("/proc/self/maps").read_text().splitlines()) - before <= 41 + 20 + 10  # and what loading took
 
 
-def test_many_files_are_opened_lazily_and_few_are_not(tmp_path, monkeypatch):
-    import resource
+def test_folders_that_the_system_cannot_map_are_refused(tmp_path, monkeypatch):
+    folder, whole = make_shards(tmp_path, [[3, 2]] * 20)
+    monkeypatch.setattr(maps, "most_maps", lambda: 96)  # 90, and the rest for others: 45 of them at 2 maps a folder
+    with ConcatReplayBuffer(folder) as buffer, whole:
+        with pytest.raises(
+            StorageError, match=r"20 folders with 2 fields .* process 96 .*: 15 such folders fit\. merge"
+        ):
+            buffer.dataloader(8, timestep_level=True, fields=("observation", "reward"))
+        assert len(next(iter(buffer.dataloader(8, timestep_level=True, fields=("reward",))))["reward"]) == 8
+        fifteen = buffer.dataloader(8, timestep_level=True, fields=("observation", "reward"), episodes=range(30))
+        assert sum(len(batch["reward"]) for batch in fifteen) == 75
+        merge([folder], tmp_path / "one", progress=False).close()
+    with ReplayBuffer.from_folder(tmp_path / "one") as one:
+        assert len(next(iter(one.dataloader(8, timestep_level=True)))["reward"]) == 8
+    monkeypatch.setattr(maps, "most_maps", lambda: 40)
+    with pytest.raises(StorageError, match=r"20 folders .*: 19 such folders fit"):
+        ConcatReplayBuffer(folder)
 
-    folder, _ = make_shards(tmp_path, [[3]] * 4)
-    files = 4 * 20
-    with ConcatReplayBuffer(folder) as few:
-        assert all(part.map_pool is None for part in few.snapshots())
-    with ConcatReplayBuffer(folder, max_maps=files) as many:
-        assert all(part.map_pool is not None for part in many.snapshots())
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (files, files))
-    with ConcatReplayBuffer(folder) as many:
-        pools = {part.map_pool.pool for part in many.snapshots()}
-        assert len(pools) == 1
 
-
-@grouped
-def test_groups_are_said_and_resumed(tmp_path):
+def test_an_epoch_is_resumed_and_shared_between_ranks(tmp_path):
     folder, whole = make_shards(tmp_path, [[5]] * 20)
-    with ConcatReplayBuffer(folder, max_maps=40) as buffer:
-        with pytest.warns(UserWarning, match="20 buffers .* groups of buffers"):
-            loader = buffer.dataloader(7, timestep_level=True, shuffle=True, seed=3, return_indices=True)
-        assert loader.num_groups > 2
-        one = buffer.dataloader(7, timestep_level=True, shuffle=True, fields=("reward",), episodes=range(4))
-        assert one.num_groups == 1  # of what is read from
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            for options in ({}, {"replacement": True}, {"shuffle": "block"}):
-                assert buffer.dataloader(7, timestep_level=True, seed=3, **options).num_groups == 1
-        epochs = [[batch["_indices"] for batch in loader] for _ in range(2)]
-        assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
-        for epoch in epochs:
-            assert sorted(map(tuple, torch.cat(epoch).tolist())) == [(k, t) for k in range(20) for t in range(5)]
+    whole.close()
+    options = {"timestep_level": True, "shuffle": True, "return_indices": True}
+    with ConcatReplayBuffer(folder) as buffer:
+        loader = buffer.dataloader(7, seed=3, **options)
         iterator = iter(loader)
         for _ in range(4):
             next(iterator)
-        state = pickle.loads(pickle.dumps(loader.state_dict()))
-        again = pickle.loads(pickle.dumps(buffer)).dataloader(
-            7, timestep_level=True, shuffle=True, seed=8, return_indices=True
-        )
-        again.load_state_dict(state)
+        again = pickle.loads(pickle.dumps(buffer)).dataloader(7, seed=8, **options)
+        again.load_state_dict(pickle.loads(pickle.dumps(loader.state_dict())))
         for batch, expected in zip(again, iterator, strict=True):
             same(batch, expected)
-        with (
-            ConcatReplayBuffer(folder, max_maps=80) as other,
-            pytest.raises(ValueError, match="the state was taken with groups"),
-        ):
-            other.dataloader(7, timestep_level=True, shuffle=True, seed=3).load_state_dict(state)
-        ranks = [
-            buffer.dataloader(
-                7, timestep_level=True, shuffle=True, seed=3, rank=rank, world_size=3, return_indices=True
-            )
-            for rank in range(3)
-        ]
+        ranks = [buffer.dataloader(7, seed=3, rank=rank, world_size=3, **options) for rank in range(3)]
         shared = [tuple(pair) for rank in ranks for batch in rank for pair in batch["_indices"].tolist()]
         assert sorted(shared) == [(k, t) for k in range(20) for t in range(5)]
-    whole.close()
 
 
-@grouped
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers(tmp_path, method):
     folder, whole = make_shards(tmp_path, [[4, 2]] * 12)
-    with ConcatReplayBuffer(folder, max_maps=20) as buffer, whole:
+    with ConcatReplayBuffer(folder) as buffer, whole:
         options = {"n_steps": 2, "seed": 1, "shuffle": True, "return_indices": True}
         workers = {"num_workers": 2, "multiprocessing_context": method}
         for one, other in zip(buffer.dataloader(9, **options, **workers), buffer.dataloader(9, **options), strict=True):
             same(one, other)
 
 
-@pytest.mark.parametrize("max_maps", [8, 100])  # part by part, and joined
-def test_edits_elsewhere_never_mix_with_what_was(tmp_path, max_maps):
+@pytest.mark.parametrize("joined", [True, False])
+def test_edits_elsewhere_never_mix_with_what_was(tmp_path, monkeypatch, joined):
+    if not joined:
+        monkeypatch.setattr(gather, "join", lambda *_: None)
     folder, whole = make_shards(tmp_path, [[3, 2]] * 6)
     whole.close()
     with (
-        ConcatReplayBuffer(folder, max_maps=max_maps) as buffer,
+        ConcatReplayBuffer(folder) as buffer,
         ReplayBuffer.from_folder(folder / "shards" / "w-2") as writer,
     ):
         options = {"timestep_level": True, "fields": ("reward", "action"), "return_indices": True}
@@ -251,17 +215,17 @@ def test_edits_elsewhere_never_mix_with_what_was(tmp_path, max_maps):
                 assert ((batch["action"] == -1).numpy() == changed).all()
         writer.clear()
         with pytest.raises(BufferChangedError):
-            [episode["action"] for episode in buffer]
+            [episode["observation"] for episode in buffer]
         buffer.refresh()
         assert len(buffer) == 10
 
 
-def test_rings_beyond_the_bound(tmp_path):
+def test_rings(tmp_path):
     """Evicted samples are replaced or refused, and looked for only where the batch is from."""
     folder, whole = make_shards(tmp_path, [[3, 3]] * 20, circular=True, max_episodes=2)
     whole.close()
     with (
-        ConcatReplayBuffer(folder, max_maps=10) as buffer,
+        ConcatReplayBuffer(folder) as buffer,
         ReplayBuffer.from_folder(folder / "shards" / "w-7") as writer,
     ):
         loader = buffer.dataloader(6, timestep_level=True, fields=("reward",), return_indices=True)
@@ -286,47 +250,86 @@ def test_a_damaged_shard_is_named(tmp_path):
     folder, whole = make_shards(tmp_path, [[3, 2]] * 6)
     whole.close()
     (folder / "shards" / "w-4" / "steps" / "reward.npy").unlink()
-    with ConcatReplayBuffer(folder, max_maps=8) as buffer:
+    with ConcatReplayBuffer(folder) as buffer:
         loader = buffer.dataloader(4, timestep_level=True)
         with pytest.raises(ValueError, match=r"w-4/steps/reward\.npy: the file is missing"):
             list(loader)
     os.truncate(folder / "shards" / "w-3" / "episodes.npy", 10)
     with pytest.raises(ValueError, match=r"w-3/episodes\.npy"):
-        ConcatReplayBuffer(folder, max_maps=8)
-
-
-def test_maps_that_are_refused_are_read_one_by_one(tmp_path, monkeypatch):
-    """As where the operating system gives no such stretch of addresses."""
-    folder, whole = make_shards(tmp_path, [[3, 2]] * 12)
-    with ConcatReplayBuffer(folder, max_maps=400) as buffer, whole:
-        monkeypatch.setattr(gather, "join", lambda *_: None)
-        assert libc() is libc()
-        for one, other in zip(*(each.dataloader(20, n_steps=2, seed=0) for each in (buffer, whole)), strict=True):
-            same(one, other)
+        ConcatReplayBuffer(folder)
 
 
 _UNDER_A_LIMIT = """
-import resource, sys, warnings
-resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 from gym_replay import ConcatReplayBuffer
-buffer = ConcatReplayBuffer(sys.argv[1], max_maps=100)
-warnings.simplefilter("ignore")
-loader = buffer.dataloader(64, timestep_level=True, shuffle=True, seed=0, return_indices=True)
-found = [tuple(pair) for batch in loader for pair in batch["_indices"].tolist()]
-assert sorted(found) == [(k, t) for k in range(400) for t in range(3)], len(found)
-assert loader.num_groups > 10
-print(len(buffer.buffers), buffer.num_steps)
+with ConcatReplayBuffer(sys.argv[1]) as buffer:
+    loader = buffer.dataloader(64, timestep_level=True, shuffle=True, seed=0, return_indices=True)
+    found = [tuple(pair) for batch in loader for pair in batch["_indices"].tolist()]
+    assert sorted(found) == [(k, t) for k in range(2 * int(sys.argv[2])) for t in range(3)], len(found)
+    print(len(buffer.buffers), buffer.num_steps)
 """
 
 
-def test_hundreds_of_shards_with_a_few_dozen_files(tmp_path):
+def test_more_folders_than_files_can_be_open(tmp_path):
     folder, whole = make_shards(tmp_path, [[3, 3]])
     whole.close()
     first = folder / "shards" / "w-0"
-    for number in range(1, 200):
+    for number in range(1, 150):
         shard = first.with_name(f"w-{number}")
         shutil.copytree(first, shard)
         another_uuid(shard)
-    command = [sys.executable, "-c", _UNDER_A_LIMIT, str(folder)]
+    command = [sys.executable, "-c", _UNDER_A_LIMIT, str(folder), "150"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.stdout.strip(), done.returncode) == ("200 1200", 0), done.stderr
+    assert (done.stdout.strip(), done.returncode) == ("150 900", 0), done.stderr
+
+
+EDITS = {
+    "update": lambda writer: writer.update(reward=[np.full(3, -1.0)], action=[np.full(3, -1)]),
+    "clear": lambda writer: writer.clear(),
+    "clear and record": lambda writer: (writer.clear(), writer.store_episode(**make_episode(7, 3))),
+    "add a field": lambda writer: writer.add_field("extra", "float", [np.zeros(3)]),
+    "two updates": lambda writer: [writer.update(reward=[np.full(3, value)]) for value in (-1.0, -2.0)],
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_between_opening_and_reading_is_noticed(tmp_path, edit):
+    folder, whole = make_shards(tmp_path, [[3], [3]])
+    whole.close()
+    with ConcatReplayBuffer(folder) as buffer, ReplayBuffer.from_folder(folder / "shards" / "w-1") as writer:
+        episode = buffer.episode(1)
+        expected = episode["reward"].tolist()  # is mapped, and stays
+        EDITS[edit](writer)
+        assert episode["reward"].tolist() == expected
+        with pytest.raises(BufferChangedError, match=r"w-1: .*refresh\(\)"):
+            episode["action"]
+        if edit == "add a field":
+            return  # the schemas differ now
+        buffer.refresh()
+        assert len(buffer) == len(writer) + 1
+
+
+def test_a_folder_that_is_moved_away_is_missed_and_found_again(tmp_path):
+    folder, whole = make_shards(tmp_path, [[3], [3]])
+    whole.close()
+    with ConcatReplayBuffer(folder) as buffer:
+        (folder / "shards").rename(tmp_path / "elsewhere")
+        with pytest.raises(BufferChangedError):
+            buffer.episode(1)["reward"]
+        (tmp_path / "elsewhere").rename(folder / "shards")
+        assert len(buffer.episode(1)["reward"]) == 3
+
+
+def test_what_is_recorded_later_is_followed(tmp_path):
+    folder, whole = make_shards(tmp_path, [[3], [3]])
+    whole.close()
+    with ConcatReplayBuffer(folder) as buffer, ReplayBuffer.from_folder(folder / "shards" / "w-0") as writer:
+        assert len(buffer.episode(0)["action"]) == 3
+        for number in range(7, 60):
+            writer.store_episode(**make_episode(number, 200))
+        assert len(buffer) == 2
+        buffer.refresh()
+        assert buffer.episode_lens.tolist() == [3, *[200] * 53, 3]
+        np.testing.assert_array_equal(buffer.episode(53)["action"], writer.episode(53)["action"])
+        assert buffer.episode(53)["words"].tolist() == writer.episode(53)["words"].tolist()

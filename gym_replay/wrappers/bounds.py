@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
 
 from gym_replay.buffer.storage.staging import Piece
-from gym_replay.wrappers.spaces import Leaf
+from gym_replay.spaces import Leaf, standard_node
 
 RUN_BYTES = 1 << 18
 """Bytes that are compared at once: to compare each short episode would cost more than its steps."""
@@ -107,19 +106,11 @@ class BoundsCheck:
 
 def _bounds_of(leaf: Leaf) -> tuple[Bound, Bound] | None:
     """Lowest and highest value of each element, or None where every value of the dtype is inside."""
-    space = leaf.space
-    if isinstance(space, spaces.Box):
-        low, high = space.low, space.high
-    elif isinstance(space, spaces.Discrete):
-        low, high = np.asarray(space.start), np.asarray(space.start + space.n - 1)
-    elif isinstance(space, spaces.MultiDiscrete):
-        low, high = space.start, space.start + space.nvec - 1
-    elif isinstance(space, spaces.MultiBinary):
-        low, high = np.asarray(0), np.asarray(1)
-    else:
+    bounds = standard_node(leaf.space).bounds(leaf.space)
+    if bounds is None:
         return None
-    dtype = leaf.field.dtype
-    if dtype.kind == "b" or dtype != space.dtype:  # another storage dtype rounds, and may round out of the bounds
+    (low, high), dtype = bounds, leaf.field.dtype
+    if dtype.kind == "b" or dtype != leaf.space.dtype:  # another storage dtype rounds, and may round out of the bounds
         return None
     info: Any = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
     if dtype.kind == "f" and np.isinf(low).all() and np.isinf(high).all():

@@ -11,7 +11,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
 from gym_replay.buffer.storage.fields import Field, FieldLike, parse_fields, plain_dtypes, plain_fields
@@ -19,9 +18,9 @@ from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.buffer.storage.layout import Metadata, read_metadata
 from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.errors import ConfigMismatchError, FieldError
+from gym_replay.spaces import Leaf, space_leaves, space_to_json
 from gym_replay.wrappers.generator_state import NUMBERS
 from gym_replay.wrappers.infos import check_infos, is_info
-from gym_replay.wrappers.spaces import Leaf, space_leaves
 
 RECORDER_META: dict[str, FieldLike] = {
     "episode_seed": Field("int64", default=-1),

@@ -11,13 +11,21 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import Space, spaces
 
-from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.storage.fields import Field, encode_text, exact_cast
+from gym_replay.buffer.storage.names import Key
 from gym_replay.errors import CorruptBufferError, FieldError, UnsupportedSpaceError
 from gym_replay.interop.minari.limits import CannotHold, Limits
-from gym_replay.wrappers.space_leaf import Place, keyed
-from gym_replay.wrappers.spaces import space_leaves
+from gym_replay.spaces import (
+    GroupNode,
+    NumberNode,
+    Place,
+    TextNode,
+    places_of,
+    space_leaves,
+    space_to_json,
+    standard_node,
+)
 
 
 class Part(ABC):
@@ -49,15 +57,14 @@ def plan_part(space: Space[Any], place: Place, fields: Mapping[str, Field], limi
         UnsupportedSpaceError: the format cannot hold a part of it, and nothing is to be left out.
         FieldError: the fields are not those of the space.
     """
+    kind = standard_node(space)
     part: Part | None = None
-    if isinstance(space, spaces.Dict):
-        return _plan_dict(space, place, fields, limits)
-    if isinstance(space, spaces.Tuple):
-        return _plan_tuple(space, place, fields, limits)
-    if isinstance(space, spaces.Text):
+    if issubclass(kind, GroupNode):
+        return _plan_group(kind, space, place, fields, limits)
+    if issubclass(kind, TextNode):
         fault = _fault_of_space(space)
         part = None if fault else _TextPart(space, place.name, limits)
-    elif isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+    elif issubclass(kind, NumberNode):
         part = _NumberPart(space, place.name, fields)
         fault = _fault_of_numbers(part.space, limits)
     else:
@@ -90,53 +97,36 @@ def _fault_of_space(space: Space[Any]) -> str | None:
     return None
 
 
-def _plan_dict(space: spaces.Dict, place: Place, fields: Mapping[str, Field], limits: Limits) -> Part | None:
-    parts: dict[str, Part] = {}
-    for key, at, child in keyed(place, list(space.spaces.items())):
-        if fault := limits.key_fault(key):
+def _plan_group(
+    group: type[GroupNode], space: Space[Any], place: Place, fields: Mapping[str, Field], limits: Limits
+) -> Part | None:
+    parts: dict[Key, Part] = {}
+    for key, at, child in group.placed_parts(space, place):
+        if group.is_keyed and (fault := limits.key_fault(key)):
             limits.refuse(at.name, fault, UnsupportedSpaceError)
         elif (part := plan_part(child, at, fields, limits)) is not None:
             parts[key] = part
-    if not parts and not limits.is_hdf5:
-        limits.refuse(place.name, "a Dict space without parts has no rows", UnsupportedSpaceError)
-        return None
-    return _DictPart(parts)
-
-
-def _plan_tuple(space: Any, place: Place, fields: Mapping[str, Field], limits: Limits) -> Part | None:
-    parts: list[Part] = []
-    for _, at, child in keyed(place, list(enumerate(space.spaces))):
-        part = plan_part(child, at, fields, limits)
-        if part is None:  # the others would move to other places
+        elif not group.is_keyed:  # the others would move to other indices
             limits.refuse(place.name, f"{at.name} is left out, and so the whole Tuple is", UnsupportedSpaceError)
             return None
-        parts.append(part)
     if not parts and not limits.is_hdf5:
-        limits.refuse(place.name, "a Tuple space without parts has no rows", UnsupportedSpaceError)
+        kind = group.standard.__name__
+        limits.refuse(place.name, f"a {kind} space without parts has no rows", UnsupportedSpaceError)
         return None
-    return _TuplePart(parts)
+    return _GroupPart(group, parts)
 
 
-class _DictPart(Part):
-    def __init__(self, parts: dict[str, Part]) -> None:
-        self._parts = parts
-        self.space = spaces.Dict([(key, part.space) for key, part in parts.items()])
-        self.source = spaces.Dict([(key, part.source) for key, part in parts.items()])
+class _GroupPart(Part):
+    """Values of a Dict or Tuple space."""
+
+    def __init__(self, group: type[GroupNode], parts: dict[Key, Part]) -> None:
+        self._group, self._parts = group, parts
+        self.space = group.space_of({key: part.space for key, part in parts.items()})
+        self.source = group.space_of({key: part.source for key, part in parts.items()})
         self.names = [name for part in parts.values() for name in part.names]
 
-    def take(self, episode: Episode) -> dict[str, Any]:
-        return {key: part.take(episode) for key, part in self._parts.items()}
-
-
-class _TuplePart(Part):
-    def __init__(self, parts: list[Part]) -> None:
-        self._parts = parts
-        self.space = spaces.Tuple([part.space for part in parts])
-        self.source = spaces.Tuple([part.source for part in parts])
-        self.names = [name for part in parts for name in part.names]
-
-    def take(self, episode: Episode) -> tuple[Any, ...]:
-        return tuple([part.take(episode) for part in self._parts])
+    def take(self, episode: Episode) -> Any:
+        return self._group.value_of({key: part.take(episode) for key, part in self._parts.items()})
 
 
 class _TextPart(Part):
@@ -233,10 +223,9 @@ def guess_space(root: str, fields: Mapping[str, Field]) -> Space[Any]:
             f"terminated and truncated; there are {list(fields)}"
         )
     children = {key: guess_space(key, _below(root, fields)) for key in keys}
-    space = spaces.Dict(list(children.items()))
-    if [at.name for _, at, _ in keyed(Place(root), list(space.spaces.items()))] != [f"{root}.{key}" for key in keys]:
+    if [at.name for at in places_of(Place(root), keys)] != [f"{root}.{key}" for key in keys]:
         raise FieldError(f"fields below {root!r}: {keys} are no keys of a Dict space; pass {root}_space=...")
-    return space
+    return spaces.Dict(list(children.items()))
 
 
 def _below(root: str, fields: Mapping[str, Field]) -> dict[str, Field]:
@@ -251,19 +240,19 @@ def take_apart(space: Space[Any], place: Place, values: Any, into: dict[str, Any
     Raises:
         CorruptBufferError: they are not of the space.
     """
-    if isinstance(space, spaces.Dict):
-        if not isinstance(values, Mapping) or not set(space.spaces) <= set(values):
-            raise CorruptBufferError(
-                f"{place.name}: expected a dict with keys {list(space.spaces)}, got {values!r:.80}"
-            )
-        for key, at, child in keyed(place, list(space.spaces.items())):
-            take_apart(child, at, values[key], into)
-    elif isinstance(space, spaces.Tuple):
-        if not isinstance(values, tuple) or len(values) != len(space.spaces):
-            raise CorruptBufferError(f"{place.name}: expected a tuple of {len(space.spaces)}, got {values!r:.80}")
-        for index, at, child in keyed(place, list(enumerate(space.spaces))):
-            take_apart(child, at, values[index], into)
-    elif isinstance(space, spaces.Text):
+    kind = standard_node(space)
+    if issubclass(kind, GroupNode):
+        parts = kind.placed_parts(space, place)
+        keys = [key for key, _, _ in parts]
+        if kind.is_keyed and isinstance(values, Mapping):  # what the space does not have is left out
+            values = {key: values[key] for key in keys if key in values}
+        try:
+            found = kind.make_apart(place.name, keys)(values)
+        except FieldError as error:
+            raise CorruptBufferError(str(error)) from None
+        for (_, at, child), value in zip(parts, found, strict=True):
+            take_apart(child, at, value, into)
+    elif issubclass(kind, TextNode):
         into[place.name] = [np.frombuffer(encode_text(place.name, text), np.uint8) for text in values]
     else:
         array = in_shape(np.asarray(values), space.shape or ())
@@ -283,7 +272,8 @@ def in_shape(array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any
 
 def held_part(space: Space[Any], place: Place, refuse: Callable[..., None]) -> Space[Any] | None:
     """A space without the parts that a buffer cannot hold; None where nothing is left."""
-    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
+    kind = standard_node(space)
+    if not issubclass(kind, GroupNode):
         try:
             space_to_json(space, place.name)
             space_leaves(space, place.name)
@@ -291,12 +281,11 @@ def held_part(space: Space[Any], place: Place, refuse: Callable[..., None]) -> S
             refuse(str(error), type(error))
             return None
         return space
-    items = list(space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces))
-    parts = {key: held_part(child, at, refuse) for key, at, child in keyed(place, items)}
+    parts = {key: held_part(child, at, refuse) for key, at, child in kind.placed_parts(space, place)}
     kept = {key: part for key, part in parts.items() if part is not None}
-    if isinstance(space, spaces.Dict):
-        return spaces.Dict(list(kept.items())) if kept or not parts else None
-    if len(kept) < len(parts):  # the others would move to other places
+    if kind.is_keyed:
+        return kind.space_of(kept) if kept or not parts else None
+    if len(kept) < len(parts):  # the others would move to other indices
         refuse(f"{place.name}: a part of the Tuple is left out, and so the whole Tuple is", UnsupportedSpaceError)
         return None
     return space

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
-from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import Metadata, metadata_from_json
@@ -21,10 +20,9 @@ from gym_replay.interop.minari.about import about_import
 from gym_replay.interop.minari.limits import IMPORTED, ROOTS
 from gym_replay.interop.minari.parts import held_part, take_apart
 from gym_replay.interop.old_data import step_shape
+from gym_replay.spaces import Place, space_leaves, space_to_json
 from gym_replay.wrappers.infos import PRESENT, ROOT
 from gym_replay.wrappers.recorded_schema import FLAGS, core_fields, meta_fields
-from gym_replay.wrappers.space_leaf import Place
-from gym_replay.wrappers.spaces import space_leaves
 
 KNOWN_META = ("episode_seed", "episode_return", "episode_complete", "episode_options", "episode_run")
 """The recorder's meta fields that a dataset of another origin tells something about."""

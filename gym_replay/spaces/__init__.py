@@ -15,7 +15,7 @@ Sequences inside Sequences, at the same place, are ``path.%lengths2`` and so on)
 ``path.%items`` behind, a zero for each.
 """
 
-from gym_replay.spaces.checked_json import MAX_DEPTH, MAX_ELEMENTS
+from gym_replay.spaces import custom, graph, groups, numbers, one_of, sequence, text  # noqa: F401  # each kind
 from gym_replay.spaces.codec import (
     make_flattener,
     make_space_encoder,
@@ -25,50 +25,20 @@ from gym_replay.spaces.codec import (
     space_tree,
     unflatten,
 )
-from gym_replay.spaces.custom import ANY_CHARACTER, LONGEST_TEXT, register_space
-from gym_replay.spaces.graph import GraphNode
-from gym_replay.spaces.groups import DictNode, GroupNode, TupleNode
+from gym_replay.spaces.custom import register_space
 from gym_replay.spaces.json_form import space_from_json, space_to_json
-from gym_replay.spaces.leaf import Leaf, Place, places_of
-from gym_replay.spaces.node import Node, SpaceNode, of_one, parts_of_json, standard_node
-from gym_replay.spaces.numbers import BoxNode, DiscreteNode, MultiBinaryNode, MultiDiscreteNode, NumberNode
-from gym_replay.spaces.one_of import OneOfNode
-from gym_replay.spaces.sequence import SequenceNode
-from gym_replay.spaces.text import TextNode
+from gym_replay.spaces.leaf import Leaf
 
 __all__ = [
-    "ANY_CHARACTER",
-    "LONGEST_TEXT",
-    "MAX_DEPTH",
-    "MAX_ELEMENTS",
-    "BoxNode",
-    "DictNode",
-    "DiscreteNode",
-    "GraphNode",
-    "GroupNode",
     "Leaf",
-    "MultiBinaryNode",
-    "MultiDiscreteNode",
-    "Node",
-    "NumberNode",
-    "OneOfNode",
-    "Place",
-    "SequenceNode",
-    "SpaceNode",
-    "TextNode",
-    "TupleNode",
     "make_flattener",
     "make_space_encoder",
     "make_unflattener",
-    "of_one",
-    "parts_of_json",
-    "places_of",
     "register_space",
     "root_of",
     "space_from_json",
     "space_leaves",
     "space_to_json",
     "space_tree",
-    "standard_node",
     "unflatten",
 ]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from gymnasium import Space
 
-from gym_replay.buffer.storage.fields import Field, make_encoder
+from gym_replay.buffer.storage.fields import make_encoder
 from gym_replay.errors import FieldError
 from gym_replay.spaces.leaf import Leaf, LeafMaker, Place
 from gym_replay.spaces.node import Flatten, Node, make_node
@@ -79,31 +78,13 @@ def make_space_encoder(space: Space[Any], leaves: Sequence[Leaf]) -> Callable[[A
     encoders = [make_encoder(leaf.name, leaf.field) for leaf in leaves]
     flatten = space_tree(space, root_of(leaves)).flatten
     if flatten is None:
-        return _make_leaf_encoder(leaves[0].field, encoders[0])
+        (encode_leaf,) = encoders
+        return lambda value: (encode_leaf(value),)
 
     def encode(value: Any) -> tuple[bytes, ...]:
         return tuple([encode(part) for encode, part in zip(encoders, flatten(value), strict=True)])
 
     return encode
-
-
-def _make_leaf_encoder(field: Field, general: Callable[[Any], bytes]) -> Callable[[Any], tuple[bytes, ...]]:
-    """``general`` with the most common case taken before the call: recording pays for each call."""
-    shape, scalar_type = field.shape, field.dtype.type
-    native = np.dtype(scalar_type)
-    ndarray = np.ndarray
-
-    def encode_array(value: Any) -> tuple[bytes, ...]:
-        if type(value) is ndarray and value.dtype is native and value.shape == shape:
-            return (value.tobytes(),)
-        return (general(value),)
-
-    def encode_scalar(value: Any) -> tuple[bytes, ...]:
-        if type(value) is scalar_type:
-            return (value.tobytes(),)
-        return (general(value),)
-
-    return encode_array if shape else encode_scalar
 
 
 def root_of(leaves: Sequence[Leaf]) -> str:

@@ -97,6 +97,12 @@ class NumberNode(Elements, SpaceNode):
         return lambda batch: (batch,)
 
 
+def arrays_to_json(kind: str, space: Any, place: str, *names: str) -> dict[str, Json]:
+    """A space of arrays as JSON, with those of its attributes that are arrays as well."""
+    value = {"type": kind, "dtype": dtype_to_json(space.dtype, place), "shape": list(space.shape)}
+    return value | {name: numbers_to_json(getattr(space, name)) for name in names}
+
+
 class BoxNode(NumberNode, of=spaces.Box):
     """Arrays of numbers."""
 
@@ -106,13 +112,7 @@ class BoxNode(NumberNode, of=spaces.Box):
 
     @classmethod
     def to_json(cls, space: spaces.Box, place: str) -> dict[str, Json]:
-        value = {
-            "type": "Box",
-            "dtype": dtype_to_json(space.dtype, place),
-            "shape": list(space.shape),
-            "low": numbers_to_json(space.low),
-            "high": numbers_to_json(space.high),
-        }
+        value = arrays_to_json("Box", space, place, "low", "high")
         # An integer Box may be unbounded although its low and high are finite.
         for name, natural in (("bounded_below", space.low > -np.inf), ("bounded_above", space.high < np.inf)):
             bounded = getattr(space, name, natural)
@@ -176,13 +176,7 @@ class MultiDiscreteNode(NumberNode, of=spaces.MultiDiscrete):
 
     @classmethod
     def to_json(cls, space: spaces.MultiDiscrete, place: str) -> dict[str, Json]:
-        return {
-            "type": "MultiDiscrete",
-            "dtype": dtype_to_json(space.dtype, place),
-            "shape": list(space.shape),
-            "nvec": numbers_to_json(space.nvec),
-            "start": numbers_to_json(space.start),
-        }
+        return arrays_to_json("MultiDiscrete", space, place, "nvec", "start")
 
     @classmethod
     def from_json(cls, reader: SpaceReader, value: Json, place: str) -> Space[Any]:

@@ -31,8 +31,11 @@ class OneOfNode(SpaceNode, of=spaces.OneOf):
         self.leaves += chain.from_iterable(choice.leaves for choice in self._choices)
 
     def flatten(self, value: Any) -> list[Any]:
-        indices, *columns = self.split([value])
-        return [indices[0], *columns]
+        index, chosen = self._chosen(value)
+        values: list[Any] = [np.int64(index)]
+        for i, choice in enumerate(self._choices):
+            values += choice.split((chosen,) if i == index else ())
+        return values
 
     def unflatten(self, values: Iterator[Any]) -> Any:
         index = stored_array(self._space, None, next(values), np.int64, ())

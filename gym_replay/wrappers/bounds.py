@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.staging import Piece
-from gym_replay.spaces import Leaf, standard_node
+from gym_replay.spaces import Leaf
+from gym_replay.spaces.node import standard_node
 
 RUN_BYTES = 1 << 18
 """Bytes that are compared at once: to compare each short episode would cost more than its steps."""

@@ -83,7 +83,7 @@ class Nesting:
 
 def _tree(space: Any, parts: dict[tuple[str, ...], Any]) -> Any:
     """The tree of the entries at these paths below a space."""
-    from gym_replay.spaces import parts_of_json  # it imports Gymnasium
+    from gym_replay.spaces.node import parts_of_json  # it imports Gymnasium
 
     children = parts_of_json(space)
     if children is None and set(parts) == {()}:
@@ -114,7 +114,7 @@ def _keyed(children: Mapping[Any, Any], parts: dict[tuple[str, ...], Any]) -> di
 
 def _is_empty(space: Any) -> bool:
     """Whether it is a Dict or Tuple space without parts, which no field tells of."""
-    from gym_replay.spaces import parts_of_json
+    from gym_replay.spaces.node import parts_of_json
 
     return parts_of_json(space) in ({}, ())
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -16,38 +16,30 @@ from gym_replay.buffer.storage.fields import Field, encode_text, exact_cast
 from gym_replay.buffer.storage.names import Key
 from gym_replay.errors import CorruptBufferError, FieldError, UnsupportedSpaceError
 from gym_replay.interop.minari.limits import CannotHold, Limits
-from gym_replay.spaces import (
-    GroupNode,
-    NumberNode,
-    Place,
-    TextNode,
-    places_of,
-    space_leaves,
-    space_to_json,
-    standard_node,
-)
+from gym_replay.spaces import space_leaves, space_to_json
+from gym_replay.spaces.groups import GroupNode
+from gym_replay.spaces.leaf import Place, places_of
+from gym_replay.spaces.node import standard_node
+from gym_replay.spaces.numbers import NumberNode
+from gym_replay.spaces.text import TextNode
 
 
-class Part(ABC):
+@dataclass(frozen=True)
+class Part:
     """A space, or a part of one, on its way to Minari.
 
-    Attributes:
+    Args:
         space: the space that the dataset says: of the dtypes that are stored.
         source: the space as it was recorded, without what is left out.
         names: the fields of it.
+        take: gives the values of an episode, all steps: arrays ``(rows, *field.shape)``, lists of strings, dicts and
+            tuples. It raises CannotHold where one of them does not fit the format.
     """
 
     space: Space[Any]
     source: Space[Any]
     names: list[str]
-
-    @abstractmethod
-    def take(self, episode: Episode) -> Any:
-        """The values of an episode, all steps: arrays ``(rows, *field.shape)``, lists of strings, dicts and tuples.
-
-        Raises:
-            CannotHold: one of them does not fit the format.
-        """
+    take: Callable[[Episode], Any]
 
 
 def plan_part(space: Space[Any], place: Place, fields: Mapping[str, Field], limits: Limits) -> Part | None:
@@ -62,10 +54,10 @@ def plan_part(space: Space[Any], place: Place, fields: Mapping[str, Field], limi
     if issubclass(kind, GroupNode):
         return _plan_group(kind, space, place, fields, limits)
     if issubclass(kind, TextNode):
-        fault = _fault_of_space(space)
-        part = None if fault else _TextPart(space, place.name, limits)
+        fault, name = _fault_of_space(space), place.name
+        part = Part(space, space, [name], lambda episode: texts_of(name, episode, limits))
     elif issubclass(kind, NumberNode):
-        part = _NumberPart(space, place.name, fields)
+        part = _number_part(space, place.name, fields)
         fault = _fault_of_numbers(part.space, limits)
     else:
         fault = f"Minari has no {type(space).__name__} spaces"
@@ -113,61 +105,42 @@ def _plan_group(
         kind = group.standard.__name__
         limits.refuse(place.name, f"a {kind} space without parts has no rows", UnsupportedSpaceError)
         return None
-    return _GroupPart(group, parts)
+    return Part(
+        group.space_of({key: part.space for key, part in parts.items()}),
+        group.space_of({key: part.source for key, part in parts.items()}),
+        [name for part in parts.values() for name in part.names],
+        lambda episode: group.value_of({key: part.take(episode) for key, part in parts.items()}),
+    )
 
 
-class _GroupPart(Part):
-    """Values of a Dict or Tuple space."""
-
-    def __init__(self, group: type[GroupNode], parts: dict[Key, Part]) -> None:
-        self._group, self._parts = group, parts
-        self.space = group.space_of({key: part.space for key, part in parts.items()})
-        self.source = group.space_of({key: part.source for key, part in parts.items()})
-        self.names = [name for part in parts.values() for name in part.names]
-
-    def take(self, episode: Episode) -> Any:
-        return self._group.value_of({key: part.take(episode) for key, part in self._parts.items()})
-
-
-class _TextPart(Part):
-    def __init__(self, space: Space[Any], name: str, limits: Limits) -> None:
-        self.space = self.source = space
-        self.names = [name]
-        self._name, self._limits = name, limits
-
-    def take(self, episode: Episode) -> list[str]:
-        texts = [row.tobytes().decode("utf-8", "surrogatepass") for row in episode[self._name]]
-        for text in texts:
-            if fault := self._limits.text_fault(text):
-                raise CannotHold(f"{self._name}: the string {text!r:.60} {fault}")
-        return texts
-
-
-class _NumberPart(Part):
+def _number_part(space: Any, name: str, fields: Mapping[str, Field]) -> Part:
     """Values of a Box, Discrete, MultiDiscrete or MultiBinary space."""
+    field = fields.get(name)
+    if field is None or field.shape != space.shape or field.ragged:
+        raise FieldError(
+            f"{name}: expected a field of shape {space.shape} for {space!r:.80}, got {field}; pass the space that the "
+            "fields are of"
+        )
+    is_other = isinstance(space, spaces.Box) and field.dtype.name != space.dtype.name
+    stored = box_of(space, field.dtype) if is_other else space
+    return Part(stored, space, [name], lambda episode: numbers_of(name, episode, stored.dtype.newbyteorder("=")))
 
-    def __init__(self, space: Any, name: str, fields: Mapping[str, Field]) -> None:
-        field = fields.get(name)
-        if field is None or field.shape != space.shape or field.ragged:
-            raise FieldError(
-                f"{name}: expected a field of shape {space.shape} for {space!r:.80}, got {field}; pass the space that "
-                "the fields are of"
-            )
-        self._name, self.names = name, [name]
-        self.source = space
-        is_other = isinstance(space, spaces.Box) and field.dtype.name != space.dtype.name
-        self.space = box_of(space, field.dtype) if is_other else space
-        assert self.space.dtype is not None
-        self._dtype = self.space.dtype.newbyteorder("=")
 
-    def take(self, episode: Episode) -> npt.NDArray[Any]:
-        rows: npt.NDArray[Any] = episode[self._name]
-        if rows.dtype == self._dtype:
-            return rows
-        try:
-            return cast_exactly(self._name, rows, self._dtype)
-        except FieldError as error:
-            raise CannotHold(str(error)) from None
+def texts_of(name: str, episode: Episode, limits: Limits) -> list[str]:
+    """The strings of an episode."""
+    texts = [row.tobytes().decode("utf-8", "surrogatepass") for row in episode[name]]
+    for text in texts:
+        if fault := limits.text_fault(text):
+            raise CannotHold(f"{name}: the string {text!r:.60} {fault}")
+    return texts
+
+
+def numbers_of(name: str, episode: Episode, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The numbers of an episode, in the dtype that the dataset says."""
+    try:
+        return cast_exactly(name, episode[name], dtype)
+    except FieldError as error:
+        raise CannotHold(str(error)) from None
 
 
 def box_of(space: spaces.Box, dtype: np.dtype[Any]) -> spaces.Box:

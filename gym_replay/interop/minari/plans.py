@@ -23,7 +23,8 @@ from gym_replay.interop.minari.limits import GROUP, IMPORTED, LONGEST_ARROW, ROO
 from gym_replay.interop.minari.parts import Part, guess_space, plan_part
 from gym_replay.interop.old_data import as_steps
 from gym_replay.interop.transitions import Names, check_flags
-from gym_replay.spaces import Place, space_from_json, space_leaves, space_to_json
+from gym_replay.spaces import space_from_json, space_leaves, space_to_json
+from gym_replay.spaces.leaf import Place
 from gym_replay.wrappers.recorded_schema import FLAGS
 
 

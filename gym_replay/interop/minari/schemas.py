@@ -20,7 +20,8 @@ from gym_replay.interop.minari.about import about_import
 from gym_replay.interop.minari.limits import IMPORTED, ROOTS
 from gym_replay.interop.minari.parts import held_part, take_apart
 from gym_replay.interop.old_data import step_shape
-from gym_replay.spaces import Place, space_leaves, space_to_json
+from gym_replay.spaces import space_leaves, space_to_json
+from gym_replay.spaces.leaf import Place
 from gym_replay.wrappers.infos import PRESENT, ROOT
 from gym_replay.wrappers.recorded_schema import FLAGS, core_fields, meta_fields
 

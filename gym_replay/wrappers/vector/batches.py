@@ -11,7 +11,8 @@ from gymnasium import Space
 
 from gym_replay.buffer.storage.fields import Field, elements_of, fit, to_array
 from gym_replay.errors import FieldError
-from gym_replay.spaces import Leaf, of_one, root_of, space_tree
+from gym_replay.spaces import Leaf, root_of, space_tree
+from gym_replay.spaces.node import of_one
 from gym_replay.wrappers.recorded_schema import warn_of_dtype
 
 Column: TypeAlias = "npt.NDArray[Any] | list[npt.NDArray[Any]]"

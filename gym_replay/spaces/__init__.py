@@ -15,7 +15,7 @@ Sequences inside Sequences, at the same place, are ``path.%lengths2`` and so on)
 ``path.%items`` behind, a zero for each.
 """
 
-from gym_replay.spaces import custom, graph, groups, numbers, one_of, sequence, text  # noqa: F401  # each kind
+from gym_replay.spaces import numbers, text, groups, one_of, sequence, graph, custom  # noqa: F401, I001  # each kind
 from gym_replay.spaces.codec import (
     make_flattener,
     make_space_encoder,

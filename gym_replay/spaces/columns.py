@@ -30,14 +30,16 @@ def check_items(name: str, value: Any) -> Any:
     )
 
 
-def read_spans(count: int, lengths: Any, total: int) -> list[tuple[int, int]]:
-    """Begin and end of the elements of each of ``count`` items, which have ``total`` elements together."""
+def read_spans(count: int, lengths: Any, elements: Any) -> list[tuple[int, int]]:
+    """Begin and end of the elements of each of ``count`` items among the elements of all."""
     column = np.asarray(lengths)
     if column.shape != (count,) or column.dtype.kind not in "iu" or (count and column.min() < 0):
         raise FieldError(f"unflatten: expected {count} lengths, got {describe(column)}; check the buffer")
     edges = list(accumulate(column.tolist(), initial=0))
-    if edges[-1] != total:
-        raise FieldError(f"unflatten: the lengths sum up to {edges[-1]}, there are {total} elements; check the buffer")
+    if edges[-1] != len(elements):
+        raise FieldError(
+            f"unflatten: the lengths sum up to {edges[-1]}, there are {len(elements)} elements; check the buffer"
+        )
     return list(pairwise(edges))
 
 

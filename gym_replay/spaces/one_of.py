@@ -67,12 +67,9 @@ class OneOfNode(SpaceNode, of=spaces.OneOf):
         return index, value[1]
 
     def join(self, count: int, columns: Iterator[Column]) -> list[Any]:
-        column = np.asarray(next(columns), np.int64)
-        if column.shape != (count,) or not all(0 <= index < len(self._choices) for index in column):
-            raise FieldError(
-                f"unflatten: expected {count} indices below {len(self._choices)}, got {describe(column)}; check the "
-                "buffer"
-            )
+        column = stored_array(self._space, count, next(columns), np.int64, ())
+        if (wrong := column[(column < 0) | (column >= len(self._choices))]).size:
+            raise FieldError(f"unflatten: index {wrong[0]} is none of {len(self._choices)} spaces; check the buffer")
         joined = [
             iter(choice.join(int(np.count_nonzero(column == i)), columns)) for i, choice in enumerate(self._choices)
         ]

@@ -67,7 +67,7 @@ class Items(Node):
 
     def join(self, count: int, columns: Iterator[Column]) -> list[Any]:
         lengths, own = next(columns), [next(columns) for _ in self._items.leaves]
-        spans = read_spans(count, lengths, len(own[0]))
+        spans = read_spans(count, lengths, own[0])
         items = self._items.join(len(own[0]), iter(own))
         gather = self._items.stack if self._is_stacked else tuple
         return [gather(items[begin:end]) for begin, end in spans]

@@ -40,8 +40,8 @@ class TextNode(SpaceNode, of=spaces.Text):
         return [np.array([len(text) for text in encoded], np.int64), np.frombuffer(b"".join(encoded), np.uint8)]
 
     def join(self, count: int, columns: Iterator[Column]) -> list[str]:
-        lengths, data = next(columns), np.asarray(next(columns), np.uint8)
-        return [decode_text(data[begin:end]) for begin, end in read_spans(count, lengths, len(data))]
+        lengths, data = next(columns), next(columns)
+        return [decode_text(data[begin:end]) for begin, end in read_spans(count, lengths, data)]
 
     @classmethod
     def to_json(cls, space: spaces.Text, place: str) -> dict[str, Json]:

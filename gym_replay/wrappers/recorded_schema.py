@@ -51,6 +51,19 @@ def meta_fields(reward: tuple[int, ...]) -> dict[str, Field]:
     return {**parse_fields(RECORDER_META), "episode_return": Field("float64", reward)}
 
 
+def leaves_of_spaces(roots: Mapping[str, gym.Space[Any]], dtypes: Mapping[str, Any]) -> dict[str, list[Leaf]]:
+    """The leaves of an environment's spaces; each takes the dtypes of its own fields.
+
+    Raises:
+        UnsupportedSpaceError, FieldError: as :func:`~gym_replay.spaces.space_leaves`.
+    """
+    found = {}
+    for root, space in roots.items():
+        own = {name: dtype for name, dtype in dtypes.items() if name.partition(".")[0] == root}
+        found[root] = space_leaves(space, root, state=root == "observation", dtypes=own)
+    return found
+
+
 def leaves_of(env: Any, dtypes: Mapping[str, Any]) -> tuple[list[Leaf], list[Leaf]]:
     """The leaves of the environment's observation space and of its action space.
 
@@ -61,15 +74,7 @@ def leaves_of(env: Any, dtypes: Mapping[str, Any]) -> tuple[list[Leaf], list[Lea
     roots = {"observation": env.observation_space, "action": env.action_space}
     if unknown := [name for name in dtypes if name.partition(".")[0] not in (*roots, "info")]:
         raise FieldError(f"dtypes: {unknown[0]!r} is not below 'observation', 'action' or 'info'")
-    observation, action = (
-        space_leaves(
-            space,
-            root,
-            state=root == "observation",
-            dtypes={name: dtype for name, dtype in dtypes.items() if name.partition(".")[0] == root},
-        )
-        for root, space in roots.items()
-    )
+    observation, action = leaves_of_spaces(roots, dtypes).values()
     return observation, action
 
 

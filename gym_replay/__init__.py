@@ -38,7 +38,6 @@ from gym_replay.errors import (
 
 if TYPE_CHECKING:
     from gym_replay.buffer.copying import merge, select, split_into
-    from gym_replay.buffer.custom_spaces import register_space
     from gym_replay.buffer.loading.field_statistics import FieldStatistics
     from gym_replay.buffer.loading.formats import DecisionTransformerFormat, LeRobotFormat
     from gym_replay.buffer.loading.goals import GoalMixture, GoalSampler
@@ -65,6 +64,7 @@ if TYPE_CHECKING:
     from gym_replay.interop.torchrl import to_torchrl
     from gym_replay.interop.trajectories import from_trajectories
     from gym_replay.replaying import ReplayReport, replay
+    from gym_replay.spaces import register_space
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
     from gym_replay.wrappers.recording import FinishedEpisode
 
@@ -89,7 +89,7 @@ _LAZY = {
     "export_minari": "gym_replay.interop.minari",
     "import_minari": "gym_replay.interop.minari",
     "n_step_loader": "gym_replay.buffer.loading.loaders",
-    "register_space": "gym_replay.buffer.custom_spaces",
+    "register_space": "gym_replay.spaces",
     "returns_to_go": "gym_replay.buffer.loading.returns",
     "replay": "gym_replay.replaying",
     "select": "gym_replay.buffer.copying",

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.env_arguments import require_harmless
-from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.env_spec import make_env
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.reading import Readable
@@ -26,9 +25,9 @@ from gym_replay.buffer.storage.fields import make_encoder, parse_fields
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError, EpisodeStateError, FieldError
+from gym_replay.spaces import Leaf, make_space_encoder, make_unflattener, space_leaves, space_to_json
 from gym_replay.wrappers.generator_state import NUMBERS, restore_generator
 from gym_replay.wrappers.recorded_schema import RECORDER_META
-from gym_replay.wrappers.spaces import Leaf, make_space_encoder, space_leaves, unflatten
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -406,7 +405,8 @@ class _Player:
         space = self.env.action_space
         if _is_wider(columns, space.dtype):
             return iter(columns[0])
-        return (unflatten(space, [column[t] for column in columns]) for t in range(len(episode)))
+        unflatten = make_unflattener(space)
+        return (unflatten([column[t] for column in columns]) for t in range(len(episode)))
 
 
 def _stored_leaves(metadata: Metadata, leaves: Sequence[Leaf]) -> list[Leaf]:

@@ -18,20 +18,20 @@ import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
 from gym_replay.buffer.env_arguments import OFF_SCREEN, require_harmless
-from gym_replay.buffer.env_spaces import (
+from gym_replay.errors import CorruptBufferError, GymReplayError, MakeEnvError, printable
+from gym_replay.spaces.checked_json import (
     MAX_DEPTH,
     MAX_ELEMENTS,
     NUMERIC,
     Json,
-    SpaceReader,
     brief,
     dtype_to_json,
     float_to_json,
     member,
     read_dtype,
     read_number,
+    read_shape,
 )
-from gym_replay.errors import CorruptBufferError, GymReplayError, MakeEnvError, printable
 
 _SPEC_MEMBERS: dict[str, tuple[type, ...]] = {
     "id": (str,),
@@ -165,7 +165,7 @@ def _value_from_json(value: Json, place: str, depth: int = 0) -> Any:
 
 
 def _array_from_json(value: Json, place: str) -> npt.NDArray[Any]:
-    dtype, shape = read_dtype(value, place), SpaceReader().shape(value, place)
+    dtype, shape = read_dtype(value, place), read_shape(value, place)
     numbers = _value_from_json(member(value, "numbers", list, place), place)
     if len(numbers) != math.prod(shape):
         raise CorruptBufferError(f"{place}: expected {math.prod(shape)} numbers, got {len(numbers)}")

@@ -280,14 +280,14 @@ class ReplayBuffer(Readable):
     @property
     def observation_space(self) -> gym.Space[Any]:
         """The recorded environment's observation space."""
-        from gym_replay.buffer.env_spaces import space_from_json
+        from gym_replay.spaces import space_from_json
 
         return self._decoded("observation_space", space_from_json)
 
     @property
     def action_space(self) -> gym.Space[Any]:
         """The recorded environment's action space."""
-        from gym_replay.buffer.env_spaces import space_from_json
+        from gym_replay.spaces import space_from_json
 
         return self._decoded("action_space", space_from_json)
 

@@ -166,7 +166,7 @@ def _space(value: Any) -> str | None:
     """A stored space as Gymnasium writes it."""
     if value is None:
         return None
-    from gym_replay.buffer.env_spaces import space_from_json
+    from gym_replay.spaces import space_from_json
 
     try:
         return " ".join(str(space_from_json(value)).split())

@@ -94,7 +94,7 @@ def recorded_space(buffer: Readable, kind: str) -> Any:
     Raises:
         FieldError: none is stored.
     """
-    from gym_replay.buffer.env_spaces import space_from_json
+    from gym_replay.spaces import space_from_json
 
     stored = (buffer.metadata.environment or {}).get(f"{kind}_space")
     if stored is None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
 
 from gym_replay.buffer.storage.block import Piece
-from gym_replay.wrappers.spaces import Leaf
+from gym_replay.spaces import Leaf
+from gym_replay.spaces.node import standard_node
 
 RUN_BYTES = 1 << 18
 """Bytes that are compared at once: to compare each short episode would cost more than its steps."""
@@ -107,19 +107,11 @@ class BoundsCheck:
 
 def _bounds_of(leaf: Leaf) -> tuple[Bound, Bound] | None:
     """Lowest and highest value of each element, or None where every value of the dtype is inside."""
-    space = leaf.space
-    if isinstance(space, spaces.Box):
-        low, high = space.low, space.high
-    elif isinstance(space, spaces.Discrete):
-        low, high = np.asarray(space.start), np.asarray(space.start + space.n - 1)
-    elif isinstance(space, spaces.MultiDiscrete):
-        low, high = space.start, space.start + space.nvec - 1
-    elif isinstance(space, spaces.MultiBinary):
-        low, high = np.asarray(0), np.asarray(1)
-    else:
+    bounds = standard_node(leaf.space).bounds(leaf.space)
+    if bounds is None:
         return None
-    dtype = leaf.field.dtype
-    if dtype.kind == "b" or dtype != space.dtype:  # another storage dtype rounds, and may round out of the bounds
+    (low, high), dtype = bounds, leaf.field.dtype
+    if dtype.kind == "b" or dtype != leaf.space.dtype:  # another storage dtype rounds, and may round out of the bounds
         return None
     info: Any = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
     if dtype.kind == "f" and np.isinf(low).all() and np.isinf(high).all():
@@ -146,11 +138,7 @@ class _Bounds:
 
     def _repeat(self, times: int) -> None:
         low, high = (np.tile(bound.reshape(-1), times) for bound in (self.low, self.high))
-        # In one call: an interrupt in between would leave one of them shorter.
-        self.__dict__.update(_low=low, _high=high if self._as is None else high.view(self._as))
-
-    _low: Bound
-    _high: Bound
+        self._tiled = low, high if self._as is None else high.view(self._as)  # one object: an interrupt may come
 
     def exclude_any(self, rows: Bound) -> bool:
         """Whether any row is outside; NaN is not."""
@@ -158,17 +146,19 @@ class _Bounds:
         if self._as is not None:
             values = values.view(self._as)
         count = values.size
-        if count <= self._low.size:
+        longest = self._tiled[0].size
+        if count <= longest:
             return self._exclude(values, count)
         width = self.low.size
         most = max(_AT_ONCE // width, 1) * width
-        if self._low.size < min(count, most):
+        if longest < min(count, most):
             self._repeat(min(2 * count, most) // width)
-        longest = self._low.size
+            longest = self._tiled[0].size
         return any(self._exclude(part, part.size) for part in np.split(values, range(longest, count, longest)))
 
     def _exclude(self, values: Bound, count: int) -> bool:
+        low, high = self._tiled
         # To look for a 1 among the bytes takes half of the time that NumPy takes to count.
-        if self._has_low and 1 in (values < self._low[:count]).tobytes():
+        if self._has_low and 1 in (values < low[:count]).tobytes():
             return True
-        return self._has_high and 1 in (values > self._high[:count]).tobytes()
+        return self._has_high and 1 in (values > high[:count]).tobytes()

@@ -17,6 +17,7 @@ from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.buffer.storage.garbage import finalize
 from gym_replay.buffer.storage.room import UNLIMITED
 from gym_replay.errors import EpisodeStateError, FieldError
+from gym_replay.spaces import Leaf, make_flattener, make_space_encoder
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import ResetFacts
 from gym_replay.wrappers.infos import Infos, is_info
@@ -32,7 +33,6 @@ from gym_replay.wrappers.recorded_schema import (
 from gym_replay.wrappers.recorder import Recorder, refuse_other_spaces, wrong_result
 from gym_replay.wrappers.recording import OnEpisode, Recording
 from gym_replay.wrappers.rewards import RewardShape, declared_shape, fit_rewards, parse_reward_shape, shape_of_first
-from gym_replay.wrappers.spaces import Leaf, make_flattener, make_space_encoder
 
 _LOOKS = 20
 _ndarray, _float64 = np.ndarray, np.float64  # found at once: a step asks for them several times

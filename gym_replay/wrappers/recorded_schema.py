@@ -11,7 +11,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
 from gym_replay.buffer.storage.fields import Field, FieldLike, parse_fields, plain_dtypes, plain_fields
@@ -19,9 +18,9 @@ from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.buffer.storage.layout import Metadata, read_metadata
 from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.errors import ConfigMismatchError, FieldError
+from gym_replay.spaces import Leaf, space_leaves, space_to_json
 from gym_replay.wrappers.generator_state import NUMBERS
 from gym_replay.wrappers.infos import check_infos, is_info
-from gym_replay.wrappers.spaces import Leaf, space_leaves
 
 RECORDER_META: dict[str, FieldLike] = {
     "episode_seed": Field("int64", default=-1),
@@ -52,6 +51,19 @@ def meta_fields(reward: tuple[int, ...]) -> dict[str, Field]:
     return {**parse_fields(RECORDER_META), "episode_return": Field("float64", reward)}
 
 
+def leaves_of_spaces(roots: Mapping[str, gym.Space[Any]], dtypes: Mapping[str, Any]) -> dict[str, list[Leaf]]:
+    """The leaves of an environment's spaces; each takes the dtypes of its own fields.
+
+    Raises:
+        UnsupportedSpaceError, FieldError: as :func:`~gym_replay.spaces.space_leaves`.
+    """
+    found = {}
+    for root, space in roots.items():
+        own = {name: dtype for name, dtype in dtypes.items() if name.partition(".")[0] == root}
+        found[root] = space_leaves(space, root, state=root == "observation", dtypes=own)
+    return found
+
+
 def leaves_of(env: Any, dtypes: Mapping[str, Any]) -> tuple[list[Leaf], list[Leaf]]:
     """The leaves of the environment's observation space and of its action space.
 
@@ -62,15 +74,7 @@ def leaves_of(env: Any, dtypes: Mapping[str, Any]) -> tuple[list[Leaf], list[Lea
     roots = {"observation": env.observation_space, "action": env.action_space}
     if unknown := [name for name in dtypes if name.partition(".")[0] not in (*roots, "info")]:
         raise FieldError(f"dtypes: {unknown[0]!r} is not below 'observation', 'action' or 'info'")
-    observation, action = (
-        space_leaves(
-            space,
-            root,
-            state=root == "observation",
-            dtypes={name: dtype for name, dtype in dtypes.items() if name.partition(".")[0] == root},
-        )
-        for root, space in roots.items()
-    )
+    observation, action = leaves_of_spaces(roots, dtypes).values()
     return observation, action
 
 

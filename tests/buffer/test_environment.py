@@ -20,10 +20,11 @@ from gymnasium.envs.registration import EnvSpec, WrapperSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gym_replay.buffer.custom_spaces import ANY_CHARACTER, LONGEST_TEXT, find_rule, register_space
-from gym_replay.buffer.env_spaces import MAX_DEPTH, MAX_ELEMENTS, space_from_json, space_to_json
 from gym_replay.buffer.env_spec import make_env, spec_from_json, spec_to_json
 from gym_replay.errors import CorruptBufferError, GymReplayError, MakeEnvError, UnsupportedSpaceError
+from gym_replay.spaces import register_space, space_from_json, space_to_json
+from gym_replay.spaces.checked_json import MAX_DEPTH, MAX_ELEMENTS
+from gym_replay.spaces.custom import ANY_CHARACTER, LONGEST_TEXT
 
 
 def through_file(value):
@@ -184,10 +185,10 @@ def test_a_space_of_strings_is_written_as_text():
     assert len(json.dumps(space_to_json(Mission()))) < 4096, "every metadata file holds it"
 
 
-def test_a_registered_space_is_written_as_its_standard_space(monkeypatch):
-    monkeypatch.setattr("gym_replay.buffer.custom_spaces._RULES", {})
+@pytest.mark.usefixtures("rules")
+def test_a_registered_space_is_written_as_its_standard_space():
     register_space(Pointer, lambda space: spaces.Tuple((Mission(), spaces.Discrete(2))))
-    assert find_rule(spaces.Discrete(2), "x") is None
+    assert through_json(spaces.Discrete(2)) == spaces.Discrete(2)
     sharp = type("Sharp", (Pointer,), {})()
     for space in (Pointer(), sharp):
         back = through_json(spaces.Sequence(space))
@@ -204,8 +205,8 @@ def test_an_unknown_space_shows_how_to_register_it():
         space_to_json(None, "action")
 
 
-def test_a_registration_without_end_is_refused(monkeypatch):
-    monkeypatch.setattr("gym_replay.buffer.custom_spaces._RULES", {})
+@pytest.mark.usefixtures("rules")
+def test_a_registration_without_end_is_refused():
     register_space(Pointer, lambda space: spaces.Tuple((Pointer(),)))
     with pytest.raises(UnsupportedSpaceError, match=r"^action"):
         space_to_json(Pointer(), "action")

@@ -26,8 +26,7 @@ from gym_replay import (
     import_minari,
     select,
 )
-from gym_replay.interop.minari import package
-from gym_replay.interop.minari.parts import Part, _NumberPart
+from gym_replay.interop.minari import package, parts
 
 minari = pytest.importorskip("minari")
 
@@ -267,15 +266,15 @@ def test_namespaces_are_made(buffer):
 
 @pytest.mark.parametrize("data_format", FORMATS)
 def test_nothing_is_left_of_an_export_that_failed(buffer, datasets, monkeypatch, data_format):
-    real, seen = _NumberPart.take, []
+    real, seen = parts.numbers_of, []
 
-    def take(self: Part, episode):
+    def numbers_of(*arguments):
         seen.append(left(datasets))
         if len(seen) > 3:
             raise OSError(28, "No space left on device")
-        return real(self, episode)
+        return real(*arguments)
 
-    monkeypatch.setattr(_NumberPart, "take", take)
+    monkeypatch.setattr(parts, "numbers_of", numbers_of)
     with pytest.raises(StorageError, match=r"No space left.*nothing of it is left"):
         export_minari(buffer, "name/space-v0", data_format=data_format)
     assert any(seen)
@@ -285,8 +284,8 @@ def test_nothing_is_left_of_an_export_that_failed(buffer, datasets, monkeypatch,
 
 def test_a_killed_export_is_cleaned_up_by_the_next(buffer, datasets):
     script = (
-        "import os; from gym_replay import export_minari; from gym_replay.interop.minari.parts import _NumberPart\n"
-        "_NumberPart.take = lambda *a: os._exit(9)\n"
+        "import os; from gym_replay import export_minari; from gym_replay.interop.minari import parts\n"
+        "parts.numbers_of = lambda *a: os._exit(9)\n"
         f"export_minari({str(buffer.folder)!r}, 'killed-v0')"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 9

@@ -12,7 +12,7 @@ import pytest
 from wrappers import matrix
 
 from gym_replay import RecordToBuffer, ReplayBuffer, check_buffer
-from gym_replay.wrappers.spaces import space_leaves, unflatten
+from gym_replay.spaces import space_leaves, unflatten
 
 STEPS = 60
 CUT_AT = 35  # a reset in the middle of an episode, unless one has just ended

@@ -25,7 +25,7 @@ from gym_replay import (
     UnsupportedSpaceError,
     check_buffer,
 )
-from gym_replay.wrappers.spaces import make_flattener, space_leaves, unflatten
+from gym_replay.spaces import make_flattener, space_leaves, unflatten
 
 
 class Nested(gym.Env):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gym_replay.buffer.storage.names import encode_siblings, key_from_json
+from gym_replay.buffer.storage.names import encode_siblings
 from gym_replay.errors import CorruptBufferError, FieldError
 
 OWN = "%values"
@@ -83,21 +83,17 @@ class Nesting:
 
 def _tree(space: Any, parts: dict[tuple[str, ...], Any]) -> Any:
     """The tree of the entries at these paths below a space."""
-    kind = space["type"] if isinstance(space, dict) else None
-    if kind == "Sequence":
-        return _tree(space["feature_space"], parts)
-    if kind == "Dict":
-        return _keyed([(key_from_json(key), child) for key, child in space["items"]], parts)
-    if kind == "Tuple":
-        children = list(enumerate(space["spaces"]))
-        tree = _keyed(children, parts)
-        return tuple(tree.values()) if len(tree) == len(children) else tree
-    if kind == "OneOf":
-        return _keyed(list(enumerate(space["spaces"])), parts)
-    return parts[()] if set(parts) == {()} else _keyed([], parts)
+    from gym_replay.spaces.node import parts_of_json  # it imports Gymnasium
+
+    children = parts_of_json(space)
+    if children is None and set(parts) == {()}:
+        return parts[()]
+    keyed = dict(enumerate(children)) if isinstance(children, tuple) else children or {}
+    tree = _keyed(keyed, parts)
+    return tuple(tree.values()) if isinstance(children, tuple) and len(tree) == len(children) else tree
 
 
-def _keyed(children: list[tuple[Any, Any]], parts: dict[tuple[str, ...], Any]) -> dict[Any, Any]:
+def _keyed(children: Mapping[Any, Any], parts: dict[tuple[str, ...], Any]) -> dict[Any, Any]:
     tree: dict[Any, Any] = {}
     below: dict[str, dict[tuple[str, ...], Any]] = {}
     for path, slot in parts.items():
@@ -105,8 +101,7 @@ def _keyed(children: list[tuple[Any, Any]], parts: dict[tuple[str, ...], Any]) -
             below.setdefault(path[0], {})[path[1:]] = slot
         else:
             tree[OWN] = slot
-    components = encode_siblings(key for key, _ in children)
-    for (key, child), component in zip(children, components, strict=True):
+    for (key, child), component in zip(children.items(), encode_siblings(children), strict=True):
         inside = below.pop(component, {})
         if inside or _is_empty(child):
             tree[key] = _tree(child, inside)
@@ -119,7 +114,9 @@ def _keyed(children: list[tuple[Any, Any]], parts: dict[tuple[str, ...], Any]) -
 
 def _is_empty(space: Any) -> bool:
     """Whether it is a Dict or Tuple space without parts, which no field tells of."""
-    return isinstance(space, dict) and [] in (space.get("items"), space.get("spaces"))
+    from gym_replay.spaces.node import parts_of_json
+
+    return parts_of_json(space) in ({}, ())
 
 
 def _filled(tree: Any, batch: Mapping[str, Any]) -> Any:

@@ -21,10 +21,10 @@ from gym_replay.interop.minari.limits import GROUP, LONGEST_ARROW
 from gym_replay.interop.minari.parts import cast_exactly, in_shape, take_apart
 from gym_replay.interop.minari.schemas import Refuse, Schema, entry
 from gym_replay.interop.old_data import as_flags, as_steps, check_ends
+from gym_replay.spaces.leaf import Place
 from gym_replay.wrappers.episode_facts import describe_run, options_to_json
 from gym_replay.wrappers.infos import PRESENT, ROOT
 from gym_replay.wrappers.recorded_schema import FLAGS
-from gym_replay.wrappers.space_leaf import Place
 
 
 def check_length(values: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:

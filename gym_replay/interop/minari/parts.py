@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -11,35 +11,35 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import Space, spaces
 
-from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.storage.fields import Field, encode_text, exact_cast
+from gym_replay.buffer.storage.names import Key
 from gym_replay.errors import CorruptBufferError, FieldError, UnsupportedSpaceError
 from gym_replay.interop.minari.limits import CannotHold, Limits
-from gym_replay.wrappers.space_leaf import Place, keyed
-from gym_replay.wrappers.spaces import space_leaves
+from gym_replay.spaces import space_leaves, space_to_json
+from gym_replay.spaces.groups import GroupNode
+from gym_replay.spaces.leaf import Place, places_of
+from gym_replay.spaces.node import standard_node
+from gym_replay.spaces.numbers import NumberNode
+from gym_replay.spaces.text import TextNode
 
 
-class Part(ABC):
+@dataclass(frozen=True)
+class Part:
     """A space, or a part of one, on its way to Minari.
 
-    Attributes:
+    Args:
         space: the space that the dataset says: of the dtypes that are stored.
         source: the space as it was recorded, without what is left out.
         names: the fields of it.
+        take: gives the values of an episode, all steps: arrays ``(rows, *field.shape)``, lists of strings, dicts and
+            tuples. It raises CannotHold where one of them does not fit the format.
     """
 
     space: Space[Any]
     source: Space[Any]
     names: list[str]
-
-    @abstractmethod
-    def take(self, episode: Episode) -> Any:
-        """The values of an episode, all steps: arrays ``(rows, *field.shape)``, lists of strings, dicts and tuples.
-
-        Raises:
-            CannotHold: one of them does not fit the format.
-        """
+    take: Callable[[Episode], Any]
 
 
 def plan_part(space: Space[Any], place: Place, fields: Mapping[str, Field], limits: Limits) -> Part | None:
@@ -49,16 +49,15 @@ def plan_part(space: Space[Any], place: Place, fields: Mapping[str, Field], limi
         UnsupportedSpaceError: the format cannot hold a part of it, and nothing is to be left out.
         FieldError: the fields are not those of the space.
     """
+    kind = standard_node(space)
     part: Part | None = None
-    if isinstance(space, spaces.Dict):
-        return _plan_dict(space, place, fields, limits)
-    if isinstance(space, spaces.Tuple):
-        return _plan_tuple(space, place, fields, limits)
-    if isinstance(space, spaces.Text):
-        fault = _fault_of_space(space)
-        part = None if fault else _TextPart(space, place.name, limits)
-    elif isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        part = _NumberPart(space, place.name, fields)
+    if issubclass(kind, GroupNode):
+        return _plan_group(kind, space, place, fields, limits)
+    if issubclass(kind, TextNode):
+        fault, name = _fault_of_space(space), place.name
+        part = Part(space, space, [name], lambda episode: texts_of(name, episode, limits))
+    elif issubclass(kind, NumberNode):
+        part = _number_part(space, place.name, fields)
         fault = _fault_of_numbers(part.space, limits)
     else:
         fault = f"Minari has no {type(space).__name__} spaces"
@@ -90,94 +89,58 @@ def _fault_of_space(space: Space[Any]) -> str | None:
     return None
 
 
-def _plan_dict(space: spaces.Dict, place: Place, fields: Mapping[str, Field], limits: Limits) -> Part | None:
-    parts: dict[str, Part] = {}
-    for key, at, child in keyed(place, list(space.spaces.items())):
-        if fault := limits.key_fault(key):
+def _plan_group(
+    group: type[GroupNode], space: Space[Any], place: Place, fields: Mapping[str, Field], limits: Limits
+) -> Part | None:
+    parts: dict[Key, Part] = {}
+    for key, at, child in group.placed_parts(space, place):
+        if group.is_keyed and (fault := limits.key_fault(key)):
             limits.refuse(at.name, fault, UnsupportedSpaceError)
         elif (part := plan_part(child, at, fields, limits)) is not None:
             parts[key] = part
-    if not parts and not limits.is_hdf5:
-        limits.refuse(place.name, "a Dict space without parts has no rows", UnsupportedSpaceError)
-        return None
-    return _DictPart(parts)
-
-
-def _plan_tuple(space: Any, place: Place, fields: Mapping[str, Field], limits: Limits) -> Part | None:
-    parts: list[Part] = []
-    for _, at, child in keyed(place, list(enumerate(space.spaces))):
-        part = plan_part(child, at, fields, limits)
-        if part is None:  # the others would move to other places
+        elif not group.is_keyed:  # the others would move to other indices
             limits.refuse(place.name, f"{at.name} is left out, and so the whole Tuple is", UnsupportedSpaceError)
             return None
-        parts.append(part)
     if not parts and not limits.is_hdf5:
-        limits.refuse(place.name, "a Tuple space without parts has no rows", UnsupportedSpaceError)
+        kind = group.standard.__name__
+        limits.refuse(place.name, f"a {kind} space without parts has no rows", UnsupportedSpaceError)
         return None
-    return _TuplePart(parts)
+    return Part(
+        group.space_of({key: part.space for key, part in parts.items()}),
+        group.space_of({key: part.source for key, part in parts.items()}),
+        [name for part in parts.values() for name in part.names],
+        lambda episode: group.value_of({key: part.take(episode) for key, part in parts.items()}),
+    )
 
 
-class _DictPart(Part):
-    def __init__(self, parts: dict[str, Part]) -> None:
-        self._parts = parts
-        self.space = spaces.Dict([(key, part.space) for key, part in parts.items()])
-        self.source = spaces.Dict([(key, part.source) for key, part in parts.items()])
-        self.names = [name for part in parts.values() for name in part.names]
-
-    def take(self, episode: Episode) -> dict[str, Any]:
-        return {key: part.take(episode) for key, part in self._parts.items()}
-
-
-class _TuplePart(Part):
-    def __init__(self, parts: list[Part]) -> None:
-        self._parts = parts
-        self.space = spaces.Tuple([part.space for part in parts])
-        self.source = spaces.Tuple([part.source for part in parts])
-        self.names = [name for part in parts for name in part.names]
-
-    def take(self, episode: Episode) -> tuple[Any, ...]:
-        return tuple([part.take(episode) for part in self._parts])
-
-
-class _TextPart(Part):
-    def __init__(self, space: Space[Any], name: str, limits: Limits) -> None:
-        self.space = self.source = space
-        self.names = [name]
-        self._name, self._limits = name, limits
-
-    def take(self, episode: Episode) -> list[str]:
-        texts = [row.tobytes().decode("utf-8", "surrogatepass") for row in episode[self._name]]
-        for text in texts:
-            if fault := self._limits.text_fault(text):
-                raise CannotHold(f"{self._name}: the string {text!r:.60} {fault}")
-        return texts
-
-
-class _NumberPart(Part):
+def _number_part(space: Any, name: str, fields: Mapping[str, Field]) -> Part:
     """Values of a Box, Discrete, MultiDiscrete or MultiBinary space."""
+    field = fields.get(name)
+    if field is None or field.shape != space.shape or field.ragged:
+        raise FieldError(
+            f"{name}: expected a field of shape {space.shape} for {space!r:.80}, got {field}; pass the space that the "
+            "fields are of"
+        )
+    is_other = isinstance(space, spaces.Box) and field.dtype.name != space.dtype.name
+    stored = box_of(space, field.dtype) if is_other else space
+    return Part(stored, space, [name], lambda episode: numbers_of(name, episode, stored.dtype.newbyteorder("=")))
 
-    def __init__(self, space: Any, name: str, fields: Mapping[str, Field]) -> None:
-        field = fields.get(name)
-        if field is None or field.shape != space.shape or field.ragged:
-            raise FieldError(
-                f"{name}: expected a field of shape {space.shape} for {space!r:.80}, got {field}; pass the space that "
-                "the fields are of"
-            )
-        self._name, self.names = name, [name]
-        self.source = space
-        is_other = isinstance(space, spaces.Box) and field.dtype.name != space.dtype.name
-        self.space = box_of(space, field.dtype) if is_other else space
-        assert self.space.dtype is not None
-        self._dtype = self.space.dtype.newbyteorder("=")
 
-    def take(self, episode: Episode) -> npt.NDArray[Any]:
-        rows: npt.NDArray[Any] = episode[self._name]
-        if rows.dtype == self._dtype:
-            return rows
-        try:
-            return cast_exactly(self._name, rows, self._dtype)
-        except FieldError as error:
-            raise CannotHold(str(error)) from None
+def texts_of(name: str, episode: Episode, limits: Limits) -> list[str]:
+    """The strings of an episode."""
+    texts = [row.tobytes().decode("utf-8", "surrogatepass") for row in episode[name]]
+    for text in texts:
+        if fault := limits.text_fault(text):
+            raise CannotHold(f"{name}: the string {text!r:.60} {fault}")
+    return texts
+
+
+def numbers_of(name: str, episode: Episode, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The numbers of an episode, in the dtype that the dataset says."""
+    try:
+        return cast_exactly(name, episode[name], dtype)
+    except FieldError as error:
+        raise CannotHold(str(error)) from None
 
 
 def box_of(space: spaces.Box, dtype: np.dtype[Any]) -> spaces.Box:
@@ -233,10 +196,9 @@ def guess_space(root: str, fields: Mapping[str, Field]) -> Space[Any]:
             f"terminated and truncated; there are {list(fields)}"
         )
     children = {key: guess_space(key, _below(root, fields)) for key in keys}
-    space = spaces.Dict(list(children.items()))
-    if [at.name for _, at, _ in keyed(Place(root), list(space.spaces.items()))] != [f"{root}.{key}" for key in keys]:
+    if [at.name for at in places_of(Place(root), keys)] != [f"{root}.{key}" for key in keys]:
         raise FieldError(f"fields below {root!r}: {keys} are no keys of a Dict space; pass {root}_space=...")
-    return space
+    return spaces.Dict(list(children.items()))
 
 
 def _below(root: str, fields: Mapping[str, Field]) -> dict[str, Field]:
@@ -251,19 +213,19 @@ def take_apart(space: Space[Any], place: Place, values: Any, into: dict[str, Any
     Raises:
         CorruptBufferError: they are not of the space.
     """
-    if isinstance(space, spaces.Dict):
-        if not isinstance(values, Mapping) or not set(space.spaces) <= set(values):
-            raise CorruptBufferError(
-                f"{place.name}: expected a dict with keys {list(space.spaces)}, got {values!r:.80}"
-            )
-        for key, at, child in keyed(place, list(space.spaces.items())):
-            take_apart(child, at, values[key], into)
-    elif isinstance(space, spaces.Tuple):
-        if not isinstance(values, tuple) or len(values) != len(space.spaces):
-            raise CorruptBufferError(f"{place.name}: expected a tuple of {len(space.spaces)}, got {values!r:.80}")
-        for index, at, child in keyed(place, list(enumerate(space.spaces))):
-            take_apart(child, at, values[index], into)
-    elif isinstance(space, spaces.Text):
+    kind = standard_node(space)
+    if issubclass(kind, GroupNode):
+        parts = kind.placed_parts(space, place)
+        keys = [key for key, _, _ in parts]
+        if kind.is_keyed and isinstance(values, Mapping):  # what the space does not have is left out
+            values = {key: values[key] for key in keys if key in values}
+        try:
+            found = kind.make_apart(place.name, keys)(values)
+        except FieldError as error:
+            raise CorruptBufferError(str(error)) from None
+        for (_, at, child), value in zip(parts, found, strict=True):
+            take_apart(child, at, value, into)
+    elif issubclass(kind, TextNode):
         into[place.name] = [np.frombuffer(encode_text(place.name, text), np.uint8) for text in values]
     else:
         array = in_shape(np.asarray(values), space.shape or ())
@@ -283,7 +245,8 @@ def in_shape(array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any
 
 def held_part(space: Space[Any], place: Place, refuse: Callable[..., None]) -> Space[Any] | None:
     """A space without the parts that a buffer cannot hold; None where nothing is left."""
-    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
+    kind = standard_node(space)
+    if not issubclass(kind, GroupNode):
         try:
             space_to_json(space, place.name)
             space_leaves(space, place.name)
@@ -291,12 +254,11 @@ def held_part(space: Space[Any], place: Place, refuse: Callable[..., None]) -> S
             refuse(str(error), type(error))
             return None
         return space
-    items = list(space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces))
-    parts = {key: held_part(child, at, refuse) for key, at, child in keyed(place, items)}
+    parts = {key: held_part(child, at, refuse) for key, at, child in kind.placed_parts(space, place)}
     kept = {key: part for key, part in parts.items() if part is not None}
-    if isinstance(space, spaces.Dict):
-        return spaces.Dict(list(kept.items())) if kept or not parts else None
-    if len(kept) < len(parts):  # the others would move to other places
+    if kind.is_keyed:
+        return kind.space_of(kept) if kept or not parts else None
+    if len(kept) < len(parts):  # the others would move to other indices
         refuse(f"{place.name}: a part of the Tuple is left out, and so the whole Tuple is", UnsupportedSpaceError)
         return None
     return space

@@ -12,7 +12,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from gym_replay.buffer.env_spaces import space_from_json, space_to_json
 from gym_replay.buffer.env_spec import spec_from_json
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.reading import Readable
@@ -24,9 +23,9 @@ from gym_replay.interop.minari.limits import GROUP, IMPORTED, LONGEST_ARROW, ROO
 from gym_replay.interop.minari.parts import Part, guess_space, plan_part
 from gym_replay.interop.old_data import as_steps
 from gym_replay.interop.transitions import Names, check_flags
+from gym_replay.spaces import space_from_json, space_leaves, space_to_json
+from gym_replay.spaces.leaf import Place
 from gym_replay.wrappers.recorded_schema import FLAGS
-from gym_replay.wrappers.space_leaf import Place
-from gym_replay.wrappers.spaces import space_leaves
 
 
 class Selected(Sequence[Episode]):

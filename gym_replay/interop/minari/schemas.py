@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
-from gym_replay.buffer.env_spaces import space_to_json
 from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import Metadata, metadata_from_json
@@ -21,10 +20,10 @@ from gym_replay.interop.minari.about import about_import
 from gym_replay.interop.minari.limits import IMPORTED, ROOTS
 from gym_replay.interop.minari.parts import held_part, take_apart
 from gym_replay.interop.old_data import step_shape
+from gym_replay.spaces import space_to_json
+from gym_replay.spaces.leaf import Place
 from gym_replay.wrappers.infos import PRESENT, ROOT
-from gym_replay.wrappers.recorded_schema import FLAGS, core_fields, meta_fields
-from gym_replay.wrappers.space_leaf import Place
-from gym_replay.wrappers.spaces import space_leaves
+from gym_replay.wrappers.recorded_schema import FLAGS, core_fields, leaves_of_spaces, meta_fields
 
 KNOWN_META = ("episode_seed", "episode_return", "episode_complete", "episode_options", "episode_run")
 """The recorder's meta fields that a dataset of another origin tells something about."""
@@ -87,15 +86,8 @@ def found_schema(source: Any, first: Mapping[str, Any], metadatas: Iterable[Any]
     for root, space in roots.items():
         take_apart(space, Place(root), first[f"{root}s"], values)
     dtypes = {name: value.dtype for name, value in values.items() if isinstance(value, np.ndarray)}
-    observation, action = (
-        space_leaves(
-            roots.get(root, spaces.Dict({})),
-            root,
-            state=root == "observation",
-            dtypes={name: dtype for name, dtype in dtypes.items() if name.partition(".")[0] == root},
-        )
-        for root in ROOTS
-    )
+    stored = {root: spaces.Dict({}) if part is None else part for root, part in parts.items()}
+    observation, action = leaves_of_spaces(stored, dtypes).values()
     rewards = np.asarray(first["rewards"])
     reward = step_shape("reward", rewards.dtype, rewards.shape[1:])
     own = meta_fields(reward)
@@ -105,7 +97,7 @@ def found_schema(source: Any, first: Mapping[str, Any], metadatas: Iterable[Any]
         meta_fields={**{name: own[name] for name in KNOWN_META}, **{name: found[1] for name, found in entries.items()}},
         recorder_meta=KNOWN_META,
         environment={
-            **{f"{root}_space": space_to_json(roots.get(root, spaces.Dict({})), root) for root in ROOTS},
+            **{f"{root}_space": space_to_json(space, root) for root, space in stored.items()},
             "env_spec": spec_to_json(source.env_spec),
             IMPORTED: about_import(source),
         },

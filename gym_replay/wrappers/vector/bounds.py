@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.spaces import Leaf
 from gym_replay.wrappers.bounds import BoundsCheck
-from gym_replay.wrappers.spaces import Leaf
 
 
 class BlockBounds(BoundsCheck):

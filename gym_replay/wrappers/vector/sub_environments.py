@@ -15,6 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from gymnasium.vector.utils import batch_space
 
 from gym_replay.errors import FieldError
+from gym_replay.spaces.node import standard_node
 from gym_replay.wrappers.episode_facts import storable_seed
 from gym_replay.wrappers.generator_state import NUMBERS, generator_state
 from gym_replay.wrappers.vector.autoreset import Autoreset, Mask
@@ -196,9 +197,8 @@ class SubEnvironments:
 
 def has_strings(space: Any) -> bool:
     """Whether a space has parts that Gymnasium reads from shared memory once and for all."""
-    if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
-        return any(map(has_strings, space.spaces.values() if isinstance(space, gym.spaces.Dict) else space.spaces))
-    return isinstance(space, (gym.spaces.Text, gym.spaces.OneOf))
+    kind = standard_node(space)
+    return not kind.is_shared or any(map(has_strings, kind.parts_of(space).values()))
 
 
 def share_memory(one: Any, other: Any) -> bool:

@@ -552,11 +552,13 @@ class Interrupt:
         self.left = at
 
     def __enter__(self):
+        gc.disable()  # what is raised where garbage of an earlier round is collected is lost
         sys.settrace(self._trace)
         return self
 
     def __exit__(self, *details):
         sys.settrace(None)
+        gc.enable()
 
     def _trace(self, frame, event, argument):
         if "gym_replay" not in frame.f_code.co_filename or "tests" in frame.f_code.co_filename:

@@ -16,16 +16,16 @@ from gymnasium.spaces import GraphInstance
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gym_replay.buffer import custom_spaces
-from gym_replay.buffer.custom_spaces import register_space
-from gym_replay.buffer.env_spaces import space_from_json, space_to_json
 from gym_replay.buffer.storage.fields import Field, make_encoder
 from gym_replay.errors import FieldError, UnsupportedSpaceError
-from gym_replay.wrappers.spaces import (
+from gym_replay.spaces import (
     make_flattener,
     make_space_encoder,
     make_unflattener,
+    register_space,
+    space_from_json,
     space_leaves,
+    space_to_json,
     unflatten,
 )
 
@@ -745,11 +745,6 @@ def test_spaces_of_strings_need_no_registration(wrap):
         assert equal_values(decode(space, encoder(space)(value)), value)
         assert equal_values(decode(again, encoder(space)(value)), value), "as after reopening"
     assert names(again) == names(space)
-
-
-@pytest.fixture
-def rules(monkeypatch):
-    monkeypatch.setattr(custom_spaces, "_RULES", dict(custom_spaces._RULES))
 
 
 class Set(Space):

@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium import Space, spaces
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
+from gym_replay.buffer.storage.fields import describe
 from gym_replay.errors import FieldError, UnsupportedSpaceError
-
-STANDARD_SPACES: tuple[type[Space[Any]], ...] = (
-    spaces.Box,
-    spaces.Discrete,
-    spaces.MultiDiscrete,
-    spaces.MultiBinary,
-    spaces.Text,
-    spaces.Dict,
-    spaces.Tuple,
-    spaces.OneOf,
-    spaces.Sequence,
-    spaces.Graph,
-)
+from gym_replay.spaces.checked_json import Json, SpaceReader
+from gym_replay.spaces.columns import Column
+from gym_replay.spaces.leaf import LeafMaker, Place
+from gym_replay.spaces.node import NODES, RULES, Flatten, SpaceNode, SpaceRule, make_node, standard_node, to_json
 
 ANY_CHARACTER = "".join(map(chr, (*b"\t\n\r", *range(0x20, 0x7F), *range(0xA0, 0x180))))
 """The charset of strings that have none of their own: what Latin scripts print. Storage takes every other as well."""
 
 LONGEST_TEXT = 4096
 """How long strings without a bound of their own may be in the space; short enough that ``sample`` stays quick."""
-
-
-@dataclass(frozen=True)
-class SpaceRule:
-    """How values of a space that is not standard are recorded; see :func:`register_space`."""
-
-    to_space: Callable[[Any], Space[Any]]
-    encode: Callable[[Any, Any], Any] | None = None
-    decode: Callable[[Any, Any], Any] | None = None
-
-
-_RULES: dict[type[Any], SpaceRule] = {}
 
 _STRINGS = SpaceRule(lambda space: spaces.Text(LONGEST_TEXT, min_length=0, charset=ANY_CHARACTER))
 
@@ -82,32 +62,82 @@ def register_space(
     """
     if not (isinstance(cls, type) and issubclass(cls, Space)):
         raise FieldError(f"register_space: expected a subclass of gymnasium.Space, got {cls!r:.60}; pass the class")
-    if cls in (Space, *STANDARD_SPACES):
+    if cls in NODES:
         raise FieldError(f"register_space: {cls.__name__} is recorded as it is; register a subclass of it")
     for name, function in (("to_space", to_space), ("encode", encode), ("decode", decode)):
         if not (callable(function) or (function is None and name != "to_space")):
             raise FieldError(f"register_space: expected {name} to be a function, got {function!r:.60}; pass a function")
-    _RULES[cls] = SpaceRule(to_space, encode, decode)
+    RULES[cls] = SpaceRule(to_space, encode, decode)
 
 
-def standard_base(space: object) -> type[Any] | None:
-    """The nearest standard class of a space, or None."""
-    return next((cls for cls in type(space).__mro__ if cls in STANDARD_SPACES), None)
+class CustomNode(SpaceNode, of=Space):
+    """Values of a space of one's own, as values of the standard space that they are recorded as.
+
+    Batches are those of the nearest standard base, and tuples where there is none.
+    """
+
+    def __init__(self, space: Any, place: Place, maker: LeafMaker) -> None:
+        self.name, self._space, self._rule = place.name, space, rule_of(space, place.name)
+        self._node = make_node(recorded_space(space, place.name), place, maker)
+        self._has_base = standard_node(space) is not CustomNode
+        self.leaves = self._node.leaves
+        self.flatten = self._node.flatten if self._rule.encode is None else self._encoding(self._node.flattener())
+
+    def _encoding(self, flatten: Flatten) -> Flatten:
+        return lambda value: flatten(self._encode(value))
+
+    def _encode(self, value: Any) -> Any:
+        if self._rule.encode is None:
+            return value
+        try:
+            return self._rule.encode(self._space, value)
+        except Exception as error:
+            raise FieldError(
+                f"field {self.name!r}: expected a value of {type(self._space).__name__}, got {describe(value)}; "
+                f"encode, registered for it, raised {type(error).__name__}: {error}"
+            ) from error
+
+    def _decode(self, value: Any) -> Any:
+        return value if self._rule.decode is None else self._rule.decode(self._space, value)
+
+    def unflatten(self, values: Iterator[Any]) -> Any:
+        return self._decode(self._node.unflatten(values))
+
+    def split(self, values: Sequence[Any]) -> list[Column]:
+        return self._node.split(values if self._rule.encode is None else [self._encode(value) for value in values])
+
+    def split_batch(self, batch: Any) -> tuple[int | None, list[Column]]:
+        if self._has_base:
+            batch = list(iterate(batch_space(self._space, 1), batch))
+        return super().split_batch(batch)
+
+    def join(self, count: int, columns: Iterator[Column]) -> list[Any]:
+        return [self._decode(item) for item in self._node.join(count, columns)]
+
+    def stack(self, items: Sequence[Any]) -> Any:
+        if not self._has_base:
+            return tuple(items)
+        out: Any = create_empty_array(self._space, len(items))
+        return concatenate(self._space, items, out)
+
+    @classmethod
+    def to_json(cls, space: Any, place: str) -> dict[str, Json]:
+        return to_json(recorded_space(space, place), place)
+
+    @classmethod
+    def from_json(cls, reader: SpaceReader, value: Json, place: str) -> Space[Any]:
+        raise AssertionError("a space of one's own is written as a standard one")
 
 
-def find_rule(space: Any, place: str) -> SpaceRule | None:
-    """How a space is recorded that is not recorded as it is; None for a standard space.
+def rule_of(space: Space[Any], place: str) -> SpaceRule:
+    """How a space that is not recorded as it is, is recorded.
 
     Raises:
         UnsupportedSpaceError: nobody has said how; the message names the place and the call to make.
     """
     for cls in type(space).__mro__:
-        if cls in _RULES:
-            return _RULES[cls]
-        if cls in STANDARD_SPACES:
-            return None
-    if not isinstance(space, Space):
-        raise UnsupportedSpaceError(f"{place}: expected a gymnasium.Space, got {type(space).__name__}; pass a space")
+        if cls in RULES:
+            return RULES[cls]
     if space.dtype is not None and space.dtype.kind == "U":
         return _STRINGS
     raise UnsupportedSpaceError(
@@ -116,12 +146,13 @@ def find_rule(space: Any, place: str) -> SpaceRule | None:
     )
 
 
-def recorded_space(space: Space[Any], rule: SpaceRule, place: str) -> Space[Any]:
-    """The space that the values of ``space`` are recorded as.
+def recorded_space(space: Space[Any], place: str) -> Space[Any]:
+    """The space that the values of a space of one's own are recorded as.
 
     Raises:
-        UnsupportedSpaceError: the rule gives none.
+        UnsupportedSpaceError: nobody has said which, or the rule gives none.
     """
+    rule = rule_of(space, place)
     try:
         standard = rule.to_space(space)
     except Exception as error:

@@ -1,43 +1,26 @@
-"""Space <-> fields: the leaves of a space, its values as bytes, and leaf values as a value of the space again.
-
-A value of fixed size is one row of one field per leaf. Of what differs in size, the fields are ragged:
-
-==================================  ===================================================================================
-Text at ``said``                    ``said``: the string's UTF-8 bytes
-Sequence at ``path``                the fields of its items, at the same place, with one element per item
-OneOf at ``move``                   ``move.index``: which space; ``move.0``, ``move.1``: none or one item of each space
-Graph at ``map``                    ``map.nodes``, ``map.edges``, ``map.edge_links``: as of Sequences; ``map.has_edges``
-                                    and ``map.has_edge_links``: whether they are anything but None
-==================================  ===================================================================================
-
-Inside a Sequence, where a field may have any number of elements per item, ``path.%lengths`` has how many (those of
-Sequences inside Sequences, at the same place, are ``path.%lengths2`` and so on). Items that have no bytes leave
-``path.%items`` behind, a zero for each.
-"""
+"""Values of a space as the values of its fields, as bytes, and as values of the space again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from gymnasium import Space
 
-from gym_replay.buffer.storage.fields import Field, make_encoder
+from gym_replay.buffer.storage.fields import make_encoder
 from gym_replay.errors import FieldError
-from gym_replay.wrappers.space_leaf import Leaf, LeafMaker, Place, Visit
-from gym_replay.wrappers.space_rows import make_row
+from gym_replay.spaces.leaf import Leaf, LeafMaker, Place
+from gym_replay.spaces.node import Flatten, Node, make_node
 
-__all__ = [
-    "Flattener",
-    "Leaf",
-    "make_flattener",
-    "make_space_encoder",
-    "make_unflattener",
-    "space_leaves",
-    "unflatten",
-]
+
+def space_tree(space: Space[Any], root: str) -> Node:
+    """The tree of a space, whose fields have the space's own dtypes.
+
+    Raises:
+        UnsupportedSpaceError: as :func:`space_leaves`.
+    """
+    return make_node(space, Place(root), LeafMaker(root))
 
 
 def space_leaves(
@@ -65,15 +48,12 @@ def space_leaves(
         [('observation.camera', (2, 2), False), ('observation.said', (), True)]
     """
     maker = LeafMaker(root, state=state, dtypes=dtypes)
-    leaves = make_row(space, Place(root), maker).leaves
+    leaves = make_node(space, Place(root), maker).leaves
     maker.check_dtypes()
     return leaves
 
 
-Flattener = Callable[[Any], Sequence[Any]]
-
-
-def make_flattener(space: Space[Any], root: str) -> Flattener:
+def make_flattener(space: Space[Any], root: str) -> Flatten:
     """A function that takes a value of the space and gives its leaf values, in the order of :func:`space_leaves`.
 
     It checks the keys of dicts and the lengths of tuples, and leaves the values of leaves that are not ragged as they
@@ -82,17 +62,7 @@ def make_flattener(space: Space[Any], root: str) -> Flattener:
     Raises:
         UnsupportedSpaceError: as :func:`space_leaves`.
     """
-    visit = make_row(space, Place(root), LeafMaker(root)).visit
-    return (lambda value: (value,)) if visit is None else _make_visiting(visit)
-
-
-def _make_visiting(visit: Visit) -> Flattener:
-    def flatten(value: Any) -> list[Any]:
-        values: list[Any] = []
-        visit(value, values.append)
-        return values
-
-    return flatten
+    return space_tree(space, root).flattener()
 
 
 def make_space_encoder(space: Space[Any], leaves: Sequence[Leaf]) -> Callable[[Any], tuple[bytes, ...]]:
@@ -106,11 +76,10 @@ def make_space_encoder(space: Space[Any], leaves: Sequence[Leaf]) -> Callable[[A
         A function that raises FieldError where a value does not fit. It checks dtype and shape, not the bounds.
     """
     encoders = [make_encoder(leaf.name, leaf.field) for leaf in leaves]
-    root = _root_name(leaves)
-    visit = make_row(space, Place(root), LeafMaker(root)).visit
-    if visit is None:
-        return _make_leaf_encoder(leaves[0].field, encoders[0])
-    flatten = _make_visiting(visit)
+    flatten = space_tree(space, root_of(leaves)).flatten
+    if flatten is None:
+        (encode_leaf,) = encoders
+        return lambda value: (encode_leaf(value),)
 
     def encode(value: Any) -> tuple[bytes, ...]:
         return tuple([encode(part) for encode, part in zip(encoders, flatten(value), strict=True)])
@@ -118,26 +87,8 @@ def make_space_encoder(space: Space[Any], leaves: Sequence[Leaf]) -> Callable[[A
     return encode
 
 
-def _make_leaf_encoder(field: Field, general: Callable[[Any], bytes]) -> Callable[[Any], tuple[bytes, ...]]:
-    """``general`` with the most common case taken before the call: recording pays for each call."""
-    shape, scalar_type = field.shape, field.dtype.type
-    native = np.dtype(scalar_type)
-    ndarray = np.ndarray
-
-    def encode_array(value: Any) -> tuple[bytes, ...]:
-        if type(value) is ndarray and value.dtype is native and value.shape == shape:
-            return (value.tobytes(),)
-        return (general(value),)
-
-    def encode_scalar(value: Any) -> tuple[bytes, ...]:
-        if type(value) is scalar_type:
-            return (value.tobytes(),)
-        return (general(value),)
-
-    return encode_array if shape else encode_scalar
-
-
-def _root_name(leaves: Sequence[Leaf]) -> str:
+def root_of(leaves: Sequence[Leaf]) -> str:
+    """What the names of a space's fields begin with."""
     return Place(leaves[0].name, leaves[0].keys).groups()[0] if leaves else "value"
 
 
@@ -147,14 +98,14 @@ def make_unflattener(space: Space[Any]) -> Callable[[Sequence[npt.NDArray[Any]]]
     Raises:
         UnsupportedSpaceError: as :func:`space_leaves`.
     """
-    row = make_row(space, Place("value"), LeafMaker("value"))
-    kind, count = type(space).__name__, len(row.leaves)
+    node = space_tree(space, "value")
+    kind, count = type(space).__name__, len(node.leaves)
 
     def unflatten_one(values: Sequence[npt.NDArray[Any]]) -> Any:
         if len(values) != count:
             few_or_many = "few" if len(values) < count else "many"
             raise FieldError(f"unflatten: {len(values)} values are too {few_or_many} for {kind}; expected {count}")
-        return row.join(iter(values))
+        return node.unflatten(iter(values))
 
     return unflatten_one
 

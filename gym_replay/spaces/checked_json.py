@@ -1,0 +1,177 @@
+"""Numbers, dtypes and spaces as JSON, and read from JSON that a stranger may have written.
+
+Whatever is malformed raises :class:`~gym_replay.errors.CorruptBufferError`, and nothing large is allocated on its word.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import Space
+
+from gym_replay.errors import CorruptBufferError, UnsupportedSpaceError
+
+Json: TypeAlias = Any
+
+MAX_DEPTH = 32
+"""How deep spaces, and the values of environment arguments, may be nested."""
+
+MAX_ELEMENTS = 2**25
+"""How many elements the bounds of all spaces in one JSON value may have together; a space itself counts for 1024.
+
+33 million elements are a 4K colour image. The largest allocation that a stranger's file can cause is about 34 bytes
+for each: two float64 bounds, their copies, and two flags.
+"""
+
+MAX_COPIED = 4
+"""How deep Graph and stacked Sequence spaces may be nested: Gymnasium copies what they hold, so each level doubles."""
+
+_ELEMENTS_PER_SPACE = 1024
+NUMERIC = frozenset(
+    ["bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))]
+)
+
+
+class SpaceReader:
+    """Builds the spaces of one JSON value, and counts their elements before anything is allocated.
+
+    Args:
+        kinds: builds a space of each type.
+    """
+
+    def __init__(self, kinds: Mapping[str, Callable[[SpaceReader, Json, str], Space[Any]]]) -> None:
+        self._kinds = kinds
+        self._elements = self._copied = self._depth = 0
+
+    def read(self, value: Json, place: str) -> Space[Any]:
+        """The space of a JSON value."""
+        kind = member(value, "type", str, place)
+        if kind not in self._kinds:
+            raise CorruptBufferError(f"{place}: expected one of {', '.join(self._kinds)}, got {brief(kind)}")
+        if self._depth >= MAX_DEPTH:
+            raise CorruptBufferError(f"{place}: spaces are nested deeper than {MAX_DEPTH}")
+        self.charge(_ELEMENTS_PER_SPACE, place)
+        self._depth += 1
+        space = self._kinds[kind](self, value, place)
+        self._depth -= 1
+        return space
+
+    def read_all(self, value: Json, place: str) -> list[Space[Any]]:
+        """Those of the member ``spaces``."""
+        return [self.read(child, f"{place}.{i}") for i, child in enumerate(member(value, "spaces", list, place))]
+
+    def read_batched(self, value: Json, place: str) -> Space[Any]:
+        """A space of which Gymnasium makes one more copy, for values in batches."""
+        before = self._elements
+        self._copied += 1
+        if self._copied > MAX_COPIED:
+            raise CorruptBufferError(f"{place}: Graph and stacked Sequence spaces are nested deeper than {MAX_COPIED}")
+        space = self.read(value, place)
+        self._copied -= 1
+        self.charge(self._elements - before, place)
+        return space
+
+    def charge(self, elements: int, place: str) -> None:
+        """Count elements that are about to be allocated."""
+        self._elements += elements
+        if self._elements > MAX_ELEMENTS:
+            raise CorruptBufferError(f"{place}: the spaces have more than {MAX_ELEMENTS} elements")
+
+    def shape(self, value: Json, place: str) -> tuple[int, ...]:
+        """The member ``shape``, whose elements are counted."""
+        shape = read_shape(value, place)
+        self.charge(math.prod(shape), place)
+        return shape
+
+
+def read_shape(value: Json, place: str) -> tuple[int, ...]:
+    """The member ``shape`` of a JSON value."""
+    sizes = member(value, "shape", list, place)
+    if len(sizes) > 32 or not all(type(size) is int and size >= 0 for size in sizes):
+        raise CorruptBufferError(f"{place}: expected a shape, got {brief(sizes)}")
+    return tuple(sizes)
+
+
+def dtype_to_json(dtype: Any, place: str) -> str:
+    """The name of a dtype.
+
+    Raises:
+        UnsupportedSpaceError: it is none of numbers that a buffer holds.
+    """
+    dtype = np.dtype(dtype)
+    if dtype.name not in NUMERIC:
+        raise UnsupportedSpaceError(f"{place}: dtype {dtype.name} cannot be stored; use one of {sorted(NUMERIC)}")
+    return str(dtype.name if dtype.isnative else dtype.str)
+
+
+def numbers_to_json(array: npt.NDArray[Any]) -> Json:
+    """One number where all elements have the same bits, otherwise all of them in C order."""
+    flat = np.asarray(array).reshape(-1)
+    if flat.size and flat.tobytes() == flat[:1].tobytes() * flat.size:
+        return float_to_json(flat[0].item())
+    return [float_to_json(number) for number in flat.tolist()]
+
+
+def float_to_json(number: Any) -> Json:
+    """A number; those that JSON does not have as strings."""
+    return str(number) if isinstance(number, float) and not math.isfinite(number) else number
+
+
+def member(value: Json, name: str, kind: type | tuple[type, ...], place: str) -> Any:
+    """``value[name]``, checked to be of the kind; a bool is no int here."""
+    if not isinstance(value, dict) or name not in value:
+        raise CorruptBufferError(f"{place}: expected an object with {name!r}, got {brief(value)}")
+    member = value[name]
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if type(member) not in kinds:
+        expected = " or ".join(k.__name__ for k in kinds)
+        raise CorruptBufferError(f"{place}: expected {name!r} to be {expected}, got {brief(member)}")
+    return member
+
+
+def read_dtype(value: Json, place: str, kinds: str = "fiub") -> np.dtype[Any]:
+    """The member ``dtype`` of a JSON value."""
+    name = member(value, "dtype", str, place)
+    if name in NUMERIC or (len(name) == 3 and name[0] in "<>" and name[1] in "fiu" and name[2] in "248"):
+        dtype: np.dtype[Any] = np.dtype(name)
+        if dtype.kind in kinds:
+            return dtype
+    raise CorruptBufferError(f"{place}: {brief(name)} is no dtype of this space")
+
+
+def read_numbers(value: Json, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], place: str) -> npt.NDArray[Any]:
+    """The array of ``shape`` that :func:`numbers_to_json` was given; its size was checked before."""
+    numbers = member(value, name, (list, bool, int, float, str), place)
+    if not isinstance(numbers, list):
+        return np.full(shape, read_number(numbers, name, dtype, place), dtype)
+    if len(numbers) != math.prod(shape):
+        raise CorruptBufferError(f"{place}: expected {math.prod(shape)} numbers in {name!r}, got {len(numbers)}")
+    return np.array([read_number(number, name, dtype, place) for number in numbers], dtype).reshape(shape)
+
+
+def read_number(number: Json, name: str, dtype: np.dtype[Any], place: str) -> bool | int | float:
+    """A number that the dtype holds."""
+    if dtype.kind == "b" and type(number) is bool:
+        return number
+    if dtype.kind in "iu" and type(number) is int and np.iinfo(dtype).min <= number <= np.iinfo(dtype).max:
+        return number
+    if dtype.kind == "f":
+        if number in ("inf", "-inf"):
+            return float(number)
+        if type(number) in (int, float) and abs(number) <= float(np.finfo(dtype).max):
+            return float(number)
+    raise CorruptBufferError(f"{place}: {brief(number)} in {name!r} is no number of {dtype.name}")
+
+
+def brief(value: Any) -> str:
+    """A value from a file in a few characters."""
+    if isinstance(value, (dict, list, tuple)):
+        return f"{type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and value.bit_length() > 128:
+        return "a very large integer"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -359,7 +359,7 @@ before, peak, done = anonymous(), [0.0], threading.Event()
 def watch():
     while not done.wait(0.002):
         peak[0] = max(peak[0], anonymous() - before)
-thread = threading.Thread(target=watch)
+thread = threading.Thread(target=watch, daemon=True)
 thread.start()
 {code}
 done.set()

@@ -157,14 +157,14 @@ def test_meta_extra_and_info_fields_of_any_bits(data, data_format):
             extra_fields={"extra": (dtype, shape), "action.mode": "int"},
             meta_fields={name: (dtype, shape), "text": "str"},
         )
-        lengths = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
-        for number, length in enumerate(lengths):
-            env.reset(seed=data.draw(st.one_of(st.none(), st.integers(0, 2**63 - 1))), options={"k": number})
-            env.annotate(**{name: any_bits(data, dtype, shape, 1)[0], "text": data.draw(META_TEXTS)})
-            for t, extra in enumerate(any_bits(data, dtype, shape, length)):
-                env.annotate_step(extra=extra, **{"action.mode": 7})
-                env.step(np.int64(t % 3))
-        env.close()
+        with env:  # data.draw may end the test
+            lengths = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+            for number, length in enumerate(lengths):
+                env.reset(seed=data.draw(st.one_of(st.none(), st.integers(0, 2**63 - 1))), options={"k": number})
+                env.annotate(**{name: any_bits(data, dtype, shape, 1)[0], "text": data.draw(META_TEXTS)})
+                for t, extra in enumerate(any_bits(data, dtype, shape, length)):
+                    env.annotate_step(extra=extra, **{"action.mode": 7})
+                    env.step(np.int64(t % 3))
         export_minari(env.buffer, "ns/b-v0", data_format=data_format)
         with import_minari("ns/b-v0", folder / "b") as back:
             assert_same_buffer(env.buffer, back)

@@ -26,7 +26,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-import gym_replay.buffer.storage.writer as writer_module
+import gym_replay.buffer.storage.checksums as checksums_module
 import gym_replay.wrappers.recording as recording_module
 import gym_replay.wrappers.vector.record_to_buffer as vector_module
 from benchmarks.curves import circumstances
@@ -37,6 +37,9 @@ from benchmarks.parts import WITH_CLOCKS, Breakdown, Clocks
 from benchmarks.timing import forever, per_item, take_turns
 from gym_replay import RecordToBuffer, ReplayBuffer
 from gym_replay.buffer.loading.collate import Arrays
+from gym_replay.buffer.storage.checksums import Checksums
+from gym_replay.buffer.storage.commit import Commits
+from gym_replay.buffer.storage.open_files import LiveEpisodes, OpenFiles
 from gym_replay.buffer.storage.staging import Stage
 from gym_replay.wrappers.vector import RecordToBuffer as RecordVectors
 
@@ -252,14 +255,14 @@ def _clocks_of_commit(recorder: RecordToBuffer) -> Clocks:
     clocks.on(Stage, "pieces", "bytes of each field joined")
     clocks.on(recording, "_return_of", "rewards summed")
     clocks.on(recording_module, "facts_of_end", "facts of the end")
-    clocks.on(writer._rows, "write", "rows written")
-    clocks.on(writer_module, "crc32", "checksums of the rows")
-    clocks.on(writer._sums, "write", "checksums written")
-    clocks.on(writer, "_write_record", "record of the table written, with its check value")
+    clocks.on(OpenFiles, "write", "rows written")
+    clocks.on(checksums_module, "crc32", "checksums of the rows")
+    clocks.on(Checksums, "_sum_in_memory", "checksums written")
+    clocks.on(Commits, "_write_records", "record of the table written, with its check value")
     clocks.on(writer.counters, "put_next", "counter stored: the commit")
     clocks.on(writer.counters, "put", "counter of checksums stored")
-    clocks.on(writer, "_make_visible", "counted")
-    clocks.on(writer, "_sum_a_run", "checksums of a run of short episodes")
+    clocks.on(LiveEpisodes, "take", "counted")
+    clocks.on(Checksums, "_sum_a_run", "checksums of a run of short episodes")
     clocks.on(recording.bounds, "add", "noted, for comparing with the space's bounds")
     clocks.on(writer, "commit", "calls between these: the writer")
     clocks.on(recorder, "_end_episode", "calls between these: the recorder")
@@ -355,11 +358,10 @@ def _clocks_of_vectors(recorder: Any) -> Clocks:
     clocks.on(recording.staging, "columns", "their rows out of the staging")
     clocks.on(recording.facts, "columns", "their facts: times, returns, generators")
     clocks.on(recording.facts, "begin", "facts of the episodes that begin")
-    clocks.on(writer._rows, "write", "rows written")
-    clocks.on(writer, "_write_records", "records written, with their check values")
+    clocks.on(OpenFiles, "write", "rows written")
+    clocks.on(Commits, "_write_records", "records written, with their check values")
     clocks.on(writer.counters, "put_next", "counter stored: the commit")
-    for commit in ("commit_episodes", "commit_few"):
-        clocks.on(writer, commit, "calls between these: the writer")
+    clocks.on(writer, "commit", "calls between these: the writer")
     clocks.on(recording.bounds, "add_block", "noted, for comparing with the spaces' bounds")
     clocks.on(recorder, "_store", "calls between these: the recorder")
     return clocks

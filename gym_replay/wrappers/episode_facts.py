@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from gym_replay.wrappers.generator_state import NO_GENERATOR, GeneratorStates
+from gym_replay.wrappers.generator_state import NO_GENERATOR, generator_bytes
 
 _INT, _FLOAT = struct.Struct("<q").pack, struct.Struct("<d")
 _NO_SEED = _INT(-1)
@@ -38,14 +38,14 @@ class ResetFacts:
     """What is known of each episode of an environment before its reset."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
-        self._env, self._states = env, GeneratorStates()
+        self._env = env
         self._same = {"episode_run": describe_run(), "env_index": _INT(0)}
 
     def of(self, seed: int | None = None, options: Mapping[str, Any] | None = None) -> dict[str, bytes]:
         """The facts of an episode that this seed and these options will begin, as the bytes of meta fields."""
         return {
             "episode_seed": _NO_SEED if seed is None else _INT(storable_seed(seed)),
-            "episode_rng": self._states.pack(self._env) if seed is None else NO_GENERATOR,
+            "episode_rng": generator_bytes(self._env, create=True) if seed is None else NO_GENERATOR,
             "episode_options": b"" if options is None else options_to_json(options),
             "episode_start": _FLOAT.pack(time.time()),
             "episode_duration": _FLOAT.pack(time.monotonic()),  # until the end: when it began

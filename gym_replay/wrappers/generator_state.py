@@ -7,7 +7,6 @@ that the generator's state before the reset stands in for the seed.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.errors import FieldError
-from gym_replay.wrappers.generator_memory import make_state_reader
 
 NUMBERS = 5
 NO_GENERATOR = bytes(8 * NUMBERS)
@@ -42,30 +40,13 @@ def generator_state(env: gym.Env[Any, Any], *, create: bool = False) -> npt.NDAr
         >>> generator_state(env).any(), generator_state(env, create=True).any()
         (np.False_, np.True_)
     """
+    return np.frombuffer(generator_bytes(env, create=create), np.uint64)
+
+
+def generator_bytes(env: gym.Env[Any, Any], *, create: bool = False) -> bytes:
+    """The bytes of :func:`generator_state`, of which a recorder has no use as an array."""
     generator = _generator_of(env.unwrapped, create)
-    return np.frombuffer(NO_GENERATOR if generator is None else _pack(generator), np.uint64)
-
-
-class GeneratorStates:
-    """The states of one environment's generator, before one episode after another."""
-
-    def __init__(self) -> None:
-        self._generator: np.random.Generator | None = None
-        self._read: Callable[[], bytes] | None = None
-
-    def pack(self, env: gym.Env[Any, Any]) -> bytes:
-        """The bytes of :func:`generator_state` with ``create``."""
-        inner = env.unwrapped
-        if self._read is not None and getattr(inner, "_np_random", None) is self._generator:
-            return self._read()
-        generator = _generator_of(inner, create=True)
-        if generator is None:
-            return NO_GENERATOR
-        if generator is self._generator:  # the same one again, so there may be many more episodes of it
-            self._read = make_state_reader(generator.bit_generator)
-        else:
-            self._generator, self._read = generator, None
-        return _pack(generator)
+    return NO_GENERATOR if generator is None else _pack(generator)
 
 
 def _pack(generator: np.random.Generator) -> bytes:

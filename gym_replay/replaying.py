@@ -152,9 +152,9 @@ def replay(
     """
     if not isinstance(episode, Episode):
         episode = buffer.episode(episode)
-    if episode._snapshot.metadata.environment is None:
+    if episode.snapshot.metadata.environment is None:
         raise FieldError("replay: no environment is stored; the buffer was not made by RecordToBuffer")
-    _require_recorded(episode._snapshot.metadata)
+    _require_recorded(episode.snapshot.metadata)
     if not render:
         with _players(episode, env, trust=trust) as make:
             return _Replay(episode, make).report()
@@ -184,7 +184,7 @@ def _players(
     episode: Episode, env: gym.Env[Any, Any] | None, *, trust: bool, **kwargs: Any
 ) -> Iterator[Callable[[], _Player]]:
     """A function that gives an environment to play in, a fresh one at each call unless one was passed in."""
-    metadata = episode._snapshot.metadata
+    metadata = episode.snapshot.metadata
     made: list[gym.Env[Any, Any]] = []
 
     def make() -> _Player:
@@ -241,7 +241,7 @@ class _Replay:
             found.append((origin, difference))
         if not found:
             return self._not_replayable("neither a seed nor the state of a generator was kept")
-        self._episode._snapshot.require_live(self._episode.id)  # or other rows may have been compared
+        self._episode.snapshot.require_live(self._episode.id)  # or other rows may have been compared
         origin, difference = found[0]
         if not origin.is_own:
             # That the episodes before led to this one is a guess: what is not recorded may lie between them.
@@ -292,7 +292,7 @@ def _lineages(episode: Episode) -> Iterator[_Origin]:
     Some environments carry more than their generator from one episode to the next: Atari games a generator of their
     own, those of Box2D the memory of its solver.
     """
-    snapshot, place = episode._snapshot, episode._place
+    snapshot, place = episode.snapshot, episode.index
     gaps = np.flatnonzero(np.diff(snapshot.ids[: place + 1]) != 1)  # after which episodes others have gone
     oldest = int(gaps[-1]) + 1 if len(gaps) else 0
     is_seeded = (_meta_of(snapshot, "episode_seed", -1)[oldest:place] >= 0).any(axis=1)
@@ -401,7 +401,7 @@ class _Player:
 
     def _actions_of(self, episode: Episode) -> Iterator[Any]:
         columns = [episode[name].copy() for name in self._action_names]
-        episode._snapshot.require_live(episode.id)
+        episode.snapshot.require_live(episode.id)
         space = self.env.action_space
         if _is_wider(columns, space.dtype):
             return iter(columns[0])

@@ -21,43 +21,44 @@ class Episode:
         id: never changes, and is never used again.
         complete: False where the episode was cut by a reset or a close.
         has_final: whether the last observation is there.
+        snapshot, index: the live episodes of a moment, and where this one is among them.
 
     Example:
         >>> for episode in buffer:  # doctest: +SKIP
         ...     print(len(episode), episode["reward"].sum(), episode.meta)
     """
 
-    def __init__(self, snapshot: Snapshot, place: int, arrays: dict[str, Any] | None = None) -> None:
-        self._snapshot = snapshot
-        self._start = int(snapshot.starts[place])
-        self._length = int(snapshot.lengths[place])
-        self.id = int(snapshot.ids[place])
-        self.has_final = bool(snapshot.has_final[place])
-        self.complete = bool(snapshot.complete[place])
+    def __init__(self, snapshot: Snapshot, index: int, arrays: dict[str, Any] | None = None) -> None:
+        self.snapshot = snapshot
+        self._start = int(snapshot.starts[index])
+        self._length = int(snapshot.lengths[index])
+        self.id = int(snapshot.ids[index])
+        self.has_final = bool(snapshot.has_final[index])
+        self.complete = bool(snapshot.complete[index])
         self._arrays = arrays
-        self._place = place
+        self.index = index
         self._meta: dict[str, Any] | None = None
 
     def __getitem__(self, name: str) -> Any:
         if self._arrays is not None and name in self._arrays:
             return self._arrays[name]
-        field = self._snapshot.metadata.fields.get(name)
+        field = self.snapshot.metadata.fields.get(name)
         if field is None:
             hint = "; it is a meta field: episode.meta has it" if name in self._meta_fields else ""
             raise FieldError(f"unknown field {name!r}; there are {list(self)}{hint}")
         rows = self._length + (1 if field.state and self.has_final else 0)
-        column = self._snapshot.ragged(name) if field.ragged else self._snapshot.column(name)
+        column = self.snapshot.ragged(name) if field.ragged else self.snapshot.column(name)
         return column[self._start : self._start + rows]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._snapshot.metadata.fields
+        return name in self.snapshot.metadata.fields
 
     @property
     def _meta_fields(self) -> Mapping[str, Any]:
-        return self._snapshot.metadata.meta_fields
+        return self.snapshot.metadata.meta_fields
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._snapshot.metadata.fields)
+        return iter(self.snapshot.metadata.fields)
 
     def __len__(self) -> int:
         return self._length
@@ -74,8 +75,8 @@ class Episode:
     def meta(self) -> dict[str, Any]:
         """The meta fields: NumPy scalars, arrays for fields with a shape, and strings."""
         if self._meta is None:
-            meta = self._snapshot.meta_of(self._place)
-            self._snapshot.require_live(self.id)
+            meta = self.snapshot.meta_of(self.index)
+            self.snapshot.require_live(self.id)
             self._meta = meta
         return dict(self._meta)
 
@@ -88,11 +89,11 @@ class Episode:
         try:
             arrays = {name: self[name].copy() for name in self}
         except CorruptBufferError:
-            self._snapshot.require_live(self.id)  # where it has left, its spans may be those of another
+            self.snapshot.require_live(self.id)  # where it has left, its spans may be those of another
             raise
-        copied = Episode(self._snapshot, self._place, arrays)
+        copied = Episode(self.snapshot, self.index, arrays)
         copied._meta = dict(self.meta)
-        self._snapshot.require_live(self.id)
+        self.snapshot.require_live(self.id)
         return copied
 
     def __repr__(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,44 @@ from gym_replay.buffer.storage.staging import Stage
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import BufferFullError, EpisodeStateError, EpisodeTooLongError, FieldError
 
-if TYPE_CHECKING:
-    from gym_replay.buffer.replay_buffer import ReplayBuffer
+
+class EpisodeSlot:
+    """The place for what is open in a buffer: one episode, several in lockstep, or those of a recorder.
+
+    Attributes:
+        holder: what is open; None where nothing is.
+    """
+
+    def __init__(self) -> None:
+        self.holder: OpenEpisode | OpenBlock | HeldEpisodes | None = None
+
+    def require_free(self, what: str) -> None:
+        """Raise EpisodeStateError where an episode is open; ``what`` is what cannot be done then."""
+        if isinstance(self.holder, HeldEpisodes):
+            raise EpisodeStateError(
+                f"{what} while a recorder has an episode open in this buffer; close the recorder first. A buffer "
+                "has one recorder at a time: another one needs a folder of its own"
+            )
+        if self.holder is not None:
+            raise EpisodeStateError(
+                f"{what} while an episode is open; end the episode first, or discard it with release()"
+            )
+
+
+class WritableBuffer(Protocol):
+    """A buffer, as episodes on their way into it see it."""
+
+    slot: EpisodeSlot
+
+    @property
+    def metadata(self) -> Metadata:
+        """The present schema."""
+
+    def encoders(self) -> Encoders:
+        """The encoders of the present schema."""
+
+    def writing(self) -> FolderWriter:
+        """The writer of the folder."""
 
 
 class Encoders:
@@ -50,7 +86,7 @@ class OpenEpisode:
     As a context manager it yields ``final_meta``, commits at the end, and discards where an exception leaves it.
     """
 
-    def __init__(self, buffer: ReplayBuffer, meta: Mapping[str, Any]) -> None:
+    def __init__(self, buffer: WritableBuffer, meta: Mapping[str, Any]) -> None:
         self._buffer = buffer
         self._meta = buffer.encoders().meta(meta)
         self.final_meta: dict[str, Any] = {}
@@ -58,13 +94,13 @@ class OpenEpisode:
 
     def __enter__(self) -> dict[str, Any]:
         buffer = self._buffer
-        buffer._require_no_episode("one_episode")
+        buffer.slot.require_free("one_episode")
         if self._stage is not None:
             raise EpisodeStateError("this episode was opened before; call one_episode() again")
-        self._writer = buffer._writing()
+        self._writer = buffer.writing()
         self._stage = self._writer.stage()
         self._encoders = buffer.encoders()
-        buffer._open_episode = self
+        buffer.slot.holder = self
         return self.final_meta
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
@@ -75,7 +111,7 @@ class OpenEpisode:
             self.discard()
 
     def _running(self) -> Stage:
-        if self._stage is None or self._buffer._open_episode is not self:
+        if self._stage is None or self._buffer.slot.holder is not self:
             raise EpisodeStateError("the episode is not open (any more)")
         self._writer.check_thread()
         return self._stage
@@ -111,8 +147,8 @@ class OpenEpisode:
 
     def discard(self) -> None:
         """Forget the episode; without effect where it has ended."""
-        if self._buffer._open_episode is self:
-            self._buffer._open_episode = None
+        if self._buffer.slot.holder is self:
+            self._buffer.slot.holder = None
             if self._stage is not None:
                 self._stage.close()
 
@@ -134,7 +170,7 @@ def raise_too_long(metadata: Metadata, length: int) -> NoReturn:
 class OpenBlock:
     """Several episodes of equal length in lockstep: what ``buffer.batched_episode()`` returns."""
 
-    def __init__(self, buffer: ReplayBuffer, batch_size: int, meta: Mapping[str, Any]) -> None:
+    def __init__(self, buffer: WritableBuffer, batch_size: int, meta: Mapping[str, Any]) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
             raise FieldError(f"batch_size: expected a positive integer, got {batch_size!r}")
         self._buffer = buffer
@@ -146,13 +182,13 @@ class OpenBlock:
         self._final: dict[str, Any] | None = None
 
     def __enter__(self) -> dict[str, Any]:
-        self._buffer._require_no_episode("batched_episode")
+        self._buffer.slot.require_free("batched_episode")
         if self._writer is not None:
             raise EpisodeStateError("these episodes were opened before; call batched_episode() again")
-        self._writer = self._buffer._writing()
+        self._writer = self._buffer.writing()
         self._writer.check_owner()
         self._writer.room.require(self._size, 1)
-        self._buffer._open_episode = self
+        self._buffer.slot.holder = self
         return self.final_meta
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
@@ -163,7 +199,7 @@ class OpenBlock:
             self.discard()
 
     def _running(self) -> FolderWriter:
-        if self._writer is None or self._buffer._open_episode is not self:
+        if self._writer is None or self._buffer.slot.holder is not self:
             raise EpisodeStateError("the episodes are not open (any more)")
         self._writer.check_thread()
         return self._writer
@@ -226,8 +262,8 @@ class OpenBlock:
 
     def discard(self) -> None:
         """Forget the episodes; without effect where they have ended."""
-        if self._buffer._open_episode is self:
-            self._buffer._open_episode = None
+        if self._buffer.slot.holder is self:
+            self._buffer.slot.holder = None
 
 
 class HeldEpisodes:
@@ -241,24 +277,24 @@ class HeldEpisodes:
         writer: the buffer's, while it is kept for them.
     """
 
-    def __init__(self, buffer: ReplayBuffer, forget: Callable[[], None]) -> None:
+    def __init__(self, buffer: WritableBuffer, forget: Callable[[], None]) -> None:
         self._buffer, self._forget = buffer, weakref.WeakMethod(forget)  # whoever holds them also holds this
         self.writer: FolderWriter | None = None
 
     def open(self) -> FolderWriter:
         """Keep the buffer for them; its writer."""
         buffer = self._buffer
-        if buffer._open_episode is not None and buffer._open_episode is not self:
-            buffer._require_no_episode("recording an episode")
-        writer = buffer._writing()
-        buffer._open_episode = self
+        if buffer.slot.holder is not self:
+            buffer.slot.require_free("recording an episode")
+        writer = buffer.writing()
+        buffer.slot.holder = self
         self.writer = writer
         return writer
 
     def end(self) -> None:
         """Let the buffer take others."""
-        if self._buffer._open_episode is self:
-            self._buffer._open_episode = None
+        if self._buffer.slot.holder is self:
+            self._buffer.slot.holder = None
         self.writer = None
 
     def discard(self) -> None:

@@ -154,7 +154,7 @@ class ReplayBuffer(Readable):
         self._read_only = read_only
         self._durability = durability
         self._writer: FolderWriter | None = None
-        self._open_episode: open_episode.OpenEpisode | open_episode.OpenBlock | open_episode.HeldEpisodes | None = None
+        self.slot = open_episode.EpisodeSlot()
         self._closed = False
         self._encoders: open_episode.Encoders | None = None
 
@@ -319,7 +319,13 @@ class ReplayBuffer(Readable):
         if self._closed:
             raise BufferClosedError(f"{self._folder}: the buffer was closed; open it anew")
 
-    def _writing(self) -> FolderWriter:
+    def writing(self) -> FolderWriter:
+        """The writer of the folder, for recorders; it is opened, and the lock taken, at the first call.
+
+        Raises:
+            BufferClosedError, ReadOnlyError: nothing is written through this object.
+            BufferLockedError: another writer, or another thread, writes to the folder.
+        """
         writer = self._writer
         if writer is None:
             self._require_open()
@@ -338,7 +344,7 @@ class ReplayBuffer(Readable):
 
     def _editing(self) -> tuple[FolderWriter, Snapshot]:
         """The writer, and the episodes that it is about to change."""
-        writer = self._writing()
+        writer = self.writing()
         writer.begin_change()
         return writer, self._refresh("nothing was changed")
 
@@ -370,7 +376,7 @@ class ReplayBuffer(Readable):
             name: of the file; one that no buffer has.
             content: of the file.
         """
-        self._writing().put_file(name, content)
+        self.writing().put_file(name, content)
 
     def encoders(self) -> open_episode.Encoders:
         """The encoders of the present schema."""
@@ -378,17 +384,6 @@ class ReplayBuffer(Readable):
         if encoders is None or encoders.metadata is not metadata:
             encoders = self._encoders = open_episode.Encoders(metadata)
         return encoders
-
-    def _require_no_episode(self, what: str) -> None:
-        if self._open_episode is not None:
-            if isinstance(self._open_episode, open_episode.HeldEpisodes):
-                raise EpisodeStateError(
-                    f"{what} while a recorder has an episode open in this buffer; close the recorder first. A buffer "
-                    "has one recorder at a time: another one needs a folder of its own"
-                )
-            raise EpisodeStateError(
-                f"{what} while an episode is open; end the episode first, or discard it with release()"
-            )
 
     def one_episode(self, /, **meta: Any) -> open_episode.OpenEpisode:
         """A context in which :meth:`store` adds the transitions of one episode, committed at its end.
@@ -404,7 +399,7 @@ class ReplayBuffer(Readable):
             BufferFullError: there is no room for one more episode.
             EpisodeStateError: an episode is open already.
         """
-        self._require_no_episode("one_episode")
+        self.slot.require_free("one_episode")
         return open_episode.OpenEpisode(self, meta)
 
     def store(self, /, **fields: Any) -> None:
@@ -426,13 +421,13 @@ class ReplayBuffer(Readable):
             FieldError: a field is no state field, is missing, or its value does not fit.
             EpisodeStateError: no episode is open.
         """
-        if isinstance(self._open_episode, open_episode.OpenBlock):
-            self._open_episode.store_final(state_fields)
+        if isinstance(self.slot.holder, open_episode.OpenBlock):
+            self.slot.holder.store_final(state_fields)
         else:
             self._single("store_final").store_final(state_fields)
 
     def _single(self, what: str) -> open_episode.OpenEpisode:
-        episode = self._open_episode
+        episode = self.slot.holder
         if isinstance(episode, open_episode.OpenEpisode):
             return episode
         self._require_open()
@@ -451,7 +446,7 @@ class ReplayBuffer(Readable):
         Returns:
             A context manager that yields a dict for meta fields known only at the end, as :meth:`one_episode` does.
         """
-        self._require_no_episode("batched_episode")
+        self.slot.require_free("batched_episode")
         return open_episode.OpenBlock(self, batch_size, meta)
 
     def store_batch(self, /, **fields: Any) -> None:
@@ -461,7 +456,7 @@ class ReplayBuffer(Readable):
             FieldError: a field is unknown, or a value does not fit; nothing is stored.
             EpisodeStateError: no :meth:`batched_episode` is open.
         """
-        block = self._open_episode
+        block = self.slot.holder
         if not isinstance(block, open_episode.OpenBlock):
             self._require_open()
             raise EpisodeStateError("store_batch outside of `with buffer.batched_episode(batch_size):`")
@@ -482,8 +477,8 @@ class ReplayBuffer(Readable):
 
     def put_episode(self, arrays: Mapping[str, Any], *, complete: bool = True) -> None:
         """:meth:`store_episode` for an episode from somewhere else, which may have been cut there."""
-        self._require_no_episode("store_episode")
-        writer = self._writing()
+        self.slot.require_free("store_episode")
+        writer = self.writing()
         open_episode.store_whole(writer, self.encoders(), arrays, complete=complete)
 
     def update(self, /, episodes: int | slice | Sequence[int] | npt.NDArray[Any] | None = None, **arrays: Any) -> None:
@@ -511,7 +506,7 @@ class ReplayBuffer(Readable):
             else:
                 info = self._known(name)
                 if info.ragged:
-                    self._require_no_episode(f"update of the ragged field {name!r}")
+                    self.slot.require_free(f"update of the ragged field {name!r}")
                     value = [value] if single else value
                 elif single:
                     value = to_array(value, name)[None]
@@ -523,7 +518,7 @@ class ReplayBuffer(Readable):
         """New values of a meta field, as its column holds them: ``(count, *field.shape)``."""
         if info.is_text:
             texts = open_episode.encode_texts(name, [value] if single else value, count)
-            return np.array([self._writing().put_text(text) for text in texts], info.dtype)
+            return np.array([self.writing().put_text(text) for text in texts], info.dtype)
         array = to_array(value, name)
         return fit(name, array[None] if single else array, info, lead=(count,))
 
@@ -540,7 +535,7 @@ class ReplayBuffer(Readable):
             name, info: as in ``fields``.
             values: as for :meth:`update`, over all live episodes; None for the field's default.
         """
-        self._require_no_episode("add_field")
+        self.slot.require_free("add_field")
         check_field_name(name)
         if name in self.metadata.fields or name in self.metadata.meta_fields:
             raise FieldError(f"field {name!r} exists already; update(...) replaces its values")
@@ -565,7 +560,7 @@ class ReplayBuffer(Readable):
             EpisodeStateError: an episode is open.
         """
         if not while_open:
-            self._require_no_episode("widen_schema")
+            self.slot.require_free("widen_schema")
         if not fields:
             return
         check_distinct({**self.metadata.fields, **fields})
@@ -592,8 +587,8 @@ class ReplayBuffer(Readable):
 
     def clear(self) -> None:
         """Remove all episodes and give their disk space back. Ids go on where they were."""
-        self._require_no_episode("clear")
-        writer = self._writing()
+        self.slot.require_free("clear")
+        writer = self.writing()
         with self._changing():
             writer.clear()
 
@@ -603,10 +598,10 @@ class ReplayBuffer(Readable):
         Raises:
             EpisodeStateError: it has episodes, or one is open.
         """
-        self._require_no_episode("redefine")
+        self.slot.require_free("redefine")
         if self.num_episodes:
             raise EpisodeStateError(f"{self._folder} has episodes, whose fields stay as they are")
-        writer = self._writing()
+        writer = self.writing()
         metadata = replace(writer.metadata, fields=dict(fields), meta_fields=dict(meta_fields))
         check_config(metadata)
         with self._changing():
@@ -627,7 +622,7 @@ class ReplayBuffer(Readable):
             BufferLockedError: somebody else writes to the buffer.
             ReadOnlyError: the buffer was opened with ``read_only=True``.
         """
-        self._writing()
+        self.writing()
 
     def release(self) -> None:
         """Stop writing: an open episode is discarded, checksums are completed, and the lock is let go.
@@ -638,8 +633,8 @@ class ReplayBuffer(Readable):
         if writer is None:
             return
         writer.check_thread()
-        if self._open_episode is not None:
-            self._open_episode.discard()
+        if self.slot.holder is not None:
+            self.slot.holder.discard()
         try:
             writer.close()
         finally:

@@ -82,7 +82,7 @@ def _replayed(buffer: Readable, indices: list[int], *, trust: bool) -> Iterator[
     try:
         for index in indices:
             episode = buffer.episode(index)
-            spec = (episode._snapshot.metadata.environment or {}).get("env_spec")
+            spec = (episode.snapshot.metadata.environment or {}).get("env_spec")
             if spec is not None and (env is None or spec != made_of):
                 if env is not None:
                     env.close()

@@ -69,7 +69,7 @@ def test_an_interrupt_at_any_line_leaves_the_old_or_the_new_state(tmp_path, name
     found = state_of(buffer)
     assert found in expected
     assert buffer.num_episodes == len(found[1])
-    if buffer._open_episode is not None:  # it came before the first line of leaving it
+    if buffer.slot.holder is not None:  # it came before the first line of leaving it
         buffer.release()
     store(buffer, 11)
     after = state_of(buffer)

@@ -123,7 +123,7 @@ def test_a_forked_child_cannot_store_into_the_long_episode_of_its_parent(tmp_pat
                         buffer.store(x=-1)
 
                 def commit():
-                    buffer._open_episode.__exit__(None)
+                    buffer.slot.holder.__exit__(None)
 
                 return [name_of_error(store_many), name_of_error(commit)]
 
@@ -260,7 +260,7 @@ buffer.store(x=3)
 def test_a_released_writer_never_writes_again(tmp_path):
     with ReplayBuffer(tmp_path, fields={"x": "float"}) as buffer:
         buffer.store_episode(x=np.zeros(3))
-        writer = buffer._writing()
+        writer = buffer.writing()
         buffer.release()
         with ReplayBuffer(tmp_path) as other:
             other.store_episode(x=np.ones(500))

@@ -52,7 +52,7 @@ def rows(values):
 def contents(episode):
     """All of an episode apart from its id."""
     meta = {name: value if isinstance(value, str) else rows(np.asarray(value)) for name, value in episode.meta.items()}
-    has_final = episode.has_final or not episode._snapshot.metadata.has_state  # it says nothing without state fields
+    has_final = episode.has_final or not episode.snapshot.metadata.has_state  # it says nothing without state fields
     return len(episode), has_final, episode.complete, meta, {name: rows(episode[name]) for name in episode}
 
 

@@ -68,7 +68,7 @@ def _write(writer, count, one_by_one, meta, lengths, flags):
 def test_each_record_has_its_values(tmp_path_factory, limits, steps, repeats, data):
     folder = tmp_path_factory.mktemp("records") / "buffer"
     buffer = ReplayBuffer(folder, fields={"x": Field("int", state=True)}, meta_fields=META, **limits)
-    writer = buffer._writing()
+    writer = buffer.writing()
     expected = []
     for count, one_by_one, meta in steps * repeats:
         lengths = data.draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))

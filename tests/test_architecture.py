@@ -1,0 +1,148 @@
+"""The house stands as docs/architecture.md draws it: imports go down, no file is in a circle, doors are used."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import gym_replay
+
+PACKAGE = Path(gym_replay.__file__).parent
+DOCUMENT = PACKAGE.parent / "docs" / "architecture.md"
+FLOORS = [
+    "gym_replay.errors",
+    "gym_replay.buffer.storage",
+    "gym_replay.spaces",
+    "gym_replay.buffer.loading",
+    "gym_replay.buffer",
+    "gym_replay.wrappers",
+    "gym_replay.collecting gym_replay.replaying gym_replay.interop",
+    "gym_replay.cli",
+    "gym_replay.__main__",
+]
+"""From the ground up. What stands side by side imports nothing from one another's floor but where it says so below."""
+
+THEIR_OWN = {"_SubParsersAction", "_current_frames", "_replace", "_make", "_env_obs", "_stats_key"}
+"""Underscore names of other packages, and of named tuples, for which there is no public way."""
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = ("gym_replay", *path.relative_to(PACKAGE).with_suffix("").parts)
+        found[".".join(parts).removesuffix(".__init__")] = ast.parse(path.read_text())
+    return found
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """What each module imports of the package, those for type checkers and inside of functions included."""
+    found = {}
+    for name, tree in trees().items():
+        found[name] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names if alias.name in trees()}
+            elif isinstance(node, ast.ImportFrom) and node.module in trees():
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                found[name] |= (names & trees().keys()) | ({node.module} if names - trees().keys() else set())
+    return found
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Each module that imports itself, by way of others, with one such way."""
+    found = []
+    for start in edges:
+        came_from: dict[str, str] = {}
+        waiting = [start]
+        while waiting:
+            at = waiting.pop()
+            for other in edges[at] - came_from.keys():
+                came_from[other] = at
+                waiting.append(other)
+        if start in came_from:
+            way = [start]
+            while (before := came_from[way[-1]]) != start:
+                way.append(before)
+            found.append([start, *way[:0:-1], start])
+    return found
+
+
+def test_a_circle_would_be_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [
+        ["a", "b", "c", "a"],
+        ["b", "c", "a", "b"],
+        ["c", "a", "b", "c"],
+    ]
+
+
+def test_no_circle():
+    below_the_face = {name: edges - {"gym_replay"} for name, edges in imports().items()}
+    assert circles(below_the_face) == []
+
+
+def floor_of(name: str) -> int:
+    """The floor whose room's name fits best."""
+    rooms = [
+        (len(room), at) for at, side in enumerate(FLOORS) for room in side.split() if f"{name}.".startswith(f"{room}.")
+    ]
+    return max(rooms)[1]
+
+
+@pytest.mark.parametrize("name", sorted(set(trees()) - {"gym_replay"}))
+def test_imports_go_down(name):
+    upward = {other for other in imports()[name] - {"gym_replay"} if floor_of(other) > floor_of(name)}
+    assert not upward
+
+
+@cache
+def packages_of(name: str) -> set[str]:
+    """The packages that a module imports, wherever in it."""
+    nodes = list(ast.walk(trees()[name]))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {one.partition(".")[0] for one in names}
+
+
+@pytest.mark.parametrize(
+    ("room", "unknown"),
+    [
+        ("gym_replay.errors", {"torch", "gymnasium", "numpy"}),
+        ("gym_replay.buffer.storage", {"torch", "gymnasium"}),
+        ("gym_replay.buffer.loading", {"gymnasium"}),
+        ("gym_replay.spaces", {"torch"}),
+    ],
+)
+def test_what_a_room_must_not_know(room, unknown):
+    inside = [name for name in trees() if f"{name}.".startswith(f"{room}.")]
+    assert inside
+    assert {name: found for name in inside if (found := packages_of(name) & unknown)} == {}
+
+
+@pytest.mark.parametrize("name", sorted(trees()))
+def test_nobody_touches_the_underscore_names_of_another_file(name):
+    nodes = list(ast.walk(trees()[name]))
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    own = {node.attr for node in attributes if ast.unparse(node.value) in ("self", "cls")}
+    own |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    own |= {node.id for node in nodes if isinstance(node, ast.Name)}
+    touched = {
+        ast.unparse(node)
+        for node in attributes
+        if node.attr.startswith("_") and not node.attr.startswith("__") and node.attr not in own | THEIR_OWN
+    }
+    assert not touched
+
+
+def test_the_document_names_every_file():
+    text = DOCUMENT.read_text()
+    missing = [
+        path
+        for path in (p.relative_to(PACKAGE).as_posix() for p in sorted(PACKAGE.rglob("*.py")))
+        if not path.endswith("__init__.py") and f"`{path}`" not in text
+    ]
+    assert not missing
+    named = {word for word in text.split("`") if word.endswith(".py") and not word.startswith("tests/")}
+    assert not [word for word in named if not (PACKAGE / word).exists()]

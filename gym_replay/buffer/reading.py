@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,13 @@ from gym_replay.errors import EmptyBufferError, FieldError
 
 if TYPE_CHECKING:
     from gym_replay.buffer.loading.datasets import ReplayDataset
+    from gym_replay.buffer.loading.options import AnyDatasetOptions, AnyLoaderOptions
     from gym_replay.buffer.loading.replay_loader import ReplayLoader
-    from gym_replay.buffer.loading.selection import Episodes
+
+    if sys.version_info >= (3, 11):
+        from typing import Unpack
+    else:
+        from typing_extensions import Unpack
 
 
 class Readable:
@@ -138,9 +144,7 @@ class Readable:
         *,
         timestep_level: bool = False,
         n_steps: int | None = None,
-        filter_meta: Mapping[str, Any] | None = None,
-        episodes: Episodes | None = None,
-        **options: Any,
+        **options: Unpack[AnyDatasetOptions],
     ) -> ReplayDataset:
         """A map-style dataset: an integer gives one sample, an array of sample numbers a batch.
 
@@ -148,8 +152,8 @@ class Readable:
         """
         from gym_replay.buffer.loading.loaders import make_dataset
 
-        kind, options = _kind(timestep_level, n_steps, options)
-        return make_dataset(self.snapshots(), kind, filter_meta=filter_meta, episodes=episodes, **options)
+        kind, given = _kind(timestep_level, n_steps, options)
+        return make_dataset(self.snapshots(), kind, **given)
 
     def dataloader(
         self,
@@ -157,16 +161,13 @@ class Readable:
         *,
         timestep_level: bool = False,
         n_steps: int | None = None,
-        filter_meta: Mapping[str, Any] | None = None,
-        episodes: Episodes | None = None,
-        to_named_tuple: Sequence[str] | None = None,
-        shuffle: bool | str = False,
-        drop_last: bool = False,
-        seed: int | None = None,
-        device: Any = None,
-        **options: Any,
+        **options: Unpack[AnyLoaderOptions],
     ) -> ReplayLoader:
-        """A ``torch.utils.data.DataLoader`` over the episodes that are live now.
+        """A ``torch.utils.data.DataLoader`` over the episodes that are live now, of any kind of sample.
+
+        It has the keywords of memmap-replay-buffer. In code of your own, :func:`~gym_replay.trajectory_loader`,
+        :func:`~gym_replay.timestep_loader`, :func:`~gym_replay.n_step_loader`, :func:`~gym_replay.window_loader` and
+        :func:`~gym_replay.crop_loader` say which samples come.
 
         A ragged field comes padded with zeros to the longest of its batch, ``(*lead, longest, *field.shape)``, with its
         numbers of elements as ``<entry>_lens``, int64 ``lead``; a string meta field comes as a list.
@@ -210,25 +211,13 @@ class Readable:
         """
         from gym_replay.buffer.loading.loaders import make_loader
 
-        kind, options = _kind(timestep_level, n_steps, options)
-        return make_loader(
-            self,
-            kind,
-            batch_size,
-            filter_meta=filter_meta,
-            episodes=episodes,
-            to_named_tuple=to_named_tuple,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            seed=seed,
-            device=device,
-            **options,
-        )
+        kind, given = _kind(timestep_level, n_steps, options)
+        return make_loader(self, kind, batch_size, **given)
 
 
-def _kind(timestep_level: bool, n_steps: int | None, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _kind(timestep_level: bool, n_steps: int | None, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     # What is left at "no" is as good as not given: callers pass whole sets of keywords through.
-    options = {name: value for name, value in options.items() if value is not None}
+    options = {name: value for name, value in given.items() if value is not None}
     asked = {
         "timestep_level": timestep_level and "timestep",
         "n_steps": n_steps is not None and "n_step",

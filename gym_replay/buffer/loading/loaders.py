@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.formats import Formatted, format_options
+from gym_replay.buffer.loading.goals import GoalSampler
+from gym_replay.buffer.loading.options import OF_DATASETS, OF_LOADERS, LoaderOptions
 from gym_replay.buffer.loading.replay_loader import PRIORITIZED_ENTRIES, ReplayLoader
-from gym_replay.buffer.loading.samples import Description, crop, n_step, timestep, trajectory, window
+from gym_replay.buffer.loading.samples import Boundaries, Description, Names, crop, n_step, timestep, trajectory, window
 from gym_replay.buffer.loading.selection import Condition, Episodes
 from gym_replay.buffer.loading.source import Source
+from gym_replay.buffer.loading.torch_options import REFUSED
 from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
 from gym_replay.errors import FieldError
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
+    from typing_extensions import Unpack
 
 KINDS: dict[str, Callable[..., Description]] = {
     "trajectory": trajectory,
@@ -25,20 +35,32 @@ KINDS: dict[str, Callable[..., Description]] = {
 }
 
 
-def _keywords(function: Callable[..., Any]) -> set[str]:
-    return set(inspect.signature(function).parameters) - {"source", "description", "only"}
+def _keywords(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters) - {"source"}
 
 
 OF_KIND = {kind: _keywords(describe) for kind, describe in KINDS.items()}
-"""The options of each kind of sample."""
-
-OF_ALL = _keywords(ReplayDataset)
-"""The options of the dataset, whatever a sample is."""
+"""The keywords of each kind of sample."""
 
 
-def dataset_options(kind: str) -> set[str]:
-    """The keywords of one kind of dataset."""
-    return OF_KIND[kind] | OF_ALL
+def _check_options(kind: str, options: Iterable[str], others: Collection[str]) -> None:
+    """Refuse what is no keyword of this kind of loading, and none of ``others``.
+
+    Raises:
+        FieldError: a keyword belongs to another kind.
+        TypeError: there is no such keyword; the message names the nearest.
+    """
+    known = [*sorted(OF_KIND[kind]), *sorted(others)]
+    for name in options:
+        if name in known:
+            continue
+        if kind == "n_step" and name == "fields":
+            raise FieldError("fields: n-step loading takes current_fields, next_fields and sequence_fields")
+        if owners := [other for other in KINDS if name in OF_KIND[other]]:
+            raise FieldError(f"{name} goes with {' and '.join(owners)} loading, not with {kind} loading")
+        near = difflib.get_close_matches(name, known, 1, 0.5)
+        meant = f"did you mean {near[0]!r}?" if near else f"{kind} loading takes {known}"
+        raise TypeError(f"unexpected keyword {name!r}; {meant}")
 
 
 def make_dataset(
@@ -57,12 +79,7 @@ def make_dataset(
         FieldError: an option belongs to another kind.
         EmptyBufferError: there is no sample.
     """
-    fitting = dataset_options(kind)
-    for name in options.keys() - fitting:
-        others = [other for other in KINDS if name in dataset_options(other)]
-        if not others:
-            raise TypeError(f"unexpected keyword {name!r}; {kind} loading takes {sorted(fitting)}")
-        raise FieldError(f"{name} goes with {' and '.join(others)} loading, not with {kind} loading")
+    _check_options(kind, options, OF_DATASETS)
     if batch_format is not None:
         if only is not None:
             raise FieldError("batch_format and to_named_tuple exclude one another: a format has names of its own")
@@ -84,8 +101,9 @@ def make_loader(
     **options: Any,
 ) -> ReplayLoader:
     """The loader of one kind: dataset options go to the dataset, all others to :class:`ReplayLoader`."""
-    known = set().union(*(dataset_options(other) for other in KINDS))
-    chosen = {name: options.pop(name) for name in list(options) if name in known}
+    _check_options(kind, options, OF_LOADERS | REFUSED.keys())
+    chosen = {name: options.pop(name) for name in list(options) if name in OF_KIND[kind] | OF_DATASETS}
+    chosen = {name: value for name, value in chosen.items() if value is not None}  # as good as not given
     only = to_named_tuple
     if only is not None and options.get("sampler") is not None:
         only = [name for name in only if name not in PRIORITIZED_ENTRIES]
@@ -99,40 +117,86 @@ def make_loader(
     return ReplayLoader(dataset, batch_size, to_named_tuple=to_named_tuple, remake=remake, **options)
 
 
-def trajectory_loader(buffer: HasSnapshots, batch_size: int, **options: Any) -> ReplayLoader:
+def trajectory_loader(
+    buffer: HasSnapshots,
+    batch_size: int,
+    *,
+    fields: Names = None,
+    next_fields: Names = None,
+    return_mask: bool = False,
+    return_indices: bool = False,
+    return_episode_lens: bool = True,
+    slice_by_episode_len: bool = True,
+    **options: Unpack[LoaderOptions],
+) -> ReplayLoader:
     """Batches of whole episodes, padded with zeros to the longest of each batch.
 
     Args:
         buffer: a ReplayBuffer or ConcatReplayBuffer.
         batch_size: episodes a batch.
-        options: ``fields`` and ``next_fields`` (names; state fields give rows 0..T-1, ``next_`` ones rows 1..T),
-            ``return_mask`` (adds ``_mask``, bool ``(batch, time)``, True where valid), ``return_indices`` (adds
-            ``_index``), ``return_episode_lens`` (``_lens``, int64 ``(batch,)``), ``slice_by_episode_len`` (False pads
-            every batch to ``max_timesteps``), and those of :meth:`ReplayBuffer.dataloader`.
+        fields: names; of state fields the rows 0..T-1 come. None for all.
+        next_fields: names of state fields, of which the rows 1..T come as ``next_<field>``.
+        return_mask: add ``_mask``, bool ``(batch, time)``, True where valid.
+        return_indices: add ``_index``, int64 ``(batch,)``: the episode.
+        return_episode_lens: add ``_lens``, int64 ``(batch,)``.
+        slice_by_episode_len: False pads every batch to ``max_timesteps``.
+        options: those of :meth:`ReplayBuffer.dataloader`.
 
     Returns:
         A loader of dicts: each field ``(batch, time, *field.shape)``, each meta field ``(batch, *field.shape)``.
+
+    Example:
+        >>> loader = trajectory_loader(buffer, 8, shuffle=True, return_mask=True)  # doctest: +SKIP
     """
-    return make_loader(buffer, "trajectory", batch_size, **options)
+    sample = {"fields": fields, "next_fields": next_fields, "return_mask": return_mask}
+    flags = {"return_episode_lens": return_episode_lens, "slice_by_episode_len": slice_by_episode_len}
+    return make_loader(buffer, "trajectory", batch_size, return_indices=return_indices, **sample, **flags, **options)
 
 
-def timestep_loader(buffer: HasSnapshots, batch_size: int, **options: Any) -> ReplayLoader:
+def timestep_loader(
+    buffer: HasSnapshots,
+    batch_size: int,
+    *,
+    fields: Names = None,
+    goal_sampler: GoalSampler | None = None,
+    return_indices: bool = False,
+    **options: Unpack[LoaderOptions],
+) -> ReplayLoader:
     """Batches of single transitions.
 
     Args:
         buffer: a ReplayBuffer or ConcatReplayBuffer.
         batch_size: transitions a batch.
-        options: ``fields`` (names), ``filter_fields`` (conditions on scalar fields), ``return_indices`` (adds
-            ``_indices``, int64 ``(batch, 2)``: episode and step), ``goal_sampler``, and
-            those of :meth:`ReplayBuffer.dataloader`.
+        fields: names; None for all.
+        goal_sampler: adds goals, see :class:`~gym_replay.GoalSampler`.
+        return_indices: add ``_indices``, int64 ``(batch, 2)``: episode and step.
+        options: those of :meth:`ReplayBuffer.dataloader`.
 
     Returns:
         A loader of dicts: each field and meta field ``(batch, *field.shape)``.
+
+    Example:
+        >>> loader = timestep_loader(buffer, 256, fields=("observation", "action"), shuffle=True)  # doctest: +SKIP
     """
-    return make_loader(buffer, "timestep", batch_size, **options)
+    sample = {"fields": fields, "goal_sampler": goal_sampler, "return_indices": return_indices}
+    return make_loader(buffer, "timestep", batch_size, **sample, **options)
 
 
-def n_step_loader(buffer: HasSnapshots, batch_size: int, n_steps: int = 1, **options: Any) -> ReplayLoader:
+def n_step_loader(
+    buffer: HasSnapshots,
+    batch_size: int,
+    n_steps: int = 1,
+    *,
+    current_fields: Names = None,
+    next_fields: Names = None,
+    sequence_fields: Names = None,
+    discount: float | None = None,
+    reward_field: str = "reward",
+    terminated_field: str = "terminated",
+    goal_sampler: GoalSampler | None = None,
+    return_indices: bool = False,
+    **options: Unpack[LoaderOptions],
+) -> ReplayLoader:
     """Batches of n-step transitions.
 
     A sample is a step t. ``n_step_lens`` is m = min(n, steps left in the episode); ``next_<field>`` is the row
@@ -142,10 +206,14 @@ def n_step_loader(buffer: HasSnapshots, batch_size: int, n_steps: int = 1, **opt
         buffer: a ReplayBuffer or ConcatReplayBuffer.
         batch_size: samples a batch.
         n_steps: n.
-        options: ``current_fields`` (default: all), ``next_fields`` (default: the state fields, or all where there are
-            none), ``sequence_fields`` (default: none), ``discount`` (adds ``n_step_return`` and ``n_step_discount``,
-            from the fields ``reward_field="reward"`` and ``terminated_field="terminated"``), ``goal_sampler``,
-            ``filter_fields``, ``return_indices``, and those of :meth:`ReplayBuffer.dataloader`.
+        current_fields: names of fields at t; None for all.
+        next_fields: names of fields at t + m; None for the state fields, or all where there are none.
+        sequence_fields: names of fields at all of the steps; None for none.
+        discount: adds ``n_step_return`` and ``n_step_discount``.
+        reward_field, terminated_field: what these are computed from.
+        goal_sampler: adds goals, see :class:`~gym_replay.GoalSampler`.
+        return_indices: add ``_indices``, int64 ``(batch, 2)``: episode and step.
+        options: those of :meth:`ReplayBuffer.dataloader`.
 
     Returns:
         A loader of dicts: fields and ``next_`` fields ``(batch, *field.shape)``, ``seq_`` fields
@@ -156,7 +224,10 @@ def n_step_loader(buffer: HasSnapshots, batch_size: int, n_steps: int = 1, **opt
         n_step_discount * value(next_observation)``. Truncation leaves it as it is. Both are ``(batch,)``, also where
         the field's shape is (1,); of a vector of k rewards they are ``(batch, k)`` and ``(batch, 1)``.
     """
-    return make_loader(buffer, "n_step", batch_size, n_steps=n_steps, **options)
+    sample = {"n_steps": n_steps, "discount": discount, "goal_sampler": goal_sampler, "return_indices": return_indices}
+    names = {"current_fields": current_fields, "next_fields": next_fields, "sequence_fields": sequence_fields}
+    read = {"reward_field": reward_field, "terminated_field": terminated_field}
+    return make_loader(buffer, "n_step", batch_size, **sample, **names, **read, **options)
 
 
 def window_loader(
@@ -165,10 +236,12 @@ def window_loader(
     *,
     length: int | None = None,
     offsets: Mapping[str, Iterable[int]] | None = None,
-    fields: Sequence[str] | None = None,
+    fields: Names = None,
     stride: int = 1,
-    boundary: str | tuple[str, str] = "edge",
-    **options: Any,
+    boundary: Boundaries | tuple[Boundaries, Boundaries] = "edge",
+    goal_sampler: GoalSampler | None = None,
+    return_indices: bool = False,
+    **options: Unpack[LoaderOptions],
 ) -> ReplayLoader:
     """Batches of windows: each field at offsets of its own around a step.
 
@@ -187,8 +260,9 @@ def window_loader(
         boundary: what is done about rows that do not exist. ``"edge"`` repeats the nearest one that does, ``"zero"``
             gives zeros, ``"drop"`` leaves out the steps that need one: samples then begin at the first step that fits.
             Two of them are for rows before the episode and for rows after it: ``("edge", "drop")``.
-        options: ``filter_fields``, ``return_indices``, ``goal_sampler``, and those of
-            :meth:`ReplayBuffer.dataloader`.
+        goal_sampler: adds goals, see :class:`~gym_replay.GoalSampler`.
+        return_indices: add ``_indices``, int64 ``(batch, 2)``: episode and step.
+        options: those of :meth:`ReplayBuffer.dataloader`.
 
     Returns:
         A loader of dicts: fields with offsets ``(batch, time, *field.shape)`` and ``<field>_is_pad``, bool
@@ -200,27 +274,45 @@ def window_loader(
         >>> chunks = {"observation": (-1, 0), "action": range(16)}  # two observations and 16 actions
         >>> loader = window_loader(buffer, 256, offsets=chunks, fields=(), shuffle=True)  # doctest: +SKIP
     """
-    options |= {"length": length, "offsets": offsets, "fields": fields, "stride": stride, "boundary": boundary}
-    return make_loader(buffer, "window", batch_size, **options)
+    sample = {"length": length, "offsets": offsets, "fields": fields, "stride": stride, "boundary": boundary}
+    more = {"goal_sampler": goal_sampler, "return_indices": return_indices}
+    return make_loader(buffer, "window", batch_size, **sample, **more, **options)
 
 
-def crop_loader(buffer: HasSnapshots, batch_size: int, crop: int | tuple[int, int], **options: Any) -> ReplayLoader:
+def crop_loader(
+    buffer: HasSnapshots,
+    batch_size: int,
+    crop: int | tuple[int, int],
+    *,
+    burn_in: int = 0,
+    stride: int | None = None,
+    pad: Literal["right", "left"] | None = None,
+    fields: Names = None,
+    next_fields: Names = None,
+    return_indices: bool = False,
+    **options: Unpack[LoaderOptions],
+) -> ReplayLoader:
     """Batches of stretches of episodes, of random place and length, drawn anew in each epoch.
 
     Args:
         buffer: a ReplayBuffer or ConcatReplayBuffer.
         batch_size: crops a batch.
         crop: how many transitions, or the least and the most; each number in between is as likely.
-        options: ``burn_in`` (so many transitions before the crop come too, as far as the episode has them),
-            ``stride`` (default: one sample for each episode, placed uniformly where it fits, or the whole episode
-            where that is shorter; with a stride of s, one sample for each s steps, that begins at one of them and is
-            cut at the episode's end), ``pad`` (``"right"``, or ``"left"``), ``fields``, ``next_fields`` (state fields
-            one row later), ``return_indices`` (adds ``_indices``, int64 ``(batch, 2)``: episode, and the crop's first
-            step after the burn-in), and those of :meth:`ReplayBuffer.dataloader`.
+        burn_in: so many transitions before the crop come too, as far as the episode has them.
+        stride: None for one sample of each episode, placed uniformly where it fits, or the whole episode where that is
+            shorter. With a stride of s, one sample for each s steps, that begins at one of them and is cut at the
+            episode's end.
+        pad: the side of the padding; None for ``"right"``, or what a ``batch_format`` has.
+        fields: names; None for all.
+        next_fields: names of state fields, which come one row later as ``next_<field>``.
+        return_indices: add ``_indices``, int64 ``(batch, 2)``: episode, and the crop's first step after the burn-in.
+        options: those of :meth:`ReplayBuffer.dataloader`.
 
     Returns:
         A loader of dicts: each field ``(batch, burn_in + most, *field.shape)``, padded with zeros; ``_mask``, bool
         ``(batch, time)``, True where there is a transition; ``_burn_in_mask`` of the same shape, where ``burn_in`` is
         not 0, True where it leads up to the crop; ``_lens``, int64 ``(batch,)``, the transitions of both.
     """
-    return make_loader(buffer, "crop", batch_size, crop=crop, **options)
+    sample = {"crop": crop, "burn_in": burn_in, "stride": stride, "pad": pad}
+    names = {"fields": fields, "next_fields": next_fields, "return_indices": return_indices}
+    return make_loader(buffer, "crop", batch_size, **sample, **names, **options)

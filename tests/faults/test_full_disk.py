@@ -13,6 +13,7 @@ from faults.full_disk import DISKS, FILLING, WAYS, SmallDisk, fraction_used, mou
 from faults.scenarios import FIELDS, Deterministic, WithInfos, assert_episode, length_of, rows_of, store
 
 from gym_replay import BufferLockedError, RecordToBuffer, ReplayBuffer, StorageError, check_buffer
+from gym_replay.buffer.storage import spill as spills
 from gym_replay.buffer.storage import staging
 
 pytestmark = [
@@ -220,7 +221,7 @@ class LateInfo(WithInfos):
         return {"late": self.t} if self.t >= 8 else {}
 
 
-@pytest.mark.parametrize("spill", [staging.TailSpill, staging.FileSpill])
+@pytest.mark.parametrize("spill", [spills.TailSpill, spills.FileSpill])
 def test_a_field_that_comes_when_there_is_no_room(tmp_path, monkeypatch, spill):
     """The rows before it cannot be filled in; the step is refused, and the episode goes on when there is room."""
     write, refusals = spill.write, []
@@ -233,7 +234,7 @@ def test_a_field_that_comes_when_there_is_no_room(tmp_path, monkeypatch, spill):
 
     monkeypatch.setattr(spill, "write", refuse_once)
     monkeypatch.setattr(staging, "CHUNK_ROWS", 4)
-    limits = {"circular": True, "max_episodes": 9} if spill is staging.FileSpill else {}
+    limits = {"circular": True, "max_episodes": 9} if spill is spills.FileSpill else {}
     env = RecordToBuffer(LateInfo(0), tmp_path / "buffer", record_info=True, **limits)
     for number in range(3):
         env.reset()

@@ -9,7 +9,8 @@ import numpy as np
 from gymnasium import spaces
 
 from gym_replay import ReplayBuffer, StorageError
-from gym_replay.buffer.storage import edits, staging, writer
+from gym_replay.buffer.storage import edits, writer
+from gym_replay.buffer.storage import spill as spills
 
 
 class Scripted(gym.Env):
@@ -155,7 +156,7 @@ def full_disk(monkeypatch, *, times=1 << 30, what="write"):
         elif what == "switch":
             patch.setattr(writer, "switch_files", refusing(writer.switch_files))
         else:
-            for spill in (staging.TailSpill, staging.FileSpill):
+            for spill in (spills.TailSpill, spills.FileSpill):
                 is_info = lambda spill, piece: piece[0].startswith("info")  # noqa: E731
                 patch.setattr(spill, "write", refusing(spill.write, concerns=is_info))
         yield refusals

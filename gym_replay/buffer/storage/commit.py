@@ -6,7 +6,7 @@ anybody looks at.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -19,6 +19,8 @@ from gym_replay.buffer.storage.open_files import OpenFiles
 from gym_replay.buffer.storage.records import MetaColumn
 from gym_replay.buffer.storage.room import Room
 from gym_replay.buffer.storage.strings import STRINGS
+
+_NO_ELEMENTS: Mapping[str, int] = {}
 
 
 class Commits:
@@ -48,7 +50,10 @@ class Commits:
         counters, live = files.counters, files.live
         count, steps = len(block.lengths), sum(block.lengths)
         rows = steps + count * files.metadata.has_state
-        start, bases = self.room.find(count, steps, rows, block.elements)
+        if files.is_plain:
+            start, bases = live.ring.end, _NO_ELEMENTS
+        else:
+            start, bases = self.room.find(count, steps, rows, block.elements)
         pieces = block.pieces if block.spill is None else chain(block.spill.pieces(), block.pieces)
         files.write(pieces, start, bases)
         for column in files.sizeless:
@@ -71,21 +76,20 @@ class Commits:
     def _write_records(self, block: Block, first_id: int, start: int) -> None:
         """Put the records of a block, whose rows begin at ``start``, into their slots."""
         files, lengths = self.files, block.lengths
-        record, slot = files.metadata.record, files.slot(first_id)
-        meta: dict[str, Any] = dict(block.meta)
-        for name in files.metadata.text_fields:
+        metadata, slot, count = files.metadata, files.slot(first_id), len(lengths)
+        meta: dict[str, Any] = {**block.meta}
+        for name in metadata.text_fields:
             meta[name] = self._places(block.meta[name])
-        if len(lengths) == 1:  # "CartPole-v1" of benchmarks.record pays for it: arrays of one value take 15 us more
+        if count == 1:  # "CartPole-v1" of benchmarks.record pays for it: arrays of one value take 15 us more
             flags = block.flags if isinstance(block.flags, int) else int(block.flags[0])
-            values = [meta[name] for name in files.metadata.meta_fields]
-            files.table.write(slot, record.encode_one(first_id, start, lengths[0], flags, values))
+            values = [meta[name] for name in metadata.meta_fields]
+            files.table.write(slot, metadata.record.encode_one(first_id, start, lengths[0], flags, values))
             return
-        count = len(lengths)
         taken = np.array(lengths)
-        ends = start + np.cumsum(taken + files.metadata.has_state)
+        ends = start + np.cumsum(taken + metadata.has_state)
         starts = np.concatenate(([start], ends[:-1]))
         ids = np.arange(first_id, first_id + count)
-        records = record.encode(ids, starts, taken, block.flags, meta)
+        records = metadata.record.encode(ids, starts, taken, block.flags, meta)
         turn = count if files.capacity is None else min(count, files.capacity - slot)  # the others begin at slot 0
         files.table.write(slot, records[:turn].tobytes())
         if turn < count:

@@ -82,8 +82,6 @@ class Room:
 
         In a ring the oldest episodes leave for them.
         """
-        if self._files.is_plain:
-            return self._files.live.ring.end, {}
         if not self._metadata.circular:
             return self._files.end
         start = self._find_rows(episodes, steps, rows)

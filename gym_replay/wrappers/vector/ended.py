@@ -77,9 +77,10 @@ class EndedEpisodes:
         """
         if not len(self):
             return
+        metadata = writer.metadata
         rows: Mapping[str, Any] = self.rows
-        if len(rows) < len(writer.metadata.fields) or writer.metadata.ragged_fields:
-            rows = self._all_rows(writer.metadata)
+        if len(rows) < len(metadata.fields) or metadata.ragged_fields:
+            rows = self._all_rows(metadata)
         # A call for the checksum of each field of each of them would take longer than to record them.
         writer.commit(
             Block.of_rows(rows, self.lengths.tolist(), self.flags, self.meta, self._begin, sums_may_wait=True)

@@ -412,7 +412,7 @@ class ColumnWriter:
             StorageError: the disk is full, or the operating system refused for another reason.
         """
         width, size = self.row_nbytes, data.nbytes if type(data) is memoryview else len(data)
-        if width == 0:
+        if width == 0 or size == 0:
             return
         end = row + size // width
         if end > self.capacity:

@@ -71,7 +71,7 @@ class Guard:
                 self._look_at_path(event, path, 0 if listing else os.O_NOFOLLOW)
         elif event == "import" and str(arguments[0]).startswith("hostile_module"):
             self._say(event, str(arguments[0]))
-        elif event.startswith(_FORBIDDEN):
+        elif event.startswith(_FORBIDDEN) and event != "ctypes.get_errno":  # which tells why a map was refused
             self._say(event, repr(arguments)[:200])
 
     def _look_at_path(self, event: str, path: Any, flags: int) -> None:

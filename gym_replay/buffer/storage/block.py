@@ -64,7 +64,7 @@ class Block(NamedTuple):
     """
 
     pieces: Sequence[BlockPiece]
-    lengths: Sequence[int]
+    lengths: list[int] | npt.NDArray[np.int64]
     flags: int | npt.NDArray[np.uint8]
     meta: Mapping[str, MetaColumn]
     elements: Mapping[str, Sequence[int]] = MappingProxyType({})
@@ -76,7 +76,7 @@ class Block(NamedTuple):
     def of_rows(
         cls,
         rows: Mapping[str, npt.NDArray[Any] | Ragged],
-        lengths: Sequence[int],
+        lengths: list[int] | npt.NDArray[np.int64],
         flags: int | npt.NDArray[np.uint8],
         meta: Mapping[str, MetaColumn],
         begin: Callable[[int], None] = _ignore,
@@ -90,9 +90,9 @@ class Block(NamedTuple):
             if isinstance(values, Ragged):
                 counts, whole = values.compact()
                 pieces += [(name, True, 0, whole.data), (name, False, 0, spans_of(counts).data)]
-                has_row_t = (len(counts) - sum(lengths)) // len(lengths)
-                begins = np.cumsum([0, *(length + has_row_t for length in lengths[:-1])])
-                elements[name] = np.add.reduceat(counts, begins).tolist()
+                has_row_t = (len(counts) - int(np.sum(lengths))) // len(lengths)
+                ends = np.cumsum(np.add(lengths, has_row_t))
+                elements[name] = np.add.reduceat(counts, [0, *ends[:-1]]).tolist()
             else:
                 pieces.append((name, False, 0, values.data))
         return cls(pieces, lengths, flags, meta, elements, begin, sums_may_wait=sums_may_wait)

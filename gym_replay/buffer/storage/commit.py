@@ -48,7 +48,8 @@ class Commits:
         """
         files = self.files
         counters, live = files.counters, files.live
-        count, steps = len(block.lengths), sum(block.lengths)
+        lengths = block.lengths if isinstance(block.lengths, list) else block.lengths.tolist()
+        count, steps = len(lengths), sum(lengths)
         rows = steps + count * files.metadata.has_state
         if files.is_plain:
             start, bases = live.ring.end, _NO_ELEMENTS
@@ -83,13 +84,12 @@ class Commits:
         if count == 1:  # "CartPole-v1" of benchmarks.record pays for it: arrays of one value take 15 us more
             flags = block.flags if isinstance(block.flags, int) else int(block.flags[0])
             values = [meta[name] for name in metadata.meta_fields]
-            files.table.write(slot, metadata.record.encode_one(first_id, start, lengths[0], flags, values))
+            files.table.write(slot, metadata.record.encode_one(first_id, start, int(lengths[0]), flags, values))
             return
-        taken = np.array(lengths)
-        ends = start + np.cumsum(taken + metadata.has_state)
-        starts = np.concatenate(([start], ends[:-1]))
+        rows = np.add(lengths, metadata.has_state)
+        starts = np.cumsum(rows) + (start - rows)
         ids = np.arange(first_id, first_id + count)
-        records = metadata.record.encode(ids, starts, taken, block.flags, meta)
+        records = metadata.record.encode(ids, starts, np.asarray(lengths), block.flags, meta)
         turn = count if files.capacity is None else min(count, files.capacity - slot)  # the others begin at slot 0
         files.table.write(slot, records[:turn].tobytes())
         if turn < count:

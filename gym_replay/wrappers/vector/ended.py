@@ -82,9 +82,7 @@ class EndedEpisodes:
         if len(rows) < len(metadata.fields) or metadata.ragged_fields:
             rows = self._all_rows(metadata)
         # A call for the checksum of each field of each of them would take longer than to record them.
-        writer.commit(
-            Block.of_rows(rows, self.lengths.tolist(), self.flags, self.meta, self._begin, sums_may_wait=True)
-        )
+        writer.commit(Block.of_rows(rows, self.lengths, self.flags, self.meta, self._begin, sums_may_wait=True))
 
     def widen(self, before: Mapping[str, Field], wider: Mapping[str, Field], *, is_trial: bool = False) -> None:
         """Have the rows of some fields in a wider dtype; a trial changes nothing.

@@ -77,7 +77,6 @@ class Batches(Sampler[Draw]):
 
     def _in_order(self, order: Order, epoch: int, start: int) -> Iterator[Draw]:
         reads = order.reads(epoch, start) if isinstance(order, BlockOrder) else None
-        pool = end = 0
         for index, samples in enumerate(order.batches(epoch, start), start):
             first = order.first_position(index)
             if self.live is not None:
@@ -85,12 +84,7 @@ class Batches(Sampler[Draw]):
             elif reads is None or not isinstance(order, BlockOrder):
                 yield Draw(samples, order.seed, epoch, first, repeats=self._repeats)
             else:
-                if first >= end:
-                    pool = order.pool_of(first)
-                    end = order.bounds(pool)[1]
-                last = first + len(samples) - 1
-                pools = pool, pool if last < end else order.pool_of(last)
-                yield Draw(samples, order.seed, epoch, first, reads=tuple(next(reads)), pools=pools)
+                yield Draw(samples, order.seed, epoch, first, pool=order.pool_of(first), reads=tuple(next(reads)))
 
     def _anew(self, epoch: int, start: int) -> Iterator[Draw]:
         assert self.live is not None

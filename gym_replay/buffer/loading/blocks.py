@@ -21,9 +21,6 @@ POOL_BYTES = 256 << 20
 _MOST_BLOCK_SAMPLES = 1 << 17
 _FEWEST_BLOCKS = 16
 _BLOCKS_IN_POOL = POOL_BYTES // BLOCK_BYTES
-_HURRY = 4
-"""What part of a pool's batches comes with reads of the next pool: the first quarter."""
-
 # Which of the sequences of a seed and epoch is for what.
 _PHASE, _SHORT, _BLOCKS, _POOLS = range(1, 5)
 
@@ -151,43 +148,31 @@ class BlockOrder(Order):
         return ranges
 
     def reads(self, epoch: int, start: int = 0) -> Iterator[list[Read]]:
-        """Iterate over what to read ahead with each batch from ``start`` on: ranges of samples, and for which pool.
+        """Iterate over what to ask for with each batch from ``start`` on: ranges of samples, and for which pool.
 
-        With the first batch they are those of its pools, which come too late to be ahead of it but in one piece; with
-        the first quarter of the batches that need no other pool, those of the next one that is needed, in equal parts,
-        so that a disk which is slower than the batches always has something to read.
+        Where a batch enters a pool, they are those of the next pool that this rank needs. With the first batch they are
+        those of its own pools too, which come too late to be ahead of it.
         """
-        pending: list[Read] = []
-        known = -1  # up to this pool, all that is needed has been given or is pending
-        remaining, until = 1, start
+        known, until = -1, start
         for index in range(start, len(self)):
-            if index < until and not pending:  # most batches of a pool
+            if index < until:  # most batches of a pool
                 yield []
                 continue
-            now: list[Read] = []
-            if index == until:
-                now, pending = pending, []
-                low, high, last = self._pools_of(index)
-                now += self._reads_of(epoch, range(max(low, known + 1), high + 1))
-                left = (self.bounds(high)[1] - 1 - last) // (self.world_size * self._width)
-                known, until, remaining = max(known, high), index + left + 1, max(1, left // _HURRY)
-                if until < len(self):
-                    low, high, _ = self._pools_of(until)
-                    pending = self._reads_of(epoch, range(max(low, known + 1), high + 1))
-                    known = max(known, high)
-            share = -(-len(pending) // remaining)
-            now += pending[:share]
-            pending, remaining = pending[share:], remaining - 1
-            yield now
+            low, high, last = self._pools_of(index)
+            until = index + (self.bounds(high)[1] - 1 - last) // (self.world_size * self._width) + 1
+            pools = {*range(low, high + 1)}
+            if until < len(self):
+                following = self._pools_of(until)
+                pools |= {*range(following[0], following[1] + 1)}
+            wanted = sorted(pool for pool in pools if pool > known)
+            known = max(known, *pools)
+            yield [Read(first, end, pool) for pool in wanted for first, end in self.spans(epoch, pool)]
 
     def _pools_of(self, index: int) -> tuple[int, int, int]:
         """The pools of a batch's first and last position, and that position."""
         first = self.first_position(index)
         last = min(first + self._width, self.num_samples) - 1
         return self.pool_of(first), self.pool_of(last), last
-
-    def _reads_of(self, epoch: int, pools: range) -> list[Read]:
-        return [Read(first, last, pool) for pool in pools for first, last in self.spans(epoch, pool)]
 
     def bounds(self, pool: int) -> tuple[int, int]:
         """Return the first position of a pool, and that of the next."""

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from gym_replay.buffer.loading.ahead import ReadAhead, Stretch
+from gym_replay.buffer.loading.ahead import ReadAhead
+from gym_replay.buffer.loading.blocks import Read
 from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
 from gym_replay.buffer.loading.draws import Draw
 from gym_replay.buffer.loading.field_statistics import Resolved
@@ -237,7 +238,7 @@ class ReplayDataset(Dataset[Batch]):
     def _drawn(self, draw: Draw) -> Batch:
         """The batch that a sampler asked for, with the entries that only a prioritised draw has."""
         self.draw = draw
-        self._serve(draw)
+        self._ask_ahead(draw)
         return self.batch(draw.samples)
 
     def drawn_in_order(self, draws: Iterable[Draw]) -> Iterator[Batch]:
@@ -247,23 +248,29 @@ class ReplayDataset(Dataset[Batch]):
         """
         most = 1
         try:
-            for _, of_pools in groupby(draws, attrgetter("pools")):
-                # What is before a pool is done with when the next begins.
-                is_first = True
-                while run := list(islice(of_pools, most)):
+            for _, of_pool in groupby(draws, attrgetter("pool")):  # what is before a pool is done with when it begins
+                while run := list(islice(of_pool, most)):
                     for drawn in run:
-                        if is_first or drawn.reads:
-                            self._serve(drawn)
-                            is_first = False
+                        self._ask_ahead(drawn)
                     most = yield from self._deliver_run(run)
         except GeneratorExit:
             self._ahead.cancel()
             raise
 
-    def _serve(self, drawn: Draw) -> None:
-        """Begin to read what will be needed, and wait for what is."""
-        if drawn.pools is not None:
-            self._ahead.serve(self, drawn.epoch, *drawn.pools, drawn.reads)
+    def _ask_ahead(self, drawn: Draw) -> None:
+        """Ask for the rows of the pool to come, where a batch enters one."""
+        if drawn.reads and drawn.pool is not None:
+            self.source.rows.map(self.read_fields)  # once, and not in two threads
+            self._ahead.enter(self._advise, drawn.epoch, drawn.pool, [*map(Read._make, drawn.reads)])
+
+    def _advise(self, wanted: Sequence[Read], done: Sequence[Read]) -> None:
+        """Tell the system which samples will be needed, and which are done with."""
+        rows = self.source.rows
+        for reads, tell in ((done, rows.done_with), (wanted, rows.will_need)):
+            for read in reads:
+                for first, last in self.stretches(read.first, read.last):
+                    for name in self.read_fields:
+                        tell(name, first, last)
 
     def _deliver_run(self, run: Sequence[Draw]) -> Generator[Batch, None, int]:
         """The batches, gathered as one; returns how many like these are to be gathered so."""
@@ -277,7 +284,7 @@ class ReplayDataset(Dataset[Batch]):
             end = begin + len(drawn.samples)
             yield self._nest(self._deliver(arrays if len(run) == 1 else arrays.part(begin, end), {}))
             begin = end
-        most = RUN_BYTES if run[0].pools is None else BLOCK_RUN_BYTES
+        most = RUN_BYTES if run[0].pool is None else BLOCK_RUN_BYTES
         return max(1, min(_MOST_TOGETHER, most // max(nbytes, 1))) if self.is_divisible else 1
 
     def _weighed(self, served: Ints) -> Batch:
@@ -289,8 +296,8 @@ class ReplayDataset(Dataset[Batch]):
         weights = torch.from_numpy(draw.weights.copy()).to(torch.get_default_dtype())
         return {"_samples": torch.from_numpy(names.astype(np.int64)), "_weights": weights}
 
-    def stretches(self, first: int, last: int) -> list[Stretch]:
-        """Where the rows of samples ``first`` to ``last - 1`` are: parts, first rows, and those past the last."""
+    def stretches(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Where the rows of samples ``first`` to ``last - 1`` are: first rows, and those past the last."""
         episodes, steps = self.anchors.locate(np.array([first, last - 1]))
         # Of the last episode no more than is needed, unless its last sample is among them: it may be all of it.
         whole = int(steps[1]) + 1 == int(np.diff(self.anchors.offsets[episodes[1] : episodes[1] + 2])[0])

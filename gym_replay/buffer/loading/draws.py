@@ -27,8 +27,8 @@ class Draw(NamedTuple):
         version, bounds: of a live draw: a number that changes with the snapshot, and of each buffer the first id in it
             and the one past the last.
         repeats: whether a sample may come more than once in an epoch, as in draws with replacement.
-        reads: of an order by blocks: samples that are soon to be read, as first, one past the last, and pool.
-        pools: of an order by blocks: the pools of the first and of the last sample; of those before, none is to come.
+        pool: of an order by blocks: the pool of the first sample; of those before, none is to come.
+        reads: of an order by blocks: samples that will be needed, as first, one past the last, and pool.
     """
 
     samples: Ints
@@ -42,8 +42,8 @@ class Draw(NamedTuple):
     version: int = 0
     bounds: tuple[tuple[int, int], ...] = ()
     repeats: bool = False
+    pool: int | None = None
     reads: tuple[tuple[int, int, int], ...] = ()
-    pools: tuple[int, int] | None = None
 
     @property
     def positions(self) -> Ints:

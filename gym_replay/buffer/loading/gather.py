@@ -10,7 +10,7 @@ that are not single numbers. All of them are within a fifth of copying as many b
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.loading import threads
 from gym_replay.buffer.loading.lookup import Lookup
-from gym_replay.buffer.storage.advice import HUGE, can_populate, expect_stretches, is_held, use_huge_pages
+from gym_replay.buffer.storage import advice
 from gym_replay.buffer.storage.columns import Column as FileColumn
 from gym_replay.buffer.storage.joined import first_rows, join
 from gym_replay.buffer.storage.maps import require_mappable
@@ -45,22 +45,16 @@ class Column:
 
     Args:
         array: ``(rows, *field.shape)``.
-        address: of row 0, where the rows are in a map of its own that expects stretches to be read.
-        is_populated: whether stretches of that map can be brought into the table of pages.
-        has_huge_pages: whether that map has large pages.
 
     Attributes:
-        array, address, is_populated, has_huge_pages: the same.
+        array: the same.
         nbytes: of a row.
     """
 
-    __slots__ = ("_windows", "address", "array", "has_huge_pages", "is_populated", "nbytes")
+    __slots__ = ("_windows", "array", "nbytes")
 
-    def __init__(
-        self, array: Array, address: int | None = None, *, is_populated: bool = False, has_huge_pages: bool = False
-    ) -> None:
-        self.array, self.address = array, address
-        self.is_populated, self.has_huge_pages = is_populated, has_huge_pages
+    def __init__(self, array: Array) -> None:
+        self.array = array
         self.nbytes = array.dtype.itemsize * math.prod(array.shape[1:])
         self._windows: dict[int, Array] = {}
 
@@ -135,50 +129,30 @@ class Rows:
         self._columns: dict[str, Column | None] = {}
         self._owners: Lookup | None = None
         self._used = np.arange(len(self._parts))
-        self._block = 0
+        self._of_blocks = False
 
-    def expect_blocks(self, rows: int) -> None:
-        """Have maps of its own from now on, of which blocks of so many rows are read after :meth:`read_ahead`."""
-        self._block, self._columns = rows, {}
+    def expect_blocks(self) -> None:
+        """Have maps of its own from now on, of which only what :meth:`will_need` asks for is read."""
+        self._of_blocks, self._columns = True, {}
 
-    def read_ahead(self, name: str, part: int, first: int, last: int) -> None:
-        """Have a field's rows ``first`` to ``last - 1`` in memory soon; they are of this part. It may take a while."""
-        before = int(self.firsts[part])
-        held = self._file_of(name, part)
-        address = self._address_of(name, before)
-        column = None if address is None else self.column(name)
-        if column is None or not column.is_populated:
-            address = None
-        held.read_ahead(first - before, last - before, address, huge=column is not None and column.has_huge_pages)
+    def map(self, names: Iterable[str]) -> None:
+        """Map these fields, but for ragged ones."""
+        for name in names:
+            if not self._fields[name].ragged:
+                self.column(name)
 
-    def let_go(self, name: str, part: int, first: int, last: int, used: tuple[int | None, int | None]) -> None:
-        """Take rows that were read ahead out of memory.
+    def will_need(self, name: str, first: int, last: int) -> None:
+        """Ask for a field's rows ``first`` to ``last - 1`` to be in memory soon."""
+        self._advise(advice.will_need, name, first, last)
 
-        Args:
-            name: the field.
-            part, first, last: which rows.
-            used: where the nearest rows of this part that are in use end before these, and begin after them.
-        """
-        before = int(self.firsts[part])
-        if (address := self._address_of(name, before)) is None:
-            return
-        column = self.column(name)
-        low, high = (None if row is None else row - before for row in used)
-        huge = column is not None and column.has_huge_pages
-        rows = self._parts[part].rows
-        self._file_of(name, part).let_go(first - before, last - before, address, rows=rows, huge=huge, used=(low, high))
+    def done_with(self, name: str, first: int, last: int) -> None:
+        """Say that these rows may go first where memory gets short."""
+        self._advise(advice.done_with, name, first, last)
 
-    def are_held(self, name: str, row: int) -> bool:
-        """Whether a field's row that was read ahead is still in memory, as far as that can be known."""
-        address = self._address_of(name, row)
-        return address is None or is_held(address)
-
-    def _address_of(self, name: str, row: int) -> int | None:
-        """Where a row is in a map that expects blocks."""
-        if self._fields[name].ragged or not self._block:
-            return None
-        column = self.column(name)
-        return None if column is None or column.address is None else column.address + row * column.nbytes
+    def _advise(self, tell: Callable[[int, int], None], name: str, first: int, last: int) -> None:
+        column = None if self._fields[name].ragged else self.column(name)
+        if column is not None and column.nbytes:
+            tell(column.array.ctypes.data + first * column.nbytes, (last - first) * column.nbytes)
 
     def _file_of(self, name: str, part: int) -> FileColumn:
         """The file of a part's rows, or spans."""
@@ -211,7 +185,7 @@ class Rows:
         field = self._fields[name]
         if field.nbytes == 0:
             return Column(np.empty((int(self.firsts[-1]), *field.shape), field.dtype))
-        if len(self._parts) == 1 and not self._block:
+        if len(self._parts) == 1 and not self._of_blocks:
             return Column(self._parts[0].column(name))
         used = self._used.tolist()
         files = [self._file_of(name, part) for part in used]
@@ -219,12 +193,9 @@ class Rows:
         array = join(files, [self._parts[part].rows for part in used], begins)
         if array is None:
             return Column(self._parts[0].column(name)) if len(self._parts) == 1 else None
-        if not self._block or not expect_stretches(array):
-            return Column(array)
-        is_populated = can_populate(array)
-        # Only where blocks have the size of a large page: a page that is found missing is then read as a large one.
-        is_large = is_populated and self._block * field.nbytes >= HUGE and use_huge_pages(array)
-        return Column(array, array.ctypes.data, is_populated=is_populated, has_huge_pages=is_large)
+        if self._of_blocks:
+            advice.expect_blocks(array)
+        return Column(array)
 
     def _pieces(self, name: str, rows: Ints) -> Iterator[tuple[Column, Any, Ints | slice]]:
         """Columns that have these rows between them, each with the number of its first row, and which rows it has."""

@@ -148,8 +148,7 @@ class ReplayLoader(DataLoader[Batch]):
         self._order = self._ordering.order_of(dataset)
         self._ordering.seed = self._order.seed
         if isinstance(self._order, BlockOrder):
-            rows = int(dataset.source.lengths.sum()) // max(1, len(dataset)) * self._order.block_size
-            dataset.source.rows.expect_blocks(rows)
+            dataset.source.rows.expect_blocks()
         self._batches = Batches(
             self._order,
             len(dataset),

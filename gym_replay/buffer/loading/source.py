@@ -99,7 +99,7 @@ class Source:
         """Which part each episode is in, int64 ``(episodes,)``, ascending."""
         return self._part
 
-    def stretches(self, episodes: Ints, steps: tuple[int, int], gap: int = 1) -> list[tuple[int, int, int]]:
+    def stretches(self, episodes: Ints, steps: tuple[int, int], gap: int = 1) -> list[tuple[int, int]]:
         """Where consecutive samples are on the disk.
 
         Args:
@@ -108,7 +108,7 @@ class Source:
             gap: rows between two of them, at most, that are read along.
 
         Returns:
-            Stretches of rows: the part, the first row, and the one past the last.
+            Stretches of rows of one part each: the first row, and the one past the last.
         """
         chosen = slice(int(episodes[0]), int(episodes[1]) + 1)
         starts = self.starts[chosen].copy()
@@ -119,8 +119,7 @@ class Source:
         owners = self._part[chosen]
         apart = (starts[1:] < ends[:-1]) | (starts[1:] > ends[:-1] + gap) | (owners[1:] != owners[:-1])
         breaks = np.flatnonzero(apart) + 1
-        begins, numbers = starts[[0, *breaks]].tolist(), owners[[0, *breaks]].tolist()
-        return list(zip(numbers, begins, ends[[*(breaks - 1), -1]].tolist(), strict=True))
+        return list(zip(starts[[0, *breaks]].tolist(), ends[[*(breaks - 1), -1]].tolist(), strict=True))
 
     def meta(self, name: str) -> npt.NDArray[Any]:
         """A meta field's values, ``(episodes, *field.shape)``."""

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import io
 import math
-import mmap
 import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -17,7 +16,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.advice import HUGE, populate, unmap
 from gym_replay.buffer.storage.directory import (
     Directory,
     Folder,
@@ -36,8 +34,6 @@ FIRST_CHUNK = 1 << 16
 LARGEST_CHUNK = 1 << 28
 PIECE = 1 << 23
 """Bytes handled at a time where a column is copied or summed."""
-
-_LEAST_ADVISED = 1 << 17
 
 _LONGEST_HEADER = 1 << 14
 _LONGEST_WRITE = 1 << 30
@@ -129,34 +125,6 @@ def _check_foreign_header(
     return rows, length
 
 
-def _huge_pages(begin: int, end: int) -> tuple[int, int]:
-    """Which large pages of a file are brought in whole for these bytes: those of which at least half is wanted."""
-    return (begin + HUGE // 2) // HUGE * HUGE, (end + HUGE // 2) // HUGE * HUGE
-
-
-@lru_cache(maxsize=64)
-def _most_advised(device: int) -> int:
-    """The bytes that Linux reads for one piece of advice: no more than its read-ahead for the device."""
-    numbers = f"{os.major(device)}:{os.minor(device)}"
-    for place in (f"/sys/class/bdi/{numbers}/read_ahead_kb", f"/sys/dev/block/{numbers}/../queue/read_ahead_kb"):
-        with contextlib.suppress(OSError, ValueError), open(place) as stream:
-            return max(_LEAST_ADVISED, int(stream.read()) << 10)
-    return _LEAST_ADVISED
-
-
-def _will_need(descriptor: int, begin: int, end: int) -> None:
-    """Ask for bytes of a file to be in memory soon.
-
-    In as few calls as can be: after each of them, this thread waits for its turn with the interpreter.
-    """
-    if end <= begin or not hasattr(os, "posix_fadvise"):
-        return
-    with contextlib.suppress(OSError):  # it is advice
-        most = _most_advised(os.fstat(descriptor).st_dev)
-        for at in range(begin, end, most):
-            os.posix_fadvise(descriptor, at, min(most, end - at), os.POSIX_FADV_WILLNEED)
-
-
 class Column:
     """The reading side of one column. No file is open but while rows are mapped, and none is before they are asked for.
 
@@ -229,69 +197,6 @@ class Column:
         if rows > self._rows:
             self._require(rows, self.rows_held(rows))
         return self._array[:rows] if self._row_nbytes else self._without_bytes(rows)
-
-    def read_ahead(self, first: int, last: int, address: int | None = None, *, huge: bool = False) -> None:
-        """Ask the operating system to have rows ``first`` to ``last - 1`` in memory soon.
-
-        Args:
-            first, last: which rows.
-            address: where row 0 is in a map where :func:`~gym_replay.buffer.storage.advice.can_populate`: the rows are
-                then in memory, and in the table of pages, when this returns, so that who gathers them has no page
-                fault. Without it, this returns before anything is read.
-            huge: whether the map has large pages. Those of which at least half is wanted are read whole.
-        """
-        if last <= first:
-            return
-        if self._rows < 0:  # nothing is mapped yet, and for advice nothing needs to be
-            with self.opened(last) as (descriptor, offset):
-                _will_need(descriptor, *(offset + row * self._row_nbytes for row in (first, last)))
-            return
-        begin, end = self._bytes_of(first), self._bytes_of(last)
-        low, high = _huge_pages(begin, end) if huge else (begin, begin)
-        with self._file() as descriptor:
-            if high <= low:
-                _will_need(descriptor, begin, end)
-            else:
-                _will_need(descriptor, begin, low)
-                _will_need(descriptor, high, end)
-        if address is not None:
-            if high > low:  # before the small pages at its ends, which are on their way
-                populate(address - self._offset + max(low, begin), min(high, end) - max(low, begin))
-            populate(address - self._offset + begin, end - begin)
-
-    def let_go(
-        self, first: int, last: int, address: int, *, rows: int, huge: bool = False, used: tuple[int | None, int | None]
-    ) -> None:
-        """Take rows that were read ahead out of memory, as far as no other process has them mapped.
-
-        Args:
-            first, last: which rows.
-            address: where row 0 is in the map.
-            rows: how many rows are in the map; behind them is what somebody else keeps there.
-            huge: whether it has large pages.
-            used: of the rows before and after these that are in use, the end of the nearest ones and the beginning of
-                the nearest ones. A page that such rows have a part of stays, until they are let go of themselves.
-        """
-        if last <= first or self._rows < 0:
-            return
-        page = HUGE if huge else mmap.PAGESIZE
-        begin, end = self._bytes_of(first), self._bytes_of(last)
-        low, high = begin // page * page, -(-end // page) * page
-        before, after = used
-        low += page if low < begin and before is not None and low < self._bytes_of(before) else 0
-        high -= page if high > end and after is not None and high > self._bytes_of(after) else 0
-        with self._file() as descriptor:
-            if high <= low:
-                return
-            mapped = min(high, -(-self._bytes_of(rows) // mmap.PAGESIZE) * mmap.PAGESIZE)
-            if mapped > low:
-                unmap(address - self._offset + low, mapped - low)
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(descriptor, low, high - low, os.POSIX_FADV_DONTNEED)
-
-    def _bytes_of(self, row: int) -> int:
-        """Where a row begins in the file."""
-        return self._offset + row * self._row_nbytes
 
     def rows_held(self, rows: int) -> int:
         """How many rows there are to view, up to ``rows`` at least where the file holds them."""

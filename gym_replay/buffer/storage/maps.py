@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.advice import HUGE
 from gym_replay.buffer.storage.garbage import when_garbage
 from gym_replay.errors import StorageError
 
@@ -107,11 +106,8 @@ class Stretch:
             self._address = self._libc.map(None, nbytes, mmap.MAP_SHARED, descriptor)
             self._libc.unmap_with(self, self._address, nbytes)
             return
-        nbytes += HUGE
-        mapped = self._libc.map(None, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, -1)
-        self._libc.unmap_with(self, mapped, nbytes)
-        # Large pages of a file can be mapped as such where they are aligned in memory as they are in the file.
-        self._address = -(-mapped // HUGE) * HUGE
+        self._address = self._libc.map(None, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, -1)
+        self._libc.unmap_with(self, self._address, nbytes)
 
     def map(self, offset: int, nbytes: int, descriptor: int) -> None:
         """Show the beginning of a file, ``nbytes`` of it, at a distance from the beginning of the stretch."""

@@ -110,7 +110,7 @@ def test_what_a_batch_needs_was_announced_before(ranks, epoch, start):
         assert times <= order.num_samples
 
 
-def test_reading_ahead_is_spread_over_the_pool_before():
+def test_the_next_pool_is_asked_for_where_one_is_entered():
     order = BlockOrder(64_000, 64, True, seed=2, block_size=100, pool_size=6400)
     announced = set()
     counts = []
@@ -120,8 +120,8 @@ def test_reading_ahead_is_spread_over_the_pool_before():
         counts.append(sum(end - first for first, end, _ in spans))
         assert set(batch.tolist()) <= announced
     assert len(announced) == sum(counts) == 64_000
-    assert max(counts[1:]) <= 300  # a batch takes 64 of a pool, so it may announce as much, in whole blocks
-    assert counts[0] <= 6400 + 300
+    assert [count for count in counts if count] == [12_800, *[6400] * 8]
+    assert np.flatnonzero(counts).tolist() == list(range(0, 900, 100))
 
 
 def joint(order, count):

@@ -28,12 +28,10 @@ from gym_replay import (
     ReplayBuffer,
     window_loader,
 )
-from gym_replay.buffer.loading.ahead import ReadAhead
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.replay_loader import ReplayLoader
 from gym_replay.buffer.loading.samples import timestep
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.storage.columns import Column
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 METHODS = [(0, None), (1, "fork"), (2, "fork"), (2, "spawn"), (2, "forkserver")]
@@ -417,38 +415,6 @@ def test_default_block_sizes_are_of_the_data(tmp_path):
         state = loader_of(buffer, shuffle="block").state_dict()
         assert state["block_size"] == 4000 // 16
         assert sorted(chain.from_iterable(values(loader_of(buffer, shuffle="block")))) == list(range(4000))
-
-
-def test_blocks_are_read_ahead(tmp_path, monkeypatch):
-    """Of the fields that are loaded, each row before the batch that needs it, and each once or little more."""
-    told = {}
-
-    def note(column, first, last, address=None, *, huge=False):
-        told.setdefault(column.path.stem, []).extend(range(first, last))
-
-    monkeypatch.setattr(Column, "read_ahead", note)
-    monkeypatch.setattr(
-        ReadAhead, "_submit", lambda ahead, needed, piece, is_read=False: piece()
-    )  # in threads of its own, it is not in order
-    lengths = [50, 3, 1, 120, 40, 7, 400]
-    fields = {"x": "int", "o": Field("int", state=True), "unused": "int"}
-    with ReplayBuffer(tmp_path, fields=fields) as buffer:
-        for length in lengths:
-            buffer.store_episode(x=np.arange(length), o=np.arange(length + 1), unused=np.arange(length))
-        starts = np.cumsum([0, *(length + 1 for length in lengths)])
-        options = {"shuffle": "block", "block_size": 20, "pool_size": 100, "fields": ("x", "o"), "seed": 1}
-        loader = buffer.dataloader(10, timestep_level=True, return_indices=True, **options)
-        for batch in loader:
-            rows = starts[batch["_indices"][:, 0]] + batch["_indices"][:, 1].numpy()
-            assert set(rows.tolist()) <= set(told["x"])
-        assert set(told) == {"x", "o"}
-        assert set(told["x"]) <= set(range(starts[-1]))
-        assert len(told["x"]) < 1.3 * sum(lengths)
-        told.clear()
-        options |= {"block_size": 1, "pool_size": 3}
-        for batch in buffer.dataloader(1, return_indices=True, **options):
-            index = int(batch["_index"][0])
-            assert set(range(starts[index], starts[index + 1])) <= set(told["o"])
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 from unittest import mock
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("suite", deadline=None)  # how long an example takes says nothing about what it asserts
+# How long an example takes, or to make one, says nothing about what it asserts.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
 

@@ -45,7 +45,9 @@ def dataset(episodes, *, following=True, timeouts=True):
 ENDS = st.sampled_from(["terminal", "timeout", "cut"])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(episodes=st.lists(st.tuples(st.integers(1, 5), ENDS), min_size=1, max_size=6))
 def test_each_episode_is_whole(tmp_path_factory, episodes):
     folder = tmp_path_factory.mktemp("new")
@@ -205,7 +207,9 @@ def assert_same(one, other):
 # --- values of two dtypes ---
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     kinds=st.tuples(*[st.sampled_from(["float16", "float32", "float64"])] * 2),
     lengths=st.lists(st.integers(1, 4), min_size=1, max_size=4),

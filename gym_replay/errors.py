@@ -73,7 +73,7 @@ class EpisodeEvictedError(GymReplayError, IndexError):
 
 
 class BufferChangedError(EpisodeEvictedError):
-    """One of very many buffers was cleared or edited since it was opened, and what it held then cannot be read."""
+    """A buffer was cleared or edited since it was opened, and what was not mapped of it by then cannot be read."""
 
 
 class EmptyBufferError(GymReplayError, ValueError):

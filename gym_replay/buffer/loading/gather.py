@@ -229,8 +229,6 @@ class Rows:
 
     def take_slices(self, name: str, starts: Ints, counts: Ints, width: int) -> Array:
         """``counts[i]`` rows from ``starts[i]`` for each i, padded with zeros: ``(len(starts), width, *shape)``."""
-        if len(counts) and counts[counts.argmin()] == width:
-            return self.take_runs(name, starts, width)
         field, column = self._fields[name], self.column(name)
         out = np.empty((len(starts), width, *field.shape), field.dtype)
         pieces = self._pieces(name, starts) if column is None else iter([(column, 0, _ALL)])

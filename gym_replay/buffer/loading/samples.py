@@ -66,6 +66,11 @@ class Located:
     def __init__(self, rows: Ints, shown: Bools | None = None, exists: Bools | None = None) -> None:
         self.rows, self.shown, self.exists = rows, shown, exists
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the rows."""
+        return self.rows.shape
+
     def take(self, source: Source, name: str) -> Array:
         """A field's values, of ragged rows not: ``(*rows.shape, *field.shape)``."""
         values = source.take(name, self.rows)
@@ -79,20 +84,30 @@ class Located:
 
 
 class Runs(Located):
-    """Rows that follow one another: ``counts[i]`` from ``firsts[i]`` on, and zeros after them, ``width`` in all."""
+    """Rows that follow one another: ``counts[i]`` from ``firsts[i]`` on, and zeros after them, ``width`` in all.
 
-    def __init__(self, firsts: Ints, counts: Ints, width: int) -> None:
-        self._firsts, self._counts, self._width = firsts, counts, width
-        is_full = counts[counts.argmin()] == width
-        self.shown = self.exists = None if is_full else np.arange(width) < counts[:, None]
+    Without ``counts``, there are ``width`` of each.
+    """
+
+    def __init__(self, firsts: Ints, counts: Ints | None, width: int) -> None:
+        is_full = counts is None or counts[counts.argmin()] == width
+        self._firsts, self._counts, self._width = firsts, None if is_full else counts, width
+        self.shown = self.exists = None if self._counts is None else np.arange(width) < self._counts[:, None]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self._firsts), self._width
 
     @cached_property
     def rows(self) -> Ints:  # type: ignore[override]
         """All rows, ``(samples, time)``."""
-        return forward_rows(self._firsts, self._counts, self._width)[0]
+        counts = np.full(len(self._firsts), self._width) if self._counts is None else self._counts
+        return forward_rows(self._firsts, counts, self._width)[0]
 
     def take(self, source: Source, name: str) -> Array:
         """A field's values: each run is one copy."""
+        if self._counts is None:
+            return source.take_runs(name, self._firsts, self._width)
         return source.take_slices(name, self._firsts, self._counts, self._width)
 
 
@@ -221,8 +236,7 @@ class _Around(Place):
         places, is_pad, shown = self.window.rows(episodes, asked.samples.steps, self.boundary)
         rows = asked.source.starts.take(episodes)[:, None] + places
         if self.window.is_run and not is_pad.any():  # then each window is one copy, in half of the time
-            width = len(self.window.offsets)
-            return Runs(rows[:, 0], np.full(len(rows), width), width)
+            return Runs(rows[:, 0], None, len(self.window.offsets))
         return Located(rows, shown, ~is_pad)
 
 
@@ -347,11 +361,12 @@ def _reward_shape(source: Source, reward: str) -> tuple[int, ...]:
 def _existing(asked: Asked, place: Place) -> Bools:
     """A mask in memory of its own: True where the row exists."""
     located = asked.at(place)
-    return np.ones(located.rows.shape, np.bool_) if located.exists is None else located.exists.copy()
+    return np.ones(located.shape, np.bool_) if located.exists is None else located.exists.copy()
 
 
 def _is_pad(asked: Asked, place: Place) -> Bools:
-    return ~_existing(asked, place)
+    located = asked.at(place)
+    return np.zeros(located.shape, np.bool_) if located.exists is None else ~located.exists
 
 
 def _drawn_after_burn_in(asked: Asked, crop: _Crop) -> Bools:

@@ -566,7 +566,7 @@ class ReplayBuffer(Readable):
         check_distinct({**self.metadata.fields, **fields})
         writer, snapshot = self._editing()
         # All files are opened once more, by the writer and by a reader, while those of before are still open.
-        require_descriptors(self._folder, 2 * len(self.metadata.columns()) + 4 * len(fields))
+        require_descriptors(self._folder, 2 * len(self.metadata.columns) + 4 * len(fields))
         with self._changing():
             edits.add_fields(writer, snapshot, {name: (info, None) for name, info in fields.items()})
 

@@ -436,7 +436,7 @@ def _told(state: State | None) -> str:
 def _check_files(folder: Path) -> None:
     """Every file can be mapped by NumPy, and the checker finds nothing."""
     metadata = read_metadata(folder)
-    for path in metadata.columns():
+    for path in metadata.columns:
         np.load(folder / current_path(folder, metadata, path), mmap_mode="r", allow_pickle=False)
     report = check_buffer(folder, progress=False)
     assert report.ok, str(report)

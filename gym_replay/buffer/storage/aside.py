@@ -175,7 +175,7 @@ def _check(target: Path, *, overwrite: bool) -> None:
         metadata = read_metadata(target)
     except GymReplayError as error:
         raise CorruptBufferError(f"{error}; delete the folder yourself to put a copy in its place") from error
-    own = {*metadata.columns(), *metadata.obsolete}
+    own = {*metadata.columns, *metadata.obsolete}
     if foreign := _foreign(target, own | {path + NEW for path in own}):
         names = ", ".join(foreign[:3])
         raise NotABufferError(

@@ -55,7 +55,7 @@ class FolderBuilder:
         self._elements = dict.fromkeys(metadata.ragged_fields, 0)
         with self._open as opening:
             self.metadata = create_files(folder, metadata, sync=False)
-            for path, (dtype, shape) in metadata.columns().items():
+            for path, (dtype, shape) in metadata.columns.items():
                 self._columns[path] = ColumnWriter.open(folder, path, dtype, shape)
                 opening.callback(self._columns[path].close)
             self._transfer = RowTransfer(advance)
@@ -214,7 +214,7 @@ def _damaged(source: Snapshot, place: int, what: str) -> CorruptBufferError:
 def _sums_of(source: Snapshot, name: str, places: Ints) -> Sums:
     """The checksums of the whole rows of episodes, row T included."""
     metadata, folder = source.metadata, source.reader.folder
-    all_columns = metadata.columns()
+    all_columns = metadata.columns
     paths = (spans_path(name), values_path(name)) if metadata.fields[name].ragged else (step_path(name),)
     with ExitStack() as opening:
         columns = []

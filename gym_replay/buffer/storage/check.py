@@ -198,7 +198,7 @@ class _Check:
         self.fault(rule, file, str(error))
 
     def _open_columns(self) -> None:
-        for path, (dtype, shape) in self.metadata.columns().items():
+        for path, (dtype, shape) in self.metadata.columns.items():
             actual = current_path(self.folder, self.metadata, path)
             try:
                 column = ColumnWriter.open(self.folder, actual, dtype, shape, read_only=True)
@@ -441,7 +441,7 @@ def _repair_metadata(folder: Directory) -> tuple[Metadata, list[str]]:
         return read_metadata(folder), []
     except DamagedMetadataError as error:
         metadata = error.metadata
-        for path, (dtype, shape) in metadata.columns().items():
+        for path, (dtype, shape) in metadata.columns.items():
             actual = current_path(folder, metadata, path)
             try:
                 ColumnWriter.open(folder, actual, dtype, shape, read_only=True).close()
@@ -521,7 +521,7 @@ def _repair_headers(folder: Directory, metadata: Metadata) -> list[str]:
     The metadata has a check value and a header has none, so where they contradict one another, the metadata counts.
     """
     dropped = []
-    for path, (dtype, shape) in metadata.columns().items():
+    for path, (dtype, shape) in metadata.columns.items():
         try:
             column = ColumnWriter.open(folder, path, dtype, shape)
         except CorruptBufferError as error:

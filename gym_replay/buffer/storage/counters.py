@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 from binascii import crc_hqx
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +32,6 @@ _INDEX = {name: index for index, name in enumerate(NAMES)}
 _DTYPE = np.dtype("<u8")
 _HEADER = encode_header(_DTYPE, (), len(NAMES))
 _SIZE = len(_HEADER) + _DTYPE.itemsize * len(NAMES)
-_unpack = struct.Struct(f"<{len(NAMES)}Q").unpack
 
 
 class CheckValueError(CorruptBufferError):
@@ -57,52 +55,10 @@ def encode_counters(uuid: str, values: Sequence[int]) -> bytes:
     return _HEADER + np.array(words, _DTYPE).tobytes()
 
 
-class CounterValues:
-    """Turns the words of one buffer's counters into values."""
-
-    def __init__(self, uuid: str, path: Path | str) -> None:
-        self._seeds, self._path = _seeds(uuid), path
-
-    def one(self, index: int, word: int) -> int:
-        """The value of a word.
-
-        Raises:
-            CheckValueError: it does not match its check value.
-        """
-        value = word & LARGEST
-        if crc_hqx(value.to_bytes(6, "little"), self._seeds[index]) != word >> 48:
-            raise CheckValueError(
-                f"{self._path}: the counter {NAMES[index]!r} does not match its check value; "
-                "check_buffer(folder, repair=True) finds the episodes again"
-            )
-        return value
-
-    def all(self, words: Sequence[int]) -> tuple[int, ...]:
-        """The values of all words, which are checked against one another too.
-
-        Raises:
-            CorruptBufferError: one does not match its check value, or contradicts another.
-        """
-        values = tuple(self.one(index, word) for index, word in enumerate(words))
-        if not (values[_BASE] <= values[_FIRST] <= values[_NEXT] and values[_BASE] <= values[_SUMMED] <= values[_NEXT]):
-            named = dict(zip(NAMES, values, strict=True))
-            raise CorruptBufferError(f"{self._path}: the counters contradict one another: {named}")
-        return values
-
-    def in_file(self, descriptor: int) -> tuple[int, ...]:
-        """The values in an open file: revision, base, first, next, summed, deletions.
-
-        Raises:
-            CorruptBufferError: it is no file of counters, or one of them is damaged.
-        """
-        return self.all(_unpack(_read_words(descriptor, self._path)))
-
-
-def _read_words(descriptor: int, path: Path | str) -> bytes:
+def _check_file(descriptor: int, path: Path | str) -> None:
     content = os.pread(descriptor, _SIZE + 1, 0)
     if len(content) != _SIZE or not content.startswith(_HEADER):
         raise CorruptBufferError(f"{path}: expected {len(NAMES)} 64-bit counters in {_SIZE} bytes")
-    return content[len(_HEADER) :]
 
 
 class Counters:
@@ -121,13 +77,13 @@ class Counters:
     def __init__(self, folder: Folder, relative: str, uuid: str, *, writable: bool) -> None:
         self._folder, self._relative = folder, relative
         self.path = folder / relative
-        self._decoder, self._seeds = CounterValues(uuid, self.path), _seeds(uuid)
+        self._seeds = _seeds(uuid)
         try:
             descriptor = open_beneath(folder, relative, os.O_RDWR if writable else os.O_RDONLY)
         except FileNotFoundError:
             raise CorruptBufferError(f"{self.path}: the file is missing") from None
         try:
-            _read_words(descriptor, self.path)
+            _check_file(descriptor, self.path)
             self.inode = os.fstat(descriptor).st_ino
             if writable:
                 self._map = mmap.mmap(descriptor, _SIZE, access=mmap.ACCESS_WRITE)
@@ -156,32 +112,32 @@ class Counters:
     @property
     def revision(self) -> int:
         """The metadata's revision that the files belong to."""
-        return self._decoder.one(_REVISION, self._words[_REVISION])
+        return self._value(_REVISION)
 
     @property
     def base(self) -> int:
         """Id of the episode in slot 0 of the table."""
-        return self._decoder.one(_BASE, self._words[_BASE])
+        return self._value(_BASE)
 
     @property
     def first(self) -> int:
         """Id of the oldest live episode."""
-        return self._decoder.one(_FIRST, self._words[_FIRST])
+        return self._value(_FIRST)
 
     @property
     def next(self) -> int:
         """Id of the next episode; storing it is the commit."""
-        return self._decoder.one(_NEXT, self._words[_NEXT])
+        return self._value(_NEXT)
 
     @property
     def summed(self) -> int:
         """Episodes below this id have checksums."""
-        return self._decoder.one(_SUMMED, self._words[_SUMMED])
+        return self._value(_SUMMED)
 
     @property
     def deletions(self) -> int:
         """How often episodes were deleted."""
-        return self._decoder.one(_DELETIONS, self._words[_DELETIONS])
+        return self._value(_DELETIONS)
 
     def put(self, name: str, value: int) -> None:
         """Store one counter."""
@@ -215,4 +171,17 @@ class Counters:
 
     def check(self) -> None:
         """Raise CorruptBufferError where a counter is damaged, or contradicts another."""
-        self._decoder.all(self._words.tolist())
+        values = [self._value(index) for index in range(len(NAMES))]
+        if not (values[_BASE] <= values[_FIRST] <= values[_NEXT] and values[_BASE] <= values[_SUMMED] <= values[_NEXT]):
+            named = dict(zip(NAMES, values, strict=True))
+            raise CorruptBufferError(f"{self.path}: the counters contradict one another: {named}")
+
+    def _value(self, index: int) -> int:
+        word = self._words[index]
+        value = word & LARGEST
+        if crc_hqx(value.to_bytes(6, "little"), self._seeds[index]) != word >> 48:
+            raise CheckValueError(
+                f"{self.path}: the counter {NAMES[index]!r} does not match its check value; "
+                "check_buffer(folder, repair=True) finds the episodes again"
+            )
+        return value

@@ -77,7 +77,7 @@ def create_files(folder: Directory, metadata: Metadata, *, sync: bool) -> Metada
         except GymReplayError as error:
             raise CorruptBufferError(f"{error}; delete the folder yourself to create a buffer in its place") from error
         old = finish_switch(folder, old)
-        obsolete = set(old.columns()) - set(metadata.columns())
+        obsolete = set(old.columns) - set(metadata.columns)
     else:
         remove_leftovers(folder)
     return _switch_to_empty(folder, metadata, first_id=0, obsolete=obsolete, sync=sync)
@@ -92,13 +92,13 @@ def _switch_to_empty(
     folder: Directory, metadata: Metadata, *, first_id: int, obsolete: set[str], sync: bool
 ) -> Metadata:
     try:
-        for path, (dtype, shape) in metadata.columns().items():
+        for path, (dtype, shape) in metadata.columns.items():
             ColumnWriter.create(folder, path + NEW, dtype, shape).close()
         # Two revisions on: one for the switch, one for the metadata without its list.
         Counters.create(folder, COUNTERS + NEW, metadata.uuid, first_id=first_id, revision=metadata.revision + 2)
     except BaseException:
         remove_leftovers(folder)
         raise
-    paths = [*metadata.columns(), COUNTERS]
+    paths = [*metadata.columns, COUNTERS]
     clean = replace(metadata, pending=(), obsolete=())
     return switch_files(folder, clean, paths, obsolete=sorted(obsolete), sync=sync)

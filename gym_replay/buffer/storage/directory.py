@@ -333,37 +333,6 @@ def _open_plain(folder: Folder, relative: str, name: str, flags: int, directory:
     return descriptor
 
 
-class DirectoriesBeneath:
-    """Opens many files below a folder, in few directories, each of which is opened once.
-
-    Args:
-        folder: what the files are below.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._descriptors: dict[str, int] = {}
-
-    def open(self, relative: str, flags: int) -> int:
-        """As :func:`open_beneath`."""
-        parent, _, name = relative.rpartition("/")
-        directory = self._descriptors.get(parent)
-        if directory is None:
-            try:
-                with Directory(self._folder) as root, root._parents(parent.split("/") if parent else []) as found:
-                    directory = self._descriptors[parent] = os.dup(found)
-            except OSError as error:
-                if error.errno in _LINK_ERRORS:
-                    raise _link_error(self._folder, relative) from None
-                raise
-        return _open_plain(self._folder, relative, name, flags, directory)
-
-    def close(self) -> None:
-        """Close the directories."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
-
-
 def sync_entry(folder: Path) -> None:
     """Have the entry of the folder itself on the disk, and of the folders above it on the same disk.
 

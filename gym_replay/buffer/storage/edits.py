@@ -273,8 +273,8 @@ class _Copies:
         return table.read_scattered(slots)
 
     def _copy_checksums(self) -> ColumnWriter:
-        dtype, _ = self.metadata.columns()[CHECKSUMS]
-        if dtype == self._writer.metadata.columns()[CHECKSUMS][0]:
+        dtype, _ = self.metadata.columns[CHECKSUMS]
+        if dtype == self._writer.metadata.columns[CHECKSUMS][0]:
             return self.copy(CHECKSUMS)
         source, table = self._writer.column(CHECKSUMS), self.create(CHECKSUMS, dtype)
         step = max(PIECE // dtype.itemsize, 1)

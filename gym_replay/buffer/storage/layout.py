@@ -29,7 +29,7 @@ from gym_replay.buffer.storage.folders import entries_beneath, is_too_deep
 from gym_replay.buffer.storage.lock import LOCK_NAME
 from gym_replay.buffer.storage.names import check_distinct, check_field_name
 from gym_replay.buffer.storage.ragged import SPAN
-from gym_replay.buffer.storage.records import CHECKSUMS, EPISODES, RecordFormat, checksums_dtype, record_dtype
+from gym_replay.buffer.storage.records import CHECKSUMS, EPISODES, RecordFormat, checksums_dtype
 from gym_replay.buffer.storage.replacing import replace_file
 from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, UnsupportedFormatError
@@ -90,11 +90,6 @@ class Metadata:
         return any(info.state for info in self.fields.values())
 
     @cached_property
-    def kinds(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-        """:meth:`columns`, made once."""
-        return self.columns()
-
-    @cached_property
     def record(self) -> RecordFormat:
         """How the record of an episode is encoded and checked."""
         return RecordFormat(self.meta_fields, self.uuid)
@@ -108,8 +103,7 @@ class Metadata:
                 f"meta field {largest!r}: the meta fields of one episode take {nbytes} bytes, more than "
                 f"{_LARGEST_RECORD}; store what is this large as a field of the steps"
             )
-        record_dtype(self.meta_fields)
-        checksums_dtype(self.fields)
+        _ = self.columns  # raises where the header of a table would be too long
 
     @property
     def table_capacity(self) -> int | None:
@@ -118,6 +112,7 @@ class Metadata:
             return None
         return self.max_episodes if self.max_episodes is not None else self.max_steps
 
+    @cached_property
     def columns(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
         """Dtype and row shape of every array file but the counters, by path."""
         columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
@@ -307,7 +302,7 @@ def metadata_from_json(value: Any, path: Path) -> Metadata:
         metadata.check_sizes()
         if metadata.circular and metadata.table_capacity is None:
             raise _Fault("'circular': needs max_episodes or max_steps")
-        known = {*metadata.columns(), COUNTERS}
+        known = {*metadata.columns, COUNTERS}
         if unlisted := [path for path in metadata.pending if path not in known]:
             raise _Fault(f"'pending': {unlisted[0]!r:.200} is no file of this buffer")
         for old in metadata.obsolete:

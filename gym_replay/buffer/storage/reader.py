@@ -420,12 +420,12 @@ class FolderReader:
     def _open_files(self, files: Revision) -> tuple[Counters, dict[str, Column]]:
         metadata = files.metadata
         if self._for_copy:
-            files.hold(metadata.kinds)
+            files.hold(metadata.columns)
         counters = Counters(self._place, current_path(self._place, metadata, COUNTERS), metadata.uuid, writable=False)
         counters.check()
         columns = {
             path: Column(self._place, path, dtype, shape, opener=partial(files.open, path))
-            for path, (dtype, shape) in metadata.kinds.items()
+            for path, (dtype, shape) in metadata.columns.items()
             if self._for_copy or path != CHECKSUMS
         }
         if not self.lazy:
@@ -586,7 +586,7 @@ class FolderReader:
 
     def sync(self) -> None:
         """Have all files and their names on the disk before returning."""
-        paths = [current_path(self.folder, self.metadata, path) for path in (*self.metadata.columns(), COUNTERS)]
+        paths = [current_path(self.folder, self.metadata, path) for path in (*self.metadata.columns, COUNTERS)]
         with Directory(self.folder) as folder:
             folder.sync_files((*paths, METADATA))
             folder.sync_parents(paths)

@@ -162,8 +162,7 @@ class FolderWriter:
         counters.check()
         counters.put("revision", metadata.revision)
         columns = {
-            path: ColumnWriter.open(directory, path, dtype, shape)
-            for path, (dtype, shape) in metadata.columns().items()
+            path: ColumnWriter.open(directory, path, dtype, shape) for path, (dtype, shape) in metadata.columns.items()
         }
         for column in columns.values():
             column.ordered = self.power

@@ -1,11 +1,15 @@
 """ReplayBuffer, changing what is stored: update, add_field, delete, clear, and changes that failed."""
 
+import os
+import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from buffer_helpers import FIELDS, add, contents, filled, ids, leftovers, make_plain
+from format_helpers import change_metadata, read_metadata
 
 from gym_replay import EpisodeStateError, Field, FieldError, ReplayBuffer, StorageError, check_buffer
 from gym_replay.buffer.storage import layout
@@ -370,3 +374,24 @@ def test_a_dtype_that_is_not_wider(tmp_path, info, value, wider, match):
         assert list(buffer.fieldnames) == ["x"]
         assert np.asarray(buffer.episode(0)["x"][0]).tolist() == value
     assert check_buffer(tmp_path, progress=False).ok
+
+
+@pytest.mark.parametrize("name", ["steps/label.npy", "episodes.npy"])
+def test_files_of_a_change_that_is_being_prepared_are_not_read(tmp_path: Path, name: str) -> None:
+    """A reader that came during one change does not take the files of the next one, which do not count yet."""
+    folder = tmp_path / "buffer"
+    with ReplayBuffer(folder, fields={"label": "int64"}) as buffer:
+        buffer.store_episode(label=np.arange(3))
+    settled = (folder / "metadata.json").read_bytes()
+    change_metadata(folder, revision=read_metadata(folder)["revision"] - 1, pending=[name])
+    reader = ReplayBuffer.from_folder(folder, read_only=True)
+    (folder / "metadata.json").write_bytes(settled)
+    with ReplayBuffer.from_folder(folder) as writer:
+        writer.store_episode(label=np.arange(4))
+        prepared = np.load(folder / name)
+        np.save(folder / "prepared.npy", np.full_like(prepared, 9))
+        os.replace(folder / "prepared.npy", folder / f"{name}.new")
+        reader.refresh()
+        assert [episode["label"].tolist() for episode in reader] == [[0, 1, 2], [0, 1, 2, 3]]
+        again = pickle.loads(pickle.dumps(reader))
+        assert [episode["label"].tolist() for episode in again] == [[0, 1, 2], [0, 1, 2, 3]]

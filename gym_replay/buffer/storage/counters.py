@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 from binascii import crc_hqx
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -69,17 +69,21 @@ class Counters:
         relative: the file's path below it.
         uuid: the buffer's.
         writable: whether they are going to be stored.
+        opener: opens the file; by default by its path.
 
     Raises:
         CorruptBufferError: the file is missing, or is no file of counters.
     """
 
-    def __init__(self, folder: Folder, relative: str, uuid: str, *, writable: bool) -> None:
+    def __init__(
+        self, folder: Folder, relative: str, uuid: str, *, writable: bool, opener: Callable[[], int] | None = None
+    ) -> None:
         self._folder, self._relative = folder, relative
         self.path = folder / relative
         self._seeds = _seeds(uuid)
         try:
-            descriptor = open_beneath(folder, relative, os.O_RDWR if writable else os.O_RDONLY)
+            flags = os.O_RDWR if writable else os.O_RDONLY
+            descriptor = open_beneath(folder, relative, flags) if opener is None else opener()
         except FileNotFoundError:
             raise CorruptBufferError(f"{self.path}: the file is missing") from None
         try:

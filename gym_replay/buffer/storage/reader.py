@@ -217,20 +217,25 @@ class Revision:
         """
         if path in self._held:
             return os.dup(self._held[path])
-        try:
-            descriptor = self._open(path)
-        except FileNotFoundError:
-            self.require_present()
-            raise CorruptBufferError(f"{self.folder / path}: the file is missing") from None
-        except CorruptBufferError:
-            self.require_present()
-            raise
-        try:
-            self.require_present()
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
+        for _ in range(_ATTEMPTS):
+            metadata = self.metadata
+            try:
+                descriptor = self._open(path)
+            except FileNotFoundError:
+                self.require_present()
+                raise CorruptBufferError(f"{self.folder / path}: the file is missing") from None
+            except CorruptBufferError:
+                self.require_present()
+                raise
+            try:
+                self.require_present()
+            except BaseException:
+                os.close(descriptor)
+                raise
+            if self.metadata is metadata:
+                return descriptor
+            os.close(descriptor)  # the switch has ended: <path>.new may belong to the next one, which is being prepared
+        raise CorruptBufferError(f"{self.folder}: the files change faster than they can be read")
 
     def _open(self, path: str) -> int:
         for _ in range(_ATTEMPTS):
@@ -272,6 +277,8 @@ class Revision:
         if (found.uuid, _settled(found)) != (self.metadata.uuid, _settled(self.metadata)):
             return False
         self._look = look
+        if found.revision != self.metadata.revision:
+            self.metadata = found  # the same files, under the names that they keep
         return True
 
 
@@ -421,7 +428,8 @@ class FolderReader:
         metadata = files.metadata
         if self._for_copy:
             files.hold(metadata.columns)
-        counters = Counters(self._place, current_path(self._place, metadata, COUNTERS), metadata.uuid, writable=False)
+        opener = partial(files.open, COUNTERS)
+        counters = Counters(self._place, COUNTERS, metadata.uuid, writable=False, opener=opener)
         counters.check()
         columns = {
             path: Column(self._place, path, dtype, shape, opener=partial(files.open, path))

@@ -9,10 +9,9 @@ if sys.platform == "win32":  # pragma: no cover
     raise ImportError("gym_replay runs on Linux and macOS; on Windows use it inside WSL 2")
 
 from gym_replay.buffer.concat import ConcatReplayBuffer
+from gym_replay.buffer.door import Ragged
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import Field
-from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.errors import (
     BufferChangedError,
     BufferClosedError,
@@ -35,8 +34,10 @@ from gym_replay.errors import (
     UnsupportedFormatError,
     UnsupportedSpaceError,
 )
+from gym_replay.schema.fields import Field
 
 if TYPE_CHECKING:
+    from gym_replay.buffer.check import CheckReport, Fault, check_buffer
     from gym_replay.buffer.copying import merge, select, split_into
     from gym_replay.buffer.loading.field_statistics import FieldStatistics
     from gym_replay.buffer.loading.formats import DecisionTransformerFormat, LeRobotFormat
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from gym_replay.buffer.loading.returns import returns_to_go
     from gym_replay.buffer.loading.splits import split
     from gym_replay.buffer.loading.statistics import Statistics, statistics
-    from gym_replay.buffer.storage.check import CheckReport, Fault, check_buffer
     from gym_replay.collecting.collect import collect
     from gym_replay.interop.d3rlpy import to_d3rlpy
     from gym_replay.interop.d4rl import from_d4rl
@@ -72,8 +72,8 @@ __version__ = "0.1.0"
 
 # Imported at first use: the loaders need torch, the recorder gymnasium, the checker tqdm.
 _LAZY = {
-    "CheckReport": "gym_replay.buffer.storage.check",
-    "Fault": "gym_replay.buffer.storage.check",
+    "CheckReport": "gym_replay.buffer.check",
+    "Fault": "gym_replay.buffer.check",
     "FieldStatistics": "gym_replay.buffer.loading.field_statistics",
     "FinishedEpisode": "gym_replay.wrappers.recording",
     "GoalMixture": "gym_replay.buffer.loading.goals",
@@ -81,7 +81,7 @@ _LAZY = {
     "PrioritizedSampler": "gym_replay.buffer.loading.prioritized",
     "ReplayReport": "gym_replay.replaying",
     "Statistics": "gym_replay.buffer.loading.statistics",
-    "check_buffer": "gym_replay.buffer.storage.check",
+    "check_buffer": "gym_replay.buffer.check",
     "collect": "gym_replay.collecting.collect",
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
     "crop_loader": "gym_replay.buffer.loading.loaders",

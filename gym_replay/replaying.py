@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.door import Metadata, Snapshot
 from gym_replay.buffer.env_arguments import require_harmless
 from gym_replay.buffer.env_spec import make_env
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.reading import Readable
-from gym_replay.buffer.storage.documents import parse_json
-from gym_replay.buffer.storage.fields import make_encoder, parse_fields
-from gym_replay.buffer.storage.layout import Metadata
-from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError, EpisodeStateError, FieldError
+from gym_replay.files.documents import parse_json
+from gym_replay.schema.fields import make_encoder, parse_fields
 from gym_replay.spaces import Leaf, make_space_encoder, make_unflattener, space_leaves, space_to_json
 from gym_replay.wrappers.generator_state import NUMBERS, restore_generator
 from gym_replay.wrappers.recorded_schema import RECORDER_META

@@ -1,6 +1,7 @@
 """The house stands as docs/architecture.md draws it: imports go down, no file is in a circle, doors are used."""
 
 import ast
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ PACKAGE = Path(gym_replay.__file__).parent
 DOCUMENT = PACKAGE.parent / "docs" / "architecture.md"
 FLOORS = [
     "gym_replay.errors",
+    "gym_replay.files gym_replay.schema",
     "gym_replay.buffer.storage",
     "gym_replay.spaces",
     "gym_replay.buffer.loading",
@@ -97,19 +99,33 @@ def test_imports_go_down(name):
     assert not upward
 
 
-@cache
-def packages_of(name: str) -> set[str]:
-    """The packages that a module imports, wherever in it."""
-    nodes = list(ast.walk(trees()[name]))
+@pytest.mark.parametrize("name", sorted(set(trees()) - {"gym_replay"}))
+def test_storage_has_one_door(name):
+    """Above the face nothing imports the storage."""
+    if floor_of(name) > floor_of("gym_replay.buffer"):
+        assert not {other for other in imports()[name] if other.startswith("gym_replay.buffer.storage")}
+
+
+def packages_in(nodes: Iterable[ast.AST]) -> set[str]:
+    """The packages that the import statements among these nodes name."""
+    nodes = list(nodes)
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
     return {one.partition(".")[0] for one in names}
+
+
+@cache
+def packages_of(name: str) -> set[str]:
+    """The packages that a module imports, wherever in it."""
+    return packages_in(ast.walk(trees()[name]))
 
 
 @pytest.mark.parametrize(
     ("room", "unknown"),
     [
         ("gym_replay.errors", {"torch", "gymnasium", "numpy"}),
+        ("gym_replay.files", {"torch", "gymnasium"}),
+        ("gym_replay.schema", {"torch", "gymnasium"}),
         ("gym_replay.buffer.storage", {"torch", "gymnasium"}),
         ("gym_replay.buffer.loading", {"gymnasium"}),
         ("gym_replay.spaces", {"torch"}),
@@ -119,6 +135,24 @@ def test_what_a_room_must_not_know(room, unknown):
     inside = [name for name in trees() if f"{name}.".startswith(f"{room}.")]
     assert inside
     assert {name: found for name in inside if (found := packages_of(name) & unknown)} == {}
+
+
+@pytest.mark.parametrize("name", sorted(trees()))
+def test_heavy_packages_wait_until_they_are_needed(name):
+    """torch belongs to loading, gymnasium to spaces and what stands on it; others import them inside of functions."""
+    packages = packages_in(trees()[name].body)
+    if "torch" in packages:
+        assert ".loading" in name or name == "gym_replay.interop.torchrl.storage"
+    if "gymnasium" in packages:
+        rooms = (".wrappers", ".spaces", ".collecting", ".interop")
+        assert any(room in name for room in rooms) or name == "gym_replay.buffer.env_spec"
+
+
+@pytest.mark.parametrize("name", ["plans", "order", "blocks", "weights", "prioritized"])
+def test_plans_and_orders_see_arrays_only(name):
+    module = f"gym_replay.buffer.loading.{name}"
+    assert "torch" not in packages_in(trees()[module].body)
+    assert not {other for other in imports()[module] if "storage" in other}
 
 
 @pytest.mark.parametrize("name", sorted(trees()))

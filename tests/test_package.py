@@ -1,6 +1,5 @@
 """The package as a whole: what it exports, what importing it loads, and who imports whom."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -10,19 +9,6 @@ import pytest
 import gym_replay
 
 ROOT = Path(gym_replay.__file__).parent
-LAYERS = {
-    "gym_replay.errors": 0,
-    "gym_replay.buffer.storage": 1,
-    "gym_replay.spaces": 2,
-    "gym_replay.buffer.loading": 3,
-    "gym_replay.buffer": 4,
-    "gym_replay.wrappers": 5,
-    "gym_replay.replaying": 6,
-    "gym_replay.interop": 6,
-    "gym_replay.collecting": 7,
-    "gym_replay.cli": 8,
-    "gym_replay.__main__": 9,
-}
 
 
 def test_all_is_what_is_importable():
@@ -82,44 +68,3 @@ batch = next(iter(buffer.dataloader(1, timestep_level=True)))
 assert batch["action"].item() == 3 and "numpy.ma" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
-
-
-def _layer(module):
-    return max((prefix for prefix in LAYERS if module == prefix or module.startswith(prefix + ".")), key=len)
-
-
-def _imports(path):
-    """Modules imported when a file is: not those inside functions or under TYPE_CHECKING."""
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom):
-            yield node.module or ""
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-
-
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_imports_run_one_way(path):
-    module = "gym_replay." + path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-    if module == "gym_replay.__init__":
-        return
-    own = LAYERS[_layer(module)]
-    for imported in _imports(path):
-        if imported.startswith("gym_replay"):
-            assert LAYERS[_layer(imported)] <= own, f"{module} imports {imported}"
-        if imported.split(".")[0] == "torch":
-            allowed = ".loading" in module or module == "gym_replay.interop.torchrl.storage"
-            assert allowed, f"{module} imports torch"
-        if imported.split(".")[0] == "gymnasium":
-            assert (
-                ".wrappers" in module
-                or ".spaces" in module
-                or ".collecting" in module
-                or ".interop" in module
-                or module.endswith(".env_spec")
-            ), f"{module} imports gymnasium"
-
-
-def test_plans_and_order_see_arrays_only():
-    for name in ("plans", "order", "blocks", "weights", "prioritized"):
-        imported = set(_imports(ROOT / "buffer" / "loading" / f"{name}.py"))
-        assert not {module for module in imported if "storage" in module or "torch" in module}

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from gym_replay.buffer.storage.choice import Choice
-from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.errors import ConfigMismatchError, FieldError
+from gym_replay.schema.fields import Field
 
 Wanted: TypeAlias = "Sequence[str] | str | None"
 """Names of fields, ``"common"``, or None where all buffers must have the same."""

@@ -25,8 +25,6 @@ from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.aside import FolderAside
 from gym_replay.buffer.storage.bulk import FolderBuilder
-from gym_replay.buffer.storage.directory import Directory
-from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
 from gym_replay.errors import (
@@ -38,6 +36,8 @@ from gym_replay.errors import (
     GymReplayError,
     StorageError,
 )
+from gym_replay.files.directory import Directory
+from gym_replay.files.folders import folder_of
 
 Ints = npt.NDArray[np.int64]
 Folder: TypeAlias = str | os.PathLike[str]

@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from gym_replay.buffer.storage.folders import entries_beneath, local_path
 from gym_replay.buffer.storage.layout import foreign_files
 from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.errors import BufferNotFoundError, ConfigMismatchError, StorageError
+from gym_replay.files.folders import entries_beneath, local_path
 
 SHARDS = "shards"
 """The folder below a data set's own in which each worker has a buffer."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.errors import ConfigMismatchError, FieldError
+from gym_replay.schema.fields import Field
 
 _ABOUT = ("minari",)
 """What is noted with the environment and is not about it: who made a data set, and of which id."""

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.block import Block
-from gym_replay.buffer.storage.fields import Field, elements_of, encode_text, fit, make_encoder, to_array
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
 from gym_replay.buffer.storage.staging import Stage
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import BufferFullError, EpisodeStateError, EpisodeTooLongError, FieldError
+from gym_replay.schema.fields import Field, elements_of, encode_text, fit, make_encoder, to_array
 
 
 class EpisodeSlot:

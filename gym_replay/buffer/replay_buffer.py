@@ -18,22 +18,7 @@ from gym_replay.buffer import open_episode
 from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.storage import edits
 from gym_replay.buffer.storage.creation import check_config, check_target, create_files
-from gym_replay.buffer.storage.descriptors import require_descriptors
-from gym_replay.buffer.storage.directory import refusal
-from gym_replay.buffer.storage.fields import (
-    Field,
-    FieldLike,
-    fit,
-    parse_field,
-    parse_fields,
-    stack_episodes,
-    to_array,
-)
-from gym_replay.buffer.storage.folders import folder_of
-from gym_replay.buffer.storage.garbage import finalize
 from gym_replay.buffer.storage.layout import METADATA, Metadata
-from gym_replay.buffer.storage.lock import WriterLock
-from gym_replay.buffer.storage.names import check_distinct, check_field_name
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot, has_buffer
 from gym_replay.buffer.storage.writer import FolderWriter
@@ -49,6 +34,21 @@ from gym_replay.errors import (
     MakeEnvError,
     ReadOnlyError,
 )
+from gym_replay.files.descriptors import require_descriptors
+from gym_replay.files.directory import refusal
+from gym_replay.files.folders import folder_of
+from gym_replay.files.garbage import finalize
+from gym_replay.files.lock import WriterLock
+from gym_replay.schema.fields import (
+    Field,
+    FieldLike,
+    fit,
+    parse_field,
+    parse_fields,
+    stack_episodes,
+    to_array,
+)
+from gym_replay.schema.names import check_distinct, check_field_name
 
 if TYPE_CHECKING:
     import gymnasium as gym

@@ -29,8 +29,8 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check every buffer at the place."""
+    from gym_replay.buffer.check import check_buffer
     from gym_replay.buffer.finding import find_buffers
-    from gym_replay.buffer.storage.check import check_buffer
 
     reports = []
     for folder in find_buffers(args.folder):

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gym_replay.buffer.storage.folders import bytes_beneath
 from gym_replay.cli import output
 from gym_replay.errors import printable
+from gym_replay.files.folders import bytes_beneath
 
 if TYPE_CHECKING:
     from gym_replay.buffer.replay_buffer import ReplayBuffer

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from gym_replay.buffer.door import Metadata
 from gym_replay.buffer.loading.facts import EpisodeFacts
-from gym_replay.buffer.storage.documents import parse_json
-from gym_replay.buffer.storage.fields import Field
-from gym_replay.buffer.storage.folders import bytes_beneath
-from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.cli import output
 from gym_replay.cli.options import SOURCE_HELP, add_verb
 from gym_replay.errors import GymReplayError
+from gym_replay.files.documents import parse_json
+from gym_replay.files.folders import bytes_beneath
+from gym_replay.schema.fields import Field
 
 _ENDS = ("terminated", "truncated", "complete")
 _LIMITS = ("max_episodes", "max_timesteps", "max_steps")

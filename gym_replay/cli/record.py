@@ -79,8 +79,8 @@ def _json_object(text: str) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Collect; the status is that of an interrupt after Ctrl-C."""
     # What this needs takes a while to import: the other verbs, and --help, do without.
-    from gym_replay.buffer.storage.folders import folder_of
     from gym_replay.collecting.collect import collect
+    from gym_replay.files.folders import folder_of
 
     folder = folder_of(args.folder)
 
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace, folder: Path, status: str, words: str) -> None:
     """Say what there is: a line on stderr, or JSON on stdout."""
-    from gym_replay.buffer.storage.folders import bytes_beneath
+    from gym_replay.files.folders import bytes_beneath
 
     facts = {
         "status": status,
@@ -150,7 +150,7 @@ def _count(folder: Path) -> dict[str, Any]:
 
 def _folders_in(folder: Path) -> list[Path]:
     """The buffers that are there by now: the folder itself, or one of each worker."""
-    from gym_replay.buffer.storage.reader import has_buffer
+    from gym_replay.buffer.door import has_buffer
     from gym_replay.collecting.target import shards_of
 
     return [folder] if has_buffer(folder) else shards_of(folder)

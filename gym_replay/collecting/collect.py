@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from gym_replay.buffer.concat import ConcatReplayBuffer
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import FieldLike
-from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.collecting.environments import EnvLike, EnvMaker
 from gym_replay.collecting.local import collect_here
 from gym_replay.collecting.request import Keep, Request, goal_of, policy_name_of
 from gym_replay.errors import FieldError
+from gym_replay.files.folders import folder_of
+from gym_replay.schema.fields import FieldLike
 from gym_replay.wrappers.recording import OnEpisode
 from gym_replay.wrappers.rewards import RewardShape
 

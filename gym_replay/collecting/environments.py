@@ -12,8 +12,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from gym_replay.buffer.storage.fields import to_array
 from gym_replay.errors import FieldError, GymReplayError
+from gym_replay.schema.fields import to_array
 from gym_replay.wrappers.vector.autoreset import Autoreset, declared_mode
 from gym_replay.wrappers.vector.sub_environments import has_strings
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from gym_replay.buffer.storage.directory import open_beneath
-from gym_replay.buffer.storage.documents import LARGEST, parse_json
 from gym_replay.collecting.plan import Goal
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError
+from gym_replay.files.directory import open_beneath
+from gym_replay.files.documents import LARGEST, parse_json
 
 NAME = "collect.json"
 _FORMAT = "gym_replay collection"

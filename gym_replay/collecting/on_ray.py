@@ -22,10 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gym_replay.buffer.concat import ConcatReplayBuffer
+from gym_replay.buffer.door import has_buffer
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import Field
-from gym_replay.buffer.storage.lock import WriterLock
-from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.collecting.feed import Played, Verdicts
 from gym_replay.collecting.journal import Journal, read_journal
 from gym_replay.collecting.local import make_environment, make_player
@@ -43,6 +41,8 @@ from gym_replay.collecting.target import (
     shards_of,
 )
 from gym_replay.errors import BufferLockedError, ConfigMismatchError, EmptyBufferError, MissingExtraError
+from gym_replay.files.lock import WriterLock
+from gym_replay.schema.fields import Field
 
 _SLICE = 0.5
 """Seconds that a worker plays between two answers."""

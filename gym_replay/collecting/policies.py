@@ -16,9 +16,9 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.folders import local_path
 from gym_replay.collecting.generators import OwnGenerators
 from gym_replay.errors import FieldError, MissingExtraError
+from gym_replay.files.folders import local_path
 
 Mask = npt.NDArray[np.bool_]
 SeedArray = npt.NDArray[np.int64]

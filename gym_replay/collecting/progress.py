@@ -13,9 +13,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gym_replay.buffer.storage.folders import bytes_beneath
 from gym_replay.collecting.feed import Played
 from gym_replay.collecting.plan import Goal
+from gym_replay.files.folders import bytes_beneath
 
 _SECONDS_BETWEEN_SIZES = 5.0
 _SECONDS_BETWEEN_LINES = 30.0

@@ -9,12 +9,12 @@ import gymnasium as gym
 import numpy as np
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import to_array
 from gym_replay.collecting.feed import Feed, Played, Verdicts
 from gym_replay.collecting.policies import make_solo
 from gym_replay.collecting.request import Request
 from gym_replay.collecting.seeds import seeds_of
 from gym_replay.collecting.target import INDEX
+from gym_replay.schema.fields import to_array
 from gym_replay.wrappers.record_to_buffer import RecordToBuffer
 
 

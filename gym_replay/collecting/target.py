@@ -11,13 +11,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from gym_replay.buffer.door import has_buffer
 from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import Field
-from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.collecting.journal import Journal, read_journal
 from gym_replay.collecting.request import Request
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError
+from gym_replay.schema.fields import Field
 from gym_replay.wrappers.recorded_schema import check_arguments, core_fields, leaves_of, open_for
 from gym_replay.wrappers.rewards import declared_shape, declared_shape_of_each, parse_reward_shape
 from gym_replay.wrappers.vector.sub_environments import SubEnvironments

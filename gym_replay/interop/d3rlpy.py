@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gym_replay.buffer.reading import Readable
-    from gym_replay.buffer.storage.fields import Field
+    from gym_replay.schema.fields import Field
 
 _IMAGE_LAYOUTS = (None, "CHW", "HWC")
 

@@ -15,11 +15,11 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.fields import Field
-from gym_replay.buffer.storage.folders import local_path
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, UnsupportedFormatError
+from gym_replay.files.folders import local_path
 from gym_replay.interop.old_data import as_steps, step_shape
 from gym_replay.interop.target import ImportReport, check_new, new_buffer
+from gym_replay.schema.fields import Field
 
 Array = npt.NDArray[Any]
 

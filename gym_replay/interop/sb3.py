@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.names import encode_siblings
 from gym_replay.errors import FieldError
 from gym_replay.interop.extras import require
 from gym_replay.interop.transitions import Block, NamesLike, Transitions, recorded_space
+from gym_replay.schema.names import encode_siblings
 
 if TYPE_CHECKING:
     from gym_replay.buffer.loading.selection import Episodes

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import Field
-from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.errors import EmptyBufferError, NotABufferError
+from gym_replay.files.folders import folder_of
 from gym_replay.interop.hidden_folder import HiddenFolder
 from gym_replay.interop.old_data import FLAGS, check_ends
+from gym_replay.schema.fields import Field
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.fields import Field, fit
-from gym_replay.buffer.storage.names import encode_siblings
 from gym_replay.errors import EmptyBufferError, FieldError
 from gym_replay.interop.old_data import FLAGS, as_flags, as_steps, check_next, rows_differ
 from gym_replay.interop.target import ImportReport, check_new, new_buffer
+from gym_replay.schema.fields import Field, fit
+from gym_replay.schema.names import encode_siblings
 
 Array = npt.NDArray[Any]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy.typing as npt
 from gymnasium import Space
 
-from gym_replay.buffer.storage.fields import make_encoder
 from gym_replay.errors import FieldError
+from gym_replay.schema.fields import make_encoder
 from gym_replay.spaces.leaf import Leaf, LeafMaker, Place
 from gym_replay.spaces.node import Flatten, Node, make_node
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import Space
 
-from gym_replay.buffer.storage.fields import describe
 from gym_replay.errors import FieldError
+from gym_replay.schema.fields import describe
 
 Column: TypeAlias = "npt.NDArray[Any]"
 

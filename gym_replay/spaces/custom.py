@@ -9,8 +9,8 @@ import numpy as np
 from gymnasium import Space, spaces
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
-from gym_replay.buffer.storage.fields import describe
 from gym_replay.errors import FieldError, UnsupportedSpaceError
+from gym_replay.schema.fields import describe
 from gym_replay.spaces.checked_json import Json, SpaceReader
 from gym_replay.spaces.columns import Column
 from gym_replay.spaces.leaf import LeafMaker, Place

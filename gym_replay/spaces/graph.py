@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
-from gym_replay.buffer.storage.fields import describe
-from gym_replay.buffer.storage.names import Key
 from gym_replay.errors import FieldError
+from gym_replay.schema.fields import describe
+from gym_replay.schema.names import Key
 from gym_replay.spaces.checked_json import Json, SpaceReader, member
 from gym_replay.spaces.groups import PartsNode
 from gym_replay.spaces.leaf import LeafMaker, Place

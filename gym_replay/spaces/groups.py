@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import Space, spaces
 
-from gym_replay.buffer.storage.fields import describe
-from gym_replay.buffer.storage.names import Key, encode_key, encode_siblings, key_from_json, key_to_json
 from gym_replay.errors import CorruptBufferError, FieldError, UnsupportedSpaceError
+from gym_replay.schema.fields import describe
+from gym_replay.schema.names import Key, encode_key, encode_siblings, key_from_json, key_to_json
 from gym_replay.spaces.checked_json import Json, SpaceReader, brief, member
 from gym_replay.spaces.columns import Column
 from gym_replay.spaces.leaf import LeafMaker, Place, places_of

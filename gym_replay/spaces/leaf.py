@@ -8,9 +8,9 @@ from typing import Any
 
 from gymnasium import Space
 
-from gym_replay.buffer.storage.fields import Field
-from gym_replay.buffer.storage.names import Key, encode_siblings, lengths_component
 from gym_replay.errors import FieldError, UnsupportedSpaceError
+from gym_replay.schema.fields import Field
+from gym_replay.schema.names import Key, encode_siblings, lengths_component
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import numpy as np
 from gymnasium import Space
 from gymnasium.vector.utils import iterate
 
-from gym_replay.buffer.storage.fields import describe
-from gym_replay.buffer.storage.names import Key
 from gym_replay.errors import FieldError, UnsupportedSpaceError
+from gym_replay.schema.fields import describe
+from gym_replay.schema.names import Key
 from gym_replay.spaces.checked_json import Json, SpaceReader
 from gym_replay.spaces.columns import Column, check_items
 from gym_replay.spaces.leaf import Leaf, LeafMaker, Place

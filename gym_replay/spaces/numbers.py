@@ -11,8 +11,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import Space, spaces
 
-from gym_replay.buffer.storage.fields import Field, fit, to_array
 from gym_replay.errors import CorruptBufferError, FieldError, UnsupportedSpaceError
+from gym_replay.schema.fields import Field, fit, to_array
 from gym_replay.spaces.checked_json import (
     Json,
     SpaceReader,

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
-from gym_replay.buffer.storage.fields import describe
-from gym_replay.buffer.storage.names import Key
 from gym_replay.errors import CorruptBufferError, FieldError
+from gym_replay.schema.fields import describe
+from gym_replay.schema.names import Key
 from gym_replay.spaces.checked_json import Json, SpaceReader
 from gym_replay.spaces.columns import Column, stored_array
 from gym_replay.spaces.leaf import LeafMaker, Place, places_of

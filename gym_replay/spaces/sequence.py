@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
-from gym_replay.buffer.storage.names import ITEMS, Key
+from gym_replay.schema.names import ITEMS, Key
 from gym_replay.spaces.checked_json import Json, SpaceReader, member
 from gym_replay.spaces.columns import Column, check_items, read_spans
 from gym_replay.spaces.leaf import LeafMaker, Place

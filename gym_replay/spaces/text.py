@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
-from gym_replay.buffer.storage.fields import encode_text
 from gym_replay.errors import CorruptBufferError, FieldError, UnsupportedSpaceError
+from gym_replay.schema.fields import encode_text
 from gym_replay.spaces.checked_json import Json, SpaceReader, brief, member
 from gym_replay.spaces.columns import Column, read_spans
 from gym_replay.spaces.leaf import LeafMaker, Place

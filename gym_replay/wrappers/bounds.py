@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.block import Piece
+from gym_replay.buffer.door import Piece
 from gym_replay.spaces import Leaf
 from gym_replay.spaces.node import standard_node
 

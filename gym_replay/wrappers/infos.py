@@ -22,8 +22,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.descriptors import OUT_OF_DESCRIPTORS
-from gym_replay.buffer.storage.fields import (
+from gym_replay.errors import ConfigMismatchError, FieldError, GymReplayError, StorageError
+from gym_replay.files.descriptors import OUT_OF_DESCRIPTORS
+from gym_replay.schema.fields import (
     Field,
     elements_of,
     exact_cast,
@@ -33,8 +34,7 @@ from gym_replay.buffer.storage.fields import (
     parse_field,
     to_array,
 )
-from gym_replay.buffer.storage.names import check_field_name, encode_key
-from gym_replay.errors import ConfigMismatchError, FieldError, GymReplayError, StorageError
+from gym_replay.schema.names import check_field_name, encode_key
 
 ROOT, PRESENT = "info", "info_present"
 DEEPEST = 8

@@ -11,12 +11,12 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 
+from gym_replay.buffer.door import UNLIMITED
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import FieldLike, describe, make_encoder, to_array
-from gym_replay.buffer.storage.folders import folder_of
-from gym_replay.buffer.storage.garbage import finalize
-from gym_replay.buffer.storage.room import UNLIMITED
 from gym_replay.errors import EpisodeStateError, FieldError
+from gym_replay.files.folders import folder_of
+from gym_replay.files.garbage import finalize
+from gym_replay.schema.fields import FieldLike, describe, make_encoder, to_array
 from gym_replay.spaces import Leaf, make_flattener, make_space_encoder
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import ResetFacts

@@ -11,13 +11,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from gym_replay.buffer.door import Metadata, has_buffer, read_metadata
 from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
-from gym_replay.buffer.storage.fields import Field, FieldLike, parse_fields, plain_dtypes, plain_fields
-from gym_replay.buffer.storage.folders import folder_of
-from gym_replay.buffer.storage.layout import Metadata, read_metadata
-from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.errors import ConfigMismatchError, FieldError
+from gym_replay.files.folders import folder_of
+from gym_replay.schema.fields import Field, FieldLike, parse_fields, plain_dtypes, plain_fields
 from gym_replay.spaces import Leaf, space_leaves, space_to_json
 from gym_replay.wrappers.generator_state import NUMBERS
 from gym_replay.wrappers.infos import check_infos, is_info

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, NoReturn, Protocol
 import gymnasium as gym
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import describe
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
+from gym_replay.schema.fields import describe
 from gym_replay.spaces import space_from_json, space_to_json
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.infos import Infos

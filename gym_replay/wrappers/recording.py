@@ -13,13 +13,11 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.door import FolderWriter, Packer, Piece, Stage
 from gym_replay.buffer.open_episode import HeldEpisodes, raise_too_long
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.block import Piece
-from gym_replay.buffer.storage.fields import Field
-from gym_replay.buffer.storage.staging import Packer, Stage
-from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
+from gym_replay.schema.fields import Field
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import FLAG_BYTES, facts_of_end
 from gym_replay.wrappers.recorded_schema import refuse_own_meta

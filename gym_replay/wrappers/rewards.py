@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import Field, fit, to_array
 from gym_replay.errors import FieldError
+from gym_replay.schema.fields import Field, fit, to_array
 
 RewardShape: TypeAlias = int | Sequence[int]
 """As a user gives it: the number of values, or a shape; ``()`` is a single number."""

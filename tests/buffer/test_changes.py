@@ -13,7 +13,7 @@ from format_helpers import change_metadata, read_metadata
 
 from gym_replay import EpisodeStateError, Field, FieldError, ReplayBuffer, StorageError, check_buffer
 from gym_replay.buffer.storage import layout
-from gym_replay.buffer.storage.fields import parse_field
+from gym_replay.schema.fields import parse_field
 
 
 def test_update_of_one_episode(tmp_path):

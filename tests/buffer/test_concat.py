@@ -254,7 +254,7 @@ def test_the_environment_where_all_agree(tmp_path):
 def test_the_recorders_own_meta_fields_may_be_missing(tmp_path):
     """As where folders were recorded by different versions, or in vector environments."""
     from gym_replay.buffer.replay_buffer import open_buffer
-    from gym_replay.buffer.storage.fields import parse_fields
+    from gym_replay.schema.fields import parse_fields
 
     for name, own in (("a", {"seed": "int"}), ("b", {"seed": "int", "env_index": "int"})):
         config = {

@@ -20,8 +20,8 @@ from gym_replay import (
     check_buffer,
     collect,
 )
-from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.collecting.target import shards_of
+from gym_replay.files.lock import WriterLock
 
 ray = pytest.importorskip("ray")
 

@@ -26,8 +26,8 @@ from tqdm.auto import tqdm
 
 from gym_replay import Field, RecordToBuffer, ReplayBuffer, check_buffer, merge, select, split_into
 from gym_replay.buffer.storage.layout import current_path, read_metadata
-from gym_replay.buffer.storage.lock import LOCK_NAME
 from gym_replay.buffer.storage.reader import has_buffer
+from gym_replay.files.lock import LOCK_NAME
 
 from .forgetful import Disk, Done, Recording, choices
 from .scenarios import (

@@ -11,7 +11,7 @@ import pytest
 
 from gym_replay import CorruptBufferError, Field, FieldError, ReplayBuffer, check_buffer
 from gym_replay.buffer.storage import staging
-from gym_replay.buffer.storage.fields import LARGEST_TEXT
+from gym_replay.schema.fields import LARGEST_TEXT
 
 WORDS = Field("uint8", ragged=True)
 

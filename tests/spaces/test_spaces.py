@@ -16,8 +16,8 @@ from gymnasium.spaces import GraphInstance
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gym_replay.buffer.storage.fields import Field, make_encoder
 from gym_replay.errors import FieldError, UnsupportedSpaceError
+from gym_replay.schema.fields import Field, make_encoder
 from gym_replay.spaces import (
     make_flattener,
     make_space_encoder,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from gym_replay.buffer.loading.field_statistics import FieldStatistics, is_image
-from gym_replay.buffer.storage.fields import Field
 from gym_replay.errors import FieldError
+from gym_replay.schema.fields import Field
 
 Array = npt.NDArray[Any]
 Batch: TypeAlias = dict[str, Any]

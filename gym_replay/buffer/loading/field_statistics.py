@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.fields import Field
+from gym_replay.schema.fields import Field
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

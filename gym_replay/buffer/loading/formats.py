@@ -14,9 +14,9 @@ from torch import Tensor
 
 from gym_replay.buffer.loading.collate import Batch, Transform
 from gym_replay.buffer.loading.field_statistics import is_image
-from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import FieldError
+from gym_replay.schema.fields import Field
 
 _PAD = "_is_pad"
 _FLAGS = ("terminated", "truncated")

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gym_replay.buffer.storage.names import encode_siblings
 from gym_replay.errors import CorruptBufferError, FieldError
+from gym_replay.schema.names import encode_siblings
 
 OWN = "%values"
 """The key of a field that lies where other fields are below: the items of a sequence beside their lengths."""

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.fields import to_array
 from gym_replay.errors import FieldError
+from gym_replay.schema.fields import to_array
 
 Condition: TypeAlias = Any | Collection[Any] | Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]
 """A value to equal, a set, list or tuple of values to be among, or a function of the values that gives a mask."""

@@ -12,9 +12,9 @@ from gym_replay.buffer.loading.facts import EpisodeFacts
 from gym_replay.buffer.loading.gather import Padded, Rows
 from gym_replay.buffer.loading.plans import Anchors, Ints
 from gym_replay.buffer.loading.selection import Condition, Episodes, MetaValues, episode_mask, meta_mask
-from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError
+from gym_replay.schema.fields import Field
 
 _MANY_PARTS = 16
 """Up to so many circular parts are all looked at for each batch; of more, those that the batch is from."""

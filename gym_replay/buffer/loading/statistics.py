@@ -15,9 +15,9 @@ from gym_replay.buffer.loading.order import uniforms
 from gym_replay.buffer.loading.selection import Condition, Episodes
 from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.loading.statistics_cache import Cache
-from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.reader import HasSnapshots
 from gym_replay.errors import EpisodeEvictedError, FieldError
+from gym_replay.schema.fields import Field
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 STD_FLOOR = 1e-3

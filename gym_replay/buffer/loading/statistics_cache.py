@@ -21,12 +21,12 @@ import numpy.typing as npt
 
 from gym_replay.buffer.loading.field_statistics import FieldStatistics, statistics_shape
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.storage.columns import write_at
-from gym_replay.buffer.storage.directory import Directory, open_beneath
-from gym_replay.buffer.storage.documents import LARGEST, parse_json, size_fault
-from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.layout import NEW
 from gym_replay.errors import CorruptBufferError
+from gym_replay.files.directory import Directory, open_beneath
+from gym_replay.files.documents import LARGEST, parse_json, size_fault
+from gym_replay.files.writing import write_at
+from gym_replay.schema.fields import Field
 
 NAME = "statistics.json"
 _FORMAT = "gym_replay statistics"

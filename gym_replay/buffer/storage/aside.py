@@ -17,12 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from gym_replay.buffer.storage.creation import check_target
-from gym_replay.buffer.storage.directory import Directory, refusal, sync_entry
-from gym_replay.buffer.storage.folders import entries_beneath, is_too_deep
 from gym_replay.buffer.storage.layout import NEW, STEPS, TOP_FILES, read_metadata
-from gym_replay.buffer.storage.lock import LOCK_NAME, WriterLock
 from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.errors import BufferLockedError, CorruptBufferError, GymReplayError, NotABufferError
+from gym_replay.files.directory import Directory, refusal, sync_entry
+from gym_replay.files.folders import entries_beneath, is_too_deep
+from gym_replay.files.lock import LOCK_NAME, WriterLock
 
 SUFFIX = ".gym-replay-copy"
 _OLD = "-old"

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.fields import Field
 from gym_replay.buffer.storage.ragged import Ragged, spans_of
 from gym_replay.buffer.storage.records import MetaColumn
+from gym_replay.schema.fields import Field
 
 Piece: TypeAlias = tuple[str, bool, int, bytes]
 """Bytes of one file of an episode: the field, whether these are elements of a ragged field, the first row (or element)

@@ -16,8 +16,6 @@ from gym_replay.buffer.storage.checksums import field_checksums
 from gym_replay.buffer.storage.columns import ColumnWriter
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.creation import create_files
-from gym_replay.buffer.storage.directory import Directory
-from gym_replay.buffer.storage.fields import NO_TEXT
 from gym_replay.buffer.storage.layout import (
     STEPS,
     Metadata,
@@ -31,6 +29,8 @@ from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, EPISODES, HAS_
 from gym_replay.buffer.storage.strings import STRINGS, StringWriter, read_text
 from gym_replay.buffer.storage.transfer import Advance, DamagedSpansError, Ints, RowTransfer, Sums
 from gym_replay.errors import CorruptBufferError
+from gym_replay.files.directory import Directory
+from gym_replay.schema.fields import NO_TEXT
 
 
 class FolderBuilder:

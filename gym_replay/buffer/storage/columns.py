@@ -11,12 +11,14 @@ import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.directory import (
+from gym_replay.buffer.storage.maps import Stretch
+from gym_replay.errors import CorruptBufferError
+from gym_replay.files.directory import (
     Directory,
     Folder,
     open_beneath,
@@ -24,11 +26,8 @@ from gym_replay.buffer.storage.directory import (
     storage_error,
     sync_descriptor,
 )
-from gym_replay.buffer.storage.garbage import close_now, close_with
-from gym_replay.buffer.storage.maps import Stretch
-from gym_replay.errors import CorruptBufferError
-
-Buffer: TypeAlias = "bytes | bytearray | memoryview"
+from gym_replay.files.garbage import close_now, close_with
+from gym_replay.files.writing import LONGEST_WRITE, Buffer, read_at, write_at
 
 FIRST_CHUNK = 1 << 16
 LARGEST_CHUNK = 1 << 28
@@ -36,7 +35,6 @@ PIECE = 1 << 23
 """Bytes handled at a time where a column is copied or summed."""
 
 _LONGEST_HEADER = 1 << 14
-_LONGEST_WRITE = 1 << 30
 _MAGIC = b"\x93NUMPY\x01\x00"
 _MAGIC_3 = b"\x93NUMPY\x03\x00"
 _HEAD_NBYTES_3 = 12
@@ -323,7 +321,7 @@ class ColumnWriter:
         if end > self.capacity:
             self.reserve(end)
         position, written = self._offset + row * width, 0
-        if size <= _LONGEST_WRITE:  # as write_at, without the call: an episode is a dozen small writes
+        if size <= LONGEST_WRITE:  # as write_at, without the call: an episode is a dozen small writes
             try:
                 written = os.pwrite(self._descriptor, data, position)
             except OSError as error:
@@ -428,33 +426,3 @@ class ColumnWriter:
         """Release the file."""
         descriptor, self._descriptor = self._descriptor, -1
         close_now(descriptor)
-
-
-def read_at(descriptor: int, nbytes: int, position: int) -> bytes:
-    """The bytes at a position, fewer where the file ends before."""
-    pieces = []
-    while nbytes and (piece := os.pread(descriptor, min(nbytes, _LONGEST_WRITE), position)):
-        pieces.append(piece)
-        position += len(piece)
-        nbytes -= len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def write_at(descriptor: int, data: Buffer, position: int, path: Path) -> None:
-    """Write all of ``data`` at a byte position.
-
-    Raises:
-        StorageError: the operating system took less than all of it.
-    """
-    written, total = 0, len(data)
-    try:
-        if total <= _LONGEST_WRITE:
-            written = os.pwrite(descriptor, data, position)
-        while written < total:
-            piece = memoryview(data)[written : written + _LONGEST_WRITE]
-            count = os.pwrite(descriptor, piece, position + written)
-            if count == 0:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            written += count
-    except OSError as error:
-        raise storage_error(error, path, total - written) from error

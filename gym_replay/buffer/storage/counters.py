@@ -17,9 +17,9 @@ from zlib import crc32
 import numpy as np
 
 from gym_replay.buffer.storage.columns import ColumnWriter, encode_header
-from gym_replay.buffer.storage.directory import Directory, Folder, open_beneath, storage_error, sync_descriptor
 from gym_replay.buffer.storage.maps import Stretch
 from gym_replay.errors import CorruptBufferError
+from gym_replay.files.directory import Directory, Folder, open_beneath, storage_error, sync_descriptor
 
 COUNTERS = "commit.npy"
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from gym_replay.buffer.storage.columns import ColumnWriter
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
-from gym_replay.buffer.storage.directory import Directory
 from gym_replay.buffer.storage.layout import (
     METADATA,
     NEW,
@@ -21,6 +20,7 @@ from gym_replay.buffer.storage.layout import (
 )
 from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.errors import CorruptBufferError, FieldError, GymReplayError, NotABufferError
+from gym_replay.files.directory import Directory
 
 
 def check_config(metadata: Metadata) -> None:

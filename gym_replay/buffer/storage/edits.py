@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.checksums import field_checksums
 from gym_replay.buffer.storage.columns import PIECE, ColumnWriter
-from gym_replay.buffer.storage.fields import Field, encode_text, widened
 from gym_replay.buffer.storage.layout import (
     NEW,
     Metadata,
@@ -26,6 +25,7 @@ from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, EPISODES, meta
 from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE, StringWriter
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import FieldError, StorageError
+from gym_replay.schema.fields import Field, encode_text, widened
 
 Rows = npt.NDArray[Any] | Ragged
 """Rows of several episodes of one field, one episode after another: ``(sum of rows, *field.shape)``."""

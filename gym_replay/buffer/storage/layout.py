@@ -22,17 +22,17 @@ from zlib import crc32
 import numpy as np
 
 from gym_replay.buffer.storage.counters import COUNTERS, CheckValueError
-from gym_replay.buffer.storage.directory import Directory, Folder, exists_beneath, open_beneath
-from gym_replay.buffer.storage.documents import LARGEST, parse_json, size_fault
-from gym_replay.buffer.storage.fields import Field, default_from_json, default_to_json
-from gym_replay.buffer.storage.folders import entries_beneath, is_too_deep
-from gym_replay.buffer.storage.lock import LOCK_NAME
-from gym_replay.buffer.storage.names import check_distinct, check_field_name
 from gym_replay.buffer.storage.ragged import SPAN
 from gym_replay.buffer.storage.records import CHECKSUMS, EPISODES, RecordFormat, checksums_dtype
-from gym_replay.buffer.storage.replacing import replace_file
 from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, UnsupportedFormatError
+from gym_replay.files.directory import Directory, Folder, exists_beneath, open_beneath
+from gym_replay.files.documents import LARGEST, parse_json, size_fault
+from gym_replay.files.folders import entries_beneath, is_too_deep
+from gym_replay.files.lock import LOCK_NAME
+from gym_replay.files.writing import replace_file
+from gym_replay.schema.fields import Field, default_from_json, default_to_json
+from gym_replay.schema.names import check_distinct, check_field_name
 
 METADATA = "metadata.json"
 NEW = ".new"

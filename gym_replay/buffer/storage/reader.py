@@ -18,8 +18,6 @@ import numpy.typing as npt
 from gym_replay.buffer.storage.choice import Choice
 from gym_replay.buffer.storage.columns import Column
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
-from gym_replay.buffer.storage.directory import Directory, Folder, open_beneath, sync_entry
-from gym_replay.buffer.storage.fields import NO_TEXT
 from gym_replay.buffer.storage.layout import (
     METADATA,
     Metadata,
@@ -49,6 +47,8 @@ from gym_replay.errors import (
     CorruptBufferError,
     EpisodeEvictedError,
 )
+from gym_replay.files.directory import Directory, Folder, open_beneath, sync_entry
+from gym_replay.schema.fields import NO_TEXT
 
 _ATTEMPTS = 200
 _PENDING_ATTEMPTS = 30

@@ -16,8 +16,8 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.fields import Field
 from gym_replay.errors import FieldError
+from gym_replay.schema.fields import Field
 
 EPISODES = "episodes.npy"
 CHECKSUMS = "checksums.npy"

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from gym_replay.buffer.storage.block import Piece
-from gym_replay.buffer.storage.columns import PIECE, read_at, write_at
-from gym_replay.buffer.storage.directory import Directory, storage_error
-from gym_replay.buffer.storage.fields import Field, widened
-from gym_replay.buffer.storage.garbage import close_now, close_with
+from gym_replay.buffer.storage.columns import PIECE
 from gym_replay.buffer.storage.open_files import OpenFiles
 from gym_replay.buffer.storage.ragged import SPAN
+from gym_replay.files.directory import Directory, storage_error
+from gym_replay.files.garbage import close_now, close_with
+from gym_replay.files.writing import read_at, write_at
+from gym_replay.schema.fields import Field, widened
 
 
 class TailSpill:

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.block import Block, Piece, Spill
 from gym_replay.buffer.storage.columns import PIECE
-from gym_replay.buffer.storage.fields import Field, widened
 from gym_replay.buffer.storage.ragged import SPAN, spans_of
 from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
 from gym_replay.buffer.storage.room import UNLIMITED
 from gym_replay.errors import StorageError
+from gym_replay.schema.fields import Field, widened
 
 Packer: TypeAlias = Callable[[list[Any]], Any]
 """Makes a buffer of several rows of a field out of what was kept of each."""

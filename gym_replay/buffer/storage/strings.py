@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.columns import Column, ColumnWriter
-from gym_replay.buffer.storage.fields import LARGEST_TEXT, NO_TEXT
 from gym_replay.errors import CorruptBufferError
+from gym_replay.schema.fields import LARGEST_TEXT, NO_TEXT
 
 STRINGS = "strings.npy"
 STRINGS_DTYPE = np.dtype("u1")

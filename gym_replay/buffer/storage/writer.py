@@ -19,7 +19,6 @@ from gym_replay.buffer.storage.columns import ColumnWriter
 from gym_replay.buffer.storage.commit import Commits
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.creation import clear_files
-from gym_replay.buffer.storage.directory import refusal, sync_entry
 from gym_replay.buffer.storage.layout import (
     METADATA,
     Metadata,
@@ -29,7 +28,6 @@ from gym_replay.buffer.storage.layout import (
     switch_files,
     write_metadata,
 )
-from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.buffer.storage.open_files import OpenFiles, count_live
 from gym_replay.buffer.storage.reader import FolderReader
 from gym_replay.buffer.storage.records import DELETED
@@ -43,6 +41,8 @@ from gym_replay.errors import (
     GymReplayError,
     StorageError,
 )
+from gym_replay.files.directory import refusal, sync_entry
+from gym_replay.files.lock import WriterLock
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from gym_replay.buffer.door import Metadata
 from gym_replay.buffer.env_spec import spec_from_json, spec_to_json
-from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.errors import FieldError
 from gym_replay.interop.minari.limits import GROUP, IMPORTED
 

@@ -12,8 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import Field, exact_cast
-from gym_replay.buffer.storage.names import check_distinct, check_field_name, encode_key
 from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.interop.minari import facts
 from gym_replay.interop.minari.infos import entries_of, entry_of, rows_of
@@ -21,6 +19,8 @@ from gym_replay.interop.minari.limits import GROUP, LONGEST_ARROW
 from gym_replay.interop.minari.parts import cast_exactly, in_shape, take_apart
 from gym_replay.interop.minari.schemas import Refuse, Schema, entry
 from gym_replay.interop.old_data import as_flags, as_steps, check_ends
+from gym_replay.schema.fields import Field, exact_cast
+from gym_replay.schema.names import check_distinct, check_field_name, encode_key
 from gym_replay.spaces.leaf import Place
 from gym_replay.wrappers.episode_facts import describe_run, options_to_json
 from gym_replay.wrappers.infos import PRESENT, ROOT

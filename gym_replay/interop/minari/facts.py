@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from gym_replay.buffer.episode import Episode
-from gym_replay.buffer.storage.documents import parse_json
-from gym_replay.buffer.storage.fields import Field
 from gym_replay.errors import CorruptBufferError
+from gym_replay.files.documents import parse_json
 from gym_replay.interop.minari.limits import GROUP, Limits
+from gym_replay.schema.fields import Field
 
 STATISTICS = ("rewards_sum", "rewards_mean", "rewards_std", "rewards_max", "rewards_min")
 """What Minari's collector adds to the metadata of each episode; it follows from the rewards."""

@@ -12,9 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from gym_replay.buffer.door import Metadata
 from gym_replay.buffer.replay_buffer import ReplayBuffer, open_buffer
-from gym_replay.buffer.storage.folders import folder_of
-from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.errors import (
     CorruptBufferError,
     EmptyBufferError,
@@ -23,6 +22,7 @@ from gym_replay.errors import (
     NotABufferError,
     UnsupportedSpaceError,
 )
+from gym_replay.files.folders import folder_of
 from gym_replay.interop.hidden_folder import HiddenFolder
 from gym_replay.interop.minari import package
 from gym_replay.interop.minari.arrivals import Arrival, check_length

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.episode import Episode
-from gym_replay.buffer.storage.fields import Field
 from gym_replay.interop.minari.limits import GROUP, Limits
+from gym_replay.schema.fields import Field
 from gym_replay.wrappers.infos import PRESENT, ROOT
 
 Path = tuple[str, ...]

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from gymnasium import Space, spaces
 
 from gym_replay.buffer.episode import Episode
-from gym_replay.buffer.storage.fields import Field, encode_text, exact_cast
-from gym_replay.buffer.storage.names import Key
 from gym_replay.errors import CorruptBufferError, FieldError, UnsupportedSpaceError
 from gym_replay.interop.minari.limits import CannotHold, Limits
+from gym_replay.schema.fields import Field, encode_text, exact_cast
+from gym_replay.schema.names import Key
 from gym_replay.spaces import space_leaves, space_to_json
 from gym_replay.spaces.groups import GroupNode
 from gym_replay.spaces.leaf import Place, places_of

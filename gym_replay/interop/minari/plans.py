@@ -12,10 +12,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from gym_replay.buffer.door import Metadata, metadata_to_json
 from gym_replay.buffer.env_spec import spec_from_json
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.reading import Readable
-from gym_replay.buffer.storage.layout import Metadata, metadata_to_json
 from gym_replay.errors import EmptyBufferError, FieldError, UnsupportedSpaceError
 from gym_replay.interop.minari import package
 from gym_replay.interop.minari.infos import InfoPlan

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
+from gym_replay.buffer.door import Metadata, metadata_from_json
 from gym_replay.buffer.env_spec import spec_to_json
-from gym_replay.buffer.storage.fields import Field
-from gym_replay.buffer.storage.layout import Metadata, metadata_from_json
-from gym_replay.buffer.storage.names import check_distinct, check_field_name, encode_key
 from gym_replay.errors import FieldError
 from gym_replay.interop.minari import facts
 from gym_replay.interop.minari.about import about_import
 from gym_replay.interop.minari.limits import IMPORTED, ROOTS
 from gym_replay.interop.minari.parts import held_part, take_apart
 from gym_replay.interop.old_data import step_shape
+from gym_replay.schema.fields import Field
+from gym_replay.schema.names import check_distinct, check_field_name, encode_key
 from gym_replay.spaces import space_to_json
 from gym_replay.spaces.leaf import Place
 from gym_replay.wrappers.infos import PRESENT, ROOT

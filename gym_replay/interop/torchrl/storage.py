@@ -12,8 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import LazyMemmapStorage
 
-from gym_replay.buffer.storage.layout import step_path
-from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.buffer.door import Snapshot, step_path
 from gym_replay.errors import FieldError, ReadOnlyError
 from gym_replay.interop.transitions import Names, Transitions
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import Space
 
-from gym_replay.buffer.storage.fields import Field, elements_of, fit, to_array
 from gym_replay.errors import FieldError
+from gym_replay.schema.fields import Field, elements_of, fit, to_array
 from gym_replay.spaces import Leaf, root_of, space_tree
 from gym_replay.spaces.node import of_one
 from gym_replay.wrappers.recorded_schema import warn_of_dtype

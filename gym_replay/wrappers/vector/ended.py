@@ -8,13 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.block import Block
-from gym_replay.buffer.storage.fields import Field, widened
-from gym_replay.buffer.storage.layout import Metadata
-from gym_replay.buffer.storage.ragged import Ragged
-from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
-from gym_replay.buffer.storage.writer import FolderWriter
+from gym_replay.buffer.door import COMPLETE, HAS_FINAL, Block, FolderWriter, MetaColumn, Metadata, Ragged
 from gym_replay.errors import FieldError
+from gym_replay.schema.fields import Field, widened
 from gym_replay.wrappers.recording import FinishedEpisode
 from gym_replay.wrappers.vector.batches import Column
 from gym_replay.wrappers.vector.bounds import BlockBounds

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.door import MetaColumn
 from gym_replay.buffer.open_episode import encode_texts
-from gym_replay.buffer.storage.fields import Field, fit, to_array
-from gym_replay.buffer.storage.records import MetaColumn
+from gym_replay.schema.fields import Field, fit, to_array
 from gym_replay.wrappers.episode_facts import FLAG_BYTES
 from gym_replay.wrappers.generator_state import NO_GENERATOR, NUMBERS
 from gym_replay.wrappers.recorded_schema import RECORDER_META

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.fields import Field
+from gym_replay.schema.fields import Field
 from gym_replay.wrappers.infos import DEEPEST, ROOT, Infos, presence_of
 from gym_replay.wrappers.vector.autoreset import Mask
 

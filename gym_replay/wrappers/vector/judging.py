@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from gym_replay.buffer.door import MetaColumn
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import Field
-from gym_replay.buffer.storage.records import MetaColumn
+from gym_replay.schema.fields import Field
 from gym_replay.wrappers.recorded_schema import refuse_own_meta
 from gym_replay.wrappers.recording import OnEpisode
 from gym_replay.wrappers.vector.ended import EndedEpisodes, FinishedVectorEpisode

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import FieldLike, describe, elements_of, fit, to_array
-from gym_replay.buffer.storage.folders import folder_of
-from gym_replay.buffer.storage.garbage import finalize
 from gym_replay.errors import EpisodeStateError, FieldError
+from gym_replay.files.folders import folder_of
+from gym_replay.files.garbage import finalize
+from gym_replay.schema.fields import FieldLike, describe, elements_of, fit, to_array
 from gym_replay.wrappers.episode_facts import describe_run, options_to_json
 from gym_replay.wrappers.infos import is_info
 from gym_replay.wrappers.recorded_schema import (

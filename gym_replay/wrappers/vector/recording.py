@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.door import FolderWriter
 from gym_replay.buffer.open_episode import HeldEpisodes
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import Field
-from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import EpisodeStateError, GymReplayError, StorageError
+from gym_replay.schema.fields import Field
 from gym_replay.wrappers.recording import OnEpisode, change_fields
 from gym_replay.wrappers.rewards import adopt_reward_shape
 from gym_replay.wrappers.vector.autoreset import Mask, Turn

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.columns import write_at
-from gym_replay.buffer.storage.directory import storage_error
-from gym_replay.buffer.storage.fields import Field, widened
+from gym_replay.files.directory import storage_error
+from gym_replay.files.writing import write_at
+from gym_replay.schema.fields import Field, widened
 
 Numbers = npt.NDArray[np.int64]
 

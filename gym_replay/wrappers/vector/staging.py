@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.fields import Field
+from gym_replay.schema.fields import Field
 from gym_replay.wrappers.vector.batches import BatchEncoder, Column
 from gym_replay.wrappers.vector.ring import FEWEST_ROWS, Numbers, Ring
 

@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.door import COMPLETE, HAS_FINAL, FolderWriter, Metadata
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.fields import Field
-from gym_replay.buffer.storage.layout import Metadata
-from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL
-from gym_replay.buffer.storage.writer import FolderWriter
+from gym_replay.schema.fields import Field
 from gym_replay.wrappers.recorded_schema import FLAGS
 from gym_replay.wrappers.vector.autoreset import Mask
 from gym_replay.wrappers.vector.batches import Column

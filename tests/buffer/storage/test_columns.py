@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gym_replay import CorruptBufferError, StorageError
 from gym_replay.buffer.storage import columns
 from gym_replay.buffer.storage.columns import FIRST_CHUNK, Column, ColumnWriter, encode_header
-from gym_replay.buffer.storage.directory import Directory, open_beneath
+from gym_replay.files.directory import Directory, open_beneath
 
 F8 = np.dtype("<f8")
 DTYPES = st.sampled_from([np.dtype(name) for name in ("?", "u1", "<i2", "<u4", "<i8", "<f2", "<f4", "<f8")])

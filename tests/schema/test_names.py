@@ -10,7 +10,8 @@ from catalogue import KEYS, ODD_KEYS
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from gym_replay.buffer.storage.names import (
+from gym_replay.errors import FieldError
+from gym_replay.schema.names import (
     ITEMS,
     check_distinct,
     check_field_name,
@@ -20,7 +21,6 @@ from gym_replay.buffer.storage.names import (
     key_to_json,
     lengths_component,
 )
-from gym_replay.errors import FieldError
 
 ANY_KEY = st.one_of(
     KEYS,

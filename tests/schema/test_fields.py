@@ -9,7 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gym_replay.buffer.storage.fields import (
+from gym_replay.errors import FieldError
+from gym_replay.schema.fields import (
     Field,
     default_from_json,
     default_to_json,
@@ -21,7 +22,6 @@ from gym_replay.buffer.storage.fields import (
     stack_episodes,
     to_array,
 )
-from gym_replay.errors import FieldError
 
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 FLOATS = ["float16", "float32", "float64"]

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from gym_replay import BufferLockedError, CorruptBufferError
-from gym_replay.buffer.storage.lock import WriterLock
+from gym_replay.files.lock import WriterLock
 
 
 def holder(folder, code=""):
@@ -22,7 +22,7 @@ def holder(folder, code=""):
             textwrap.dedent(f"""
             import os, sys, time
             from pathlib import Path
-            from gym_replay.buffer.storage.lock import WriterLock
+            from gym_replay.files.lock import WriterLock
             lock = WriterLock(Path({str(folder)!r}))
             {code}
             print("held", flush=True)

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from gym_replay.buffer.storage.descriptors import OUT_OF_DESCRIPTORS, too_many_files
-from gym_replay.buffer.storage.folders import DEEPEST
-from gym_replay.buffer.storage.garbage import close_now, close_with
 from gym_replay.errors import CorruptBufferError, StorageError
+from gym_replay.files.descriptors import OUT_OF_DESCRIPTORS, too_many_files
+from gym_replay.files.folders import DEEPEST
+from gym_replay.files.garbage import close_now, close_with
 
 _LINK_ERRORS = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
 NOT_THE_FILES_FAULT = (*OUT_OF_DESCRIPTORS, errno.EACCES, errno.EPERM)

@@ -16,8 +16,6 @@ from tqdm.auto import tqdm
 from gym_replay.buffer.storage.checksums import elements_between, field_checksums
 from gym_replay.buffer.storage.columns import PIECE, Column, ColumnWriter
 from gym_replay.buffer.storage.counters import COUNTERS, CheckValueError, Counters, encode_counters
-from gym_replay.buffer.storage.directory import NOT_THE_FILES_FAULT, Directory, open_beneath, storage_error
-from gym_replay.buffer.storage.folders import folder_of
 from gym_replay.buffer.storage.layout import (
     METADATA,
     NEW,
@@ -31,7 +29,6 @@ from gym_replay.buffer.storage.layout import (
     values_path,
     write_metadata,
 )
-from gym_replay.buffer.storage.lock import WriterLock
 from gym_replay.buffer.storage.records import (
     CHECKSUMS,
     COMPLETE,
@@ -43,9 +40,12 @@ from gym_replay.buffer.storage.records import (
     record_runs,
     slots_of,
 )
-from gym_replay.buffer.storage.replacing import replace_file
 from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE, read_strings
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, GymReplayError
+from gym_replay.files.directory import NOT_THE_FILES_FAULT, Directory, open_beneath, storage_error
+from gym_replay.files.folders import folder_of
+from gym_replay.files.lock import WriterLock
+from gym_replay.files.writing import replace_file
 
 _PASSES = 20
 

@@ -9,10 +9,10 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 
-from gym_replay.buffer.storage.directory import Directory, refusal
-from gym_replay.buffer.storage.garbage import close_now, close_with
-from gym_replay.buffer.storage.replacing import replace_file
 from gym_replay.errors import BufferLockedError, BufferNotFoundError, ConfigMismatchError, GymReplayError
+from gym_replay.files.directory import Directory, refusal
+from gym_replay.files.garbage import close_now, close_with
+from gym_replay.files.writing import replace_file
 
 LOCK_NAME = "writer.lock"
 

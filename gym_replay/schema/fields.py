@@ -13,8 +13,8 @@ from typing import Any, TypeAlias, Union
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.names import check_distinct, check_field_name
 from gym_replay.errors import FieldError
+from gym_replay.schema.names import check_distinct, check_field_name
 
 _DTYPES = {
     "float": "float32",

@@ -1,0 +1,1 @@
+"""Files and folders that strangers may have made: reached without following a link, written whole, and locked."""

@@ -143,6 +143,7 @@ class ReplayBuffer(Readable):
             self._create(config, overwrite=overwrite)
         self._reader = FolderReader(self._folder)
         try:
+            self._reader.last_snapshot()  # so that what is damaged is an error now
             check_match(self._reader.metadata, config, self._folder)
         except BaseException:
             self.close()
@@ -705,6 +706,7 @@ def open_lazily(folder: Path) -> ReplayBuffer:
     buffer = ReplayBuffer.__new__(ReplayBuffer)
     buffer._begin(folder, read_only=True, durability="process")
     buffer._reader = FolderReader(folder, lazy=True)
+    buffer._reader.last_snapshot()  # so that what is damaged is an error now
     return buffer
 
 

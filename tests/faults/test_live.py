@@ -58,20 +58,23 @@ def update(buffer, what):
 
 
 @pytest.mark.parametrize("what", ["rows", "meta"])
-def test_changes_between_two_instructions_of_a_refresh(tmp_path, what):
+def test_changes_between_two_instructions_of_a_refresh(tmp_path, monkeypatch, what):
     """An update and a commit after it, when the reader has just found that no file was replaced."""
     writer = make(tmp_path / "buffer")
     buffer = ReplayBuffer.from_folder(tmp_path / "buffer", read_only=True)
-    reader = buffer._reader
-    take = reader.snapshot
+    revision = type(buffer._reader._revision)
+    outdated = revision.is_outdated
+    answers = [False]
 
-    def late():
-        reader.snapshot = take
+    def late(self):
+        if not answers:
+            return outdated.fget(self)
+        answer = answers.pop()
         update(writer, what)
         append(writer, 3, version=1)
-        return take()
+        return answer
 
-    reader.snapshot = late
+    monkeypatch.setattr(revision, "is_outdated", property(late))
     buffer.refresh()
     for episode in buffer:
         live.verify_copy(episode)

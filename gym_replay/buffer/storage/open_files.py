@@ -181,7 +181,7 @@ def count_live(
         metadata, counters, columns: of the same files.
         reader: of the folder.
     """
-    snapshot = reader.snapshot()
+    snapshot = reader.refresh()
     ids = np.arange(counters.first, counters.next, dtype=np.int64)
     records = columns[EPISODES].read_scattered(slots_of(ids, counters.base, metadata.table_capacity))
     starts, lengths, flags = records["start"], records["length"], records["flags"]

@@ -167,7 +167,7 @@ class FolderWriter:
         for column in columns.values():
             column.ordered = self.power
         reader = FolderReader(self.folder, directory=directory)
-        reader.snapshot()
+        reader.refresh()
         if reader.valid_end < counters.next:  # the reader has warned
             metadata = self._give_up_from(reader.valid_end, metadata, counters)
             reader = FolderReader(self.folder, directory=directory)

@@ -79,7 +79,7 @@ def from_d4rl(
     with _opened(source) as (arrays, links):
         rows = _Rows(arrays)
         ends = rows.ends(max_episode_steps)
-        with new_buffer(path, rows.fields(), {}) as buffer:
+        with new_buffer(path, {"fields": rows.fields()}) as buffer:
             start = 0
             for end in np.flatnonzero(ends).tolist():
                 values, complete, has_final = rows.episode(start, end + 1, is_end=bool(rows.closed[end]))

@@ -73,7 +73,7 @@ def from_memmap_replay_buffer(
     if isinstance(state_fields, str) or unknown:
         raise FieldError(f"state_fields={state_fields!r}: expected names among {list(new.fields)}")
     fields = {name: _step_field(name, info, state=name in state_fields) for name, info in new.fields.items()}
-    with new_buffer(path, fields, new.meta_fields) as buffer:
+    with new_buffer(path, {"fields": fields, "meta_fields": new.meta_fields}) as buffer:
         for slot, length, is_open in new.episodes():
             arrays = {name: as_steps(name, array[slot, :length]) for name, array in new.arrays.items()}
             meta = {name: array[slot] for name, array in new.meta.items()}

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from gym_replay.buffer.replay_buffer import ReplayBuffer
+from gym_replay.buffer.replay_buffer import ReplayBuffer, open_buffer
 from gym_replay.errors import EmptyBufferError, NotABufferError
 from gym_replay.files.folders import folder_of
 from gym_replay.interop.hidden_folder import HiddenFolder
 from gym_replay.interop.old_data import FLAGS, check_ends
-from gym_replay.schema.fields import Field
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,15 @@ class ImportReport:
 
 
 class NewBuffer:
-    """A buffer in the making.
+    """A buffer in the making, and what is noted of it for the report.
 
     Attributes:
+        buffer: the buffer itself.
         incomplete, without_final: how many episodes were cut, and how many lack their last observation.
     """
 
     def __init__(self, buffer: ReplayBuffer, target: Path) -> None:
-        self._buffer, self._target = buffer, target
+        self.buffer, self._target = buffer, target
         self.num_episodes = self.num_steps = self.incomplete = self.without_final = 0
         self._not_finite: Counter[str] = Counter()
         self._both_flags = 0
@@ -76,7 +76,7 @@ class NewBuffer:
             is_float = isinstance(values, np.ndarray) and values.dtype.kind == "f"
             self._not_finite[name] += bool(is_float and not np.isfinite(values).all())
         self._both_flags += all(name in arrays and bool(arrays[name][-1:].any()) for name in FLAGS)
-        self._buffer.put_episode(arrays, complete=complete)
+        self.buffer.put_episode(arrays, complete=complete)
         self.num_episodes += 1
         self.num_steps += length
         self.incomplete += not complete
@@ -120,16 +120,20 @@ def check_new(target: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def new_buffer(target: Path, fields: Mapping[str, Field], meta_fields: Mapping[str, Field]) -> Iterator[NewBuffer]:
+def new_buffer(target: Path, config: Mapping[str, Any]) -> Iterator[NewBuffer]:
     """A buffer that gets its name when all is in it; an exception inside leaves nothing behind.
+
+    Args:
+        target: the folder that it will be.
+        config: ``fields``, and other attributes of the buffer's metadata.
 
     Raises:
         NotABufferError: something has appeared at the target meanwhile.
         StorageError: the operating system refused.
     """
-    place = HiddenFolder(target)
-    with place as folder:
-        with ReplayBuffer(folder, fields=dict(fields), meta_fields=dict(meta_fields)) as buffer:
+    hidden = HiddenFolder(target)
+    with hidden as folder:
+        with open_buffer(folder, config, overwrite=False) as buffer:
             yield NewBuffer(buffer, target)
             buffer.flush()
-        place.put_in_place()
+        hidden.put_in_place()

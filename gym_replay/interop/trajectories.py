@@ -75,7 +75,7 @@ def from_trajectories(
     reader = _Reader(None if step is None else list(step))
     values = reader.read(first)
     fields = {name: _declare(name, array) for name, array in values.items()}
-    with new_buffer(path, fields, {}) as buffer:
+    with new_buffer(path, {"fields": fields}) as buffer:
         number = 0
         while True:
             if missing := [name for name in fields if name not in values] + [n for n in values if n not in fields]:

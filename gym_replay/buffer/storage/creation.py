@@ -21,12 +21,15 @@ from gym_replay.buffer.storage.layout import (
 from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.errors import CorruptBufferError, FieldError, GymReplayError, NotABufferError
 from gym_replay.files.directory import Directory
+from gym_replay.schema.fields import parse_fields
 
 
 def check_config(metadata: Metadata) -> None:
     """Raise FieldError where a buffer of this config cannot be created."""
     if not metadata.fields:
         raise FieldError("a new buffer needs fields=..., for example fields={'state': ('float', 4), 'reward': 'float'}")
+    parse_fields(metadata.fields)
+    parse_fields(metadata.meta_fields, "meta field")
     metadata.check_sizes()
     if texts := [name for name, info in metadata.fields.items() if info.is_text]:
         raise FieldError(

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import CorruptBufferError, FieldError
-from gym_replay.interop.minari import facts
 from gym_replay.interop.minari.infos import entries_of, entry_of, rows_of
 from gym_replay.interop.minari.limits import GROUP, LONGEST_ARROW
+from gym_replay.interop.minari.metadata import UNKNOWN_SEED, from_entry, from_metadata, own_entry
 from gym_replay.interop.minari.parts import cast_exactly, in_shape, take_apart
 from gym_replay.interop.minari.schemas import Refuse, Schema, entry
 from gym_replay.interop.old_data import as_flags, as_steps, check_ends
@@ -60,7 +60,7 @@ class Arrival:
             FieldError: it does not fit the fields.
         """
         length = len(values["rewards"])
-        own = facts.own_entry(metadata) if self._schema.is_exported else None
+        own = own_entry(metadata) if self._schema.is_exported else None
         arrays = self._steps(values)
         if own is None:
             check_ends(arrays, length)
@@ -74,7 +74,7 @@ class Arrival:
         meta = self._foreign_meta(arrays, metadata)
         complete = bool(meta["episode_complete"])
         if own is not None:
-            meta = facts.from_metadata(metadata, own, self._buffer.metadata.meta_fields)
+            meta = from_metadata(metadata, own, self._buffer.metadata.meta_fields)
             complete = own["complete"]
         known = self._buffer.metadata.meta_fields
         arrays |= {name: value for name, value in meta.items() if name in known}
@@ -204,7 +204,7 @@ class Arrival:
         if seed is not None and not fits:
             imported["seed"] = int(seed)
         meta: dict[str, Any] = {
-            "episode_seed": int(seed) if fits and seed is not None else facts.UNKNOWN_SEED,
+            "episode_seed": int(seed) if fits and seed is not None else UNKNOWN_SEED,
             "episode_return": np.cumsum(rewards, axis=0)[-1] + 0.0,
             "episode_complete": bool(arrays["terminated"][-1] or arrays["truncated"][-1]),
             "episode_run": json.dumps({"imported": imported, "versions": self._versions}),
@@ -214,7 +214,7 @@ class Arrival:
         for name, key in self._schema.entries.items():
             if (value := entry(metadata, key)) is not None:
                 try:
-                    meta[name] = facts.from_entry(name, value, self._buffer.metadata.meta_fields[name])
+                    meta[name] = from_entry(name, value, self._buffer.metadata.meta_fields[name])
                 except CorruptBufferError as error:
                     self._refuse(str(error), CorruptBufferError)
         return meta

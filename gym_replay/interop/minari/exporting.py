@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -23,12 +22,11 @@ from gym_replay.errors import (
     NotABufferError,
 )
 from gym_replay.interop.hidden_folder import HiddenFolder
-from gym_replay.interop.minari import facts, package
-from gym_replay.interop.minari.about import about_export
+from gym_replay.interop.minari import package
 from gym_replay.interop.minari.limits import CannotHold, Limits
+from gym_replay.interop.minari.metadata import about_export, options_of, seed_of, to_metadata
 from gym_replay.interop.minari.plans import Plan, Selected
 
-_SHOWN = 10
 _AT_A_TIME = 100
 
 
@@ -128,10 +126,7 @@ def export_minari(
     finally:
         if opened is not None:
             opened.close()
-    if limits.dropped:
-        shown = limits.dropped[:_SHOWN]
-        more = [f"and {len(limits.dropped) - _SHOWN} more"] if len(limits.dropped) > _SHOWN else []
-        warnings.warn("\n  ".join([f"{dataset_id}: left out:", *shown, *more]), stacklevel=2)
+    limits.warn(dataset_id)
     return minari.load_dataset(dataset_id)
 
 
@@ -154,7 +149,7 @@ def _metadatas(plan: Plan, found: Selected, numbers: Sequence[int]) -> Iterator[
     statistics = import_module("minari").EpisodeMetadataCallback()
     for number in numbers:
         episode = found[number]
-        own = facts.to_metadata(episode, plan.metadata.meta_fields, plan.limits)
+        own = to_metadata(episode, plan.metadata.meta_fields, plan.limits)
         yield {**statistics({"rewards": episode["reward"]}), **own}
 
 
@@ -168,14 +163,14 @@ def _episode_buffers(
         try:
             content = plan.content(episode)
         except CannotHold as fault:
-            plan.limits.refuse_episode(found.indices[number], str(fault))
+            plan.limits.cannot_hold(f"episode {found.indices[number]}", str(fault))
             bar.update()
             continue
         meta = episode.meta
         yield make(
             id=len(written),
-            seed=facts.seed_of(meta),
-            options=facts.options_of(meta, plan.limits),
+            seed=seed_of(meta),
+            options=options_of(meta, plan.limits),
             **content,
         )
         written.append(number)

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from gym_replay.buffer.door import Metadata
-from gym_replay.buffer.replay_buffer import ReplayBuffer, open_buffer
+from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import (
     CorruptBufferError,
     EmptyBufferError,
     FieldError,
     GymReplayError,
-    NotABufferError,
-    UnsupportedSpaceError,
 )
-from gym_replay.files.folders import folder_of
-from gym_replay.interop.hidden_folder import HiddenFolder
 from gym_replay.interop.minari import package
 from gym_replay.interop.minari.arrivals import Arrival, check_length
-from gym_replay.interop.minari.claims import check_episode
 from gym_replay.interop.minari.infos import arrow_episode
-from gym_replay.interop.minari.limits import GROUP, MODES
+from gym_replay.interop.minari.limits import GROUP, Losses
 from gym_replay.interop.minari.schemas import Schema, exported_schema, found_schema
+from gym_replay.interop.target import check_new, new_buffer
 
-_SHOWN = 10
 _AT_A_TIME = 100
-_REMEDY = "; on_unsupported='drop' leaves it out"
 
 
 def import_minari(
@@ -71,68 +61,20 @@ def import_minari(
         >>> buffer = import_minari("D4RL/door/human-v2", "data/door")  # doctest: +SKIP
         >>> buffer.episode(0)["observation"].shape  # (T+1, 39)  # doctest: +SKIP
     """
-    if on_unsupported not in MODES:
-        raise FieldError(f"on_unsupported={on_unsupported!r}: expected one of {MODES}")
-    target = _free_folder(folder)
+    losses = Losses(on_unsupported)
+    target = check_new(folder)
     source = package.open_dataset(dataset)
-    losses = Losses(drops=on_unsupported == "drop")
-    hidden = HiddenFolder(target)
-    with hidden as aside:
-        _fill(aside, source, losses, progress=progress)
-        hidden.put_in_place()
-    losses.warn(f"{source.id}: left out")
-    return ReplayBuffer.from_folder(target)
-
-
-class Losses:
-    """What a buffer cannot hold of a dataset: an error, or collected for a warning.
-
-    Attributes:
-        drops: whether it is left out.
-        found: how often each was.
-    """
-
-    def __init__(self, *, drops: bool) -> None:
-        self.drops = drops
-        self.found: dict[str, int] = {}
-
-    def refuse(self, what: str, error: type[GymReplayError] = FieldError) -> None:
-        """Leave it out, or raise an error that names it."""
-        if not self.drops:
-            raise error(what if what.endswith(_REMEDY) else what + _REMEDY)
-        self.found[what] = self.found.get(what, 0) + 1
-
-    @contextmanager
-    def episode(self, number: int) -> Iterator[None]:
-        """Leave out an episode that is damaged or does not fit, or name it in the error."""
-        try:
-            yield
-        except (FieldError, CorruptBufferError, UnsupportedSpaceError) as error:
-            self.refuse(f"episode {number}: {error}", type(error))
-
-    def warn(self, head: str) -> None:
-        """Say what was left out."""
-        if self.found:
-            lines = [f"{what} ({times} times)" if times > 1 else what for what, times in self.found.items()]
-            more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-            warnings.warn("\n  ".join([f"{head}:", *lines[:_SHOWN], *more]), stacklevel=3)
-
-
-def _fill(folder: Path, source: Any, losses: Losses, *, progress: bool) -> None:
-    """Make a buffer of the dataset's episodes in an empty folder."""
     schema = _schema_of(source, losses)
-    config = _config(schema.metadata)
     numbers = source.episode_indices.tolist()
-    with open_buffer(folder, config, overwrite=False) as buffer:
-        arrival = Arrival(buffer, schema, source, losses.refuse)
+    with new_buffer(target, _config(schema.metadata)) as new:
+        arrival = Arrival(new.buffer, schema, source, losses.refuse)
         for number in tqdm(iterable=numbers, desc="import", unit="episode", delay=1, disable=not progress):
             with losses.episode(number):
                 arrival.store(*_read(source, number))
-        if numbers and not len(buffer):
-            raise EmptyBufferError(
-                "\n  ".join(["a buffer can hold none of the episodes:", *list(losses.found)[:_SHOWN]])
-            )
-        buffer.flush()
+        if numbers and not len(new.buffer):
+            raise EmptyBufferError("\n  ".join(["a buffer can hold none of the episodes:", *losses.lines()]))
+    losses.warn(source.id)
+    return ReplayBuffer.from_folder(target)
 
 
 def _schema_of(source: Any, losses: Losses) -> Schema:
@@ -142,7 +84,7 @@ def _schema_of(source: Any, losses: Losses) -> Schema:
     numbers = source.episode_indices.tolist()
     if not numbers:
         raise FieldError("there is no episode in the dataset, which would tell the dtypes; nothing was imported")
-    before = Losses(drops=losses.drops)  # which are met again, and told then, where the episodes are stored
+    before = losses.empty_copy()  # which are met again, and told then, where the episodes are stored
     return found_schema(source, _first(source, numbers, before), _metadatas(source, numbers, before), losses.refuse)
 
 
@@ -183,7 +125,7 @@ def _read(source: Any, number: int) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """
     metadata, storage = _metadata(source, number), source.storage
     try:
-        check_episode(storage, number)
+        package.check_episode(storage, number)
         if storage.FORMAT == "hdf5":
             (values,) = storage.get_episodes([number])
         else:
@@ -204,17 +146,3 @@ def _metadata(source: Any, number: int) -> Mapping[str, Any]:
     except Exception as error:  # as above
         raise CorruptBufferError(f"Minari cannot read its metadata: {type(error).__name__}: {error}") from error
     return dict(metadata)
-
-
-def _free_folder(folder: str | os.PathLike[str]) -> Path:
-    """The absolute path of a folder where a buffer can be put.
-
-    Raises:
-        NotABufferError: there is something.
-    """
-    path = folder_of(folder)
-    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
-        raise NotABufferError(
-            errno.EEXIST, "there is something already; choose another folder, or remove this one yourself", str(path)
-        )
-    return path

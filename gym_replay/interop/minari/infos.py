@@ -50,7 +50,7 @@ class InfoPlan:
             field = fields[name]
             path = tuple(name.split(".")[1:]) if name.startswith(f"{ROOT}.") else (GROUP, name)
             if (fault := self._fault(name, path, field)) is not None:
-                limits.refuse(f"field {name!r}", fault)
+                limits.cannot_hold(f"field {name!r}", fault)
             else:
                 self._fields[path] = name, field
                 self.names.append(name)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from gym_replay.errors import FieldError
+from gym_replay.errors import CorruptBufferError, FieldError, GymReplayError, UnsupportedSpaceError
 
 GROUP = "gym_replay"
 """The entry that holds what Minari has no place for: in the infos of each step, and in metadata."""
@@ -27,42 +31,74 @@ _LARGEST_ATTRIBUTE = 60_000
 
 MODES = ("error", "drop")
 
+_REMEDY = "; on_unsupported='drop' leaves it out"
+_SHOWN = 10
+
 
 class CannotHold(Exception):
     """One episode that a format cannot hold; the message names what and why."""
 
 
-class Limits:
-    """What a storage format holds.
+class Losses:
+    """What is lost on the way: an error, or left out and collected for a warning.
+
+    Args:
+        on_unsupported: ``"error"``, or ``"drop"`` to leave it out.
+    """
+
+    def __init__(self, on_unsupported: str) -> None:
+        if on_unsupported not in MODES:
+            raise FieldError(f"on_unsupported={on_unsupported!r}: expected one of {MODES}")
+        self._drops = on_unsupported == "drop"
+        self._found: Counter[str] = Counter()
+
+    def refuse(self, what: str, error: type[GymReplayError] = FieldError) -> None:
+        """Leave it out, or raise an error that names it."""
+        if not self._drops:
+            raise error(what if what.endswith(_REMEDY) else what + _REMEDY)
+        self._found[what] += 1
+
+    @contextmanager
+    def episode(self, number: int) -> Iterator[None]:
+        """Leave out an episode that is damaged or does not fit, or name it in the error."""
+        try:
+            yield
+        except (FieldError, CorruptBufferError, UnsupportedSpaceError) as error:
+            self.refuse(f"episode {number}: {error}", type(error))
+
+    def empty_copy(self) -> Losses:
+        """Another one that does the same and has lost nothing yet, for a first look at what is met again later."""
+        return Losses(MODES[self._drops])
+
+    def lines(self) -> list[str]:
+        """What was left out, for people."""
+        lines = [f"{what} ({times} times)" if times > 1 else what for what, times in self._found.items()]
+        return lines[:_SHOWN] + ([f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])
+
+    def warn(self, dataset_id: str) -> None:
+        """Say what was left out of a dataset."""
+        if self._found:
+            warnings.warn("\n  ".join([f"{dataset_id}: left out:", *self.lines()]), stacklevel=3)
+
+
+class Limits(Losses):
+    """What a storage format holds, and what is lost where a buffer is written in it.
 
     Args:
         data_format: of Minari's.
         jpeg_encoding: whether images are to be encoded.
         on_unsupported: ``"error"``, or ``"drop"`` to leave out what it does not hold.
-
-    Attributes:
-        dropped: what was left out so far, as lines for people.
     """
 
     def __init__(self, data_format: str, *, jpeg_encoding: bool, on_unsupported: str) -> None:
-        if on_unsupported not in MODES:
-            raise FieldError(f"on_unsupported={on_unsupported!r}: expected one of {MODES}")
+        super().__init__(on_unsupported)
         self.data_format = data_format
         self.is_hdf5 = data_format == "hdf5"
         self.jpeg_encoding = jpeg_encoding
-        self.drops = on_unsupported == "drop"
-        self.dropped: list[str] = []
 
-    def refuse(self, what: str, why: str, error: type[Exception] = FieldError) -> None:
-        """Leave out a field or part of a space, or raise ``error`` that names it."""
-        message = f"{what}: Minari's {self.data_format} format cannot hold it: {why}"
-        if not self.drops:
-            raise error(f"{message}; on_unsupported='drop' leaves it out")
-        self.dropped.append(message)
-
-    def refuse_episode(self, index: int, why: str) -> None:
-        """Leave out an episode, or raise FieldError that names it."""
-        self.refuse(f"episode {index}", why)
+    def cannot_hold(self, what: str, why: str, error: type[GymReplayError] = FieldError) -> None:
+        """Leave out a field, an episode or part of a space, or raise ``error`` that names it."""
+        self.refuse(f"{what}: Minari's {self.data_format} format cannot hold it: {why}", error)
 
     def key_fault(self, key: Any) -> str | None:
         """Why a key of a Dict space cannot be kept, or None."""

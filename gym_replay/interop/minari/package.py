@@ -1,29 +1,39 @@
-"""The package minari: found at first use, and what is relied on of it.
+"""The package minari: found at first use, what is relied on of it, and datasets of its older versions.
 
 Every use of it goes through its public storage interface, ``MinariStorage``: ``new``, ``read``, ``update_episodes``,
 ``get_episodes`` and the metadata. What that interface gives back wrongly or not at all is said in
-:mod:`gym_replay.interop.minari.limits`.
+:mod:`gym_replay.interop.minari.limits`. What a dataset says of its sizes is checked before Minari allocates anything.
+
+A dataset of Minari 0.4 is one HDF5 file, whose attributes are what later versions have in ``metadata.json``. Minari 0.5
+gives up on it ("No data found"), but lays out the episodes in the same way, so its own reader reads them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from gymnasium import Space
+from gymnasium.envs.registration import EnvSpec
+
 from gym_replay.errors import (
     BufferNotFoundError,
+    CorruptBufferError,
     FieldError,
     GymReplayError,
     MissingExtraError,
     UnsupportedFormatError,
 )
-from gym_replay.interop.minari import old_versions
-from gym_replay.interop.minari.claims import check_metadata
+from gym_replay.interop.hdf5 import check_claim, data_sets
 
 FORMATS = ("hdf5", "arrow", "parquet")
 """Minari's storage formats."""
@@ -32,6 +42,8 @@ _OLDEST = (0, 5, 4)
 """The first version that keeps images as they are where it is asked to."""
 
 _RAW_IMAGES = ("0.5.0", "0.5.1", "0.5.2")
+
+_FILE = "main_data.hdf5"
 
 _PACKAGE_OF = {"hdf5": "h5py", "arrow": "pyarrow", "parquet": "pyarrow"}
 
@@ -116,15 +128,15 @@ def open_dataset(dataset: Any) -> Any:
             str(path),
         )
     try:
-        if old_versions.is_old(data):
+        if _is_old(data):
             find_minari("hdf5")
-            metadata = old_versions.read_metadata(data)
+            metadata = _old_metadata(data)
         else:
             metadata = storage_class().read_raw_metadata(data)
             find_minari(metadata.get("data_format"))
-        check_metadata(data, metadata)
-        if old_versions.is_old(data):
-            return old_versions.open_old(dataset, data, metadata)
+        _check_metadata(data, metadata)
+        if _is_old(data):
+            return _open_old(dataset, data, metadata)
         return with_images_as_stored(minari, minari.load_dataset(dataset))
     except GymReplayError:
         raise
@@ -160,3 +172,129 @@ def written_once(storage: Any) -> Iterator[None]:
     finally:
         del storage.get_size, storage.update_metadata
     storage.update_metadata({**collected, "dataset_size": storage.get_size()})
+
+
+def _check_metadata(data_path: Path, metadata: Any) -> None:
+    """Raise CorruptBufferError where there are not as many episodes, or bounds of a space, as the metadata say."""
+    if not isinstance(metadata, dict):
+        raise CorruptBufferError(f"{data_path}: the metadata are no object")
+    count = metadata.get("total_episodes")
+    if (data_path / _FILE).exists():
+        with import_module("h5py").File(data_path / _FILE, "r") as file:
+            found = len(file)
+    else:
+        found = sum(entry.is_dir() for entry in os.scandir(data_path))
+    if type(count) is not int or not 0 <= count <= found:
+        raise CorruptBufferError(f"{data_path}: total_episodes is {count!r:.60}, and there are {found}")
+    for kind in ("observation", "action"):
+        if isinstance(text := metadata.get(f"{kind}_space"), str):
+            _check_space(f"{data_path}: {kind}_space", json.loads(text))
+
+
+def _check_space(place: str, space: Any) -> None:
+    """Raise CorruptBufferError where a Box has a shape of other size than its bounds, which would be made as large."""
+    if not isinstance(space, dict):
+        raise CorruptBufferError(f"{place}: expected a space, got {type(space).__name__}")
+    if space.get("type") == "Box" and not _size(space["low"]) == _size(space["high"]) == math.prod(space["shape"]):
+        raise CorruptBufferError(f"{place}: the bounds of a Box are not of its shape {space['shape']!r:.60}")
+    children = space.get("subspaces", [])
+    for child in children.values() if isinstance(children, dict) else children:
+        _check_space(place, child)
+
+
+def _size(nested: Any) -> int:
+    return sum(map(_size, nested)) if isinstance(nested, list) else 1
+
+
+def check_episode(storage: Any, number: int) -> None:
+    """Raise CorruptBufferError where an episode is larger than its file can hold, or lies in other files."""
+    path = Path(storage.data_path)
+    if storage.FORMAT == "hdf5":
+        with import_module("h5py").File(path / _FILE, "r") as file:
+            _, links = data_sets(file[f"episode_{number}"], path / _FILE)
+        if links:
+            raise CorruptBufferError(f"{links[0]} is a link, which is not followed; h5repack makes one file")
+        return
+    for file in (path / str(number)).iterdir():
+        if file.suffix in (".arrow", ".parquet"):
+            rows = import_module("pyarrow.dataset").dataset(file, format=storage.FORMAT).count_rows()
+            check_claim(file, rows)
+
+
+_NO_SEED = "None"
+"""What that version writes as the seed of a reset without one."""
+
+
+class OldStorage:
+    """The part of Minari's ``MinariStorage`` that an import needs.
+
+    Args:
+        data_path: the folder of the HDF5 file.
+        metadata: of the dataset, as the file has it.
+        spaces: of observations and actions.
+    """
+
+    FORMAT = "hdf5"
+
+    def __init__(self, data_path: Path, metadata: dict[str, Any], spaces: tuple[Space[Any], Space[Any]]) -> None:
+        self.data_path, self.metadata = data_path, metadata
+        cls = import_module("minari.dataset._storages").get_minari_storage("hdf5")
+        self.get_episodes = cls(data_path, *spaces, jpeg_encoding=False).get_episodes
+
+    def get_episode_metadata(self, numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """The metadata of episodes."""
+        with import_module("h5py").File(self.data_path / _FILE, "r") as file:
+            for number in numbers:
+                attributes = dict(file[f"episode_{number}"].attrs)
+                if attributes.get("seed") == _NO_SEED:
+                    del attributes["seed"]
+                yield attributes
+
+
+@dataclasses.dataclass(frozen=True)
+class OldDataset:
+    """The part of Minari's ``MinariDataset`` that an import needs."""
+
+    id: str
+    storage: OldStorage
+    observation_space: Space[Any]
+    action_space: Space[Any]
+    env_spec: EnvSpec | None
+    episode_indices: np.ndarray[Any, np.dtype[np.int64]]
+
+
+def _is_old(data_path: Path) -> bool:
+    """Whether the folder holds a dataset of Minari 0.4."""
+    return (data_path / _FILE).is_file() and not (data_path / "metadata.json").exists()
+
+
+def _old_metadata(data_path: Path) -> dict[str, Any]:
+    """What the file says of the dataset."""
+    with import_module("h5py").File(data_path / _FILE, "r") as file:
+        return {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
+
+
+def _open_old(dataset_id: str, data_path: Path, metadata: dict[str, Any]) -> OldDataset:
+    """A dataset of Minari 0.4.
+
+    Raises:
+        UnsupportedFormatError: it is of a version that did not note the spaces.
+    """
+    texts = [metadata.get(f"{kind}_space") for kind in ("observation", "action")]
+    if not all(isinstance(text, str) for text in texts):
+        raise UnsupportedFormatError(
+            f"{dataset_id!r} was written by a Minari before 0.4, which did not note its spaces; open it with that "
+            "version, and pass its episodes to from_trajectories"
+        )
+    deserialize = import_module("minari.serialization").deserialize_space
+    observation, action = (deserialize(text) for text in texts)
+    storage = OldStorage(data_path, metadata, (observation, action))
+    spec = _spec(metadata["env_spec"]) if "env_spec" in metadata else None
+    return OldDataset(dataset_id, storage, observation, action, spec, np.arange(metadata["total_episodes"]))
+
+
+def _spec(text: str) -> EnvSpec:
+    """A spec without the members that Gymnasium has given up since."""
+    known = {field.name for field in dataclasses.fields(EnvSpec)}
+    members = {name: value for name, value in json.loads(text).items() if name in known}
+    return EnvSpec.from_json(json.dumps(members))

@@ -62,7 +62,7 @@ def plan_part(space: Space[Any], place: Place, fields: Mapping[str, Field], limi
     else:
         fault = f"Minari has no {type(space).__name__} spaces"
     if fault:
-        limits.refuse(place.name, fault, UnsupportedSpaceError)
+        limits.cannot_hold(place.name, fault, UnsupportedSpaceError)
         return None
     return part
 
@@ -95,15 +95,15 @@ def _plan_group(
     parts: dict[Key, Part] = {}
     for key, at, child in group.placed_parts(space, place):
         if group.is_keyed and (fault := limits.key_fault(key)):
-            limits.refuse(at.name, fault, UnsupportedSpaceError)
+            limits.cannot_hold(at.name, fault, UnsupportedSpaceError)
         elif (part := plan_part(child, at, fields, limits)) is not None:
             parts[key] = part
         elif not group.is_keyed:  # the others would move to other indices
-            limits.refuse(place.name, f"{at.name} is left out, and so the whole Tuple is", UnsupportedSpaceError)
+            limits.cannot_hold(place.name, f"{at.name} is left out, and so the whole Tuple is", UnsupportedSpaceError)
             return None
     if not parts and not limits.is_hdf5:
         kind = group.standard.__name__
-        limits.refuse(place.name, f"a {kind} space without parts has no rows", UnsupportedSpaceError)
+        limits.cannot_hold(place.name, f"a {kind} space without parts has no rows", UnsupportedSpaceError)
         return None
     return Part(
         group.space_of({key: part.space for key, part in parts.items()}),

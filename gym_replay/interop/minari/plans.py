@@ -110,7 +110,7 @@ class Plan:
         try:
             EnvSpec.from_json(spec.to_json())
         except Exception as error:  # of arguments that JSON does not have, or ids that Gymnasium refuses
-            self.limits.refuse("the environment's spec", f"{type(error).__name__}: {error}")
+            self.limits.cannot_hold("the environment's spec", f"{type(error).__name__}: {error}")
             return None
         return spec
 

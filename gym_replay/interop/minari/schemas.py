@@ -13,9 +13,8 @@ from gymnasium import Space, spaces
 from gym_replay.buffer.door import Metadata, metadata_from_json
 from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.errors import FieldError
-from gym_replay.interop.minari import facts
-from gym_replay.interop.minari.about import about_import
 from gym_replay.interop.minari.limits import IMPORTED, ROOTS
+from gym_replay.interop.minari.metadata import OWN, about_import
 from gym_replay.interop.minari.parts import held_part, take_apart
 from gym_replay.interop.old_data import step_shape
 from gym_replay.schema.fields import Field
@@ -110,7 +109,7 @@ def _entries(metadatas: Iterable[Mapping[str, Any]], refuse: Refuse) -> dict[str
     seen: dict[Keys, Field | None] = {}
     for metadata in metadatas:
         for keys, value in _flat(metadata):
-            if keys[0] in facts.OWN or (keys in seen and seen[keys] is None):
+            if keys[0] in OWN or (keys in seen and seen[keys] is None):
                 continue
             seen[keys] = _wider(seen.get(keys), _field_of(value))
     fields: dict[str, tuple[Keys, Field]] = {}

@@ -88,3 +88,36 @@ def another_uuid(folder: Path) -> None:
     write_counters(folder, **counters)
     for slot in range(len(records(folder))):
         change_record(folder, slot)
+
+
+def step_path(name: str) -> str:
+    """Path of a field's rows."""
+    return f"steps/{name.replace('.', '/')}.npy"
+
+
+def spans_path(name: str) -> str:
+    """Path of the spans of a ragged field's rows."""
+    return f"steps/{name.replace('.', '/')}.spans.npy"
+
+
+def values_path(name: str) -> str:
+    """Path of a ragged field's elements."""
+    return f"steps/{name.replace('.', '/')}.values.npy"
+
+
+def paths_of(folder: Path) -> list[str]:
+    """The paths of all array files but the counters."""
+    metadata = read_metadata(folder)
+    paths = ["episodes.npy", "checksums.npy"]
+    for field in metadata["fields"]:
+        name = field["name"]
+        paths += [spans_path(name), values_path(name)] if field.get("ragged") else [step_path(name)]
+    if any(field["dtype"] == "str" for field in metadata["meta_fields"]):
+        paths.append("strings.npy")
+    return paths
+
+
+def current_path(folder: Path, path: str) -> str:
+    """Where the content of a file lies while a change of several files is under way."""
+    is_new = path in read_metadata(folder)["pending"] and (folder / f"{path}.new").exists()
+    return f"{path}.new" if is_new else path

@@ -20,8 +20,8 @@ from gymnasium.envs.registration import EnvSpec, WrapperSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gym_replay import CorruptBufferError, GymReplayError, MakeEnvError, UnsupportedSpaceError
 from gym_replay.buffer.env_spec import make_env, spec_from_json, spec_to_json
-from gym_replay.errors import CorruptBufferError, GymReplayError, MakeEnvError, UnsupportedSpaceError
 from gym_replay.spaces import register_space, space_from_json, space_to_json
 from gym_replay.spaces.checked_json import MAX_DEPTH, MAX_ELEMENTS
 from gym_replay.spaces.custom import ANY_CHARACTER, LONGEST_TEXT

@@ -10,10 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from format_helpers import records
-
-from gym_replay.buffer.storage.layout import spans_path, values_path
-from gym_replay.buffer.storage.strings import STRINGS
+from format_helpers import records, spans_path, values_path
 
 from .attacks_on_files import encode_header, sizes_text
 from .attacks_on_metadata import HOSTILE_VALUES, load, save
@@ -264,7 +261,7 @@ def _put_place(site: Site, at: int, name: str, place: int, *, more: bool = False
 
 
 def _from_end(site: Site, at: int, name: str, distance: int) -> None:
-    _put_place(site, at, name, len(_column(site, STRINGS)) - distance)
+    _put_place(site, at, name, len(_column(site, "strings.npy")) - distance)
 
 
 def _first_place(site: Site) -> int:
@@ -276,7 +273,7 @@ def _change_string(site: Site, change: Callable[[bytes], bytes]) -> None:
     """Write something else where a string lies."""
     site.forged = True
     place = _first_place(site)
-    strings = _column(site, STRINGS)
+    strings = _column(site, "strings.npy")
     size, _ = HEAD.unpack(strings[place : place + HEAD.size].tobytes())
     content = change(strings[place : place + HEAD.size + size].tobytes())
     strings[place : place + len(content)] = np.frombuffer(content, np.uint8)[: len(strings) - place]
@@ -294,7 +291,7 @@ def _with_content(content: bytes) -> Callable[[bytes], bytes]:
 
 def _append(site: Site, content: bytes) -> int:
     """Write bytes behind the strings; returns their place."""
-    path = site.folder / STRINGS
+    path = site.folder / "strings.npy"
     strings = np.load(path)
     np.save(path, np.concatenate((strings, np.frombuffer(content, np.uint8))))
     return len(strings)
@@ -313,8 +310,8 @@ def _long(site: Site, size: int, crc: int | None = None) -> None:
     """A string of zeros in a sparse file."""
     content = HEAD.pack(size & 0xFFFFFFFF, zlib.crc32(bytes(size)) if crc is None else crc)
     place = _append(site, content)
-    offset = site.victim.header[STRINGS]
-    path = site.folder / STRINGS
+    offset = site.victim.header["strings.npy"]
+    path = site.folder / "strings.npy"
     count = place + HEAD.size + size
     header = encode_header("'|u1'", "False", sizes_text((), count))
     assert len(header) == offset
@@ -344,7 +341,7 @@ CONTENTS = {
 
 
 def strings(victim: Victim) -> Attacks:
-    if STRINGS not in victim.arrays:
+    if "strings.npy" not in victim.arrays:
         return
     for name in ("task", "note"):
         for at in (1, len(victim.live) - 1):

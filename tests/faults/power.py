@@ -22,12 +22,10 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from format_helpers import current_path, paths_of
 from tqdm.auto import tqdm
 
 from gym_replay import Field, RecordToBuffer, ReplayBuffer, check_buffer, merge, select, split_into
-from gym_replay.buffer.storage.layout import current_path, read_metadata
-from gym_replay.buffer.storage.reader import has_buffer
-from gym_replay.files.lock import LOCK_NAME
 
 from .forgetful import Disk, Done, Recording, choices
 from .scenarios import (
@@ -65,7 +63,7 @@ class State:
     @staticmethod
     def of(folder: Path) -> State | None:
         """What a reader finds; None where there is no buffer."""
-        if not has_buffer(folder):
+        if not (folder / "metadata.json").is_file():
             return None
         with open_quietly(folder, read_only=True) as buffer:
             names = (*buffer.metadata.fields, *buffer.metadata.meta_fields)
@@ -365,7 +363,7 @@ def record(way: Way, root: Path) -> tuple[Recording, list[State | None]]:
 
 def _files(root: Path) -> dict[str, bytes]:
     paths = [path for path in root.rglob("*") if path.is_file()]
-    return {str(path.relative_to(root)): path.read_bytes() for path in paths if path.name != LOCK_NAME}
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths if path.name != "writer.lock"}
 
 
 def fault_of(folder: Path, before: State | None, after: State | None, way: Way) -> str | None:
@@ -435,9 +433,8 @@ def _told(state: State | None) -> str:
 
 def _check_files(folder: Path) -> None:
     """Every file can be mapped by NumPy, and the checker finds nothing."""
-    metadata = read_metadata(folder)
-    for path in metadata.columns:
-        np.load(folder / current_path(folder, metadata, path), mmap_mode="r", allow_pickle=False)
+    for path in paths_of(folder):
+        np.load(folder / current_path(folder, path), mmap_mode="r", allow_pickle=False)
     report = check_buffer(folder, progress=False)
     assert report.ok, str(report)
 

@@ -12,8 +12,7 @@ import pytest
 from faults import children, live
 from format_helpers import read_counters
 
-from gym_replay import ReplayBuffer, check_buffer
-from gym_replay.errors import GymReplayError
+from gym_replay import GymReplayError, ReplayBuffer, check_buffer
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="needs fork"),

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from format_helpers import spans_path, step_path, values_path
 
 import gym_replay
-from gym_replay import GymReplayError, ReplayBuffer, check_buffer
-from gym_replay.buffer.storage.layout import spans_path, step_path, values_path
-from gym_replay.buffer.storage.ragged import Ragged
+from gym_replay import GymReplayError, Ragged, ReplayBuffer, check_buffer
 
 from .attacks import Case
 from .guard import PACKAGE, difference, digest

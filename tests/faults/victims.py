@@ -13,8 +13,7 @@ import gymnasium as gym
 import numpy as np
 from format_helpers import change_metadata, read_metadata
 
-from gym_replay import Episode, Field, RecordToBuffer, ReplayBuffer
-from gym_replay.buffer.storage.ragged import Ragged
+from gym_replay import Episode, Field, Ragged, RecordToBuffer, ReplayBuffer
 
 from .scenarios import FIELDS, RAGGED_FIELDS, RAGGED_META, ragged_episode, rows_of
 

@@ -4,8 +4,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gym_replay import RecordToBuffer
-from gym_replay.buffer.storage.ragged import Ragged
+from gym_replay import Ragged, RecordToBuffer
 
 FORMATS = ("hdf5", "arrow", "parquet")
 

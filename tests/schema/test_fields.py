@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gym_replay.errors import FieldError
+from gym_replay import FieldError
 from gym_replay.schema.fields import (
     Field,
     default_from_json,

@@ -10,7 +10,7 @@ from catalogue import KEYS, ODD_KEYS
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from gym_replay.errors import FieldError
+from gym_replay import FieldError
 from gym_replay.schema.names import (
     ITEMS,
     check_distinct,

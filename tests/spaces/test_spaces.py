@@ -16,7 +16,7 @@ from gymnasium.spaces import GraphInstance
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gym_replay.errors import FieldError, UnsupportedSpaceError
+from gym_replay import FieldError, UnsupportedSpaceError
 from gym_replay.schema.fields import Field, make_encoder
 from gym_replay.spaces import (
     make_flattener,

@@ -9,8 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import iterate
 
-from gym_replay import RecordToBuffer, check_buffer
-from gym_replay.buffer.storage.ragged import Ragged
+from gym_replay import Ragged, RecordToBuffer, check_buffer
 from gym_replay.wrappers import vector
 
 POINT = spaces.Box(-1.0, 1.0, (2,), np.float64)

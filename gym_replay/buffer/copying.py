@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import math
 import os
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,21 +22,21 @@ from gym_replay.buffer.loading.splits import split
 from gym_replay.buffer.merged_schema import merged_schema
 from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.buffer.storage.aside import FolderAside
-from gym_replay.buffer.storage.bulk import FolderBuilder
+from gym_replay.buffer.storage.copies import copy_episodes
+from gym_replay.buffer.storage.creation import check_place, create_files
 from gym_replay.buffer.storage.layout import Metadata
-from gym_replay.buffer.storage.reader import FolderReader, Snapshot
+from gym_replay.buffer.storage.reader import FolderReader, Snapshot, has_buffer
+from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import (
     ConfigMismatchError,
     CorruptBufferError,
     EmptyBufferError,
     EpisodeEvictedError,
     FieldError,
-    GymReplayError,
-    StorageError,
 )
-from gym_replay.files.directory import Directory
 from gym_replay.files.folders import folder_of
+from gym_replay.files.lock import WriterLock
+from gym_replay.files.new_folder import new_folders
 
 Ints = npt.NDArray[np.int64]
 Folder: TypeAlias = str | os.PathLike[str]
@@ -65,7 +64,7 @@ def merge(
     taken either. A source that is being recorded gives the episodes that are committed when its turn comes.
 
     The rows are read once, and compared with their checksums on the way. The folder appears under its name when it is
-    complete and synced; until then it lies beside it as ``.<name>.gym-replay-copy``, which the next copy to the same
+    complete and synced; until then it lies beside it as ``.<name>.gym-replay-new``, which the next copy to the same
     place removes where a killed process left it.
 
     Args:
@@ -152,7 +151,7 @@ def select(
             conditions = {"episodes": episodes, "filter_meta": filter_meta, "where": where}
             given = ", ".join(f"{name}={value!r:.80}" for name, value in conditions.items() if value is not None)
             raise EmptyBufferError(f"select: no episode meets {given}" if given else "select: there are no episodes")
-        parts = list(_parts_at(snapshots, np.flatnonzero(mask)))
+        parts = _parts_at(snapshots, np.flatnonzero(mask))
         metadata = merged_schema([(part.reader.folder, part.metadata) for part in snapshots])
         del snapshots
         return _copy(metadata, {folder_of(folder): parts}, overwrite, progress)[0]
@@ -193,7 +192,7 @@ def split_into(
     with _opened(source) as buffer:
         snapshots = buffer.snapshots()
         subsets = split(buffer, list(fractions.values()), seed)
-        targets = {folder: list(_parts_at(snapshots, places)) for folder, places in zip(folders, subsets, strict=True)}
+        targets = {folder: _parts_at(snapshots, places) for folder, places in zip(folders, subsets, strict=True)}
         metadata = merged_schema([(part.reader.folder, part.metadata) for part in snapshots])
         del snapshots
         return _copy(metadata, targets, overwrite, progress)
@@ -204,58 +203,47 @@ def split_into(
 
 @dataclass(frozen=True)
 class _Part:
-    """Episodes of one folder that are to be copied; its files are opened only when their turn comes."""
+    """Episodes of one folder that are to be copied; its files are opened only when its turn comes."""
 
     folder: Path
     metadata: Metadata
     ids: Ints
-    rows: int
 
     @classmethod
-    def of(cls, snapshot: Snapshot, places: Ints) -> _Part:
-        rows = int(snapshot.lengths[places].sum()) + len(places) * snapshot.metadata.has_state
-        return cls(snapshot.reader.folder, snapshot.metadata, snapshot.ids[places], rows)
+    def of(cls, snapshot: Snapshot, places: Ints | slice = slice(None)) -> _Part:
+        return cls(snapshot.reader.folder, snapshot.metadata, snapshot.ids[places])
 
-    def open(self) -> tuple[FolderReader, Snapshot]:
-        """The folder as it is now, with its checksums.
+    @contextmanager
+    def open(self) -> Iterator[Snapshot]:
+        """The episodes in the folder as it is now.
 
         Raises:
             CorruptBufferError: a record is damaged, so that it and those after it are not known.
             ConfigMismatchError: another buffer was created in its place.
+            EpisodeEvictedError: one of the episodes has left since it was chosen.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the reader warns about is an error here
             reader = FolderReader(self.folder, for_copy=True)
-        try:
+            stack = ExitStack()
+            stack.callback(reader.close)
+            snapshot = reader.last_snapshot()
+        with stack:
             if reader.metadata.uuid != self.metadata.uuid:
                 raise ConfigMismatchError(f"{self.folder}: another buffer was created in its place; open it anew")
-            snapshot = reader.last_snapshot()
             if reader.valid_end < reader.counters.next:
                 raise CorruptBufferError(
                     f"{self.folder}: the record of the episode with id {reader.valid_end} is damaged, so that it and "
                     "those after it are not known; nothing was copied. check_buffer(folder, repair=True) keeps those "
                     "before it"
                 )
-        except BaseException:
-            reader.close()
-            raise
-        return reader, snapshot
-
-    def places(self, snapshot: Snapshot) -> Ints:
-        """Where the episodes are in a snapshot.
-
-        Raises:
-            EpisodeEvictedError: one of them has left since it was chosen.
-        """
-        places = np.searchsorted(snapshot.ids, self.ids)
-        found = places < len(snapshot)
-        found[found] = snapshot.ids[places[found]] == self.ids[found]
-        if not found.all():
-            raise EpisodeEvictedError(
-                f"{self.folder}: the episode with id {self.ids[~found][0]} was evicted or deleted before it was "
-                "copied; choose newer ones with episodes=..., or copy while nothing is recorded"
-            )
-        return places.astype(np.int64)
+            found = np.isin(self.ids, snapshot.ids)
+            if not found.all():
+                raise EpisodeEvictedError(
+                    f"{self.folder}: the episode with id {self.ids[~found][0]} was evicted or deleted before it was "
+                    "copied; choose newer ones with episodes=..., or copy while nothing is recorded"
+                )
+            yield snapshot.only(np.searchsorted(snapshot.ids, self.ids))
 
 
 @contextmanager
@@ -270,24 +258,21 @@ def _opened(source: Copied) -> Iterator[Readable]:
 
 def _parts_of(source: Copied) -> list[_Part]:
     """All episodes of a source."""
-    if not isinstance(source, Readable):
-        # One after another: of very many, not all can be open.
-        return [part for folder in find_buffers(source) for part in _parts_of_folder(folder)]
-    return [_Part.of(part, np.arange(len(part))) for part in source.snapshots()]
+    if isinstance(source, Readable):
+        return [_Part.of(snapshot) for snapshot in source.snapshots()]
+    parts = []
+    for folder in find_buffers(source):  # one after another: of very many, not all can be open
+        with ReplayBuffer.from_folder(folder, read_only=True) as buffer:
+            parts += _parts_of(buffer)
+    return parts
 
 
-def _parts_of_folder(folder: Path) -> list[_Part]:
-    with ReplayBuffer.from_folder(folder, read_only=True) as buffer:
-        return [_Part.of(part, np.arange(len(part))) for part in buffer.snapshots()]
-
-
-def _parts_at(snapshots: Sequence[Snapshot], places: Ints) -> Iterator[_Part]:
+def _parts_at(snapshots: Sequence[Snapshot], places: Ints) -> list[_Part]:
     """Episodes by their ascending index over all snapshots."""
-    edges = np.concatenate(([0], np.cumsum([len(part) for part in snapshots])))
-    bounds = np.searchsorted(places, edges).tolist()
-    for number, part in enumerate(snapshots):
-        if bounds[number] < bounds[number + 1]:
-            yield _Part.of(part, places[bounds[number] : bounds[number + 1]] - edges[number])
+    edges = np.cumsum([0, *map(len, snapshots)])
+    bounds = np.searchsorted(places, edges)
+    parts = zip(snapshots, edges, bounds, bounds[1:], strict=False)
+    return [_Part.of(one, places[low:high] - edge) for one, edge, low, high in parts if low < high]
 
 
 def _chosen(
@@ -321,50 +306,33 @@ def _copy(
     """Build each target beside its place, and let all of them appear when the last one is complete."""
     from tqdm import tqdm
 
-    total = sum(part.rows for parts in targets.values() for part in parts) * _fixed_nbytes(metadata)
-    made: list[FolderAside] = []
-    bar = tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="copy", delay=1, disable=not progress)
+    total = sum(len(part.ids) for parts in targets.values() for part in parts)
+    with ExitStack() as stack:
+        for folder in targets:
+            check_place(folder, overwrite=overwrite)
+        made = stack.enter_context(new_folders(*targets))
+        olds = [WriterLock(folder) if has_buffer(folder) else None for folder in targets]
+        for lock in olds:
+            stack.callback(lock.release if lock is not None else int)
+        bar = stack.enter_context(tqdm(total=total, unit=" episodes", desc="copy", delay=1, disable=not progress))
+        for new, parts in zip(made, targets.values(), strict=True):
+            _fill(new.folder, metadata, parts, bar)
+        for new, old in zip(made, olds, strict=True):
+            check_place(new.target, overwrite=old is not None)
+            new.publish(old)
+    return [ReplayBuffer.from_folder(folder) for folder in targets]
+
+
+def _fill(folder: Path, metadata: Metadata, parts: Sequence[_Part], bar: Any) -> None:
+    """Make a buffer of the episodes of all parts in an empty folder."""
+    lock = WriterLock(folder)
     try:
-        for folder, parts in targets.items():
-            made.append(FolderAside(folder, overwrite=overwrite))
-            _build(made[-1].directory, metadata, parts, bar)
-        for aside in made:
-            aside.publish()
-    except OSError as error:
-        if isinstance(error, GymReplayError) and not isinstance(error, StorageError):
-            raise
-        raise _failure(error, [aside.target for aside in made if aside.is_published]) from error
-    finally:
-        for aside in made:
-            aside.discard()
-        bar.close()
-    return [ReplayBuffer.from_folder(aside.target) for aside in made]
-
-
-def _failure(error: OSError, published: Sequence[Path]) -> StorageError:
-    """An error of ours, without the advice that is given to those who record, which says what was made."""
-    reason = (error.strerror or str(error)).partition(" (")[0]
-    remedy = "; free some space and start it again" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
-    left = f"complete are {', '.join(map(str, published))}" if published else "nothing is left of the copy"
-    return StorageError(error.errno, f"{reason}; {left}{remedy}", error.filename)
-
-
-def _build(folder: Directory, metadata: Metadata, parts: Sequence[_Part], bar: Any) -> None:
-    """Fill a folder, complete and synced."""
-    own = replace(metadata, uuid=Metadata(fields={}, meta_fields={}).uuid)
-    builder = FolderBuilder(folder, own, bar.update)
-    try:
+        create_files(lock.directory, replace(metadata, uuid=uuid.uuid4().hex), sync=False)
+        writer = FolderWriter(folder, durability="process", lock=lock)
         for part in parts:
-            reader, snapshot = part.open()
-            try:
-                builder.add(snapshot, part.places(snapshot))
-            finally:
-                reader.close()
-        builder.finish()
+            with part.open() as source:
+                for count in copy_episodes(source, writer):
+                    bar.update(count)
+        writer.close()
     finally:
-        builder.close()
-
-
-def _fixed_nbytes(metadata: Metadata) -> int:
-    """Bytes of a row, apart from elements of ragged fields, whose number is not known beforehand."""
-    return sum(16 if info.ragged else info.dtype.itemsize * math.prod(info.shape) for info in metadata.fields.values())
+        lock.release()

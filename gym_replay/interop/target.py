@@ -16,7 +16,7 @@ import numpy as np
 from gym_replay.buffer.replay_buffer import ReplayBuffer, open_buffer
 from gym_replay.errors import EmptyBufferError, NotABufferError
 from gym_replay.files.folders import folder_of
-from gym_replay.interop.hidden_folder import HiddenFolder
+from gym_replay.files.new_folder import new_folders
 from gym_replay.interop.old_data import FLAGS, check_ends
 
 
@@ -131,9 +131,7 @@ def new_buffer(target: Path, config: Mapping[str, Any]) -> Iterator[NewBuffer]:
         NotABufferError: something has appeared at the target meanwhile.
         StorageError: the operating system refused.
     """
-    hidden = HiddenFolder(target)
-    with hidden as folder:
-        with open_buffer(folder, config, overwrite=False) as buffer:
+    with new_folders(target) as (new,):
+        with open_buffer(new.folder, config, overwrite=False) as buffer:
             yield NewBuffer(buffer, target)
-            buffer.flush()
-        hidden.put_in_place()
+        new.publish()

@@ -3,7 +3,7 @@
 The model grants no more than POSIX does. ``fsync`` of a file keeps its bytes and its size, not its name; ``fsync`` of a
 directory keeps the names in it. Of everything since then, any part may be there after the plug was pulled: each page
 of a file as it was at some moment since, its size as it was at some moment, and of the changes of names any
-combination. Only a single rename is whole.
+combination. Only a rename within one directory is whole.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gym_replay.buffer.storage import aside
 from gym_replay.buffer.storage.counters import Counters
+from gym_replay.files import new_folder
 
 PAGE = 4096
 
@@ -295,7 +295,7 @@ class Recording:
             for name in ("fsync", "fdatasync"):
                 put(os, name, lambda _: lambda descriptor: self._opened(descriptor, Synced))
             put(shutil, "copyfile", self._copyfile)
-            put(aside, "_swap", self._swap)
+            put(new_folder, "_swap", self._swap)
             put(mmap, "mmap", self._map_class)
             for name in ("put", "put_next"):
                 put(Counters, name, self._store)
@@ -362,10 +362,15 @@ class Recording:
             moved = self._nodes.get(os.stat(old, dir_fd=src_dir_fd, follow_symlinks=False).st_ino)
             one, other = self._place(old, src_dir_fd), self._place(new, dst_dir_fd)
             real(old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
-            if moved is not None:
-                assert one[0] is other[0], "renamed from one directory into another"
-                assert one[0] is not None
+            if moved is None:
+                return
+            assert one[0] is not None
+            assert other[0] is not None
+            if one[0] is other[0]:
                 self._note(Names(one[0], {one[1]: None, other[1]: moved}))
+            else:  # of two directories, either may be as it was
+                self._note(Names(other[0], {other[1]: moved}))
+                self._note(Names(one[0], {one[1]: None}))
 
         return renamed
 
@@ -397,10 +402,11 @@ class Recording:
 
     def _swap(self, real: Any) -> Any:
         def swapped(one: Path, other: Path) -> bool:
-            both = [self._nodes[path.stat().st_ino] for path in (one, other)]
+            first, second = (self._nodes[path.stat().st_ino] for path in (one, other))
             done: bool = real(one, other)
             if done:
-                self._note(Names(self._nodes[one.parent.stat().st_ino], {other.name: both[0], one.name: both[1]}))
+                self._note(Names(self._nodes[other.parent.stat().st_ino], {other.name: first}))
+                self._note(Names(self._nodes[one.parent.stat().st_ino], {one.name: second}))
             return done
 
         return swapped

@@ -128,7 +128,7 @@ def test_what_is_replaced_as_a_whole_leaves_a_linked_file_alone(name, link, tmp_
 def test_a_link_where_a_copy_is_made_is_not_followed(folder, tmp_path):
     with make(tmp_path / "other") as buffer:
         store(buffer, 2)
-    (tmp_path / ".out.gym-replay-copy").symlink_to("other")
+    (tmp_path / ".out.gym-replay-new").symlink_to("other")
     with pytest.raises(NotABufferError, match="link"):
         gym_replay.merge([folder], tmp_path / "out", progress=False)
     with ReplayBuffer.from_folder(tmp_path / "other", read_only=True) as buffer:

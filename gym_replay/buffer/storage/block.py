@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -52,7 +52,7 @@ class Block(NamedTuple):
     """Whole episodes, one or many, that become visible together.
 
     Attributes:
-        pieces: the rows of each field, row T of each episode included.
+        pieces: the rows of each field, row T of each episode included. They can be gone through more than once.
         lengths: T of each episode, at least one.
         flags: of all episodes, or of each.
         meta: a value for all episodes, or one for each, of every meta field.
@@ -60,16 +60,18 @@ class Block(NamedTuple):
         begin: is told the first episode's id before anything is written. The commit is through once the counter
             ``next`` is past it, whatever exception came then.
         spill: of a single episode, what keeps the rows that come before the pieces.
+        sums: by field the checksums of each episode, where they are known once the pieces were gone through.
         sums_may_wait: whether the checksums of short episodes are left to flush and close.
     """
 
-    pieces: Sequence[BlockPiece]
+    pieces: Iterable[BlockPiece]
     lengths: list[int] | npt.NDArray[np.int64]
     flags: int | npt.NDArray[np.uint8]
     meta: Mapping[str, MetaColumn]
     elements: Mapping[str, Sequence[int]] = MappingProxyType({})
     begin: Callable[[int], None] = _ignore
     spill: Spill | None = None
+    sums: Mapping[str, npt.NDArray[np.uint32]] | None = None
     sums_may_wait: bool = False
 
     @classmethod

@@ -47,7 +47,9 @@ class Checksums:
         What the disk refuses is left to flush and close.
         """
         self._unsummed += nbytes
-        if LARGE_EPISODE <= nbytes <= CHECKSUM_RUN and self._may_sum_in_memory(block, first_id):
+        if block.sums is not None and self._files.counters.summed == first_id:
+            self._put(block.sums, first_id, len(block.lengths))
+        elif LARGE_EPISODE <= nbytes <= CHECKSUM_RUN and self._may_sum_in_memory(block, first_id):
             with suppress(StorageError):
                 self._sum_in_memory(block, first_id)
         elif self._unsummed >= CHECKSUM_RUN and not (block.sums_may_wait and not self._episodes_are_large()):
@@ -66,6 +68,17 @@ class Checksums:
         sums = {name: _pack_sum(crc32(data)) for name, _, _, data in block.pieces}
         files.sums.write(files.slot(episode_id), b"".join([sums[name] for name in files.steps]))
         files.counters.put("summed", episode_id + 1)
+        self._unsummed = 0
+
+    def _put(self, found: Mapping[str, npt.NDArray[np.uint32]], first_id: int, count: int) -> None:
+        """Write the checksums of episodes with consecutive ids, which are the next ones."""
+        files = self._files
+        sums = np.zeros(count, files.sums.dtype)
+        for name, column in found.items():
+            sums[name] = column
+        slots = slots_of(np.arange(first_id, first_id + count), files.base, files.capacity)
+        files.sums.write_scattered(slots, sums)
+        files.counters.put("summed", first_id + count)
         self._unsummed = 0
 
     def _episodes_are_large(self) -> bool:

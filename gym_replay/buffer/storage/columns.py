@@ -144,7 +144,7 @@ class Column:
     ) -> None:
         self._folder, self._relative = folder, relative
         self.dtype, self.shape = dtype, shape
-        self._row_nbytes = dtype.itemsize * math.prod(shape)
+        self.row_nbytes = dtype.itemsize * math.prod(shape)
         self._open = opener or partial(open_beneath, folder, relative, os.O_RDONLY)
         self._rows, self._offset = -1, 0  # none is mapped yet
 
@@ -173,10 +173,10 @@ class Column:
             if rows <= self._rows:
                 return
             for count in (rows, min(rows, needed)):
-                if count == 0 or self._row_nbytes == 0:
+                if count == 0 or self.row_nbytes == 0:
                     self._array, self._rows = self._without_bytes(0), count
                     return
-                nbytes = self._offset + count * self._row_nbytes
+                nbytes = self._offset + count * self.row_nbytes
                 try:
                     stretch = Stretch(nbytes, descriptor)
                 except OSError as error:
@@ -194,7 +194,7 @@ class Column:
         """
         if rows > self._rows:
             self._require(rows, self.rows_held(rows))
-        return self._array[:rows] if self._row_nbytes else self._without_bytes(rows)
+        return self._array[:rows] if self.row_nbytes else self._without_bytes(rows)
 
     def rows_held(self, rows: int) -> int:
         """How many rows there are to view, up to ``rows`` at least where the file holds them."""

@@ -101,7 +101,8 @@ class Commits:
         assert strings is not None
         if isinstance(texts, bytes):
             return strings.put(texts)
-        return np.frombuffer(b"".join(map(strings.put, texts)), np.int64)
+        places = {text: strings.put(text) for text in dict.fromkeys(texts)}
+        return np.frombuffer(b"".join([places[text] for text in texts]), np.int64)
 
 
 def _sync(columns: Iterable[ColumnWriter]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.layout import (
     METADATA,
     NEW,
+    STEPS,
+    TOP_FILES,
     Metadata,
     finish_switch,
     foreign_files,
@@ -21,7 +24,11 @@ from gym_replay.buffer.storage.layout import (
 from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.errors import CorruptBufferError, FieldError, GymReplayError, NotABufferError
 from gym_replay.files.directory import Directory
+from gym_replay.files.folders import entries_beneath, is_too_deep
+from gym_replay.files.lock import LOCK_NAME
 from gym_replay.schema.fields import parse_fields
+
+_STATISTICS = "statistics.json"
 
 
 def check_config(metadata: Metadata) -> None:
@@ -62,6 +69,47 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
             f"{'overwritten' if overwrite else 'created'}: choose another folder, or empty this one yourself",
             str(folder),
         )
+
+
+def check_place(folder: Path, *, overwrite: bool) -> None:
+    """Raise an error where a complete buffer, made elsewhere, cannot take the place of what is in a folder.
+
+    It can where there is nothing, an empty folder or, with ``overwrite``, a buffer and nothing else.
+
+    Raises:
+        NotABufferError: something is in the way.
+        CorruptBufferError: it cannot be told which files are those of the buffer that is there.
+    """
+    check_target(folder, overwrite=overwrite)
+    reason, is_buffer = "", has_buffer(folder)
+    if inside := next((parent for parent in folder.parents if has_buffer(parent)), None):
+        reason = f"inside of the buffer at {inside}; choose a folder beside it"
+    elif is_buffer and not overwrite:
+        reason = "there is a buffer already; choose another folder, or overwrite=True to replace it"
+    elif folder.is_symlink():
+        reason = "expected a folder or nothing, found a link; name its target"
+    elif is_buffer and (others := _beside_buffer(folder)):
+        reason = f"beside the buffer, the folder holds other files ({', '.join(others[:3])}); move them away"
+    elif not is_buffer and folder.is_dir() and (found := sorted(os.listdir(folder))):
+        reason = f"the folder is not empty: it holds {found[0]!r}"  # may be what an interrupted creation left
+    if reason:
+        raise NotABufferError(errno.EEXIST, reason, str(folder))
+
+
+def _beside_buffer(folder: Path) -> list[str]:
+    """Files in a buffer's folder that are not the buffer's."""
+    try:
+        metadata = read_metadata(folder)
+    except GymReplayError as error:
+        raise CorruptBufferError(f"{error}; delete the folder yourself to put a copy in its place") from error
+    own = {*TOP_FILES, _STATISTICS, *metadata.columns, *metadata.obsolete}
+    own |= {LOCK_NAME, *(path + NEW for path in own)}
+    others = []
+    for relative, entry in entries_beneath(folder):
+        is_room = entry.is_dir(follow_symlinks=False) and relative.partition("/")[0] == STEPS
+        if entry.is_symlink() or is_too_deep(relative) or not (is_room or relative in own):
+            others.append(relative)
+    return sorted(others)
 
 
 def create_files(folder: Directory, metadata: Metadata, *, sync: bool) -> Metadata:

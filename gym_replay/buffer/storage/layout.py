@@ -119,9 +119,7 @@ class Metadata:
         for name, info in self.fields.items():
             if info.ragged:
                 columns[spans_path(name)] = (SPAN, (2,))
-                columns[values_path(name)] = (info.dtype, info.shape)
-            else:
-                columns[step_path(name)] = (info.dtype, info.shape)
+            columns[paths_of(name, ragged=info.ragged)[-1]] = (info.dtype, info.shape)
         columns[EPISODES] = (self.record.dtype, ())
         columns[CHECKSUMS] = (checksums_dtype(self.fields), ())
         if self.text_fields:
@@ -131,6 +129,10 @@ class Metadata:
     def rows_path(self, name: str) -> str:
         """Path of a field's file that has one entry per row."""
         return spans_path(name) if self.fields[name].ragged else step_path(name)
+
+    def paths_of(self, name: str) -> list[str]:
+        """Paths of a field's files: its rows, or its spans and its elements."""
+        return paths_of(name, ragged=self.fields[name].ragged)
 
 
 def step_path(name: str) -> str:
@@ -146,6 +148,11 @@ def spans_path(name: str) -> str:
 def values_path(name: str) -> str:
     """Path of a ragged field's elements."""
     return f"steps/{name.replace('.', '/')}.values.npy"
+
+
+def paths_of(name: str, *, ragged: bool) -> list[str]:
+    """Paths of a field's files: its rows, or its spans and its elements."""
+    return [spans_path(name), values_path(name)] if ragged else [step_path(name)]
 
 
 def metadata_to_json(metadata: Metadata) -> dict[str, Any]:

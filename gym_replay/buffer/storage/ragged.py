@@ -24,6 +24,22 @@ def spans_of(counts: npt.NDArray[np.int64], first: int = 0) -> npt.NDArray[np.in
     return np.stack((first + np.cumsum(counts) - counts, counts), axis=1)
 
 
+def misplaced(spans: npt.NDArray[np.int64], heads: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Which episodes have spans that do not follow one another.
+
+    Args:
+        spans: of episodes, one after another: ``(rows, 2)``.
+        heads: the first row of each episode.
+    """
+    first, counts = spans[:, 0], spans[:, 1]
+    follows = np.zeros(len(spans), np.bool_)
+    follows[1:] = first[1:] == first[:-1] + counts[:-1]
+    follows[heads] = True
+    wrong = ~follows | (spans < 0).any(axis=1) | (spans >= 1 << 60).any(axis=1)
+    found: npt.NDArray[np.int64] = np.unique(np.searchsorted(heads, np.flatnonzero(wrong), side="right") - 1)
+    return found
+
+
 def moved_spans(data: bytes | memoryview, base: int) -> bytes:
     """Spans that count from an episode's first element, as spans that count from ``-base``."""
     spans = np.frombuffer(data, SPAN).reshape(-1, 2)

@@ -32,7 +32,7 @@ from gym_replay.buffer.storage.records import (
     meta_column,
 )
 from gym_replay.buffer.storage.revision import ATTEMPTS, Extents, Opener, OutdatedError, Revision, settled_number
-from gym_replay.buffer.storage.strings import STRINGS, StringWriter, read_strings
+from gym_replay.buffer.storage.strings import STRINGS, StringWriter, read_string, read_strings
 from gym_replay.errors import (
     BufferChangedError,
     ConfigMismatchError,
@@ -108,6 +108,11 @@ class Snapshot:
         """The same episodes with a part of the schema."""
         return replace(self, metadata=choice.of(self.metadata), choice=choice)
 
+    def only(self, part: npt.NDArray[np.int64] | slice) -> Snapshot:
+        """A part of the episodes, given by ascending indices."""
+        columns = {name: getattr(self, name)[part] for name in ("ids", "slots", "starts", "lengths", "flags")}
+        return replace(self, **columns)
+
     def meta(self, name: str) -> npt.NDArray[Any]:
         """A meta field's values, ``(episodes, *field.shape)``, copied; of a string field Python strings.
 
@@ -144,7 +149,7 @@ class Snapshot:
         for name, info in self.metadata.meta_fields.items():
             value = record[meta_column(name)].copy()
             try:
-                values[name] = read_strings(self.columns[STRINGS], value)[0] if info.is_text else value[0]
+                values[name] = read_string(self.columns[STRINGS], int(value[0])) if info.is_text else value[0]
             except CorruptBufferError:
                 self.require_live(int(self.ids[place]))
                 raise

@@ -24,26 +24,20 @@ _REMEMBERED = 1024
 
 
 def read_strings(column: Column, places: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """The strings at these places, as an array of Python strings.
+    """The strings at these places, as an array of Python strings; raises as :func:`read_string` does."""
+    distinct, inverse = np.unique(places, return_inverse=True)
+    texts = np.array([read_string(column, place) for place in distinct.tolist()], object)
+    return texts[inverse.reshape(-1)]
+
+
+def read_string(column: Column, place: int) -> str:
+    """The string at a place, compared with its check value.
 
     Raises:
         CorruptBufferError: there is none, or it does not match its check value.
     """
-    out = np.empty(len(places), object)
-    known: dict[int, str] = {NO_TEXT: ""}
-    for index, place in enumerate(places.tolist()):
-        if place not in known:
-            known[place] = _decode(column, place)
-        out[index] = known[place]
-    return out
-
-
-def read_text(column: Column, place: int) -> bytes:
-    """The UTF-8 bytes of the string at a place, compared with their check value.
-
-    Raises:
-        CorruptBufferError: there is none, or it does not match its check value.
-    """
+    if place == NO_TEXT:
+        return ""
     if not 0 <= place < 1 << 60:
         raise CorruptBufferError(f"{column.path}: no string can be at {place}")
     size, crc = _HEAD.unpack(column.view(place + _HEAD.size)[place:].tobytes())
@@ -52,12 +46,8 @@ def read_text(column: Column, place: int) -> bytes:
     content = column.view(place + _HEAD.size + size)[place + _HEAD.size :].tobytes()
     if zlib.crc32(content) != crc:
         raise CorruptBufferError(f"{column.path}: the string at {place} does not match its check value")
-    return content
-
-
-def _decode(column: Column, place: int) -> str:
     try:
-        return read_text(column, place).decode("utf-8", "surrogatepass")
+        return content.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
         raise CorruptBufferError(f"{column.path}: the string at {place} is no UTF-8 ({error.reason})") from None
 

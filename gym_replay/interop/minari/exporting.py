@@ -21,7 +21,7 @@ from gym_replay.errors import (
     FieldError,
     NotABufferError,
 )
-from gym_replay.interop.hidden_folder import HiddenFolder
+from gym_replay.files.new_folder import new_folders
 from gym_replay.interop.minari import package
 from gym_replay.interop.minari.limits import CannotHold, Limits
 from gym_replay.interop.minari.metadata import about_export, options_of, seed_of, to_metadata
@@ -115,14 +115,13 @@ def export_minari(
                 "ref_max_score": ref_max_score,
             },
         )
-        hidden = HiddenFolder(target, package.path_of(""))
-        with hidden as aside:
-            storage = plan.new_storage(aside / "data")
+        with new_folders(target, parent=package.path_of("")) as (new,):
+            storage = plan.new_storage(new.folder / "data")
             with package.written_once(storage):
                 _write(storage, plan, found, progress=progress)
             storage.update_metadata({**about, "dataset_id": dataset_id, "minari_version": minari.__version__})
             _make_namespace(package.check_id(dataset_id))
-            hidden.put_in_place()
+            new.publish()
     finally:
         if opened is not None:
             opened.close()

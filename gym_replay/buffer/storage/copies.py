@@ -1,0 +1,294 @@
+"""Episodes of one folder as blocks for another one, read in large pieces, and compared with their checksums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, pairwise
+from typing import TypeAlias
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+
+from gym_replay.buffer.storage.block import Block, BlockPiece
+from gym_replay.buffer.storage.checksums import field_checksums
+from gym_replay.buffer.storage.columns import Column, ColumnWriter
+from gym_replay.buffer.storage.layout import Metadata, current_path, spans_path, step_path, values_path
+from gym_replay.buffer.storage.ragged import SPAN, misplaced, spans_of
+from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, HAS_FINAL, RECORDS_AT_ONCE, Ints, MetaColumn
+from gym_replay.buffer.storage.writer import FolderWriter
+from gym_replay.errors import CorruptBufferError, StorageError
+from gym_replay.files.writing import read_at
+from gym_replay.schema.fields import encode_text
+
+Sums: TypeAlias = npt.NDArray[np.uint32]
+
+PIECE = 1 << 20
+"""Bytes that are read at a time: what a processor's cache still holds when they are written."""
+
+GAP = 1 << 14
+"""Bytes between two episodes that are read along, since another call would take longer."""
+
+BLOCK = 1 << 24
+"""Bytes of rows that are committed at once."""
+
+
+def copy_episodes(source: Snapshot, writer: FolderWriter) -> Iterator[int]:
+    """Commit episodes to a new folder, which has some or all of their fields.
+
+    Args:
+        source: the episodes; of a reader that keeps its files open, checksums included.
+        writer: of a buffer without limits, to which nobody else writes.
+
+    Yields:
+        How many episodes were copied now.
+
+    Raises:
+        CorruptBufferError: an episode does not match its checksum, or is damaged in another way; the message names it.
+        EpisodeEvictedError: an episode left a circular buffer before it was copied.
+        StorageError: the operating system refused to read or to write.
+    """
+    if len(source) == 0:
+        return
+    oldest = int(source.ids[0])
+    with ThreadPoolExecutor(1, "gym_replay copy") as thread:
+        for part in _parts(source, writer.metadata):
+            some = source.only(part)
+            summed = source.counters.summed  # before the sums are read: those below it are there
+            try:
+                source.require_live(oldest)
+                block = _block_of(some, writer.metadata, thread)
+                writer.commit(block)
+                _compare(some, writer.metadata, summed, block.sums or {})
+            except CorruptBufferError:
+                source.require_live(oldest)  # where it has left, what was read may be anything
+                raise
+            source.require_live(oldest)
+            yield len(some)
+
+
+def _parts(source: Snapshot, metadata: Metadata) -> Iterator[slice]:
+    """Stretches of the episodes that are committed together, each of some ``BLOCK`` bytes, or a single one."""
+    width = sum(2 * SPAN.itemsize if info.ragged else info.nbytes for info in metadata.fields.values())
+    ends = np.cumsum((source.lengths + metadata.has_state) * width)
+    first = 0
+    while first < len(ends):
+        begin = ends[first - 1] if first else 0
+        fitting = int(np.searchsorted(ends, begin + BLOCK, side="right"))
+        last = min(max(fitting, first + 1), first + RECORDS_AT_ONCE)
+        yield slice(first, last)
+        first = last
+
+
+class _Rows:
+    """Rows of episodes as pieces of a block, read anew each time that they are asked for.
+
+    While a piece is written, a thread goes on with the checksums of its episodes.
+
+    Args:
+        column: the source's file of the field's rows, or elements.
+        starts, counts: of each episode.
+        sums: the checksums of what comes before these rows.
+
+    Attributes:
+        sums: the checksums of each episode once all pieces were asked for.
+    """
+
+    def __init__(
+        self,
+        thread: ThreadPoolExecutor,
+        name: str,
+        column: Column,
+        starts: Ints,
+        counts: Ints,
+        sums: Sums | None = None,
+    ) -> None:
+        self._thread, self._name, self._column = thread, name, column
+        self._starts, self._counts = starts, counts
+        self._before, self.sums = sums, np.zeros(len(starts), np.uint32)
+
+    def __iter__(self) -> Iterator[BlockPiece]:
+        self.sums[:] = 0 if self._before is None else self._before
+        width, at = self._column.row_nbytes, 0
+        edges = np.cumsum([0, *(self._counts * width).tolist()])
+        some = self._counts > 0
+        for data in read_rows(self._column, self._starts[some], self._counts[some]):
+            summing = self._thread.submit(_sum_up, self.sums, edges, at, data)
+            try:
+                yield self._name, self._before is not None, at // width, data
+            finally:
+                summing.result()
+            at += len(data)
+
+
+def _sum_up(sums: Sums, edges: Ints, at: int, data: bytes | memoryview) -> None:
+    """Go on with the checksums of episodes.
+
+    Args:
+        sums: of each episode, changed in place.
+        edges: where the bytes of each episode begin, and where the last one's end.
+        at: where ``data`` begins.
+    """
+    view, end = memoryview(data), at + len(data)
+    first, last = np.searchsorted(edges, at, side="right") - 1, np.searchsorted(edges, end)
+    bounds = np.clip(edges[first : last + 1], at, end) - at
+    before = sums[first:last].tolist()
+    sums[first:last] = [
+        crc32(view[low:high], value) for (low, high), value in zip(pairwise(bounds.tolist()), before, strict=True)
+    ]
+
+
+class _Pieces:
+    """The pieces of all fields, one field after another."""
+
+    def __init__(self) -> None:
+        self.parts: list[Iterable[BlockPiece]] = []
+
+    def __iter__(self) -> Iterator[BlockPiece]:
+        return chain.from_iterable(self.parts)
+
+
+def _block_of(source: Snapshot, metadata: Metadata, thread: ThreadPoolExecutor) -> Block:
+    """The episodes of a snapshot as a block for a buffer with these metadata."""
+    pieces, elements, sums = _Pieces(), {}, {}
+    meta: dict[str, MetaColumn] = {}
+    starts, taken = source.starts, source.lengths + metadata.has_state
+    for name, info in metadata.fields.items():
+        if info.ragged:
+            spans, begins, totals = _elements_of(source, name, taken)
+            elements[name] = totals.tolist()
+            column = source.columns[values_path(name)]
+            rows = _Rows(thread, name, column, begins, totals, _sums_of_spans(spans, taken))
+            pieces.parts += [rows, [(name, False, 0, spans.data)]]
+        else:
+            rows = _Rows(thread, name, source.columns[step_path(name)], starts, taken)
+            pieces.parts.append(rows)
+        sums[name] = rows.sums
+    for name, info in metadata.meta_fields.items():
+        values = meta[name] = source.meta(name)
+        if info.is_text:
+            encoded = {text: encode_text(name, text) for text in set(values)}
+            meta[name] = [encoded[text] for text in values]
+    flags = source.flags & np.uint8(255 - DELETED - (0 if metadata.has_state else HAS_FINAL))
+    return Block(pieces, source.lengths, flags, meta, elements, sums=sums)
+
+
+def _elements_of(source: Snapshot, name: str, taken: Ints) -> tuple[Ints, Ints, Ints]:
+    """The spans of a ragged field, moved to where the elements of these episodes lie one after another.
+
+    And of each episode the first element in the source, and how many there are.
+    """
+    column = source.columns[spans_path(name)]
+    spans = np.frombuffer(b"".join(read_rows(column, source.starts, taken)), SPAN).reshape(-1, 2)
+    heads = np.cumsum(taken) - taken
+    if len(bad := misplaced(spans, heads)):
+        what = f"field {name!r}: {column.path}: elements are not one row after another"
+        raise _damaged(source, int(bad[0]), what)
+    return spans_of(spans[:, 1]), spans[heads, 0], np.add.reduceat(spans[:, 1], heads)
+
+
+def _sums_of_spans(spans: Ints, taken: Ints) -> Sums:
+    """The checksums of each episode's spans, counted from its first element."""
+    edges = np.cumsum([0, *taken])
+    relative = spans.copy()
+    relative[:, 0] -= np.repeat(spans[edges[:-1], 0], taken)
+    sums = np.zeros(len(taken), np.uint32)
+    _sum_up(sums, edges * spans[0].nbytes, 0, relative.tobytes())
+    return sums
+
+
+def read_rows(column: Column, starts: Ints, counts: Ints) -> Iterator[bytes | memoryview]:
+    """The rows ``starts[i] .. starts[i] + counts[i]`` for each i, one after another, in pieces.
+
+    They are read with ``pread``: what the disk cannot deliver is an exception, which under a map it is not.
+
+    Args:
+        column: the file.
+        starts, counts: int64, at least 1 row each.
+
+    Raises:
+        CorruptBufferError: the file has no such rows.
+        StorageError: the operating system refused to read.
+    """
+    width = column.row_nbytes
+    if len(starts) == 0 or width == 0:
+        return
+    ends = starts + counts
+    apart = np.flatnonzero((starts[1:] < ends[:-1]) | (starts[1:] - ends[:-1] > GAP // width)) + 1
+    longest = max(PIECE // width, 1)
+    with column.opened(int(ends.max())) as (descriptor, offset):
+        for low, high in pairwise([0, *apart.tolist(), len(starts)]):
+            begin, end = int(starts[low]), int(ends[high - 1])
+            kept = _kept(starts[low:high], ends[low:high])
+            for row in range(begin, end, longest):
+                rows = min(longest, end - row)
+                try:
+                    content = read_at(descriptor, rows * width, offset + row * width)
+                except OSError as error:
+                    reason = f"{error.strerror or error}: row {row} and those after it cannot be read"
+                    raise StorageError(error.errno, reason, str(column.path)) from error
+                if len(content) < rows * width:
+                    raise CorruptBufferError(f"{column.path}: expected {rows} rows at row {row}, the file ends before")
+                if kept is None:
+                    yield content
+                else:
+                    mine = np.frombuffer(content, np.dtype((np.void, width)))[kept[row - begin : row - begin + rows]]
+                    yield mine.view(np.uint8).data
+
+
+def _kept(starts: Ints, ends: Ints) -> npt.NDArray[np.bool_] | None:
+    """Which rows from the first start to the last end are an episode's; None for all."""
+    gaps = starts[1:] - ends[:-1]
+    if not gaps.any():
+        return None
+    runs = np.zeros(2 * len(starts) - 1, np.int64)
+    runs[::2], runs[1::2] = ends - starts, gaps
+    return np.repeat(np.arange(len(runs)) % 2 == 0, runs)
+
+
+def _compare(source: Snapshot, metadata: Metadata, summed: int, sums: Mapping[str, Sums]) -> None:
+    """Raise CorruptBufferError, which names an episode, where the rows of one are not what was summed.
+
+    Args:
+        source: the episodes.
+        metadata: of the copy.
+        summed: the episodes with lower ids have checksums.
+        sums: what was computed of the copy, by field.
+    """
+    known = np.flatnonzero(source.ids < summed)
+    if len(known) == 0:
+        return
+    slots = source.slots[known]
+    stored = source.columns[CHECKSUMS].view(int(slots.max()) + 1)[slots]
+    # Where row T is left behind, what was summed is not what was copied.
+    is_whole = source.metadata.has_state == metadata.has_state
+    for name, found in sums.items():
+        wrong = known[stored[name] != (found if is_whole else _sums_of(source, name))[known]]
+        if len(wrong):
+            more = f" (nor do those of {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            what = f"the rows of field {name!r} do not match their checksum{more}"
+            raise _damaged(source, int(wrong[0]), what)
+
+
+def _sums_of(source: Snapshot, name: str) -> npt.NDArray[np.uint32]:
+    """The checksums of all rows of the episodes, row T included."""
+    metadata, folder = source.metadata, source.reader.folder
+    columns = [
+        ColumnWriter.open(folder, current_path(folder, metadata, path), *metadata.columns[path], read_only=True)
+        for path in metadata.paths_of(name)
+    ]
+    rows, elements = columns if len(columns) == 2 else (columns[0], None)
+    sums = field_checksums(rows, elements, source.starts, source.lengths + metadata.has_state)
+    for column in columns:
+        column.close()
+    return sums
+
+
+def _damaged(source: Snapshot, place: int, what: str) -> CorruptBufferError:
+    index = np.searchsorted(source.reader.last_snapshot().ids, source.ids[place])
+    return CorruptBufferError(
+        f"{source.reader.folder}: episode {index} (id {source.ids[place]}) is damaged: {what}. Nothing was copied; "
+        "check_buffer(folder) names all that is damaged, and with repair=True deletes such episodes"
+    )

@@ -15,8 +15,7 @@ from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.finding import find_buffers, real_paths, require_distinct
 from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.replay_buffer import ReplayBuffer, open_lazily
-from gym_replay.buffer.storage.choice import Choice
-from gym_replay.buffer.storage.layout import Metadata
+from gym_replay.buffer.storage.layout import Choice, Metadata
 from gym_replay.buffer.storage.maps import require_mappable
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import BufferClosedError, EmptyBufferError, FieldError

@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.agreement import Wanted, merged_schema
 from gym_replay.buffer.concat import open_source
 from gym_replay.buffer.finding import find_buffers
 from gym_replay.buffer.loading.facts import EpisodeFacts
 from gym_replay.buffer.loading.selection import Condition, Episodes, MetaValues, episode_mask, meta_mask
 from gym_replay.buffer.loading.splits import split
-from gym_replay.buffer.merged_schema import merged_schema
 from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.copies import copy_episodes
@@ -51,8 +51,8 @@ def merge(
     sources: Sequence[Copied],
     folder: Folder,
     *,
-    fields: Sequence[str] | None = None,
-    meta_fields: Sequence[str] | None = None,
+    fields: Wanted = None,
+    meta_fields: Wanted = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> ReplayBuffer:
@@ -71,8 +71,9 @@ def merge(
         sources: folders of buffers, folders with buffers below them, patterns, or ReplayBuffers and
             ConcatReplayBuffers.
         folder: the new buffer; nothing may be there, or an empty folder.
-        fields, meta_fields: names to copy where the sources do not have the same ones; None takes all, which then must
-            be the same. With ``fields``, the environment's spaces are kept where all their fields are copied.
+        fields, meta_fields: names to copy where the sources do not have the same ones, or ``"common"`` for those that
+            all have; None takes all, which then must be the same but for their defaults, of which the first source's
+            are taken. With ``fields``, the environment's spaces are kept where all their fields are copied.
         overwrite: replace the buffer that is there, once the new one is complete. It may be a source.
         progress: show a bar where it takes longer than a second.
 

@@ -21,7 +21,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("sources", nargs="+", metavar="FOLDER", help=SOURCE_HELP)
     parser.add_argument("out", metavar="OUT", help="the new folder")
-    parser.add_argument("--fields", nargs="+", metavar="FIELD", help="only these, where the sources differ in others")
+    parser.add_argument("--fields", nargs="+", metavar="FIELD", help="only these, or common for those that all have")
     parser.add_argument("--meta-fields", nargs="+", metavar="FIELD", help="the same for meta fields")
     add_overwrite(parser)
 
@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
     made = merge(
         args.sources,
         args.out,
-        fields=args.fields,
-        meta_fields=args.meta_fields,
+        fields="common" if args.fields == ["common"] else args.fields,
+        meta_fields="common" if args.meta_fields == ["common"] else args.meta_fields,
         overwrite=args.overwrite,
         progress=shows_bars(args),
     )

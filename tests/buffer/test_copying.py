@@ -37,8 +37,10 @@ from gym_replay import (
     split,
     split_into,
 )
+from gym_replay.buffer.replay_buffer import open_buffer
 from gym_replay.buffer.storage import copies
 from gym_replay.files import new_folder
+from gym_replay.schema.fields import parse_fields
 
 SOME = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -223,10 +225,16 @@ def test_differing_schemas_are_listed_and_may_be_cut(tmp_path):
         make(tmp_path / "a", (2, 3)) as a,
         make(tmp_path / "b", (4,), fields={**FIELDS, "extra": "int"}, meta_fields={**META, "task": "float"}) as b,
     ):
-        with pytest.raises(ConfigMismatchError, match=r"fields: extra: missing in .*a, Field.* in .*b\. fields=\["):
+        with pytest.raises(ConfigMismatchError) as caught:
             merge([a, b], tmp_path / "out")
-        with pytest.raises(ConfigMismatchError, match=r"meta fields: task: .*meta_fields=\['name'\]"):
+        _, extra, task, remedy = str(caught.value).split("\n")
+        assert extra == f"  field 'extra': missing in {tmp_path}/a; int64 in {tmp_path}/b"
+        assert task == f"  meta field 'task': int64 in {tmp_path}/a; float32 in {tmp_path}/b"
+        assert "'common'" in remedy
+        with pytest.raises(ConfigMismatchError, match="'task'"):
             merge([a, b], tmp_path / "out", fields=list(FIELDS))
+        with merge([a, b], tmp_path / "both", fields="common", meta_fields="common") as merged:
+            assert_same(merged, [*a, *b], FIELDS, ["name"])
         with merge([a, b], tmp_path / "out", fields=list(FIELDS), meta_fields=["name"]) as merged:
             assert_same(merged, [*a, *b], FIELDS, ["name"])
             assert_sound(merged)
@@ -252,6 +260,35 @@ def test_without_state_fields_row_t_is_left_behind(tmp_path, is_damaged):
         assert not merged.metadata.has_state
         assert not any(episode.has_final for episode in merged)
         assert_sound(merged)
+
+
+def test_what_the_recorder_keeps_is_not_lost_in_silence(tmp_path):
+    for name, own in (("a", ("seed", "run")), ("b", ("seed",))):
+        fields = {"action": "int"}
+        buffer = open_buffer(
+            tmp_path / name,
+            {
+                "fields": parse_fields(fields),
+                "meta_fields": parse_fields(dict.fromkeys(own, "int")),
+                "recorder_meta": own,
+            },
+            overwrite=False,
+        )
+        buffer.store_episode(action=[1], **dict.fromkeys(own, 5))
+        buffer.close()
+    sources = [tmp_path / "a", tmp_path / "b"]
+    assert list(ConcatReplayBuffer(sources)[1].meta) == ["seed"]
+    with pytest.raises(ConfigMismatchError, match="meta field 'run'"):
+        merge(sources, tmp_path / "out")
+    assert list(merge(sources, tmp_path / "out", meta_fields="common")[0].meta) == ["seed"]
+
+
+def test_defaults_may_differ(tmp_path):
+    for number, name in enumerate("ab"):
+        ReplayBuffer(tmp_path / name, fields={"action": ("int", (), number)}).store_episode(action=[5])
+    with merge([tmp_path / "b", tmp_path / "a"], tmp_path / "out") as merged:
+        assert merged.metadata.fields["action"].default == 1
+        assert_same(merged, [ReplayBuffer.from_folder(tmp_path / name)[0] for name in "ba"])
 
 
 def test_other_environments_are_an_error(tmp_path):

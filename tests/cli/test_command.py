@@ -215,7 +215,6 @@ def test_a_buffer_without_episodes(data, tmp_path, capsys):
         (("select", "shards", "changed"), "there is a buffer already"),
         (("split", "shards", "--into", "train"), "expected FOLDER=FRACTION"),
         (("split", "shards", "--into", "x=0.5", "y=0.6"), "expected a sum of 1"),
-        (("merge", "shards", "hand ä", "out"), "the sources differ in their fields"),
         (("merge", "damaged", "out"), "episode 0 (id 0) is damaged"),
         (("head", "shards", "--fields", "nonsense"), "unknown field 'nonsense'"),
         (("stats", "hand ä", "--fields", "words"), "field 'words' is ragged"),
@@ -226,6 +225,15 @@ def test_errors_are_one_line(data, arguments, message):
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+    assert not (data / "out").exists()
+
+
+def test_schemas_that_differ_are_listed(data):
+    done = run("merge", "shards", "hand ä", "out", cwd=data)
+    first, *listed, remedy = done.stderr.splitlines()
+    assert (done.returncode, first) == (2, "gym-replay: error: the schemas of 3 buffers differ:")
+    assert listed[0].startswith("  field 'observation': ")
+    assert "'common'" in remedy
     assert not (data / "out").exists()
 
 

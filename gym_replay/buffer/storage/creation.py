@@ -25,7 +25,7 @@ from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.errors import CorruptBufferError, FieldError, GymReplayError, NotABufferError
 from gym_replay.files.directory import Directory
 from gym_replay.files.folders import entries_beneath, is_too_deep
-from gym_replay.files.lock import LOCK_NAME
+from gym_replay.files.lock import LOCK_NAME, WriterLock
 from gym_replay.schema.fields import parse_fields
 
 _STATISTICS = "statistics.json"
@@ -78,6 +78,7 @@ def check_place(folder: Path, *, overwrite: bool) -> None:
 
     Raises:
         NotABufferError: something is in the way.
+        BufferLockedError: somebody is creating a buffer there.
         CorruptBufferError: it cannot be told which files are those of the buffer that is there.
     """
     check_target(folder, overwrite=overwrite)
@@ -91,6 +92,8 @@ def check_place(folder: Path, *, overwrite: bool) -> None:
     elif is_buffer and (others := _beside_buffer(folder)):
         reason = f"beside the buffer, the folder holds other files ({', '.join(others[:3])}); move them away"
     elif not is_buffer and folder.is_dir() and (found := sorted(os.listdir(folder))):
+        if LOCK_NAME in found:
+            WriterLock(folder).release()  # BufferLockedError where somebody is just creating a buffer
         reason = f"the folder is not empty: it holds {found[0]!r}"  # may be what an interrupted creation left
     if reason:
         raise NotABufferError(errno.EEXIST, reason, str(folder))

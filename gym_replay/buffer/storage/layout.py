@@ -135,6 +135,34 @@ class Metadata:
         return paths_of(name, ragged=self.fields[name].ragged)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which fields and meta fields of a buffer are shown, in this order.
+
+    Attributes:
+        fields, meta_fields: their names.
+        recorder_meta: those of the meta fields that are the recorder's own.
+    """
+
+    fields: tuple[str, ...]
+    meta_fields: tuple[str, ...]
+    recorder_meta: tuple[str, ...] = ()
+
+    def of(self, metadata: Metadata) -> Metadata:
+        """The metadata with these fields only; those that a buffer has lost or never had are left out."""
+        return replace(
+            metadata,
+            fields={name: metadata.fields[name] for name in self.fields if name in metadata.fields},
+            meta_fields={name: metadata.meta_fields[name] for name in self.meta_fields if name in metadata.meta_fields},
+            recorder_meta=tuple(name for name in self.recorder_meta if name in metadata.meta_fields),
+        )
+
+    @classmethod
+    def all_of(cls, metadata: Metadata) -> Choice:
+        """The whole schema."""
+        return cls(tuple(metadata.fields), tuple(metadata.meta_fields), metadata.recorder_meta)
+
+
 def step_path(name: str) -> str:
     """Path of a field's rows."""
     return f"steps/{name.replace('.', '/')}.npy"

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.choice import Choice
 from gym_replay.buffer.storage.columns import Column
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.layout import (
     METADATA,
+    Choice,
     Metadata,
     current_path,
     spans_path,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from gym_replay.buffer.storage.checksums import elements_between, field_checksums
-from gym_replay.buffer.storage.columns import PIECE, Column, ColumnWriter
+from gym_replay.buffer.storage.checksums import field_checksums
+from gym_replay.buffer.storage.columns import Column, ColumnWriter
+from gym_replay.buffer.storage.copies import read_rows
 from gym_replay.buffer.storage.counters import COUNTERS, CheckValueError, Counters, encode_counters
 from gym_replay.buffer.storage.layout import (
     METADATA,
@@ -24,11 +27,10 @@ from gym_replay.buffer.storage.layout import (
     current_path,
     finish_switch,
     read_metadata,
-    spans_path,
-    step_path,
     values_path,
     write_metadata,
 )
+from gym_replay.buffer.storage.ragged import SPAN, misplaced
 from gym_replay.buffer.storage.records import (
     CHECKSUMS,
     COMPLETE,
@@ -40,7 +42,7 @@ from gym_replay.buffer.storage.records import (
     record_runs,
     slots_of,
 )
-from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE, read_strings
+from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE, read_string
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, GymReplayError
 from gym_replay.files.directory import NOT_THE_FILES_FAULT, Directory, open_beneath, storage_error
 from gym_replay.files.folders import folder_of
@@ -139,233 +141,213 @@ def check_buffer(folder: str | os.PathLike[str], *, repair: bool = False, progre
         >>> report = check_buffer("data/cheetah")  # doctest: +SKIP
         >>> print(report)  # doctest: +SKIP
     """
-    path = folder_of(folder)
-    check = _Check(path, progress=progress)
-    check.run()
-    if repair and not check.report.ok:
-        check.report.dropped.extend(_repair(check, progress=progress))
-    return check.report
+    check = _Check(folder_of(folder), progress=progress)
+    dropped = _repair(check, progress=progress) if repair and check.faults else []
+    return CheckReport(
+        check.folder,
+        check.num_episodes,
+        check.num_checked,
+        check.faults,
+        check.without_checksum,
+        check.notes,
+        dropped,
+    )
 
 
 class _Check:
-    """One pass over a folder. Later stages run only on what earlier ones found sound."""
+    """One pass over a folder. Each rule is looked at where what it builds on was found sound.
+
+    Attributes:
+        faults, notes, num_episodes, num_checked, without_checksum: as in the report.
+        failure: what was raised where metadata or counters cannot be read, so that nothing more is known.
+        bad_record: the first episode whose record is damaged; it and those after it are lost.
+    """
 
     def __init__(self, folder: Path, *, progress: bool) -> None:
-        self.folder = folder
-        self.report = CheckReport(folder)
+        self.folder, self._progress = folder, progress
+        self.faults: list[Fault] = []
+        self.notes: list[str] = []
+        self.without_checksum: list[int] = []
+        self.num_episodes = self.num_checked = 0
         self.failure: GymReplayError | None = None
         self.bad_record: int | None = None
-        self.bad_episodes: set[int] = set()
-        self._progress = progress
-        self._columns: dict[str, ColumnWriter] = {}
+        self._files: dict[str, ColumnWriter] = {}
+        with ExitStack() as stack:
+            if self._metadata_is_readable() and self._counters_are_readable():
+                self._open_files(stack)
+                if EPISODES in self._files:
+                    self._check_records()
 
-    def fault(self, rule: int, file: str, message: str, episode: int | None = None, name: str | None = None) -> None:
-        self.report.faults.append(Fault(rule, file, message, episode, name))
-        if episode is not None:
-            self.bad_episodes.add(episode)
+    def _fault(self, rule: int, file: str, message: str, episode: int | None = None, name: str | None = None) -> None:
+        self.faults.append(Fault(rule, file, message, episode, name))
 
-    def _update(self, **values: Any) -> None:
-        self.report = replace(self.report, **values)
+    @property
+    def bad_episodes(self) -> list[int]:
+        """Those that something is wrong with."""
+        return sorted({fault.episode for fault in self.faults if fault.episode is not None})
 
-    def run(self) -> None:
+    def _path(self, path: str) -> str:
+        return current_path(self.folder, self.metadata, path)
+
+    def _metadata_is_readable(self) -> bool:
+        """Rules 8, 10 and 14."""
         try:
             self.metadata = read_metadata(self.folder)
         except BufferNotFoundError:
             raise
         except (GymReplayError, OSError) as error:
-            self._fail(METADATA, error)
-            return
+            return self._fail(METADATA, error)
         if self.metadata.pending or self.metadata.obsolete:
-            self.report.notes.append("a change of files was interrupted; the next writer finishes it")
+            self.notes.append("a change of files was interrupted; the next writer finishes it")
+        return True
+
+    def _counters_are_readable(self) -> bool:
+        """Rules 10 and 14."""
         try:
-            path = current_path(self.folder, self.metadata, COUNTERS)
-            self.counters = Counters(self.folder, path, self.metadata.uuid, writable=False)
+            self.counters = Counters(self.folder, self._path(COUNTERS), self.metadata.uuid, writable=False)
             self.counters.check()
         except (GymReplayError, OSError) as error:
-            self._fail(COUNTERS, error)
-            return
-        try:
-            self._open_columns()
-            self._check_table()
-        finally:
-            for column in self._columns.values():
-                column.close()
+            return self._fail(COUNTERS, error)
+        return True
 
-    def _fail(self, file: str, error: Exception) -> None:
+    def _fail(self, file: str, error: Exception) -> bool:
         _raise_unless_of_file(error, self.folder / file)
-        rule = 14 if isinstance(error, CheckValueError) else 10
         self.failure = error if isinstance(error, GymReplayError) else GymReplayError(str(error))
-        self.fault(rule, file, str(error))
+        self._fault(14 if isinstance(error, CheckValueError) else 10, file, str(error))
+        return False
 
-    def _open_columns(self) -> None:
+    def _open_files(self, stack: ExitStack) -> None:
+        """Rules 1, 2 and 10: every file is what the metadata says, and NumPy itself maps it."""
         for path, (dtype, shape) in self.metadata.columns.items():
-            actual = current_path(self.folder, self.metadata, path)
+            place, actual = self.folder / path, self._path(path)
             try:
-                column = ColumnWriter.open(self.folder, actual, dtype, shape, read_only=True)
+                file = ColumnWriter.open(self.folder, actual, dtype, shape, read_only=True)
+                stack.callback(file.close)
             except (GymReplayError, OSError) as error:
-                _raise_unless_of_file(error, self.folder / path)
-                self.fault(self._rule_of(path, error), path, str(error))
+                _raise_unless_of_file(error, place)
+                parts = [part for part in (place, *place.parents) if part.is_relative_to(self.folder)]
+                rule = 10 if any(part.is_symlink() for part in parts) else 2 if "object" in str(error) else 1
+                self._fault(rule, path, str(error))
                 continue
-            self._columns[path] = column
-            self._check_standard(path, actual, column)
-
-    def _rule_of(self, path: str, error: Exception) -> int:
-        """Which rule a column that cannot be opened breaks."""
-        place = self.folder / path
-        if any(part.is_symlink() for part in (place, *place.parents) if part.is_relative_to(self.folder)):
-            return 10
-        return 2 if "object" in str(error) else 1
-
-    def _check_standard(self, path: str, actual: str, column: ColumnWriter) -> None:
-        """Whether NumPy itself maps the file, with no fewer rows than the header says."""
-        try:
-            with os.fdopen(open_beneath(self.folder, actual, os.O_RDONLY), "rb"):
+            self._files[path] = file
+            try:
+                os.close(open_beneath(self.folder, actual, os.O_RDONLY))
                 np.load(self.folder / actual, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, OverflowError, EOFError, GymReplayError) as error:
-            _raise_unless_of_file(error, self.folder / path)
-            if getattr(error, "errno", None) != errno.ENOMEM:  # for want of address space here, not a fault of the file
-                self.fault(1, path, f"numpy.load cannot map it: {error}")
+            except (OSError, ValueError, OverflowError, EOFError, GymReplayError) as error:
+                _raise_unless_of_file(error, place)
+                if getattr(error, "errno", None) != errno.ENOMEM:  # for want of address space, not a fault of the file
+                    self._fault(1, path, f"numpy.load cannot map it: {error}")
 
-    def _check_table(self) -> None:
-        metadata, counters, table = self.metadata, self.counters, self._columns.get(EPISODES)
-        if table is None:
-            return
-        capacity, count = metadata.table_capacity, counters.next - counters.first
+    def _check_records(self) -> None:
+        """Rules 10 and 11: each record is that of its id, up to the first damaged one."""
+        metadata, counters, table = self.metadata, self.counters, self._files[EPISODES]
+        capacity, count, end = metadata.table_capacity, counters.next - counters.first, counters.next
         if capacity is not None and count > capacity:
-            self.bad_record = counters.first + capacity
-            self.fault(10, COUNTERS, f"{count} live episodes in a table of {capacity} slots", self.bad_record)
-        end = counters.next if self.bad_record is None else self.bad_record
-        runs, slots = [np.zeros(0, table.dtype)], [np.empty(0, np.int64)]
+            self.bad_record = end = counters.first + capacity
+            self._fault(10, COUNTERS, f"{count} live episodes in a table of {capacity} slots", end)
+        found, slots = [np.zeros(0, table.dtype)], [np.empty(0, np.int64)]
         for ids, slot in record_runs(counters.first, end, counters.base, capacity, metadata.record.nbytes):
             present = min(max(table.capacity - slot, 0), len(ids))
             records = table.read_array(slot, present)
-            wrong = ~metadata.record.are_sound(records, ids[:present])
-            sound = int(np.argmax(wrong)) if wrong.any() else present
-            runs.append(records[:sound])
+            lengths, starts = records["length"], records["start"]
+            is_sound = metadata.record.are_sound(records, ids[:present])
+            is_possible = (lengths >= 1) & (starts >= 0) & (lengths < 1 << 60) & (starts < 1 << 60)
+            sound = int(np.argmin(np.append(is_sound & is_possible, False)))
+            found.append(records[:sound])
             slots.append(np.arange(slot, slot + sound))
-            if sound < present:
-                self._bad_from(int(ids[sound]), "does not match its check value")
-            elif present < len(ids):
-                self._bad_from(int(ids[present]), "is missing")
             if sound < len(ids):
+                what = "is missing" if sound == present else "has a negative start or no transition"
+                if sound < present and not is_sound[sound]:
+                    what = "does not match its check value"
+                self.bad_record = int(ids[sound])
+                self._fault(11, EPISODES, f"the record of episode {self.bad_record} {what}", self.bad_record)
                 break
-        self._check_records(np.concatenate(runs), np.concatenate(slots))
+        records = np.concatenate(found)
+        live = (records["flags"] & DELETED) == 0
+        self._check_episodes(records[live], np.concatenate(slots)[live])
 
-    def _check_records(self, records: npt.NDArray[Any], slots: Ints) -> None:
-        ids, starts, lengths, flags = (records[name] for name in ("id", "start", "length", "flags"))
-        impossible = (lengths < 1) | (starts < 0) | (lengths >= 1 << 60) | (starts >= 1 << 60)
-        for episode in ids[impossible].tolist():
-            self._bad_from(episode, "has a negative start or no transition")
-        unknown = flags & np.uint8(255 - HAS_FINAL - COMPLETE - DELETED)
-        for episode in ids[(unknown != 0) & ((flags & DELETED) == 0)].tolist():
-            self.fault(10, EPISODES, f"episode {episode} has unknown flags", episode)
-        keep = ~impossible & (ids < (self.bad_record if self.bad_record is not None else 1 << 62))
-        live = keep & ((flags & DELETED) == 0)
-        self._check_rows(records[live], slots[live])
-
-    def _bad_from(self, episode: int, what: str) -> None:
-        self.fault(11, EPISODES, f"the record of episode {episode} {what}", episode)
-        self.bad_record = episode if self.bad_record is None else min(self.bad_record, episode)
-
-    def _check_rows(self, records: npt.NDArray[Any], slots: Ints) -> None:
+    def _check_episodes(self, records: npt.NDArray[Any], slots: Ints) -> None:
+        """Rules 3 and 10: each episode has rows of its own, in the order of ids where that is promised."""
         metadata = self.metadata
         ids, starts, rows = records["id"], records["start"], records["length"] + metadata.has_state
-        self._update(num_episodes=len(ids))
-        for one, other in _overlaps(starts, starts + rows):
-            pair = f"episodes {ids[one]} and {ids[other]} share rows"
-            self.fault(3, EPISODES, pair, int(max(ids[one], ids[other])))
+        self.num_episodes = len(ids)
+        for episode in ids[records["flags"] & np.uint8(255 - HAS_FINAL - COMPLETE - DELETED) != 0].tolist():
+            self._fault(10, EPISODES, f"episode {episode} has unknown flags", episode)
+        for one, other in _overlaps(ids, starts, starts + rows):
+            self._fault(3, EPISODES, f"episodes {one} and {other} share rows", max(one, other))
+        bad = self.bad_episodes
         for episode in [] if metadata.circular else ids[1:][np.diff(starts) < 0].tolist():
-            if episode not in self.bad_episodes:
-                self.fault(3, EPISODES, f"episode {episode} lies before an older one", episode)
+            if episode not in bad:
+                self._fault(3, EPISODES, f"episode {episode} lies before an older one", episode)
         for name in metadata.fields:
-            path = metadata.rows_path(name)
-            column = self._columns.get(path)
-            if column is None:
-                continue
-            for episode in ids[starts + rows > column.capacity].tolist():
-                self.fault(1, path, f"rows of episode {episode} are missing", episode, name)
-            if metadata.fields[name].ragged:
-                sound = starts + rows <= column.capacity
-                self._check_spans(name, column, ids[sound], starts[sound], rows[sound])
+            self._check_rows(name, ids, starts, rows)
         for name in metadata.text_fields:
-            self._check_texts(name, ids, records[meta_column(name)])
+            self._check_strings(name, ids, records[meta_column(name)])
         summed = ids < self.counters.summed
-        self._update(without_checksum=ids[~summed].tolist())
-        chosen = summed & ~np.isin(ids, list(self.bad_episodes))
+        self.without_checksum = ids[~summed].tolist()
+        chosen = summed & ~np.isin(ids, self.bad_episodes)
         self._check_sums(ids[chosen], slots[chosen], starts[chosen], rows[chosen])
 
-    def _check_spans(self, name: str, spans: ColumnWriter, ids: Ints, starts: Ints, rows: Ints) -> None:
-        """Whether each episode's elements are there, one row after another, and no other episode's."""
-        path, elements = spans_path(name), self._columns.get(values_path(name))
+    def _check_rows(self, name: str, ids: Ints, starts: Ints, rows: Ints) -> None:
+        """Rules 1 and 12: rows and elements are there, and no two episodes share an element."""
+        path = self.metadata.rows_path(name)
+        if (file := self._files.get(path)) is None:
+            return
+        there = starts + rows <= file.capacity
+        for episode in ids[~there].tolist():
+            self._fault(1, path, f"rows of episode {episode} are missing", episode, name)
+        elements = self._files.get(values_path(name)) if self.metadata.fields[name].ragged else None
         if elements is None:
             return
-        begins, ends = np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)
-        for place, (episode, start, count) in enumerate(zip(ids.tolist(), starts.tolist(), rows.tolist(), strict=True)):
-            fault = self._fault_of_spans(spans, elements, start, count)
-            if fault is not None:
-                self.fault(12, path, f"the elements of episode {episode} {fault}", episode, name)
-                continue
-            begin, total = elements_between(spans, start, count)
-            begins[place], ends[place] = begin, begin + total
-        own = ends > begins
-        ids, begins, ends = ids[own], begins[own], ends[own]
-        for one, other in _overlaps(begins, ends):
-            pair = f"episodes {ids[one]} and {ids[other]} share elements"
-            self.fault(12, path, pair, int(max(ids[one], ids[other])), name)
+        ids, starts, rows = ids[there], starts[there], rows[there]
+        begins, totals = np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)
+        column = Column(self.folder, self._path(path), file.dtype, file.shape)
+        for part in _parts(rows * file.row_nbytes):
+            spans = np.frombuffer(b"".join(read_rows(column, starts[part], rows[part])), SPAN).reshape(-1, 2)
+            heads = np.cumsum(rows[part]) - rows[part]
+            begins[part], totals[part] = spans[heads, 0], np.add.reduceat(spans[:, 1], heads)
+            for place in part.start + misplaced(spans, heads):
+                what = f"the elements of episode {ids[place]} do not lie one row after another"
+                self._fault(12, path, what, int(ids[place]), name)
+                totals[place] = 0
+        for episode in ids[(totals > 0) & (begins + totals > elements.capacity)].tolist():
+            self._fault(12, path, f"the elements of episode {episode} are missing", episode, name)
+        own = (totals > 0) & (begins + totals <= elements.capacity)
+        for one, other in _overlaps(ids[own], begins[own], begins[own] + totals[own]):
+            self._fault(12, path, f"episodes {one} and {other} share elements", max(one, other), name)
 
-    def _fault_of_spans(self, spans: ColumnWriter, elements: ColumnWriter, start: int, rows: int) -> str | None:
-        longest, begin, expected = PIECE // spans.row_nbytes, None, 0
-        for row in range(0, rows, longest):
-            part = spans.read_array(start + row, min(longest, rows - row))
-            if part.min() < 0 or part.max() >= 1 << 60:
-                return "have a negative place or number"
-            if begin is None:
-                begin = expected = int(part[0, 0])
-            follow = np.concatenate(([expected], part[:-1].sum(axis=1)))
-            if (part[:, 0] != follow).any():
-                return "do not lie one row after another"
-            expected = int(part[-1].sum())
-        is_empty = expected == begin
-        return None if is_empty or expected <= elements.capacity else "are missing"
-
-    def _check_texts(self, name: str, ids: Ints, places: Ints) -> None:
-        """Whether each record's string is there."""
-        if STRINGS not in self._columns or len(ids) == 0:
+    def _check_strings(self, name: str, ids: Ints, places: Ints) -> None:
+        """Rule 13: the string of each record is there."""
+        if STRINGS not in self._files:
             return
-        column = Column(self.folder, current_path(self.folder, self.metadata, STRINGS), STRINGS_DTYPE)
-        faults = {place: _fault_of_text(column, place) for place in np.unique(places).tolist()}
-        for episode, place in zip(ids.tolist(), places.tolist(), strict=True):
-            if fault := faults[place]:
-                self.fault(13, STRINGS, f"the string {name!r} of episode {episode}: {fault}", episode, name)
+        column = Column(self.folder, self._path(STRINGS), STRINGS_DTYPE)
+        for place in np.unique(places).tolist():
+            if fault := _fault_of_string(column, place):
+                for episode in ids[places == place].tolist():
+                    self._fault(13, STRINGS, f"the string {name!r} of episode {episode}: {fault}", episode, name)
 
     def _check_sums(self, ids: Ints, slots: Ints, starts: Ints, rows: Ints) -> None:
-        fields = [name for name in self.metadata.fields if self._is_whole(name)]
-        rows_paths = {name: self.metadata.rows_path(name) for name in fields}
-        total = sum(self._columns[path].row_nbytes for path in rows_paths.values()) * int(rows.sum())
-        sums = self._columns.get(CHECKSUMS)
-        if sums is None:
+        """Rule 9: the rows of each episode match their checksums."""
+        if (sums := self._files.get(CHECKSUMS)) is None:
             return
         if len(slots) and int(slots.max()) >= sums.capacity:
-            self.fault(9, CHECKSUMS, "checksums that should be there are missing")
+            self._fault(9, CHECKSUMS, "checksums that should be there are missing")
             return
         stored = sums.read_scattered(slots)
+        fields = {
+            name: [self._files.get(path) for path in self.metadata.paths_of(name)] for name in self.metadata.fields
+        }
+        whole = {name: [file for file in files if file] for name, files in fields.items() if all(files)}
+        total = sum(files[0].row_nbytes for files in whole.values()) * int(rows.sum())
         with tqdm(total=total, unit="B", unit_scale=True, desc="check", disable=not self._progress) as bar:
-            for name in fields:
-                column = self._columns[rows_paths[name]]
-                elements = self._columns[values_path(name)] if self.metadata.fields[name].ragged else None
-                for part in _parts(rows * max(column.row_nbytes, 1)):
-                    wrong = field_checksums(column, elements, starts[part], rows[part]) != stored[name][part]
-                    for episode in ids[part][wrong].tolist():
+            for name, (file, *elements) in whole.items():
+                for part in _parts(rows * max(file.row_nbytes, 1)):
+                    found = field_checksums(file, elements[0] if elements else None, starts[part], rows[part])
+                    for episode in ids[part][found != stored[name][part]].tolist():
                         message = f"the rows of episode {episode} in field {name!r} do not match their checksum"
-                        self.fault(9, rows_paths[name], message, episode, name)
-                    bar.update(int(rows[part].sum()) * column.row_nbytes)
-        self._update(num_checked=len(ids))
-
-    def _is_whole(self, name: str) -> bool:
-        """Whether the field's files could be opened."""
-        info = self.metadata.fields[name]
-        paths = (spans_path(name), values_path(name)) if info.ragged else (step_path(name),)
-        return all(path in self._columns for path in paths)
+                        self._fault(9, self.metadata.rows_path(name), message, episode, name)
+                    bar.update(int(rows[part].sum()) * file.row_nbytes)
+        self.num_checked = len(ids)
 
 
 def _raise_unless_of_file(error: Exception, path: Path) -> None:
@@ -374,56 +356,60 @@ def _raise_unless_of_file(error: Exception, path: Path) -> None:
         raise storage_error(error, path, 0) from error
 
 
-def _fault_of_text(column: Column, place: int) -> str | None:
+def _fault_of_string(column: Column, place: int) -> str | None:
     try:
-        read_strings(column, np.array([place]))
+        read_string(column, place)
     except CorruptBufferError as error:
         return str(error)
     return None
 
 
-def _overlaps(starts: Ints, ends: Ints) -> Iterable[tuple[int, int]]:
-    """Places of intervals that begin before an earlier one has ended, each with the one that reaches furthest."""
+def _overlaps(ids: Ints, starts: Ints, ends: Ints) -> Iterable[tuple[int, int]]:
+    """Episodes that begin before an earlier one has ended, each behind the one that reaches furthest."""
     order = np.argsort(starts, kind="stable")
     reached = np.maximum.accumulate(ends[order])
     furthest = np.maximum.accumulate(np.where(ends[order] == reached, np.arange(len(order)), 0))
     late = np.flatnonzero(starts[order][1:] < reached[:-1]) + 1
-    return zip(order[furthest[late - 1]].tolist(), order[late].tolist(), strict=True)
+    return zip(ids[order[furthest[late - 1]]].tolist(), ids[order[late]].tolist(), strict=True)
 
 
 def _parts(nbytes: Ints) -> Iterable[slice]:
     """Stretches of episodes of some 64 MiB each, so that the bar moves."""
     ends = np.searchsorted(np.cumsum(nbytes), np.arange(1 << 26, int(nbytes.sum()) + (1 << 26), 1 << 26), side="right")
     edges = np.unique(np.concatenate(([0], ends, [len(nbytes)])))
-    return [slice(low, high) for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
+    return [slice(low, high) for low, high in pairwise(edges.tolist())]
 
 
 def _ranges(ids: list[int]) -> str:
     array = np.array(ids)
-    edges = np.flatnonzero(np.diff(array) != 1)
-    firsts = array[np.concatenate(([0], edges + 1))].tolist()
-    lasts = array[np.concatenate((edges, [len(array) - 1]))].tolist()
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(firsts, lasts, strict=True))
+    runs = np.split(array, np.flatnonzero(np.diff(array) != 1) + 1)
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+# --- repair ---
 
 
 def _repair(check: _Check, *, progress: bool) -> list[str]:
-    """Make the folder sound again; returns what was given up, and what was believed instead of what."""
-    if check.report.faults[0].file == METADATA and not isinstance(check.failure, DamagedMetadataError):
+    """Make the folder sound again; returns what was given up, and what was believed instead of what.
+
+    The metadata is believed where all files are what it says. Headers are made from it, counters from the records, and
+    the episodes whose records or rows are damaged are given up.
+    """
+    if check.faults[0].file == METADATA and not isinstance(check.failure, DamagedMetadataError):
         assert check.failure is not None
         raise check.failure
     lock = WriterLock(check.folder)
-    folder = lock.directory
     try:
+        folder = lock.directory
         metadata, dropped = _repair_metadata(folder)
         metadata = finish_switch(folder, metadata)
         dropped += _repair_headers(folder, metadata)
         dropped += _repair_counters(folder, metadata)
         for _ in range(_PASSES):  # a fault may show only after another one is mended
             again = _Check(check.folder, progress=progress)
-            again.run()
             if again.failure is not None:
                 raise again.failure
-            if again.report.ok:
+            if not again.faults:
                 break
             dropped += _give_up(folder, metadata, again)
     finally:
@@ -454,67 +440,6 @@ def _repair_metadata(folder: Directory) -> tuple[Metadata, list[str]]:
         return metadata, [f"the check value of {METADATA}, which was changed by hand; every file is what it says"]
 
 
-def _repair_counters(folder: Directory, metadata: Metadata) -> list[str]:
-    """Find the episodes again where the counters are damaged."""
-    try:
-        Counters(folder, COUNTERS, metadata.uuid, writable=False).check()
-    except CorruptBufferError as error:
-        values = _counters_of_records(folder, metadata)
-        replace_file(folder, COUNTERS, COUNTERS + NEW, encode_counters(metadata.uuid, values))
-        _, _, first, end, *_ = values
-        found = f"the records have the episodes {first}-{end - 1}" if end > first else "there are no records"
-        return [f"the counters ({error}); {found}"]
-    return []
-
-
-def _counters_of_records(folder: Directory, metadata: Metadata) -> tuple[int, ...]:
-    """Counters that make the newest episodes visible whose records are sound, follow one another and share no row."""
-    table = ColumnWriter.open(folder, EPISODES, metadata.record.dtype)
-    try:
-        records = table.read_array(0, table.capacity)
-    finally:
-        table.close()
-    sound = metadata.record.are_sound(records, records["id"])
-    ids, slots = records["id"][sound], np.flatnonzero(sound)
-    if len(ids) == 0:
-        return metadata.revision, 0, 0, 0, 0, 0
-    capacity = metadata.table_capacity
-    base = int(ids[0] - slots[0]) if capacity is None else int(ids[0] - slots[0]) % capacity
-    by_id = {int(records["id"][slot]): records[slot] for slot in slots.tolist()}
-    in_place = {id_: record for id_, record in by_id.items() if id_ >= base}
-    if capacity is None:  # the first damaged record ends what is believed, as it does for readers
-        end = base
-        while end in in_place:
-            end += 1
-        return metadata.revision, base, base, end, base, 0
-    end = max(in_place) + 1
-    taken: list[tuple[int, int]] = []
-    first = end
-    while (record := in_place.get(first - 1)) is not None and end - first < capacity:
-        begin, stop = int(record["start"]), int(record["start"] + record["length"]) + metadata.has_state
-        if any(begin < other_stop and other_begin < stop for other_begin, other_stop in taken):
-            break
-        taken.append((begin, stop))
-        first -= 1
-    return metadata.revision, base, first, end, first, 0
-
-
-def _give_up(folder: Directory, metadata: Metadata, check: _Check) -> list[str]:
-    """Let go of what a check found damaged."""
-    dropped = []
-    counters = Counters(folder, COUNTERS, metadata.uuid, writable=True)
-    if (cut := check.bad_record) is not None:
-        dropped.append(f"episodes {cut}-{counters.next - 1}, from the first damaged record on")
-        counters.cut(cut)
-    if bad := sorted(episode for episode in check.bad_episodes if episode < counters.next):
-        dropped.append(f"episodes {_ranges(bad)}, whose rows are damaged")
-        _delete(folder, metadata, counters, bad)
-    if any(fault.episode is None and fault.rule == 9 for fault in check.report.faults):
-        dropped.append("the checksums so far, some of which are missing; the next flush writes them anew")
-        counters.put("summed", counters.base)
-    return dropped
-
-
 def _repair_headers(folder: Directory, metadata: Metadata) -> list[str]:
     """Give every file a header that says what it holds, and an empty file where there is none.
 
@@ -524,6 +449,7 @@ def _repair_headers(folder: Directory, metadata: Metadata) -> list[str]:
     for path, (dtype, shape) in metadata.columns.items():
         try:
             column = ColumnWriter.open(folder, path, dtype, shape)
+            column.set_rows(column.capacity)
         except CorruptBufferError as error:
             if folder.is_plain_file(path):
                 dropped.append(f"the header of a file ({error})")
@@ -533,19 +459,66 @@ def _repair_headers(folder: Directory, metadata: Metadata) -> list[str]:
                 column = ColumnWriter.create(folder, path, dtype, shape)
             else:
                 raise  # a directory or a link: not ours to remove
-        else:
-            column.set_rows(column.capacity)
         column.close()
     return dropped
 
 
-def _delete(folder: Directory, metadata: Metadata, counters: Counters, episodes: list[int]) -> None:
-    slots = slots_of(np.array(episodes, np.int64), counters.base, metadata.table_capacity)
-    table = ColumnWriter.open(folder, EPISODES, metadata.record.dtype)
+def _repair_counters(folder: Directory, metadata: Metadata) -> list[str]:
+    """Find the episodes again where the counters are damaged."""
     try:
+        Counters(folder, COUNTERS, metadata.uuid, writable=False).check()
+        return []
+    except CorruptBufferError as error:
+        base, first, end = _ids_of_records(folder, metadata)
+        values = metadata.revision, base, first, end, first, 0
+        replace_file(folder, COUNTERS, COUNTERS + NEW, encode_counters(metadata.uuid, values))
+        found = f"the records have the episodes {first}-{end - 1}" if end > first else "there are no records"
+        return [f"the counters ({error}); {found}"]
+
+
+def _ids_of_records(folder: Directory, metadata: Metadata) -> tuple[int, int, int]:
+    """The id in slot 0, and the first and one past the last id whose records are sound, in a row and share no rows."""
+    table = ColumnWriter.open(folder, EPISODES, metadata.record.dtype)
+    records, capacity = table.read_array(0, table.capacity), metadata.table_capacity
+    table.close()
+    slots = np.flatnonzero(metadata.record.are_sound(records, records["id"]))
+    if len(slots) == 0:
+        return 0, 0, 0
+    ids = records["id"][slots]
+    base = int(ids[0] - slots[0])
+    if capacity is None:  # the first damaged record ends what is believed, as it does for readers
+        in_place = np.isin(base + np.arange(len(records) + 1), ids[ids - base == slots])
+        return base, base, base + int(np.argmin(in_place))
+    base %= capacity
+    found = {int(records["id"][slot]): records[slot] for slot in slots.tolist()}
+    first = end = int(ids.max()) + 1
+    taken: list[tuple[int, int]] = []
+    while base < first and end - first < capacity and (record := found.get(first - 1)) is not None:
+        begin, stop = int(record["start"]), int(record["start"] + record["length"]) + metadata.has_state
+        if any(begin < other_stop and other_begin < stop for other_begin, other_stop in taken):
+            break
+        taken.append((begin, stop))
+        first -= 1
+    return base, first, end
+
+
+def _give_up(folder: Directory, metadata: Metadata, check: _Check) -> list[str]:
+    """Cut off or delete what a check found damaged."""
+    dropped = []
+    counters = Counters(folder, COUNTERS, metadata.uuid, writable=True)
+    if (cut := check.bad_record) is not None:
+        dropped.append(f"episodes {cut}-{counters.next - 1}, from the first damaged record on")
+        counters.cut(cut)
+    if bad := [episode for episode in check.bad_episodes if episode < counters.next]:
+        dropped.append(f"episodes {_ranges(bad)}, whose rows are damaged")
+        slots = slots_of(np.array(bad, np.int64), counters.base, metadata.table_capacity)
+        table = ColumnWriter.open(folder, EPISODES, metadata.record.dtype)
         records = table.read_scattered(slots)
         records["flags"] |= DELETED
         table.write_scattered(slots, metadata.record.signed(records))
-    finally:
         table.close()
-    counters.put("deletions", counters.deletions + 1)
+        counters.put("deletions", counters.deletions + 1)
+    if any(fault.episode is None and fault.rule == 9 for fault in check.faults):
+        dropped.append("the checksums so far, some of which are missing; the next flush writes them anew")
+        counters.put("summed", counters.base)
+    return dropped

@@ -49,7 +49,7 @@ def open_target(env: Any, folder: Path, request: Request, *, overwrite: bool) ->
     single: Any
     if isinstance(env, gym.vector.VectorEnv):
         sub = SubEnvironments(env)
-        spaces = {name: sub.spaces(name)[0] for name in ("observation_space", "action_space")}
+        spaces = {name: sub.space(name) for name in ("observation_space", "action_space")}
         single, spec, declared = SimpleNamespace(**spaces), sub.spec(), declared_shape_of_each(env)
     else:
         single, spec, declared = env, env.spec, declared_shape(env)

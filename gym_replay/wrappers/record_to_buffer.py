@@ -17,7 +17,7 @@ from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.files.folders import folder_of
 from gym_replay.files.garbage import finalize
 from gym_replay.schema.fields import FieldLike, describe, make_encoder, to_array
-from gym_replay.spaces import Leaf, make_flattener, make_space_encoder
+from gym_replay.spaces import Leaf, make_space_encoder, space_tree
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import ResetFacts
 from gym_replay.wrappers.infos import Infos, is_info
@@ -498,7 +498,7 @@ def _warning_encoder(space: gym.Space[Any], leaves: Sequence[Leaf]) -> Callable[
     Of composite spaces, whose encoders take longer, only the first values are looked at.
     """
     encode = make_space_encoder(space, leaves)
-    flatten = make_flattener(space, "value")
+    flatten = space_tree(space, "value").flatten
     numbers = [leaf for leaf in leaves if not leaf.field.ragged and leaf.space.dtype is not None]
     looks = _LOOKS if len(leaves) > 1 else 1 << 62
     warned: set[str] = set()

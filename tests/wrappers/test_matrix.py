@@ -12,7 +12,7 @@ import pytest
 from wrappers import matrix
 
 from gym_replay import RecordToBuffer, ReplayBuffer, check_buffer
-from gym_replay.spaces import space_leaves, unflatten
+from gym_replay.spaces import make_unflattener, space_leaves
 
 STEPS = 60
 CUT_AT = 35  # a reset in the middle of an episode, unless one has just ended
@@ -80,7 +80,7 @@ def rows(episode, space, root):
     columns = [episode[leaf.name] for leaf in space_leaves(space, root)]
     count = len(episode) + (root == "observation")
     assert all(len(column) == count for column in columns)
-    return [unflatten(space, [column[t] for column in columns]) for t in range(count)]
+    return [make_unflattener(space)([column[t] for column in columns]) for t in range(count)]
 
 
 def record_and_compare(make, folder):

@@ -25,7 +25,7 @@ from gym_replay import (
     UnsupportedSpaceError,
     check_buffer,
 )
-from gym_replay.spaces import make_flattener, space_leaves, unflatten
+from gym_replay.spaces import make_unflattener, space_leaves, space_tree
 
 
 class Nested(gym.Env):
@@ -102,7 +102,7 @@ def assert_equal_episode(episode, witnessed, env):
         ("observation", env.observation_space, witnessed["observations"]),
         ("action", env.action_space, [step[0] for step in steps]),
     ):
-        flatten = make_flattener(space, root)
+        flatten = space_tree(space, root).flatten
         columns = [np.asarray(column) for column in zip(*map(flatten, values), strict=True)]
         leaves = space_leaves(space, root)
         for leaf, column in zip(leaves, columns, strict=True):
@@ -111,7 +111,7 @@ def assert_equal_episode(episode, witnessed, env):
             assert stored.shape == (len(values), *leaf.space.shape)
             assert stored.tobytes() == column.astype(leaf.space.dtype).tobytes(), leaf.name
         for t in range(len(values)):
-            assert unflatten(space, [episode[leaf.name][t] for leaf in leaves]) in space
+            assert make_unflattener(space)([episode[leaf.name][t] for leaf in leaves]) in space
     np.testing.assert_array_equal(episode["reward"], [step[1] for step in steps])
     assert episode["reward"].dtype == np.float64
     np.testing.assert_array_equal(episode["terminated"], [step[2] for step in steps])

@@ -24,7 +24,6 @@ class BatchEncoder:
 
     Args:
         space: the space of one sub-environment.
-        batched: that of all of them.
         leaves: the fields of ``space``, from :func:`~gym_replay.spaces.space_leaves`.
         count: how many sub-environments there are.
 
@@ -33,11 +32,11 @@ class BatchEncoder:
         plain: name, dtype and shape of values that are columns as they are; without a name where there are none.
     """
 
-    def __init__(self, space: Space[Any], batched: Space[Any], leaves: Sequence[Leaf], count: int) -> None:
+    def __init__(self, space: Space[Any], leaves: Sequence[Leaf], count: int) -> None:
         self.leaves = list(leaves)
         self._count = count
         tree = space_tree(space, root_of(leaves))
-        self._flatten_batch, self._flatten = tree.batch_flattener(batched, count), tree.flattener()
+        self._flatten_batch, self._flatten = tree.flatten_batch, tree.flatten
         self._warned: set[str] = set()
         self.plain: tuple[str, Any, tuple[int, ...]] = "", None, ()
         if len(leaves) == 1 and leaves[0].space is space and not leaves[0].field.ragged:
@@ -50,7 +49,7 @@ class BatchEncoder:
         Raises:
             FieldError: the value does not fit; the message names the field, and the sub-environment where it can.
         """
-        parts = self._flatten_batch(value)
+        parts = self._flatten_batch(value, self._count)
         return [self._fit(leaf, part, range(self._count)) for leaf, part in zip(self.leaves, parts, strict=True)]
 
     def encode_each(self, values: Sequence[Any], numbers: Sequence[int]) -> list[Column]:

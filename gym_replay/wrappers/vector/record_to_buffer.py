@@ -156,8 +156,8 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         self._use_mode()
         self._sub = SubEnvironments(env)
         dtypes = dict(dtypes or {})
-        observation_space, observations_space = self._sub.spaces("observation_space")
-        action_space, actions_space = self._sub.spaces("action_space")
+        observation_space = self._sub.space("observation_space")
+        action_space = self._sub.space("action_space")
         single = SimpleNamespace(observation_space=observation_space, action_space=action_space)
         observation, action = leaves_of(single, dtypes)
         core = core_fields(observation, action, declared_shape_of_each(env) if shape is None else shape)
@@ -180,8 +180,8 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         self._flags_shape = (count,)
         self._believes_rewards = shape is None  # the first ones decide their shape
         self._use_rewards()
-        self._observations = BatchEncoder(observation_space, observations_space, observation, count)
-        self._actions = BatchEncoder(action_space, actions_space, action, count)
+        self._observations = BatchEncoder(observation_space, observation, count)
+        self._actions = BatchEncoder(action_space, action, count)
         self._observation_names = [leaf.name for leaf in observation]
         self._extra_names = [name for name in fields if name not in core and not is_info(name)]
         self._extras: dict[str, Column] = {}
@@ -358,7 +358,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
     def _explain(self, error: Exception) -> None:
         """Raise a better error of values that do not fit, where their space is not the one that was wrapped."""
         if isinstance(error, FieldError):
-            spaces = (self._sub.spaces(name)[0] for name in ("observation_space", "action_space"))
+            spaces = (self._sub.space(name) for name in ("observation_space", "action_space"))
             refuse_other_spaces(error, self._buffer, *spaces)
 
     def _store(self, result: Any, generators: npt.NDArray[np.uint64] | None, began: float) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
-from gymnasium.vector.utils import batch_space
 
 from gym_replay.errors import FieldError
 from gym_replay.spaces.node import standard_node
@@ -85,15 +84,13 @@ class SubEnvironments:
         finally:
             env.close()
 
-    def spaces(self, name: str) -> tuple[gym.Space[Any], gym.Space[Any]]:
-        """``observation_space`` or ``action_space`` of one sub-environment, and of all of them.
+    def space(self, name: str) -> gym.Space[Any]:
+        """``observation_space`` or ``action_space`` of one sub-environment.
 
-        Of some vector environments, such as SuperSuit's and EnvPool's, ``observation_space`` is that of one.
+        Some vector environments, such as SuperSuit's and EnvPool's, call it that of all of them.
         """
-        space, single = getattr(self._envs, name), getattr(self._envs, f"single_{name}", None)
-        if single is None or single == space:
-            return space, batch_space(space, self.count)
-        return single, space
+        single = getattr(self._envs, f"single_{name}", None)
+        return getattr(self._envs, name) if single is None else single  # type: ignore[no-any-return]
 
     @property
     def joins_infos(self) -> bool:
@@ -198,7 +195,8 @@ class SubEnvironments:
 def has_strings(space: Any) -> bool:
     """Whether a space has parts that Gymnasium reads from shared memory once and for all."""
     kind = standard_node(space)
-    return not kind.is_shared or any(map(has_strings, kind.parts_of(space).values()))
+    parts = kind.parts_of(space) or ()
+    return not kind.is_shared or any(map(has_strings, parts.values() if isinstance(parts, dict) else parts))
 
 
 def share_memory(one: Any, other: Any) -> bool:

@@ -18,7 +18,7 @@ from gym_replay.collecting.journal import Journal, read_journal
 from gym_replay.collecting.request import Request
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError
 from gym_replay.schema.fields import Field
-from gym_replay.wrappers.recorded_schema import check_arguments, core_fields, leaves_of, open_for
+from gym_replay.wrappers.recorded_schema import check_arguments, core_fields, open_for, trees_of_env
 from gym_replay.wrappers.rewards import declared_shape, declared_shape_of_each, parse_reward_shape
 from gym_replay.wrappers.vector.sub_environments import SubEnvironments
 
@@ -58,7 +58,7 @@ def open_target(env: Any, folder: Path, request: Request, *, overwrite: bool) ->
         single.observation_space,
         single.action_space,
         spec,
-        core_fields(*leaves_of(single, dtypes), declared if shape is None else shape),
+        core_fields(*trees_of_env(single, dtypes), declared if shape is None else shape),
         folder,
         {"max_timesteps": options.get("max_timesteps")},
         overwrite=overwrite,

@@ -18,24 +18,22 @@ Sequences inside Sequences, at the same path, are ``path.%lengths2`` and so on).
 from gym_replay.spaces import numbers, groups, sequence, converted, custom  # noqa: F401, I001  # each kind
 from gym_replay.spaces.codec import (
     make_space_encoder,
-    make_unflattener,
-    root_of,
     space_from_json,
-    space_leaves,
     space_to_json,
     space_tree,
+    unflatten,
 )
 from gym_replay.spaces.custom import register_space
 from gym_replay.spaces.leaf import Leaf
+from gym_replay.spaces.node import Node
 
 __all__ = [
     "Leaf",
+    "Node",
     "make_space_encoder",
-    "make_unflattener",
     "register_space",
-    "root_of",
     "space_from_json",
-    "space_leaves",
     "space_to_json",
     "space_tree",
+    "unflatten",
 ]

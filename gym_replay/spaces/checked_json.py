@@ -14,6 +14,7 @@ import numpy.typing as npt
 from gymnasium import Space
 
 from gym_replay.errors import CorruptBufferError, UnsupportedSpaceError
+from gym_replay.schema.fields import NUMERIC, number_to_json
 
 Json: TypeAlias = Any
 
@@ -31,9 +32,6 @@ MAX_COPIED = 4
 """How deep Graph and stacked Sequence spaces may be nested: Gymnasium copies what they hold, so each level doubles."""
 
 _ELEMENTS_PER_SPACE = 1024
-NUMERIC = frozenset(
-    ["bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))]
-)
 
 
 class SpaceReader:
@@ -111,14 +109,8 @@ def dtype_to_json(dtype: Any, path: str) -> str:
 def numbers_to_json(array: npt.NDArray[Any]) -> Json:
     """One number where all elements have the same bits, otherwise all of them in C order."""
     flat = np.asarray(array).reshape(-1)
-    if flat.size and flat.tobytes() == flat[:1].tobytes() * flat.size:
-        return float_to_json(flat[0].item())
-    return [float_to_json(number) for number in flat.tolist()]
-
-
-def float_to_json(number: Any) -> Json:
-    """A number; those that JSON does not have as strings."""
-    return str(number) if isinstance(number, float) and not math.isfinite(number) else number
+    is_uniform = flat.size and flat.tobytes() == flat[:1].tobytes() * flat.size
+    return number_to_json(flat[0].item() if is_uniform else flat.tolist())
 
 
 def member(value: Json, name: str, kind: type | tuple[type, ...], path: str) -> Any:

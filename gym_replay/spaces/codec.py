@@ -33,6 +33,12 @@ def space_tree(space: Space[Any], root: str, *, state: bool = False, dtypes: Map
     Raises:
         UnsupportedSpaceError: a part of the space cannot be stored; the message names its type and path.
         FieldError: a name in ``dtypes`` is none of the space's, or of a field that has no other dtype.
+
+    Example:
+        >>> from gymnasium import spaces
+        >>> space = spaces.Dict({"camera": spaces.Box(0, 255, (2, 2), np.uint8), "said": spaces.Text(9)})
+        >>> [(leaf.name, leaf.field.shape, leaf.field.ragged) for leaf in space_tree(space, "observation").leaves]
+        [('observation.camera', (2, 2), False), ('observation.said', (), True)]
     """
     maker = LeafMaker(root, state=state, dtypes=dtypes)
     tree = make_node(space, SpacePath(root), maker)
@@ -40,66 +46,44 @@ def space_tree(space: Space[Any], root: str, *, state: bool = False, dtypes: Map
     return tree
 
 
-def space_leaves(
-    space: Space[Any], root: str, *, state: bool = False, dtypes: Mapping[str, Any] | None = None
-) -> list[Leaf]:
-    """The fields of a space; arguments and errors are those of :func:`space_tree`.
-
-    Example:
-        >>> from gymnasium import spaces
-        >>> space = spaces.Dict({"camera": spaces.Box(0, 255, (2, 2), np.uint8), "said": spaces.Text(9)})
-        >>> [(leaf.name, leaf.field.shape, leaf.field.ragged) for leaf in space_leaves(space, "observation")]
-        [('observation.camera', (2, 2), False), ('observation.said', (), True)]
-    """
-    return space_tree(space, root, state=state, dtypes=dtypes).leaves
-
-
-def make_space_encoder(space: Space[Any], leaves: Sequence[Leaf]) -> Callable[[Any], tuple[bytes, ...]]:
-    """A function that checks a value of the space and gives the bytes of each leaf, copied.
+def make_space_encoder(tree: Node, leaves: Sequence[Leaf] | None = None) -> Callable[[Any], tuple[bytes, ...]]:
+    """A function that checks a value of a space and gives the bytes of each leaf, copied.
 
     Args:
-        space: the space.
-        leaves: its leaves, from :func:`space_leaves`.
+        tree: the tree of the space.
+        leaves: its leaves, where their fields are stored in other dtypes than the tree's own.
 
     Returns:
         A function that raises FieldError where a value does not fit. It checks dtype and shape, not the bounds.
     """
-    encoders = [make_encoder(leaf.name, leaf.field) for leaf in leaves]
-    flatten = space_tree(space, root_of(leaves)).flatten
-    if len(leaves) == 1 and leaves[0].space is space:
+    encoders = [make_encoder(leaf.name, leaf.field) for leaf in (tree.leaves if leaves is None else leaves)]
+    if tree.is_leaf:
         (encode_leaf,) = encoders
         return lambda value: (encode_leaf(value),)
 
     def encode(value: Any) -> tuple[bytes, ...]:
-        return tuple([encode(part) for encode, part in zip(encoders, flatten(value), strict=True)])
+        return tuple([encode(part) for encode, part in zip(encoders, tree.flatten(value), strict=True)])
 
     return encode
 
 
-def root_of(leaves: Sequence[Leaf]) -> str:
-    """What the names of a space's fields begin with."""
-    return SpacePath(leaves[0].name, leaves[0].keys).groups()[0] if leaves else "value"
+def unflatten(tree: Node, values: Sequence[npt.NDArray[Any]]) -> Any:
+    """The value of a space that has these leaf values, of the types that ``space.sample`` gives.
 
-
-def make_unflattener(space: Space[Any]) -> Callable[[Sequence[npt.NDArray[Any]]], Any]:
-    """A function that gives the value of the space that has some leaf values, of the types that ``sample`` gives.
-
-    It takes one value per leaf, each of the leaf's shape, or ``(n, *field.shape)`` of a ragged leaf. Arrays of the
-    space's own dtype are not copied. It raises FieldError where the number of values or a shape does not fit.
+    Args:
+        tree: the tree of the space.
+        values: one value per leaf, each of the leaf's shape, or ``(n, *field.shape)`` of a ragged leaf. Arrays of the
+            space's own dtype are not copied.
 
     Raises:
-        UnsupportedSpaceError: as :func:`space_tree`.
+        FieldError: the number of values or a shape does not fit.
     """
-    tree = space_tree(space, "value")
-    kind, count = type(space).__name__, len(tree.leaves)
-
-    def unflatten(values: Sequence[npt.NDArray[Any]]) -> Any:
-        if len(values) != count:
-            few_or_many = "few" if len(values) < count else "many"
-            raise FieldError(f"unflatten: {len(values)} values are too {few_or_many} for {kind}; expected {count}")
-        return tree.unflatten(iter(values))
-
-    return unflatten
+    count = len(tree.leaves)
+    if len(values) != count:
+        few_or_many = "few" if len(values) < count else "many"
+        kind = type(tree.space).__name__
+        raise FieldError(f"unflatten: {len(values)} values are too {few_or_many} for {kind}; expected {count}")
+    return tree.unflatten(iter(values))
 
 
 def space_to_json(space: Space[Any], root: str = "space") -> dict[str, Json]:
@@ -138,7 +122,7 @@ def space_from_json(value: Json) -> Space[Any]:
         CorruptBufferError: no space has this JSON form; the message names the path.
         UnsupportedSpaceError: the installed Gymnasium is too old for this space.
     """
-    kinds = {cls.__name__: node.from_json for cls, node in NODES.items() if cls is not Space}
+    kinds = {cls.__name__: node.from_json for cls, node in NODES.items() if node.standard is cls is not Space}
     try:
         return SpaceReader(kinds).read(value, "space")
     except GymReplayError:

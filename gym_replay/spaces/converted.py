@@ -24,7 +24,7 @@ class ConvertedNode(Node):
     """Values of a space that become values of the space that they are recorded as; a batch is a tuple of values."""
 
     def __init__(self, space: Any, path: SpacePath, maker: LeafMaker) -> None:
-        self.name, self._space = path.name, space
+        super().__init__(space, path, maker)
         self._recorded = make_node(self.recorded(space, path.name), path, maker)
         self.leaves = self._recorded.leaves
 
@@ -108,8 +108,8 @@ class OneOfNode(ConvertedNode, of=spaces.OneOf):
 
     @classmethod
     def recorded(cls, space: Any, path: str) -> Space[Any]:
-        choices = [(i, spaces.Sequence(child)) for i, child in enumerate(space.spaces)]
-        return spaces.Dict([("index", Structure(np.int64)), *choices])
+        parts: list[tuple[Any, Space[Any]]] = [("index", Structure(np.int64))]
+        return spaces.Dict([*parts, *((i, spaces.Sequence(child)) for i, child in enumerate(space.spaces))])
 
     def encode(self, value: Any) -> dict[Key, Any]:
         if not isinstance(value, (tuple, list)) or len(value) != 2:
@@ -117,7 +117,7 @@ class OneOfNode(ConvertedNode, of=spaces.OneOf):
                 f"field {self.name!r}: expected a tuple (index, value), got {describe(value)}; pass the index of the "
                 "space that the value is of, and the value"
             )
-        count = len(self._space.spaces)
+        count = len(self.space.spaces)
         try:
             index = value[0].__index__()
         except (AttributeError, TypeError):
@@ -169,7 +169,7 @@ class GraphNode(ConvertedNode, of=spaces.Graph):
             )
         nodes, edges, links = value
         parts = {"nodes": nodes, "has_edge_links": links is not None, "edge_links": () if links is None else links}
-        if self._space.edge_space is not None:
+        if self.space.edge_space is not None:
             parts |= {"has_edges": edges is not None, "edges": () if edges is None else edges}
         elif edges is not None:
             raise FieldError(

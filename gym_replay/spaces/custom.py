@@ -15,7 +15,7 @@ from gym_replay.schema.fields import describe
 from gym_replay.spaces.checked_json import Json, SpaceReader
 from gym_replay.spaces.converted import ConvertedNode
 from gym_replay.spaces.leaf import LeafMaker, SpacePath
-from gym_replay.spaces.node import NODES, RULES, standard_node, to_json
+from gym_replay.spaces.node import NODES, standard_node, to_json
 
 ANY_CHARACTER = "".join(map(chr, (*b"\t\n\r", *range(0x20, 0x7F), *range(0xA0, 0x180))))
 """The charset of strings that have none of their own: what Latin scripts print. Storage takes every other as well."""
@@ -31,6 +31,10 @@ class SpaceRule:
     to_space: Callable[[Any], Space[Any]]
     encode: Callable[[Any, Any], Any]
     decode: Callable[[Any, Any], Any]
+
+
+RULES: dict[type[Any], SpaceRule] = {}
+"""The rules that were registered, by the class of the space."""
 
 
 def _as_it_is(space: Any, value: Any) -> Any:
@@ -77,11 +81,12 @@ def register_space(
     """
     if not (isinstance(cls, type) and issubclass(cls, Space)):
         raise FieldError(f"register_space: expected a subclass of gymnasium.Space, got {cls!r:.60}; pass the class")
-    if cls in NODES:
+    if cls in NODES and cls not in RULES:
         raise FieldError(f"register_space: {cls.__name__} is recorded as it is; register a subclass of it")
     for name, function in (("to_space", to_space), ("encode", encode), ("decode", decode)):
         if not (callable(function) or (function is None and name != "to_space")):
             raise FieldError(f"register_space: expected {name} to be a function, got {function!r:.60}; pass a function")
+    NODES[cls] = CustomNode
     RULES[cls] = SpaceRule(to_space, encode or _as_it_is, decode or _as_it_is)
 
 
@@ -98,24 +103,24 @@ class CustomNode(ConvertedNode, of=Space):
 
     def encode(self, value: Any) -> Any:
         try:
-            return self._rule.encode(self._space, value)
+            return self._rule.encode(self.space, value)
         except Exception as error:
             raise FieldError(
-                f"field {self.name!r}: expected a value of {type(self._space).__name__}, got {describe(value)}; "
+                f"field {self.name!r}: expected a value of {type(self.space).__name__}, got {describe(value)}; "
                 f"encode, registered for it, raised {type(error).__name__}: {error}"
             ) from error
 
     def decode(self, value: Any) -> Any:
-        return self._rule.decode(self._space, value)
+        return self._rule.decode(self.space, value)
 
-    def unstack(self, batch: Any) -> Sequence[Any] | None:
-        return list(iterate(batch_space(self._space, 1), batch)) if self._has_base else super().unstack(batch)
+    def unstack(self, batch: Any) -> Any:
+        return list(iterate(batch_space(self.space, 1), batch)) if self._has_base else super().unstack(batch)
 
     def stack(self, items: Sequence[Any]) -> Any:
         if not self._has_base:
             return tuple(items)
-        out: Any = create_empty_array(self._space, len(items))
-        return concatenate(self._space, items, out)
+        out: Any = create_empty_array(self.space, len(items))
+        return concatenate(self.space, items, out)
 
     @classmethod
     def recorded(cls, space: Any, path: str) -> Space[Any]:

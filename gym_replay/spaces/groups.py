@@ -29,15 +29,10 @@ class GroupNode(Node):
     is_keyed: ClassVar[bool] = False
 
     def __init__(self, space: Any, path: SpacePath, maker: LeafMaker) -> None:
-        self.name = path.name
+        super().__init__(space, path, maker)
         self._parts = {key: make_node(child, at, maker) for key, at, child in self.placed_parts(space, path)}
         self.leaves = [leaf for part in self._parts.values() for leaf in part.leaves]
         self._has_leaves_only = all(isinstance(part, NumberNode) for part in self._parts.values())
-
-    @classmethod
-    @abstractmethod
-    def keyed_parts(cls, space: Any) -> dict[Key, Space[Any]]:
-        """The parts by key or index."""
 
     @classmethod
     def placed_parts(cls, space: Any, path: SpacePath) -> list[tuple[Key, SpacePath, Space[Any]]]:
@@ -46,8 +41,9 @@ class GroupNode(Node):
         Raises:
             UnsupportedSpaceError: one of the keys cannot be kept.
         """
-        parts = cls.keyed_parts(space)
-        return list(zip(parts, path.parts(parts), parts.values(), strict=True))
+        parts = cls.parts_of(space)
+        keyed = parts if isinstance(parts, dict) else dict(enumerate(parts or ()))
+        return list(zip(keyed, path.parts(keyed), keyed.values(), strict=True))
 
     @staticmethod
     @abstractmethod
@@ -97,7 +93,7 @@ class GroupNode(Node):
     def stack(self, items: Sequence[Any]) -> Any:
         return self.value_of({key: part.stack([item[key] for item in items]) for key, part in self._parts.items()})
 
-    def unstack(self, batch: Any) -> Sequence[Any] | None:
+    def unstack(self, batch: Any) -> Any:
         values = self.values_of(self.name, self._parts, batch)
         parts = [part.unstack(of_it) for part, of_it in zip(self._parts.values(), values, strict=True)]
         known = sorted({len(items) for items in parts if items is not None})
@@ -118,8 +114,6 @@ class DictNode(GroupNode, of=spaces.Dict):
     @classmethod
     def parts_of(cls, space: spaces.Dict) -> dict[Key, Space[Any]]:
         return dict(space.spaces)
-
-    keyed_parts = parts_of
 
     @staticmethod
     def values_of(name: str, keys: Collection[Key], value: Any) -> Sequence[Any]:
@@ -193,10 +187,6 @@ class TupleNode(GroupNode, of=spaces.Tuple):
     @classmethod
     def parts_of(cls, space: Any) -> tuple[Space[Any], ...]:
         return tuple(space.spaces)
-
-    @classmethod
-    def keyed_parts(cls, space: Any) -> dict[Key, Space[Any]]:
-        return dict(enumerate(space.spaces))
 
     @staticmethod
     def values_of(name: str, keys: Collection[Key], value: Any) -> Sequence[Any]:

@@ -23,10 +23,10 @@ from gym_replay.spaces.leaf import Leaf, LeafMaker, SpacePath
 Column: TypeAlias = "npt.NDArray[Any]"
 
 NODES: dict[type[Any], type[Node]] = {}
-"""The class for each of Gymnasium's kinds of spaces; the one for ``Space`` itself takes spaces of one's own."""
+"""The class for each of Gymnasium's kinds of spaces, and for those that were registered.
 
-RULES: dict[type[Any], Any] = {}
-"""The rules of :func:`gym_replay.register_space`, by the class of the space."""
+The one for ``Space`` itself takes spaces of one's own.
+"""
 
 
 class Node(ABC):
@@ -41,13 +41,13 @@ class Node(ABC):
     Attributes:
         standard: Gymnasium's class for the kind.
         is_shared: whether Gymnasium keeps values in shared memory; it reads the others from there once and for all.
-        name: the name of a field at the path of this space.
+        space: the space.
+        name: the name of a field at its path.
         leaves: the fields.
     """
 
     standard: ClassVar[type[Any]]
     is_shared: ClassVar[bool] = True
-    name: str
     leaves: list[Leaf]
 
     def __init_subclass__(cls, of: type[Any] | None = None) -> None:
@@ -55,8 +55,13 @@ class Node(ABC):
             cls.standard = of
             NODES[of] = cls
 
-    @abstractmethod
-    def __init__(self, space: Any, path: SpacePath, maker: LeafMaker) -> None: ...
+    def __init__(self, space: Any, path: SpacePath, maker: LeafMaker) -> None:
+        self.space, self.name = space, path.name
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether a value is the value of its only leaf, as it is."""
+        return len(self.leaves) == 1 and self.leaves[0].space is self.space
 
     @abstractmethod
     def flatten(self, value: Any) -> Sequence[Any]:
@@ -82,8 +87,8 @@ class Node(ABC):
         """The batch of these items."""
         return tuple(items)
 
-    def unstack(self, batch: Any) -> Sequence[Any] | None:
-        """The items of a batch; None where the batch does not show how many there are."""
+    def unstack(self, batch: Any) -> Any:
+        """The items of a batch, a list, tuple or array; None where the batch does not show how many there are."""
         return check_items(self.name, batch)
 
     def flatten_batch(self, batch: Any, count: int) -> list[Any]:
@@ -147,18 +152,16 @@ def check_items(name: str, value: Any) -> Any:
 
 def standard_node(space: Space[Any]) -> type[Node]:
     """The class for the nearest standard space among a space's bases; the one for ``Space`` where there is none."""
-    return next(NODES[cls] for cls in type(space).__mro__ if cls in NODES)
+    return next(NODES[cls] for cls in type(space).__mro__ if cls in NODES and NODES[cls].standard is cls)
 
 
 def node_class(space: object, path: str) -> type[Node]:
-    """The class for a space; a rule that was registered for it goes before its standard base.
+    """The class for a space.
 
     Raises:
         UnsupportedSpaceError: it is no space.
     """
     for cls in type(space).__mro__:
-        if cls in RULES:
-            return NODES[Space]
         if cls in NODES:
             return NODES[cls]
     raise UnsupportedSpaceError(f"{path}: expected a gymnasium.Space, got {type(space).__name__}; pass a space")

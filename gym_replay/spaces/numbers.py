@@ -31,8 +31,8 @@ class NumberNode(Node):
     """Arrays of one dtype and shape, which are their only leaf's values; items without bytes have no leaf."""
 
     def __init__(self, space: Any, path: SpacePath, maker: LeafMaker) -> None:
-        self.name = path.name
-        self._kind, self._dtype, self._shape = type(space).__name__, space.dtype, space.shape
+        super().__init__(space, path, maker)
+        self._dtype, self._shape = space.dtype, space.shape
         has_bytes = 0 not in space.shape
         leaf = maker.leaf(path, space, ragged=path.has_items and has_bytes)
         self.leaves = [leaf] if has_bytes or not path.has_items else []
@@ -50,8 +50,8 @@ class NumberNode(Node):
         array = np.asarray(value, dtype=self._dtype)
         if array.shape != shape:
             raise FieldError(
-                f"unflatten: expected shape {shape} for {self._kind}, got {array.shape}; pass one value of each field, "
-                "all of the same row"
+                f"unflatten: expected shape {shape} for {type(self.space).__name__}, got {array.shape}; pass one value of "
+                "each field, all of the same row"
             )
         return array
 
@@ -59,7 +59,7 @@ class NumberNode(Node):
         column = self.unstack(items)
         return [column] if self.leaves else []
 
-    def unstack(self, batch: Any) -> Column:
+    def unstack(self, batch: Any) -> Any:
         items, whole = check_items(self.name, batch), (len(batch), *self._shape)
         if len(items) == 0 and not (isinstance(items, np.ndarray) and items.ndim > 1):
             return np.empty(whole, self._dtype)

@@ -22,7 +22,8 @@ class SequenceNode(Node, of=spaces.Sequence):
     """Any number of items in a row; of items that are sequences the items of all, and the length of each."""
 
     def __init__(self, space: Any, path: SpacePath, maker: LeafMaker) -> None:
-        self.name, self._is_stacked = path.name, space.stack
+        super().__init__(space, path, maker)
+        self._is_stacked = space.stack
         at = path.items()
         self._items = make_node(space.feature_space, at, maker)
         # Items without bytes: a zero is stored for each.
@@ -31,11 +32,11 @@ class SequenceNode(Node, of=spaces.Sequence):
         self.leaves = [*lengths, *self._own]
         self._is_array = self._is_stacked and isinstance(self._items, NumberNode)  # of which a part is an array again
 
-    def _items_of(self, value: Any) -> Sequence[Any]:
+    def _items_of(self, value: Any) -> Any:
         if self._is_stacked and not (isinstance(value, (tuple, list)) and len(value) == 0):
             items = self._items.unstack(value)
             return () if items is None else items
-        return check_items(self.name, value)  # type: ignore[no-any-return]
+        return check_items(self.name, value)
 
     def _columns(self, items: Sequence[Any]) -> list[Column]:
         return self._items.split(items) or [np.zeros(len(items), np.uint8)]
@@ -53,7 +54,7 @@ class SequenceNode(Node, of=spaces.Sequence):
         each = [self._items_of(value) for value in items]
         lengths = np.array([len(sequence) for sequence in each], np.int64)
         filled = [sequence for sequence in each if len(sequence)]  # an empty one has no dtype of its own to bring
-        inner = np.concatenate(filled) if filled and self._is_array else list(chain.from_iterable(filled))
+        inner: Any = np.concatenate(filled) if filled and self._is_array else list(chain.from_iterable(filled))
         return [lengths, *self._columns(inner)]
 
     def join(self, count: int, columns: Iterator[Column]) -> list[Any]:

@@ -16,8 +16,8 @@ from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
 from gym_replay.errors import ConfigMismatchError, FieldError
 from gym_replay.files.folders import folder_of
-from gym_replay.schema.fields import Field, FieldLike, parse_fields, plain_dtypes, plain_fields
-from gym_replay.spaces import Leaf, space_leaves, space_to_json
+from gym_replay.schema.fields import Field, FieldLike, parse_fields, plain_declaration
+from gym_replay.spaces import Leaf, Node, space_to_json, space_tree
 from gym_replay.wrappers.generator_state import NUMBERS
 from gym_replay.wrappers.infos import check_infos, is_info
 
@@ -39,9 +39,9 @@ _ON_INCOMPLETE = ("keep", "discard")
 FLAGS = ("terminated", "truncated")
 
 
-def core_fields(observation: list[Leaf], action: list[Leaf], reward: tuple[int, ...]) -> dict[str, Field]:
+def core_fields(observation: Node, action: Node, reward: tuple[int, ...]) -> dict[str, Field]:
     """The fields that each step has."""
-    fields = {leaf.name: leaf.field for leaf in (*observation, *action)}
+    fields = {leaf.name: leaf.field for leaf in (*observation.leaves, *action.leaves)}
     return {**fields, "reward": Field("float64", reward), **{name: Field("bool") for name in FLAGS}}
 
 
@@ -50,21 +50,21 @@ def meta_fields(reward: tuple[int, ...]) -> dict[str, Field]:
     return {**parse_fields(RECORDER_META), "episode_return": Field("float64", reward)}
 
 
-def leaves_of_spaces(roots: Mapping[str, gym.Space[Any]], dtypes: Mapping[str, Any]) -> dict[str, list[Leaf]]:
-    """The leaves of an environment's spaces; each takes the dtypes of its own fields.
+def trees_of(roots: Mapping[str, gym.Space[Any]], dtypes: Mapping[str, Any]) -> dict[str, Node]:
+    """The trees of an environment's spaces; each takes the dtypes of its own fields.
 
     Raises:
-        UnsupportedSpaceError, FieldError: as :func:`~gym_replay.spaces.space_leaves`.
+        UnsupportedSpaceError, FieldError: as :func:`~gym_replay.spaces.space_tree`.
     """
     found = {}
     for root, space in roots.items():
         own = {name: dtype for name, dtype in dtypes.items() if name.partition(".")[0] == root}
-        found[root] = space_leaves(space, root, state=root == "observation", dtypes=own)
+        found[root] = space_tree(space, root, state=root == "observation", dtypes=own)
     return found
 
 
-def leaves_of(env: Any, dtypes: Mapping[str, Any]) -> tuple[list[Leaf], list[Leaf]]:
-    """The leaves of the environment's observation space and of its action space.
+def trees_of_env(env: Any, dtypes: Mapping[str, Any]) -> tuple[Node, Node]:
+    """The trees of the environment's observation space and of its action space.
 
     Raises:
         UnsupportedSpaceError: a part of a space cannot be stored.
@@ -73,7 +73,7 @@ def leaves_of(env: Any, dtypes: Mapping[str, Any]) -> tuple[list[Leaf], list[Lea
     roots = {"observation": env.observation_space, "action": env.action_space}
     if unknown := [name for name in dtypes if name.partition(".")[0] not in (*roots, "info")]:
         raise FieldError(f"dtypes: {unknown[0]!r} is not below 'observation', 'action' or 'info'")
-    observation, action = leaves_of_spaces(roots, dtypes).values()
+    observation, action = trees_of(roots, dtypes).values()
     return observation, action
 
 
@@ -104,10 +104,12 @@ def plain_arguments(
     Raises:
         FieldError: a declaration is wrong.
     """
+    given = {"meta_fields": meta_fields, "extra_fields": extra_fields, "dtypes": dtypes}
+    parse_fields(meta_fields or {}, "meta field")
+    parse_fields(extra_fields or {}, "extra field")
     return {
-        "meta_fields": plain_fields(meta_fields, "meta field"),
-        "extra_fields": plain_fields(extra_fields, "extra field"),
-        "dtypes": plain_dtypes(dtypes),
+        argument: None if infos is None else {name: plain_declaration(info) for name, info in infos.items()}
+        for argument, infos in given.items()
     }
 
 

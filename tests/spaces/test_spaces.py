@@ -20,13 +20,12 @@ from gym_replay import FieldError, UnsupportedSpaceError
 from gym_replay.schema.fields import Field, make_encoder
 from gym_replay.spaces import (
     make_space_encoder,
-    make_unflattener,
     register_space,
     space_from_json,
-    space_leaves,
     space_to_json,
     space_tree,
 )
+from gym_replay.spaces import unflatten as unflatten_tree
 
 ROBOT = spaces.Dict(
     {
@@ -43,12 +42,16 @@ def robot_value():
     }
 
 
+def space_leaves(space, root, **options):
+    return space_tree(space, root, **options).leaves
+
+
 def unflatten(space, values):
-    return make_unflattener(space)(values)
+    return unflatten_tree(space_tree(space, "value"), values)
 
 
 def encoder(space, root="observation"):
-    return make_space_encoder(space, space_leaves(space, root))
+    return make_space_encoder(space_tree(space, root))
 
 
 def decode(space, encoded):
@@ -87,12 +90,12 @@ SAMPLED = [name for name in SAMPLED if not name.startswith("box-scalar-")]
 @pytest.mark.parametrize("name", SAMPLED)
 def test_samples_come_back_with_their_types(name):
     space = SPACES[name]
-    encode, flatten, back = encoder(space), space_tree(space, "x").flatten, make_unflattener(space)
+    encode, flatten = encoder(space), space_tree(space, "x").flatten
     for seed in range(8):
         space.seed(seed)
         value = space.sample()
         assert equal_values(value, decode(space, encode(value)))
-        assert equal_values(value, back(flatten(value)))
+        assert equal_values(value, unflatten(space, flatten(value)))
 
 
 @pytest.mark.parametrize("name", RAGGED_SPACES)
@@ -198,7 +201,7 @@ def test_dtypes_by_field_by_group_and_the_longest_name_wins():
 def test_a_narrower_dtype_is_what_is_encoded_and_comes_back_in_the_space():
     space = spaces.Box(-1, 1, (2,), np.float64)
     leaves = space_leaves(space, "action", dtypes={"action": np.float16})
-    (encoded,) = make_space_encoder(space, leaves)(np.array([0.5, 0.1]))
+    (encoded,) = make_space_encoder(space_tree(space, "action"), leaves)(np.array([0.5, 0.1]))
     assert encoded == np.array([0.5, 0.1], np.float16).tobytes()
     back = unflatten(space, [np.frombuffer(encoded, np.float16)])
     assert back.dtype == np.float64
@@ -318,7 +321,7 @@ def test_an_array_stands_for_a_tuple_of_its_rows(kind):
 def test_a_discrete_value_may_be_any_integer(number, dtype):
     space = spaces.Discrete(5)
     leaves = space_leaves(space, "action", dtypes={"action": dtype} if dtype else None)
-    assert make_space_encoder(space, leaves)(number) == (np.array(3, dtype or "int64").tobytes(),)
+    assert make_space_encoder(space_tree(space, "action"), leaves)(number) == (np.array(3, dtype or "int64").tobytes(),)
 
 
 @pytest.mark.parametrize("number", [3.0, np.float32(3), "3", None, [3, 4], np.array([[3]]), {"a": 3}, 2**63])
@@ -676,12 +679,12 @@ def test_dtypes_are_for_numbers_only():
 def test_items_in_a_narrower_dtype_come_back_in_the_space():
     space = spaces.Sequence(spaces.Box(-1, 1, (2,), np.float64))
     (leaf,) = leaves = space_leaves(space, "x", dtypes={"x": "float16"})
-    (encoded,) = make_space_encoder(space, leaves)(((0.5, 0.1), (0.25, 0.0)))
+    (encoded,) = make_space_encoder(space_tree(space, "action"), leaves)(((0.5, 0.1), (0.25, 0.0)))
     assert leaf.field == Field("float16", (2,), ragged=True)
     back = unflatten(space, [np.frombuffer(encoded, np.float16).reshape(2, 2)])
     assert [item.dtype for item in back] == [np.float64, np.float64]
     with pytest.raises(FieldError, match="too large"):
-        make_space_encoder(space, leaves)(((1e30, 0.0),))
+        make_space_encoder(space_tree(space, "action"), leaves)(((1e30, 0.0),))
 
 
 def test_items_are_views_of_what_was_read():

@@ -16,7 +16,7 @@ from gym_replay.errors import CorruptBufferError, FieldError, UnsupportedSpaceEr
 from gym_replay.interop.minari.limits import CannotHold, Limits
 from gym_replay.schema.fields import Field, encode_text, exact_cast
 from gym_replay.schema.names import Key
-from gym_replay.spaces import space_leaves, space_to_json
+from gym_replay.spaces import space_to_json, space_tree
 from gym_replay.spaces.converted import TextNode
 from gym_replay.spaces.groups import GroupNode
 from gym_replay.spaces.leaf import SpacePath
@@ -249,7 +249,7 @@ def held_part(space: Space[Any], place: SpacePath, refuse: Callable[..., None]) 
     if not issubclass(kind, GroupNode):
         try:
             space_to_json(space, place.name)
-            space_leaves(space, place.name)
+            space_tree(space, place.name)
         except (UnsupportedSpaceError, FieldError) as error:
             refuse(str(error), type(error))
             return None

@@ -26,10 +26,10 @@ from gym_replay.wrappers.infos import is_info
 from gym_replay.wrappers.recorded_schema import (
     check_arguments,
     core_fields,
-    leaves_of,
     open_for,
     plain_arguments,
     refuse_own_meta,
+    trees_of_env,
 )
 from gym_replay.wrappers.recorder import Recorder, refuse_other_spaces, wrong_result
 from gym_replay.wrappers.recording import OnEpisode
@@ -159,7 +159,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         observation_space = self._sub.space("observation_space")
         action_space = self._sub.space("action_space")
         single = SimpleNamespace(observation_space=observation_space, action_space=action_space)
-        observation, action = leaves_of(single, dtypes)
+        observation, action = trees_of_env(single, dtypes)
         core = core_fields(observation, action, declared_shape_of_each(env) if shape is None else shape)
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
         self._buffer = open_for(
@@ -180,20 +180,20 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         self._flags_shape = (count,)
         self._believes_rewards = shape is None  # the first ones decide their shape
         self._use_rewards()
-        self._observations = BatchEncoder(observation_space, observation, count)
-        self._actions = BatchEncoder(action_space, action, count)
-        self._observation_names = [leaf.name for leaf in observation]
+        self._observations = BatchEncoder(observation, count)
+        self._actions = BatchEncoder(action, count)
+        self._observation_names = [leaf.name for leaf in observation.leaves]
         self._extra_names = [name for name in fields if name not in core and not is_info(name)]
         self._extras: dict[str, Column] = {}
         self._statistics = self._sub.statistics()
         infos = [name for name in fields if is_info(name)] if record_info else []
         self._recording = VectorRecording(
             self._buffer,
-            [*self._observation_names, *(leaf.name for leaf in action), "reward", *self._extra_names, *infos],
+            [*self._observation_names, *(leaf.name for leaf in action.leaves), "reward", *self._extra_names, *infos],
             count,
             run=describe_run(),
             keep=on_incomplete == "keep",
-            bounds=BlockBounds([*observation, *action], has_state=self._buffer.metadata.has_state),
+            bounds=BlockBounds([*observation.leaves, *action.leaves], has_state=self._buffer.metadata.has_state),
             on_episode=on_episode,
         )
         self._infos: BatchInfos | None = BatchInfos(record_info, dtypes, self._recording) if record_info else None

@@ -16,20 +16,15 @@ import numpy.typing as npt
 from gym_replay.errors import FieldError
 from gym_replay.schema.names import check_distinct, check_field_name
 
-NUMERIC = (
-    "bool",
-    "float16",
-    "float32",
-    "float64",
-    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-)
+_INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+NUMERIC = ("bool", "float16", "float32", "float64", *_INTEGERS)
 """The names of all dtypes that there are fields of."""
 
 _DTYPES = {"float": "float32", "int": "int64", **{name: name for name in NUMERIC}}
 
 TEXT = "str"
 NO_TEXT = -1
-"""The place of the empty string, which is not written."""
+"""The slot of the empty string, which is not written."""
 LARGEST_TEXT = 1 << 26
 """Bytes of a string, at most: a reader allocates no more on a folder's word."""
 
@@ -98,7 +93,7 @@ class Field:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "is_text", self.dtype is str or (isinstance(self.dtype, str) and self.dtype == TEXT))
-        # Of a string, the table holds the place.
+        # Of a string, the record holds the slot.
         object.__setattr__(self, "dtype", parse_dtype("int64" if self.is_text else self.dtype))
         object.__setattr__(self, "shape", _parse_shape(self.shape))
         object.__setattr__(self, "state", bool(self.state))
@@ -423,6 +418,11 @@ def make_encoder(name: str, field: Field) -> Encoder:
             return value.tobytes()
         return general(value)
 
+    def encode_elements(value: Any) -> bytes:
+        if type(value) is np.ndarray and value.dtype is native and value.ndim and value.shape[1:] == shape:
+            return value.tobytes()
+        return general(value)
+
     python_type = {"f": float, "b": bool}.get(dtype.kind, int)
     pack = struct.Struct("<" + {"int64": "q", "uint64": "Q"}.get(dtype.name, dtype.char)).pack
 
@@ -437,7 +437,7 @@ def make_encoder(name: str, field: Field) -> Encoder:
         return general(value)
 
     if ragged:
-        return general
+        return encode_elements
     return encode_array if shape else encode_number
 
 

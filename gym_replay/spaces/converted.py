@@ -108,8 +108,9 @@ class OneOfNode(ConvertedNode, of=spaces.OneOf):
 
     @classmethod
     def recorded(cls, space: Any, path: str) -> Space[Any]:
-        parts: list[tuple[Any, Space[Any]]] = [("index", Structure(np.int64))]
-        return spaces.Dict([*parts, *((i, spaces.Sequence(child)) for i, child in enumerate(space.spaces))])
+        parts: list[Any] = [("index", Structure(np.int64))]
+        parts += [(i, spaces.Sequence(child)) for i, child in enumerate(space.spaces)]
+        return spaces.Dict(parts)
 
     def encode(self, value: Any) -> dict[Key, Any]:
         if not isinstance(value, (tuple, list)) or len(value) != 2:

@@ -50,8 +50,8 @@ class NumberNode(Node):
         array = np.asarray(value, dtype=self._dtype)
         if array.shape != shape:
             raise FieldError(
-                f"unflatten: expected shape {shape} for {type(self.space).__name__}, got {array.shape}; pass one value of "
-                "each field, all of the same row"
+                f"unflatten: expected shape {shape} for {type(self.space).__name__}, got {array.shape}; pass one value "
+                "of each field, all of the same row"
             )
         return array
 

@@ -21,6 +21,7 @@ from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.files.folders import folder_of
 from gym_replay.files.garbage import finalize
 from gym_replay.schema.fields import FieldLike, describe, elements_of, fit, to_array
+from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import describe_run, options_to_json
 from gym_replay.wrappers.infos import is_info
 from gym_replay.wrappers.recorded_schema import (
@@ -43,7 +44,6 @@ from gym_replay.wrappers.rewards import (
 from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, take_turn
 from gym_replay.wrappers.vector.autoreset_check import AutoresetCheck
 from gym_replay.wrappers.vector.batches import BatchEncoder, Column
-from gym_replay.wrappers.vector.bounds import BlockBounds
 from gym_replay.wrappers.vector.info_columns import BatchInfos, InfoColumn
 from gym_replay.wrappers.vector.infos import (
     FINAL,
@@ -193,7 +193,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             count,
             run=describe_run(),
             keep=on_incomplete == "keep",
-            bounds=BlockBounds([*observation.leaves, *action.leaves], has_state=self._buffer.metadata.has_state),
+            bounds=BoundsCheck([*observation.leaves, *action.leaves]),
             on_episode=on_episode,
         )
         self._infos: BatchInfos | None = BatchInfos(record_info, dtypes, self._recording) if record_info else None

@@ -14,10 +14,10 @@ from gym_replay.buffer.open_episode import HeldEpisodes
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, GymReplayError, StorageError
 from gym_replay.schema.fields import Field
+from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.recording import OnEpisode, change_fields
 from gym_replay.wrappers.rewards import adopt_reward_shape
 from gym_replay.wrappers.vector.autoreset import Mask, Turn
-from gym_replay.wrappers.vector.bounds import BlockBounds
 from gym_replay.wrappers.vector.ended import EndedEpisodes
 from gym_replay.wrappers.vector.facts import EpisodeFacts
 from gym_replay.wrappers.vector.judging import judge_block
@@ -56,7 +56,7 @@ class VectorRecording:
         *,
         run: bytes,
         keep: bool,
-        bounds: BlockBounds,
+        bounds: BoundsCheck,
         on_episode: OnEpisode | None,
     ) -> None:
         fields = buffer.metadata.fields

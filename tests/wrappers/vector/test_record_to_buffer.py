@@ -388,7 +388,7 @@ def test_bounds_are_counted(tmp_path):
     envs.reset()
     with pytest.warns(UserWarning, match=r"observation: 2000.0 is outside .* \(episode 0, row 2, index \(0,\)\)"):
         step_many(envs, 3)
-    assert envs.out_of_bounds == {"observation": 2}
+        assert envs.out_of_bounds == {"observation": 2}
     envs.close()
 
 

@@ -27,7 +27,7 @@ from gym_replay.wrappers.recorded_schema import (
     open_for,
     plain_arguments,
     refuse_own_meta,
-    trees_of_env,
+    trees_of,
     warn_of_dtype,
 )
 from gym_replay.wrappers.recorder import Recorder, refuse_other_spaces, wrong_result
@@ -134,7 +134,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         )
         gym.Wrapper.__init__(self, env)
         dtypes = dict(dtypes or {})
-        observation, action = trees_of_env(env, dtypes)
+        observation, action = trees_of(env.observation_space, env.action_space, dtypes)
         core = core_fields(observation, action, declared_shape(env) if shape is None else shape)
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
         self._buffer = open_for(

@@ -86,7 +86,7 @@ def found_schema(source: Any, first: Mapping[str, Any], metadatas: Iterable[Any]
         take_apart(space, SpacePath(root), first[f"{root}s"], values)
     dtypes = {name: value.dtype for name, value in values.items() if isinstance(value, np.ndarray)}
     stored = {root: spaces.Dict({}) if part is None else part for root, part in parts.items()}
-    observation, action = trees_of(stored, dtypes).values()
+    observation, action = trees_of(stored["observation"], stored["action"], dtypes)
     rewards = np.asarray(first["rewards"])
     reward = step_shape("reward", rewards.dtype, rewards.shape[1:])
     own = meta_fields(reward)

@@ -9,7 +9,6 @@ import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from functools import partial
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium as gym
@@ -30,18 +29,18 @@ from gym_replay.wrappers.recorded_schema import (
     open_for,
     plain_arguments,
     refuse_own_meta,
-    trees_of_env,
+    trees_of,
 )
 from gym_replay.wrappers.recorder import Recorder, refuse_other_spaces, wrong_result
 from gym_replay.wrappers.recording import OnEpisode
 from gym_replay.wrappers.rewards import (
     RewardShape,
-    declared_shape_of_each,
+    declared_shape,
     fit_rewards,
     parse_reward_shape,
     shape_of_first,
 )
-from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, take_turn
+from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, transition_kinds
 from gym_replay.wrappers.vector.autoreset_check import AutoresetCheck
 from gym_replay.wrappers.vector.batches import BatchEncoder, Column
 from gym_replay.wrappers.vector.info_columns import BatchInfos, InfoColumn
@@ -158,9 +157,8 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         dtypes = dict(dtypes or {})
         observation_space = self._sub.space("observation_space")
         action_space = self._sub.space("action_space")
-        single = SimpleNamespace(observation_space=observation_space, action_space=action_space)
-        observation, action = trees_of_env(single, dtypes)
-        core = core_fields(observation, action, declared_shape_of_each(env) if shape is None else shape)
+        observation, action = trees_of(observation_space, action_space, dtypes)
+        core = core_fields(observation, action, declared_shape(env) if shape is None else shape)
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
         self._buffer = open_for(
             observation_space,
@@ -428,7 +426,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         """The rest of a step in which episodes ended or began."""
         terminated, truncated, done = flags
         recording = self._recording
-        turn = take_turn(self._mode, recording.running, recording.waiting, done)
+        turn = transition_kinds(self._mode, recording.running, recording.waiting, done)
         finals = None
         if self._is_same_step and np.count_nonzero(turn.ended):
             finals = self._finals(np.flatnonzero(turn.ended), infos, observations)

@@ -24,7 +24,7 @@ from gym_replay.buffer.reading import Readable
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError, EpisodeStateError, FieldError
 from gym_replay.files.documents import parse_json
 from gym_replay.schema.fields import make_encoder, parse_fields
-from gym_replay.spaces import Leaf, make_space_encoder, make_unflattener, space_leaves, space_to_json
+from gym_replay.spaces import Leaf, make_space_encoder, space_to_json, space_tree, unflatten
 from gym_replay.wrappers.generator_state import NUMBERS, restore_generator
 from gym_replay.wrappers.recorded_schema import RECORDER_META
 
@@ -354,11 +354,13 @@ class _Player:
                     "build it as it was recorded, with the wrappers that were inside of the recorder"
                 )
         # The environment's own spaces with the stored fields: just what the recorder encodes with.
-        leaves = _stored_leaves(metadata, space_leaves(env.observation_space, "observation", state=True))
+        observation = space_tree(env.observation_space, "observation", state=True)
+        leaves = _stored_leaves(metadata, observation.leaves)
         self._observation_names = [leaf.name for leaf in leaves]
-        self._encode = make_space_encoder(env.observation_space, leaves)
+        self._encode = make_space_encoder(observation, leaves)
         self._encode_reward = make_encoder("reward", metadata.fields["reward"])
-        self._action_names = [leaf.name for leaf in _stored_leaves(metadata, space_leaves(env.action_space, "action"))]
+        self._action = space_tree(env.action_space, "action")
+        self._action_names = [leaf.name for leaf in _stored_leaves(metadata, self._action.leaves)]
 
     def run(self, episode: Episode) -> Iterator[_Difference | None]:
         """Execute an episode; gives, for each of the T+1 states, what differs, and ends with the first difference."""
@@ -401,11 +403,9 @@ class _Player:
     def _actions_of(self, episode: Episode) -> Iterator[Any]:
         columns = [episode[name].copy() for name in self._action_names]
         episode.snapshot.require_live(episode.id)
-        space = self.env.action_space
-        if _is_wider(columns, space.dtype):
+        if _is_wider(columns, self.env.action_space.dtype):
             return iter(columns[0])
-        unflatten = make_unflattener(space)
-        return (unflatten([column[t] for column in columns]) for t in range(len(episode)))
+        return (unflatten(self._action, [column[t] for column in columns]) for t in range(len(episode)))
 
 
 def _stored_leaves(metadata: Metadata, leaves: Sequence[Leaf]) -> list[Leaf]:

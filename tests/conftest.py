@@ -13,7 +13,8 @@ settings.load_profile("suite")
 @pytest.fixture
 def rules():
     """What a test registers is forgotten after it."""
-    from gym_replay.spaces.node import RULES
+    from gym_replay.spaces.custom import RULES
+    from gym_replay.spaces.node import NODES
 
-    with mock.patch.dict(RULES):
+    with mock.patch.dict(RULES), mock.patch.dict(NODES):
         yield

@@ -19,14 +19,13 @@ from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
 from gym_replay.buffer.env_arguments import OFF_SCREEN, require_harmless
 from gym_replay.errors import CorruptBufferError, GymReplayError, MakeEnvError, printable
+from gym_replay.schema.fields import NUMERIC, number_to_json
 from gym_replay.spaces.checked_json import (
     MAX_DEPTH,
     MAX_ELEMENTS,
-    NUMERIC,
     Json,
     brief,
     dtype_to_json,
-    float_to_json,
     member,
     read_dtype,
     read_number,
@@ -170,7 +169,7 @@ def _array_from_json(value: Json, place: str) -> npt.NDArray[Any]:
     if len(numbers) != math.prod(shape):
         raise CorruptBufferError(f"{place}: expected {math.prod(shape)} numbers, got {len(numbers)}")
     checked = [
-        n if type(n) is float and math.isnan(n) else read_number(float_to_json(n), "numbers", dtype, place)
+        n if type(n) is float and math.isnan(n) else read_number(number_to_json(n), "numbers", dtype, place)
         for n in numbers
     ]
     return np.array(checked, dtype).reshape(shape)

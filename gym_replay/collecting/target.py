@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -18,8 +17,8 @@ from gym_replay.collecting.journal import Journal, read_journal
 from gym_replay.collecting.request import Request
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError
 from gym_replay.schema.fields import Field
-from gym_replay.wrappers.recorded_schema import check_arguments, core_fields, leaves_of, open_for
-from gym_replay.wrappers.rewards import declared_shape, declared_shape_of_each, parse_reward_shape
+from gym_replay.wrappers.recorded_schema import check_arguments, core_fields, open_for, trees_of
+from gym_replay.wrappers.rewards import declared_shape, parse_reward_shape
 from gym_replay.wrappers.vector.sub_environments import SubEnvironments
 
 INDEX = "collect_index"
@@ -46,19 +45,19 @@ def open_target(env: Any, folder: Path, request: Request, *, overwrite: bool) ->
     options = dict(request.recorder)
     dtypes = dict(options.get("dtypes") or {})
     check_arguments("discard", options.get("record_info", False), dtypes)
-    single: Any
     if isinstance(env, gym.vector.VectorEnv):
         sub = SubEnvironments(env)
-        spaces = {name: sub.spaces(name)[0] for name in ("observation_space", "action_space")}
-        single, spec, declared = SimpleNamespace(**spaces), sub.spec(), declared_shape_of_each(env)
+        observation, action = sub.space("observation_space"), sub.space("action_space")
+        spec, declared = sub.spec(), declared_shape(env)
     else:
-        single, spec, declared = env, env.spec, declared_shape(env)
+        observation, action = env.observation_space, env.action_space
+        spec, declared = env.spec, declared_shape(env)
     shape = parse_reward_shape(options.get("reward_shape"))
     buffer = open_for(
-        single.observation_space,
-        single.action_space,
+        observation,
+        action,
         spec,
-        core_fields(*leaves_of(single, dtypes), declared if shape is None else shape),
+        core_fields(*trees_of(observation, action, dtypes), declared if shape is None else shape),
         folder,
         {"max_timesteps": options.get("max_timesteps")},
         overwrite=overwrite,

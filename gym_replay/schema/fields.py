@@ -16,16 +16,15 @@ import numpy.typing as npt
 from gym_replay.errors import FieldError
 from gym_replay.schema.names import check_distinct, check_field_name
 
-_DTYPES = {
-    "float": "float32",
-    "int": "int64",
-    **{name: name for name in ("bool", "float16", "float32", "float64")},
-    **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
-}
+_INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+NUMERIC = ("bool", "float16", "float32", "float64", *_INTEGERS)
+"""The names of all dtypes that there are fields of."""
+
+_DTYPES = {"float": "float32", "int": "int64", **{name: name for name in NUMERIC}}
 
 TEXT = "str"
 NO_TEXT = -1
-"""The place of the empty string, which is not written."""
+"""The slot of the empty string, which is not written."""
 LARGEST_TEXT = 1 << 26
 """Bytes of a string, at most: a reader allocates no more on a folder's word."""
 
@@ -94,7 +93,7 @@ class Field:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "is_text", self.dtype is str or (isinstance(self.dtype, str) and self.dtype == TEXT))
-        # Of a string, the table holds the place.
+        # Of a string, the record holds the slot.
         object.__setattr__(self, "dtype", parse_dtype("int64" if self.is_text else self.dtype))
         object.__setattr__(self, "shape", _parse_shape(self.shape))
         object.__setattr__(self, "state", bool(self.state))
@@ -193,37 +192,20 @@ def parse_fields(fields: Mapping[str, FieldLike], kind: str = "field") -> dict[s
     return parsed
 
 
-def plain_fields(fields: Mapping[str, FieldLike] | None, kind: str = "field") -> dict[str, Any] | None:
-    """A declaration in strings, numbers, lists and dicts alone, so that it can be written as JSON; None stays None.
+def plain_declaration(info: Any) -> str | dict[str, Any]:
+    """A field's declaration, or a dtype, in strings, numbers, lists and dicts alone; :func:`parse_field` takes it.
 
     Raises:
-        FieldError: a name or a declaration is wrong; the message names the field.
+        FieldError: it is neither.
     """
-    if fields is None:
-        return None
-    parsed = parse_fields(fields, kind)
-    return {name: info if isinstance(info, str) else plain_field(parsed[name]) for name, info in fields.items()}
-
-
-def plain_field(field: Field) -> dict[str, Any]:
-    """The arguments of a field in strings, numbers and lists alone; :func:`parse_field` takes them."""
+    if isinstance(info, str):
+        return info
+    if not is_declaration(info):
+        return str(parse_dtype(info).name)
+    field = parse_field(info)
     default = None if field.default is None else field.default.tolist()
     arguments = (field.dtype_name, list(field.shape), default, field.state, field.ragged)
     return dict(zip(_ARGUMENTS, arguments, strict=True))
-
-
-def plain_dtypes(dtypes: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Dtypes by field name, of which some may be whole fields, in the way of :func:`plain_fields`."""
-    if dtypes is None:
-        return None
-    return {
-        name: plain_field(parse_field(info)) if is_declaration(info) else info if isinstance(info, str) else _name(info)
-        for name, info in dtypes.items()
-    }
-
-
-def _name(dtype: Any) -> str:
-    return str(parse_dtype(dtype).name)
 
 
 def is_declaration(info: Any) -> bool:
@@ -235,19 +217,15 @@ def default_to_json(default: npt.NDArray[Any] | None) -> Any:
     """A default as JSON: None, one number where all values are equal, or nested lists."""
     if default is None:
         return None
-    if default.tobytes() == default.flat[0].tobytes() * default.size:
-        return _number_to_json(default.flat[0].item())
-    return _list_to_json(default.tolist())
+    is_uniform = default.tobytes() == default.flat[0].tobytes() * default.size
+    return number_to_json(default.flat[0].item() if is_uniform else default.tolist())
 
 
-def _list_to_json(value: Any) -> Any:
-    return [_list_to_json(item) for item in value] if isinstance(value, list) else _number_to_json(value)
-
-
-def _number_to_json(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    return value
+def number_to_json(value: Any) -> Any:
+    """A number, or nested lists of numbers; those that JSON does not have are the strings "nan", "inf" and "-inf"."""
+    if isinstance(value, list):
+        return [number_to_json(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def default_from_json(value: Any) -> Any:
@@ -375,19 +353,20 @@ def _cast(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArr
                 f"field {name!r}: {array[overflow].flat[0]} is too large for {dtype.name}; declare a wider float"
             )
         return cast
-    if array.dtype.kind in "bui":
-        with np.errstate(all="ignore"):
-            cast = array.astype(dtype)
-            inexact = ~((array == 0) | (array == 1)) if dtype.kind == "b" else cast.astype(array.dtype) != array
-            inexact |= (array < 0) != (cast < 0)
-        if inexact.any():
-            wrong = array[inexact].flat[0]
-            raise FieldError(f"field {name!r}: {wrong} does not fit {dtype.name}; declare a wider dtype")
-        return cast
-    raise FieldError(
-        f"field {name!r}: expected {dtype.name}, got {array.dtype.name}; convert the value, or declare the field "
-        f"as {array.dtype.name}"
-    )
+    if array.dtype.kind == "f":
+        raise FieldError(
+            f"field {name!r}: expected {dtype.name}, got {array.dtype.name}; convert the value, or declare the field "
+            f"as {array.dtype.name}"
+        )
+    return _exactly(name, array, dtype, "declare a wider dtype")
+
+
+def _exactly(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any], remedy: str) -> npt.NDArray[Any]:
+    cast = exact_cast(array, dtype)
+    if cast is None:
+        wrong = next(value for value in array.flat if exact_cast(np.asarray(value), dtype) is None)
+        raise FieldError(f"field {name!r}: {wrong} does not fit {dtype.name}; {remedy}")
+    return cast
 
 
 def exact_cast(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any] | None:
@@ -416,16 +395,7 @@ def widened(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDA
     Raises:
         FieldError: one of them would change.
     """
-    cast = exact_cast(array, dtype)
-    if cast is None:
-        values = (value for value in array.flat if exact_cast(np.asarray(value), dtype) is None)
-        raise FieldError(
-            f"field {name!r}: it holds {next(values)}, which {dtype.name} cannot; a recorded value is never changed"
-        )
-    return cast
-
-
-_STRUCT_FORMATS = {"float32": "<f", "float64": "<d", "int64": "<q", "bool": "<?"}
+    return _exactly(name, array, dtype, "a recorded value is never changed")
 
 
 def make_encoder(name: str, field: Field) -> Encoder:
@@ -434,61 +404,41 @@ def make_encoder(name: str, field: Field) -> Encoder:
     The common cases, an array of the very dtype and shape and a Python number for a scalar field, are taken
     before the general one.
     """
-    if field.ragged:
-        return _make_ragged_encoder(name, field)
     if field.is_text:
         return lambda value: encode_text(name, value)
-    dtype, shape = field.dtype, field.shape
-    scalar_type = dtype.type
-    native = np.dtype(scalar_type)
-    ndarray = np.ndarray
+    dtype, shape, ragged = field.dtype, field.shape, field.ragged
+    native, scalar_type = np.dtype(dtype.type), dtype.type
 
     def general(value: Any) -> bytes:
-        return fit(name, to_array(value, name), field).tobytes()
+        array = elements_of(name, value, field) if ragged else fit(name, to_array(value, name), field)
+        return array.tobytes()
 
-    if shape:
+    def encode_array(value: Any) -> bytes:
+        if type(value) is np.ndarray and value.dtype is native and value.shape == shape:
+            return value.tobytes()
+        return general(value)
 
-        def encode_array(value: Any) -> bytes:
-            if type(value) is ndarray and value.dtype is native and value.shape == shape:
-                return value.tobytes()
-            return general(value)
+    def encode_elements(value: Any) -> bytes:
+        if type(value) is np.ndarray and value.dtype is native and value.ndim and value.shape[1:] == shape:
+            return value.tobytes()
+        return general(value)
 
-        return encode_array
-
-    exact_python = {"f": float, "i": int, "b": bool}.get(dtype.kind)
-    if dtype.name not in _STRUCT_FORMATS:
-
-        def encode_scalar(value: Any) -> bytes:
-            if type(value) is scalar_type:
-                return value.tobytes()  # type: ignore[no-any-return]
-            return general(value)
-
-        return encode_scalar
-
-    pack = struct.Struct(_STRUCT_FORMATS[dtype.name]).pack
+    python_type = {"f": float, "b": bool}.get(dtype.kind, int)
+    pack = struct.Struct("<" + {"int64": "q", "uint64": "Q"}.get(dtype.name, dtype.char)).pack
 
     def encode_number(value: Any) -> bytes:
-        if type(value) is exact_python:
+        if type(value) is scalar_type:
+            return value.tobytes()  # type: ignore[no-any-return]
+        if type(value) is python_type:
             try:
                 return pack(value)
             except (OverflowError, struct.error):
-                return general(value)
-        if type(value) is scalar_type:
-            return value.tobytes()  # type: ignore[no-any-return]
+                pass
         return general(value)
 
-    return encode_number
-
-
-def _make_ragged_encoder(name: str, field: Field) -> Encoder:
-    dtype, shape = field.dtype, field.shape
-
-    def encode_elements(value: Any) -> bytes:
-        if type(value) is np.ndarray and value.dtype == dtype and value.shape[1:] == shape and value.ndim:
-            return value.tobytes()
-        return elements_of(name, value, field).tobytes()
-
-    return encode_elements
+    if ragged:
+        return encode_elements
+    return encode_array if shape else encode_number
 
 
 def elements_of(name: str, value: Any, field: Field) -> npt.NDArray[Any]:

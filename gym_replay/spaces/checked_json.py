@@ -14,6 +14,7 @@ import numpy.typing as npt
 from gymnasium import Space
 
 from gym_replay.errors import CorruptBufferError, UnsupportedSpaceError
+from gym_replay.schema.fields import NUMERIC, number_to_json
 
 Json: TypeAlias = Any
 
@@ -31,9 +32,6 @@ MAX_COPIED = 4
 """How deep Graph and stacked Sequence spaces may be nested: Gymnasium copies what they hold, so each level doubles."""
 
 _ELEMENTS_PER_SPACE = 1024
-NUMERIC = frozenset(
-    ["bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))]
-)
 
 
 class SpaceReader:
@@ -47,56 +45,56 @@ class SpaceReader:
         self._kinds = kinds
         self._elements = self._copied = self._depth = 0
 
-    def read(self, value: Json, place: str) -> Space[Any]:
+    def read(self, value: Json, path: str) -> Space[Any]:
         """The space of a JSON value."""
-        kind = member(value, "type", str, place)
+        kind = member(value, "type", str, path)
         if kind not in self._kinds:
-            raise CorruptBufferError(f"{place}: expected one of {', '.join(self._kinds)}, got {brief(kind)}")
+            raise CorruptBufferError(f"{path}: expected one of {', '.join(self._kinds)}, got {brief(kind)}")
         if self._depth >= MAX_DEPTH:
-            raise CorruptBufferError(f"{place}: spaces are nested deeper than {MAX_DEPTH}")
-        self.charge(_ELEMENTS_PER_SPACE, place)
+            raise CorruptBufferError(f"{path}: spaces are nested deeper than {MAX_DEPTH}")
+        self.charge(_ELEMENTS_PER_SPACE, path)
         self._depth += 1
-        space = self._kinds[kind](self, value, place)
+        space = self._kinds[kind](self, value, path)
         self._depth -= 1
         return space
 
-    def read_all(self, value: Json, place: str) -> list[Space[Any]]:
+    def read_all(self, value: Json, path: str) -> list[Space[Any]]:
         """Those of the member ``spaces``."""
-        return [self.read(child, f"{place}.{i}") for i, child in enumerate(member(value, "spaces", list, place))]
+        return [self.read(child, f"{path}.{i}") for i, child in enumerate(member(value, "spaces", list, path))]
 
-    def read_batched(self, value: Json, place: str) -> Space[Any]:
+    def read_batched(self, value: Json, path: str) -> Space[Any]:
         """A space of which Gymnasium makes one more copy, for values in batches."""
         before = self._elements
         self._copied += 1
         if self._copied > MAX_COPIED:
-            raise CorruptBufferError(f"{place}: Graph and stacked Sequence spaces are nested deeper than {MAX_COPIED}")
-        space = self.read(value, place)
+            raise CorruptBufferError(f"{path}: Graph and stacked Sequence spaces are nested deeper than {MAX_COPIED}")
+        space = self.read(value, path)
         self._copied -= 1
-        self.charge(self._elements - before, place)
+        self.charge(self._elements - before, path)
         return space
 
-    def charge(self, elements: int, place: str) -> None:
+    def charge(self, elements: int, path: str) -> None:
         """Count elements that are about to be allocated."""
         self._elements += elements
         if self._elements > MAX_ELEMENTS:
-            raise CorruptBufferError(f"{place}: the spaces have more than {MAX_ELEMENTS} elements")
+            raise CorruptBufferError(f"{path}: the spaces have more than {MAX_ELEMENTS} elements")
 
-    def shape(self, value: Json, place: str) -> tuple[int, ...]:
+    def shape(self, value: Json, path: str) -> tuple[int, ...]:
         """The member ``shape``, whose elements are counted."""
-        shape = read_shape(value, place)
-        self.charge(math.prod(shape), place)
+        shape = read_shape(value, path)
+        self.charge(math.prod(shape), path)
         return shape
 
 
-def read_shape(value: Json, place: str) -> tuple[int, ...]:
+def read_shape(value: Json, path: str) -> tuple[int, ...]:
     """The member ``shape`` of a JSON value."""
-    sizes = member(value, "shape", list, place)
+    sizes = member(value, "shape", list, path)
     if len(sizes) > 32 or not all(type(size) is int and size >= 0 for size in sizes):
-        raise CorruptBufferError(f"{place}: expected a shape, got {brief(sizes)}")
+        raise CorruptBufferError(f"{path}: expected a shape, got {brief(sizes)}")
     return tuple(sizes)
 
 
-def dtype_to_json(dtype: Any, place: str) -> str:
+def dtype_to_json(dtype: Any, path: str) -> str:
     """The name of a dtype.
 
     Raises:
@@ -104,56 +102,50 @@ def dtype_to_json(dtype: Any, place: str) -> str:
     """
     dtype = np.dtype(dtype)
     if dtype.name not in NUMERIC:
-        raise UnsupportedSpaceError(f"{place}: dtype {dtype.name} cannot be stored; use one of {sorted(NUMERIC)}")
+        raise UnsupportedSpaceError(f"{path}: dtype {dtype.name} cannot be stored; use one of {sorted(NUMERIC)}")
     return str(dtype.name if dtype.isnative else dtype.str)
 
 
 def numbers_to_json(array: npt.NDArray[Any]) -> Json:
     """One number where all elements have the same bits, otherwise all of them in C order."""
     flat = np.asarray(array).reshape(-1)
-    if flat.size and flat.tobytes() == flat[:1].tobytes() * flat.size:
-        return float_to_json(flat[0].item())
-    return [float_to_json(number) for number in flat.tolist()]
+    is_uniform = flat.size and flat.tobytes() == flat[:1].tobytes() * flat.size
+    return number_to_json(flat[0].item() if is_uniform else flat.tolist())
 
 
-def float_to_json(number: Any) -> Json:
-    """A number; those that JSON does not have as strings."""
-    return str(number) if isinstance(number, float) and not math.isfinite(number) else number
-
-
-def member(value: Json, name: str, kind: type | tuple[type, ...], place: str) -> Any:
+def member(value: Json, name: str, kind: type | tuple[type, ...], path: str) -> Any:
     """``value[name]``, checked to be of the kind; a bool is no int here."""
     if not isinstance(value, dict) or name not in value:
-        raise CorruptBufferError(f"{place}: expected an object with {name!r}, got {brief(value)}")
+        raise CorruptBufferError(f"{path}: expected an object with {name!r}, got {brief(value)}")
     member = value[name]
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if type(member) not in kinds:
         expected = " or ".join(k.__name__ for k in kinds)
-        raise CorruptBufferError(f"{place}: expected {name!r} to be {expected}, got {brief(member)}")
+        raise CorruptBufferError(f"{path}: expected {name!r} to be {expected}, got {brief(member)}")
     return member
 
 
-def read_dtype(value: Json, place: str, kinds: str = "fiub") -> np.dtype[Any]:
+def read_dtype(value: Json, path: str, kinds: str = "fiub") -> np.dtype[Any]:
     """The member ``dtype`` of a JSON value."""
-    name = member(value, "dtype", str, place)
+    name = member(value, "dtype", str, path)
     if name in NUMERIC or (len(name) == 3 and name[0] in "<>" and name[1] in "fiu" and name[2] in "248"):
         dtype: np.dtype[Any] = np.dtype(name)
         if dtype.kind in kinds:
             return dtype
-    raise CorruptBufferError(f"{place}: {brief(name)} is no dtype of this space")
+    raise CorruptBufferError(f"{path}: {brief(name)} is no dtype of this space")
 
 
-def read_numbers(value: Json, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], place: str) -> npt.NDArray[Any]:
+def read_numbers(value: Json, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], path: str) -> npt.NDArray[Any]:
     """The array of ``shape`` that :func:`numbers_to_json` was given; its size was checked before."""
-    numbers = member(value, name, (list, bool, int, float, str), place)
+    numbers = member(value, name, (list, bool, int, float, str), path)
     if not isinstance(numbers, list):
-        return np.full(shape, read_number(numbers, name, dtype, place), dtype)
+        return np.full(shape, read_number(numbers, name, dtype, path), dtype)
     if len(numbers) != math.prod(shape):
-        raise CorruptBufferError(f"{place}: expected {math.prod(shape)} numbers in {name!r}, got {len(numbers)}")
-    return np.array([read_number(number, name, dtype, place) for number in numbers], dtype).reshape(shape)
+        raise CorruptBufferError(f"{path}: expected {math.prod(shape)} numbers in {name!r}, got {len(numbers)}")
+    return np.array([read_number(number, name, dtype, path) for number in numbers], dtype).reshape(shape)
 
 
-def read_number(number: Json, name: str, dtype: np.dtype[Any], place: str) -> bool | int | float:
+def read_number(number: Json, name: str, dtype: np.dtype[Any], path: str) -> bool | int | float:
     """A number that the dtype holds."""
     if dtype.kind == "b" and type(number) is bool:
         return number
@@ -164,7 +156,7 @@ def read_number(number: Json, name: str, dtype: np.dtype[Any], place: str) -> bo
             return float(number)
         if type(number) in (int, float) and abs(number) <= float(np.finfo(dtype).max):
             return float(number)
-    raise CorruptBufferError(f"{place}: {brief(number)} in {name!r} is no number of {dtype.name}")
+    raise CorruptBufferError(f"{path}: {brief(number)} in {name!r} is no number of {dtype.name}")
 
 
 def brief(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Values of a space as the values of its fields, as bytes, and as values of the space again."""
+"""A space as the tree of its fields and as JSON, and its values as bytes and back."""
 
 from __future__ import annotations
 
@@ -8,25 +8,18 @@ from typing import Any
 import numpy.typing as npt
 from gymnasium import Space
 
-from gym_replay.errors import FieldError
+from gym_replay.errors import CorruptBufferError, FieldError, GymReplayError, UnsupportedSpaceError
 from gym_replay.schema.fields import make_encoder
-from gym_replay.spaces.leaf import Leaf, LeafMaker, Place
-from gym_replay.spaces.node import Flatten, Node, make_node
+from gym_replay.spaces.checked_json import Json, SpaceReader, brief
+from gym_replay.spaces.leaf import Leaf, LeafMaker, SpacePath
+from gym_replay.spaces.node import NODES, Node, make_node, to_json
 
 
-def space_tree(space: Space[Any], root: str) -> Node:
-    """The tree of a space, whose fields have the space's own dtypes.
+def space_tree(space: Space[Any], root: str, *, state: bool = False, dtypes: Mapping[str, Any] | None = None) -> Node:
+    """The tree of a space: its fields, depth first and in the order of its keys, and its values as theirs and back.
 
-    Raises:
-        UnsupportedSpaceError: as :func:`space_leaves`.
-    """
-    return make_node(space, Place(root), LeafMaker(root))
-
-
-def space_leaves(
-    space: Space[Any], root: str, *, state: bool = False, dtypes: Mapping[str, Any] | None = None
-) -> list[Leaf]:
-    """The fields of a space, depth first and in the order of its keys.
+    ``flatten`` of the tree checks the keys of dicts and the lengths of tuples, and leaves the values of leaves that are
+    not ragged as they are. The value of a ragged leaf is an array ``(n, *field.shape)``.
 
     Args:
         space: any standard space, one of a dtype that is a string, or a registered one
@@ -38,88 +31,101 @@ def space_leaves(
             indices, links) have no other dtype, and a group's is not theirs.
 
     Raises:
-        UnsupportedSpaceError: a part of the space cannot be stored; the message names its type and place.
+        UnsupportedSpaceError: a part of the space cannot be stored; the message names its type and path.
         FieldError: a name in ``dtypes`` is none of the space's, or of a field that has no other dtype.
 
     Example:
         >>> from gymnasium import spaces
         >>> space = spaces.Dict({"camera": spaces.Box(0, 255, (2, 2), np.uint8), "said": spaces.Text(9)})
-        >>> [(leaf.name, leaf.field.shape, leaf.field.ragged) for leaf in space_leaves(space, "observation")]
+        >>> [(leaf.name, leaf.field.shape, leaf.field.ragged) for leaf in space_tree(space, "observation").leaves]
         [('observation.camera', (2, 2), False), ('observation.said', (), True)]
     """
     maker = LeafMaker(root, state=state, dtypes=dtypes)
-    leaves = make_node(space, Place(root), maker).leaves
+    tree = make_node(space, SpacePath(root), maker)
     maker.check_dtypes()
-    return leaves
+    return tree
 
 
-def make_flattener(space: Space[Any], root: str) -> Flatten:
-    """A function that takes a value of the space and gives its leaf values, in the order of :func:`space_leaves`.
-
-    It checks the keys of dicts and the lengths of tuples, and leaves the values of leaves that are not ragged as they
-    are. The value of a ragged leaf is an array ``(n, *field.shape)``.
-
-    Raises:
-        UnsupportedSpaceError: as :func:`space_leaves`.
-    """
-    return space_tree(space, root).flattener()
-
-
-def make_space_encoder(space: Space[Any], leaves: Sequence[Leaf]) -> Callable[[Any], tuple[bytes, ...]]:
-    """A function that checks a value of the space and gives the bytes of each leaf, copied.
+def make_space_encoder(tree: Node, leaves: Sequence[Leaf] | None = None) -> Callable[[Any], tuple[bytes, ...]]:
+    """A function that checks a value of a space and gives the bytes of each leaf, copied.
 
     Args:
-        space: the space.
-        leaves: its leaves, from :func:`space_leaves`.
+        tree: the tree of the space.
+        leaves: its leaves, where their fields are stored in other dtypes than the tree's own.
 
     Returns:
         A function that raises FieldError where a value does not fit. It checks dtype and shape, not the bounds.
     """
-    encoders = [make_encoder(leaf.name, leaf.field) for leaf in leaves]
-    flatten = space_tree(space, root_of(leaves)).flatten
-    if flatten is None:
+    encoders = [make_encoder(leaf.name, leaf.field) for leaf in (tree.leaves if leaves is None else leaves)]
+    if tree.is_leaf:
         (encode_leaf,) = encoders
         return lambda value: (encode_leaf(value),)
 
     def encode(value: Any) -> tuple[bytes, ...]:
-        return tuple([encode(part) for encode, part in zip(encoders, flatten(value), strict=True)])
+        return tuple([encode(part) for encode, part in zip(encoders, tree.flatten(value), strict=True)])
 
     return encode
 
 
-def root_of(leaves: Sequence[Leaf]) -> str:
-    """What the names of a space's fields begin with."""
-    return Place(leaves[0].name, leaves[0].keys).groups()[0] if leaves else "value"
-
-
-def make_unflattener(space: Space[Any]) -> Callable[[Sequence[npt.NDArray[Any]]], Any]:
-    """:func:`unflatten` for many values of one space.
-
-    Raises:
-        UnsupportedSpaceError: as :func:`space_leaves`.
-    """
-    node = space_tree(space, "value")
-    kind, count = type(space).__name__, len(node.leaves)
-
-    def unflatten_one(values: Sequence[npt.NDArray[Any]]) -> Any:
-        if len(values) != count:
-            few_or_many = "few" if len(values) < count else "many"
-            raise FieldError(f"unflatten: {len(values)} values are too {few_or_many} for {kind}; expected {count}")
-        return node.unflatten(iter(values))
-
-    return unflatten_one
-
-
-def unflatten(space: Space[Any], values: Sequence[npt.NDArray[Any]]) -> Any:
-    """The value of the space that has these leaf values, of the types that ``space.sample`` gives.
+def unflatten(tree: Node, values: Sequence[npt.NDArray[Any]]) -> Any:
+    """The value of a space that has these leaf values, of the types that ``space.sample`` gives.
 
     Args:
-        space: the space.
+        tree: the tree of the space.
         values: one value per leaf, each of the leaf's shape, or ``(n, *field.shape)`` of a ragged leaf. Arrays of the
             space's own dtype are not copied.
 
     Raises:
         FieldError: the number of values or a shape does not fit.
-        UnsupportedSpaceError: as :func:`space_leaves`.
     """
-    return make_unflattener(space)(values)
+    count = len(tree.leaves)
+    if len(values) != count:
+        few_or_many = "few" if len(values) < count else "many"
+        kind = type(tree.space).__name__
+        raise FieldError(f"unflatten: {len(values)} values are too {few_or_many} for {kind}; expected {count}")
+    return tree.unflatten(iter(values))
+
+
+def space_to_json(space: Space[Any], root: str = "space") -> dict[str, Json]:
+    """A space as JSON, from which :func:`space_from_json` makes an equal space.
+
+    A subclass of a standard space is written as its nearest standard base, a space of one's own as the standard space
+    that its values are recorded as (:func:`~gym_replay.register_space`). Float bounds keep every bit.
+
+    Args:
+        space: any standard Gymnasium space, or one that was registered.
+        root: what messages call the space, such as ``"observation"``.
+
+    Raises:
+        UnsupportedSpaceError: the space or one inside it is unknown, is nested deeper than ``MAX_DEPTH``, has
+            more than ``MAX_ELEMENTS`` elements, or could not be built again; the message names its type and path.
+
+    Example:
+        >>> from gymnasium import spaces
+        >>> space_to_json(spaces.Discrete(2))
+        {'type': 'Discrete', 'n': 2, 'start': 0, 'dtype': 'int64'}
+    """
+    try:
+        value = to_json(space, root)
+        space_from_json(value)  # what cannot be opened again must not be recorded
+    except (CorruptBufferError, RecursionError) as error:
+        raise UnsupportedSpaceError(f"{root}: {type(space).__name__} cannot be stored ({error})") from None
+    return value
+
+
+def space_from_json(value: Json) -> Space[Any]:
+    """The space that :func:`space_to_json` was given.
+
+    Nothing is allocated before its size is checked against ``MAX_ELEMENTS``.
+
+    Raises:
+        CorruptBufferError: no space has this JSON form; the message names the path.
+        UnsupportedSpaceError: the installed Gymnasium is too old for this space.
+    """
+    kinds = {cls.__name__: node.from_json for cls, node in NODES.items() if node.standard is cls is not Space}
+    try:
+        return SpaceReader(kinds).read(value, "space")
+    except GymReplayError:
+        raise
+    except Exception as error:  # what Gymnasium raises for a bad argument differs from version to version
+        raise CorruptBufferError(f"space: {brief(value)} is no space ({type(error).__name__}: {error})") from None

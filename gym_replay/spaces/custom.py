@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array,
 from gym_replay.errors import FieldError, UnsupportedSpaceError
 from gym_replay.schema.fields import describe
 from gym_replay.spaces.checked_json import Json, SpaceReader
-from gym_replay.spaces.columns import Column
-from gym_replay.spaces.leaf import LeafMaker, Place
-from gym_replay.spaces.node import NODES, RULES, Flatten, SpaceNode, SpaceRule, make_node, standard_node, to_json
+from gym_replay.spaces.converted import ConvertedNode
+from gym_replay.spaces.leaf import LeafMaker, SpacePath
+from gym_replay.spaces.node import NODES, standard_node, to_json
 
 ANY_CHARACTER = "".join(map(chr, (*b"\t\n\r", *range(0x20, 0x7F), *range(0xA0, 0x180))))
 """The charset of strings that have none of their own: what Latin scripts print. Storage takes every other as well."""
@@ -22,7 +23,25 @@ ANY_CHARACTER = "".join(map(chr, (*b"\t\n\r", *range(0x20, 0x7F), *range(0xA0, 0
 LONGEST_TEXT = 4096
 """How long strings without a bound of their own may be in the space; short enough that ``sample`` stays quick."""
 
-_STRINGS = SpaceRule(lambda space: spaces.Text(LONGEST_TEXT, min_length=0, charset=ANY_CHARACTER))
+
+@dataclass(frozen=True)
+class SpaceRule:
+    """How values of a space that is not standard are recorded; see :func:`register_space`."""
+
+    to_space: Callable[[Any], Space[Any]]
+    encode: Callable[[Any, Any], Any]
+    decode: Callable[[Any, Any], Any]
+
+
+RULES: dict[type[Any], SpaceRule] = {}
+"""The rules that were registered, by the class of the space."""
+
+
+def _as_it_is(space: Any, value: Any) -> Any:
+    return value
+
+
+_STRINGS = SpaceRule(lambda space: spaces.Text(LONGEST_TEXT, min_length=0, charset=ANY_CHARACTER), _as_it_is, _as_it_is)
 
 
 def register_space(
@@ -34,7 +53,7 @@ def register_space(
     """Say how values of a space of one's own are recorded: as values of a standard space.
 
     It holds for ``cls`` and its subclasses, at any depth inside Dict, Tuple and other spaces, for this process, and
-    takes the place of what was said about ``cls`` before. Two kinds of spaces need no registration: subclasses of a
+    replaces what was said about ``cls`` before. Two kinds of spaces need no registration: subclasses of a
     standard space are recorded as that space, and spaces whose dtype is a string as Text.
 
     The metadata hold the standard space, so a buffer opened later, without ``cls``, gives values of the standard
@@ -62,78 +81,76 @@ def register_space(
     """
     if not (isinstance(cls, type) and issubclass(cls, Space)):
         raise FieldError(f"register_space: expected a subclass of gymnasium.Space, got {cls!r:.60}; pass the class")
-    if cls in NODES:
+    if cls in NODES and cls not in RULES:
         raise FieldError(f"register_space: {cls.__name__} is recorded as it is; register a subclass of it")
     for name, function in (("to_space", to_space), ("encode", encode), ("decode", decode)):
         if not (callable(function) or (function is None and name != "to_space")):
             raise FieldError(f"register_space: expected {name} to be a function, got {function!r:.60}; pass a function")
-    RULES[cls] = SpaceRule(to_space, encode, decode)
+    NODES[cls] = CustomNode
+    RULES[cls] = SpaceRule(to_space, encode or _as_it_is, decode or _as_it_is)
 
 
-class CustomNode(SpaceNode, of=Space):
+class CustomNode(ConvertedNode, of=Space):
     """Values of a space of one's own, as values of the standard space that they are recorded as.
 
     Batches are those of the nearest standard base, and tuples where there is none.
     """
 
-    def __init__(self, space: Any, place: Place, maker: LeafMaker) -> None:
-        self.name, self._space, self._rule = place.name, space, rule_of(space, place.name)
-        self._node = make_node(recorded_space(space, place.name), place, maker)
+    def __init__(self, space: Any, path: SpacePath, maker: LeafMaker) -> None:
+        super().__init__(space, path, maker)
+        self._rule = rule_of(space, path.name)
         self._has_base = standard_node(space) is not CustomNode
-        self.leaves = self._node.leaves
-        self.flatten = self._node.flatten if self._rule.encode is None else self._encoding(self._node.flattener())
 
-    def _encoding(self, flatten: Flatten) -> Flatten:
-        return lambda value: flatten(self._encode(value))
-
-    def _encode(self, value: Any) -> Any:
-        if self._rule.encode is None:
-            return value
+    def encode(self, value: Any) -> Any:
         try:
-            return self._rule.encode(self._space, value)
+            return self._rule.encode(self.space, value)
         except Exception as error:
             raise FieldError(
-                f"field {self.name!r}: expected a value of {type(self._space).__name__}, got {describe(value)}; "
+                f"field {self.name!r}: expected a value of {type(self.space).__name__}, got {describe(value)}; "
                 f"encode, registered for it, raised {type(error).__name__}: {error}"
             ) from error
 
-    def _decode(self, value: Any) -> Any:
-        return value if self._rule.decode is None else self._rule.decode(self._space, value)
+    def decode(self, value: Any) -> Any:
+        return self._rule.decode(self.space, value)
 
-    def unflatten(self, values: Iterator[Any]) -> Any:
-        return self._decode(self._node.unflatten(values))
-
-    def split(self, values: Sequence[Any]) -> list[Column]:
-        return self._node.split(values if self._rule.encode is None else [self._encode(value) for value in values])
-
-    def split_batch(self, batch: Any) -> tuple[int | None, list[Column]]:
-        if self._has_base:
-            batch = list(iterate(batch_space(self._space, 1), batch))
-        return super().split_batch(batch)
-
-    def join(self, count: int, columns: Iterator[Column]) -> list[Any]:
-        return [self._decode(item) for item in self._node.join(count, columns)]
+    def unstack(self, batch: Any) -> Any:
+        return list(iterate(batch_space(self.space, 1), batch)) if self._has_base else super().unstack(batch)
 
     def stack(self, items: Sequence[Any]) -> Any:
         if not self._has_base:
             return tuple(items)
-        out: Any = create_empty_array(self._space, len(items))
-        return concatenate(self._space, items, out)
+        out: Any = create_empty_array(self.space, len(items))
+        return concatenate(self.space, items, out)
 
     @classmethod
-    def to_json(cls, space: Any, place: str) -> dict[str, Json]:
-        return to_json(recorded_space(space, place), place)
+    def recorded(cls, space: Any, path: str) -> Space[Any]:
+        rule = rule_of(space, path)
+        try:
+            standard = rule.to_space(space)
+        except Exception as error:
+            raise UnsupportedSpaceError(
+                f"{path}: to_space, registered for {_kind(space)}, raised {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(standard, Space) or type(standard) is type(space):
+            raise UnsupportedSpaceError(
+                f"{path}: to_space, registered for {_kind(space)}, gave {standard!r:.60}; expected a standard space"
+            )
+        return standard
 
     @classmethod
-    def from_json(cls, reader: SpaceReader, value: Json, place: str) -> Space[Any]:
+    def to_json(cls, space: Any, path: str) -> dict[str, Json]:
+        return to_json(cls.recorded(space, path), path)
+
+    @classmethod
+    def from_json(cls, reader: SpaceReader, value: Json, path: str) -> Space[Any]:
         raise AssertionError("a space of one's own is written as a standard one")
 
 
-def rule_of(space: Space[Any], place: str) -> SpaceRule:
+def rule_of(space: Space[Any], path: str) -> SpaceRule:
     """How a space that is not recorded as it is, is recorded.
 
     Raises:
-        UnsupportedSpaceError: nobody has said how; the message names the place and the call to make.
+        UnsupportedSpaceError: nobody has said how; the message names the path and the call to make.
     """
     for cls in type(space).__mro__:
         if cls in RULES:
@@ -141,29 +158,9 @@ def rule_of(space: Space[Any], place: str) -> SpaceRule:
     if space.dtype is not None and space.dtype.kind == "U":
         return _STRINGS
     raise UnsupportedSpaceError(
-        f"{place}: {_kind(space)} is no standard Gymnasium space; say first which one its values are recorded as:\n\n"
+        f"{path}: {_kind(space)} is no standard Gymnasium space; say first which one its values are recorded as:\n\n"
         + _call(space)
     )
-
-
-def recorded_space(space: Space[Any], place: str) -> Space[Any]:
-    """The space that the values of a space of one's own are recorded as.
-
-    Raises:
-        UnsupportedSpaceError: nobody has said which, or the rule gives none.
-    """
-    rule = rule_of(space, place)
-    try:
-        standard = rule.to_space(space)
-    except Exception as error:
-        raise UnsupportedSpaceError(
-            f"{place}: to_space, registered for {_kind(space)}, raised {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(standard, Space) or type(standard) is type(space):
-        raise UnsupportedSpaceError(
-            f"{place}: to_space, registered for {_kind(space)}, gave {standard!r:.60}; expected a standard space"
-        )
-    return standard
 
 
 def _kind(space: object) -> str:

@@ -23,53 +23,61 @@ from gym_replay.spaces.checked_json import (
     read_dtype,
     read_numbers,
 )
-from gym_replay.spaces.columns import Column, stored_array
-from gym_replay.spaces.leaf import Leaf, LeafMaker, Place
-from gym_replay.spaces.node import Flatten, Node, SpaceNode
+from gym_replay.spaces.leaf import LeafMaker, SpacePath
+from gym_replay.spaces.node import Column, Node, check_items
 
 
-class Elements(Node):
-    """Arrays of one dtype and shape, which are their only leaf's values.
+class NumberNode(Node):
+    """Arrays of one dtype and shape, which are their only leaf's values; items without bytes have no leaf."""
 
-    Args:
-        space: the space of the arrays, or of what they are part of.
-        name: where they are.
-        leaf: their field; None of items without bytes.
-    """
+    def __init__(self, space: Any, path: SpacePath, maker: LeafMaker) -> None:
+        super().__init__(space, path, maker)
+        self._dtype, self._shape = space.dtype, space.shape
+        has_bytes = 0 not in space.shape
+        leaf = maker.leaf(path, space, ragged=path.has_items and has_bytes)
+        self.leaves = [leaf] if has_bytes or not path.has_items else []
 
-    def __init__(self, space: Space[Any], name: str, leaf: Leaf | None, dtype: Any, shape: tuple[int, ...]) -> None:
-        self.name = name
-        self.leaves = [] if leaf is None else [leaf]
-        self._space, self._dtype, self._shape = space, np.dtype(dtype), shape
+    def flatten(self, value: Any) -> Sequence[Any]:
+        return (value,)
+
+    def flatten_batch(self, batch: Any, count: int) -> list[Any]:
+        return [batch]
 
     def unflatten(self, values: Iterator[Any]) -> Any:
-        return stored_array(self._space, None, next(values), self._dtype, self._shape)
+        return self._stored(next(values), self._shape)
 
-    def split(self, values: Sequence[Any]) -> list[Column]:
-        column = self._column(values)
+    def _stored(self, value: Any, shape: tuple[int, ...]) -> Column:
+        array = np.asarray(value, dtype=self._dtype)
+        if array.shape != shape:
+            raise FieldError(
+                f"unflatten: expected shape {shape} for {type(self.space).__name__}, got {array.shape}; pass one value "
+                "of each field, all of the same row"
+            )
+        return array
+
+    def split(self, items: Sequence[Any]) -> list[Column]:
+        column = self.unstack(items)
         return [column] if self.leaves else []
 
-    def _column(self, values: Sequence[Any]) -> Column:
-        count = len(values)
-        if count == 0 and not (isinstance(values, np.ndarray) and values.ndim > 1):
-            return np.empty((0, *self._shape), self._dtype)
+    def unstack(self, batch: Any) -> Any:
+        items, whole = check_items(self.name, batch), (len(batch), *self._shape)
+        if len(items) == 0 and not (isinstance(items, np.ndarray) and items.ndim > 1):
+            return np.empty(whole, self._dtype)
         try:
-            column = to_array(values, self.name)
+            column = to_array(items, self.name)
         except FieldError:
             column = None
-        if column is None or column.shape != (count, *self._shape):
-            if count == 0:
-                raise FieldError(self._empty_message(values))
-            column = np.stack([self._element(value) for value in values])
+        if column is None or column.shape != whole:
+            if len(items) == 0:
+                raise FieldError(
+                    f"field {self.name!r}: expected shape {whole}, got {items.shape}; reshape it, or pass ()"
+                )
+            column = np.stack([self._element(item) for item in items])
         return column
 
-    def _empty_message(self, values: Any) -> str:
-        expected = (0, *self._shape)
-        return f"field {self.name!r}: expected shape {expected}, got {values.shape}; reshape it, or pass ()"
-
-    def _element(self, value: Any) -> Column:
+    def _element(self, item: Any) -> Column:
         """One item of its own; the message of one that does not fit is about it alone."""
-        array = to_array(value, self.name)
+        array = to_array(item, self.name)
         return fit(self.name, array, Field(array.dtype, self._shape))
 
     def join(self, count: int, columns: Iterator[Column]) -> list[Any]:
@@ -77,29 +85,16 @@ class Elements(Node):
         return list(column) if self._shape else [column[i, ...] for i in range(count)]
 
     def join_batch(self, count: int, columns: Iterator[Column]) -> Column:
-        if not self.leaves:
-            return np.empty((count, *self._shape), self._dtype)
-        return stored_array(self._space, count, next(columns), self._dtype, self._shape)
+        whole = (count, *self._shape)
+        return self._stored(next(columns), whole) if self.leaves else np.empty(whole, self._dtype)
 
     def stack(self, items: Sequence[Any]) -> Column:
         return np.array(items, self._dtype).reshape(len(items), *self._shape)
 
 
-class NumberNode(Elements, SpaceNode):
-    """What the four kinds of numbers have in common."""
-
-    def __init__(self, space: Any, place: Place, maker: LeafMaker) -> None:
-        leaf = maker.numbers(place, space, ragged=place.has_items and 0 not in space.shape)
-        has_bytes = leaf.field.ragged or not place.has_items
-        super().__init__(space, place.name, leaf if has_bytes else None, space.dtype, space.shape)
-
-    def batch_flattener(self, batched: Space[Any], count: int) -> Flatten:
-        return lambda batch: (batch,)
-
-
-def arrays_to_json(kind: str, space: Any, place: str, *names: str) -> dict[str, Json]:
+def arrays_to_json(kind: str, space: Any, path: str, *names: str) -> dict[str, Json]:
     """A space of arrays as JSON, with those of its attributes that are arrays as well."""
-    value = {"type": kind, "dtype": dtype_to_json(space.dtype, place), "shape": list(space.shape)}
+    value = {"type": kind, "dtype": dtype_to_json(space.dtype, path), "shape": list(space.shape)}
     return value | {name: numbers_to_json(getattr(space, name)) for name in names}
 
 
@@ -111,8 +106,8 @@ class BoxNode(NumberNode, of=spaces.Box):
         return space.low, space.high
 
     @classmethod
-    def to_json(cls, space: spaces.Box, place: str) -> dict[str, Json]:
-        value = arrays_to_json("Box", space, place, "low", "high")
+    def to_json(cls, space: spaces.Box, path: str) -> dict[str, Json]:
+        value = arrays_to_json("Box", space, path, "low", "high")
         # An integer Box may be unbounded although its low and high are finite.
         for name, natural in (("bounded_below", space.low > -np.inf), ("bounded_above", space.high < np.inf)):
             bounded = getattr(space, name, natural)
@@ -121,16 +116,16 @@ class BoxNode(NumberNode, of=spaces.Box):
         return value
 
     @classmethod
-    def from_json(cls, reader: SpaceReader, value: Json, place: str) -> Space[Any]:
-        dtype, shape = read_dtype(value, place), reader.shape(value, place)
-        low = read_numbers(value, "low", shape, dtype, place)
-        high = read_numbers(value, "high", shape, dtype, place)
+    def from_json(cls, reader: SpaceReader, value: Json, path: str) -> Space[Any]:
+        dtype, shape = read_dtype(value, path), reader.shape(value, path)
+        low = read_numbers(value, "low", shape, dtype, path)
+        high = read_numbers(value, "high", shape, dtype, path)
         if not np.all(low <= high):
-            raise CorruptBufferError(f"{place}: a lower bound is above its upper bound")
+            raise CorruptBufferError(f"{path}: a lower bound is above its upper bound")
         space = spaces.Box(low, high, shape=shape, dtype=dtype)  # type: ignore[arg-type, unused-ignore]
         for name in ("bounded_below", "bounded_above"):
             if name in value:
-                setattr(space, name, read_numbers(value, name, shape, np.dtype(bool), place))
+                setattr(space, name, read_numbers(value, name, shape, np.dtype(bool), path))
         return space
 
 
@@ -148,21 +143,21 @@ class DiscreteNode(NumberNode, of=spaces.Discrete):
         return np.asarray(space.start), np.asarray(space.start + space.n - 1)
 
     @classmethod
-    def to_json(cls, space: spaces.Discrete, place: str) -> dict[str, Json]:
-        dtype = dtype_to_json(space.dtype, place)
+    def to_json(cls, space: spaces.Discrete, path: str) -> dict[str, Json]:
+        dtype = dtype_to_json(space.dtype, path)
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": dtype}
 
     @classmethod
-    def from_json(cls, reader: SpaceReader, value: Json, place: str) -> Space[Any]:
-        dtype = read_dtype(value, place, kinds="iu")
-        n, start = (int(read_numbers(value, name, (), dtype, place)) for name in ("n", "start"))
+    def from_json(cls, reader: SpaceReader, value: Json, path: str) -> Space[Any]:
+        dtype = read_dtype(value, path, kinds="iu")
+        n, start = (int(read_numbers(value, name, (), dtype, path)) for name in ("n", "start"))
         if n <= 0:
-            raise CorruptBufferError(f"{place}: n is {n}, expected a positive number")
+            raise CorruptBufferError(f"{path}: n is {n}, expected a positive number")
         if dtype == np.int64:
             return spaces.Discrete(n, start=start)
         if "dtype" not in inspect.signature(spaces.Discrete.__init__).parameters:
             raise UnsupportedSpaceError(
-                f"{place}: Discrete of {dtype.name} needs a newer Gymnasium than {gym.__version__}; upgrade gymnasium"
+                f"{path}: Discrete of {dtype.name} needs a newer Gymnasium than {gym.__version__}; upgrade gymnasium"
             )
         return spaces.Discrete(n, start=start, dtype=dtype)
 
@@ -175,16 +170,16 @@ class MultiDiscreteNode(NumberNode, of=spaces.MultiDiscrete):
         return space.start, space.start + space.nvec - 1
 
     @classmethod
-    def to_json(cls, space: spaces.MultiDiscrete, place: str) -> dict[str, Json]:
-        return arrays_to_json("MultiDiscrete", space, place, "nvec", "start")
+    def to_json(cls, space: spaces.MultiDiscrete, path: str) -> dict[str, Json]:
+        return arrays_to_json("MultiDiscrete", space, path, "nvec", "start")
 
     @classmethod
-    def from_json(cls, reader: SpaceReader, value: Json, place: str) -> Space[Any]:
-        dtype, shape = read_dtype(value, place, kinds="iu"), reader.shape(value, place)
-        nvec = read_numbers(value, "nvec", shape, dtype, place)
-        start = read_numbers(value, "start", shape, dtype, place)
+    def from_json(cls, reader: SpaceReader, value: Json, path: str) -> Space[Any]:
+        dtype, shape = read_dtype(value, path, kinds="iu"), reader.shape(value, path)
+        nvec = read_numbers(value, "nvec", shape, dtype, path)
+        start = read_numbers(value, "start", shape, dtype, path)
         if not np.all(nvec > 0):
-            raise CorruptBufferError(f"{place}: nvec holds a number that is not positive")
+            raise CorruptBufferError(f"{path}: nvec holds a number that is not positive")
         return spaces.MultiDiscrete(nvec, dtype=dtype, start=start)  # type: ignore[arg-type, unused-ignore]
 
 
@@ -196,14 +191,14 @@ class MultiBinaryNode(NumberNode, of=spaces.MultiBinary):
         return np.asarray(0), np.asarray(1)
 
     @classmethod
-    def to_json(cls, space: spaces.MultiBinary, place: str) -> dict[str, Json]:
+    def to_json(cls, space: spaces.MultiBinary, path: str) -> dict[str, Json]:
         return {"type": "MultiBinary", "n": list(space.n) if isinstance(space.n, tuple) else int(space.n)}
 
     @classmethod
-    def from_json(cls, reader: SpaceReader, value: Json, place: str) -> Space[Any]:
-        n = member(value, "n", (int, list), place)
+    def from_json(cls, reader: SpaceReader, value: Json, path: str) -> Space[Any]:
+        n = member(value, "n", (int, list), path)
         sizes = n if isinstance(n, list) else [n]
         if len(sizes) > 32 or not all(type(size) is int and size > 0 for size in sizes):
-            raise CorruptBufferError(f"{place}: expected n to be positive, got {brief(n)}")
-        reader.charge(math.prod(sizes), place)
+            raise CorruptBufferError(f"{path}: expected n to be positive, got {brief(n)}")
+        reader.charge(math.prod(sizes), path)
         return spaces.MultiBinary(tuple(n) if isinstance(n, list) else n)

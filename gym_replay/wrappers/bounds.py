@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,11 @@ from gym_replay.spaces import Leaf
 from gym_replay.spaces.node import standard_node
 
 RUN_BYTES = 1 << 18
-"""Bytes that are compared at once: to compare each short episode would cost more than its steps."""
+"""Bytes that are compared at once: to compare each short episode would cost more than its steps (``record``)."""
 
-_AT_ONCE = 1 << 16
-"""Elements that one comparison takes, at most, unless a row has more."""
-
-Bound = npt.NDArray[Any]
+_Array: TypeAlias = "npt.NDArray[Any]"
+_Rows: TypeAlias = tuple[int, int, Sequence[int], bool, bytes]
+"""The first episode's id and its first row, where each episode ends, whether each ends with row T, and all bytes."""
 
 
 class BoundsCheck:
@@ -27,18 +26,17 @@ class BoundsCheck:
 
     Args:
         leaves: the fields; those that are ragged, or whose dtype has no other values, are not compared.
+
+    Attributes:
+        counts: by field, how many rows were outside.
     """
 
     def __init__(self, leaves: Sequence[Leaf]) -> None:
-        self._bounds = {
-            leaf.name: _Bounds(*bounds, leaf.field.shape)
-            for leaf in leaves
-            if not leaf.field.ragged and leaf.field.nbytes and (bounds := _bounds_of(leaf)) is not None
-        }
+        self._bounds = {leaf.name: bounds for leaf in leaves if (bounds := _bounds_of(leaf)) is not None}
         self._fields = {leaf.name: leaf.field for leaf in leaves}
-        # Of each field the id, the first row, whether it ends with row T, and the bytes, one after another: a tuple for
-        # each episode is one more object that Python's garbage collector looks at.
-        self._pending: dict[str, list[Any]] = {name: [] for name in self._bounds}
+        self._pending: dict[str, list[tuple[int, int, Sequence[int], bool, bytes]]] = {
+            name: [] for name in self._bounds
+        }
         self._nbytes = 0
         self.counts: dict[str, int] = {}
 
@@ -48,11 +46,27 @@ class BoundsCheck:
         return self._bounds.keys()
 
     def add(self, episode: int, pieces: Sequence[Piece], ends_with_row_t: bool) -> None:
-        """What was written of an episode; with row T, that is no value of fields without state."""
+        """What was written of one episode, and whether it ends with row T."""
         for name, _, first, data in pieces:
             if name in self._pending:
-                self._pending[name].extend((episode, first, ends_with_row_t, data))
-                self._nbytes += len(data)
+                self._add(name, (episode, first, (), ends_with_row_t, data))
+
+    def add_block(self, first_id: int, rows: Mapping[str, Any], edges: _Array, lengths: _Array) -> None:
+        """The rows of episodes that were committed together.
+
+        Args:
+            first_id: the id of the first.
+            rows: by field, those of all episodes.
+            edges: the first row of each, and the end.
+            lengths: how many transitions each has.
+        """
+        ends_with_row_t = int(edges[-1]) > int(lengths.sum())
+        for name in self._bounds:
+            self._add(name, (first_id, 0, edges[1:].tolist(), ends_with_row_t, rows[name].tobytes()))
+
+    def _add(self, name: str, rows: _Rows) -> None:
+        self._pending[name].append(rows)
+        self._nbytes += len(rows[-1])
         if self._nbytes >= RUN_BYTES:
             self.finish()
 
@@ -62,103 +76,63 @@ class BoundsCheck:
         for name, pending in self._pending.items():
             given, pending[:] = pending[:], []
             # Row T is among them: mostly it is inside, and there is nothing to tell apart.
-            if given and self._bounds[name].exclude_any(self._rows(name, b"".join(given[3::4]))):
-                field = self._fields[name]
-                self._count(
-                    name,
-                    [
-                        (episode, first, data[: -field.nbytes] if ends_with_row_t and not field.state else data)
-                        for episode, first, ends_with_row_t, data in zip(*[iter(given)] * 4, strict=True)
-                    ],
-                )
+            if given and self._may_be_outside(name, b"".join([rows[-1] for rows in given])):
+                for rows in given:
+                    self._count(name, *rows)
 
-    def _rows(self, name: str, data: bytes) -> npt.NDArray[Any]:
+    def _rows(self, name: str, data: bytes) -> _Array:
         field = self._fields[name]
         return np.frombuffer(data, field.dtype).reshape(-1, *field.shape)
 
-    def _count(self, name: str, pending: list[tuple[int, int, bytes]]) -> None:
-        """Count the rows that are outside of stretches: an episode's id, the first row, and the bytes of each."""
-        bounds = self._bounds[name]
-        rows = self._rows(name, b"".join(data for _, _, data in pending))
-        outside = (rows < bounds.low) | (rows > bounds.high)  # NaN is neither
-        places = np.flatnonzero(outside.reshape(len(rows), -1).any(axis=1))
-        if len(places) == 0:
-            return
-        is_first, self.counts[name] = name not in self.counts, self.counts.get(name, 0) + len(places)
-        if is_first:
-            self._warn(name, rows, outside, pending, int(places[0]))
+    def _may_be_outside(self, name: str, data: bytes) -> bool:
+        rows, (low, high) = self._rows(name, data), self._bounds[name]
+        if len(rows) == 0:
+            return False
+        axis = None if low.ndim == high.ndim == 0 else 0  # to find one minimum takes a fraction of the time
+        with np.errstate(invalid="ignore"):  # NaN is neither, and looked at again
+            return not ((rows.min(axis) >= low).all() and (rows.max(axis) <= high).all())
 
-    def _warn(self, name: str, rows: Bound, outside: Bound, pending: list[tuple[int, int, bytes]], place: int) -> None:
-        field, bounds = self._fields[name], self._bounds[name]
-        index = tuple(int(at[0]) for at in np.nonzero(outside[place])) if field.shape else ()
-        value = rows[place][index]
-        lowest, highest = (np.broadcast_to(bound, field.shape)[index] for bound in (bounds.low, bounds.high))
-        ends = np.cumsum([len(data) // field.nbytes for _, _, data in pending])
-        number = int(np.searchsorted(ends, place, side="right"))
-        episode, first, data = pending[number]
-        row = first + place - int(ends[number]) + len(data) // field.nbytes
-        where = f"episode {episode}, row {row}" + (f", index {index}" if index else "")
+    def _count(
+        self, name: str, first_id: int, first: int, ends: Sequence[int], ends_with_row_t: bool, data: bytes
+    ) -> None:
+        """Count the rows of some episodes that are outside, and warn of the field's first one."""
+        rows, (low, high) = self._rows(name, data), self._bounds[name]
+        edges = np.array([0, *(ends or [len(rows)])])
+        outside = (rows < low) | (rows > high)
+        if ends_with_row_t and not self._fields[name].state:  # row T is no value of it
+            outside[edges[1:] - 1] = False
+        found = np.flatnonzero(outside.reshape(len(rows), -1).any(axis=1))
+        if len(found) == 0:
+            return
+        is_first, self.counts[name] = name not in self.counts, self.counts.get(name, 0) + len(found)
+        if not is_first:
+            return
+        at = int(found[0])
+        nth = int(np.searchsorted(edges, at, side="right")) - 1
+        shape = rows.shape[1:]
+        index = tuple(int(axis[0]) for axis in np.nonzero(outside[at])) if shape else ()
+        lowest, highest = (np.broadcast_to(bound, shape)[index] for bound in (low, high))
+        where = f"episode {first_id + nth}, row {first + at - int(edges[nth])}" + (f", index {index}" if index else "")
         warnings.warn(
-            f"{name}: {value} is outside of its space's bounds {lowest} to {highest} ({where}); such values are kept "
-            "as they are, and counted in out_of_bounds",
+            f"{name}: {rows[at][index]} is outside of its space's bounds {lowest} to {highest} ({where}); such values "
+            "are kept as they are, and counted in out_of_bounds",
             stacklevel=2,
         )
 
 
-def _bounds_of(leaf: Leaf) -> tuple[Bound, Bound] | None:
-    """Lowest and highest value of each element, or None where every value of the dtype is inside."""
-    bounds = standard_node(leaf.space).bounds(leaf.space)
-    if bounds is None:
+def _bounds_of(leaf: Leaf) -> tuple[_Array, _Array] | None:
+    """Lowest and highest value of each element, each one number where all are the same.
+
+    None where every value of the dtype is inside, and of fields that are not compared.
+    """
+    bounds, dtype = standard_node(leaf.space).bounds(leaf.space), leaf.field.dtype
+    if bounds is None or leaf.field.ragged or not leaf.field.nbytes:
         return None
-    (low, high), dtype = bounds, leaf.field.dtype
     if dtype.kind == "b" or dtype != leaf.space.dtype:  # another storage dtype rounds, and may round out of the bounds
         return None
-    info: Any = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
-    if dtype.kind == "f" and np.isinf(low).all() and np.isinf(high).all():
+    low, high = (np.asarray(bound, dtype) for bound in bounds)
+    least, most = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if (low == least).all() and (high == most).all():
         return None
-    if dtype.kind in "iu" and (low <= info.min).all() and (high >= info.max).all():
-        return None
-    return low.astype(dtype), high.astype(dtype)
-
-
-class _Bounds:
-    """The lowest and highest value of each element of a row.
-
-    NumPy compares many short rows with one row of bounds in a loop for each, so that the bounds are repeated until
-    they are as long as all that is compared: then it is one loop.
-    """
-
-    def __init__(self, low: Bound, high: Bound, shape: tuple[int, ...]) -> None:
-        self.low, self.high = np.broadcast_to(low, shape), np.broadcast_to(high, shape)
-        # Integers from zero on: as unsigned ones, those below zero are the highest.
-        self._as: Any = np.dtype(f"u{low.dtype.itemsize}") if low.dtype.kind in "iu" and not low.any() else None
-        self._has_low = self._as is None and not (low == -np.inf).all()
-        self._has_high = not (high == np.inf).all()
-        self._repeat(1)
-
-    def _repeat(self, times: int) -> None:
-        low, high = (np.tile(bound.reshape(-1), times) for bound in (self.low, self.high))
-        self._tiled = low, high if self._as is None else high.view(self._as)  # one object: an interrupt may come
-
-    def exclude_any(self, rows: Bound) -> bool:
-        """Whether any row is outside; NaN is not."""
-        values = rows.reshape(-1)
-        if self._as is not None:
-            values = values.view(self._as)
-        count = values.size
-        longest = self._tiled[0].size
-        if count <= longest:
-            return self._exclude(values, count)
-        width = self.low.size
-        most = max(_AT_ONCE // width, 1) * width
-        if longest < min(count, most):
-            self._repeat(min(2 * count, most) // width)
-            longest = self._tiled[0].size
-        return any(self._exclude(part, part.size) for part in np.split(values, range(longest, count, longest)))
-
-    def _exclude(self, values: Bound, count: int) -> bool:
-        low, high = self._tiled
-        # To look for a 1 among the bytes takes half of the time that NumPy takes to count.
-        if self._has_low and 1 in (values < low[:count]).tobytes():
-            return True
-        return self._has_high and 1 in (values > high[:count]).tobytes()
+    is_uniform = (low == low.flat[0]).all() and (high == high.flat[0]).all()
+    return (low.flat[0], high.flat[0]) if is_uniform else (low, high)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -17,17 +17,17 @@ from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.files.folders import folder_of
 from gym_replay.files.garbage import finalize
 from gym_replay.schema.fields import FieldLike, describe, make_encoder, to_array
-from gym_replay.spaces import Leaf, make_flattener, make_space_encoder
+from gym_replay.spaces import Node, make_space_encoder
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import ResetFacts
 from gym_replay.wrappers.infos import Infos, is_info
 from gym_replay.wrappers.recorded_schema import (
     check_arguments,
     core_fields,
-    leaves_of,
     open_for,
     plain_arguments,
     refuse_own_meta,
+    trees_of,
     warn_of_dtype,
 )
 from gym_replay.wrappers.recorder import Recorder, refuse_other_spaces, wrong_result
@@ -134,8 +134,8 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         )
         gym.Wrapper.__init__(self, env)
         dtypes = dict(dtypes or {})
-        leaves = leaves_of(env, dtypes)
-        core = core_fields(*leaves, declared_shape(env) if shape is None else shape)
+        observation, action = trees_of(env.observation_space, env.action_space, dtypes)
+        core = core_fields(observation, action, declared_shape(env) if shape is None else shape)
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
         self._buffer = open_for(
             env.observation_space,
@@ -150,7 +150,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             meta=meta_fields,
             keeps_reward_shape=shape is None,
         )
-        self._make_encoders(env, leaves)
+        self._make_encoders(observation, action)
         fields = self._buffer.metadata.fields
         self._reward_field = fields["reward"]
         self._believes_rewards = shape is None  # the first one decides their shape
@@ -159,22 +159,22 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         self._extra_defaults = tuple(fields[name].default_value().tobytes() for name in extras)
         self._extras = self._extra_defaults
         # Where a step is an observation, an action and a number, it is added without a call.
-        is_plain = all(len(side) == 1 for side in leaves) and not extras and not record_info
-        self._plain = _array_of(env.observation_space, leaves[0]) if is_plain else (None, None)
+        is_plain = len(observation.leaves) == len(action.leaves) == 1 and not extras and not record_info
+        self._plain = _array_of(observation) if is_plain else (None, None)
         self._choose_path()
 
-        names = [leaf.name for side in leaves for leaf in side]
+        leaves = [*observation.leaves, *action.leaves]
         self._recording = Recording(
             self._buffer,
-            names=[*names, "reward", *extras],
+            names=[*(leaf.name for leaf in leaves), "reward", *extras],
             keep=on_incomplete == "keep",
-            bounds=BoundsCheck([leaf for side in leaves for leaf in side]),
+            bounds=BoundsCheck(leaves),
             on_episode=on_episode,
             given_up=self._give_up,
         )
         if record_info:
             self._infos = Infos(record_info, dtypes, self._recording)
-        self._observation_names = [leaf.name for leaf in leaves[0]]
+        self._observation_names = [leaf.name for leaf in observation.leaves]
         self._room = 0  # steps until _make_room must be asked again
         # Row 0, the facts of the reset and the user's meta fields of an episode that is not begun yet.
         self._opening: tuple[dict[str, bytes], dict[str, bytes], dict[str, Any]] | None = None
@@ -187,18 +187,17 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         self._plain_dtype, self._plain_shape = plain
         self._plain_length = _length_of(self._plain_shape)
 
-    def _make_encoders(self, env: gym.Env[Any, Any], leaves: Sequence[list[Leaf]]) -> None:
-        observation, action = leaves
-        self._encode_observation = _warning_encoder(env.observation_space, observation)
-        self._encode_action = _warning_encoder(env.action_space, action)
-        self._action_dtype, self._action_shape = _array_of(env.action_space, action)
+    def _make_encoders(self, observation: Node, action: Node) -> None:
+        self._encode_observation = _warning_encoder(observation)
+        self._encode_action = _warning_encoder(action)
+        self._action_dtype, self._action_shape = _array_of(action)
         self._action_length = _length_of(self._action_shape)
         # And the numbers that are kept as they are until the commit, buffers of their bytes: to take these costs more.
         self._action_number: type | None = None
-        is_number = isinstance(env.action_space, gym.spaces.Discrete) and action[0].space is env.action_space
-        if is_number and action[0].field.dtype == np.int64:
+        is_number = isinstance(action.space, gym.spaces.Discrete) and action.is_leaf
+        if is_number and action.leaves[0].field.dtype == np.int64:
             self._action_number = np.int64
-        if len(action) == 1:
+        if len(action.leaves) == 1:
             self._encode_action = _single_of(self._encode_action)
 
     # --- the episode ---
@@ -480,10 +479,10 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         self._close_after(self._end_episode, super().close)
 
 
-def _array_of(space: gym.Space[Any], leaves: Sequence[Leaf]) -> tuple[Any, Any]:
+def _array_of(tree: Node) -> tuple[Any, Any]:
     """Dtype and shape of the arrays that are stored as they are, where a space has such values; else what none has."""
-    if len(leaves) == 1 and leaves[0].space is space and leaves[0].field.shape and not leaves[0].field.ragged:
-        return np.dtype(leaves[0].field.dtype.type), leaves[0].field.shape
+    if tree.is_leaf and (field := tree.leaves[0].field).shape:
+        return np.dtype(field.dtype.type), field.shape
     return None, None
 
 
@@ -492,18 +491,17 @@ def _length_of(shape: tuple[int, ...] | None) -> int:
     return shape[0] if shape is not None and len(shape) == 1 else -1
 
 
-def _warning_encoder(space: gym.Space[Any], leaves: Sequence[Leaf]) -> Callable[[Any], Any]:
+def _warning_encoder(tree: Node) -> Callable[[Any], Any]:
     """The space's encoder, which warns once where a value is not of the space's own dtype.
 
     Of composite spaces, whose encoders take longer, only the first values are looked at.
     """
-    encode = make_space_encoder(space, leaves)
-    flatten = make_flattener(space, "value")
+    encode, leaves = make_space_encoder(tree), tree.leaves
     numbers = [leaf for leaf in leaves if not leaf.field.ragged and leaf.space.dtype is not None]
     looks = _LOOKS if len(leaves) > 1 else 1 << 62
     warned: set[str] = set()
-    dtype, _ = _array_of(space, leaves)
-    is_leaf = len(leaves) == 1 and leaves[0].space is space
+    dtype, _ = _array_of(tree)
+    is_leaf = tree.is_leaf
 
     def encode_and_warn(value: Any) -> Any:
         nonlocal looks
@@ -512,7 +510,7 @@ def _warning_encoder(space: gym.Space[Any], leaves: Sequence[Leaf]) -> Callable[
             return encoded
         if looks and len(warned) < len(numbers):
             looks -= 1
-            for leaf, part in zip(leaves, flatten(value), strict=True):
+            for leaf, part in zip(leaves, tree.flatten(value), strict=True):
                 if leaf.name in warned or leaf not in numbers or not isinstance(part, np.ndarray):
                     continue
                 if part.dtype not in (leaf.space.dtype, leaf.field.dtype):

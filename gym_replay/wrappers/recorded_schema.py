@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -16,8 +17,8 @@ from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
 from gym_replay.errors import ConfigMismatchError, FieldError
 from gym_replay.files.folders import folder_of
-from gym_replay.schema.fields import Field, FieldLike, parse_fields, plain_dtypes, plain_fields
-from gym_replay.spaces import Leaf, space_leaves, space_to_json
+from gym_replay.schema.fields import Field, FieldLike, parse_fields, plain_declaration
+from gym_replay.spaces import Leaf, Node, space_to_json, space_tree
 from gym_replay.wrappers.generator_state import NUMBERS
 from gym_replay.wrappers.infos import check_infos, is_info
 
@@ -39,9 +40,9 @@ _ON_INCOMPLETE = ("keep", "discard")
 FLAGS = ("terminated", "truncated")
 
 
-def core_fields(observation: list[Leaf], action: list[Leaf], reward: tuple[int, ...]) -> dict[str, Field]:
+def core_fields(observation: Node, action: Node, reward: tuple[int, ...]) -> dict[str, Field]:
     """The fields that each step has."""
-    fields = {leaf.name: leaf.field for leaf in (*observation, *action)}
+    fields = {leaf.name: leaf.field for leaf in (*observation.leaves, *action.leaves)}
     return {**fields, "reward": Field("float64", reward), **{name: Field("bool") for name in FLAGS}}
 
 
@@ -50,31 +51,22 @@ def meta_fields(reward: tuple[int, ...]) -> dict[str, Field]:
     return {**parse_fields(RECORDER_META), "episode_return": Field("float64", reward)}
 
 
-def leaves_of_spaces(roots: Mapping[str, gym.Space[Any]], dtypes: Mapping[str, Any]) -> dict[str, list[Leaf]]:
-    """The leaves of an environment's spaces; each takes the dtypes of its own fields.
-
-    Raises:
-        UnsupportedSpaceError, FieldError: as :func:`~gym_replay.spaces.space_leaves`.
-    """
-    found = {}
-    for root, space in roots.items():
-        own = {name: dtype for name, dtype in dtypes.items() if name.partition(".")[0] == root}
-        found[root] = space_leaves(space, root, state=root == "observation", dtypes=own)
-    return found
-
-
-def leaves_of(env: Any, dtypes: Mapping[str, Any]) -> tuple[list[Leaf], list[Leaf]]:
-    """The leaves of the environment's observation space and of its action space.
+def trees_of(observation: gym.Space[Any], action: gym.Space[Any], dtypes: Mapping[str, Any]) -> tuple[Node, Node]:
+    """The trees of an environment's spaces; each takes the dtypes of its own fields.
 
     Raises:
         UnsupportedSpaceError: a part of a space cannot be stored.
         FieldError: a name in ``dtypes`` is no field of theirs, and none of an info.
     """
-    roots = {"observation": env.observation_space, "action": env.action_space}
-    if unknown := [name for name in dtypes if name.partition(".")[0] not in (*roots, "info")]:
-        raise FieldError(f"dtypes: {unknown[0]!r} is not below 'observation', 'action' or 'info'")
-    observation, action = leaves_of_spaces(roots, dtypes).values()
-    return observation, action
+    own: dict[str, dict[str, Any]] = {"observation": {}, "action": {}, "info": {}}
+    for name, dtype in dtypes.items():
+        if (root := name.partition(".")[0]) not in own:
+            raise FieldError(f"dtypes: {name!r} is not below 'observation', 'action' or 'info'")
+        own[root][name] = dtype
+    return (
+        space_tree(observation, "observation", state=True, dtypes=own["observation"]),
+        space_tree(action, "action", dtypes=own["action"]),
+    )
 
 
 def check_arguments(
@@ -104,10 +96,12 @@ def plain_arguments(
     Raises:
         FieldError: a declaration is wrong.
     """
+    given = {"meta_fields": meta_fields, "extra_fields": extra_fields, "dtypes": dtypes}
+    parse_fields(meta_fields or {}, "meta field")
+    parse_fields(extra_fields or {}, "extra field")
     return {
-        "meta_fields": plain_fields(meta_fields, "meta field"),
-        "extra_fields": plain_fields(extra_fields, "extra field"),
-        "dtypes": plain_dtypes(dtypes),
+        argument: None if infos is None else {name: plain_declaration(info) for name, info in infos.items()}
+        for argument, infos in given.items()
     }
 
 
@@ -135,127 +129,101 @@ def open_for(
     keeps_reward_shape: bool,
     more_own_meta: Mapping[str, Field] | None = None,
 ) -> ReplayBuffer:
-    """The buffer of a recorder of an environment with these spaces and this spec; see :func:`open_recorded`.
+    """Create the buffer of a recorder, or open the one that is there where it is of the same environment and config.
 
-    With ``keeps_reward_shape`` the rewards of an existing buffer may have another shape than those of ``core``: it is
-    known from rewards, not from a declaration. ``more_own_meta`` are meta fields of whoever drives the recorder: it
-    sets them, but loaders do not count them among the user's.
-    """
-    if keeps_reward_shape and (stored := _stored_reward(buffer, overwrite=overwrite)) is not None:
-        core = {**core, "reward": stored}
-    return open_recorded(
-        buffer,
-        limits,
-        overwrite=overwrite,
-        durability=durability,
-        core=core,
-        own_meta={**meta_fields(core["reward"].shape), **(more_own_meta or {})},
-        extra=None if extra is None else parse_fields(extra, "extra field"),
-        meta=None if meta is None else parse_fields(meta, "meta field"),
-        environment={
-            "observation_space": space_to_json(observation_space, "observation"),
-            "action_space": space_to_json(action_space, "action"),
-            "env_spec": spec_to_json(spec if isinstance(spec, EnvSpec) else None),
-        },
-    )
-
-
-def _stored_reward(buffer: str | os.PathLike[str] | ReplayBuffer, *, overwrite: bool) -> Field | None:
-    """The rewards of the buffer that a recorder goes on with, where there is one, and it was made by a recorder."""
-    if isinstance(buffer, ReplayBuffer):
-        metadata = buffer.metadata
-    elif overwrite or not has_buffer(folder_of(buffer)):
-        return None
-    else:
-        metadata = read_metadata(folder_of(buffer))
-    stored = metadata.fields.get("reward")
-    return Field("float64", stored.shape) if stored and "episode_return" in metadata.recorder_meta else None
-
-
-def open_recorded(
-    buffer: str | os.PathLike[str] | ReplayBuffer,
-    limits: Mapping[str, Any],
-    *,
-    overwrite: bool,
-    durability: str,
-    core: dict[str, Field],
-    own_meta: dict[str, Field],
-    extra: dict[str, Field] | None,
-    meta: dict[str, Field] | None,
-    environment: dict[str, Any],
-) -> ReplayBuffer:
-    """Create the buffer, or open the one that is there where it is of the same environment and config.
+    Args:
+        observation_space, action_space, spec: of the environment.
+        core: the fields that each step has.
+        buffer, overwrite, durability, extra, meta: the recorder's arguments.
+        limits: its limits, by attribute of the metadata.
+        keeps_reward_shape: whether rewards of an existing buffer may have another shape than those of ``core``, which
+            is only declared.
+        more_own_meta: meta fields of whoever drives the recorder: it sets them, and loaders do not count them among
+            the user's.
 
     Raises:
-        ConfigMismatchError: it is of another environment or config.
+        ConfigMismatchError: the buffer is of another environment or config.
     """
-    for kind, given, taken in (("extra field", extra, core), ("meta field", meta, own_meta)):
+    folder = buffer.folder if isinstance(buffer, ReplayBuffer) else folder_of(buffer)
+    stored = _existing(buffer, overwrite=overwrite)
+    if keeps_reward_shape and stored is not None and "episode_return" in stored.recorder_meta:
+        core = {**core, "reward": Field("float64", stored.fields["reward"].shape)}
+    own_meta = {**meta_fields(core["reward"].shape), **(more_own_meta or {})}
+    extra_fields = None if extra is None else parse_fields(extra, "extra field")
+    users_meta = None if meta is None else parse_fields(meta, "meta field")
+    for kind, given, taken in (("extra field", extra_fields, core), ("meta field", users_meta, own_meta)):
         if clash := sorted(set(given or ()) & set(taken)):
             raise FieldError(f"{kind} {clash[0]!r} has the name of a field of the recorder's own; rename it")
-    if reserved := [name for name in extra or () if is_info(name)]:
+    if reserved := [name for name in extra_fields or () if is_info(name)]:
         raise FieldError(f"extra field {reserved[0]!r} has the name of an info; rename it")
-    if isinstance(buffer, ReplayBuffer):
-        if overwrite:
-            raise FieldError("overwrite=True goes with a folder; clear() empties a buffer")
-        check_match(buffer.metadata, limits, buffer.folder)
-        opened = buffer
-    elif has_buffer(folder_of(buffer)) and not overwrite:
-        opened = open_buffer(buffer, limits, overwrite=False, durability=durability)
-    else:
+    environment = {
+        "observation_space": space_to_json(observation_space, "observation"),
+        "action_space": space_to_json(action_space, "action"),
+        "env_spec": spec_to_json(spec if isinstance(spec, EnvSpec) else None),
+    }
+    if stored is None:
         config = {
             **limits,
-            "fields": {**core, **(extra or {})},
-            "meta_fields": {**own_meta, **(meta or {})},
+            "fields": {**core, **(extra_fields or {})},
+            "meta_fields": {**own_meta, **(users_meta or {})},
             "recorder_meta": tuple(own_meta),
             "environment": environment,
         }
-        return open_buffer(buffer, config, overwrite=overwrite, durability=durability)
-    try:
-        _check_recorded(opened, core, own_meta, extra, meta, environment)
-    except BaseException:
-        if opened is not buffer:
-            opened.close()
-        raise
-    return opened
+        return open_buffer(folder, config, overwrite=overwrite, durability=durability)
+    check_match(stored, limits, folder)
+    _check_fields(stored, core, own_meta, extra_fields, users_meta, folder)
+    _check_environment(stored.environment or {}, environment, folder)
+    if isinstance(buffer, ReplayBuffer):
+        return buffer
+    return open_buffer(folder, limits, overwrite=False, durability=durability)
 
 
-def _check_recorded(
-    buffer: ReplayBuffer,
+def _existing(buffer: str | os.PathLike[str] | ReplayBuffer, *, overwrite: bool) -> Metadata | None:
+    """The metadata of the buffer that a recorder goes on with, or None."""
+    if isinstance(buffer, ReplayBuffer):
+        if overwrite:
+            raise FieldError("overwrite=True goes with a folder; clear() empties a buffer")
+        return buffer.metadata
+    folder = folder_of(buffer)
+    return None if overwrite or not has_buffer(folder) else read_metadata(folder)
+
+
+def _check_fields(
+    stored: Metadata,
     core: dict[str, Field],
     own_meta: dict[str, Field],
     extra: dict[str, Field] | None,
     meta: dict[str, Field] | None,
-    environment: dict[str, Any],
+    folder: Path,
 ) -> None:
-    """Raise ConfigMismatchError where an existing buffer was recorded from something else."""
-    stored = buffer.metadata
     # An older recorder kept fewer meta fields; then the buffer goes on with those.
     own_meta = {name: info for name, info in own_meta.items() if name in stored.recorder_meta} or own_meta
     # And who drove it, such as collect(), may have added some.
-    added = {name: stored.meta_fields[name] for name in stored.recorder_meta if name not in RECORDER_META}
-    own_meta = {**own_meta, **added}
-    infos = {name: info for name, info in stored.fields.items() if is_info(name) and name not in core}
+    own_meta |= {name: stored.meta_fields[name] for name in stored.recorder_meta if name not in RECORDER_META}
+    infos = {name: info for name, info in stored.fields.items() if is_info(name)}
     others = {name: info for name, info in stored.fields.items() if name not in core and name not in infos}
     other_meta = {name: info for name, info in stored.meta_fields.items() if name not in own_meta}
     expected = {
         "fields": {**core, **(others if extra is None else extra), **infos},
         "meta_fields": {**own_meta, **(other_meta if meta is None else meta)},
     }
-    check_match(stored, expected, buffer.folder)
+    check_match(stored, expected, folder)
     if list(stored.fields)[: len(core)] != list(core) or stored.recorder_meta != tuple(own_meta):
-        raise ConfigMismatchError(f"{buffer.folder} was not made by RecordToBuffer; choose another folder")
-    found = stored.environment or {}
+        raise ConfigMismatchError(f"{folder} was not made by RecordToBuffer; choose another folder")
+
+
+def _check_environment(stored: Mapping[str, Any], passed: Mapping[str, Any], folder: Path) -> None:
     for name in ("observation_space", "action_space"):
-        if found.get(name) != environment[name]:
+        if stored.get(name) != passed[name]:
             raise ConfigMismatchError(
-                f"{buffer.folder} was created with a different {name.replace('_', ' ')}: stored {found.get(name)}, "
-                f"passed {environment[name]}; choose another folder, or overwrite=True to replace the buffer"
+                f"{folder} was created with a different {name.replace('_', ' ')}: stored {stored.get(name)}, "
+                f"passed {passed[name]}; choose another folder, or overwrite=True to replace the buffer"
             )
-    specs = found.get("env_spec"), environment["env_spec"]
+    specs = stored.get("env_spec"), passed["env_spec"]
     stored_id, passed_id = (spec.get("id") if isinstance(spec, dict) else spec for spec in specs)
     if stored_id != passed_id:
         raise ConfigMismatchError(
-            f"{buffer.folder} was recorded from {stored_id!r}, this environment is {passed_id!r}; choose another folder"
+            f"{folder} was recorded from {stored_id!r}, this environment is {passed_id!r}; choose another folder"
         )
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import gymnasium as gym
-import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
@@ -29,40 +28,30 @@ def parse_reward_shape(shape: RewardShape | None) -> tuple[int, ...] | None:
     """
     if shape is None:
         return None
-    sizes = (shape,) if isinstance(shape, (int, np.integer)) else shape
-    if (
-        isinstance(sizes, (str, bytes))
-        or not isinstance(sizes, Sequence)
-        or any(isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1 for size in sizes)
-    ):
+    try:
+        sizes: tuple[int, ...] = Field("float64", shape).shape
+    except FieldError:
+        sizes = (0,)
+    if 0 in sizes:
         raise FieldError(
             f"reward_shape={shape!r}: expected a number of values, a shape such as (2,), or () for one number"
         )
-    return tuple(int(size) for size in sizes)
+    return sizes
 
 
-def declared_shape(env: gym.Env[Any, Any]) -> tuple[int, ...]:
-    """``()``, or the shape of the ``reward_space`` of the outermost layer that has one."""
-    for layer in _layers(env):
-        space = getattr(layer, "reward_space", None)
-        if isinstance(space, gym.spaces.Box):
-            return plain_shape(space.shape)
-    return ()
+def declared_shape(env: Any) -> tuple[int, ...]:
+    """The shape of a reward of one environment that a single or vector environment declares; ``()`` where it does not.
 
-
-def declared_shape_of_each(envs: gym.vector.VectorEnv[Any, Any, Any]) -> tuple[int, ...]:
-    """The same for one sub-environment of a vector environment.
-
-    The outermost layer with a ``single_reward_space`` or a ``reward_space`` counts. The latter is that of all
-    sub-environments where its first axis is as long as there are sub-environments, and otherwise that of one.
+    The outermost layer with a ``single_reward_space`` or a ``reward_space`` counts. In a vector environment the latter
+    is that of all sub-environments where its first axis is as long as there are sub-environments.
     """
-    for layer in _layers(envs):
-        single, batched = (getattr(layer, name, None) for name in ("single_reward_space", "reward_space"))
-        if isinstance(single, gym.spaces.Box):
-            return plain_shape(single.shape)
-        if isinstance(batched, gym.spaces.Box):
-            shape = batched.shape
-            return plain_shape(shape[1:] if shape[:1] == (envs.num_envs,) else shape)
+    lead = (env.num_envs,) if isinstance(env, gym.vector.VectorEnv) else None
+    for layer in _layers(env):
+        for name in ("single_reward_space", "reward_space"):
+            space = getattr(layer, name, None)
+            if isinstance(space, gym.spaces.Box):
+                is_of_all = name == "reward_space" and space.shape[:1] == lead
+                return plain_shape(space.shape[1:] if is_of_all else space.shape)
     return ()
 
 

@@ -13,8 +13,8 @@ from gymnasium import Space, spaces
 
 import gym_replay
 from gym_replay import RecordToBuffer, ReplayBuffer, UnsupportedSpaceError
-from gym_replay.spaces import make_flattener, make_unflattener, space_from_json, space_leaves, space_to_json
-from gym_replay.spaces.node import NODES, SpaceNode
+from gym_replay.spaces import space_from_json, space_to_json, space_tree, unflatten
+from gym_replay.spaces.node import NODES, Node
 
 ROOT = Path(gym_replay.__file__).parent
 MILLISECOND = timedelta(milliseconds=1)
@@ -43,10 +43,10 @@ class Duration(Space):
 def durations():
     with mock.patch.dict(NODES):
 
-        class DurationNode(SpaceNode, of=Duration):
-            def __init__(self, space, place, maker):
-                self.name = place.name
-                self.leaves = [maker.other(place, space, np.int64, ragged=place.has_items)]
+        class DurationNode(Node, of=Duration):
+            def __init__(self, space, path, maker):
+                super().__init__(space, path, maker)
+                self.leaves = [maker.leaf(path, space, ragged=path.has_items)]
 
             def flatten(self, value):
                 return [np.int64(value // MILLISECOND)]
@@ -65,11 +65,11 @@ def durations():
                 return np.int64(0), np.int64(space.longest // MILLISECOND)
 
             @classmethod
-            def to_json(cls, space, place):
+            def to_json(cls, space, path):
                 return {"type": "Duration", "longest": space.longest // MILLISECOND}
 
             @classmethod
-            def from_json(cls, reader, value, place):
+            def from_json(cls, reader, value, path):
                 return Duration(value["longest"] * MILLISECOND)
 
         yield
@@ -92,14 +92,14 @@ WRAPPED = {
 @pytest.mark.parametrize("name", WRAPPED)
 def test_values_of_a_new_kind_and_its_json_come_back_at_any_depth(name):
     space = WRAPPED[name](Duration(MINUTE))
-    flatten, unflatten = make_flattener(space, "x"), make_unflattener(space)
+    tree = space_tree(space, "x")
     for seed in range(5):
         space.seed(seed)
         value = space.sample()
-        assert unflatten(flatten(value)) == value
+        assert unflatten(tree, tree.flatten(value)) == value
     again = space_from_json(json.loads(json.dumps(space_to_json(space))))
     assert again == space
-    assert [leaf.name for leaf in space_leaves(again, "x")] == [leaf.name for leaf in space_leaves(space, "x")]
+    assert [leaf.name for leaf in space_tree(again, "x").leaves] == [leaf.name for leaf in tree.leaves]
 
 
 class Waiting(gym.Env):
@@ -137,7 +137,7 @@ def test_a_new_kind_is_recorded_checked_and_loaded(tmp_path):
 
 def test_a_kind_that_nobody_knows_is_refused():
     with pytest.raises(UnsupportedSpaceError, match=r"observation\.since.*Duration"):
-        space_leaves(Waiting.observation_space, "observation")
+        space_tree(Waiting.observation_space, "observation")
 
 
 def test_only_the_tree_asks_what_kind_of_space_has_parts():

@@ -19,15 +19,13 @@ from hypothesis import strategies as st
 from gym_replay import FieldError, UnsupportedSpaceError
 from gym_replay.schema.fields import Field, make_encoder
 from gym_replay.spaces import (
-    make_flattener,
     make_space_encoder,
-    make_unflattener,
     register_space,
     space_from_json,
-    space_leaves,
     space_to_json,
-    unflatten,
+    space_tree,
 )
+from gym_replay.spaces import unflatten as unflatten_tree
 
 ROBOT = spaces.Dict(
     {
@@ -44,8 +42,16 @@ def robot_value():
     }
 
 
+def space_leaves(space, root, **options):
+    return space_tree(space, root, **options).leaves
+
+
+def unflatten(space, values):
+    return unflatten_tree(space_tree(space, "value"), values)
+
+
 def encoder(space, root="observation"):
-    return make_space_encoder(space, space_leaves(space, root))
+    return make_space_encoder(space_tree(space, root))
 
 
 def decode(space, encoded):
@@ -84,12 +90,12 @@ SAMPLED = [name for name in SAMPLED if not name.startswith("box-scalar-")]
 @pytest.mark.parametrize("name", SAMPLED)
 def test_samples_come_back_with_their_types(name):
     space = SPACES[name]
-    encode, flatten, back = encoder(space), make_flattener(space, "x"), make_unflattener(space)
+    encode, flatten = encoder(space), space_tree(space, "x").flatten
     for seed in range(8):
         space.seed(seed)
         value = space.sample()
         assert equal_values(value, decode(space, encode(value)))
-        assert equal_values(value, back(flatten(value)))
+        assert equal_values(value, unflatten(space, flatten(value)))
 
 
 @pytest.mark.parametrize("name", RAGGED_SPACES)
@@ -98,7 +104,7 @@ def test_ragged_leaves_are_arrays_of_elements(name):
     leaves = space_leaves(space, "x")
     assert any(leaf.field.ragged for leaf in leaves)
     for value in examples(space):
-        for leaf, part in zip(leaves, make_flattener(space, "x")(value), strict=True):
+        for leaf, part in zip(leaves, space_tree(space, "x").flatten(value), strict=True):
             if leaf.field.ragged:
                 assert type(part) is np.ndarray
                 assert part.shape[1:] == leaf.field.shape
@@ -195,7 +201,7 @@ def test_dtypes_by_field_by_group_and_the_longest_name_wins():
 def test_a_narrower_dtype_is_what_is_encoded_and_comes_back_in_the_space():
     space = spaces.Box(-1, 1, (2,), np.float64)
     leaves = space_leaves(space, "action", dtypes={"action": np.float16})
-    (encoded,) = make_space_encoder(space, leaves)(np.array([0.5, 0.1]))
+    (encoded,) = make_space_encoder(space_tree(space, "action"), leaves)(np.array([0.5, 0.1]))
     assert encoded == np.array([0.5, 0.1], np.float16).tobytes()
     back = unflatten(space, [np.frombuffer(encoded, np.float16)])
     assert back.dtype == np.float64
@@ -253,7 +259,7 @@ def test_subclasses_are_recorded_as_what_they_are():
 def test_a_leaf_is_encoded_as_the_storage_encodes_it(name):
     space = SPACES[name]
     leaves = space_leaves(space, "observation")
-    flatten = make_flattener(space, "observation")
+    flatten = space_tree(space, "observation").flatten
     for value in examples(space):
         expected = [
             make_encoder(leaf.name, leaf.field)(part) for leaf, part in zip(leaves, flatten(value), strict=True)
@@ -263,11 +269,11 @@ def test_a_leaf_is_encoded_as_the_storage_encodes_it(name):
 
 def test_flatten_gives_the_very_leaf_values_in_leaf_order():
     value = robot_value()
-    flat = make_flattener(ROBOT, "observation")(value)
+    flat = space_tree(ROBOT, "observation").flatten(value)
     expected = [value["camera"]["rgb"], *value["joints"]]
     assert len(flat) == 3
     assert all(a is b for a, b in zip(flat, expected, strict=True))
-    assert list(make_flattener(spaces.Discrete(2), "action")(1)) == [1]
+    assert list(space_tree(spaces.Discrete(2), "action").flatten(1)) == [1]
 
 
 def test_what_was_encoded_does_not_change_with_the_callers_array():
@@ -315,7 +321,7 @@ def test_an_array_stands_for_a_tuple_of_its_rows(kind):
 def test_a_discrete_value_may_be_any_integer(number, dtype):
     space = spaces.Discrete(5)
     leaves = space_leaves(space, "action", dtypes={"action": dtype} if dtype else None)
-    assert make_space_encoder(space, leaves)(number) == (np.array(3, dtype or "int64").tobytes(),)
+    assert make_space_encoder(space_tree(space, "action"), leaves)(number) == (np.array(3, dtype or "int64").tobytes(),)
 
 
 @pytest.mark.parametrize("number", [3.0, np.float32(3), "3", None, [3, 4], np.array([[3]]), {"a": 3}, 2**63])
@@ -397,7 +403,7 @@ def test_a_root_with_dots_is_kept_in_messages():
 @pytest.mark.parametrize("name", ["nested", "box-vector", "tuple-of-eleven", "dict-empty"])
 def test_unflatten_takes_exactly_one_value_per_leaf(name):
     space = SPACES[name]
-    values = list(make_flattener(space, "x")(examples(space)[0]))
+    values = list(space_tree(space, "x").flatten(examples(space)[0]))
     assert equal_values(unflatten(space, values), examples(space)[0])
     with pytest.raises(FieldError, match="too many"):
         unflatten(space, [*values, np.zeros(())])
@@ -437,7 +443,10 @@ NAMED = spaces.Dict({"name": spaces.Text(5), "at": POINT})
         (spaces.Sequence(spaces.Sequence(spaces.Dict({"a": spaces.Text(3)}))), ["x.%lengths", "x.a.%lengths", "x.a"]),
         (spaces.Sequence(spaces.Dict({})), ["x.%items"]),
         (spaces.Sequence(spaces.Sequence(spaces.Box(0, 1, (0,)))), ["x.%lengths", "x.%items"]),
-        (spaces.OneOf((POINT, spaces.Text(3), spaces.Dict({}))), ["x.index", "x.0", "x.1.%lengths", "x.1"]),
+        (
+            spaces.OneOf((POINT, spaces.Text(3), spaces.Dict({}))),
+            ["x.index", "x.0", "x.1.%lengths", "x.1", "x.2.%items"],
+        ),
         (spaces.Graph(POINT, None), ["x.nodes", "x.has_edge_links", "x.edge_links"]),
         (
             spaces.Graph(POINT, spaces.Discrete(2)),
@@ -454,7 +463,7 @@ def test_the_fields_of_what_differs_in_size(space, expected):
 def test_what_the_fields_of_a_sequence_hold():
     space = spaces.Sequence(spaces.Dict({"name": spaces.Text(5), "tags": spaces.Sequence(spaces.Discrete(9))}))
     value = ({"name": "Zoë", "tags": (1, 2)}, {"name": "", "tags": ()}, {"name": "A", "tags": (3,)})
-    flat = dict(zip(names(space), make_flattener(space, "x")(value), strict=True))
+    flat = dict(zip(names(space), space_tree(space, "x").flatten(value), strict=True))
     assert flat["x.name.%lengths"].tolist() == [4, 0, 1]
     assert flat["x.name"].tobytes() == "ZoëA".encode()
     assert flat["x.tags.%lengths"].tolist() == [2, 0, 1]
@@ -467,10 +476,10 @@ def test_what_the_fields_of_a_one_of_hold():
         ((0, [0.5, 1.0]), [0, [[0.5, 1.0]], [], []]),
         ((np.int64(1), "ab"), [1, [], [2], [*b"ab"]]),
     ):
-        assert [np.asarray(part).tolist() for part in make_flattener(space, "x")(value)] == expected
+        assert [np.asarray(part).tolist() for part in space_tree(space, "x").flatten(value)] == expected
     sequence = spaces.Sequence(space)
-    flat = make_flattener(sequence, "x")(((1, "ab"), (0, [0.5, 1.0]), (1, "")))
-    assert [part.tolist() for part in flat] == [[1, 0, 1], [[0.5, 1.0]], [2, 0], [*b"ab"]]
+    flat = space_tree(sequence, "x").flatten(((1, "ab"), (0, [0.5, 1.0]), (1, "")))
+    assert [part.tolist() for part in flat] == [[1, 0, 1], [0, 1, 0], [[0.5, 1.0]], [1, 0, 1], [2, 0], [*b"ab"]]
 
 
 @pytest.mark.parametrize(
@@ -670,12 +679,12 @@ def test_dtypes_are_for_numbers_only():
 def test_items_in_a_narrower_dtype_come_back_in_the_space():
     space = spaces.Sequence(spaces.Box(-1, 1, (2,), np.float64))
     (leaf,) = leaves = space_leaves(space, "x", dtypes={"x": "float16"})
-    (encoded,) = make_space_encoder(space, leaves)(((0.5, 0.1), (0.25, 0.0)))
+    (encoded,) = make_space_encoder(space_tree(space, "action"), leaves)(((0.5, 0.1), (0.25, 0.0)))
     assert leaf.field == Field("float16", (2,), ragged=True)
     back = unflatten(space, [np.frombuffer(encoded, np.float16).reshape(2, 2)])
     assert [item.dtype for item in back] == [np.float64, np.float64]
     with pytest.raises(FieldError, match="too large"):
-        make_space_encoder(space, leaves)(((1e30, 0.0),))
+        make_space_encoder(space_tree(space, "action"), leaves)(((1e30, 0.0),))
 
 
 def test_items_are_views_of_what_was_read():
@@ -699,8 +708,9 @@ def test_items_are_views_of_what_was_read():
         (spaces.OneOf((POINT, spaces.Discrete(2))), [np.array(2), np.zeros((0, 2)), np.zeros(0, int)]),
         (spaces.OneOf((POINT, spaces.Discrete(2))), [np.array(-1), np.zeros((0, 2)), np.zeros(1, int)]),
         (spaces.OneOf((POINT, spaces.Discrete(2))), [np.array(0), np.zeros((0, 2)), np.zeros(0, int)]),
-        (spaces.Sequence(spaces.OneOf((POINT,))), [np.array([0, 1]), np.zeros((1, 2))]),
-        (spaces.Sequence(spaces.OneOf((POINT,))), [np.array([0, 0]), np.zeros((1, 2))]),
+        (spaces.Sequence(spaces.OneOf((POINT,))), [np.array([0, 1]), np.array([1, 1]), np.zeros((2, 2))]),
+        (spaces.Sequence(spaces.OneOf((POINT,))), [np.array([0, 0]), np.array([1, 0]), np.zeros((1, 2))]),
+        (spaces.Sequence(spaces.OneOf((POINT,))), [np.array([0, 0]), np.array([1, 1]), np.zeros((1, 2))]),
     ],
 )
 def test_leaf_values_that_contradict_one_another_are_refused(space, values):

@@ -12,7 +12,7 @@ import pytest
 from wrappers import matrix
 
 from gym_replay import RecordToBuffer, ReplayBuffer, check_buffer
-from gym_replay.spaces import space_leaves, unflatten
+from gym_replay.spaces import space_tree, unflatten
 
 STEPS = 60
 CUT_AT = 35  # a reset in the middle of an episode, unless one has just ended
@@ -77,10 +77,11 @@ def run(env, bare):
 
 def rows(episode, space, root):
     """The values of a space in an episode, rebuilt from its fields."""
-    columns = [episode[leaf.name] for leaf in space_leaves(space, root)]
+    tree = space_tree(space, root)
+    columns = [episode[leaf.name] for leaf in tree.leaves]
     count = len(episode) + (root == "observation")
     assert all(len(column) == count for column in columns)
-    return [unflatten(space, [column[t] for column in columns]) for t in range(count)]
+    return [unflatten(tree, [column[t] for column in columns]) for t in range(count)]
 
 
 def record_and_compare(make, folder):

@@ -25,7 +25,7 @@ from gym_replay import (
     UnsupportedSpaceError,
     check_buffer,
 )
-from gym_replay.spaces import make_flattener, space_leaves, unflatten
+from gym_replay.spaces import space_tree, unflatten
 
 
 class Nested(gym.Env):
@@ -102,16 +102,15 @@ def assert_equal_episode(episode, witnessed, env):
         ("observation", env.observation_space, witnessed["observations"]),
         ("action", env.action_space, [step[0] for step in steps]),
     ):
-        flatten = make_flattener(space, root)
-        columns = [np.asarray(column) for column in zip(*map(flatten, values), strict=True)]
-        leaves = space_leaves(space, root)
-        for leaf, column in zip(leaves, columns, strict=True):
+        tree = space_tree(space, root)
+        columns = [np.asarray(column) for column in zip(*map(tree.flatten, values), strict=True)]
+        for leaf, column in zip(tree.leaves, columns, strict=True):
             stored = episode[leaf.name]
             assert stored.dtype == leaf.space.dtype
             assert stored.shape == (len(values), *leaf.space.shape)
             assert stored.tobytes() == column.astype(leaf.space.dtype).tobytes(), leaf.name
         for t in range(len(values)):
-            assert unflatten(space, [episode[leaf.name][t] for leaf in leaves]) in space
+            assert unflatten(tree, [episode[leaf.name][t] for leaf in tree.leaves]) in space
     np.testing.assert_array_equal(episode["reward"], [step[1] for step in steps])
     assert episode["reward"].dtype == np.float64
     np.testing.assert_array_equal(episode["terminated"], [step[2] for step in steps])

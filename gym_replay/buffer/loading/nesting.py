@@ -59,15 +59,19 @@ class Nesting:
         Raises:
             CorruptBufferError: the metadata's description of a space is damaged.
         """
+        from gym_replay.spaces import space_from_json  # it imports Gymnasium
+
         wanted = set(entries)
         for root, (first, members) in self._members.items():
             parts: dict[tuple[str, ...], Any] = {path: slot for path, slot in members.items() if slot.entry in wanted}
             if not parts:
                 continue
+            recorded = self._spaces.get(first)
             try:
-                self._trees[root] = _tree(self._spaces.get(first), parts)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                space = None if recorded is None else space_from_json(recorded)
+            except CorruptBufferError as error:
                 raise CorruptBufferError(f"metadata.json: 'environment': {first}_space: {error}") from None
+            self._trees[root] = _tree(space, parts)
 
     def fold(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The batch with its entries in trees, each where its first entry was; those not noted stay as they are."""
@@ -83,9 +87,7 @@ class Nesting:
 
 def _tree(space: Any, parts: dict[tuple[str, ...], Any]) -> Any:
     """The tree of the entries at these paths below a space."""
-    from gym_replay.spaces.node import parts_of_json  # it imports Gymnasium
-
-    children = parts_of_json(space)
+    children = _parts_of(space)
     if children is None and set(parts) == {()}:
         return parts[()]
     keyed = dict(enumerate(children)) if isinstance(children, tuple) else children or {}
@@ -114,9 +116,14 @@ def _keyed(children: Mapping[Any, Any], parts: dict[tuple[str, ...], Any]) -> di
 
 def _is_empty(space: Any) -> bool:
     """Whether it is a Dict or Tuple space without parts, which no field tells of."""
-    from gym_replay.spaces.node import parts_of_json
+    return _parts_of(space) in ({}, ())
 
-    return parts_of_json(space) in ({}, ())
+
+def _parts_of(space: Any) -> dict[Any, Any] | tuple[Any, ...] | None:
+    """The spaces inside a space that components of field names stand for; None where there is no space."""
+    from gym_replay.spaces.node import standard_node  # it imports Gymnasium
+
+    return None if space is None else standard_node(space).parts_of(space)
 
 
 def _filled(tree: Any, batch: Mapping[str, Any]) -> Any:

@@ -16,12 +16,12 @@ from gym_replay.errors import CorruptBufferError, FieldError, UnsupportedSpaceEr
 from gym_replay.interop.minari.limits import CannotHold, Limits
 from gym_replay.schema.fields import Field, encode_text, exact_cast
 from gym_replay.schema.names import Key
-from gym_replay.spaces import space_leaves, space_to_json
+from gym_replay.spaces import space_to_json, space_tree
+from gym_replay.spaces.converted import TextNode
 from gym_replay.spaces.groups import GroupNode
-from gym_replay.spaces.leaf import Place, places_of
+from gym_replay.spaces.leaf import SpacePath
 from gym_replay.spaces.node import standard_node
 from gym_replay.spaces.numbers import NumberNode
-from gym_replay.spaces.text import TextNode
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Part:
     take: Callable[[Episode], Any]
 
 
-def plan_part(space: Space[Any], place: Place, fields: Mapping[str, Field], limits: Limits) -> Part | None:
+def plan_part(space: Space[Any], place: SpacePath, fields: Mapping[str, Field], limits: Limits) -> Part | None:
     """How a space is written; None where it is left out.
 
     Raises:
@@ -90,7 +90,7 @@ def _fault_of_space(space: Space[Any]) -> str | None:
 
 
 def _plan_group(
-    group: type[GroupNode], space: Space[Any], place: Place, fields: Mapping[str, Field], limits: Limits
+    group: type[GroupNode], space: Space[Any], place: SpacePath, fields: Mapping[str, Field], limits: Limits
 ) -> Part | None:
     parts: dict[Key, Part] = {}
     for key, at, child in group.placed_parts(space, place):
@@ -196,7 +196,7 @@ def guess_space(root: str, fields: Mapping[str, Field]) -> Space[Any]:
             f"terminated and truncated; there are {list(fields)}"
         )
     children = {key: guess_space(key, _below(root, fields)) for key in keys}
-    if [at.name for at in places_of(Place(root), keys)] != [f"{root}.{key}" for key in keys]:
+    if [at.name for at in SpacePath(root).parts(keys)] != [f"{root}.{key}" for key in keys]:
         raise FieldError(f"fields below {root!r}: {keys} are no keys of a Dict space; pass {root}_space=...")
     return spaces.Dict(list(children.items()))
 
@@ -205,7 +205,7 @@ def _below(root: str, fields: Mapping[str, Field]) -> dict[str, Field]:
     return {name.partition(".")[2]: field for name, field in fields.items() if name.startswith(f"{root}.")}
 
 
-def take_apart(space: Space[Any], place: Place, values: Any, into: dict[str, Any]) -> None:
+def take_apart(space: Space[Any], place: SpacePath, values: Any, into: dict[str, Any]) -> None:
     """Put the values of a Minari episode, all steps, into ``into`` by the names of their fields.
 
     Arrays are ``(rows, *shape)``; of a Text space it is a list of ``(n,)`` uint8 arrays, the UTF-8 bytes.
@@ -220,7 +220,7 @@ def take_apart(space: Space[Any], place: Place, values: Any, into: dict[str, Any
         if kind.is_keyed and isinstance(values, Mapping):  # what the space does not have is left out
             values = {key: values[key] for key in keys if key in values}
         try:
-            found = kind.make_apart(place.name, keys)(values)
+            found = kind.values_of(place.name, keys, values)
         except FieldError as error:
             raise CorruptBufferError(str(error)) from None
         for (_, at, child), value in zip(parts, found, strict=True):
@@ -243,13 +243,13 @@ def in_shape(array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any
     return array.reshape(len(array), *shape) if is_same else array
 
 
-def held_part(space: Space[Any], place: Place, refuse: Callable[..., None]) -> Space[Any] | None:
+def held_part(space: Space[Any], place: SpacePath, refuse: Callable[..., None]) -> Space[Any] | None:
     """A space without the parts that a buffer cannot hold; None where nothing is left."""
     kind = standard_node(space)
     if not issubclass(kind, GroupNode):
         try:
             space_to_json(space, place.name)
-            space_leaves(space, place.name)
+            space_tree(space, place.name)
         except (UnsupportedSpaceError, FieldError) as error:
             refuse(str(error), type(error))
             return None

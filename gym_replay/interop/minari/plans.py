@@ -23,8 +23,8 @@ from gym_replay.interop.minari.limits import GROUP, IMPORTED, LONGEST_ARROW, ROO
 from gym_replay.interop.minari.parts import Part, guess_space, plan_part
 from gym_replay.interop.old_data import as_steps
 from gym_replay.interop.transitions import Names, check_flags
-from gym_replay.spaces import space_from_json, space_leaves, space_to_json
-from gym_replay.spaces.leaf import Place
+from gym_replay.spaces import space_from_json, space_to_json, space_tree
+from gym_replay.spaces.leaf import SpacePath
 from gym_replay.wrappers.recorded_schema import FLAGS
 
 
@@ -71,11 +71,11 @@ class Plan:
             if space is None:
                 recorded = environment.get(f"{root}_space")
                 space = guess_space(root, metadata.fields) if recorded is None else space_from_json(recorded)
-            part = plan_part(space, Place(root), metadata.fields, limits)
+            part = plan_part(space, SpacePath(root), metadata.fields, limits)
             if part is None:
                 raise UnsupportedSpaceError(f"nothing of the {root} space {space!r:.80} would be left")
             parts[root] = part
-            core |= {leaf.name for leaf in space_leaves(space, root)}
+            core |= {leaf.name for leaf in space_tree(space, root).leaves}
         self.observation, self.action = parts["observation"], parts["action"]
         self._check_core()
         self._spec = self._find_spec(environment.get("env_spec"))

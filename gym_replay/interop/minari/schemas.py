@@ -20,9 +20,9 @@ from gym_replay.interop.old_data import step_shape
 from gym_replay.schema.fields import Field
 from gym_replay.schema.names import check_distinct, check_field_name, encode_key
 from gym_replay.spaces import space_to_json
-from gym_replay.spaces.leaf import Place
+from gym_replay.spaces.leaf import SpacePath
 from gym_replay.wrappers.infos import PRESENT, ROOT
-from gym_replay.wrappers.recorded_schema import FLAGS, core_fields, leaves_of_spaces, meta_fields
+from gym_replay.wrappers.recorded_schema import FLAGS, core_fields, meta_fields, trees_of
 
 KNOWN_META = ("episode_seed", "episode_return", "episode_complete", "episode_options", "episode_run")
 """The recorder's meta fields that a dataset of another origin tells something about."""
@@ -79,14 +79,14 @@ def found_schema(source: Any, first: Mapping[str, Any], metadatas: Iterable[Any]
         metadatas: of all episodes.
         refuse: is told of metadata that a buffer cannot hold.
     """
-    parts = {root: held_part(space, Place(root), refuse) for root, space in _roots(source).items()}
+    parts = {root: held_part(space, SpacePath(root), refuse) for root, space in _roots(source).items()}
     roots = {root: part for root, part in parts.items() if part is not None}
     values: dict[str, Any] = {}
     for root, space in roots.items():
-        take_apart(space, Place(root), first[f"{root}s"], values)
+        take_apart(space, SpacePath(root), first[f"{root}s"], values)
     dtypes = {name: value.dtype for name, value in values.items() if isinstance(value, np.ndarray)}
     stored = {root: spaces.Dict({}) if part is None else part for root, part in parts.items()}
-    observation, action = leaves_of_spaces(stored, dtypes).values()
+    observation, action = trees_of(stored["observation"], stored["action"], dtypes)
     rewards = np.asarray(first["rewards"])
     reward = step_shape("reward", rewards.dtype, rewards.shape[1:])
     own = meta_fields(reward)

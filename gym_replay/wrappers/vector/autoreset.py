@@ -13,6 +13,9 @@ from gym_replay.errors import FieldError
 Mask = npt.NDArray[np.bool_]
 """One bool for each sub-environment."""
 
+EnvIndices = npt.NDArray[np.int64]
+"""The indices of some sub-environments."""
+
 
 class Autoreset(Enum):
     """How a vector environment resets what has ended; the values are those of Gymnasium's own ``AutoresetMode``."""
@@ -44,7 +47,7 @@ def declared_mode(envs: Any, given: Any = None) -> Autoreset | None:
         raise FieldError(f"{where}={named!r}: expected an AutoresetMode, one of {known}") from None
 
 
-class Turn(NamedTuple):
+class TransitionKinds(NamedTuple):
     """What one vector step was for each sub-environment.
 
     Attributes:
@@ -60,7 +63,7 @@ class Turn(NamedTuple):
     waiting: Mask
 
 
-def take_turn(mode: Autoreset, running: Mask, waiting: Mask, done: Mask) -> Turn:
+def transition_kinds(mode: Autoreset, running: Mask, waiting: Mask, done: Mask) -> TransitionKinds:
     """What a step was that reported ``done``, terminated or truncated.
 
     A sub-environment that is neither running nor waiting is one of which nothing is known (since an exception, say):
@@ -73,17 +76,17 @@ def take_turn(mode: Autoreset, running: Mask, waiting: Mask, done: Mask) -> Turn
         done: what the step reported.
 
     Example:
-        >>> here, gone = np.array([True]), np.array([False])
-        >>> take_turn(Autoreset.NEXT_STEP, here, gone, done=here).waiting
+        >>> yes, no = np.array([True]), np.array([False])
+        >>> transition_kinds(Autoreset.NEXT_STEP, yes, no, done=yes).waiting
         array([ True])
-        >>> take_turn(Autoreset.NEXT_STEP, gone, here, done=gone).opened
+        >>> transition_kinds(Autoreset.NEXT_STEP, no, yes, done=no).opened
         array([ True])
-        >>> take_turn(Autoreset.SAME_STEP, here, gone, done=here).opened
+        >>> transition_kinds(Autoreset.SAME_STEP, yes, no, done=yes).opened
         array([ True])
     """
     ended = running & done
     if mode is _NEXT_STEP:
-        return Turn(ended, waiting, (running | waiting) > done, done)  # of bools: the one and not the other
+        return TransitionKinds(ended, waiting, (running | waiting) > done, done)  # of bools: the one and not the other
     if mode is _SAME_STEP:
-        return Turn(ended, done, running | done, waiting)
-    return Turn(ended, np.zeros_like(done), running > done, waiting)
+        return TransitionKinds(ended, done, running | done, waiting)
+    return TransitionKinds(ended, np.zeros_like(done), running > done, waiting)

@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.errors import FieldError
-from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, declared_mode
+from gym_replay.wrappers.vector.autoreset import Autoreset, EnvIndices, Mask, declared_mode
 from gym_replay.wrappers.vector.batches import BatchEncoder, Column
 from gym_replay.wrappers.vector.infos import final_observations
-from gym_replay.wrappers.vector.ring import Numbers
 
 _OTHER_NAMES = ("final_observation", "terminal_observation")
 """What others call the infos' entry ``final_obs``: Gymnasium before 1.0, Stable-Baselines3 and SuperSuit."""
@@ -81,18 +80,18 @@ class AutoresetCheck:
 
     def with_known_names(self, infos: Any) -> Any:
         """The infos, with last observations under the name that Gymnasium gives them."""
-        return _all_renamed(infos) if self.has_finals else infos
+        return _renamed(infos) if self.has_finals else infos
 
     def note_start(self, columns: Sequence[Column]) -> None:
         """Observations of an explicit reset of all sub-environments."""
         each = _rows_of(columns)
         self._start = each[0] if len(each) > 1 and len(set(each)) == 1 else None
 
-    def look_at_end(self, numbers: Numbers, infos: Any, observations: Any, encoder: BatchEncoder) -> None:
+    def look_at_end(self, env_indices: EnvIndices, infos: Any, observations: Any, encoder: BatchEncoder) -> None:
         """Look at a step in which episodes ended, and take the mode that it shows.
 
         Args:
-            numbers: the sub-environments whose episodes ended.
+            env_indices: the sub-environments whose episodes ended.
             infos, observations: what the step returned.
             encoder: of the observations.
 
@@ -100,17 +99,18 @@ class AutoresetCheck:
             FieldError: the infos tell of a reset in the same step and bring no last observations.
         """
         count = self._envs.num_envs
-        given, there = final_observations(_all_renamed(infos), count, numbers.tolist())
+        given, there = final_observations(_renamed(infos), count, env_indices.tolist())
         if self.mode is Autoreset.SAME_STEP:
-            if self._is_inferred and not all(there):
-                self._stop(f"the infos of sub-environment {int(numbers[there.index(False)])} bring no last observation")
-            if all(there):
-                self.is_certain = not self._is_inferred
-            else:
+            missing = env_indices[~np.array(there, bool)]
+            if self._is_inferred and len(missing):
+                self._stop(f"the infos of sub-environment {missing[0]} bring no last observation")
+            if len(missing):
                 self._pending = np.zeros(count, bool)
-                self._pending[numbers] = ~np.array(there, bool)
+                self._pending[missing] = True
+            else:
+                self.is_certain = not self._is_inferred
             return
-        shows_reset = any(there) and _differ(given, there, numbers, observations, encoder)
+        shows_reset = any(there) and _differ(given, there, env_indices, observations, encoder)
         if shows_reset and self._has_passed:
             self._stop("the last observations in its infos differ from the observations that it returned")
         elif shows_reset:
@@ -121,7 +121,7 @@ class AutoresetCheck:
                 stacklevel=6,
             )
             self.mode, self._is_inferred = Autoreset.SAME_STEP, True
-        elif not self.is_declared and not any(there) and _has_final_info(infos, numbers):
+        elif not self.is_declared and not any(there) and _has_final_info(infos, env_indices):
             self._stop("the infos bring 'final_info' but no last observation")
         elif self.mode is Autoreset.DISABLED:
             self.is_certain = True
@@ -144,42 +144,28 @@ class AutoresetCheck:
         Raises:
             FieldError: it does not fit the mode.
         """
+        is_paid: Any = rewards.reshape(len(rewards), -1).any(axis=1)
+        start, last, first = self._start, _rows_of(before), _rows_of(after)
         if self.mode is Autoreset.SAME_STEP:
             pending, self._pending = self._pending, None
-            if pending is not None:
-                self._look_at_late_reset(pending, rewards, done, before, after)
-            return
-        numbers = np.flatnonzero(waiting)
-        if done[numbers].any():
-            self._stop(f"sub-environment {_first(done, numbers)} was done in the step that was to reset it")
-        if not self._changes_rewards and rewards[numbers].any():
-            paid: Any = rewards.reshape(len(rewards), -1).any(axis=1)
-            self._stop(f"sub-environment {_first(paid, numbers)} had a reward in the step that was to reset it")
-        if self._start is not None:
-            last, first = _rows_of(before), _rows_of(after)
-            for number in numbers.tolist():
-                if last[number] == self._start != first[number]:
+            for env_index in [] if pending is None or start is None else np.flatnonzero(pending & ~done & ~is_paid):
+                if last[env_index] != start == first[env_index]:
                     self._stop(
-                        f"what sub-environment {number} returned at the end of its episode is what a reset returns, "
-                        "and what it returned after that is not"
+                        f"sub-environment {env_index} was reset in the step after the one that ended its episode"
                     )
+            return
+        for env_index in np.flatnonzero(waiting).tolist():
+            if done[env_index]:
+                self._stop(f"sub-environment {env_index} was done in the step that was to reset it")
+            if is_paid[env_index] and not self._changes_rewards:
+                self._stop(f"sub-environment {env_index} had a reward in the step that was to reset it")
+            if start is not None and last[env_index] == start != first[env_index]:
+                self._stop(
+                    f"what sub-environment {env_index} returned at the end of its episode is what a reset returns, and "
+                    "what it returned after that is not"
+                )
         self._has_passed = True
         self.is_certain = self.is_declared
-
-    def _look_at_late_reset(
-        self,
-        pending: Mask,
-        rewards: npt.NDArray[Any],
-        done: Mask,
-        before: Sequence[Column],
-        after: Sequence[Column],
-    ) -> None:
-        if self._start is None:
-            return
-        last, first = _rows_of(before), _rows_of(after)
-        for number in np.flatnonzero(pending & ~done).tolist():
-            if last[number] != self._start == first[number] and not rewards[number].any():
-                self._stop(f"sub-environment {number} was reset in the step after the one that ended its episode")
 
     def _stop(self, what: str) -> None:
         says = f"its metadata say {self.mode.value!r}" if self.is_declared else "its metadata name no autoreset mode"
@@ -191,49 +177,38 @@ class AutoresetCheck:
         )
 
 
-def _first(mask: npt.NDArray[Any], numbers: Numbers) -> int:
-    return int(numbers[np.flatnonzero(mask[numbers])[0]])
-
-
-def _all_renamed(infos: Any) -> Any:
-    if isinstance(infos, Mapping):
-        return _renamed(infos)
+def _renamed(infos: Any) -> Any:
+    """Infos, or a list of them, with last observations under the name that Gymnasium gives them."""
     if isinstance(infos, (list, tuple)):
         return [_renamed(info) if isinstance(info, Mapping) else info for info in infos]
-    return infos
-
-
-def _renamed(infos: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    for name in _OTHER_NAMES:
+    for name in _OTHER_NAMES if isinstance(infos, Mapping) else ():
         if name in infos and "final_obs" not in infos:
             names = {name: "final_obs", f"_{name}": "_final_obs"}
             return {names.get(key, key): value for key, value in infos.items()}
     return infos
 
 
-def _has_final_info(infos: Any, numbers: Numbers) -> bool:
-    if isinstance(infos, (list, tuple)):
-        return any(isinstance(infos[number], Mapping) and "final_info" in infos[number] for number in numbers.tolist())
-    return isinstance(infos, Mapping) and "final_info" in infos
+def _has_final_info(infos: Any, env_indices: EnvIndices) -> bool:
+    given = [infos[i] for i in env_indices.tolist()] if isinstance(infos, (list, tuple)) else [infos]
+    return any(isinstance(info, Mapping) and "final_info" in info for info in given)
 
 
-def _differ(given: Any, there: Sequence[bool], numbers: Numbers, observations: Any, encoder: BatchEncoder) -> bool:
+def _differ(
+    given: Any, there: Sequence[bool], env_indices: EnvIndices, observations: Any, encoder: BatchEncoder
+) -> bool:
     """Whether any last observation is another one than what the step returned for its sub-environment."""
-    chosen = numbers[np.array(there, bool)]
+    chosen = env_indices[np.array(there, bool)].tolist()
     try:
         returned = _rows_of(encoder.encode(observations))
         if isinstance(given, list):
-            last = _rows_of(
-                encoder.encode_each(
-                    [value for value, is_there in zip(given, there, strict=True) if is_there], chosen.tolist()
-                )
-            )
+            values = [value for value, is_there in zip(given, there, strict=True) if is_there]
+            last = _rows_of(encoder.encode_each(values, chosen))
         else:
             of_all = _rows_of(encoder.encode(given))
-            last = [of_all[number] for number in chosen.tolist()]
+            last = [of_all[env_index] for env_index in chosen]
     except FieldError:  # an entry of the sub-environments' own
         return False
-    return any(one != returned[number] for one, number in zip(last, chosen.tolist(), strict=True))
+    return last != [returned[env_index] for env_index in chosen]
 
 
 def _rows_of(columns: Sequence[Column]) -> list[bytes]:

@@ -7,11 +7,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium import Space
 
 from gym_replay.errors import FieldError
 from gym_replay.schema.fields import Field, elements_of, fit, to_array
-from gym_replay.spaces import Leaf, root_of, space_tree
+from gym_replay.spaces import Leaf, Node
 from gym_replay.spaces.node import of_one
 from gym_replay.wrappers.recorded_schema import warn_of_dtype
 
@@ -23,9 +22,7 @@ class BatchEncoder:
     """Takes a value of a batched space apart, and checks it against the fields.
 
     Args:
-        space: the space of one sub-environment.
-        batched: that of all of them.
-        leaves: the fields of ``space``, from :func:`~gym_replay.spaces.space_leaves`.
+        tree: that of the space of one sub-environment.
         count: how many sub-environments there are.
 
     Attributes:
@@ -33,16 +30,14 @@ class BatchEncoder:
         plain: name, dtype and shape of values that are columns as they are; without a name where there are none.
     """
 
-    def __init__(self, space: Space[Any], batched: Space[Any], leaves: Sequence[Leaf], count: int) -> None:
-        self.leaves = list(leaves)
-        self._count = count
-        tree = space_tree(space, root_of(leaves))
-        self._flatten_batch, self._flatten = tree.batch_flattener(batched, count), tree.flattener()
+    def __init__(self, tree: Node, count: int) -> None:
+        self.leaves = tree.leaves
+        self._tree, self._count = tree, count
         self._warned: set[str] = set()
         self.plain: tuple[str, Any, tuple[int, ...]] = "", None, ()
-        if len(leaves) == 1 and leaves[0].space is space and not leaves[0].field.ragged:
-            field = leaves[0].field
-            self.plain = leaves[0].name, np.dtype(field.dtype.type), (count, *field.shape)
+        if tree.is_leaf:
+            field = tree.leaves[0].field
+            self.plain = tree.leaves[0].name, np.dtype(field.dtype.type), (count, *field.shape)
 
     def encode(self, value: Any) -> list[Column]:
         """The columns of a batched value, in the order of the leaves; they may share its memory.
@@ -50,12 +45,12 @@ class BatchEncoder:
         Raises:
             FieldError: the value does not fit; the message names the field, and the sub-environment where it can.
         """
-        parts = self._flatten_batch(value)
+        parts = self._tree.flatten_batch(value, self._count)
         return [self._fit(leaf, part, range(self._count)) for leaf, part in zip(self.leaves, parts, strict=True)]
 
     def encode_each(self, values: Sequence[Any], numbers: Sequence[int]) -> list[Column]:
         """The columns of values of the space of one sub-environment, of the sub-environments with these numbers."""
-        rows = [of_one(self._flatten, value, number) for value, number in zip(values, numbers, strict=True)]
+        rows = [of_one(self._tree.flatten, value, number) for value, number in zip(values, numbers, strict=True)]
         parts = zip(*rows, strict=True)
         return [self._fit(leaf, list(part), numbers) for leaf, part in zip(self.leaves, parts, strict=True)]
 

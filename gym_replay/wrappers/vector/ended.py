@@ -11,9 +11,9 @@ import numpy.typing as npt
 from gym_replay.buffer.door import COMPLETE, HAS_FINAL, Block, FolderWriter, MetaColumn, Metadata, Ragged
 from gym_replay.errors import FieldError
 from gym_replay.schema.fields import Field, widened
+from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.recording import FinishedEpisode
 from gym_replay.wrappers.vector.batches import Column
-from gym_replay.wrappers.vector.bounds import BlockBounds
 from gym_replay.wrappers.vector.ring import Numbers
 
 
@@ -115,10 +115,10 @@ class EndedEpisodes:
                 for row in (self.edges[1:] - 1).tolist():
                     column[row] = fields[name].default_value()
 
-    def show_to(self, bounds: BlockBounds) -> None:
+    def show_to(self, bounds: BoundsCheck) -> None:
         """Let it compare the rows, which were committed."""
         if self.first_id is not None:
-            bounds.add_block(self.first_id, self.rows, self.edges)
+            bounds.add_block(self.first_id, self.rows, self.edges, self.lengths)
 
     def without(self, kept: npt.NDArray[np.bool_]) -> EndedEpisodes:
         """Only the episodes that are kept."""

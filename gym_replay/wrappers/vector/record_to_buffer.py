@@ -9,7 +9,6 @@ import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from functools import partial
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium as gym
@@ -21,29 +20,29 @@ from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.files.folders import folder_of
 from gym_replay.files.garbage import finalize
 from gym_replay.schema.fields import FieldLike, describe, elements_of, fit, to_array
+from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_facts import describe_run, options_to_json
 from gym_replay.wrappers.infos import is_info
 from gym_replay.wrappers.recorded_schema import (
     check_arguments,
     core_fields,
-    leaves_of,
     open_for,
     plain_arguments,
     refuse_own_meta,
+    trees_of,
 )
 from gym_replay.wrappers.recorder import Recorder, refuse_other_spaces, wrong_result
 from gym_replay.wrappers.recording import OnEpisode
 from gym_replay.wrappers.rewards import (
     RewardShape,
-    declared_shape_of_each,
+    declared_shape,
     fit_rewards,
     parse_reward_shape,
     shape_of_first,
 )
-from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, take_turn
+from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, transition_kinds
 from gym_replay.wrappers.vector.autoreset_check import AutoresetCheck
 from gym_replay.wrappers.vector.batches import BatchEncoder, Column
-from gym_replay.wrappers.vector.bounds import BlockBounds
 from gym_replay.wrappers.vector.info_columns import BatchInfos, InfoColumn
 from gym_replay.wrappers.vector.infos import (
     FINAL,
@@ -156,11 +155,10 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         self._use_mode()
         self._sub = SubEnvironments(env)
         dtypes = dict(dtypes or {})
-        observation_space, observations_space = self._sub.spaces("observation_space")
-        action_space, actions_space = self._sub.spaces("action_space")
-        single = SimpleNamespace(observation_space=observation_space, action_space=action_space)
-        observation, action = leaves_of(single, dtypes)
-        core = core_fields(observation, action, declared_shape_of_each(env) if shape is None else shape)
+        observation_space = self._sub.space("observation_space")
+        action_space = self._sub.space("action_space")
+        observation, action = trees_of(observation_space, action_space, dtypes)
+        core = core_fields(observation, action, declared_shape(env) if shape is None else shape)
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
         self._buffer = open_for(
             observation_space,
@@ -180,20 +178,20 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         self._flags_shape = (count,)
         self._believes_rewards = shape is None  # the first ones decide their shape
         self._use_rewards()
-        self._observations = BatchEncoder(observation_space, observations_space, observation, count)
-        self._actions = BatchEncoder(action_space, actions_space, action, count)
-        self._observation_names = [leaf.name for leaf in observation]
+        self._observations = BatchEncoder(observation, count)
+        self._actions = BatchEncoder(action, count)
+        self._observation_names = [leaf.name for leaf in observation.leaves]
         self._extra_names = [name for name in fields if name not in core and not is_info(name)]
         self._extras: dict[str, Column] = {}
         self._statistics = self._sub.statistics()
         infos = [name for name in fields if is_info(name)] if record_info else []
         self._recording = VectorRecording(
             self._buffer,
-            [*self._observation_names, *(leaf.name for leaf in action), "reward", *self._extra_names, *infos],
+            [*self._observation_names, *(leaf.name for leaf in action.leaves), "reward", *self._extra_names, *infos],
             count,
             run=describe_run(),
             keep=on_incomplete == "keep",
-            bounds=BlockBounds([*observation, *action], has_state=self._buffer.metadata.has_state),
+            bounds=BoundsCheck([*observation.leaves, *action.leaves]),
             on_episode=on_episode,
         )
         self._infos: BatchInfos | None = BatchInfos(record_info, dtypes, self._recording) if record_info else None
@@ -358,7 +356,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
     def _explain(self, error: Exception) -> None:
         """Raise a better error of values that do not fit, where their space is not the one that was wrapped."""
         if isinstance(error, FieldError):
-            spaces = (self._sub.spaces(name)[0] for name in ("observation_space", "action_space"))
+            spaces = (self._sub.space(name) for name in ("observation_space", "action_space"))
             refuse_other_spaces(error, self._buffer, *spaces)
 
     def _store(self, result: Any, generators: npt.NDArray[np.uint64] | None, began: float) -> None:
@@ -428,7 +426,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         """The rest of a step in which episodes ended or began."""
         terminated, truncated, done = flags
         recording = self._recording
-        turn = take_turn(self._mode, recording.running, recording.waiting, done)
+        turn = transition_kinds(self._mode, recording.running, recording.waiting, done)
         finals = None
         if self._is_same_step and np.count_nonzero(turn.ended):
             finals = self._finals(np.flatnonzero(turn.ended), infos, observations)

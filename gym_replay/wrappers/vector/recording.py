@@ -14,10 +14,10 @@ from gym_replay.buffer.open_episode import HeldEpisodes
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, GymReplayError, StorageError
 from gym_replay.schema.fields import Field
+from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.recording import OnEpisode, change_fields
 from gym_replay.wrappers.rewards import adopt_reward_shape
-from gym_replay.wrappers.vector.autoreset import Mask, Turn
-from gym_replay.wrappers.vector.bounds import BlockBounds
+from gym_replay.wrappers.vector.autoreset import Mask, TransitionKinds
 from gym_replay.wrappers.vector.ended import EndedEpisodes
 from gym_replay.wrappers.vector.facts import EpisodeFacts
 from gym_replay.wrappers.vector.judging import judge_block
@@ -40,7 +40,7 @@ class VectorRecording:
 
     Attributes:
         now: the time, counted in vector steps and resets; its row holds the observations that are next acted on.
-        running, waiting: as of :class:`~gym_replay.wrappers.vector.autoreset.Turn`.
+        running, waiting: as of :class:`~gym_replay.wrappers.vector.autoreset.TransitionKinds`.
         has_waiting: whether any sub-environment is waiting.
         is_recording: whether the next step can be a transition, or open an episode.
         is_broken: a step was begun and never ended, so none may follow.
@@ -56,7 +56,7 @@ class VectorRecording:
         *,
         run: bytes,
         keep: bool,
-        bounds: BlockBounds,
+        bounds: BoundsCheck,
         on_episode: OnEpisode | None,
     ) -> None:
         fields = buffer.metadata.fields
@@ -233,7 +233,7 @@ class VectorRecording:
 
     def advance(
         self,
-        turn: Turn,
+        turn: TransitionKinds,
         rewards: npt.NDArray[Any],
         terminated: Mask,
         truncated: Mask,

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
-from gymnasium.vector.utils import batch_space
 
 from gym_replay.errors import FieldError
 from gym_replay.spaces.node import standard_node
@@ -85,19 +84,17 @@ class SubEnvironments:
         finally:
             env.close()
 
-    def spaces(self, name: str) -> tuple[gym.Space[Any], gym.Space[Any]]:
-        """``observation_space`` or ``action_space`` of one sub-environment, and of all of them.
+    def space(self, name: str) -> gym.Space[Any]:
+        """``observation_space`` or ``action_space`` of one sub-environment.
 
-        Of some vector environments, such as SuperSuit's and EnvPool's, ``observation_space`` is that of one.
+        Some vector environments, such as SuperSuit's and EnvPool's, call it that of all of them.
         """
-        space, single = getattr(self._envs, name), getattr(self._envs, f"single_{name}", None)
-        if single is None or single == space:
-            return space, batch_space(space, self.count)
-        return single, space
+        single = getattr(self._envs, f"single_{name}", None)
+        return getattr(self._envs, name) if single is None else single  # type: ignore[no-any-return]
 
     @property
     def joins_infos(self) -> bool:
-        """Whether the infos of sub-environments are joined by Gymnasium, which may change their numbers."""
+        """Whether the infos of sub-environments are joined by Gymnasium, which may change their dtypes."""
         return (self._sync or self._async) and self.count > 1
 
     # --- resets ---
@@ -122,25 +119,22 @@ class SubEnvironments:
     def seeds(self, seed: Any, mask: Mask) -> npt.NDArray[np.int64]:
         """The seed of each sub-environment that is reset: ``seed + i`` of an integer, or those of a list; else -1."""
         seeds = np.full(self.count, -1, np.int64)
-        numbers = np.flatnonzero(mask).tolist()
+        env_indices = np.flatnonzero(mask)
         if seed is None:
             return seeds
         if isinstance(seed, (int, np.integer)):
-            # ale-py counts only those that are reset
-            places = range(len(numbers)) if self._is_native_atari else numbers
-            given = [int(seed) + place for place in places]
+            counted = np.arange(len(env_indices)) if self._is_native_atari else env_indices  # only those that are reset
+            given = [int(seed) + offset for offset in counted.tolist()]
         else:
             try:
-                listed = list(seed)
+                given = list(seed)
             except TypeError:
                 raise FieldError(f"seed: expected an integer, a list of integers, or None, got {seed!r:.80}") from None
-            if len(listed) == self.count:
-                given = [listed[number] for number in numbers]
-            elif len(listed) == len(numbers):
-                given = listed
-            else:
+            if len(given) == self.count:
+                given = [given[env_index] for env_index in env_indices.tolist()]
+            if len(given) != len(env_indices):
                 return seeds  # for the environment to refuse
-        seeds[numbers] = [storable_seed(each) for each in given]
+        seeds[env_indices] = [storable_seed(each) for each in given]
         return seeds
 
     def honours_masks(self) -> bool:
@@ -164,8 +158,8 @@ class SubEnvironments:
         if not self._sync:
             return None
         states = np.zeros((self.count, NUMBERS), np.uint64)
-        for number in np.flatnonzero(mask).tolist():
-            states[number] = generator_state(self._base.envs[number], create=create)
+        for env_index in np.flatnonzero(mask).tolist():
+            states[env_index] = generator_state(self._base.envs[env_index], create=create)
         return states
 
     def loses_strings(self) -> bool:
@@ -179,9 +173,9 @@ class SubEnvironments:
         """Whether :meth:`first_observation` can tell."""
         return self._sync
 
-    def first_observation(self, number: int) -> Any:
+    def first_observation(self, env_index: int) -> Any:
         """What the last reset of a sub-environment returned itself; None where it cannot be asked."""
-        return self._base._env_obs[number] if self._sync else None
+        return self._base._env_obs[env_index] if self._sync else None
 
     # --- infos that a wrapper adds ---
 
@@ -198,11 +192,15 @@ class SubEnvironments:
 def has_strings(space: Any) -> bool:
     """Whether a space has parts that Gymnasium reads from shared memory once and for all."""
     kind = standard_node(space)
-    return not kind.is_shared or any(map(has_strings, kind.parts_of(space).values()))
+    parts = kind.parts_of(space) or ()
+    return not kind.is_shared or any(map(has_strings, parts.values() if isinstance(parts, dict) else parts))
 
 
 def share_memory(one: Any, other: Any) -> bool:
-    """Whether two observations have memory in common, unless that takes too long to say: then it counts as such."""
+    """Whether two observations have memory in common, unless that takes too long to say: then it counts as such.
+
+    It walks over the values as they are: their fields may be copies.
+    """
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
         try:
             return np.shares_memory(one, other, max_work=_MOST_WORK)  # type: ignore[arg-type]
@@ -215,12 +213,6 @@ def share_memory(one: Any, other: Any) -> bool:
     return False
 
 
-def are_same_arrays(one: Any, other: Any) -> bool:
-    """Whether two observations are arrays, alone or nested, and all of them equal."""
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        return one.size > 0 and one.shape == other.shape and one.tobytes() == other.tobytes()
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return bool(one) and all(key in other and are_same_arrays(value, other[key]) for key, value in one.items())
-    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
-        return bool(one) and all(map(are_same_arrays, one, other))
-    return False
+def are_same_arrays(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the values of all fields are the same arrays, none of them empty."""
+    return bool(one) and all(value.size > 0 and value.tobytes() == other[name].tobytes() for name, value in one.items())

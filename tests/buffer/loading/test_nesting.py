@@ -210,9 +210,8 @@ def test_a_damaged_space_is_refused(tmp_path):
         metadata = json.loads(whole)
         metadata["environment"]["observation_space"] = damage
         write_metadata(tmp_path, metadata)
-        with ReplayBuffer.from_folder(tmp_path, read_only=True) as reader:
-            if damage["type"] == [1]:
-                assert timestep_loader(reader, 4, nested=True) is not None
-                continue
-            with pytest.raises(CorruptBufferError, match="observation_space"):
-                timestep_loader(reader, 4, nested=True)
+        with (
+            ReplayBuffer.from_folder(tmp_path, read_only=True) as reader,
+            pytest.raises(CorruptBufferError, match="observation_space"),
+        ):
+            timestep_loader(reader, 4, nested=True)

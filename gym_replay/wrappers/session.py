@@ -237,36 +237,37 @@ class Session(ABC, Generic[_E]):
             Exception: what ``on_episode`` raised first, once all is committed.
         """
         self.refuse_within_on_episode()
+        claim = self.claim
         while self.ended:
-            if not self.claim.is_open:
-                self.claim.open()
-            if not self.claim.is_committed(self.ended[0].first_id):
-                try:
-                    self._show(self.ended[0])
-                except BaseException:  # an interrupt: what was looked at is not lost to it
-                    if self.ended and len(self.ended[0].verdicts) == len(self.ended[0]):
-                        self._write(self.ended[0])
-                    raise
-                if not self.claim.is_open:  # on_episode released the buffer, and what had ended was forgotten
-                    break
-                self._write(self.ended[0])
-            committed, self.ended = self.ended[0], self.ended[1:]
-            committed.show_to(self.bounds)
+            ended = self.ended[0]
+            if not claim.is_open:
+                claim.open()
+            if not claim.is_committed(ended.first_id):
+                if self._on_episode is not None:
+                    try:
+                        self._show(self._on_episode, ended)
+                    except BaseException:  # an interrupt: what was looked at is not lost to it
+                        if self.ended and len(ended.verdicts) == len(ended):
+                            self._write(ended)
+                        raise
+                    if not claim.is_open:  # on_episode released the buffer, and what had ended was forgotten
+                        break
+                self._write(ended)
+            ended, self.ended = self.ended[0], self.ended[1:]
+            ended.show_to(self.bounds)
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
-    def _show(self, ended: _E) -> None:
+    def _show(self, on_episode: OnEpisode, ended: _E) -> None:
         """Let ``on_episode`` see each episode, once; one that it fails at is kept."""
-        if self._on_episode is None:
-            return
         encoders = self.buffer.encoders()
         for index in range(len(ended.verdicts), len(ended)):
             episode = ended.finished(index, encoders.metadata)
             ended.verdicts.append(True)
             self._is_shown = True
             try:
-                said = self._on_episode(episode)
+                said = on_episode(episode)
                 meta = said if isinstance(said, Mapping) else {}
                 refuse_own_meta(meta, encoders.metadata)
                 ended.set_meta(index, meta, encoders)

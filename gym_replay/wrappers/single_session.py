@@ -40,6 +40,7 @@ class Episode:
         stage: the rows; None before the first step.
         ended_at: its length, where a step ended it.
         is_broken: a step was lost, so none may follow.
+        is_complete: at its end, whether it was not cut.
         verdicts: whether it is kept, once ``on_episode`` has seen it.
     """
 
@@ -47,7 +48,7 @@ class Episode:
         self.initial, self.meta = initial, meta
         self.noted: dict[str, Any] = {}
         self.stage: Stage | None = None
-        self.ended_at, self.is_broken = -1, False
+        self.ended_at, self.is_broken, self.is_complete = -1, False, False
         self.verdicts: list[bool] = []
         self._pieces: Sequence[Piece] = ()
 
@@ -72,8 +73,8 @@ class Episode:
             self.stage.format.fields,
             self.stage.column,
             meta=self.noted,
-            episode_return=_return_of(self.stage),
-            complete=self.has_ended,
+            episode_return=_return_of(self.stage, self.stage.pieces()),
+            complete=self.is_complete,
         )
 
     def set_meta(self, index: int, meta: Mapping[str, Any], encoders: Encoders) -> None:
@@ -87,12 +88,14 @@ class Episode:
 
     def block(self, encoders: Encoders) -> Block:
         """What is committed."""
-        stage, complete = self.stage, self.has_ended
+        stage, complete = self.stage, self.is_complete
         assert stage is not None
-        self._pieces = stage.pieces()
-        end = meta_of_end(self.meta, _return_of(stage), complete=complete)
-        meta = {**encoders.meta_defaults, **self.meta, **end, **encoders.meta(self.noted)}
-        return stage.block(self._pieces, meta, complete=complete)
+        self._pieces = pieces = stage.pieces()
+        end = meta_of_end(self.meta, _return_of(stage, pieces), complete=complete)
+        meta = {**encoders.meta_defaults, **self.meta, **end}
+        if self.noted:
+            meta |= encoders.meta(self.noted)
+        return stage.block(pieces, meta, complete=complete)
 
     def show_to(self, bounds: BoundsCheck) -> None:
         """Let the rows, if they are committed, be compared with the bounds of their spaces."""
@@ -209,8 +212,9 @@ class SingleSession(Session[Episode]):
         episode, stage = self.episode, self.stage
         if episode is None or stage is None:
             return
-        if len(stage) and (episode.has_ended or self._keep):
-            if not episode.has_ended:
+        episode.is_complete = episode.has_ended
+        if len(stage) and (episode.is_complete or self._keep):
+            if not episode.is_complete:
                 stage.last = {"truncated": FLAG_BYTES[True]}
             self.ended = [episode]
             try:
@@ -230,11 +234,15 @@ class SingleSession(Session[Episode]):
             forgotten()
 
 
-def _return_of(stage: Stage) -> Any:
+def _return_of(stage: Stage, pieces: Sequence[Piece]) -> Any:
     """The sum of the rewards, one after another: a float, or an array for rewards of several values."""
+    length = len(stage)
     if stage.format.fields["reward"].shape:
         total: npt.NDArray[np.float64] = np.cumsum(stage.column("reward"), axis=0)[-1]
         return total + 0.0  # as if summed from 0.0 on: no -0.0
-    if stage.spill is not None or len(stage) > _FEW:
+    if stage.spill is not None:
         return float(np.cumsum(stage.column("reward"))[-1]) + 0.0
+    if length > _FEW:
+        data = next(data for name, _, _, data in pieces if name == "reward")
+        return float(np.cumsum(np.frombuffer(data, np.float64, length))[-1]) + 0.0
     return float(deque(accumulate(stage.items("reward"), initial=0.0), 1)[0])

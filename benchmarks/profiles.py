@@ -27,8 +27,10 @@ import gymnasium as gym
 import numpy as np
 
 import gym_replay.buffer.storage.checksums as checksums_module
-import gym_replay.wrappers.recording as recording_module
+import gym_replay.wrappers.record_to_buffer as recorder_module
+import gym_replay.wrappers.single_session as single_module
 import gym_replay.wrappers.vector.record_to_buffer as vector_module
+import gym_replay.wrappers.vector.session as session_module
 from benchmarks.curves import circumstances
 from benchmarks.floors import bare, column
 from benchmarks.growth_shape import MOTOR, store_motor
@@ -42,6 +44,7 @@ from gym_replay.buffer.storage.commit import Commits
 from gym_replay.buffer.storage.open_files import LiveEpisodes, OpenFiles
 from gym_replay.buffer.storage.staging import Stage
 from gym_replay.wrappers.vector import RecordToBuffer as RecordVectors
+from gym_replay.wrappers.vector.episode_meta import EpisodeMeta
 
 ALONE = "each part alone, on the same data"
 CLOCKS = "readings of the clock around the calls"
@@ -246,15 +249,15 @@ def _commit(
 
 
 def _clocks_of_commit(recorder: RecordToBuffer) -> Clocks:
-    clocks, recording = Clocks(), recorder._recording
+    clocks, session = Clocks(), recorder._session
     writer: Any = recorder.buffer._writer
-    clocks.on(recorder._reset_facts, "of", "facts of the reset: time, generator, run")
+    clocks.on(recorder_module, "meta_of_reset", "meta fields of the reset: time, generator, run")
     clocks.on(recorder, "_open_at", "row 0 copied")
     clocks.on(recorder, "_make_room", "room for the first steps; bytes of the episode before given back")
-    clocks.on(recording, "begin", "episode opened: lock and file checked, a stage")
+    clocks.on(session, "begin", "episode opened: lock and file checked, a stage")
     clocks.on(Stage, "pieces", "bytes of each field joined")
-    clocks.on(recording, "_return_of", "rewards summed")
-    clocks.on(recording_module, "facts_of_end", "facts of the end")
+    clocks.on(single_module, "_return_of", "rewards summed")
+    clocks.on(single_module, "meta_of_end", "meta fields of the end")
     clocks.on(OpenFiles, "write", "rows written")
     clocks.on(checksums_module, "crc32", "checksums of the rows")
     clocks.on(Checksums, "_sum_in_memory", "checksums written")
@@ -263,9 +266,9 @@ def _clocks_of_commit(recorder: RecordToBuffer) -> Clocks:
     clocks.on(writer.counters, "put", "counter of checksums stored")
     clocks.on(LiveEpisodes, "take", "counted")
     clocks.on(Checksums, "_sum_a_run", "checksums of a run of short episodes")
-    clocks.on(recording.bounds, "add", "noted, for comparing with the space's bounds")
+    clocks.on(session.bounds, "add", "noted, for comparing with the space's bounds")
     clocks.on(writer, "commit", "calls between these: the writer")
-    clocks.on(recorder, "_end_episode", "calls between these: the recorder")
+    clocks.on(recorder, "_end_episodes", "calls between these: the recorder")
     return clocks
 
 
@@ -346,23 +349,24 @@ def _steps_of(envs: gym.vector.VectorEnv[Any, Any, Any], actions: Sequence[Any],
 
 
 def _clocks_of_vectors(recorder: Any) -> Clocks:
-    clocks, recording = Clocks(), recorder._recording
-    writer = recording.prepare()
+    clocks, session = Clocks(), recorder._session
+    session.prepare()
+    writer: Any = recorder.buffer._writer
     clocks.on(recorder.env, "step", "the environments' own step")
-    clocks.on(recording, "prepare", "room for it")
-    clocks.on(recording.staging, "put", "observations and actions compared, and into the staging")
-    clocks.on(recording.staging, "write_reward", "rewards into the staging")
+    clocks.on(session, "prepare", "room for it")
+    clocks.on(session.staging, "put", "observations and actions compared, and into the staging")
+    clocks.on(session.staging, "write", "rewards into the staging")
     clocks.on(vector_module, "take_turn", "which episodes ended, and begin")
-    clocks.on(recording, "advance", "returns summed, what runs and waits noted")
-    clocks.on(recording._take_out, "take", "ends, flags and last rows of the episodes that ended")
-    clocks.on(recording.staging, "columns", "their rows out of the staging")
-    clocks.on(recording.facts, "columns", "their facts: times, returns, generators")
-    clocks.on(recording.facts, "begin", "facts of the episodes that begin")
+    clocks.on(session, "advance", "returns summed, what runs and waits noted")
+    clocks.on(session_module, "extract_ended", "ends, flags and last rows of the episodes that ended")
+    clocks.on(session.staging, "extract", "their rows out of the staging")
+    clocks.on(EpisodeMeta, "columns", "their meta fields: times, returns, generators")
+    clocks.on(EpisodeMeta, "begin", "meta fields of the episodes that begin")
     clocks.on(OpenFiles, "write", "rows written")
     clocks.on(Commits, "_write_records", "records written, with their check values")
     clocks.on(writer.counters, "put_next", "counter stored: the commit")
     clocks.on(writer, "commit", "calls between these: the writer")
-    clocks.on(recording.bounds, "add_block", "noted, for comparing with the spaces' bounds")
+    clocks.on(session.bounds, "add_block", "noted, for comparing with the spaces' bounds")
     clocks.on(recorder, "_store", "calls between these: the recorder")
     return clocks
 

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from gym_replay.replaying import ReplayReport, replay
     from gym_replay.spaces import register_space
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
-    from gym_replay.wrappers.recording import FinishedEpisode
+    from gym_replay.wrappers.session import FinishedEpisode
 
 __version__ = "0.1.0"
 
@@ -75,7 +75,7 @@ _LAZY = {
     "CheckReport": "gym_replay.buffer.check",
     "Fault": "gym_replay.buffer.check",
     "FieldStatistics": "gym_replay.buffer.loading.field_statistics",
-    "FinishedEpisode": "gym_replay.wrappers.recording",
+    "FinishedEpisode": "gym_replay.wrappers.session",
     "GoalMixture": "gym_replay.buffer.loading.goals",
     "GoalSampler": "gym_replay.buffer.loading.goals",
     "PrioritizedSampler": "gym_replay.buffer.loading.prioritized",

@@ -1,23 +1,21 @@
 """The door to the storage: what rooms above the buffer may know of the files, and nothing else."""
 
+from gym_replay.buffer.open_episode import Claim, Encoders
 from gym_replay.buffer.storage.block import Block, Piece
 from gym_replay.buffer.storage.layout import Metadata, metadata_from_json, metadata_to_json, read_metadata, step_path
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.reader import Snapshot, has_buffer
 from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
-from gym_replay.buffer.storage.room import UNLIMITED
-from gym_replay.buffer.storage.staging import Packer, Stage
-from gym_replay.buffer.storage.writer import FolderWriter
+from gym_replay.buffer.storage.staging import Stage
 
 __all__ = [
     "COMPLETE",
     "HAS_FINAL",
-    "UNLIMITED",
     "Block",
-    "FolderWriter",
+    "Claim",
+    "Encoders",
     "MetaColumn",
     "Metadata",
-    "Packer",
     "Piece",
     "Ragged",
     "Snapshot",

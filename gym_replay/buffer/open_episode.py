@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
 from gym_replay.buffer.storage.staging import Stage
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import BufferFullError, EpisodeStateError, EpisodeTooLongError, FieldError
+from gym_replay.files.garbage import finalize
 from gym_replay.schema.fields import Field, elements_of, encode_text, fit, make_encoder, to_array
 
 
@@ -27,11 +28,11 @@ class EpisodeSlot:
     """
 
     def __init__(self) -> None:
-        self.holder: OpenEpisode | OpenBlock | HeldEpisodes | None = None
+        self.holder: OpenEpisode | OpenBlock | Claim | None = None
 
     def require_free(self, what: str) -> None:
         """Raise EpisodeStateError where an episode is open; ``what`` is what cannot be done then."""
-        if isinstance(self.holder, HeldEpisodes):
+        if isinstance(self.holder, Claim):
             raise EpisodeStateError(
                 f"{what} while a recorder has an episode open in this buffer; close the recorder first. A buffer "
                 "has one recorder at a time: another one needs a folder of its own"
@@ -78,6 +79,37 @@ class Encoders:
         """
         known = self.metadata.meta_fields
         return {name: self._meta[_checked(known, name)](value) for name, value in values.items()}
+
+    def meta_columns(self, values: Mapping[str, Any], count: int) -> dict[str, MetaColumn]:
+        """Meta values of several episodes: ``(count, *field.shape)`` each, or strings as bytes; one value is for all.
+
+        Raises:
+            FieldError: a name is unknown or its values do not fit.
+        """
+        columns: dict[str, MetaColumn] = {}
+        for name, value in values.items():
+            info = self.metadata.meta_fields[_checked(self.metadata.meta_fields, name)]
+            if info.is_text:
+                columns[name] = encode_texts(name, value, count)
+                continue
+            array = to_array(value, name)
+            if array.shape in (info.shape, ()) and array.shape != (count, *info.shape):
+                array = np.broadcast_to(array, (count, *array.shape))
+            columns[name] = np.array(fit(name, array, info, lead=(count,)))
+        return columns
+
+    def column(self, name: str, value: Any, count: int) -> npt.NDArray[Any] | list[npt.NDArray[Any]]:
+        """One row of a field for several episodes: ``(count, *field.shape)``, of a ragged field a list of arrays.
+
+        Raises:
+            FieldError: it does not fit.
+        """
+        info = self.metadata.fields[name]
+        if not info.ragged:
+            return np.array(fit(name, to_array(value, name), info, lead=(count,)), copy=True)
+        if not hasattr(value, "__len__") or len(value) != count:
+            raise FieldError(f"field {name!r}: expected one array for each of {count} episodes, got {value!r:.60}")
+        return [np.array(elements_of(name, item, info)) for item in value]
 
 
 class OpenEpisode:
@@ -175,7 +207,7 @@ class OpenBlock:
             raise FieldError(f"batch_size: expected a positive integer, got {batch_size!r}")
         self._buffer = buffer
         self._size = int(batch_size)
-        self._meta = self._batched_meta(meta)
+        self._meta = buffer.encoders().meta_columns(meta, self._size)
         self.final_meta: dict[str, Any] = {}
         self._writer: FolderWriter | None = None
         self._steps: list[dict[str, Any]] = []
@@ -204,30 +236,6 @@ class OpenBlock:
         self._writer.check_thread()
         return self._writer
 
-    def _batched_meta(self, meta: Mapping[str, Any]) -> dict[str, MetaColumn]:
-        """The values of each meta field, one for each episode."""
-        known = self._buffer.metadata.meta_fields
-        batched: dict[str, MetaColumn] = {}
-        for name, value in meta.items():
-            info = known[_checked(known, name)]
-            if info.is_text:
-                batched[name] = encode_texts(name, value, self._size)
-                continue
-            array = to_array(value, name)
-            if array.shape in (info.shape, ()) and array.shape != (self._size, *info.shape):
-                array = np.broadcast_to(array, (self._size, *array.shape))
-            batched[name] = np.array(fit(name, array, info, lead=(self._size,)))
-        return batched
-
-    def _fit(self, name: str, value: Any) -> Any:
-        """The episodes' values of one step: ``(batch_size, *field.shape)``, of a ragged field a list of arrays."""
-        info = self._buffer.metadata.fields[name]
-        if not info.ragged:
-            return np.array(fit(name, to_array(value, name), info, lead=(self._size,)), copy=True)
-        if not hasattr(value, "__len__") or len(value) != self._size:
-            raise FieldError(f"field {name!r}: expected one array for each of {self._size} episodes, got {value!r:.60}")
-        return [np.array(elements_of(name, item, info)) for item in value]
-
     def store(self, values: dict[str, Any]) -> None:
         """Add one transition to each episode."""
         fields = self._buffer.metadata.fields
@@ -236,7 +244,8 @@ class OpenBlock:
             raise EpisodeStateError("store_batch after store_final: the last observations end the episodes")
         if unknown := [name for name in values if name not in fields]:
             raise FieldError(f"unknown field {unknown[0]!r}; there are {list(fields)}")
-        step = {name: self._fit(name, value) for name, value in values.items()}
+        encoders = self._buffer.encoders()
+        step = {name: encoders.column(name, value, self._size) for name, value in values.items()}
         writer.room.require(self._size, len(self._steps) + 1)
         self._steps.append(step)
 
@@ -246,7 +255,8 @@ class OpenBlock:
         if self._final is not None:
             raise EpisodeStateError("the last observations are stored already")
         check_final(self._buffer.metadata.fields, values)
-        self._final = {name: self._fit(name, value) for name, value in values.items()}
+        encoders = self._buffer.encoders()
+        self._final = {name: encoders.column(name, value, self._size) for name, value in values.items()}
 
     def _commit(self) -> None:
         writer, metadata, size, length = self._running(), self._buffer.metadata, self._size, len(self._steps)
@@ -256,7 +266,8 @@ class OpenBlock:
             if metadata.has_state:
                 steps.append(self._final[name] if self._final is not None and info.state else None)
             rows[name] = _ragged_block(steps, size, info) if info.ragged else _block(steps, size, info)
-        meta = {**self._buffer.encoders().meta_defaults, **self._meta, **self._batched_meta(self.final_meta)}
+        encoders = self._buffer.encoders()
+        meta = {**encoders.meta_defaults, **self._meta, **encoders.meta_columns(self.final_meta, size)}
         flags = COMPLETE | (HAS_FINAL if self._final is not None else 0)
         writer.commit(Block.of_rows(rows, [length] * size, flags, meta))
 
@@ -266,42 +277,134 @@ class OpenBlock:
             self._buffer.slot.holder = None
 
 
-class HeldEpisodes:
-    """Episodes that are open somewhere else: while they are, the buffer takes no others.
+class Claim:
+    """The right of a recorder to commit episodes to a buffer: what ``buffer.claim()`` returns.
+
+    While a claim is open the buffer takes no other episodes, and while one is not, it costs the buffer nothing.
 
     Args:
-        buffer: where they will be committed.
-        forget: a method that is called where the buffer gives them up.
-
-    Attributes:
-        writer: the buffer's, while it is kept for them.
+        buffer: the buffer.
+        owner: the recorder.
+        end: a method that commits what is open, and closes the claim; called where ``owner`` is garbage or the
+            interpreter exits, before the buffer lets its folder go. It knows nothing of ``owner``.
+        forget: a method that forgets what is open; called where the buffer is released.
     """
 
-    def __init__(self, buffer: WritableBuffer, forget: Callable[[], None]) -> None:
-        self._buffer, self._forget = buffer, weakref.WeakMethod(forget)  # whoever holds them also holds this
-        self.writer: FolderWriter | None = None
+    def __init__(
+        self, buffer: WritableBuffer, owner: object, end: Callable[[], None], forget: Callable[[], None]
+    ) -> None:
+        self._buffer, self._owner = buffer, weakref.ref(owner)
+        self._end, self._forget = weakref.WeakMethod(end), weakref.WeakMethod(forget)  # of who holds this claim
+        self._writer: FolderWriter | None = None
+        self._ends_before: FolderWriter | None = None
+        self._finalizer: weakref.finalize[..., Any] | None = None
 
-    def open(self) -> FolderWriter:
-        """Keep the buffer for them; its writer."""
+    @property
+    def is_open(self) -> bool:
+        """Whether the buffer is kept for this claim's episodes."""
+        return self._writer is not None
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the buffer can be full, or evict."""
+        return self._opened().is_limited
+
+    def open(self) -> None:
+        """Keep the buffer for this claim's episodes; another process or object is refused from then on.
+
+        Raises:
+            EpisodeStateError: an episode of somebody else is open.
+            BufferLockedError: another writer, or another thread, writes to the folder.
+        """
         buffer = self._buffer
         if buffer.slot.holder is not self:
             buffer.slot.require_free("recording an episode")
         writer = buffer.writing()
         buffer.slot.holder = self
-        self.writer = writer
-        return writer
+        self._writer = writer
+        if self._ends_before is not writer and (owner := self._owner()) is not None:
+            if self._finalizer is not None:
+                self._finalizer.detach()
+            # Made after the finalizer of the writer, so that at the interpreter's exit it runs before that.
+            self._ends_before, self._finalizer = writer, weakref.finalize(owner, finalize, self._end())
 
-    def end(self) -> None:
-        """Let the buffer take others."""
+    def close(self) -> None:
+        """Let the buffer take other episodes."""
         if self._buffer.slot.holder is self:
             self._buffer.slot.holder = None
-        self.writer = None
+        self._writer = None
 
     def discard(self) -> None:
-        """Forget them."""
-        self.end()
+        """Forget what is open: the buffer is released."""
+        self.close()
         if (forget := self._forget()) is not None:
             forget()
+
+    def _opened(self) -> FolderWriter:
+        if self._writer is None:
+            self.open()
+        assert self._writer is not None
+        return self._writer
+
+    def stage(
+        self, initial: Mapping[str, bytes], names: Sequence[str], packers: Mapping[str, Callable[[list[Any]], Any]]
+    ) -> Stage:
+        """A new open episode, whose transitions are added as bytes.
+
+        Args:
+            initial: row 0 of the state fields.
+            names: the fields of which each transition brings an item.
+            packers: for fields whose items are no bytes of a row: makes a buffer of the rows of many items.
+
+        Raises:
+            BufferFullError: there is no room for one more episode.
+        """
+        self.open()
+        return self._opened().stage(initial, names, packers)
+
+    def require_room(self, lengths: npt.NDArray[np.int64]) -> None:
+        """Raise where open episodes of these lengths do not fit into the buffer.
+
+        Raises:
+            EpisodeTooLongError, BufferFullError: they do not fit.
+        """
+        writer = self._opened()
+        if writer.metadata.circular:
+            writer.room.require(1, int(lengths.max()))
+        else:
+            writer.room.require(len(lengths), int(lengths.max()), steps=int(lengths.sum()))
+
+    def raise_too_long(self, stage: Stage) -> NoReturn:
+        """Say which limit one more transition would exceed."""
+        raise_too_long(self._buffer.metadata, stage.longest)
+
+    def check_owner(self) -> None:
+        """Raise BufferLockedError in a forked child, which has the files of the process that it comes from."""
+        self._opened().check_owner()
+
+    @property
+    def next_id(self) -> int:
+        """The id of the next episode that is committed."""
+        return self._opened().counters.next
+
+    def largest_block(self) -> tuple[int, int]:
+        """How many episodes, and transitions, to commit at once: in a ring, so few that not many others are evicted."""
+        return self._opened().room.largest_block()
+
+    def commit(self, block: Block) -> None:
+        """Make whole episodes visible.
+
+        Raises:
+            StorageError: the operating system refused. The same block can be committed again, unless
+                :meth:`is_committed` says that it is visible.
+        """
+        if self._opened().metadata.circular:
+            self.open()  # a ring makes room for strings when it is opened
+        self._opened().commit(block)
+
+    def is_committed(self, first_id: int | None) -> bool:
+        """Whether a commit that was begun under this id came through, whatever exception came then."""
+        return first_id is not None and first_id < self._opened().counters.next
 
 
 def _block(steps: list[npt.NDArray[Any] | None], size: int, info: Field) -> npt.NDArray[Any]:

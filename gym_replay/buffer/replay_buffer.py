@@ -321,7 +321,7 @@ class ReplayBuffer(Readable):
             raise BufferClosedError(f"{self._folder}: the buffer was closed; open it anew")
 
     def writing(self) -> FolderWriter:
-        """The writer of the folder, for recorders; it is opened, and the lock taken, at the first call.
+        """The writer of the folder; it is opened, and the lock taken, at the first call.
 
         Raises:
             BufferClosedError, ReadOnlyError: nothing is written through this object.
@@ -369,6 +369,16 @@ class ReplayBuffer(Readable):
             if isinstance(error, GymReplayError):
                 raise
             raise refusal(error, self._folder, otherwise) from error
+
+    def claim(self, owner: object, end: Callable[[], None], forget: Callable[[], None]) -> open_episode.Claim:
+        """For recorders: the right to commit episodes that are open somewhere else.
+
+        Args:
+            owner: the recorder.
+            end: commits what is open; called where ``owner`` is garbage, or the interpreter exits.
+            forget: a method that forgets what is open; called by :meth:`release`.
+        """
+        return open_episode.Claim(self, owner, end, forget)
 
     def put_file(self, name: str, content: bytes) -> None:
         """Put a file beside the buffer's into its folder, whole or not at all.

@@ -15,8 +15,8 @@ from gym_replay.collecting.request import Keep, Request, goal_of, policy_name_of
 from gym_replay.errors import FieldError
 from gym_replay.files.folders import folder_of
 from gym_replay.schema.fields import FieldLike
-from gym_replay.wrappers.recording import OnEpisode
 from gym_replay.wrappers.rewards import RewardShape
+from gym_replay.wrappers.session import OnEpisode
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

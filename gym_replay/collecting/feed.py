@@ -10,7 +10,7 @@ import numpy as np
 from gym_replay.collecting.request import Keep
 from gym_replay.collecting.target import INDEX
 from gym_replay.errors import FieldError
-from gym_replay.wrappers.recording import FinishedEpisode, OnEpisode
+from gym_replay.wrappers.session import FinishedEpisode, OnEpisode
 
 
 class Played(NamedTuple):

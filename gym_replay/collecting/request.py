@@ -12,7 +12,7 @@ from gym_replay.collecting.environments import VECTORIZATIONS, EnvMaker, describ
 from gym_replay.collecting.plan import Goal
 from gym_replay.collecting.policies import check_policy, sb3_file
 from gym_replay.errors import FieldError
-from gym_replay.wrappers.recording import FinishedEpisode, OnEpisode
+from gym_replay.wrappers.session import FinishedEpisode, OnEpisode
 
 Keep = Callable[[FinishedEpisode], Any]
 

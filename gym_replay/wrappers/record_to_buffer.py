@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import os
+import sys
 import warnings
-import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 
-from gym_replay.buffer.door import UNLIMITED
-from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.errors import EpisodeStateError, FieldError
-from gym_replay.files.folders import folder_of
-from gym_replay.files.garbage import finalize
-from gym_replay.schema.fields import FieldLike, describe, make_encoder, to_array
+from gym_replay.buffer.door import Stage
+from gym_replay.errors import FieldError
+from gym_replay.schema.fields import describe, make_encoder, to_array
 from gym_replay.spaces import Node, make_space_encoder
 from gym_replay.wrappers.bounds import BoundsCheck
-from gym_replay.wrappers.episode_facts import ResetFacts
-from gym_replay.wrappers.infos import Infos, is_info
-from gym_replay.wrappers.recorded_schema import (
-    check_arguments,
-    core_fields,
-    open_for,
-    plain_arguments,
-    refuse_own_meta,
-    trees_of,
-    warn_of_dtype,
-)
-from gym_replay.wrappers.recorder import Recorder, refuse_other_spaces, wrong_result
-from gym_replay.wrappers.recording import OnEpisode, Recording
-from gym_replay.wrappers.rewards import RewardShape, declared_shape, fit_rewards, parse_reward_shape, shape_of_first
+from gym_replay.wrappers.episode_meta import describe_run, meta_of_reset
+from gym_replay.wrappers.infos import Infos
+from gym_replay.wrappers.recorded_schema import warn_of_dtype
+from gym_replay.wrappers.recorder import Folder, Recorder, RecorderOptions, wrong_result
+from gym_replay.wrappers.rewards import fit_rewards, shape_of_first
+from gym_replay.wrappers.single_session import Episode, SingleSession
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
+    from typing_extensions import Unpack
 
 _LOOKS = 20
 _ndarray, _float64 = np.ndarray, np.float64  # found at once: a step asks for them several times
@@ -40,7 +33,7 @@ _BROKEN = -1
 """In the place of the steps that there is room for: a step or reset was begun, and has not ended or never will."""
 
 
-class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
     """Records every episode of an environment into a replay buffer, and changes nothing else.
 
     An episode is opened at each ``reset`` and committed inside the ``step`` that ends it, before that step returns.
@@ -85,28 +78,10 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         (1, 4)
     """
 
-    _recording: Recording
+    _session: SingleSession
     _instead_of_pickling = ", or pickle env.spec"
 
-    def __init__(
-        self,
-        env: gym.Env[Any, Any],
-        buffer: str | os.PathLike[str] | ReplayBuffer,
-        *,
-        max_episodes: int | None = None,
-        max_timesteps: int | None = None,
-        max_steps: int | None = None,
-        circular: bool = False,
-        overwrite: bool = False,
-        meta_fields: Mapping[str, FieldLike] | None = None,
-        extra_fields: Mapping[str, FieldLike] | None = None,
-        reward_shape: RewardShape | None = None,
-        dtypes: Mapping[str, Any] | None = None,
-        record_info: bool | Iterable[str] = False,
-        on_incomplete: str = "keep",
-        on_episode: OnEpisode | None = None,
-        durability: str = "process",
-    ) -> None:
+    def __init__(self, env: gym.Env[Any, Any], buffer: Folder, **options: Unpack[RecorderOptions]) -> None:
         if isinstance(env, gym.vector.VectorEnv):
             raise TypeError(
                 f"expected a gymnasium.Env, got the vector environment {type(env).__name__}; wrap it in "
@@ -114,78 +89,47 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             )
         if not isinstance(env, gym.Env):
             raise TypeError(f"expected a gymnasium.Env, got {type(env).__name__}")
-        record_info = check_arguments(on_incomplete, record_info, dtypes)
-        shape = parse_reward_shape(reward_shape)
-        limits: dict[str, Any] = {
-            "max_episodes": max_episodes,
-            "max_timesteps": max_timesteps,
-            "max_steps": max_steps,
-            "circular": circular,
-        }
-        gym.utils.RecordConstructorArgs.__init__(
-            self,
-            buffer=str(buffer.folder if isinstance(buffer, ReplayBuffer) else folder_of(buffer)),
-            reward_shape=reward_shape,
-            record_info=record_info,
-            on_incomplete=on_incomplete,
-            durability=durability,
-            **plain_arguments(meta_fields, extra_fields, dtypes),
-            **limits,
-        )
+        self._take_options(buffer, options)
         gym.Wrapper.__init__(self, env)
-        dtypes = dict(dtypes or {})
-        observation, action = trees_of(env.observation_space, env.action_space, dtypes)
-        core = core_fields(observation, action, declared_shape(env) if shape is None else shape)
-        self._owns_buffer = not isinstance(buffer, ReplayBuffer)
-        self._buffer = open_for(
-            env.observation_space,
-            env.action_space,
-            env.spec,
-            core,
-            buffer,
-            {**limits, "circular": circular or None},
-            overwrite=overwrite,
-            durability=durability,
-            extra=extra_fields,
-            meta=meta_fields,
-            keeps_reward_shape=shape is None,
-        )
+        observation, action = self._open_buffer(env, buffer, env.observation_space, env.action_space, env.spec)
         self._make_encoders(observation, action)
-        fields = self._buffer.metadata.fields
-        self._reward_field = fields["reward"]
-        self._believes_rewards = shape is None  # the first one decides their shape
-        extras = [name for name in fields if name not in core and not is_info(name)]
-        self._extra_encoders = {name: make_encoder(name, fields[name]) for name in extras}
-        self._extra_defaults = tuple(fields[name].default_value().tobytes() for name in extras)
+        given, fields = self._options, self._buffer.metadata.fields
+        self._extra_encoders = {name: make_encoder(name, fields[name]) for name in self._extra_names}
+        self._extra_defaults = {name: fields[name].default_value().tobytes() for name in self._extra_names}
         self._extras = self._extra_defaults
         # Where a step is an observation, an action and a number, it is added without a call.
-        is_plain = len(observation.leaves) == len(action.leaves) == 1 and not extras and not record_info
+        leaves = [*observation.leaves, *action.leaves]
+        is_plain = len(leaves) == 2 and not self._extra_names and not given["record_info"]
         self._plain = _array_of(observation) if is_plain else (None, None)
         self._choose_path()
-
-        leaves = [*observation.leaves, *action.leaves]
-        self._recording = Recording(
+        self._session = SingleSession(
+            self,
             self._buffer,
-            names=[*(leaf.name for leaf in leaves), "reward", *extras],
-            keep=on_incomplete == "keep",
+            names=[*(leaf.name for leaf in leaves), "reward", *self._extra_names],
+            keep=given["on_incomplete"] == "keep",
             bounds=BoundsCheck(leaves),
-            on_episode=on_episode,
-            given_up=self._give_up,
+            on_episode=given["on_episode"],
+            forgotten=self._be_between_episodes,
         )
-        if record_info:
-            self._infos = Infos(record_info, dtypes, self._recording)
-        self._observation_names = [leaf.name for leaf in observation.leaves]
+        if given["record_info"]:
+            self._infos = Infos(given["record_info"], given["dtypes"] or {}, self._session)
         self._room = 0  # steps until _make_room must be asked again
-        # Row 0, the facts of the reset and the user's meta fields of an episode that is not begun yet.
-        self._opening: tuple[dict[str, bytes], dict[str, bytes], dict[str, Any]] | None = None
-        self._reset_facts = ResetFacts(env)
-        self._autoreset = _autoreset_in(env)
-        _warn_of_stacked_frames(env)
+        self._run = describe_run()
+        self._autoreset = _layer_in(env, gym.wrappers.Autoreset)
+        if _layer_in(env, gym.wrappers.FrameStackObservation) is not None:
+            warnings.warn(
+                "FrameStackObservation inside RecordToBuffer stores each frame several times over; put RecordToBuffer "
+                "inside of it, and stack frames when loading",
+                stacklevel=2,
+            )
 
     def _choose_path(self) -> None:
         plain: tuple[Any, Any] = (None, None) if self._reward_field.shape else self._plain
         self._plain_dtype, self._plain_shape = plain
         self._plain_length = _length_of(self._plain_shape)
+
+    def _spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        return self.env.observation_space, self.env.action_space
 
     def _make_encoders(self, observation: Node, action: Node) -> None:
         self._encode_observation = _warning_encoder(observation)
@@ -206,13 +150,13 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         """Reset the environment and open an episode; one that is running is cut."""
         room, self._room = self._room, _BROKEN
         self._note_lost_step(room)
-        self._end_episode()
+        self._end_episodes()
         self._room = _BROKEN
-        facts = self._reset_facts.of(seed, options)
+        meta = meta_of_reset(self.env, self._run, seed, options)
         result = self.env.reset(seed=seed, options=options)
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise wrong_result("reset", result, "observation", "info")
-        self._open_at(result[0], result[1], facts)
+        self._open_at(result[0], result[1], meta)
         self._room = 0
         return result
 
@@ -264,9 +208,9 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
                 self._room = room - 1
                 return result
             if type(terminated) is bool and type(truncated) is bool:
-                self._recording.note_end(terminated=terminated, truncated=truncated)
+                self._session.note_end(terminated=terminated, truncated=truncated)
                 self._extend((observation.tobytes(), acted, reward))
-                self._end_episode()
+                self._end_episodes()
                 return result
         self._add(result, acted, room)
         return result
@@ -279,13 +223,9 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             self._explain(error)
             raise
 
-    def _explain(self, error: BaseException) -> None:
-        """Raise a better error of a value that does not fit, where its space is not the one that was wrapped."""
-        if isinstance(error, FieldError):
-            refuse_other_spaces(error, self._buffer, self.env.observation_space, self.env.action_space)
-
     def _add(self, result: tuple[Any, ...], acted: Any, room: int) -> None:
         """Store a transition of any kind, and end the episode where it ends it."""
+        session = self._session
         try:
             observation, reward, terminated, truncated, info = result
             seen = self._encode_observation(observation)
@@ -294,21 +234,21 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             ends = {"terminated": _flag("terminated", terminated), "truncated": _flag("truncated", truncated)}
             extend = self._extend
             acts = acted if type(acted) is tuple else (acted,)
-            row = [*seen, *acts, self._encode_reward(reward), *self._extras]
+            row = [*seen, *acts, self._encode_reward(reward), *self._extras.values()]
             if self._infos is not None:
                 row += self._encode_info(self._infos, info)
         except Exception as error:
             # The environment has moved on and this transition cannot be stored, so none after it may be.
-            self._recording.is_broken = True
-            self._end_episode()
+            session.note_lost_step()
+            self._end_episodes()
             self._explain(error)
             raise
         self._extras = self._extra_defaults
         if any(ends.values()):
-            self._recording.note_end(**ends)
+            session.note_end(**ends)
         self._extend(row)
         if any(ends.values()):
-            self._end_episode()
+            self._end_episodes()
         else:
             self._room = room - 1 if self._extend is extend else 0  # of wider rows fewer are kept in memory
 
@@ -316,12 +256,12 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         """Let the first reward decide the shape of all; how many steps may follow."""
         self._believes_rewards = False
         shape = shape_of_first(reward, self._reward_field.shape)
-        if shape is None or (stage := self._recording.adopt_reward_shape(shape)) is None:
+        if shape is None or not self._session.adopt_reward_shape(shape):
             return room
         self._reward_field = self._buffer.metadata.fields["reward"]
         self._choose_path()
-        self._extend, room = stage.make_room()
-        return min(room, stage.longest)
+        assert self._session.stage is not None
+        return self._ask_for_room(self._session.stage)
 
     def _encode_reward(self, reward: Any) -> Any:
         """A float, or the bytes of a reward of several values."""
@@ -331,8 +271,8 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         array = fit_rewards(reward, field)
         return array.tobytes() if field.shape else float(array)
 
-    def _open_at(self, observation: Any, info: Any, facts: dict[str, bytes]) -> None:
-        """Note the first row of an episode; it is opened by its first step."""
+    def _open_at(self, observation: Any, info: Any, meta: dict[str, bytes]) -> None:
+        """Note the first row of an episode; the buffer is claimed for it by its first step."""
         if (
             type(observation) is _ndarray
             and observation.dtype is self._plain_dtype
@@ -345,84 +285,75 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             except FieldError as error:
                 self._explain(error)
                 raise
-        self._opening = first, facts, {}
+        self._session.episode = Episode(first, meta)
         self._extras = self._extra_defaults
         if self._infos is not None:
             row = self._encode_info(self._infos, info)
             first.update(zip(self._infos.names, row, strict=True))
 
     def _encode_info(self, infos: Infos, info: Any) -> tuple[bytes, ...]:
-        stage = self._recording.stage
+        stage = self._session.stage
         before = None if stage is None else stage.format
         (row,) = infos.encode([info])
         if stage is not None and stage.format is not before:
             self._extend = stage.extend
         return row
 
+    def _encode_extra(self, name: str, value: Any) -> bytes:
+        return self._extra_encoders[name](value)
+
     def _note_lost_step(self, room: int) -> None:
         """See whether the step or reset before was left in the middle; if another thread is in it, refuse this one."""
-        self._recording.refuse_within_on_episode()
+        self._session.refuse_within_on_episode()
         if room == _BROKEN:
             self._refuse_second_thread()
-            self._recording.is_broken = self._recording.stage is not None
+            self._session.note_lost_step()
 
     def _make_room(self, room: int) -> int:
-        """Open the episode, write early what has become long, and see to the limits; how many steps may follow.
+        """Claim the buffer for a new episode, write a long one early, and keep the limits; how many steps may follow.
 
         0 where no episode is running.
         """
         self._note_lost_step(room)
         self._room = _BROKEN
         try:
-            room = self._room_for_steps()
-        except BaseException:
-            self._room = 0
-            raise
-        self._room = 0
-        return room
-
-    def _room_for_steps(self) -> int:
-        recording = self._recording
-        if recording.is_broken or (recording.stage is not None and recording.has_ended):
-            self._end_episode()  # as was not done, or refused, before
-        stage = recording.stage
-        if stage is None:
-            if self._opening is None:
+            session = self._session
+            if session.episode is not None and (session.episode.is_broken or session.episode.has_ended):
+                self._end_episodes()  # as was not done, or refused, before
+            if (episode := session.episode) is None:
                 return 0
-            stage = recording.begin(*self._opening, more_names=self._infos.names if self._infos else ())
-            self._opening = None
-            if recording.guarded is not recording.writer:
-                # Made after the writer's own, so that at the interpreter's exit it runs before it.
-                recording.guarded = recording.writer
-                weakref.finalize(self, finalize, recording.end)
-        self._extend, room = stage.make_room()
-        if stage.longest < UNLIMITED:
-            room = min(room, stage.longest - len(stage))
+            stage = episode.stage
+            if stage is None:
+                stage = session.begin(episode, self._infos.names if self._infos else ())
+            room = self._ask_for_room(stage)
             if room <= 0:
-                recording.raise_too_long()
-        return room
+                session.claim.raise_too_long(stage)
+            return room
+        finally:
+            self._room = 0
 
-    def _end_episode(self) -> None:
-        self._opening = None
-        if self._recording.stage is not None:
+    def _ask_for_room(self, stage: Stage) -> int:
+        self._extend, room = stage.make_room()
+        return min(room, stage.longest - len(stage))
+
+    def _end_episodes(self) -> None:
+        if self._session.episode is not None:
             self._room = _BROKEN  # nobody steps meanwhile
             try:
-                self._recording.end()
-            except BaseException:
+                self._session.end()
+            finally:
                 self._room = 0
-                raise
-        self._room = 0
 
-    def _give_up(self) -> None:
-        """The buffer was released: what comes until the next reset is not recorded."""
+    def _be_between_episodes(self) -> None:
+        """No episode is open, as after the buffer was released: what comes until the next reset is not recorded."""
         self._room = 0
 
     def _step_between_episodes(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """A step that is no transition: after an end, or that of an inner Autoreset, which begins an episode."""
         if self._autoreset is not None and self._autoreset.autoreset:
-            facts = self._reset_facts.of()
+            meta = meta_of_reset(self.env, self._run)
             result = self.env.step(action)
-            self._open_at(result[0], result[4], facts)
+            self._open_at(result[0], result[4], meta)
             return result
         warnings.warn(
             "a step without a running episode is not recorded; call reset() after an episode has ended, after an "
@@ -430,53 +361,6 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             stacklevel=3,
         )
         return self.env.step(action)
-
-    # --- what the user adds ---
-
-    def annotate(self, /, **meta: Any) -> None:
-        """Set meta fields of the running episode.
-
-        Raises:
-            FieldError: a field is unknown, the recorder's own, or its value does not fit.
-            EpisodeStateError: no episode is running.
-        """
-        refuse_own_meta(meta, self._buffer.metadata)
-        self._buffer.encoders().meta(meta)
-        copied = {
-            name: value if isinstance(value, (str, bool, int, float)) else np.array(to_array(value, name))
-            for name, value in meta.items()
-        }
-        if self._recording.stage is not None:
-            self._recording.meta.update(copied)
-        elif self._opening is not None:
-            self._opening[2].update(copied)
-        else:
-            raise EpisodeStateError("annotate: no episode is running; call it between a reset and the episode's end")
-
-    def annotate_step(self, /, **extra: Any) -> None:
-        """Set extra fields of the next step; those not set take their defaults.
-
-        Raises:
-            FieldError: a field is unknown or its value does not fit.
-        """
-        known = list(self._extra_encoders)
-        values = list(self._extras)
-        for name, value in extra.items():
-            if name not in self._extra_encoders:
-                raise FieldError(f"unknown extra field {name!r}; there are {known}; declare it in extra_fields")
-            values[known.index(name)] = self._extra_encoders[name](value)
-        self._extras = tuple(values)
-
-    # --- the end ---
-
-    def close(self) -> None:
-        """End the running episode, release the buffer's folder, and close the environment.
-
-        Raises:
-            StorageError: the disk has no room for the episode; nothing is closed yet, so that ``close`` can be called
-                again once there is. ``env.buffer.release()`` gives the episode up.
-        """
-        self._close_after(self._end_episode, super().close)
 
 
 def _array_of(tree: Node) -> tuple[Any, Any]:
@@ -541,23 +425,11 @@ def _flag(name: str, value: Any) -> bool:
     raise FieldError(f"field {name!r}: expected a bool, got {describe(value)}; return True or False")
 
 
-def _autoreset_in(env: gym.Env[Any, Any]) -> gym.wrappers.Autoreset[Any, Any] | None:
+def _layer_in(env: gym.Env[Any, Any], kind: type[gym.Wrapper[Any, Any, Any, Any]]) -> Any:
+    """The outermost wrapper of a kind; None where there is none."""
     layer: Any = env
     while isinstance(layer, gym.Wrapper):
-        if isinstance(layer, gym.wrappers.Autoreset):
+        if isinstance(layer, kind):
             return layer
         layer = layer.env
     return None
-
-
-def _warn_of_stacked_frames(env: gym.Env[Any, Any]) -> None:
-    layer: Any = env
-    while isinstance(layer, gym.Wrapper):
-        if isinstance(layer, gym.wrappers.FrameStackObservation):
-            warnings.warn(
-                "FrameStackObservation inside RecordToBuffer stores each frame several times over; put RecordToBuffer "
-                "inside of it, and stack frames when loading",
-                stacklevel=4,
-            )
-            return
-        layer = layer.env

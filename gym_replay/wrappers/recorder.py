@@ -1,21 +1,77 @@
-"""What the recorders of single and of vector environments share apart from recording: the buffer, and the end."""
+"""What the recorders of single and of vector environments have in common: their options, their buffer, the end."""
 
 from __future__ import annotations
 
+import difflib
+import os
 import sys
 import threading
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from types import FrameType
-from typing import Any, ClassVar, NoReturn, Protocol
+from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
-from gym_replay.schema.fields import describe
-from gym_replay.spaces import space_from_json, space_to_json
-from gym_replay.wrappers.bounds import BoundsCheck
-from gym_replay.wrappers.infos import Infos
+from gym_replay.files.folders import folder_of
+from gym_replay.schema.fields import FieldLike, describe
+from gym_replay.spaces import Node, space_from_json, space_to_json
+from gym_replay.wrappers.infos import Infos, is_info
+from gym_replay.wrappers.recorded_schema import (
+    check_arguments,
+    core_fields,
+    open_for,
+    plain_arguments,
+    refuse_own_meta,
+    trees_of,
+)
+from gym_replay.wrappers.rewards import RewardShape, declared_shape, parse_reward_shape
+from gym_replay.wrappers.session import OnEpisode, Session
+
+if sys.version_info >= (3, 11):
+    from typing import TypedDict
+else:
+    from typing_extensions import TypedDict
+
+Folder: TypeAlias = str | os.PathLike[str] | ReplayBuffer
+
+
+class RecorderOptions(TypedDict, total=False):
+    """The keywords of both recorders; see :class:`gym_replay.RecordToBuffer`."""
+
+    max_episodes: int | None
+    max_timesteps: int | None
+    max_steps: int | None
+    circular: bool
+    overwrite: bool
+    meta_fields: Mapping[str, FieldLike] | None
+    extra_fields: Mapping[str, FieldLike] | None
+    reward_shape: RewardShape | None
+    dtypes: Mapping[str, Any] | None
+    record_info: bool | Iterable[str]
+    on_incomplete: str
+    on_episode: OnEpisode | None
+    durability: str
+
+
+_DEFAULTS: RecorderOptions = {
+    "max_episodes": None,
+    "max_timesteps": None,
+    "max_steps": None,
+    "circular": False,
+    "overwrite": False,
+    "meta_fields": None,
+    "extra_fields": None,
+    "reward_shape": None,
+    "dtypes": None,
+    "record_info": False,
+    "on_incomplete": "keep",
+    "on_episode": None,
+    "durability": "process",
+}
 
 
 def wrong_result(call: str, result: Any, *expected: str) -> FieldError:
@@ -59,25 +115,98 @@ def refuse_other_spaces(
             ) from error
 
 
-class UnderWay(Protocol):
-    """The episodes that a recorder has under way."""
-
-    @property
-    def bounds(self) -> BoundsCheck:
-        """Looks at what was committed."""
-
-    def refuse_within_on_episode(self) -> None:
-        """Raise EpisodeStateError where ``on_episode`` is looking at an episode."""
-
-
-class Recorder:
+class Recorder(gym.utils.RecordConstructorArgs):
     """A wrapper that is the only writer of its folder."""
 
     _buffer: ReplayBuffer
-    _owns_buffer: bool
-    _recording: UnderWay
+    _session: Session[Any]
+    _options: RecorderOptions
     _infos: Infos | None = None
     _instead_of_pickling: ClassVar[str]
+
+    # --- the beginning ---
+
+    def _take_options(self, buffer: Folder, options: RecorderOptions, **others: Any) -> None:
+        """Check options before anything is created, and remember them for ``env.spec``, which is written as JSON.
+
+        Raises:
+            TypeError: there is no such option.
+            FieldError: one of them is wrong.
+        """
+        for name in options:
+            if name not in _DEFAULTS:
+                near = difflib.get_close_matches(name, _DEFAULTS, 1, 0.5)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(_DEFAULTS)}"
+                raise TypeError(f"RecordToBuffer: unexpected keyword argument {name!r}{hint}")
+        given: RecorderOptions = {**_DEFAULTS, **options}
+        self._options = given
+        given["record_info"] = check_arguments(given["on_incomplete"], given["record_info"], given["dtypes"])
+        parse_reward_shape(given["reward_shape"])
+        limits = "max_episodes", "max_timesteps", "max_steps", "circular"
+        self._limits: dict[str, Any] = {name: value for name, value in given.items() if name in limits}
+        gym.utils.RecordConstructorArgs.__init__(
+            self,
+            buffer=str(buffer.folder if isinstance(buffer, ReplayBuffer) else folder_of(buffer)),
+            reward_shape=given["reward_shape"],
+            record_info=given["record_info"],
+            on_incomplete=given["on_incomplete"],
+            durability=given["durability"],
+            **plain_arguments(given["meta_fields"], given["extra_fields"], given["dtypes"]),
+            **self._limits,
+            **others,
+        )
+
+    def _open_buffer(
+        self,
+        env: Any,
+        buffer: Folder,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        spec: EnvSpec | None,
+    ) -> tuple[Node, Node]:
+        """Open or create the buffer; the trees of the observation space and of the action space.
+
+        Args:
+            env: the environment, single or vector.
+            buffer: as passed.
+            observation_space, action_space, spec: those of a single environment.
+        """
+        options = self._options
+        shape = parse_reward_shape(options["reward_shape"])
+        observation, action = trees_of(observation_space, action_space, options["dtypes"] or {})
+        core = core_fields(observation, action, declared_shape(env) if shape is None else shape)
+        self._owns_buffer = not isinstance(buffer, ReplayBuffer)
+        self._buffer = open_for(
+            observation_space,
+            action_space,
+            spec,
+            core,
+            buffer,
+            {**self._limits, "circular": options["circular"] or None},
+            overwrite=options["overwrite"],
+            durability=options["durability"],
+            extra=options["extra_fields"],
+            meta=options["meta_fields"],
+            keeps_reward_shape=shape is None,
+        )
+        fields = self._buffer.metadata.fields
+        self._reward_field = fields["reward"]
+        self._believes_rewards = shape is None  # the first one decides their shape
+        self._observation_names = [leaf.name for leaf in observation.leaves]
+        self._extra_names = [name for name in fields if name not in core and not is_info(name)]
+        self._extras: dict[str, Any] = {}
+        return observation, action
+
+    # --- the episodes ---
+
+    @abstractmethod
+    def _spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        """The observation space and the action space of a single environment, as they are now."""
+
+    def _explain(self, error: BaseException) -> None:
+        """Raise a better error of a value that does not fit, where its space is not the one that was wrapped."""
+        if isinstance(error, FieldError):
+            refuse_other_spaces(error, self._buffer, *self._spaces())
 
     def _refuse_second_thread(self) -> None:
         """Raise EpisodeStateError where another thread is inside of ``step`` or ``reset``."""
@@ -92,6 +221,8 @@ class Recorder:
                     )
                 found = found.f_back
 
+    # --- what the user asks and adds ---
+
     @property
     def buffer(self) -> ReplayBuffer:
         """The buffer; readable also after :meth:`close`."""
@@ -100,33 +231,74 @@ class Recorder:
     @property
     def out_of_bounds(self) -> dict[str, int]:
         """How many committed rows of each field had values outside of their space's bounds; they are kept."""
-        self._recording.bounds.finish()
-        return dict(self._recording.bounds.counts)
+        self._session.bounds.finish()
+        return dict(self._session.bounds.counts)
 
-    def _close_after(self, end: Callable[[], None], close: Callable[[], Any]) -> None:
-        """End what is running, and then let the folder go and close the environment, unless the disk refused."""
+    def annotate(self, /, **meta: Any) -> None:
+        """Set meta fields of the running episode, or, in a vector environment, of all running episodes.
+
+        There each value is ``(num_envs, *field.shape)``, or one for all. Values for sub-environments without a running
+        episode count for nothing: where the next step resets one, its new episode begins with that step.
+
+        Raises:
+            FieldError: a field is unknown, the recorder's own, or its value does not fit.
+            EpisodeStateError: no episode is running.
+        """
+        refuse_own_meta(meta, self._buffer.metadata)
+        self._session.annotate(meta)
+
+    def annotate_step(self, /, **extra: Any) -> None:
+        """Set extra fields of the next step; those not set take their defaults.
+
+        In a vector environment each value is ``(num_envs, *field.shape)``.
+
+        Raises:
+            FieldError: a field is unknown or its value does not fit.
+        """
+        if unknown := [name for name in extra if name not in self._extra_names]:
+            raise FieldError(
+                f"unknown extra field {unknown[0]!r}; there are {self._extra_names}; declare it in extra_fields"
+            )
+        self._extras = {**self._extras, **{name: self._encode_extra(name, value) for name, value in extra.items()}}
+
+    @abstractmethod
+    def _encode_extra(self, name: str, value: Any) -> Any:
+        """The value of an extra field as a step is staged with it."""
+
+    # --- the end ---
+
+    def _end_episodes(self) -> None:
+        self._session.end()
+
+    def close(self, **kwargs: Any) -> None:
+        """End the running episodes, release the buffer's folder, and close the environment.
+
+        Raises:
+            StorageError: the disk has no room for the episodes; nothing is closed yet, so that ``close`` can be called
+                again once there is. ``env.buffer.release()`` gives the episodes up.
+        """
+        self._session.refuse_within_on_episode()
         refused = False
-        self._recording.refuse_within_on_episode()
         try:
-            end()
+            self._end_episodes()
         except StorageError:
             refused = True
             raise
         finally:
             if not refused:
-                self._let_go(close)
+                self._let_go(**kwargs)
         if self._infos is not None:
             self._infos.warn_of_losses()
 
-    def _let_go(self, close: Callable[[], Any]) -> None:
+    def _let_go(self, **kwargs: Any) -> None:
         try:
             try:
-                self._recording.bounds.finish()
+                self._session.bounds.finish()
             finally:
                 if self._owns_buffer:
                     self._buffer.release()
         finally:
-            close()
+            super().close(**kwargs)  # type: ignore[misc]
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -591,7 +591,7 @@ def test_close_closes_the_environment_whatever_becomes_of_the_episode(tmp_path, 
     env = RecordToBuffer(Nested(), tmp_path)
     env.reset()
     env.step(env.action_space.sample())
-    monkeypatch.setattr(env._recording, "end", lambda: 1 / 0)
+    monkeypatch.setattr(env._session, "end", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         env.close()
     assert closed

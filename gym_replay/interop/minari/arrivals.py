@@ -22,7 +22,7 @@ from gym_replay.interop.old_data import as_flags, as_steps, check_ends
 from gym_replay.schema.fields import Field, exact_cast
 from gym_replay.schema.names import check_distinct, check_field_name, encode_key
 from gym_replay.spaces.leaf import SpacePath
-from gym_replay.wrappers.episode_facts import describe_run, options_to_json
+from gym_replay.wrappers.episode_meta import describe_run, options_to_json
 from gym_replay.wrappers.infos import PRESENT, ROOT
 from gym_replay.wrappers.recorded_schema import FLAGS
 

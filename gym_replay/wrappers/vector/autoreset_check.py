@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from gym_replay.errors import FieldError
 from gym_replay.wrappers.vector.autoreset import Autoreset, EnvIndices, Mask, declared_mode
+from gym_replay.wrappers.vector.batched_infos import final_observations
 from gym_replay.wrappers.vector.batches import BatchEncoder, Column
-from gym_replay.wrappers.vector.infos import final_observations
 
 _OTHER_NAMES = ("final_observation", "terminal_observation")
 """What others call the infos' entry ``final_obs``: Gymnasium before 1.0, Stable-Baselines3 and SuperSuit."""

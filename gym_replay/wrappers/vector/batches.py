@@ -14,8 +14,21 @@ from gym_replay.spaces import Leaf, Node
 from gym_replay.spaces.node import of_one
 from gym_replay.wrappers.recorded_schema import warn_of_dtype
 
-Column: TypeAlias = "npt.NDArray[Any] | list[npt.NDArray[Any]]"
-"""A field's values of all sub-environments: ``(num_envs, *field.shape)``, or of a ragged field one array for each."""
+Column: TypeAlias = "npt.NDArray[Any]"
+"""A field's values along the first axis: ``(n, *field.shape)``; of a ragged field ``(n,)``, each element an array."""
+
+
+def ragged_column(values: Sequence[npt.NDArray[Any]]) -> Column:
+    """The values of a ragged field, an array each, as a column."""
+    column = np.empty(len(values), object)
+    for i, value in enumerate(values):  # at once, NumPy would look into arrays of the same shape
+        column[i] = value
+    return column
+
+
+def default_of(info: Field) -> Column:
+    """The default of a field, as it is assigned to the rows of a column."""
+    return ragged_column([info.default_value()]).reshape(()) if info.ragged else info.default_value()
 
 
 class BatchEncoder:
@@ -27,17 +40,16 @@ class BatchEncoder:
 
     Attributes:
         leaves: the fields.
-        plain: name, dtype and shape of values that are columns as they are; without a name where there are none.
     """
 
     def __init__(self, tree: Node, count: int) -> None:
         self.leaves = tree.leaves
         self._tree, self._count = tree, count
         self._warned: set[str] = set()
-        self.plain: tuple[str, Any, tuple[int, ...]] = "", None, ()
+        self._plain: tuple[Any, tuple[int, ...]] = None, ()  # dtype and shape of values that are columns as they are
         if tree.is_leaf:
             field = tree.leaves[0].field
-            self.plain = tree.leaves[0].name, np.dtype(field.dtype.type), (count, *field.shape)
+            self._plain = np.dtype(field.dtype.type), (count, *field.shape)
 
     def encode(self, value: Any) -> list[Column]:
         """The columns of a batched value, in the order of the leaves; they may share its memory.
@@ -45,30 +57,34 @@ class BatchEncoder:
         Raises:
             FieldError: the value does not fit; the message names the field, and the sub-environment where it can.
         """
+        dtype, shape = self._plain
+        if type(value) is np.ndarray and value.dtype is dtype and value.shape == shape:
+            return [value]
         parts = self._tree.flatten_batch(value, self._count)
         return [self._fit(leaf, part, range(self._count)) for leaf, part in zip(self.leaves, parts, strict=True)]
 
-    def encode_each(self, values: Sequence[Any], numbers: Sequence[int]) -> list[Column]:
-        """The columns of values of the space of one sub-environment, of the sub-environments with these numbers."""
-        rows = [of_one(self._tree.flatten, value, number) for value, number in zip(values, numbers, strict=True)]
+    def encode_each(self, values: Sequence[Any], env_indices: Sequence[int]) -> list[Column]:
+        """The columns of values of the space of one sub-environment, of these sub-environments."""
+        each = zip(values, env_indices, strict=True)
+        rows = [of_one(self._tree.flatten, value, env_index) for value, env_index in each]
         parts = zip(*rows, strict=True)
-        return [self._fit(leaf, list(part), numbers) for leaf, part in zip(self.leaves, parts, strict=True)]
+        return [self._fit(leaf, list(part), env_indices) for leaf, part in zip(self.leaves, parts, strict=True)]
 
-    def _fit(self, leaf: Leaf, part: Any, numbers: Sequence[int]) -> Column:
+    def _fit(self, leaf: Leaf, part: Any, env_indices: Sequence[int]) -> Column:
         name, field = leaf.name, leaf.field
         if field.ragged:
-            return [np.array(of_one(_elements(name, field), row, i)) for row, i in zip(part, numbers, strict=True)]
+            each = zip(part, env_indices, strict=True)
+            return ragged_column([np.array(of_one(_elements(name, field), row, i)) for row, i in each])
         try:
             array = to_array(part, name)
-            fitted = np.ascontiguousarray(fit(name, array, field, lead=(len(numbers),)))
+            fitted = np.ascontiguousarray(fit(name, array, field, lead=(len(env_indices),)))
             if array.dtype not in (leaf.space.dtype, field.dtype) and isinstance(part, np.ndarray):
                 self._warn(leaf, array.dtype)
             return fitted
         except FieldError:
-            if not hasattr(part, "__len__") or len(part) != len(numbers):
+            if not hasattr(part, "__len__") or len(part) != len(env_indices):
                 raise
-            rows = [of_one(_value(name, field), row, number) for row, number in zip(part, numbers, strict=True)]
-            return np.stack(rows)
+            return np.stack([of_one(_value(name, field), row, i) for row, i in zip(part, env_indices, strict=True)])
 
     def _warn(self, leaf: Leaf, dtype: np.dtype[Any]) -> None:
         if leaf.name not in self._warned and leaf.space.dtype is not None:

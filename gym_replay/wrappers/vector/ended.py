@@ -1,179 +1,257 @@
-"""Episodes of a vector environment that have ended, from when they are taken out until they are committed."""
+"""Episodes of a vector environment that have ended: extracted from the rows of open ones, and then committed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.door import COMPLETE, HAS_FINAL, Block, FolderWriter, MetaColumn, Metadata, Ragged
-from gym_replay.errors import FieldError
+from gym_replay.buffer.door import COMPLETE, HAS_FINAL, Block, Claim, Encoders, MetaColumn, Metadata, Ragged
 from gym_replay.schema.fields import Field, widened
 from gym_replay.wrappers.bounds import BoundsCheck
-from gym_replay.wrappers.recording import FinishedEpisode
-from gym_replay.wrappers.vector.batches import Column
-from gym_replay.wrappers.vector.ring import Numbers
+from gym_replay.wrappers.recorded_schema import FLAGS
+from gym_replay.wrappers.session import FinishedEpisode
+from gym_replay.wrappers.vector.autoreset import EnvIndices, Mask
+from gym_replay.wrappers.vector.batches import Column, default_of
+from gym_replay.wrappers.vector.episode_meta import EpisodeMeta
+from gym_replay.wrappers.vector.staging import Staging
+
+_NO_FINAL = np.uint8(255 - HAS_FINAL)
 
 
+class Finals(NamedTuple):
+    """The last rows of episodes whose sub-environments are in the next episode already.
+
+    Attributes:
+        columns: the last observations and infos by field.
+        has_final: for which of them there is a last observation.
+    """
+
+    columns: Mapping[str, Column]
+    has_final: npt.NDArray[np.bool_]
+
+
+@dataclass
 class EndedEpisodes:
     """Episodes of several sub-environments that have ended and are committed together, as arrays over all of them.
 
-    Args:
-        numbers: the sub-environment of each.
-        lengths: T of each.
-        flags: of each, as the table has them, or those of all.
-        rows: by field, the rows of all of them, one episode after another; those of ragged fields as a list.
-        meta: by meta field, the values of each, or the bytes of that of all.
-        edges: the first row of each, and the end.
-
     Attributes:
+        env_indices: the sub-environment of each.
+        lengths: T of each.
+        flags: of each, as the table has them.
+        edges: the first row of each, and the end.
+        rows: by field, the rows of all of them, one episode after another.
+        meta: by meta field, the values of each, or the bytes of that of all.
         noted: by meta field of the user's, whether each has been given a value before its end.
-        verdicts: whether each is kept, of those that were judged.
-        first_id: the id under which a commit was begun.
-        error: what looking at them raised; it is passed on once they are committed.
+        verdicts: whether each is kept, of those that ``on_episode`` has seen.
+        first_id: the id of the first, once a commit was begun.
     """
 
-    def __init__(
-        self,
-        numbers: Numbers,
-        lengths: Numbers,
-        flags: npt.NDArray[np.uint8] | int,
-        rows: dict[str, Column],
-        meta: dict[str, MetaColumn],
-        edges: Numbers,
-    ) -> None:
-        self.numbers, self.lengths, self.flags = numbers, lengths, flags
-        self.rows, self.meta, self.edges = rows, meta, edges
-        self.noted: Mapping[str, npt.NDArray[np.bool_]] = {}
-        self.verdicts: list[bool] | None = None
-        self.first_id: int | None = None
-        self.error: BaseException | None = None
+    env_indices: EnvIndices
+    lengths: npt.NDArray[np.int64]
+    flags: npt.NDArray[np.uint8]
+    edges: npt.NDArray[np.int64]
+    rows: dict[str, Column]
+    meta: dict[str, MetaColumn]
+    noted: Mapping[str, Mask] = field(default_factory=dict)
+    verdicts: list[bool] = field(default_factory=list)
+    first_id: int | None = None
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.env_indices)
 
-    def flags_of(self, place: int) -> int:
-        """The flags of one episode."""
-        return self.flags if isinstance(self.flags, int) else int(self.flags[place])
+    @property
+    def is_complete(self) -> bool:
+        """Whether the episodes were not cut."""
+        return bool(self.flags[0] & COMPLETE)
 
-    def _begin(self, first_id: int) -> None:
-        self.first_id = first_id
+    def finished(self, index: int, metadata: Metadata) -> FinishedEpisode:
+        """One of the episodes, as ``on_episode`` sees it."""
+        begin, length, flags = int(self.edges[index]), int(self.lengths[index]), int(self.flags[index])
 
-    def is_committed(self, writer: FolderWriter) -> bool:
-        """Whether a commit that was begun came through."""
-        return self.first_id is not None and self.first_id < writer.counters.next
+        def column(name: str) -> npt.NDArray[Any]:
+            has_final = bool(flags & HAS_FINAL) and metadata.fields[name].state
+            return np.array(self._rows_of(name, metadata.fields[name])[begin : begin + length + has_final])
 
-    def commit(self, writer: FolderWriter) -> None:
-        """Write them.
+        total = self.meta["episode_return"][index]
+        return FinishedEpisode(
+            length,
+            metadata.fields,
+            column,
+            meta={
+                name: _shown(metadata.meta_fields[name], self.meta[name][index])
+                for name, are_noted in self.noted.items()
+                if are_noted[index]
+            },
+            episode_return=total if isinstance(total, np.ndarray) else float(total),
+            complete=bool(flags & COMPLETE),
+            env_index=int(self.env_indices[index]),
+        )
 
-        Raises:
-            StorageError: the disk refused; it can be called again.
-        """
-        if not len(self):
-            return
-        metadata = writer.metadata
+    def set_meta(self, index: int, meta: Mapping[str, Any], encoders: Encoders) -> None:
+        """Set meta fields of the user's in one of the episodes."""
+        for name, encoded in encoders.meta(meta).items():
+            info, values = encoders.metadata.meta_fields[name], self.meta[name]
+            if isinstance(values, bytes):  # one for all so far
+                values = [values] * len(self)
+                self.meta[name] = values if info.is_text else np.array([_decoded(info, each) for each in values])
+            column: Any = self.meta[name]
+            column[index] = encoded if info.is_text else _decoded(info, encoded)
+
+    def block(self, encoders: Encoders) -> Block:
+        """What is committed."""
+        metadata = encoders.metadata
         rows: Mapping[str, Any] = self.rows
         if len(rows) < len(metadata.fields) or metadata.ragged_fields:
             rows = self._all_rows(metadata)
         # A call for the checksum of each field of each of them would take longer than to record them.
-        writer.commit(Block.of_rows(rows, self.lengths, self.flags, self.meta, self._begin, sums_may_wait=True))
+        return Block.of_rows(rows, self.lengths, self.flags, self.meta, self._begin, sums_may_wait=True)
 
-    def widen(self, before: Mapping[str, Field], wider: Mapping[str, Field], *, is_trial: bool = False) -> None:
-        """Have the rows of some fields in a wider dtype; a trial changes nothing.
+    def _begin(self, first_id: int) -> None:
+        self.first_id = first_id
+
+    def _all_rows(self, metadata: Metadata) -> dict[str, npt.NDArray[Any] | Ragged]:
+        """The rows of all of the buffer's fields."""
+        rows: dict[str, npt.NDArray[Any] | Ragged] = {}
+        for name, info in metadata.fields.items():
+            column = self._rows_of(name, info)
+            rows[name] = Ragged.of_rows(column.tolist(), info.dtype, info.shape) if info.ragged else column
+        return rows
+
+    def _rows_of(self, name: str, info: Field) -> Column:
+        """The rows of a field of the buffer; those of one that was added since are defaults."""
+        default = default_of(info)
+        found = self.rows.get(name)
+        return np.broadcast_to(default, (int(self.edges[-1]), *default.shape)).copy() if found is None else found
+
+    def widen(self, fields: Mapping[str, Field], *, is_trial: bool = False) -> None:
+        """Have the rows in the dtypes of these fields; a trial changes nothing.
 
         Raises:
             FieldError: a value would change.
         """
-        converted: dict[str, Column] = {}
-        for name, info in wider.items():
-            column = self.rows.get(name)
-            if isinstance(column, np.ndarray):
-                converted[name] = widened(name, column, info.dtype)
+        columns = {name: (self.rows[name], info) for name, info in fields.items() if name in self.rows}
+        wider = {
+            name: widened(name, column, info.dtype)
+            for name, (column, info) in columns.items()
+            if not info.ragged and info.dtype != column.dtype
+        }
         if not is_trial:
-            self.rows |= converted
-
-    def _all_rows(self, metadata: Metadata) -> dict[str, npt.NDArray[Any] | Ragged]:
-        rows: dict[str, npt.NDArray[Any] | Ragged] = {}
-        for name, info in metadata.fields.items():
-            column = self.rows.get(name)
-            if column is None:  # of fields added since: the default
-                column = [info.default_value()] * int(self.edges[-1])
-            if info.ragged:
-                rows[name] = Ragged.of_rows(list(column), info.dtype, info.shape)
-            else:
-                rows[name] = column if isinstance(column, np.ndarray) else np.array(column, info.dtype)
-        return rows
+            self.rows |= wider
 
     def drop_last_observations(self, fields: Mapping[str, Field]) -> None:
         """Have no last observations: they may be those of other episodes."""
-        flags = self.flags
-        self.flags = flags & ~HAS_FINAL if isinstance(flags, int) else flags & np.uint8(255 - HAS_FINAL)
+        self.flags = self.flags & _NO_FINAL
         for name, column in self.rows.items():
             if fields[name].state:
-                for row in (self.edges[1:] - 1).tolist():
-                    column[row] = fields[name].default_value()
+                column[self.edges[1:] - 1] = default_of(fields[name])
 
     def show_to(self, bounds: BoundsCheck) -> None:
         """Let it compare the rows, which were committed."""
         if self.first_id is not None:
             bounds.add_block(self.first_id, self.rows, self.edges, self.lengths)
 
-    def without(self, kept: npt.NDArray[np.bool_]) -> EndedEpisodes:
-        """Only the episodes that are kept."""
-        rows = np.repeat(kept, np.diff(self.edges))
-        of_kept = np.flatnonzero(kept).tolist()
-        return EndedEpisodes(
-            self.numbers[kept],
-            self.lengths[kept],
-            self.flags if isinstance(self.flags, int) else self.flags[kept],
-            {
-                name: column[rows] if isinstance(column, np.ndarray) else _chosen(column, rows)
-                for name, column in self.rows.items()
-            },
-            {name: _of_episodes(value, kept, of_kept) for name, value in self.meta.items()},
-            np.concatenate(([0], np.cumsum(np.diff(self.edges)[kept]))),
+    def only(self, kept: Sequence[bool]) -> EndedEpisodes:
+        """The episodes that are kept, of which there are some."""
+        is_kept = np.array(kept, bool)
+        counts = np.diff(self.edges)
+        rows = np.repeat(is_kept, counts)
+        return replace(
+            self,
+            env_indices=self.env_indices[is_kept],
+            lengths=self.lengths[is_kept],
+            flags=self.flags[is_kept],
+            edges=_edges(counts[is_kept]),
+            rows={name: column[rows] for name, column in self.rows.items()},
+            meta={name: _of_kept(values, is_kept) for name, values in self.meta.items()},
+            noted={name: values[is_kept] for name, values in self.noted.items()},
+            verdicts=[True] * int(is_kept.sum()),
         )
 
 
-def _chosen(column: list[npt.NDArray[Any]], rows: npt.NDArray[np.bool_]) -> list[npt.NDArray[Any]]:
-    return [value for value, is_kept in zip(column, rows.tolist(), strict=True) if is_kept]
+def extract_ended(
+    claim: Claim,
+    staging: Staging,
+    meta: EpisodeMeta,
+    env_indices: EnvIndices,
+    lengths: npt.NDArray[np.int64],
+    until: int,
+    returns: npt.NDArray[Any],
+    ends: tuple[Mask, Mask],
+    *,
+    has_state: bool,
+    complete: bool,
+    finals: Finals | None = None,
+) -> list[EndedEpisodes]:
+    """The episodes of some sub-environments, which have ended, in as many blocks as there must be.
 
-
-def _of_episodes(value: MetaColumn, kept: npt.NDArray[np.bool_], of_kept: list[int]) -> MetaColumn:
-    if isinstance(value, np.ndarray):
-        return value[kept]
-    return value if isinstance(value, bytes) else [value[at] for at in of_kept]
-
-
-class FinishedVectorEpisode(FinishedEpisode):
-    """One of the episodes of a block.
-
-    Attributes:
-        env_index: the sub-environment.
+    Args:
+        claim: of the buffer that they go to.
+        staging: has their rows.
+        meta: has their meta fields.
+        env_indices, lengths: of each the sub-environment, and T.
+        until: the time of their last observations.
+        returns: of all sub-environments.
+        ends: of all sub-environments, whether theirs was terminated, and truncated.
+        has_state: whether there are state fields, and so a row T.
+        complete: whether they were not cut.
+        finals: their last rows, where the staging has those of the next episodes.
     """
+    blocks = []
+    for part in _parts(lengths, *claim.largest_block()):
+        indices, count = env_indices[part], lengths[part]
+        edges = _edges(count + has_state)
+        rows, last = staging.extract(indices, until - count, edges, ends_with_row_t=has_state), edges[1:] - 1
+        flags = np.full(len(indices), COMPLETE * complete | HAS_FINAL * has_state, np.uint8)
+        if finals is not None:
+            for name, column in finals.columns.items():
+                if name in rows:
+                    rows[name][last] = column[part]
+            flags[~finals.has_final[part]] &= _NO_FINAL
+        for name, of_all in zip(FLAGS, ends, strict=True):
+            rows[name] = column = np.zeros(edges[-1], bool)
+            column[last - has_state] = of_all[indices] & True  # others may have any number for True
+        values = meta.columns(indices, returns[indices], complete=complete)
+        blocks.append(EndedEpisodes(indices, count, flags, edges, rows, values, meta.noted(indices)))
+    return blocks
 
-    def __init__(self, block: EndedEpisodes, place: int, fields: Mapping[str, Field], meta: Mapping[str, Any]) -> None:
-        self._block, self._place, self._fields = block, place, fields
-        self.env_index = int(block.numbers[place])
-        self.complete = bool(block.flags_of(place) & COMPLETE)
-        total = block.meta["episode_return"]
-        assert isinstance(total, np.ndarray)
-        self.episode_return = total[place] if total.ndim > 1 else float(total[place])
-        self.meta = dict(meta)
 
-    def __len__(self) -> int:
-        return int(self._block.lengths[self._place])
+def _edges(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The first row of each episode, and the end, where they lie one after another."""
+    edges = np.zeros(len(counts) + 1, np.int64)
+    np.add.accumulate(counts, out=edges[1:])
+    return edges
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._fields)
 
-    def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        field = self._fields.get(name)
-        column = self._block.rows.get(name)
-        if field is None or field.ragged or not isinstance(column, np.ndarray):
-            raise FieldError(f"{name!r}: expected one of {list(self)}, and no ragged one")
-        begin = int(self._block.edges[self._place])
-        has_final = bool(self._block.flags_of(self._place) & HAS_FINAL)
-        return np.array(column[begin : begin + len(self) + (field.state and has_final)])
+def _parts(lengths: npt.NDArray[np.int64], most_episodes: int, most_steps: int) -> list[slice]:
+    """Which episodes to commit at once, where all of them are a large part of a ring."""
+    if len(lengths) <= most_episodes and lengths.sum() <= most_steps:  # nearly always
+        return [slice(None)]
+    firsts, steps = [0], 0
+    for i, length in enumerate(lengths.tolist()):
+        if i > firsts[-1] and (i - firsts[-1] >= most_episodes or steps + length > most_steps):
+            firsts.append(i)
+            steps = 0
+        steps += length
+    return [slice(first, end) for first, end in zip(firsts, [*firsts[1:], len(lengths)], strict=True)]
+
+
+def _of_kept(values: MetaColumn, kept: Mask) -> MetaColumn:
+    if isinstance(values, (np.ndarray, bytes)):
+        return values if isinstance(values, bytes) else values[kept]
+    return [value for value, is_kept in zip(values, kept.tolist(), strict=True) if is_kept]
+
+
+def _shown(info: Field, value: Any) -> Any:
+    """The value of a meta field, as the user gave it."""
+    if info.is_text:
+        return value.decode("utf-8", "surrogatepass")
+    return np.array(value) if info.shape else value.item()
+
+
+def _decoded(info: Field, encoded: bytes) -> npt.NDArray[Any]:
+    value: npt.NDArray[Any] = np.frombuffer(encoded, info.dtype).reshape(info.shape)
+    return value

@@ -2,59 +2,44 @@
 
 from __future__ import annotations
 
-import os
+import sys
 import threading
 import time
 import warnings
-import weakref
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.errors import EpisodeStateError, FieldError
-from gym_replay.files.folders import folder_of
-from gym_replay.files.garbage import finalize
-from gym_replay.schema.fields import FieldLike, describe, elements_of, fit, to_array
+from gym_replay.errors import FieldError
+from gym_replay.schema.fields import describe, to_array
 from gym_replay.wrappers.bounds import BoundsCheck
-from gym_replay.wrappers.episode_facts import describe_run, options_to_json
+from gym_replay.wrappers.episode_meta import describe_run, options_to_json
 from gym_replay.wrappers.infos import is_info
-from gym_replay.wrappers.recorded_schema import (
-    check_arguments,
-    core_fields,
-    open_for,
-    plain_arguments,
-    refuse_own_meta,
-    trees_of,
-)
-from gym_replay.wrappers.recorder import Recorder, refuse_other_spaces, wrong_result
-from gym_replay.wrappers.recording import OnEpisode
-from gym_replay.wrappers.rewards import (
-    RewardShape,
-    declared_shape,
-    fit_rewards,
-    parse_reward_shape,
-    shape_of_first,
-)
-from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, transition_kinds
+from gym_replay.wrappers.recorder import Folder, Recorder, RecorderOptions, wrong_result
+from gym_replay.wrappers.rewards import fit_rewards, shape_of_first
+from gym_replay.wrappers.vector.autoreset import Autoreset, EnvIndices, Mask, transition_kinds
 from gym_replay.wrappers.vector.autoreset_check import AutoresetCheck
-from gym_replay.wrappers.vector.batches import BatchEncoder, Column
-from gym_replay.wrappers.vector.info_columns import BatchInfos, InfoColumn
-from gym_replay.wrappers.vector.infos import (
+from gym_replay.wrappers.vector.batched_infos import (
     FINAL,
+    BatchInfos,
+    InfoColumn,
     final_observations,
     lacks_final_infos,
     split_final_infos,
     split_infos,
 )
-from gym_replay.wrappers.vector.recording import VectorRecording
-from gym_replay.wrappers.vector.ring import Numbers
+from gym_replay.wrappers.vector.batches import BatchEncoder, Column, default_of, ragged_column
+from gym_replay.wrappers.vector.ended import Finals
+from gym_replay.wrappers.vector.session import VectorSession
 from gym_replay.wrappers.vector.sub_environments import RESET_MASK, SubEnvironments, are_same_arrays, share_memory
-from gym_replay.wrappers.vector.take_out import Finals
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
+    from typing_extensions import Unpack
 
 _FLOAT64, _FLOAT32, _BOOL = np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.bool_)
 
@@ -65,7 +50,7 @@ else:  # in Gymnasium 1.0 it takes no types
     _VectorWrapper = gym.vector.VectorWrapper
 
 
-class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
+class RecordToBuffer(Recorder, _VectorWrapper):
     """Records every episode of every sub-environment into one replay buffer, and changes nothing else.
 
     The buffer is the same as that of :class:`gym_replay.RecordToBuffer` around a single environment: the fields are
@@ -100,28 +85,16 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         True
     """
 
-    _recording: VectorRecording
+    _session: VectorSession
     _instead_of_pickling = ""
 
     def __init__(
         self,
         env: gym.vector.VectorEnv[Any, Any, Any],
-        buffer: str | os.PathLike[str] | ReplayBuffer,
+        buffer: Folder,
         *,
-        max_episodes: int | None = None,
-        max_timesteps: int | None = None,
-        max_steps: int | None = None,
-        circular: bool = False,
-        overwrite: bool = False,
-        meta_fields: Mapping[str, FieldLike] | None = None,
-        extra_fields: Mapping[str, FieldLike] | None = None,
-        reward_shape: RewardShape | None = None,
         autoreset_mode: Any = None,
-        dtypes: Mapping[str, Any] | None = None,
-        record_info: bool | Iterable[str] = False,
-        on_incomplete: str = "keep",
-        on_episode: OnEpisode | None = None,
-        durability: str = "process",
+        **options: Unpack[RecorderOptions],
     ) -> None:
         is_vector = isinstance(env, gym.vector.VectorEnv)  # EnvPool's are of both classes
         if isinstance(env, gym.Env) and not is_vector:
@@ -131,71 +104,33 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             )
         if not is_vector:
             raise TypeError(f"expected a gymnasium.vector.VectorEnv, got {type(env).__name__}")
-        record_info = check_arguments(on_incomplete, record_info, dtypes)
-        shape = parse_reward_shape(reward_shape)
-        limits: dict[str, Any] = {
-            "max_episodes": max_episodes,
-            "max_timesteps": max_timesteps,
-            "max_steps": max_steps,
-            "circular": circular,
-        }
-        gym.utils.RecordConstructorArgs.__init__(
-            self,
-            buffer=str(buffer.folder if isinstance(buffer, ReplayBuffer) else folder_of(buffer)),
-            reward_shape=reward_shape,
-            autoreset_mode=autoreset_mode,
-            record_info=record_info,
-            on_incomplete=on_incomplete,
-            durability=durability,
-            **plain_arguments(meta_fields, extra_fields, dtypes),
-            **limits,
-        )
+        self._take_options(buffer, options, autoreset_mode=autoreset_mode)
         gym.vector.VectorWrapper.__init__(self, env)
         self._check = AutoresetCheck(env, autoreset_mode)
         self._use_mode()
         self._sub = SubEnvironments(env)
-        dtypes = dict(dtypes or {})
-        observation_space = self._sub.space("observation_space")
-        action_space = self._sub.space("action_space")
-        observation, action = trees_of(observation_space, action_space, dtypes)
-        core = core_fields(observation, action, declared_shape(env) if shape is None else shape)
-        self._owns_buffer = not isinstance(buffer, ReplayBuffer)
-        self._buffer = open_for(
-            observation_space,
-            action_space,
-            self._sub.spec(),
-            core,
-            buffer,
-            {**limits, "circular": circular or None},
-            overwrite=overwrite,
-            durability=durability,
-            extra=extra_fields,
-            meta=meta_fields,
-            keeps_reward_shape=shape is None,
-        )
-        count = self._sub.count
-        fields = self._buffer.metadata.fields
+        observation, action = self._open_buffer(env, buffer, *self._spaces(), self._sub.spec())
+        count, given = self._sub.count, self._options
         self._flags_shape = (count,)
-        self._believes_rewards = shape is None  # the first ones decide their shape
         self._use_rewards()
         self._observations = BatchEncoder(observation, count)
         self._actions = BatchEncoder(action, count)
-        self._observation_names = [leaf.name for leaf in observation.leaves]
-        self._extra_names = [name for name in fields if name not in core and not is_info(name)]
-        self._extras: dict[str, Column] = {}
         self._statistics = self._sub.statistics()
-        infos = [name for name in fields if is_info(name)] if record_info else []
-        self._recording = VectorRecording(
+        leaves, fields = [*observation.leaves, *action.leaves], self._buffer.metadata.fields
+        infos = [name for name in fields if is_info(name)] if given["record_info"] else []
+        self._session = VectorSession(
+            self,
             self._buffer,
-            [*self._observation_names, *(leaf.name for leaf in action.leaves), "reward", *self._extra_names, *infos],
-            count,
+            names=[*(leaf.name for leaf in leaves), "reward", *self._extra_names, *infos],
+            num_envs=count,
             run=describe_run(),
-            keep=on_incomplete == "keep",
-            bounds=BoundsCheck([*observation.leaves, *action.leaves]),
-            on_episode=on_episode,
+            keep=given["on_incomplete"] == "keep",
+            bounds=BoundsCheck(leaves),
+            on_episode=given["on_episode"],
         )
-        self._infos: BatchInfos | None = BatchInfos(record_info, dtypes, self._recording) if record_info else None
-        self._guarded: object = None
+        self._infos: BatchInfos | None = None
+        if given["record_info"]:
+            self._infos = BatchInfos(given["record_info"], given["dtypes"] or {}, self._session)
         self._thread = threading.get_ident()
         self._warned: set[str] = set()
         if self._sub.loses_strings():
@@ -213,6 +148,9 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
     def _use_mode(self) -> None:
         mode = self._mode = self._check.mode
         self._is_same_step, self._is_disabled = mode is Autoreset.SAME_STEP, mode is Autoreset.DISABLED
+
+    def _spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        return self._sub.space("observation_space"), self._sub.space("action_space")
 
     def _use_rewards(self) -> None:
         self._reward_field = self._buffer.metadata.fields["reward"]
@@ -233,19 +171,19 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             StorageError: the disk is full; nothing is reset, and the episodes go on.
         """
         self._use_thread()
-        recording = self._recording
+        session = self._session
         given = self._sub.mask_of(options)
         mask = np.ones(self._sub.count, bool) if given is None else given
         seeds = self._sub.seeds(seed, mask)
-        recording.settle()
-        recording.cut(mask)
-        unsure = recording.waiting & mask if self._sub.forgets_resets(self._mode) else ~mask & mask
-        recording.lose(mask)
+        session.settle()
+        session.cut(mask)
+        unsure = session.state.waiting & mask if self._sub.forgets_resets(self._mode) else ~mask & mask
+        session.lose(mask)
         self._forget_extras(given)
         generators = self._sub.generators(mask & (seeds < 0), create=True)
         if options is not None and given is not None:
             options = dict(options)
-        kept = self._options_seen(options)
+        seen = self._options_seen(options)
         began = time.monotonic()
         result = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         if not isinstance(result, (tuple, list)) or len(result) != 2:
@@ -260,13 +198,13 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         if given is not None and not self._sub.honours_masks():
             mask = self._really_reset(mask, columns)
         opened = mask & ~unsure
-        now, numbers = recording.now, np.flatnonzero(opened)
+        now, env_indices = session.state.now, np.flatnonzero(opened)
         # Those that are running keep what is in the row of now.
         for name, column in zip(self._observation_names, columns, strict=True):
-            recording.staging.write(now, name, _of(column, numbers), numbers)
-        self._stage_infos(now, result[1], numbers)
-        written = b"" if kept is None else options_to_json(kept)
-        recording.open(opened, seeds, generators, written, began)
+            session.staging.write(now, name, column[env_indices], env_indices)
+        self._stage_infos(now, result[1], env_indices)
+        written = b"" if seen is None else options_to_json(seen)
+        session.open(opened, seeds, generators, written, began)
         if unsure.any():
             self._warn_once(
                 "unsure",
@@ -282,10 +220,10 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
 
     def _really_reset(self, mask: Mask, columns: list[Column]) -> Mask:
         """Which sub-environments a reset with a mask changed that may not have known of the mask."""
-        recording = self._recording
+        session = self._session
         changed: Mask = mask.copy()
         for name, column in zip(self._observation_names, columns, strict=True):
-            before = recording.staging.read(recording.now, name)
+            before = session.staging.read(session.state.now, name)
             changed |= np.array([_bytes(one) != _bytes(two) for one, two in zip(before, column, strict=True)], bool)
         if (changed & ~mask).any():
             self._warn_once(
@@ -293,7 +231,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
                 f"{self.env} does not know options['reset_mask']: it reset other sub-environments too, whose episodes "
                 "are cut",
             )
-            recording.cut(changed & ~mask, may_go_on=False)
+            session.cut(changed & ~mask, may_go_on=False)
         return changed
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, Any]:
@@ -309,16 +247,11 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         """
         if threading.get_ident() != self._thread:
             self._use_thread()
-        recording = self._recording
-        writer = recording.prepare()
-        if writer is None:
+        session = self._session
+        if not session.prepare():
             return self._step_between_episodes(actions)
-        if self._guarded is not writer:
-            # Made after the writer's own, so that at the interpreter's exit it runs before it.
-            self._guarded = writer
-            weakref.finalize(self, finalize, recording.end)
-        now = recording.now
-        staging = recording.staging
+        state, staging = session.state, session.staging
+        now = state.now
         try:
             staging.put(now, self._actions, actions)
         except FieldError as error:
@@ -330,34 +263,28 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             else:
                 staging.write_default(now, name)
         generators = None
-        if recording.has_waiting and self._sub.knows_generators:  # only in next-step mode
-            generators = self._sub.generators(recording.waiting, create=True)
+        if state.has_waiting and self._sub.knows_generators:  # only in next-step mode
+            generators = self._sub.generators(state.waiting, create=True)
         began = time.monotonic()
-        recording.is_broken = True
+        session.begun_at = now
         if self._extras:
             self._extras = {}
         result = self.env.step(actions)
         try:
             self._store(result, generators, began)
         except Exception as error:
-            if recording.is_broken:
+            if session.is_broken:
                 # The environments have moved on and this step cannot be stored, so none after it may be.
-                recording.settle()
+                session.settle()
             self._explain(error)
             raise
         return result
 
     def _use_thread(self) -> None:
         """Let this thread step and reset from now on, unless another one is in the middle of that."""
-        self._recording.refuse_within_on_episode()
+        self._session.refuse_within_on_episode()
         self._refuse_second_thread()
         self._thread = threading.get_ident()
-
-    def _explain(self, error: Exception) -> None:
-        """Raise a better error of values that do not fit, where their space is not the one that was wrapped."""
-        if isinstance(error, FieldError):
-            spaces = (self._sub.space(name) for name in ("observation_space", "action_space"))
-            refuse_other_spaces(error, self._buffer, *spaces)
 
     def _store(self, result: Any, generators: npt.NDArray[np.uint64] | None, began: float) -> None:
         """Stage what a step returned, and commit what ended."""
@@ -366,85 +293,55 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         except (TypeError, ValueError):
             names = "observations", "rewards", "terminations", "truncations", "infos"
             raise wrong_result("step", result, *names) from None
-        recording = self._recording
+        session = self._session
         if type(rewards) is not np.ndarray or rewards.dtype is not _FLOAT64 or rewards.shape != self._rewards_shape:
             rewards = self._fitted_rewards(rewards)
-        now, staging = recording.now, recording.staging
+        now, staging = session.state.now, session.staging
         staging.put(now + 1, self._observations, observations)
-        rewards = staging.write_reward(now, rewards)
-        terminated, truncated = self._flags(terminations, truncations)
+        rewards = staging.write(now, "reward", rewards)
+        terminated, truncated = self._flag("terminated", terminations), self._flag("truncated", truncations)
         done = terminated | truncated
-        was_on_hold = recording.on_hold
+        was_on_hold = session.on_hold
         if not self._check.is_certain:
             self._look(infos, observations, rewards, done)
         if self._check.may_rename:
             infos = self._check.with_known_names(infos)
-        if was_on_hold or 1 in done.tobytes():  # in a quarter of the time that NumPy takes to count them
-            self._store_turn(observations, infos, rewards, (terminated, truncated, done), generators, began)
-            return
-        has_waiting = recording.has_waiting
+        state, kinds, finals = session.state, None, None
+        has_done = 1 in done.tobytes()  # in a quarter of the time that NumPy takes to count them
+        if has_done or state.has_waiting or was_on_hold:
+            kinds = transition_kinds(self._mode, state.running, state.waiting, done)
+        if kinds is not None and has_done and self._is_same_step and kinds.ended.any():
+            finals = self._finals(np.flatnonzero(kinds.ended), infos, observations)
         if self._infos is not None:
-            running = recording.running | recording.waiting if has_waiting else recording.running
-            self._stage_infos(now + 1, infos, np.flatnonzero(running))
-        if has_waiting:
-            recording.open_waiting(rewards, done, generators, began)
-            return
-        if self._is_disabled:
-            self._warn_of_unreset(recording.running)
-        recording.step_on(rewards)
-
-    def _look(self, infos: Any, observations: Any, rewards: npt.NDArray[Any], done: Mask) -> None:
-        """Look whether a step fits the autoreset mode."""
-        recording, check = self._recording, self._check
-        try:
-            if recording.has_waiting or check.is_pending:
-                before, after = (
-                    [recording.staging.read(time, name) for name in self._observation_names]
-                    for time in (recording.now, recording.now + 1)
-                )
-                check.look_after(recording.waiting, rewards, done, before, after)
-                recording.on_hold = False
-            ended = np.flatnonzero(recording.running & done)
-            if len(ended):
-                check.look_at_end(ended, infos, observations, self._observations)
-        except FieldError:
-            recording.trusts_last = False
-            raise
-        self._use_mode()
-        if len(ended) and check.holds_commits:
-            recording.on_hold, recording.trusts_last = True, check.is_declared
-
-    def _store_turn(
-        self,
-        observations: Any,
-        infos: Any,
-        rewards: npt.NDArray[Any],
-        flags: tuple[Mask, Mask, Mask],
-        generators: npt.NDArray[np.uint64] | None,
-        began: float,
-    ) -> None:
-        """The rest of a step in which episodes ended or began."""
-        terminated, truncated, done = flags
-        recording = self._recording
-        turn = transition_kinds(self._mode, recording.running, recording.waiting, done)
-        finals = None
-        if self._is_same_step and np.count_nonzero(turn.ended):
-            finals = self._finals(np.flatnonzero(turn.ended), infos, observations)
-        if self._infos is not None:
-            self._stage_infos(recording.now + 1, infos, np.flatnonzero(turn.running | turn.ended), turn.ended)
+            ended = None if kinds is None else kinds.ended
+            recorded = state.running if kinds is None else kinds.running | kinds.ended
+            self._stage_infos(now + 1, infos, np.flatnonzero(recorded), ended)
             if finals is not None:
                 finals = self._with_late_infos(finals)
         if self._is_disabled:
-            self._warn_of_unreset(recording.running)
-        recording.advance(
-            turn,
-            rewards,
-            terminated,
-            truncated,
-            finals=finals,
-            generators=generators,
-            began=began,
-        )
+            self._warn_of_unreset(state.running)
+        session.advance(kinds, rewards, (terminated, truncated), finals=finals, generators=generators, began=began)
+
+    def _look(self, infos: Any, observations: Any, rewards: npt.NDArray[Any], done: Mask) -> None:
+        """Look whether a step fits the autoreset mode."""
+        session, state, check = self._session, self._session.state, self._check
+        try:
+            if state.has_waiting or check.is_pending:
+                before, after = (
+                    [session.staging.read(time, name) for name in self._observation_names]
+                    for time in (state.now, state.now + 1)
+                )
+                check.look_after(state.waiting, rewards, done, before, after)
+                session.on_hold = False
+            ended = np.flatnonzero(state.running & done)
+            if len(ended):
+                check.look_at_end(ended, infos, observations, self._observations)
+        except FieldError:
+            session.trusts_last = False
+            raise
+        self._use_mode()
+        if len(ended) and check.holds_commits:
+            session.on_hold, session.trusts_last = True, check.is_declared
 
     def _fitted_rewards(self, rewards: Any) -> npt.NDArray[Any]:
         """Rewards as floats, ``(num_envs, *reward shape)``."""
@@ -453,24 +350,17 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         lead = (self._sub.count,)
         if self._believes_rewards:
             shape = shape_of_first(rewards, self._reward_field.shape, lead)
-            if shape is not None and self._recording.adopt_reward_shape(shape):
+            if shape is not None and self._session.adopt_reward_shape(shape):
                 self._use_rewards()
             self._believes_rewards = False
         return np.ascontiguousarray(fit_rewards(rewards, self._reward_field, lead))
 
-    def _flags(self, terminations: Any, truncations: Any) -> tuple[Mask, Mask]:
-        """Both flags of each sub-environment.
+    def _flag(self, name: str, values: Any) -> Mask:
+        """A flag of each sub-environment.
 
         Raises:
             FieldError: they are no booleans, or another number of them.
         """
-        if type(terminations) is np.ndarray and type(truncations) is np.ndarray:
-            shape = self._flags_shape
-            if terminations.dtype is _BOOL is truncations.dtype and terminations.shape == shape == truncations.shape:
-                return terminations, truncations
-        return self._fitted_flags("terminated", terminations), self._fitted_flags("truncated", truncations)
-
-    def _fitted_flags(self, name: str, values: Any) -> Mask:
         array: npt.NDArray[Any] = values if type(values) is np.ndarray else to_array(values, name)
         if array.dtype == _BOOL and array.shape == self._flags_shape:
             return array
@@ -481,20 +371,20 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
 
     # --- last observations, where the next episode has begun in the same step ---
 
-    def _finals(self, numbers: Numbers, infos: Any, observations: Any) -> Finals:
+    def _finals(self, env_indices: EnvIndices, infos: Any, observations: Any) -> Finals:
         """The last observations, and infos, of the episodes that ended."""
         count = self._sub.count
-        given, there = final_observations(infos, count, numbers.tolist())
+        given, there = final_observations(infos, count, env_indices.tolist())
         has_final = np.array(there, bool)
         if not isinstance(given, list):  # dense arrays over all sub-environments
-            columns = [_of(column, numbers) for column in self._observations.encode(given)]
+            columns = [column[env_indices] for column in self._observations.encode(given)]
         else:
-            for place in np.flatnonzero(has_final).tolist():
-                number = int(numbers[place])
-                if self._was_overwritten(number, given[place]):
-                    has_final[place] = False
+            for index in np.flatnonzero(has_final).tolist():
+                # That a part holds what it held in all rows before proves nothing: a flag may change in the last row.
+                if share_memory(given[index], self._sub.first_observation(int(env_indices[index]))):
+                    has_final[index] = False
                     self._warn_of_reused_arrays()
-            columns = self._fill_final(given, has_final, numbers)
+            columns = self._fill_final(given, has_final, env_indices)
         if not all(there):
             self._warn_once(
                 "final",
@@ -503,45 +393,34 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             )
         finals = dict(zip(self._observation_names, columns, strict=True))
         if self._infos is not None:
-            finals |= self._info_columns(self._final_infos(infos, numbers))
+            finals |= self._info_columns(self._final_infos(infos, env_indices))
         if not self._sub.knows_arrays and isinstance(given, list):
-            self._look_for_reused_arrays(given, finals, observations, numbers)
+            self._look_for_reused_arrays(given, finals, observations, env_indices)
         return Finals(finals, has_final)
 
-    def _was_overwritten(self, number: int, final: Any) -> bool:
-        """Whether an episode's last observation is in arrays that the reset may have written to since.
-
-        That a part holds what it held in all rows before proves nothing: a flag may change in the last row alone.
-        """
-        return share_memory(final, self._sub.first_observation(number))
-
-    def _fill_final(self, given: list[Any], has_final: npt.NDArray[np.bool_], numbers: Numbers) -> list[Column]:
+    def _fill_final(self, given: list[Any], has_final: npt.NDArray[np.bool_], env_indices: EnvIndices) -> list[Column]:
         """The columns of last observations, with defaults where there is none."""
-        places = np.flatnonzero(has_final)
-        values = [given[place] for place in places.tolist()]
-        found = self._observations.encode_each(values, numbers[places].tolist()) if values else []
+        indices = np.flatnonzero(has_final)
+        values = [given[index] for index in indices.tolist()]
+        found = self._observations.encode_each(values, env_indices[indices].tolist()) if values else []
         columns: list[Column] = []
-        for at, leaf in enumerate(self._observations.leaves):
-            default = leaf.field.default_value()
-            column: Column
-            if leaf.field.ragged:
-                column = [default] * len(given)
-            else:
-                column = np.broadcast_to(default, (len(given), *default.shape)).copy()
-            for place, row in zip(places.tolist(), found[at] if found else (), strict=True):
-                column[place] = row
+        for i, leaf in enumerate(self._observations.leaves):
+            default = default_of(leaf.field)
+            column = np.broadcast_to(default, (len(given), *default.shape)).copy()
+            if found:
+                column[indices] = found[i]
             columns.append(column)
         return columns
 
     def _look_for_reused_arrays(
-        self, given: list[Any], finals: Mapping[str, Column], observations: Any, numbers: Numbers
+        self, given: list[Any], finals: Mapping[str, Column], observations: Any, env_indices: EnvIndices
     ) -> None:
         """Warn where last observations are what the next episodes begin with, as reused arrays look from outside."""
         encoded = dict(zip(self._observation_names, self._observations.encode(observations), strict=True))
-        for place, number in enumerate(numbers.tolist()):
-            last = {name: finals[name][place] for name in encoded}
-            first = {name: encoded[name][number] for name in encoded}
-            if isinstance(given[place], (np.ndarray, Mapping, tuple)) and are_same_arrays(last, first):
+        for index, env_index in enumerate(env_indices.tolist()):
+            last = {name: finals[name][index] for name in encoded}
+            first = {name: encoded[name][env_index] for name in encoded}
+            if isinstance(given[index], (np.ndarray, Mapping, tuple)) and are_same_arrays(last, first):
                 self._warn_of_reused_arrays(is_certain=False)
                 return
 
@@ -559,7 +438,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
 
     # --- infos ---
 
-    def _stage_infos(self, at: int, infos: Any, numbers: Numbers, ended: Mask | None = None) -> None:
+    def _stage_infos(self, time: int, infos: Any, env_indices: EnvIndices, ended: Mask | None = None) -> None:
         """Put the infos of some sub-environments into the row of a time; ``ended`` is where an episode has ended."""
         if self._infos is None:
             return
@@ -568,9 +447,9 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
         removed = dict.fromkeys(self._statistics, ended) if is_same_step and ended is not None else {}
         batch = self._infos.columns(infos, self._sub.count, FINAL if has_finals else (), removed)
         if batch is not None:
-            self._stage_batch(at, batch, numbers)
+            self._stage_batch(time, batch, env_indices)
             return
-        if at > self._recording.now and self._sub.joins_infos and isinstance(infos, Mapping):  # not of a reset
+        if time > self._session.state.now and self._sub.joins_infos and isinstance(infos, Mapping):  # not of a reset
             for name in self._infos.cut_entries(infos):
                 self._warn_once(
                     "cut",
@@ -578,28 +457,28 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
                     "the type of the first one's, and may have cut the others' fractions off; have the environment "
                     "always return a float",
                 )
-        found = split_infos(infos, self._sub.count, numbers.tolist(), has_finals=has_finals)
+        found = split_infos(infos, self._sub.count, env_indices.tolist(), has_finals=has_finals)
         for key, mask in removed.items():
-            for info, number in zip(found, numbers.tolist(), strict=True):
-                if mask[number]:
+            for info, env_index in zip(found, env_indices.tolist(), strict=True):
+                if mask[env_index]:
                     info.pop(key, None)
         columns = self._info_columns(found)
         for name, column in columns.items():
-            self._recording.staging.write(at, name, column, numbers)
+            self._session.staging.write(time, name, column, env_indices)
 
-    def _stage_batch(self, at: int, columns: list[InfoColumn], numbers: Numbers) -> None:
+    def _stage_batch(self, time: int, columns: list[InfoColumn], env_indices: EnvIndices) -> None:
         """Put values of all sub-environments, of which some are asked for, into the row of a time."""
-        write = self._recording.staging.write
+        write = self._session.staging.write
         for name, values in columns:
-            if len(numbers) == self._sub.count:
-                write(at, name, values)
+            if len(env_indices) == self._sub.count:
+                write(time, name, values)
             else:
                 is_of_each = len(values.shape) > len(self._buffer.metadata.fields[name].shape)
-                write(at, name, values[numbers] if is_of_each else values, numbers)
+                write(time, name, values[env_indices] if is_of_each else values, env_indices)
 
-    def _final_infos(self, infos: Any, numbers: Numbers) -> list[dict[Any, Any]]:
+    def _final_infos(self, infos: Any, env_indices: EnvIndices) -> list[dict[Any, Any]]:
         """The infos of the last rows of the episodes that ended."""
-        count, chosen = self._sub.count, numbers.tolist()
+        count, chosen = self._sub.count, env_indices.tolist()
         found = split_final_infos(infos, count, chosen)
         if self._statistics:
             for info, of_step in zip(found, split_infos(infos, count, chosen), strict=True):
@@ -621,15 +500,15 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
     def _info_columns(self, infos: list[dict[Any, Any]]) -> dict[str, Column]:
         """The info fields' values, a row for each info."""
         assert self._infos is not None
-        rows, fields = self._infos.encode(infos), self._recording.fields
+        rows, fields = self._infos.encode(infos), self._session.fields
         columns: dict[str, Column] = {}
-        for at, name in enumerate(self._infos.names):
+        for i, name in enumerate(self._infos.names):
             info = fields.get(name)
             if info is None:  # the presence of one that was added by hand
                 continue
-            data = [row[at] for row in rows]
+            data = [row[i] for row in rows]
             if info.ragged:
-                columns[name] = [np.frombuffer(row, info.dtype).reshape(-1, *info.shape) for row in data]
+                columns[name] = ragged_column([np.frombuffer(row, info.dtype).reshape(-1, *info.shape) for row in data])
             else:
                 columns[name] = np.frombuffer(b"".join(data), info.dtype).reshape(len(infos), *info.shape)
         return columns
@@ -658,50 +537,9 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             self._warned.add(what)
             warnings.warn(message, stacklevel=4)
 
-    # --- what the user adds ---
-
-    def annotate(self, /, **meta: Any) -> None:
-        """Set meta fields of the running episodes; each value is ``(num_envs, *field.shape)``, or one for all.
-
-        Values for sub-environments without a running episode count for nothing: where the next step resets one, its
-        new episode begins with that step.
-
-        Raises:
-            FieldError: a field is unknown, the recorder's own, or its values do not fit.
-            EpisodeStateError: no episode is running.
-        """
-        known = self._buffer.metadata
-        refuse_own_meta(meta, known)
-        if unknown := [name for name in meta if name not in known.meta_fields]:
-            raise FieldError(f"unknown meta field {unknown[0]!r}; there are {list(known.meta_fields)}")
-        facts, running = self._recording.facts, self._recording.running
-        notes = {name: facts.checked_note(name, value) for name, value in meta.items()}
-        if not running.any():
-            raise EpisodeStateError("annotate: no episode is running; call it between a reset and the episodes' ends")
-        for name, values in notes.items():
-            facts.annotate(name, values, running)
-
-    def annotate_step(self, /, **extra: Any) -> None:
-        """Set extra fields of the next step, ``(num_envs, *field.shape)`` each; those not set take their defaults.
-
-        Raises:
-            FieldError: a field is unknown or its values do not fit.
-        """
-        count = self._sub.count
-        columns: dict[str, Column] = {}
-        for name, value in extra.items():
-            if name not in self._extra_names:
-                raise FieldError(
-                    f"unknown extra field {name!r}; there are {self._extra_names}; declare it in extra_fields"
-                )
-            field = self._buffer.metadata.fields[name]
-            if field.ragged:
-                if not hasattr(value, "__len__") or len(value) != count:
-                    raise FieldError(f"field {name!r}: expected one array for each of {count} sub-environments")
-                columns[name] = [np.array(elements_of(name, row, field)) for row in value]
-            else:
-                columns[name] = np.array(fit(name, to_array(value, name), field, lead=(count,)))
-        self._extras = {**self._extras, **columns}
+    def _encode_extra(self, name: str, value: Any) -> Column:
+        column = self._buffer.encoders().column(name, value, self._sub.count)
+        return ragged_column(column) if isinstance(column, list) else column
 
     def _forget_extras(self, mask: Mask | None) -> None:
         """Take extra fields back that were set for the next step: of the sub-environments in a mask, or of all."""
@@ -709,24 +547,7 @@ class RecordToBuffer(Recorder, _VectorWrapper, gym.utils.RecordConstructorArgs):
             self._extras = {}
             return
         for name, column in self._extras.items():
-            for number in np.flatnonzero(mask).tolist():
-                column[number] = self._buffer.metadata.fields[name].default_value()
-
-    # --- the end ---
-
-    def close(self, **kwargs: Any) -> None:
-        """End the running episodes, release the buffer's folder, and close the environment.
-
-        Raises:
-            StorageError: the disk has no room for the episodes; nothing is closed yet, so that ``close`` can be called
-                again once there is. ``env.buffer.release()`` gives the episodes up.
-        """
-        self._close_after(self._recording.end, partial(super().close, **kwargs))
-
-
-def _of(column: Column, numbers: Numbers) -> Column:
-    """The values of some sub-environments."""
-    return column[numbers] if isinstance(column, np.ndarray) else [column[number] for number in numbers.tolist()]
+            column[mask] = default_of(self._buffer.metadata.fields[name])
 
 
 def _bytes(value: Any) -> bytes:

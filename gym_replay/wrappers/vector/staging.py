@@ -1,116 +1,227 @@
-"""The rows of open episodes, time-major: one row of all sub-environments for each vector step.
+"""The rows of open episodes, time-major: for each field one array over time and sub-environments.
 
-The small fields of a step are packed into one record for each sub-environment, so that an episode that is taken out
-touches memory once for each of its rows, not once for each of its values; a large field has a ring of its own. The
-rings are rings over time that grow with the longest open episode. Past :data:`STAGING_BYTES` the oldest rows go to
-nameless files in the buffer's folder, which are gone with the process, however it ends.
+The arrays are rings over time, which grow with the longest open episode. Past :data:`STAGING_BYTES` the oldest rows go
+to a nameless file in the buffer's folder, which is gone with the process, however it ends. All that changes at once is
+one frozen object that is replaced, so that an interrupt leaves the rows as they were or as they are afterwards.
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.schema.fields import Field
-from gym_replay.wrappers.vector.batches import BatchEncoder, Column
-from gym_replay.wrappers.vector.ring import FEWEST_ROWS, Numbers, Ring
+from gym_replay.files.directory import storage_error
+from gym_replay.files.garbage import close_with
+from gym_replay.files.writing import read_at, write_at
+from gym_replay.schema.fields import Field, widened
+from gym_replay.wrappers.vector.autoreset import EnvIndices
+from gym_replay.wrappers.vector.batches import BatchEncoder, Column, default_of
+
+Ints = npt.NDArray[np.int64]
 
 STAGING_BYTES = 1 << 28
 """Bytes of open episodes that are kept in memory; ragged fields, which always are, do not count."""
 
-_LARGE = 256
-"""Bytes of a value from which on its field has a ring of its own."""
+FIRST_ROWS, FEWEST_ROWS = 16, 8
+"""Powers of two, as all numbers of rows are: the row of a time is at ``time & (rows - 1)``."""
 
-_FIRST_ROWS = 16
 
-_RaggedRows = dict[int, list[npt.NDArray[Any]]]
-"""By time, the values of all sub-environments."""
+class _File:
+    """A nameless file, which is closed when nothing refers to it."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+                self.descriptor = close_with(self, os.dup(file.fileno()))
+        except OSError as error:
+            raise storage_error(error, folder, 0) from error
+
+
+@dataclass(frozen=True)
+class _Spilled:
+    """Rows of one stretch of time that went to a file: of each field those of a sub-environment side by side.
+
+    Attributes:
+        first, count: the stretch of time.
+        fields: what the rows are made of.
+        offsets: where the rows of each field begin in the file.
+        offset, end: where all of them begin and end.
+        file: the file.
+        ragged: the values of ragged fields, which stay in memory: ``(num_envs, count)``.
+    """
+
+    first: int
+    count: int
+    fields: Mapping[str, Field]
+    offsets: Mapping[str, int]
+    offset: int
+    end: int
+    file: _File
+    ragged: Mapping[str, Column]
+
+    def read(self, name: str, env_index: int, begin: int, end: int) -> Column:
+        """A field's rows of one sub-environment from time ``begin`` to ``end - 1``."""
+        if name in self.ragged:
+            values: Column = self.ragged[name][env_index, begin - self.first : end - self.first]
+            return values
+        info, row = self.fields[name], env_index * self.count + begin - self.first
+        data = read_at(self.file.descriptor, (end - begin) * info.nbytes, self.offsets[name] + row * info.nbytes)
+        rows: Column = np.ndarray((end - begin, *info.shape), info.dtype, data)
+        return rows
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of all open episodes at one moment.
+
+    Attributes:
+        fields: what a row is made of.
+        arrays: of each field ``(count, num_envs, *field.shape)``; of a ragged one ``(count, num_envs)``, objects.
+        count: rows of each array.
+        first: the earliest time whose row is in the arrays.
+        spilled: the rows of earlier times that are still needed.
+    """
+
+    fields: Mapping[str, Field]
+    arrays: Mapping[str, Column]
+    count: int
+    first: int = 0
+    spilled: tuple[_Spilled, ...] = ()
+
+    @cached_property
+    def mask(self) -> int:
+        """The row of a time is at ``time & mask``."""
+        return self.count - 1
+
+    @cached_property
+    def full_at(self) -> int:
+        """The first time for whose row, or for that of the time after it, there is no room."""
+        return self.first + self.count - 1
+
+    @cached_property
+    def flat(self) -> dict[str, Column]:
+        """The arrays with one axis for time and sub-environment together."""
+        return {name: array.reshape(-1, *array.shape[2:]) for name, array in self.arrays.items()}
+
+    @cached_property
+    def defaults(self) -> dict[str, Column]:
+        """The default of each field, as it is assigned to rows."""
+        return {name: default_of(info) for name, info in self.fields.items()}
+
+    @cached_property
+    def without_row_t(self) -> list[tuple[str, Column]]:
+        """The fields that have no value at the last observation of an episode, with their defaults."""
+        return [(name, self.defaults[name]) for name, info in self.fields.items() if not info.state]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of the arrays, apart from those of ragged fields."""
+        return sum(array.nbytes for name, array in self.arrays.items() if not self.fields[name].ragged)
+
+    def resized(self, fields: Mapping[str, Field], num_envs: int, count: int) -> _Rows:
+        """These rows in arrays of another length and of other fields; what is new, or has a new shape, is default."""
+        arrays = {}
+        for name, info in fields.items():
+            default = default_of(info)
+            arrays[name] = array = np.zeros((count, num_envs, *default.shape), default.dtype)
+            if any(default.tobytes()):
+                array[...] = default
+        same = [(arrays[name], old) for name, old in self.arrays.items() if arrays[name].shape[2:] == old.shape[2:]]
+        time, end = self.first, self.first + min(count, self.count)
+        while time < end:  # stretches that wrap in neither of the rings
+            at, before = time & (count - 1), time & self.mask
+            length = min(end - time, count - at, self.count - before)
+            for array, old in same:
+                array[at : at + length] = old[before : before + length]
+            time += length
+        return replace(self, fields=fields, arrays=arrays, count=count)
+
+    def with_spilled(self, until: int, folder: Path) -> _Rows:
+        """These rows, those before the time ``until`` in the file.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        count, times = until - self.first, np.arange(self.first, until) & self.mask
+        by_env = {name: np.ascontiguousarray(array[times].swapaxes(0, 1)) for name, array in self.arrays.items()}
+        ragged = {name: by_env.pop(name) for name, info in self.fields.items() if info.ragged}
+        nbytes, offset = sum(rows.nbytes for rows in by_env.values()), 0
+        for other in sorted(self.spilled, key=lambda other: other.offset):  # the first gap that is large enough
+            if offset + nbytes <= other.offset:
+                break
+            offset = other.end
+        file = self.spilled[-1].file if self.spilled else _File(folder)
+        offsets, end = {}, offset
+        for name, rows in by_env.items():
+            offsets[name] = end
+            if rows.nbytes:
+                write_at(file.descriptor, rows.reshape(-1).view(np.uint8).data, end, folder)
+            end += rows.nbytes
+        spilled = _Spilled(self.first, count, self.fields, offsets, offset, end, file, ragged)
+        return replace(self, first=until, spilled=(*self.spilled, spilled))
 
 
 class Staging:
     """The rows of all open episodes.
 
     Args:
-        fields: the fields that rows have.
+        fields: what a row is made of.
         num_envs: how many sub-environments there are.
         folder: the buffer's.
     """
 
     def __init__(self, fields: Mapping[str, Field], num_envs: int, folder: Path) -> None:
         self._num_envs, self._folder = num_envs, folder
-        self._fields: dict[str, Field] = {}
-        self._rings: list[Ring] = []
-        self._ring_of: dict[str, Ring] = {}
-        self._ragged: dict[str, _RaggedRows] = {}
-        self._no_bytes: dict[str, bytes] = {}
-        self._multiples = np.arange(0)
-        self.full_at = 0
-        self.add_fields(fields, 0)
+        self._rows = _Rows({}, {}, FIRST_ROWS)
+        self._offsets = np.arange(0)
+        self.change_fields(fields, 0)
 
     @property
     def fields(self) -> Mapping[str, Field]:
-        """The fields that rows have; another object after each change."""
-        return self._fields
-
-    def check(self, fields: Mapping[str, Field]) -> None:
-        """Raise FieldError where a value so far would change in the wider dtype of a field; others are new."""
-        for ring in self._rings:
-            wider = {name: fields[name] for name in ring.fields if name in fields}
-            if wider:
-                ring.check(wider)
-
-    def add_fields(self, fields: Mapping[str, Field], now: int) -> None:
-        """Take more fields, of which all rows so far hold the default, or take a wider dtype for some."""
-        wider, fields = fields, {name: info for name, info in fields.items() if name not in self._fields}
-        rings = [ring.with_fields(wider) if wider.keys() & ring.fields.keys() else ring for ring in self._rings]
-        dense = {name: info for name, info in fields.items() if not info.ragged and info.nbytes}
-        small = {name: info for name, info in dense.items() if info.nbytes < _LARGE}
-        large = [{name: info} for name, info in dense.items() if info.nbytes >= _LARGE]
-        rows = len(self._rings[0].ring) if self._rings else _FIRST_ROWS
-        new = []
-        for group in ([small] if small else []) + large:
-            width = max(sum(info.nbytes for info in group.values()) * self._num_envs, 1)
-            while rows > FEWEST_ROWS and rows * width > STAGING_BYTES:
-                rows //= 2
-            ring = Ring(group, self._num_envs, rows, self._folder)
-            ring.begin_at(max(now - rows + 2, 0))
-            new.append(ring)
-        found = {name: ring for ring in (*rings, *new) for name in ring.fields}
-        ragged: dict[str, dict[int, list[npt.NDArray[Any]]]] = {
-            name: {} for name, info in fields.items() if info.ragged
-        }
-        self.__dict__.update(
-            _fields={**self._fields, **wider},
-            _rings=[*rings, *new],
-            _ring_of=found,
-            _ragged={**self._ragged, **ragged},
-            _no_bytes={**self._no_bytes, **dict.fromkeys(fields.keys() - dense.keys(), b"")},
-            full_at=0,
-        )
-
-    def redefine(self, name: str, field: Field, now: int) -> None:
-        """Let a field be another one. Of the rows, only the one of ``now`` is kept, without that field."""
-        kept = {each: self.read(now, each) for each in self._fields if each != name}
-        other = Staging({**self._fields, name: field}, self._num_envs, self._folder)
-        other.make_room(now, lambda: now)
-        for each, values in kept.items():
-            other.write(now, each, values)
-        self.release()
-        self.__dict__.update(other.__dict__)
-
-    def release(self) -> None:
-        """Let the files go: no episode is open."""
-        for ring in self._rings:
-            ring.release()
+        """What a row is made of; another object after each change."""
+        return self._rows.fields
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory, apart from those of ragged fields."""
-        return sum(ring.nbytes for ring in self._rings)
+        return self._rows.nbytes
+
+    @property
+    def full_at(self) -> int:
+        """The first time before which :meth:`make_room` must be called."""
+        return self._rows.full_at
+
+    def check(self, fields: Mapping[str, Field]) -> None:
+        """Raise FieldError where a value so far would change in the wider dtype of a field; others are new."""
+        rows = self._rows
+        for name, before in rows.fields.items():
+            if name in fields and fields[name].dtype != before.dtype:
+                widened(name, rows.arrays[name], fields[name].dtype)
+                for part in rows.spilled:
+                    for env_index in range(self._num_envs if name in part.fields else 0):
+                        values = part.read(name, env_index, part.first, part.first + part.count)
+                        widened(name, values, fields[name].dtype)
+
+    def change_fields(self, fields: Mapping[str, Field], now: int) -> None:
+        """Take more fields, of which all rows so far hold the default, or fields with a wider dtype or another shape.
+
+        Raises:
+            StorageError: rows had to go to a file, and the disk refused.
+        """
+        rows, fields = self._rows, {**self._rows.fields, **fields}
+        width = self._num_envs * sum(info.nbytes for info in fields.values() if not info.ragged)
+        count = rows.count
+        while count > FEWEST_ROWS and count * width > STAGING_BYTES:
+            count //= 2
+        self._rows = self._spill(rows, now, count).resized(fields, self._num_envs, count)
 
     def make_room(self, now: int, low: Callable[[], int]) -> None:
         """Have room for the rows of ``now`` and of the time after it; times before ``low()`` are needed no more.
@@ -118,29 +229,24 @@ class Staging:
         Raises:
             StorageError: rows had to go to a file, and the disk refused.
         """
-        for ring in self._rings:
-            if now >= ring.full_at:
-                ring.make_room(now, low(), STAGING_BYTES - self.nbytes + ring.nbytes)
-        full_at = min((ring.full_at for ring in self._rings), default=now + _FIRST_ROWS)
-        if self._ragged:
-            lowest, full_at = low(), min(full_at, now + _FIRST_ROWS)
-            self._ragged = {
-                name: {time: row for time, row in rows.items() if time >= lowest} for name, rows in self._ragged.items()
-            }
-        self.full_at = full_at
+        rows, lowest = self._rows, min(low(), now)
+        spilled = tuple(part for part in rows.spilled if part.first + part.count > lowest)
+        rows = replace(rows, first=max(rows.first, lowest), spilled=spilled)
+        if now >= rows.full_at and 2 * rows.nbytes <= STAGING_BYTES:
+            rows = rows.resized(rows.fields, self._num_envs, 2 * rows.count)
+        self._rows = self._spill(rows, now, rows.count)
 
-    def write(self, time: int, name: str, values: Column, numbers: Numbers | None = None) -> None:
-        """Put a field's values into the row of a time: those of all sub-environments, or of those with the numbers."""
-        ring = self._ring_of.get(name)
-        if ring is not None:
-            row_of_all = ring.rows[name][time & ring.mask]
-            row_of_all[... if numbers is None else numbers] = values
-        elif name in self._ragged:
-            row = self._ragged[name].setdefault(time, [self._fields[name].default_value()] * self._num_envs)
-            for number, value in zip(
-                range(self._num_envs) if numbers is None else numbers.tolist(), values, strict=True
-            ):
-                row[number] = value
+    def _spill(self, rows: _Rows, now: int, count: int) -> _Rows:
+        """These rows, of which as many are in the file as it takes to have room for ``now`` in ``count`` ones."""
+        if now < rows.first + count - 1:
+            return rows
+        return rows.with_spilled(now + 2 - count + count // 4, self._folder)
+
+    def release(self) -> None:
+        """Forget the rows that went to the file, and close it: no episode is open."""
+        self._rows = replace(self._rows, spilled=())
+
+    # --- one time ---
 
     def put(self, time: int, encoder: BatchEncoder, value: Any) -> None:
         """Put a value of a batched space into the row of a time.
@@ -148,100 +254,66 @@ class Staging:
         Raises:
             FieldError: it does not fit; the row means nothing then.
         """
-        ring_of = self._ring_of
-        name, dtype, shape = encoder.plain
-        if type(value) is np.ndarray and value.dtype is dtype and value.shape == shape and name in ring_of:
-            ring = ring_of[name]
-            ring.rows[name][time & ring.mask][...] = value
-            return
+        rows = self._rows
         for leaf, values in zip(encoder.leaves, encoder.encode(value), strict=True):
-            if leaf.name in ring_of:
-                ring = ring_of[leaf.name]
-                ring.rows[leaf.name][time & ring.mask][...] = values
-            else:
-                self.write(time, leaf.name, values)
+            rows.arrays[leaf.name][time & rows.mask] = values
 
-    def write_reward(self, time: int, rewards: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Put the rewards into the row of a time; they as they are there."""
-        ring = self._ring_of.get("reward")
-        if ring is None:  # of a shape without elements
-            return rewards
-        row = ring.rows["reward"][time & ring.mask]
-        row[...] = rewards
+    def write(self, time: int, name: str, values: Column, env_indices: EnvIndices | None = None) -> Column:
+        """Put a field's values of all sub-environments, or of some of them, into the row of a time; the row."""
+        rows = self._rows
+        row: Column = rows.arrays[name][time & rows.mask]
+        row[... if env_indices is None else env_indices] = values
         return row
 
     def write_default(self, time: int, name: str) -> None:
         """Put the field's default into the row of a time."""
-        info = self._fields[name]
-        if info.ragged:
-            self._ragged[name].pop(time, None)
-        else:
-            self.write(time, name, info.default_value())
+        self.write(time, name, self._rows.defaults[name])
 
     def read(self, time: int, name: str) -> Column:
-        """A field's values of all sub-environments in the row of a time, which is one of the last two."""
-        if name in self._ring_of:
-            ring = self._ring_of[name]
-            return np.array(ring.rows[name][time & ring.mask])
-        info = self._fields[name]
-        if name in self._ragged:
-            row: list[npt.NDArray[Any]] = self._ragged[name].get(time, [info.default_value()] * self._num_envs)
-            return row
-        return _without_bytes(self._num_envs, info)
+        """A copy of a field's values of all sub-environments in the row of a time, which is one of the last two."""
+        rows = self._rows
+        return np.array(rows.arrays[name][time & rows.mask])
 
-    def columns(self, numbers: Numbers, starts: Numbers, edges: Numbers) -> dict[str, Column]:
-        """The rows of several episodes, one after another, by field; those of ragged fields as a list.
+    # --- whole episodes ---
+
+    def extract(
+        self, env_indices: EnvIndices, starts: Ints, edges: Ints, *, ends_with_row_t: bool
+    ) -> dict[str, Column]:
+        """The rows of several episodes, one episode after another, by field.
 
         Args:
-            numbers, starts: of each episode: the sub-environment, and the first time.
-            edges: the first row of each, and the end.
+            env_indices, starts: of each episode the sub-environment, and the first time.
+            edges: of each episode the first row, and the end.
+            ends_with_row_t: whether each has a row T, in which only state fields have values.
         """
-        count, every, firsts = int(edges[-1]), self._num_envs, edges[:-1]
-        rows = edges[1:] - firsts
-        if count > len(self._multiples):
-            self._multiples = np.arange(2 * count) * every
-        found: dict[str, Column] = {}
-        mask, places = -1, self._multiples
-        for ring in self._rings:
-            if ring.mask != mask:
-                mask = ring.mask
-                begins = starts & mask
-                begins -= firsts
-                begins *= every
-                begins += numbers
-                places = begins.repeat(rows)
-                places += self._multiples[:count]
-            ring.add_columns(found, numbers, starts, edges, places)
-        for name, held in self._ragged.items():
-            empty = [self._fields[name].default_value()] * every
-            found[name] = [
-                held.get(time, empty)[number]
-                for number, start, length in zip(numbers.tolist(), starts.tolist(), rows.tolist(), strict=True)
-                for time in range(start, start + length)
-            ]
-        self._add_empty(found, count)
+        rows, every, firsts = self._rows, self._num_envs, edges[:-1]
+        total = int(edges[-1])
+        if total > len(self._offsets):
+            self._offsets = np.arange(2 * total) * every
+        at = starts & rows.mask  # of each row: (time - the time in row 0) * num_envs + the sub-environment
+        at -= firsts
+        at *= every
+        at += env_indices
+        at = at.repeat(edges[1:] - firsts)
+        at += self._offsets[:total]
+        found = {name: flat.take(at, axis=0, mode="wrap") for name, flat in rows.flat.items()}
+        if rows.spilled:
+            for episode in np.flatnonzero(starts < rows.first).tolist():
+                part = slice(*edges[episode : episode + 2].tolist())
+                columns = {name: column[part] for name, column in found.items()}
+                self._read_spilled(int(env_indices[episode]), int(starts[episode]), columns)
+        if ends_with_row_t:
+            last = edges[1:] - 1
+            for name, default in rows.without_row_t:
+                found[name][last] = default
         return found
 
-    def columns_of_one(self, number: int, start: int, rows: int) -> dict[str, Column] | None:
-        """The rows of one episode by field; None where some went to a file, or are ragged."""
-        found: dict[str, Column] = {}
-        for ring in self._rings:
-            if start < ring.hot:
-                return None
-            ring.add_one(found, number, start, rows)
-        if self._ragged:
-            return None
-        self._add_empty(found, rows)
-        return found
-
-    def _add_empty(self, found: dict[str, Column], rows: int) -> None:
-        """Add the fields whose values have no bytes."""
-        if len(found) < len(self._fields):
-            for name, info in self._fields.items():
-                if name not in found:
-                    found[name] = _without_bytes(rows, info)
-
-
-def _without_bytes(rows: int, info: Field) -> npt.NDArray[Any]:
-    nothing: npt.NDArray[Any] = np.zeros((rows, *info.shape), info.dtype)
-    return nothing
+    def _read_spilled(self, env_index: int, start: int, columns: Mapping[str, Column]) -> None:
+        """Fill in the rows from time ``start`` on that are in the file, or are older than their field."""
+        rows = self._rows
+        for name, column in columns.items():
+            column[: rows.first - start] = rows.defaults[name]
+            for part in rows.spilled:
+                begin, end = max(part.first, start), min(part.first + part.count, start + len(column))
+                if begin < end and name in part.fields:
+                    column[begin - start : end - start] = part.read(name, env_index, begin, end)

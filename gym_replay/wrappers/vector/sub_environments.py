@@ -15,7 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from gym_replay.errors import FieldError
 from gym_replay.spaces.node import standard_node
-from gym_replay.wrappers.episode_facts import storable_seed
+from gym_replay.wrappers.episode_meta import storable_seed
 from gym_replay.wrappers.generator_state import NUMBERS, generator_state
 from gym_replay.wrappers.vector.autoreset import Autoreset, Mask
 

@@ -9,7 +9,7 @@ from wrappers.scripted import Scripted
 
 from gym_replay import EpisodeStateError, ReplayBuffer, check_buffer
 from gym_replay import RecordToBuffer as RecordSingle
-from gym_replay.wrappers.vector import RecordToBuffer, take_out
+from gym_replay.wrappers.vector import RecordToBuffer
 
 
 def scripted(lengths, mode=AutoresetMode.NEXT_STEP):
@@ -34,11 +34,9 @@ def failing(times=1 << 30):
     return look, seen
 
 
-@pytest.mark.parametrize("options", [{"max_episodes": 16, "circular": True}, {}], ids=["ring", "blocks"])
+@pytest.mark.parametrize("options", [{"max_episodes": 16, "circular": True}, {}], ids=["several commits", "one commit"])
 @pytest.mark.parametrize("times", [1, 100])
-def test_an_error_while_closing_loses_no_episode(tmp_path, monkeypatch, options, times):
-    if not options:
-        monkeypatch.setattr(take_out, "BLOCK_BYTES", 100)  # each episode is committed by itself
+def test_an_error_while_closing_loses_no_episode(tmp_path, options, times):
     look, seen = failing(times)
     envs = RecordToBuffer(scripted([3] * 8), tmp_path, on_episode=look, **options)
     envs.reset()
@@ -65,10 +63,9 @@ def test_an_error_in_a_step_loses_no_episode(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nobody is there to catch it
-def test_an_error_without_close_loses_no_episode(tmp_path, monkeypatch):
-    monkeypatch.setattr(take_out, "BLOCK_BYTES", 100)
+def test_an_error_without_close_loses_no_episode(tmp_path):
     look, _ = failing(1)
-    envs = RecordToBuffer(scripted([9] * 6), tmp_path, on_episode=look)
+    envs = RecordToBuffer(scripted([9] * 6), tmp_path, on_episode=look, max_episodes=12, circular=True)
     envs.reset()
     envs.step(np.zeros(6, int))
     del envs

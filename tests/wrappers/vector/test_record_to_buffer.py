@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 
 import gymnasium as gym
@@ -29,7 +30,7 @@ from gym_replay import RecordToBuffer as RecordSingle
 from gym_replay.buffer.storage import open_files
 from gym_replay.buffer.storage.counters import Counters
 from gym_replay.wrappers.generator_state import generator_state
-from gym_replay.wrappers.vector import RecordToBuffer, ring, staging
+from gym_replay.wrappers.vector import RecordToBuffer, staging
 
 from .pairs import SPACES, Play, Varied, assert_same, play_both
 
@@ -622,13 +623,24 @@ def test_an_interrupt_at_the_counter(tmp_path, monkeypatch):
 # --- memory ---
 
 
+def files_opened(monkeypatch):
+    """Descriptors of the nameless files that are opened from now on."""
+    opened, make_file = [], tempfile.TemporaryFile
+
+    def open_file(**options):
+        file = make_file(**options)
+        opened.append(os.dup(file.fileno()))
+        return file
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", open_file)
+    return opened
+
+
 @pytest.mark.parametrize("name", ["box", "large image", "dict", "text in dict"])
 @pytest.mark.parametrize("infos", [False, True])
 def test_long_episodes_go_to_a_file(tmp_path, monkeypatch, name, infos):
     monkeypatch.setattr(staging, "STAGING_BYTES", 1 << 12)
-    opened = []
-    make_file = ring.tempfile.TemporaryFile
-    monkeypatch.setattr(ring.tempfile, "TemporaryFile", lambda **k: opened.append(make_file(**k)) or opened[-1])
+    opened = files_opened(monkeypatch)
 
     def make(i):
         return Varied(SPACES[name], spaces.Discrete(3), longest=60 if i else 3, infos=infos)
@@ -637,6 +649,8 @@ def test_long_episodes_go_to_a_file(tmp_path, monkeypatch, name, infos):
     recorded, singles = play_both(play, tmp_path)
     assert_same(recorded, singles)
     assert opened
+    for descriptor in opened:
+        os.close(descriptor)
     assert max(map(len, recorded.buffer)) > 20
     names = {path.name for path in (tmp_path / "vector").iterdir()}
     assert names <= {
@@ -652,18 +666,21 @@ def test_long_episodes_go_to_a_file(tmp_path, monkeypatch, name, infos):
 
 def test_the_staging_file_is_reused_and_refusals_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(staging, "STAGING_BYTES", 1 << 10)
+    opened = files_opened(monkeypatch)
     envs = RecordToBuffer(scripted([40, 200]), tmp_path)
     envs.reset()
     step_many(envs, 100)
-    (held,) = envs._recording.staging._rings
-    assert held.nbytes <= 1 << 10
-    size = os.fstat(held._file.fileno()).st_size
+    assert envs._session.staging.nbytes <= 1 << 10
+    (descriptor,) = opened
+    size = os.fstat(descriptor).st_size
     with full_disk(monkeypatch), pytest.raises(StorageError):
         step_many(envs, 20)
     assert envs.unwrapped.envs[1].t < 120
     step_many(envs, 500)
-    assert os.fstat(held._file.fileno()).st_size <= 4 * size
+    assert os.fstat(descriptor).st_size <= 4 * size
     envs.close()
+    for descriptor in opened:
+        os.close(descriptor)
     assert_whole(envs.buffer)
 
 
@@ -671,9 +688,9 @@ def test_memory_follows_the_longest_open_episode(tmp_path):
     envs = RecordToBuffer(scripted([3, 7]), tmp_path)
     envs.reset()
     step_many(envs, 20)
-    early = envs._recording.staging.nbytes
+    early = envs._session.staging.nbytes
     step_many(envs, 2000)
-    assert envs._recording.staging.nbytes == early
+    assert envs._session.staging.nbytes == early
     envs.close()
 
 
@@ -732,7 +749,7 @@ def test_an_interrupt_that_leaves_the_buffer_half_held(tmp_path):
     envs = RecordToBuffer(scripted([3, 3]), buffer)
     envs.reset()
     step_many(envs, 1)
-    envs._recording._held.writer = None  # as where an interrupt comes between two statements of its end
+    envs._session.claim._writer = None  # as where an interrupt comes between two statements of its end
     envs.close()
     buffer.clear()
     again = RecordToBuffer(scripted([3, 3]), buffer)

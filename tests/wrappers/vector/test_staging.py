@@ -1,14 +1,43 @@
-"""Rows of open episodes: what is taken out of them is nobody else's, and a forked child leaves them alone."""
+"""Rows of open episodes: they grow, go to a file, and none is lost that is needed; a forked child leaves them alone."""
 
 import os
 
 import numpy as np
+import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from wrappers.scripted import Scripted
 
 from gym_replay import BufferLockedError
 from gym_replay.wrappers.vector import RecordToBuffer, staging
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=4),
+    steps=st.integers(0, 200),
+    nbytes=st.sampled_from([1, 1 << 11, 1 << 30]),
+)
+def test_rows_that_are_needed_are_there(tmp_path_factory, lengths, steps, nbytes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(staging, "STAGING_BYTES", nbytes)
+        envs = SyncVectorEnv([lambda own=own: Scripted(own) for own in lengths])
+        envs = RecordToBuffer(envs, tmp_path_factory.mktemp("staging") / "buffer")
+        envs.reset()
+        for step in range(steps):
+            envs.step(np.full(len(lengths), step % 3))
+        envs.close()
+    for episode in envs.buffer:
+        assert len(episode) <= lengths[episode.meta["env_index"]]
+        assert episode["observation"][:, 0].tolist() == list(range(len(episode) + 1))
+        first = (episode["action"][0] + np.arange(len(episode))) % 3
+        assert episode["action"].tolist() == first.tolist()
+    for i, own in enumerate(lengths):  # each takes one step more, which resets it
+        whole, rest = divmod(steps, own + 1)
+        recorded = [len(episode) for episode in envs.buffer if episode.meta["env_index"] == i]
+        assert recorded == [own] * whole + [rest] * (rest > 0)
 
 
 class Blind(Scripted):

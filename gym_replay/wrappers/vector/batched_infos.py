@@ -1,9 +1,9 @@
-"""Infos of a vector environment that come as arrays, taken as they are: all sub-environments at once."""
+"""The infos of a vector environment: as columns over all sub-environments, or as one dict for each."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,10 @@ from gym_replay.schema.fields import Field
 from gym_replay.wrappers.infos import DEEPEST, ROOT, Infos, presence_of
 from gym_replay.wrappers.vector.autoreset import Mask
 
-InfoColumn = tuple[str, npt.NDArray[Any]]
+FINAL = ("final_obs", "final_info")
+"""Entries that tell of the episode that has ended, where the sub-environment was reset in the same step."""
+
+InfoColumn: TypeAlias = "tuple[str, npt.NDArray[Any]]"
 """A field's name, and its values: ``(num_envs, *field.shape)``, or one for all sub-environments."""
 
 _YES, _NO = np.ones((), bool), np.zeros((), bool)
@@ -140,3 +143,93 @@ def _where(there: Mask, values: npt.NDArray[Any], field: Field) -> npt.NDArray[A
     kept: npt.NDArray[Any] = values.copy()
     kept[~there] = field.default_value()
     return kept
+
+
+def split_infos(infos: Any, count: int, env_indices: Sequence[int], *, has_finals: bool = True) -> list[dict[Any, Any]]:
+    """The info of each of these sub-environments, as it would have given it by itself.
+
+    An entry is that of the sub-environments in its mask ``_<key>``; where there is none, of all of them. What has no
+    axis over the sub-environments is the same for each.
+
+    Args:
+        infos: a dict of arrays and dicts as Gymnasium gives it, or one dict for each sub-environment.
+        count: how many sub-environments there are.
+        env_indices: those that are asked for.
+        has_finals: whether the entries :data:`FINAL` are no infos of the sub-environments' own: in same-step mode.
+    """
+    left_out = FINAL if has_finals else ()
+    if _are_each(infos, count):
+        found = [_dict_of(infos[i]) for i in env_indices]
+        return [{key: value for key, value in info.items() if key not in left_out} for info in found]
+    return _split(_dict_of(infos), count, env_indices, left_out)
+
+
+def split_final_infos(infos: Any, count: int, env_indices: Sequence[int]) -> list[dict[Any, Any]]:
+    """The infos that came with the last observations of the episodes that have ended, of these sub-environments."""
+    if _are_each(infos, count):
+        return [_dict_of(_dict_of(infos[i]).get("final_info")) for i in env_indices]
+    final = _dict_of(infos).get("final_info")
+    if isinstance(final, (list, tuple, np.ndarray)) and len(final) == count:  # one dict for each
+        return [_dict_of(final[i]) for i in env_indices]
+    return _split(_dict_of(final), count, env_indices, ())
+
+
+def lacks_final_infos(infos: Any, count: int, env_indices: Sequence[int], others: Collection[str] = ()) -> bool:
+    """Whether there are infos, besides these other entries, and none of last rows of episodes that have ended."""
+    given = [infos[i] for i in env_indices] if _are_each(infos, count) else [infos]
+    if all("final_info" in _dict_of(info) for info in given):
+        return False
+    return any(set(info).difference(others) for info in split_infos(infos, count, env_indices))
+
+
+def final_observations(infos: Any, count: int, env_indices: Sequence[int]) -> tuple[Any, list[bool]]:
+    """The last observations of the episodes that have ended, and of which of them there is one.
+
+    Returns:
+        A list with one value of a single sub-environment for each of ``env_indices``, or, where they came as dense
+        arrays over all sub-environments, a batched value; and for each whether it is there.
+    """
+    if _are_each(infos, count):
+        given = [_dict_of(infos[i]).get("final_obs") for i in env_indices]
+        return given, [value is not None for value in given]
+    infos = _dict_of(infos)
+    found, mask = infos.get("final_obs"), infos.get("_final_obs")
+    if found is None:
+        return [None] * len(env_indices), [False] * len(env_indices)
+    there = [mask is None or bool(mask[i]) for i in env_indices]
+    if isinstance(found, np.ndarray) and found.dtype == object and found.shape == (count,):
+        given = [found[i] for i in env_indices]
+        return given, [is_there and value is not None for is_there, value in zip(there, given, strict=True)]
+    return found, there
+
+
+def _are_each(infos: Any, count: int) -> bool:
+    """Whether they are one info for each sub-environment."""
+    return isinstance(infos, (list, tuple)) and len(infos) == count
+
+
+def _dict_of(info: Any) -> dict[Any, Any]:
+    return dict(info) if isinstance(info, Mapping) else {}
+
+
+def _split(
+    infos: Mapping[Any, Any], count: int, env_indices: Sequence[int], left_out: Collection[str]
+) -> list[dict[Any, Any]]:
+    found: list[dict[Any, Any]] = [{} for _ in env_indices]
+    named = {f"_{key}" for key in infos}
+    for key, value in infos.items():
+        if key in left_out or key in named:
+            continue
+        mask = infos.get(f"_{key}")
+        there = None if mask is None else np.asarray(mask, bool)
+        if isinstance(value, Mapping):
+            values: Any = _split(value, count, env_indices, ())
+        elif getattr(value, "ndim", 0) and len(value) == count:
+            array = value if isinstance(value, np.ndarray) else np.asarray(value)
+            values = [array[i] for i in env_indices]
+        else:
+            values = [value] * len(env_indices)
+        for info, i, item in zip(found, env_indices, values, strict=True):
+            if there is None or there.shape != (count,) or there[i]:
+                info[key] = item
+    return found

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gym_replay.wrappers.infos import Infos, is_info
-from gym_replay.wrappers.vector.info_columns import BatchInfos
-from gym_replay.wrappers.vector.infos import FINAL, split_infos
+from gym_replay.wrappers.vector.batched_infos import FINAL, BatchInfos, split_infos
 
 COUNT = 4
 DTYPES = ("f8", "f4", "i8", "i4", "u1", "?")

@@ -13,7 +13,7 @@ from wrappers.scripted import Scripted, full_disk, play
 
 import gym_replay
 from gym_replay import EpisodeStateError, FieldError, RecordToBuffer, ReplayBuffer, StorageError, check_buffer
-from gym_replay.wrappers import episode_facts
+from gym_replay.wrappers import episode_meta
 from gym_replay.wrappers.generator_state import generator_state
 from gym_replay.wrappers.vector import RecordToBuffer as VectorRecordToBuffer
 
@@ -105,7 +105,7 @@ def test_start_and_duration(tmp_path, monkeypatch, set_by, vectorized):
     """What an episode took does not depend on a clock that is set meanwhile."""
     now = {"time": 1000.0, "monotonic": 7.0}
     for clock in now:
-        monkeypatch.setattr(episode_facts.time, clock, lambda clock=clock: now[clock])
+        monkeypatch.setattr(episode_meta.time, clock, lambda clock=clock: now[clock])
 
     def wait(seconds):
         for clock in now:
@@ -438,6 +438,9 @@ def test_it_is_asked_once_although_the_disk_is_full(tmp_path, monkeypatch, answe
                 break
             with pytest.raises(StorageError):
                 env.step(1) if env.unwrapped.t < 2 else env.reset()
+    if isinstance(answer, Exception):
+        with pytest.raises(RuntimeError, match="mine"):  # told once the episode is stored
+            env.reset()
     env.reset()
     env.close()
     assert len(asked) == 1

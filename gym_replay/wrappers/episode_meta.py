@@ -1,4 +1,4 @@
-"""What a recorder notes of an episode beside its steps: where it came from, when, and what made it."""
+"""The recorder's own meta fields of an episode: where it came from, when, and what made it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ import numpy as np
 from gym_replay.wrappers.generator_state import NO_GENERATOR, generator_bytes
 
 _INT, _FLOAT = struct.Struct("<q").pack, struct.Struct("<d")
-_NO_SEED = _INT(-1)
 FLAG_BYTES = {False: b"\x00", True: b"\x01"}
 _LIBRARIES = ("gym-replay", "gymnasium", "numpy", "mujoco", "ale-py", "minigrid")
 
@@ -34,28 +33,24 @@ def describe_run() -> bytes:
     return json.dumps({"run": uuid.uuid4().hex, "began": time.time(), "versions": versions}).encode()
 
 
-class ResetFacts:
-    """What is known of each episode of an environment before its reset."""
-
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        self._env = env
-        self._same = {"episode_run": describe_run(), "env_index": _INT(0)}
-
-    def of(self, seed: int | None = None, options: Mapping[str, Any] | None = None) -> dict[str, bytes]:
-        """The facts of an episode that this seed and these options will begin, as the bytes of meta fields."""
-        return {
-            "episode_seed": _NO_SEED if seed is None else _INT(storable_seed(seed)),
-            "episode_rng": generator_bytes(self._env, create=True) if seed is None else NO_GENERATOR,
-            "episode_options": b"" if options is None else options_to_json(options),
-            "episode_start": _FLOAT.pack(time.time()),
-            "episode_duration": _FLOAT.pack(time.monotonic()),  # until the end: when it began
-            **self._same,
-        }
+def meta_of_reset(
+    env: gym.Env[Any, Any], run: bytes, seed: int | None = None, options: Mapping[str, Any] | None = None
+) -> dict[str, bytes]:
+    """The meta fields, as bytes, of an episode that a reset with this seed and these options is about to begin."""
+    return {
+        "episode_seed": _INT(storable_seed(seed)),
+        "episode_rng": generator_bytes(env, create=True) if seed is None else NO_GENERATOR,
+        "episode_options": b"" if options is None else options_to_json(options),
+        "episode_start": _FLOAT.pack(time.time()),
+        "episode_duration": _FLOAT.pack(time.monotonic()),  # until the end: when it began
+        "episode_run": run,
+        "env_index": _INT(0),
+    }
 
 
-def facts_of_end(facts: Mapping[str, bytes], episode_return: Any, *, complete: bool) -> dict[str, bytes]:
-    """What is known of an episode at its end, as the bytes of meta fields; ``facts`` are those of its reset."""
-    (began,) = _FLOAT.unpack(facts["episode_duration"])  # no clock that somebody may set back
+def meta_of_end(meta: Mapping[str, bytes], episode_return: Any, *, complete: bool) -> dict[str, bytes]:
+    """The meta fields, as bytes, that are known at the end of an episode; ``meta`` are those of its reset."""
+    (began,) = _FLOAT.unpack(meta["episode_duration"])  # no clock that somebody may set back
     is_number = type(episode_return) is float
     return {
         "episode_return": _FLOAT.pack(episode_return) if is_number else episode_return.tobytes(),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.agreement import Wanted, agree
 from gym_replay.buffer.episode import Episode
-from gym_replay.buffer.finding import find_buffers, real_paths, require_distinct
+from gym_replay.buffer.finding import find_buffers, require_distinct
 from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.replay_buffer import ReplayBuffer, open_lazily
 from gym_replay.buffer.storage.layout import Choice, Metadata
@@ -246,12 +246,11 @@ class ConcatReplayBuffer(Readable):
         self._forget()
         for buffer in self.buffers:
             buffer.refresh()
-        known = set(real_paths(self.folders))
+        known = set(map(os.path.realpath, self.folders))
         paths = [
             path for source in self._sources if not isinstance(source, ReplayBuffer) for path in find_buffers(source)
         ]
-        new = [path for path, real in zip(paths, real_paths(paths), strict=True) if real not in known]
-        self._open(new)
+        self._open([path for path in paths if os.path.realpath(path) not in known])
 
     def close(self) -> None:
         """Close the buffers that were opened here. Closing twice is fine; views handed out stay good."""

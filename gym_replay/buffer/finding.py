@@ -82,28 +82,14 @@ def require_distinct(folders: Sequence[Path]) -> None:
         ConfigMismatchError: naming it.
     """
     seen: dict[str, Path] = {}
-    for folder, real in zip(folders, real_paths(folders), strict=True):
+    for folder in folders:
+        real = os.path.realpath(folder)
         if real in seen:
             other = "" if seen[real] == folder else f" (as {seen[real]} and as {folder})"
             raise ConfigMismatchError(
                 f"{folder} is named twice{other}; name it once, and draw more of it with buffer_weights of the loaders"
             )
         seen[real] = folder
-
-
-def real_paths(folders: Iterable[Path]) -> list[str]:
-    """``os.path.realpath`` of each, fast where they are in few folders."""
-    parents: dict[str, str] = {}
-    found = []
-    for folder in folders:
-        parent, name = os.path.split(folder)
-        if os.path.islink(folder):
-            found.append(os.path.realpath(folder))
-            continue
-        if parent not in parents:
-            parents[parent] = os.path.realpath(parent)
-        found.append(os.path.join(parents[parent], name))
-    return found
 
 
 def _buffers_of(folder: Path) -> list[Path]:

@@ -360,8 +360,8 @@ def test_a_wider_dtype(tmp_path, kind, limits):
     ("info", "value", "wider", "match"),
     [
         ("int64", (1 << 53) + 1, "float64", "recorded value is never changed"),
-        ("int64", -1, "uint64", "holds -1"),
-        ("float64", 0.1, "float32", "holds 0.1"),
+        ("int64", -1, "uint64", "-1 does not fit uint64"),
+        ("float64", 0.1, "float32", "0.1 does not fit float32"),
         ("int64", 1, ("float64", 2), "only another dtype"),
         (Field("int", ragged=True), [1], Field("float64", ragged=True), "only another dtype"),
     ],

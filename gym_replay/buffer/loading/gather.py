@@ -19,10 +19,9 @@ import numpy.typing as npt
 
 from gym_replay.buffer.loading import threads
 from gym_replay.buffer.loading.lookup import Lookup
-from gym_replay.buffer.storage import advice
+from gym_replay.buffer.storage import maps
 from gym_replay.buffer.storage.columns import Column as FileColumn
-from gym_replay.buffer.storage.joined import first_rows, join
-from gym_replay.buffer.storage.maps import require_mappable
+from gym_replay.buffer.storage.maps import first_rows, join, require_mappable
 from gym_replay.buffer.storage.reader import Snapshot
 
 Ints = npt.NDArray[np.int64]
@@ -143,11 +142,11 @@ class Rows:
 
     def will_need(self, name: str, first: int, last: int) -> None:
         """Ask for a field's rows ``first`` to ``last - 1`` to be in memory soon."""
-        self._advise(advice.will_need, name, first, last)
+        self._advise(maps.will_need, name, first, last)
 
     def done_with(self, name: str, first: int, last: int) -> None:
         """Say that these rows may go first where memory gets short."""
-        self._advise(advice.done_with, name, first, last)
+        self._advise(maps.done_with, name, first, last)
 
     def _advise(self, tell: Callable[[int, int], None], name: str, first: int, last: int) -> None:
         column = None if self._fields[name].ragged else self.column(name)
@@ -194,7 +193,7 @@ class Rows:
         if array is None:
             return Column(self._parts[0].column(name)) if len(self._parts) == 1 else None
         if self._of_blocks:
-            advice.expect_blocks(array)
+            maps.expect_blocks(array)
         return Column(array)
 
     def _pieces(self, name: str, rows: Ints) -> Iterator[tuple[Column, Any, Ints | slice]]:

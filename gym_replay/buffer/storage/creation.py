@@ -115,11 +115,14 @@ def _beside_buffer(folder: Path) -> list[str]:
     return sorted(others)
 
 
-def create_files(folder: Directory, metadata: Metadata, *, sync: bool) -> Metadata:
+def create_files(folder: Directory, metadata: Metadata, *, first_id: int = 0, sync: bool) -> Metadata:
     """Create an empty buffer, replacing the one that may be there. The caller holds the lock.
 
     Until the new metadata is in place the old buffer stands whole, and from then on the new one does; with ``sync``
-    also after a power loss.
+    also after a power loss. Readers keep the old files until they refresh.
+
+    Args:
+        metadata: of the new buffer; that of the old one where it is cleared, which goes on with its ``first_id``.
 
     Returns:
         The metadata as written.
@@ -134,17 +137,6 @@ def create_files(folder: Directory, metadata: Metadata, *, sync: bool) -> Metada
         obsolete = set(old.columns) - set(metadata.columns)
     else:
         remove_leftovers(folder)
-    return _switch_to_empty(folder, metadata, first_id=0, obsolete=obsolete, sync=sync)
-
-
-def clear_files(folder: Directory, metadata: Metadata, *, next_id: int, sync: bool) -> Metadata:
-    """Give a buffer new, empty files; ids go on from ``next_id``. Readers keep the old files until they refresh."""
-    return _switch_to_empty(folder, metadata, first_id=next_id, obsolete=set(), sync=sync)
-
-
-def _switch_to_empty(
-    folder: Directory, metadata: Metadata, *, first_id: int, obsolete: set[str], sync: bool
-) -> Metadata:
     try:
         for path, (dtype, shape) in metadata.columns.items():
             ColumnWriter.create(folder, path + NEW, dtype, shape).close()
@@ -153,6 +145,5 @@ def _switch_to_empty(
     except BaseException:
         remove_leftovers(folder)
         raise
-    paths = [*metadata.columns, COUNTERS]
     clean = replace(metadata, pending=(), obsolete=())
-    return switch_files(folder, clean, paths, obsolete=sorted(obsolete), sync=sync)
+    return switch_files(folder, clean, [*metadata.columns, COUNTERS], obsolete=sorted(obsolete), sync=sync)

@@ -109,7 +109,7 @@ class Snapshot:
         return replace(self, metadata=choice.of(self.metadata), choice=choice)
 
     def only(self, part: npt.NDArray[np.int64] | slice) -> Snapshot:
-        """A part of the episodes, given by ascending indices."""
+        """A part of the episodes, in the order of their indices."""
         columns = {name: getattr(self, name)[part] for name in ("ids", "slots", "starts", "lengths", "flags")}
         return replace(self, **columns)
 

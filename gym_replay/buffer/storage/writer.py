@@ -18,7 +18,7 @@ from gym_replay.buffer.storage.block import Block, Spill
 from gym_replay.buffer.storage.columns import ColumnWriter
 from gym_replay.buffer.storage.commit import Commits
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
-from gym_replay.buffer.storage.creation import clear_files
+from gym_replay.buffer.storage.creation import create_files
 from gym_replay.buffer.storage.layout import (
     METADATA,
     Metadata,
@@ -396,7 +396,7 @@ class FolderWriter:
     def clear(self, metadata: Metadata | None = None) -> None:
         """Let all episodes go, and their disk space; the buffer is as ``metadata`` say from then on, where given."""
         with self._changing() as files:
-            clear_files(self.directory, metadata or files.metadata, next_id=files.counters.next, sync=self.power)
+            create_files(self.directory, metadata or files.metadata, first_id=files.counters.next, sync=self.power)
 
     def switch(self, metadata: Metadata, paths: Sequence[str]) -> None:
         """Let the files written under ``<path>.new`` take their places, together with the metadata."""

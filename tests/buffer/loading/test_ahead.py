@@ -10,7 +10,7 @@ import pytest
 
 from gym_replay import ConcatReplayBuffer, EpisodeEvictedError, Field, ReplayBuffer
 from gym_replay.buffer.loading import ahead
-from gym_replay.buffer.storage import advice
+from gym_replay.buffer.storage import maps
 
 ROW = 4096
 
@@ -50,7 +50,7 @@ class Told:
         self.events = []
         column = loader.dataset.source.rows.column("x")
         for name in ("will_need", "done_with"):
-            monkeypatch.setattr(advice, name, self._note(name, column.array.ctypes.data, column.nbytes))
+            monkeypatch.setattr(maps, name, self._note(name, column.array.ctypes.data, column.nbytes))
         monkeypatch.setattr(ahead, "_thread", lambda process: AtOnce())
 
     def _note(self, name, begin, nbytes):
@@ -111,7 +111,7 @@ def test_an_iterator_that_is_given_up_asks_for_no_more(tmp_path, monkeypatch):
     with fill(tmp_path, 1000) as buffer:
         options = {"shuffle": "block", "block_size": 20, "pool_size": 100, "fields": ("x",), "seed": 0}
         loader = buffer.dataloader(100, timestep_level=True, **options)
-        monkeypatch.setattr(advice, "will_need", slow)
+        monkeypatch.setattr(maps, "will_need", slow)
         iterator = iter(loader)
         next(iterator)
         assert begun.wait(20)

@@ -13,7 +13,7 @@ from gym_replay import ConcatReplayBuffer, Field, ReplayBuffer
 from gym_replay.buffer.loading import gather, threads
 from gym_replay.buffer.loading.gather import Column
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.storage import joined
+from gym_replay.buffer.storage import maps
 
 FIELDS = {
     "state": Field("float32", (3,), state=True),
@@ -131,10 +131,10 @@ def test_closed_files_are_read_where_they_are_mapped(tmp_path):
 
 
 def test_first_rows_leave_room_for_a_header():
-    firsts = joined.first_rows([0, 1, joined.PAGE, joined.PAGE + 1])
-    assert (firsts % joined.PAGE == 0).all()
-    assert (np.diff(firsts) >= np.array([0, 1, joined.PAGE, joined.PAGE + 1]) + joined.PAGE).all()
-    assert joined.first_rows([7]).tolist() == [0, 7]
+    firsts = maps.first_rows([0, 1, maps.PAGE, maps.PAGE + 1])
+    assert (firsts % maps.PAGE == 0).all()
+    assert (np.diff(firsts) >= np.array([0, 1, maps.PAGE, maps.PAGE + 1]) + maps.PAGE).all()
+    assert maps.first_rows([7]).tolist() == [0, 7]
 
 
 @pytest.mark.parametrize("shape", [(), (17,), (300, 3)])

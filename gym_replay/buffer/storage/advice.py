@@ -46,7 +46,7 @@ def will_need(address: int, nbytes: int) -> None:
         _advise(address + at, min(PIECE, nbytes - at), mmap.MADV_WILLNEED)
 
 
-def done_with(address: int, nbytes: int) -> None:
-    """Say that a stretch of a map is what may go first where memory gets short."""
+def let_go(address: int, nbytes: int) -> None:
+    """Say that what this process has read of a map may go first where memory gets short."""
     if sys.platform == "linux" and nbytes:
         _advise(address, nbytes, _COLD)

@@ -163,51 +163,27 @@ class Readable:
         n_steps: int | None = None,
         **options: Unpack[AnyLoaderOptions],
     ) -> ReplayLoader:
-        """A ``torch.utils.data.DataLoader`` over the episodes that are live now, of any kind of sample.
+        """A ``torch.utils.data.DataLoader`` over the episodes that are live now, for code from another package.
 
-        It has the keywords of memmap-replay-buffer. In code of your own, :func:`~gym_replay.trajectory_loader`,
-        :func:`~gym_replay.timestep_loader`, :func:`~gym_replay.n_step_loader`, :func:`~gym_replay.window_loader` and
-        :func:`~gym_replay.crop_loader` say which samples come.
+        It has the name and the keywords that memmap-replay-buffer has. In code of your own, use
+        :func:`~gym_replay.trajectory_loader`, :func:`~gym_replay.timestep_loader`, :func:`~gym_replay.n_step_loader`,
+        :func:`~gym_replay.window_loader` or :func:`~gym_replay.crop_loader`, whose names say which samples come.
 
         A ragged field comes padded with zeros to the longest of its batch, ``(*lead, longest, *field.shape)``, with its
         numbers of elements as ``<entry>_lens``, int64 ``lead``; a string meta field comes as a list.
 
         Args:
-            batch_size: samples a batch: trajectories, timesteps (``timestep_level=True``), n-step transitions
-                (``n_steps=n``), windows (``length=L`` or ``offsets={...}``) or random crops (``crop=L``).
-            episodes: which episodes: an index, indices or a slice, a mask over all of them, a condition such as
-                ``"episode_return > 300 and not truncated"`` (see :class:`~gym_replay.buffer.loading.where.Where`), or a
-                function that is given a mapping from meta fields to the values of all episodes and returns a mask.
-                They are served in the buffer's order.
-            filter_meta: conditions on meta fields that choose episodes: a value, a set of values, or a function from
-                all values to a boolean mask. Float fields are compared in their own precision.
-            to_named_tuple: deliver named tuples of these entries in this order; leading underscores are dropped in
-                the tuple's own names.
-            shuffle, drop_last, seed: the order, a pure function of seed, epoch, rank and world size: each sample once
-                an epoch, over all ranks of an initialised torch.distributed. ``shuffle="block"`` is for data larger
-                than memory.
-            device: where the tensors go; to a CUDA device they are copied ahead of their use.
-            options: ``fields``, ``current_fields``, ``next_fields``, ``sequence_fields``, ``filter_fields`` (as
-                filter_meta, for scalar fields at the sample's step), ``fieldname_map`` (entry name to new name),
-                ``return_mask``, ``return_indices``, ``slice_by_episode_len``, ``return_episode_lens``, those of
-                :func:`~gym_replay.n_step_loader`, :func:`~gym_replay.window_loader` and
-                :func:`~gym_replay.crop_loader`, ``goal_sampler``, ``nested`` (True: the parts of Dict and Tuple spaces
-                as ``batch["observation"]["camera"]["rgb"]``, what belongs to them as ``batch["observation_is_pad"]``
-                with the same parts; named tuples then have ``"observation"`` as one entry), ``dtype`` (None:
-                float64 is delivered in torch's default dtype; a torch dtype: all floats in it; ``"stored"``: as
-                stored); ``normalize`` (names of fields, or :func:`gym_replay.statistics`), ``image_layout``
-                (``"CHW"``), ``transform`` (a function of the batch, called in the worker; it sees nested parts under
-                their dotted names), ``batch_format`` (the names and the layout of other training code: ``"d4rl"`` and
-                ``"ogbench"`` with n_steps=1, ``"lerobot"``, ``"robomimic"`` and ``"diffusion_policy"`` with windows,
-                ``"decision_transformer"`` with crops, see docs/interop.md); ``rank``,
-                ``world_size``, ``block_size``, ``pool_size``, ``replacement``,
-                ``weights``, ``buffer_weights``, ``samples_per_epoch``, ``sampler`` and ``refresh``, see
-                :class:`~gym_replay.buffer.loading.replay_loader.ReplayLoader`; and the DataLoader's own such as
-                ``num_workers``.
+            batch_size: samples a batch.
+            timestep_level: True for single timesteps, as of :func:`~gym_replay.timestep_loader`.
+            n_steps: n for n-step transitions, as of :func:`~gym_replay.n_step_loader`.
+            options: the keywords of the kind of sample: ``length`` or ``offsets`` make windows, ``crop`` makes random
+                crops, and none of these makes trajectories; and those of all loaders, see
+                :class:`~gym_replay.buffer.loading.options.LoaderOptions`.
 
         Raises:
             EmptyBufferError: there is no sample.
             FieldError: a name is unknown, or an option does not fit the kind of sample.
+            TypeError: there is no such option.
         """
         from gym_replay.buffer.loading.loaders import make_loader
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -269,15 +270,24 @@ def _as_list(array: Array) -> Any:
     return array.tolist()
 
 
-def named_tuple_class(names: Sequence[str]) -> type[tuple[Tensor, ...]]:
-    """A named tuple for batches; leading underscores, which its names cannot have, are dropped.
+@lru_cache(maxsize=64)
+def named_tuple_class(names: tuple[str, ...]) -> Callable[[Iterable[Any]], tuple[Any, ...]]:
+    """Makes named tuples of a batch's values; leading underscores, which their names cannot have, are dropped.
 
     Raises:
         FieldError: a name is no Python identifier, or two become the same.
     """
     own = [name.lstrip("_") for name in names]
     try:
-        made: type[tuple[Tensor, ...]] = namedtuple("Batch", own)  # type: ignore[misc]
+        fields: Any = namedtuple("Batch", own)  # type: ignore[misc]
     except ValueError as error:
-        raise FieldError(f"to_named_tuple={tuple(names)}: {error}; use fieldname_map to choose other names") from None
-    return made
+        raise FieldError(f"to_named_tuple={names}: {error}; use fieldname_map to choose other names") from None
+    # A worker's batches are pickled, and no module has the class.
+    reduce = {"__slots__": (), "__reduce__": lambda batch: (_named_tuple, (names, tuple(batch)))}
+    made: Any = type("Batch", (fields,), reduce)
+    make: Callable[[Iterable[Any]], tuple[Any, ...]] = made._make
+    return make
+
+
+def _named_tuple(names: tuple[str, ...], values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return named_tuple_class(names)(values)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from itertools import groupby, islice
-from operator import attrgetter
+from dataclasses import replace
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from gym_replay.buffer.loading.ahead import ReadAhead
-from gym_replay.buffer.loading.blocks import Read
 from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
-from gym_replay.buffer.loading.draws import Draw
+from gym_replay.buffer.loading.draws import BlockDraw, Draw, Moment, PriorityDraw, checked_epoch
 from gym_replay.buffer.loading.field_statistics import Resolved
 from gym_replay.buffer.loading.nesting import Nesting, roots_of
 from gym_replay.buffer.loading.plans import Anchors, FirstRows, Floats, Ints
@@ -24,20 +25,22 @@ from gym_replay.buffer.loading.samples import Asked, Description, Located
 from gym_replay.buffer.loading.selection import Condition, matches
 from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.loading.statistics import Normalize, resolve
-from gym_replay.buffer.loading.workers import Moment, checked_epoch
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 
 RUN_BYTES = 1 << 19
 """Batches are gathered together up to so many bytes: more would take hardly less time, and let a batch wait longer."""
 
-BLOCK_RUN_BYTES = 1 << 21
-"""The same where the data comes from the disk by blocks: then others wait for the interpreter between two calls."""
-
 _GAP_BYTES = 1 << 14
-"""What lies between two stretches is read along up to so many bytes: they would be pieces of the same pages."""
+"""Up to so many bytes between two stretches are read along: they would be pieces of the same pages."""
 
 _ATTEMPTS = 100
 _MOST_TOGETHER = 128
+
+
+@lru_cache(maxsize=1)
+def _thread(process: int) -> ThreadPoolExecutor:
+    """The thread of this process that asks for rows; a forked one has none and starts its own."""
+    return ThreadPoolExecutor(1, thread_name_prefix="gym_replay-read-ahead")
 
 
 class ReplayDataset(Dataset[Batch]):
@@ -58,13 +61,11 @@ class ReplayDataset(Dataset[Batch]):
             another under dotted names. A ``transform`` is given the dotted names.
 
     Attributes:
-        belongs_to_loader: whether a loader of this package has it; then another DataLoader cannot have its samples.
         draw: what the batch in the making was asked with: the seed and the epoch of whatever is drawn at random for it.
         read_fields: the names of the fields that batches are made of.
         normalized: the statistics that fields are normalized with, or None.
     """
 
-    belongs_to_loader = False
     draw = Draw(np.empty(0, np.int64))
     read_fields: Collection[str] = ()
 
@@ -86,7 +87,6 @@ class ReplayDataset(Dataset[Batch]):
         self._nesting = Nesting(roots_of(source.environment)) if nested else None
         self._roots: dict[str, str] = {}
         self._moment = Moment()
-        self._ahead = ReadAhead()
         if filter_fields is not None and description.no_filter is not None:
             raise FieldError(description.no_filter)
         self.anchors = description.anchors
@@ -185,8 +185,6 @@ class ReplayDataset(Dataset[Batch]):
 
     def __getitem__(self, index: Any) -> Batch:
         if isinstance(index, (int, np.integer)):
-            if self.belongs_to_loader:
-                raise sample_of_loader(index)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index}: there are {len(self)}")
             flat = self._asked(np.array([index % len(self)]))
@@ -237,8 +235,8 @@ class ReplayDataset(Dataset[Batch]):
 
     def _drawn(self, draw: Draw) -> Batch:
         """The batch that a sampler asked for, with the entries that only a prioritised draw has."""
-        self.draw = draw
         self._ask_ahead(draw)
+        self.draw = draw
         return self.batch(draw.samples)
 
     def drawn_in_order(self, draws: Iterable[Draw]) -> Iterator[Batch]:
@@ -246,55 +244,24 @@ class ReplayDataset(Dataset[Batch]):
 
         In a batch of 256 short rows, what comes with each call takes longer than the gathering.
         """
-        most = 1
-        try:
-            for _, of_pool in groupby(draws, attrgetter("pool")):  # what is before a pool is done with when it begins
-                while run := list(islice(of_pool, most)):
-                    for drawn in run:
-                        self._ask_ahead(drawn)
-                    most = yield from self._deliver_run(run)
-        except GeneratorExit:
-            self._ahead.cancel()
-            raise
+        coming, most = iter(draws), 1
+        while run := list(islice(coming, most)):
+            for drawn in run:
+                self._ask_ahead(drawn)
+            most = yield from self._deliver_run(run)
 
-    def _ask_ahead(self, drawn: Draw) -> None:
-        """Ask for the rows of the pool to come, where a batch enters one."""
-        if drawn.reads and drawn.pool is not None:
+    # --- reading ahead ---
+
+    def _ask_ahead(self, draw: Draw) -> None:
+        """Where a batch of an order by blocks enters a pool, have the kernel read the next one meanwhile.
+
+        A thread asks, and nobody waits for it: a row that has not come yet is waited for by the system when it is
+        gathered. What was read before is let go of: it may leave memory first where memory is short.
+        """
+        if isinstance(draw, BlockDraw) and draw.reads:
             self.source.rows.map(self.read_fields)  # once, and not in two threads
-            self._ahead.enter(self._advise, drawn.epoch, drawn.pool, [*map(Read._make, drawn.reads)])
-
-    def _advise(self, wanted: Sequence[Read], done: Sequence[Read]) -> None:
-        """Tell the system which samples will be needed, and which are done with."""
-        rows = self.source.rows
-        for reads, tell in ((done, rows.done_with), (wanted, rows.will_need)):
-            for read in reads:
-                for first, last in self.stretches(read.first, read.last):
-                    for name in self.read_fields:
-                        tell(name, first, last)
-
-    def _deliver_run(self, run: Sequence[Draw]) -> Generator[Batch, None, int]:
-        """The batches, gathered as one; returns how many like these are to be gathered so."""
-        self.draw = run[0]
-        if len(run) > 1:
-            self.draw = run[0]._replace(samples=np.concatenate([drawn.samples for drawn in run]))
-        arrays = self._taken(self.draw.samples)[0]
-        nbytes = sum(array.nbytes for array in arrays.values()) // len(run)
-        begin = 0
-        for drawn in run:
-            end = begin + len(drawn.samples)
-            yield self._nest(self._deliver(arrays if len(run) == 1 else arrays.part(begin, end), {}))
-            begin = end
-        most = RUN_BYTES if run[0].pool is None else BLOCK_RUN_BYTES
-        return max(1, min(_MOST_TOGETHER, most // max(nbytes, 1))) if self.is_divisible else 1
-
-    def _weighed(self, served: Ints) -> Batch:
-        """The entries that only a prioritised batch has, where these samples are what it holds."""
-        draw = self.draw
-        if draw.weights is None:
-            return {}
-        names = served if draw.names is None else np.where(served == draw.samples, draw.names, -1)
-        weights = torch.from_numpy(draw.weights.copy()).to(torch.get_default_dtype())
-        return {"_samples": torch.from_numpy(names.astype(np.int64)), "_weights": weights}
+            stretches = [stretch for first, last in draw.reads for stretch in self.stretches(first, last)]
+            _thread(os.getpid()).submit(self.source.rows.will_need, self.read_fields, stretches)
 
     def stretches(self, first: int, last: int) -> list[tuple[int, int]]:
         """Where the rows of samples ``first`` to ``last - 1`` are: first rows, and those past the last."""
@@ -304,6 +271,31 @@ class ReplayDataset(Dataset[Batch]):
         end = int(self.source.lengths[episodes[1]]) if whole else int(steps[1])
         widest = max((self.source.fields[name].nbytes for name in self.read_fields), default=1)
         return self.source.stretches(episodes, (int(steps[0]), end + 1), max(1, _GAP_BYTES // max(widest, 1)))
+
+    # --- one batch ---
+
+    def _deliver_run(self, run: Sequence[Draw]) -> Generator[Batch, None, int]:
+        """The batches, gathered as one; returns how many like these are to be gathered so."""
+        self.draw = run[0]
+        if len(run) > 1:
+            self.draw = replace(run[0], samples=np.concatenate([drawn.samples for drawn in run]))
+        arrays = self._taken(self.draw.samples)[0]
+        nbytes = sum(array.nbytes for array in arrays.values()) // len(run)
+        begin = 0
+        for drawn in run:
+            end = begin + len(drawn.samples)
+            yield self._nest(self._deliver(arrays if len(run) == 1 else arrays.part(begin, end), {}))
+            begin = end
+        return max(1, min(_MOST_TOGETHER, RUN_BYTES // max(nbytes, 1))) if self.is_divisible else 1
+
+    def _weighed(self, served: Ints) -> Batch:
+        """The entries that only a prioritised batch has, where these samples are what it holds."""
+        draw = self.draw
+        if not isinstance(draw, PriorityDraw):
+            return {}
+        names = np.where(served == draw.samples, draw.names, -1)
+        weights = torch.from_numpy(draw.weights.copy()).to(torch.get_default_dtype())
+        return {"_samples": torch.from_numpy(names.astype(np.int64)), "_weights": weights}
 
     def batch(self, samples: Ints) -> Batch:
         """The samples as one batch, not nested yet.
@@ -347,15 +339,6 @@ class ReplayDataset(Dataset[Batch]):
         renamed.update((self._out(name), array) for name, array in arrays.items())
         renamed.valid = {self._out(name): mask for name, mask in arrays.valid.items()}
         return self._delivery(renamed, weighed)
-
-
-def sample_of_loader(index: Any) -> FieldError:
-    """The error of who asks for one sample of a loader's dataset, as a DataLoader that is made of the loader does."""
-    return FieldError(
-        f"sample {index} was asked of a loader's dataset: order and batches of the loader are lost where another "
-        "DataLoader is made of it, as accelerate's prepare() and skip_first_batches() do. Iterate over the loader "
-        "itself, which loads for its rank of torch.distributed; or make a DataLoader over buffer.dataset(...)"
-    )
 
 
 def _only(values: Any) -> Any:

@@ -10,7 +10,7 @@ that are not single numbers. All of them are within a fifth of copying as many b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
@@ -140,18 +140,21 @@ class Rows:
             if not self._fields[name].ragged:
                 self.column(name)
 
-    def will_need(self, name: str, first: int, last: int) -> None:
-        """Ask for a field's rows ``first`` to ``last - 1`` to be in memory soon."""
-        self._advise(maps.will_need, name, first, last)
+    def will_need(self, names: Iterable[str], stretches: Sequence[tuple[int, int]]) -> None:
+        """Ask for these rows of these fields to be in memory soon; all rows read so far may go first where it is short.
 
-    def done_with(self, name: str, first: int, last: int) -> None:
-        """Say that these rows may go first where memory gets short."""
-        self._advise(maps.done_with, name, first, last)
-
-    def _advise(self, tell: Callable[[int, int], None], name: str, first: int, last: int) -> None:
-        column = None if self._fields[name].ragged else self.column(name)
-        if column is not None and column.nbytes:
-            tell(column.array.ctypes.data + first * column.nbytes, (last - first) * column.nbytes)
+        Args:
+            names: fields; ragged ones are passed over.
+            stretches: rows, as ranges from the first to before the last.
+        """
+        columns = [self.column(name) for name in names if not self._fields[name].ragged]
+        for column in columns:
+            if column is None or not column.nbytes:
+                continue
+            begin = column.array.ctypes.data
+            maps.let_go(begin, column.array.nbytes)
+            for first, last in stretches:
+                maps.will_need(begin + first * column.nbytes, (last - first) * column.nbytes)
 
     def _file_of(self, name: str, part: int) -> FileColumn:
         """The file of a part's rows, or spans."""

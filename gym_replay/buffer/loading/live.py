@@ -13,12 +13,11 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from gym_replay.buffer.loading.collate import Batch
-from gym_replay.buffer.loading.datasets import ReplayDataset, sample_of_loader
-from gym_replay.buffer.loading.draws import Draw
+from gym_replay.buffer.loading.datasets import ReplayDataset
+from gym_replay.buffer.loading.draws import Draw, Floats, Ints, LiveEpisodes, PriorityDraw
 from gym_replay.buffer.loading.field_statistics import Resolved
-from gym_replay.buffer.loading.order import Ints, uniforms
-from gym_replay.buffer.loading.ranks import Ranks
-from gym_replay.buffer.loading.weights import Floats
+from gym_replay.buffer.loading.order import uniforms
+from gym_replay.buffer.loading.ordering import Ranks
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError
 
@@ -91,6 +90,11 @@ class LiveDataset(Dataset[Batch]):
         self._served = self.view
         """What batches are made from: in a worker, or where episodes left too fast, another view than the above."""
 
+    @property
+    def normalized(self) -> Resolved | None:
+        """The statistics that fields are normalized with, or None."""
+        return self.view.dataset.normalized
+
     def normalize_with(self, statistics: Resolved) -> None:
         """Normalize with these statistics from now on."""
         self._remake = partial(self._remake, normalize=statistics)
@@ -150,44 +154,47 @@ class LiveDataset(Dataset[Batch]):
         cut = [_within(part, *limits) for part, limits in zip(parts, bounds, strict=True)]
         return View(self._remake(cut), bounds, version)
 
-    def draw(self, samples: Ints, **entries: Any) -> Draw:
+    def named(self, draw: Draw) -> Draw:
         """Return a draw of samples of the newest snapshot, for whichever process makes the batch."""
-        places = np.searchsorted(self.view.offsets, samples, side="right") - 1
-        return self.draw_of(places, samples - self.view.offsets[places], **entries)
+        episodes = np.searchsorted(self.view.offsets, draw.samples, side="right") - 1
+        return self.named_by(draw, episodes, draw.samples - self.view.offsets[episodes])
 
-    def draw_of(self, places: Ints, inside: Ints, **entries: Any) -> Draw:
-        """The same of episodes (places, -1 for one that has gone) and which of its samples each sample is."""
+    def named_by(self, draw: Draw, episodes: Ints, inside: Ints) -> Draw:
+        """Return a draw of which the episodes (indices into the snapshot, -1 for one that has gone) are known.
+
+        Args:
+            draw: the draw.
+            episodes: int64 ``(batch,)``: of each sample.
+            inside: int64 ``(batch,)``: which of its episode's samples each is.
+        """
         view = self.view
-        ids = np.where(places < 0, -1, view.ids[places])
-        return Draw(inside, parts=view.parts[places], ids=ids, version=view.version, bounds=view.bounds, **entries)
+        ids = np.where(episodes < 0, -1, view.ids[episodes])
+        live = LiveEpisodes(view.parts[episodes], ids, view.version, view.bounds)
+        return replace(draw, samples=inside, live=live)
 
     def __getitem__(self, index: Any) -> Batch:
-        if isinstance(index, (int, np.integer)):
-            raise sample_of_loader(index)
-        if not isinstance(index, Draw) or index.ids is None:
+        if not isinstance(index, Draw) or index.live is None:
             return self._served.dataset[index]
-        if index.version != self._served.version:
+        if index.live.version != self._served.version:
             try:
-                self._served = self._view_of(*self._look(index.bounds), index.version)
+                self._served = self._view_of(*self._look(index.live.bounds), index.live.version)
             except EmptyBufferError:  # none of those that it was drawn from is left
-                self._served = self._view_of(*self._look(None), index.version)
+                self._served = self._view_of(*self._look(None), index.live.version)
         for _ in range(_ATTEMPTS):
             with suppress(EpisodeEvictedError):
-                return self._served.dataset[self._numbered(index)]
-            self._served = self._view_of(*self._look(None), index.version)
+                return self._served.dataset[self._numbered(index, index.live)]
+            self._served = self._view_of(*self._look(None), index.live.version)
         raise EpisodeEvictedError("episodes are evicted from the circular buffer faster than a batch can be copied")
 
-    def _numbered(self, draw: Draw) -> Draw:
+    def _numbered(self, draw: Draw, live: LiveEpisodes) -> Draw:
         """The draw with sample numbers of the view that is served."""
-        assert draw.ids is not None
-        assert draw.parts is not None
-        samples, missing = self._served.find(draw.parts, draw.ids, draw.samples)
-        names = draw.names
+        samples, missing = self._served.find(live.parts, live.ids, draw.samples)
         if missing.any():
             chances = uniforms(draw.positions[missing], draw.seed, draw.epoch, (_REPLACED,))
-            samples[missing] = self._served.others(draw.parts[missing], chances)
-            names = None if names is None else np.where(missing, -1, names)
-        return draw._replace(samples=samples, ids=None, parts=None, names=names)
+            samples[missing] = self._served.others(live.parts[missing], chances)
+            if isinstance(draw, PriorityDraw):
+                draw = replace(draw, names=np.where(missing, -1, draw.names))
+        return replace(draw, samples=samples, live=None)
 
 
 def _bounds_of(part: Snapshot) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The dataloaders: torch's own DataLoader over batches that are gathered whole."""
+"""The loaders: five functions, one for each kind of sample, and what they and ``buffer.dataloader`` share."""
 
 from __future__ import annotations
 
@@ -6,18 +6,28 @@ import difflib
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields as fields_of
 from functools import partial
 from typing import Any, Literal
 
 from gym_replay.buffer.loading.datasets import ReplayDataset
+from gym_replay.buffer.loading.epochs import EpochDataset, EpochSampler
 from gym_replay.buffer.loading.formats import Formatted, format_options
 from gym_replay.buffer.loading.goals import GoalSampler
-from gym_replay.buffer.loading.options import OF_DATASETS, OF_LOADERS, LoaderOptions
-from gym_replay.buffer.loading.replay_loader import PRIORITIZED_ENTRIES, ReplayLoader
+from gym_replay.buffer.loading.live import LiveDataset
+from gym_replay.buffer.loading.options import (
+    OF_DATASETS,
+    OF_LOADERS,
+    OF_TORCH,
+    REFUSED,
+    LoaderOptions,
+    check_torch_options,
+)
+from gym_replay.buffer.loading.ordering import OrderOptions
+from gym_replay.buffer.loading.replay_loader import ReplayLoader
 from gym_replay.buffer.loading.samples import Boundaries, Description, Names, crop, n_step, timestep, trajectory, window
 from gym_replay.buffer.loading.selection import Condition, Episodes
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.loading.torch_options import REFUSED
 from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
 from gym_replay.errors import FieldError
 
@@ -33,14 +43,11 @@ KINDS: dict[str, Callable[..., Description]] = {
     "window": window,
     "crop": crop,
 }
-
-
-def _keywords(function: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters) - {"source"}
-
-
-OF_KIND = {kind: _keywords(describe) for kind, describe in KINDS.items()}
+OF_KIND = {kind: frozenset(inspect.signature(describe).parameters) - {"source"} for kind, describe in KINDS.items()}
 """The keywords of each kind of sample."""
+
+_OF_ORDER = frozenset(field.name for field in fields_of(OrderOptions))
+_OF_PRIORITIES = ("_samples", "_weights")
 
 
 def _check_options(kind: str, options: Iterable[str], others: Collection[str]) -> None:
@@ -55,7 +62,10 @@ def _check_options(kind: str, options: Iterable[str], others: Collection[str]) -
         if name in known:
             continue
         if kind == "n_step" and name == "fields":
-            raise FieldError("fields: n-step loading takes current_fields, next_fields and sequence_fields")
+            raise FieldError(
+                "fields: n-step loading takes current_fields, next_fields and sequence_fields; what other loaders call "
+                "fields is current_fields here"
+            )
         if owners := [other for other in KINDS if name in OF_KIND[other]]:
             raise FieldError(f"{name} goes with {' and '.join(owners)} loading, not with {kind} loading")
         near = difflib.get_close_matches(name, known, 1, 0.5)
@@ -89,32 +99,33 @@ def make_dataset(
     return ReplayDataset(source, description, only=only, **options)
 
 
-def make_loader(
-    buffer: HasSnapshots,
-    kind: str,
-    batch_size: int,
-    *,
-    filter_meta: Mapping[str, Condition] | None = None,
-    episodes: Episodes | None = None,
-    to_named_tuple: Sequence[str] | None = None,
-    batch_format: Formatted | None = None,
-    **options: Any,
-) -> ReplayLoader:
-    """The loader of one kind: dataset options go to the dataset, all others to :class:`ReplayLoader`."""
+def make_loader(buffer: HasSnapshots, kind: str, batch_size: int, **options: Any) -> ReplayLoader:
+    """The loader of one kind of sample.
+
+    Raises:
+        FieldError: an option belongs to another kind, has a value that there is not, or does not go with another.
+        TypeError: there is no such option.
+        EmptyBufferError: there is no sample.
+    """
     _check_options(kind, options, OF_LOADERS | REFUSED.keys())
-    chosen = {name: options.pop(name) for name in list(options) if name in OF_KIND[kind] | OF_DATASETS}
-    chosen = {name: value for name, value in chosen.items() if value is not None}  # as good as not given
-    only = to_named_tuple
-    if only is not None and options.get("sampler") is not None:
-        only = [name for name in only if name not in PRIORITIZED_ENTRIES]
-    make = partial(
-        make_dataset, kind=kind, filter_meta=filter_meta, episodes=episodes, only=only, batch_format=batch_format
-    )
-    dataset = make(buffer.snapshots(), **chosen)
-    if dataset.normalized is not None:  # statistics are taken once, not of each snapshot anew
-        chosen["normalize"] = dataset.normalized
-    remake: Callable[[Sequence[Snapshot]], ReplayDataset] = partial(make, **chosen)
-    return ReplayLoader(dataset, batch_size, to_named_tuple=to_named_tuple, remake=remake, **options)
+    options = {name: value for name, value in options.items() if value is not None}  # as good as not given
+    order = OrderOptions(batch_size, **{name: options.pop(name) for name in _OF_ORDER & options.keys()})
+    torch_options = {name: options.pop(name) for name in (OF_TORCH | REFUSED.keys()) & options.keys()}
+    torch_options = check_torch_options(torch_options)
+    device, only = options.pop("device", None), options.pop("to_named_tuple", None)
+    gathered = only if only is None or order.sampler is None else [n for n in only if n not in _OF_PRIORITIES]
+    dataset = make_dataset(buffer.snapshots(), kind, only=gathered, **options)
+    live = None
+    if order.refresh is not None:
+        if order.sampler is not None and len(dataset.source.parts) > 1:
+            raise FieldError("sampler: with refresh, it follows one buffer; make a loader for each")
+        if dataset.normalized is not None:  # statistics are taken once, not of each snapshot anew
+            options["normalize"] = dataset.normalized
+        live = LiveDataset(dataset, partial(make_dataset, kind=kind, only=gathered, **options))
+    sampler = EpochSampler(dataset, order, live, torch_options.get("generator"))
+    if order.shuffle == "block":
+        dataset.source.rows.expect_blocks()
+    return ReplayLoader(EpochDataset(live or dataset, sampler, only), device=device, **torch_options)
 
 
 def trajectory_loader(
@@ -140,17 +151,28 @@ def trajectory_loader(
         return_indices: add ``_index``, int64 ``(batch,)``: the episode.
         return_episode_lens: add ``_lens``, int64 ``(batch,)``.
         slice_by_episode_len: False pads every batch to ``max_timesteps``.
-        options: those of :meth:`ReplayBuffer.dataloader`.
+        options: see :class:`~gym_replay.buffer.loading.options.LoaderOptions`.
 
     Returns:
         A loader of dicts: each field ``(batch, time, *field.shape)``, each meta field ``(batch, *field.shape)``.
 
     Example:
-        >>> loader = trajectory_loader(buffer, 8, shuffle=True, return_mask=True)  # doctest: +SKIP
+        >>> batch = next(iter(trajectory_loader(buffer, 8, return_mask=True, shuffle=True, seed=0)))
+        >>> batch["observation"].shape, batch["_mask"].shape, batch["_lens"].shape
+        (torch.Size([8, 20, 4]), torch.Size([8, 20]), torch.Size([8]))
     """
-    sample = {"fields": fields, "next_fields": next_fields, "return_mask": return_mask}
-    flags = {"return_episode_lens": return_episode_lens, "slice_by_episode_len": slice_by_episode_len}
-    return make_loader(buffer, "trajectory", batch_size, return_indices=return_indices, **sample, **flags, **options)
+    return make_loader(
+        buffer,
+        "trajectory",
+        batch_size,
+        fields=fields,
+        next_fields=next_fields,
+        return_mask=return_mask,
+        return_indices=return_indices,
+        return_episode_lens=return_episode_lens,
+        slice_by_episode_len=slice_by_episode_len,
+        **options,
+    )
 
 
 def timestep_loader(
@@ -170,16 +192,25 @@ def timestep_loader(
         fields: names; None for all.
         goal_sampler: adds goals, see :class:`~gym_replay.GoalSampler`.
         return_indices: add ``_indices``, int64 ``(batch, 2)``: episode and step.
-        options: those of :meth:`ReplayBuffer.dataloader`.
+        options: see :class:`~gym_replay.buffer.loading.options.LoaderOptions`.
 
     Returns:
         A loader of dicts: each field and meta field ``(batch, *field.shape)``.
 
     Example:
-        >>> loader = timestep_loader(buffer, 256, fields=("observation", "action"), shuffle=True)  # doctest: +SKIP
+        >>> loader = timestep_loader(buffer, 32, fields=("observation", "action"), shuffle=True)
+        >>> len(loader), next(iter(loader))["observation"].shape
+        (5, torch.Size([32, 4]))
     """
-    sample = {"fields": fields, "goal_sampler": goal_sampler, "return_indices": return_indices}
-    return make_loader(buffer, "timestep", batch_size, **sample, **options)
+    return make_loader(
+        buffer,
+        "timestep",
+        batch_size,
+        fields=fields,
+        goal_sampler=goal_sampler,
+        return_indices=return_indices,
+        **options,
+    )
 
 
 def n_step_loader(
@@ -213,7 +244,7 @@ def n_step_loader(
         reward_field, terminated_field: what these are computed from.
         goal_sampler: adds goals, see :class:`~gym_replay.GoalSampler`.
         return_indices: add ``_indices``, int64 ``(batch, 2)``: episode and step.
-        options: those of :meth:`ReplayBuffer.dataloader`.
+        options: see :class:`~gym_replay.buffer.loading.options.LoaderOptions`.
 
     Returns:
         A loader of dicts: fields and ``next_`` fields ``(batch, *field.shape)``, ``seq_`` fields
@@ -223,11 +254,27 @@ def n_step_loader(
         ``n_step_discount`` is ``g**m``, or 0 where one of them terminated: the target is ``n_step_return +
         n_step_discount * value(next_observation)``. Truncation leaves it as it is. Both are ``(batch,)``, also where
         the field's shape is (1,); of a vector of k rewards they are ``(batch, k)`` and ``(batch, 1)``.
+
+    Example:
+        >>> batch = next(iter(n_step_loader(buffer, 32, n_steps=3, discount=0.99, shuffle=True)))
+        >>> batch["next_observation"].shape, batch["n_step_return"].shape
+        (torch.Size([32, 4]), torch.Size([32]))
     """
-    sample = {"n_steps": n_steps, "discount": discount, "goal_sampler": goal_sampler, "return_indices": return_indices}
-    names = {"current_fields": current_fields, "next_fields": next_fields, "sequence_fields": sequence_fields}
-    read = {"reward_field": reward_field, "terminated_field": terminated_field}
-    return make_loader(buffer, "n_step", batch_size, **sample, **names, **read, **options)
+    return make_loader(
+        buffer,
+        "n_step",
+        batch_size,
+        n_steps=n_steps,
+        current_fields=current_fields,
+        next_fields=next_fields,
+        sequence_fields=sequence_fields,
+        discount=discount,
+        reward_field=reward_field,
+        terminated_field=terminated_field,
+        goal_sampler=goal_sampler,
+        return_indices=return_indices,
+        **options,
+    )
 
 
 def window_loader(
@@ -262,7 +309,7 @@ def window_loader(
             Two of them are for rows before the episode and for rows after it: ``("edge", "drop")``.
         goal_sampler: adds goals, see :class:`~gym_replay.GoalSampler`.
         return_indices: add ``_indices``, int64 ``(batch, 2)``: episode and step.
-        options: those of :meth:`ReplayBuffer.dataloader`.
+        options: see :class:`~gym_replay.buffer.loading.options.LoaderOptions`.
 
     Returns:
         A loader of dicts: fields with offsets ``(batch, time, *field.shape)`` and ``<field>_is_pad``, bool
@@ -270,13 +317,25 @@ def window_loader(
 
     Example:
         >>> stack = {"observation": (-3, -2, -1, 0)}  # as FrameStackObservation, of frames that are stored once
-        >>> loader = window_loader(buffer, 256, offsets=stack, shuffle=True)  # doctest: +SKIP
+        >>> next(iter(window_loader(buffer, 32, offsets=stack, shuffle=True)))["observation"].shape
+        torch.Size([32, 4, 4])
         >>> chunks = {"observation": (-1, 0), "action": range(16)}  # two observations and 16 actions
-        >>> loader = window_loader(buffer, 256, offsets=chunks, fields=(), shuffle=True)  # doctest: +SKIP
+        >>> next(iter(window_loader(buffer, 32, offsets=chunks, fields=(), shuffle=True)))["action"].shape
+        torch.Size([32, 16])
     """
-    sample = {"length": length, "offsets": offsets, "fields": fields, "stride": stride, "boundary": boundary}
-    more = {"goal_sampler": goal_sampler, "return_indices": return_indices}
-    return make_loader(buffer, "window", batch_size, **sample, **more, **options)
+    return make_loader(
+        buffer,
+        "window",
+        batch_size,
+        length=length,
+        offsets=offsets,
+        fields=fields,
+        stride=stride,
+        boundary=boundary,
+        goal_sampler=goal_sampler,
+        return_indices=return_indices,
+        **options,
+    )
 
 
 def crop_loader(
@@ -306,13 +365,28 @@ def crop_loader(
         fields: names; None for all.
         next_fields: names of state fields, which come one row later as ``next_<field>``.
         return_indices: add ``_indices``, int64 ``(batch, 2)``: episode, and the crop's first step after the burn-in.
-        options: those of :meth:`ReplayBuffer.dataloader`.
+        options: see :class:`~gym_replay.buffer.loading.options.LoaderOptions`.
 
     Returns:
         A loader of dicts: each field ``(batch, burn_in + most, *field.shape)``, padded with zeros; ``_mask``, bool
         ``(batch, time)``, True where there is a transition; ``_burn_in_mask`` of the same shape, where ``burn_in`` is
         not 0, True where it leads up to the crop; ``_lens``, int64 ``(batch,)``, the transitions of both.
+
+    Example:
+        >>> batch = next(iter(crop_loader(buffer, 4, crop=(5, 10), burn_in=2, shuffle=True)))
+        >>> batch["observation"].shape, batch["_burn_in_mask"].shape
+        (torch.Size([4, 12, 4]), torch.Size([4, 12]))
     """
-    sample = {"crop": crop, "burn_in": burn_in, "stride": stride, "pad": pad}
-    names = {"fields": fields, "next_fields": next_fields, "return_indices": return_indices}
-    return make_loader(buffer, "crop", batch_size, **sample, **names, **options)
+    return make_loader(
+        buffer,
+        "crop",
+        batch_size,
+        crop=crop,
+        burn_in=burn_in,
+        stride=stride,
+        pad=pad,
+        fields=fields,
+        next_fields=next_fields,
+        return_indices=return_indices,
+        **options,
+    )

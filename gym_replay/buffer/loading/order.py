@@ -1,15 +1,23 @@
-"""In which order samples are visited: a pure function of sizes, seed, epoch, rank and world size."""
+"""In which order samples are visited: a pure function of sizes, seed, epoch, rank and world size.
+
+Every order answers the same questions: how many batches an epoch has (``len``), what batch k of epoch e is (``draw``),
+what the batches from k on are (``draws``), and which settings it is a function of (``settings``).
+"""
 
 from __future__ import annotations
 
 import operator
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gym_replay.buffer.loading.draws import Draw, Floats, Ints
+from gym_replay.errors import FieldError
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """What SplitMix64 adds to its state for each output."""
@@ -22,8 +30,10 @@ BLOCK_POSITIONS = 1 << 16
 # and five can; but over the seeds, some orders of four to six samples come too often unless there are eight.
 ROUNDS = 8
 
+# Which of the sequences of a seed and epoch is for what.
+_EPISODE, _SAMPLE = 11, 12
+
 Word: TypeAlias = np.uint32 | np.uint64
-Ints: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,10 @@ class Order:
     rank: int = 0
     world_size: int = 1
 
+    repeats: ClassVar[bool] = False
+    """Whether samples are drawn with replacement. Then all batches are full, and as many on each rank: the number of
+    samples of an epoch is rounded up."""
+
     def __post_init__(self) -> None:
         for name, lowest in (("num_samples", 0), ("batch_size", 1), ("seed", 0), ("rank", 0), ("world_size", 1)):
             # Python integers do not overflow; NumPy's, which are welcome too, would.
@@ -80,6 +94,9 @@ class Order:
             raise ValueError(
                 f"rank: expected 0 <= rank < world_size = {self.world_size}, got {self.rank}; ranks count from 0"
             )
+        if self.repeats:
+            together = self.batch_size * self.world_size
+            object.__setattr__(self, "num_samples", -(-self.num_samples // together) * together)
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch on this rank."""
@@ -88,6 +105,20 @@ class Order:
             return full // self.world_size
         total = full + (rest > 0)
         return (total - self.rank + self.world_size - 1) // self.world_size
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must be the same for an epoch to go on, beside the seed, as numbers and strings."""
+        names = ("num_samples", "batch_size", "shuffle", "drop_last", "world_size")
+        return {name: getattr(self, name) for name in names} | {"replacement": self.repeats}
+
+    def draw(self, epoch: int, index: int) -> Draw:
+        """Return batch ``index`` of ``epoch`` on this rank, as it is asked of a dataset."""
+        return Draw(self.batch(epoch, index), self.seed, epoch, self.first_position(index), self.repeats)
+
+    def draws(self, epoch: int, start: int = 0) -> Iterator[Draw]:
+        """Iterate over the batches ``start``, ``start + 1``, ... of ``epoch`` on this rank."""
+        for index, samples in enumerate(self.batches(epoch, start), start):
+            yield Draw(samples, self.seed, epoch, self.first_position(index), self.repeats)
 
     def batch(self, epoch: int, index: int) -> NDArray[np.int64]:
         """Return batch ``index`` of ``epoch`` on this rank: sample numbers, ``(batch,)`` int64.
@@ -115,14 +146,11 @@ class Order:
 
     def _generate(self, epoch: int, start: int) -> Iterator[NDArray[np.int64]]:
         width = self._width
-        for block in self._computed(epoch, start, max(1, BLOCK_POSITIONS // width)):
+        count = max(1, BLOCK_POSITIONS // width)  # of batches that are computed at once
+        for first in range(start, len(self), count):
+            block = self._samples(epoch, first, min(count, len(self) - first))
             for begin in range(0, block.size, width):
                 yield block[begin : begin + width]
-
-    def _computed(self, epoch: int, start: int, count: int) -> Iterator[NDArray[np.int64]]:
-        """Iterate over the samples of this rank's batches from ``start`` on, of ``count`` batches at once."""
-        for first in range(start, len(self), count):
-            yield self._samples(epoch, first, min(count, len(self) - first))
 
     @property
     def _width(self) -> int:
@@ -156,6 +184,50 @@ class Order:
     def first_position(self, index: int) -> int:
         """Return the position, over all ranks, of the first sample of this rank's batch ``index``."""
         return (index * self.world_size + self.rank) * self._width
+
+
+@dataclass(frozen=True, eq=False)
+class ReplacementOrder(Order):
+    """The batches of one rank, each sample drawn anew: an order in which a sample may come twice, or never.
+
+    Every batch has ``batch_size`` samples and every rank the same number of batches: ``num_draws`` is rounded up to
+    full batches on all ranks. What is drawn at a position is a function of (seed, epoch, position), so an epoch resumes
+    anywhere, and which samples are in a global batch does not depend on the world size.
+
+    Args:
+        num_samples: the draws of an epoch, before they are rounded up.
+        offsets: int64 ``(episodes + 1,)``: the first sample of each episode, and the number of samples.
+        cumulative: float64 ``(episodes,)``: the probabilities of the episodes, added up; None draws uniformly from
+            all samples.
+
+    Example:
+        >>> order = ReplacementOrder(6, 4, seed=1, offsets=np.array([0, 2, 4]), cumulative=np.array([0.0, 1.0]))
+        >>> [len(batch) for batch in order.batches(epoch=0)]
+        [4, 4]
+        >>> all(sample in (2, 3) for batch in order.batches(epoch=0) for sample in batch)
+        True
+    """
+
+    offsets: Ints = field(default_factory=lambda: np.zeros(1, np.int64))
+    cumulative: Floats | None = None
+
+    repeats: ClassVar[bool] = True
+
+    def settings(self) -> dict[str, Any]:
+        weights = None if self.cumulative is None else zlib.crc32(self.cumulative.tobytes())
+        return super().settings() | {"weights": weights}
+
+    def visit(self, positions: Ints, epoch: int) -> Ints:
+        chance = uniforms(positions, self.seed, epoch, (_SAMPLE,))
+        if self.cumulative is None:
+            anywhere: Ints = (chance * self.offsets[-1]).astype(np.int64)
+            return anywhere
+        which = uniforms(positions, self.seed, epoch, (_EPISODE,)) * self.cumulative[-1]
+        # From the right, so that an episode of weight zero, whose sum is that of the one before, is never met.
+        episodes = np.searchsorted(self.cumulative, which, side="right")
+        first = self.offsets[episodes]
+        samples: Ints = first + (chance * (self.offsets[episodes + 1] - first)).astype(np.int64)
+        return samples
 
 
 def permute(
@@ -293,3 +365,58 @@ def _checked_integer(name: str, value: int, lowest: int) -> int:
     if integer < lowest:
         raise ValueError(f"{name}: expected at least {lowest}, got {integer}")
     return integer
+
+
+def cumulative_weights(
+    counts: Ints,
+    parts: Ints,
+    *,
+    episode_weights: Floats | None = None,
+    buffer_weights: Floats | None = None,
+) -> Floats:
+    """Return the probabilities of the episodes, added up.
+
+    A sample is drawn in three steps: a buffer in proportion to ``buffer_weights``, one of its episodes in proportion
+    to ``episode_weights``, one of the episode's samples uniformly. Where ``buffer_weights`` are missing, episodes are
+    drawn from all buffers at once; where ``episode_weights`` are, uniformly from the samples of the buffer.
+
+    Args:
+        counts: int64 ``(episodes,)``: samples of each episode; one without samples is never drawn.
+        parts: int64 ``(episodes,)``: which buffer each is in, ascending.
+        episode_weights: float64 ``(episodes,)``, from 0 on.
+        buffer_weights: float64 ``(buffers,)``, from 0 on.
+
+    Raises:
+        FieldError: a weight is negative or not finite, or no episode that has samples has a weight.
+    """
+    weights = counts.astype(np.float64)
+    if episode_weights is not None:
+        check_weights("weights", episode_weights, len(counts))
+        weights = np.where(counts > 0, episode_weights, 0.0)
+    if buffer_weights is not None:
+        check_weights("buffer_weights", buffer_weights, len(buffer_weights))
+        sums = np.bincount(parts, weights, minlength=len(buffer_weights))
+        if empty := np.flatnonzero((buffer_weights > 0) & (sums == 0)).tolist():
+            raise FieldError(
+                f"buffer_weights: buffer {empty[0]} has weight {buffer_weights[empty[0]]:g}, but no sample of a weight "
+                "above 0; leave the buffer out, or give it weight 0"
+            )
+        scale = np.divide(buffer_weights, sums, out=np.zeros(len(sums)), where=sums > 0)
+        weights = weights * scale[parts]
+    total = np.cumsum(weights)
+    if len(total) == 0 or not total[-1] > 0:
+        raise FieldError("weights: no selected episode that has samples has a weight above 0")
+    scaled: Floats = total / total[-1]
+    return scaled
+
+
+def check_weights(name: str, weights: Floats, count: int) -> None:
+    """Refuse what cannot be weights.
+
+    Raises:
+        FieldError: of another shape, negative, or not finite.
+    """
+    if weights.shape != (count,):
+        raise FieldError(f"{name}: expected {count} weights, shape ({count},), got shape {weights.shape}")
+    if bad := np.flatnonzero(~(np.isfinite(weights) & (weights >= 0))).tolist():
+        raise FieldError(f"{name}: expected finite weights from 0 on, got {weights[bad[0]]} at {bad[0]}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.order import Ints, uniforms
-from gym_replay.buffer.loading.weights import Floats
+from gym_replay.buffer.loading.draws import Floats, Ints, PriorityDraw
+from gym_replay.buffer.loading.order import Order, uniforms
 from gym_replay.errors import FieldError
 
 _STREAM = 21
@@ -320,6 +321,32 @@ class PrioritizedSampler:
         self._ids, self._counts, self._bases = ids, counts, bases
         self._tree = SumTree(len(values))
         self._tree.put(np.arange(self._first, self._end) % self._tree.capacity, values)
+
+
+@dataclass(frozen=True, eq=False)
+class PriorityOrder(Order):
+    """The batches of one rank, each drawn when it is asked for, from the priorities as they are then.
+
+    Args:
+        num_samples: the draws of an epoch, before they are rounded up.
+        sampler: draws the samples.
+    """
+
+    sampler: PrioritizedSampler = field(default_factory=PrioritizedSampler)
+
+    repeats: ClassVar[bool] = True
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"prioritized": True}
+
+    def draw(self, epoch: int, index: int) -> PriorityDraw:
+        samples, weights = self.sampler.draw(self.positions(index), self.seed, epoch)
+        first = self.first_position(index)
+        return PriorityDraw(samples, self.seed, epoch, first, True, weights=weights, names=samples)
+
+    def draws(self, epoch: int, start: int = 0) -> Iterator[PriorityDraw]:
+        for index in range(start, len(self)):
+            yield self.draw(epoch, index)
 
 
 def _array(values: Any) -> npt.NDArray[Any]:

@@ -8,7 +8,8 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.order import Ints, mixed
+from gym_replay.buffer.loading.draws import Ints
+from gym_replay.buffer.loading.order import mixed
 from gym_replay.buffer.storage.reader import HasSnapshots
 from gym_replay.errors import FieldError
 

@@ -232,7 +232,7 @@ def will_need(address: int, nbytes: int) -> None:
         libc().advise(address + at, min(ADVISED, nbytes - at), mmap.MADV_WILLNEED)
 
 
-def done_with(address: int, nbytes: int) -> None:
-    """Say that a stretch of a map is what may go first where memory gets short."""
+def let_go(address: int, nbytes: int) -> None:
+    """Say that what this process has read of a map may go first where memory gets short."""
     if sys.platform == "linux" and nbytes:
         libc().advise(address, nbytes, _COLD)

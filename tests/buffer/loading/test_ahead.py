@@ -1,15 +1,13 @@
 """Blocks of a shuffle that are asked for before they are needed, and let go of after."""
 
-import os
 import sys
-import threading
 from itertools import chain, repeat
 
 import numpy as np
 import pytest
 
 from gym_replay import ConcatReplayBuffer, EpisodeEvictedError, Field, ReplayBuffer
-from gym_replay.buffer.loading import ahead
+from gym_replay.buffer.loading import datasets
 from gym_replay.buffer.storage import maps
 
 ROW = 4096
@@ -27,46 +25,36 @@ def fill(folder, rows=2500):
     return buffer
 
 
-def cold(folder):
-    """Take a folder out of the page cache; skip where that cannot be, as on a file system in memory."""
-    for path in (folder / "steps").rglob("*.npy"):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
+class Told:
+    """What the system is told about the only field that a loader reads, as rows, and what it may let go of."""
+
+    def __init__(self, monkeypatch, loader):
+        self.asked, self.let_go = [], 0
+        column = loader.dataset.samples.source.rows.column("x")
+        self._begin, self._nbytes, self._whole = column.array.ctypes.data, column.nbytes, column.array.nbytes
+        monkeypatch.setattr(maps, "will_need", self._note)
+        monkeypatch.setattr(maps, "let_go", self._note_end)
+        monkeypatch.setattr(datasets, "_thread", lambda process: AtOnce())
+
+    def _note(self, address, size):
+        first = (address - self._begin) // self._nbytes
+        self.asked += range(first, first + size // self._nbytes)
+
+    def _note_end(self, address, size):
+        assert (address, size) == (self._begin, self._whole)
+        self.let_go += 1
 
 
 class AtOnce:
     """Does in this thread what is for another one."""
 
-    def submit(self, work):
-        work()
-
-
-class Told:
-    """What the system is told about the only field that a loader reads, as rows."""
-
-    def __init__(self, monkeypatch, loader):
-        self.events = []
-        column = loader.dataset.source.rows.column("x")
-        for name in ("will_need", "done_with"):
-            monkeypatch.setattr(maps, name, self._note(name, column.array.ctypes.data, column.nbytes))
-        monkeypatch.setattr(ahead, "_thread", lambda process: AtOnce())
-
-    def _note(self, name, begin, nbytes):
-        def note(address, size):
-            first = (address - begin) // nbytes
-            self.events.append((name, first, first + size // nbytes))
-
-        return note
-
-    def rows(self, name):
-        return [row for what, first, last in self.events if what == name for row in range(first, last)]
+    def submit(self, work, *arguments):
+        work(*arguments)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("parts", [1, 3])
-def test_the_next_pool_is_asked_for_and_the_one_before_is_done_with(tmp_path, monkeypatch, ranks, parts):
+def test_the_next_pool_is_asked_for_once(tmp_path, monkeypatch, ranks, parts):
     folders = [tmp_path / str(part) for part in range(parts)]
     for folder in folders:
         fill(folder, 1200 // parts).close()
@@ -75,52 +63,15 @@ def test_the_next_pool_is_asked_for_and_the_one_before_is_done_with(tmp_path, mo
         for rank in range(ranks):
             loader = buffer.dataloader(20, timestep_level=True, seed=3, rank=rank, world_size=ranks, **options)
             told = Told(monkeypatch, loader)
-            firsts = loader.dataset.source.starts
+            firsts = loader.dataset.samples.source.starts
+            seen = 0
             for batch in loader:
                 rows = firsts[batch["_indices"][:, 0]] + batch["_indices"][:, 1].numpy()
-                asked = told.rows("will_need")
-                assert set(rows.tolist()) <= set(asked)
-                current = set(told.rows("will_need")) - set(told.rows("done_with"))
-                assert set(rows.tolist()) <= current
-                assert len(current) <= 3 * 200  # a pool, the next one, and what lies between their stretches
-            assert len(asked) == len(set(asked)) == 1200  # each once
-
-
-def test_what_was_asked_for_in_another_epoch_is_done_with(tmp_path, monkeypatch):
-    with fill(tmp_path, 600) as buffer:
-        loader = buffer.dataloader(
-            20, timestep_level=True, shuffle="block", block_size=40, pool_size=200, fields=("x",), seed=3
-        )
-        told = Told(monkeypatch, loader)
-        iterator = iter(loader)
-        next(iterator)
-        assert len(told.rows("will_need")) == 400
-        assert told.rows("done_with") == []
-        next(iter(loader))
-        assert sorted(told.rows("done_with")) == sorted(told.rows("will_need")[:400])
-
-
-def test_an_iterator_that_is_given_up_asks_for_no_more(tmp_path, monkeypatch):
-    begun, asked, go_on = threading.Event(), [], threading.Event()
-
-    def slow(address, nbytes):
-        asked.append(address)
-        begun.set()
-        go_on.wait(20)
-
-    with fill(tmp_path, 1000) as buffer:
-        options = {"shuffle": "block", "block_size": 20, "pool_size": 100, "fields": ("x",), "seed": 0}
-        loader = buffer.dataloader(100, timestep_level=True, **options)
-        monkeypatch.setattr(maps, "will_need", slow)
-        iterator = iter(loader)
-        next(iterator)
-        assert begun.wait(20)
-        for _ in range(3):
-            next(iterator)
-        iterator.close()
-        go_on.set()
-        ahead._thread(os.getpid()).submit(int).result(20)  # after all that is still to be done
-        assert len(asked) < 35  # of 50 blocks
+                assert set(rows.tolist()) <= set(told.asked)
+                seen += ranks * len(rows)
+                assert len(told.asked) - seen <= 3 * 200  # this pool, the next, and what of one is gathered together
+            assert len(told.asked) == len(set(told.asked)) == 1200  # each once
+            assert told.let_go == 5  # where each pool but the last is entered, what was read before it
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux knows the advice")
@@ -130,10 +81,7 @@ def test_advice_is_taken(tmp_path):
         rows.expect_blocks()
         expected = np.load(tmp_path / "steps" / "x.npy", mmap_mode="r")
         for first, last in ((0, 1000), (3, 4), (999, 1000), (500, 500)):
-            rows.will_need("x", first, last)
-            rows.done_with("x", first, last)
-            for name in ("n", "words"):
-                rows.will_need(name, first, last)
+            rows.will_need(("x", "n", "words"), [(first, last)])
             np.testing.assert_array_equal(rows.take("x", np.arange(first, last)), expected[first:last])
 
 

@@ -75,7 +75,7 @@ def work(loader, batches):
     """The batches, as somebody who learns from them reads them."""
     for batch in batches:
         if "_samples" in batch:
-            loader._prioritized.update(batch["_samples"], batch["x"] % 7)
+            loader.sampler.options.sampler.update(batch["_samples"], batch["x"] % 7)
         yield {name: value if isinstance(value, list) else value.tolist() for name, value in batch.items()}
 
 
@@ -181,7 +181,7 @@ def test_priorities_go_on_with_another_number_of_workers(tmp_path):
             alone = make(buffer, "by priority")
             alone.load_state_dict(saved(state))
             found += seen(iter(alone), 2)
-            alone._prioritized.update([0, 1], [100.0, 0.0])  # which those ahead do not know of
+            alone.sampler.options.sampler.update([0, 1], [100.0, 0.0])  # which those ahead do not know of
             state = alone.state_dict()
         assert found == ahead
 
@@ -200,7 +200,7 @@ def test_a_damaged_state_changes_nothing(tmp_path, change, message):
     with fill(tmp_path) as buffer:
         loader = make(buffer, "by priority")
         list(work(loader, loader))
-        sampler = loader._prioritized
+        sampler = loader.sampler.options.sampler
         before = pickle.dumps(as_numpy(sampler.state_dict()))
         wrong = sampler.state_dict() | change
         wrong = {name: value for name, value in wrong.items() if value is not None}

@@ -26,8 +26,7 @@ from gym_replay import (
 from gym_replay.buffer.loading import options as known
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.loaders import OF_KIND
-from gym_replay.buffer.loading.replay_loader import ReplayLoader
-from gym_replay.buffer.loading.torch_options import HANDED_ON
+from gym_replay.buffer.loading.ordering import OrderOptions
 
 FIELDS = {
     "observation": Field("float32", (3,), state=True),
@@ -329,7 +328,7 @@ def test_names(tmp_path):
         with pytest.raises(TypeError, match="did you mean 'normalize'"):
             buffer.dataset(normalise=("reward",))
         for fields in (("reward",), ()):
-            with pytest.raises(FieldError, match="n-step loading takes current_fields"):
+            with pytest.raises(FieldError, match="is current_fields here"):
                 n_step_loader(buffer, 2, fields=fields)
         with pytest.raises(FieldError, match="timestep_level and n_steps"):
             buffer.dataloader(2, timestep_level=True, n_steps=2)
@@ -342,8 +341,8 @@ def keywords(function):
 def test_keywords_that_type_checkers_know_are_those_that_there_are():
     chosen = {"episodes", "filter_meta", "batch_format"}
     assert keywords(ReplayDataset) - {"only"} | chosen == known.OF_DATASETS
-    own = keywords(ReplayLoader) - {"remake"} | set(HANDED_ON) | {"in_order"}
-    assert own | known.OF_DATASETS == known.OF_LOADERS
+    own = set(inspect.signature(OrderOptions).parameters) - {"batch_size"} | {"device", "to_named_tuple", "in_order"}
+    assert own | known.OF_TORCH | known.OF_DATASETS == known.OF_LOADERS
     assert set(known.SampleOptions.__annotations__) | {"n_steps"} == set().union(*OF_KIND.values())
     for loader, kind in (
         (trajectory_loader, "trajectory"),

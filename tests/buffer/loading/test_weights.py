@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gym_replay import FieldError
-from gym_replay.buffer.loading.order import uniforms
-from gym_replay.buffer.loading.weights import ReplacementOrder, cumulative_weights
+from gym_replay.buffer.loading.order import ReplacementOrder, cumulative_weights, uniforms
 
 
 def offsets_of(counts):

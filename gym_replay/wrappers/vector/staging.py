@@ -190,6 +190,11 @@ class Staging:
         return self._rows.fields
 
     @property
+    def without_row_t(self) -> list[tuple[str, Column]]:
+        """The fields that have no value at the last observation of an episode, with their defaults."""
+        return self._rows.without_row_t
+
+    @property
     def nbytes(self) -> int:
         """Bytes in memory, apart from those of ragged fields."""
         return self._rows.nbytes
@@ -276,36 +281,34 @@ class Staging:
 
     # --- whole episodes ---
 
-    def extract(
-        self, env_indices: EnvIndices, starts: Ints, edges: Ints, *, ends_with_row_t: bool
-    ) -> dict[str, Column]:
+    def extract(self, env_indices: EnvIndices, starts: Ints, counts: Ints, ends: Ints) -> dict[str, Column]:
         """The rows of several episodes, one episode after another, by field.
 
         Args:
             env_indices, starts: of each episode the sub-environment, and the first time.
-            edges: of each episode the first row, and the end.
-            ends_with_row_t: whether each has a row T, in which only state fields have values.
+            counts, ends: of each episode how many rows it has, and one past the last of them.
         """
-        rows, every, firsts = self._rows, self._num_envs, edges[:-1]
-        total = int(edges[-1])
+        rows, every, total = self._rows, self._num_envs, ends.item(-1)
+        if len(ends) == 1 and not rows.spilled:
+            # "8" of benchmarks.record_vector, most of whose commits are of one episode, pays for it.
+            first, env_index = starts.item() & rows.mask, env_indices.item()
+            if first + total <= rows.count:
+                return {name: array[first : first + total, env_index].copy() for name, array in rows.arrays.items()}
         if total > len(self._offsets):
             self._offsets = np.arange(2 * total) * every
         at = starts & rows.mask  # of each row: (time - the time in row 0) * num_envs + the sub-environment
-        at -= firsts
+        at += counts
+        at -= ends
         at *= every
         at += env_indices
-        at = at.repeat(edges[1:] - firsts)
+        at = at.repeat(counts)
         at += self._offsets[:total]
         found = {name: flat.take(at, axis=0, mode="wrap") for name, flat in rows.flat.items()}
         if rows.spilled:
             for episode in np.flatnonzero(starts < rows.first).tolist():
-                part = slice(*edges[episode : episode + 2].tolist())
+                part = slice(int(ends[episode] - counts[episode]), int(ends[episode]))
                 columns = {name: column[part] for name, column in found.items()}
                 self._read_spilled(int(env_indices[episode]), int(starts[episode]), columns)
-        if ends_with_row_t:
-            last = edges[1:] - 1
-            for name, default in rows.without_row_t:
-                found[name][last] = default
         return found
 
     def _read_spilled(self, env_index: int, start: int, columns: Mapping[str, Column]) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ from gym_replay.files.garbage import close_with
 from gym_replay.files.writing import read_at, write_at
 from gym_replay.schema.fields import Field, widened
 from gym_replay.wrappers.vector.autoreset import EnvIndices
-from gym_replay.wrappers.vector.batches import BatchEncoder, Column, default_of
+from gym_replay.wrappers.vector.batches import Column, default_of
 
 Ints = npt.NDArray[np.int64]
 
@@ -253,26 +252,18 @@ class Staging:
 
     # --- one time ---
 
-    def put(self, time: int, encoder: BatchEncoder, value: Any) -> None:
-        """Put a value of a batched space into the row of a time.
-
-        Raises:
-            FieldError: it does not fit; the row means nothing then.
-        """
+    def put(self, time: int, columns: Mapping[str, Column]) -> None:
+        """Put the values of fields, those of all sub-environments or one for all, into the row of a time."""
         rows = self._rows
-        for leaf, values in zip(encoder.leaves, encoder.encode(value), strict=True):
-            rows.arrays[leaf.name][time & rows.mask] = values
+        arrays, row = rows.arrays, time & rows.mask
+        for name, values in columns.items():
+            arrays[name][row] = values
 
-    def write(self, time: int, name: str, values: Column, env_indices: EnvIndices | None = None) -> Column:
-        """Put a field's values of all sub-environments, or of some of them, into the row of a time; the row."""
+    def put_some(self, time: int, columns: Mapping[str, Column], env_indices: EnvIndices) -> None:
+        """Put the values of fields, those of some sub-environments, into the row of a time."""
         rows = self._rows
-        row: Column = rows.arrays[name][time & rows.mask]
-        row[... if env_indices is None else env_indices] = values
-        return row
-
-    def write_default(self, time: int, name: str) -> None:
-        """Put the field's default into the row of a time."""
-        self.write(time, name, self._rows.defaults[name])
+        for name, values in columns.items():
+            rows.arrays[name][time & rows.mask][env_indices] = values
 
     def read(self, time: int, name: str) -> Column:
         """A copy of a field's values of all sub-environments in the row of a time, which is one of the last two."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.door import COMPLETE, HAS_FINAL, Block, Claim, Encoders, MetaColumn, Metadata, Ragged
+from gym_replay.buffer.door import COMPLETE, HAS_FINAL, Block, Encoders, FolderWriter, MetaColumn, Metadata, Ragged
 from gym_replay.schema.fields import Field, widened
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.recorded_schema import FLAGS
@@ -177,7 +177,7 @@ class EndedEpisodes:
 
 
 def extract_ended(
-    claim: Claim,
+    writer: FolderWriter,
     staging: Staging,
     meta: EpisodeMeta,
     env_indices: EnvIndices,
@@ -185,25 +185,23 @@ def extract_ended(
     until: int,
     returns: npt.NDArray[Any],
     *,
-    has_state: bool,
     complete: bool,
     finals: Finals | None = None,
 ) -> list[EndedEpisodes]:
     """The episodes of some sub-environments, which have ended, in as many blocks as there must be.
 
     Args:
-        claim: of the buffer that they go to.
+        writer: of the buffer that they go to.
         staging: has their rows.
         meta: has their meta fields.
         env_indices, lengths: of each the sub-environment, and T.
         until: the time of their last observations.
         returns: of all sub-environments.
-        has_state: whether there are state fields, and so a row T.
         complete: whether they were not cut, which truncates them.
         finals: their last rows, where the staging has those of the next episodes.
     """
-    blocks = []
-    for part in _parts(lengths, *claim.largest_block()):
+    blocks, has_state = [], writer.metadata.has_state
+    for part in _parts(lengths, *writer.room.largest_block()) if writer.metadata.circular else (slice(None),):
         indices, steps = env_indices[part], lengths[part]
         counts = steps + 1 if has_state else steps
         ends = np.add.accumulate(counts)
@@ -227,9 +225,7 @@ def extract_ended(
 
 
 def _parts(lengths: npt.NDArray[np.int64], most_episodes: int, most_steps: int) -> list[slice]:
-    """Which episodes to commit at once, where all of them are a large part of a ring."""
-    if len(lengths) == 1 or (len(lengths) <= most_episodes and lengths.sum() <= most_steps):  # nearly always
-        return [slice(None)]
+    """Which episodes to commit at once: so few that not many others have to leave a ring."""
     firsts, steps = [0], 0
     for i, length in enumerate(lengths.tolist()):
         if i > firsts[-1] and (i - firsts[-1] >= most_episodes or steps + length > most_steps):

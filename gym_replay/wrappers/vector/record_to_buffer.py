@@ -41,7 +41,7 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import Unpack
 
-_FLOAT64, _FLOAT32, _BOOL = np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.bool_)
+_FLOATS, _BOOL = (np.dtype(np.float64), np.dtype(np.float32)), np.dtype(np.bool_)
 
 
 if TYPE_CHECKING:
@@ -292,7 +292,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
             names = "observations", "rewards", "terminations", "truncations", "infos"
             raise wrong_result("step", result, *names) from None
         session = self._session
-        if type(rewards) is not np.ndarray or rewards.dtype is not _FLOAT64 or rewards.shape != self._rewards_shape:
+        if type(rewards) is not np.ndarray or rewards.dtype not in _FLOATS or rewards.shape != self._rewards_shape:
             rewards = self._fitted_rewards(rewards)
         now, staging = session.state.now, session.staging
         staging.put(now + 1, self._observations.encode(observations))
@@ -343,8 +343,6 @@ class RecordToBuffer(Recorder, _VectorWrapper):
 
     def _fitted_rewards(self, rewards: Any) -> npt.NDArray[Any]:
         """Rewards as floats, ``(num_envs, *reward shape)``."""
-        if type(rewards) is np.ndarray and rewards.dtype is _FLOAT32 and rewards.shape == self._rewards_shape:
-            return rewards  # what stores them takes both
         lead = (self._sub.count,)
         if self._believes_rewards:
             shape = shape_of_first(rewards, self._reward_field.shape, lead)

@@ -131,14 +131,13 @@ class VectorSession(Session[EndedEpisodes]):
             state = self.state
         if not state.is_recording:
             return False
-        if not claim.is_open:
-            claim.open()
-        if claim.is_limited:
+        writer = claim.writer or claim.open()
+        if writer.is_limited:
             lengths = state.now + 1 - self.starts[state.running]
             if len(lengths):
                 claim.require_room(lengths)
         if state.now >= self.staging.full_at:
-            claim.check_owner()
+            writer.check_owner()  # a forked child has the files of the process that it comes from
             self.staging.make_room(state.now, self._earliest)
         return True
 
@@ -199,11 +198,10 @@ class VectorSession(Session[EndedEpisodes]):
         complete: bool,
         finals: Finals | None = None,
     ) -> list[EndedEpisodes]:
-        lengths = until - self.starts[env_indices]
+        writer, lengths = self.claim.writer or self.claim.open(), until - self.starts[env_indices]
         return extract_ended(
-            self.claim, self.staging, self._meta, env_indices, lengths, until, returns,
-            has_state=self.buffer.metadata.has_state, complete=complete, finals=finals,
-        )  # fmt: skip
+            writer, self.staging, self._meta, env_indices, lengths, until, returns, complete=complete, finals=finals
+        )
 
     # --- resets ---
 

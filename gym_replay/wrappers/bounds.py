@@ -51,18 +51,18 @@ class BoundsCheck:
             if name in self._pending:
                 self._add(name, (episode, first, (), ends_with_row_t, data))
 
-    def add_block(self, first_id: int, rows: Mapping[str, Any], edges: _Array, lengths: _Array) -> None:
+    def add_block(self, first_id: int, rows: Mapping[str, Any], ends: _Array, lengths: _Array) -> None:
         """The rows of episodes that were committed together.
 
         Args:
             first_id: the id of the first.
             rows: by field, those of all episodes.
-            edges: the first row of each, and the end.
+            ends: one past the last row of each.
             lengths: how many transitions each has.
         """
-        ends_with_row_t = int(edges[-1]) > int(lengths.sum())
+        ends_with_row_t = ends.item(0) > lengths.item(0)
         for name in self._bounds:
-            self._add(name, (first_id, 0, edges[1:].tolist(), ends_with_row_t, rows[name].tobytes()))
+            self._add(name, (first_id, 0, ends.tolist(), ends_with_row_t, rows[name].tobytes()))
 
     def _add(self, name: str, rows: _Rows) -> None:
         self._pending[name].append(rows)

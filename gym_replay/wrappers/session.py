@@ -240,7 +240,7 @@ class Session(ABC, Generic[_E]):
         claim = self.claim
         while self.ended:
             ended = self.ended[0]
-            if not claim.is_open:
+            if claim.writer is None:
                 claim.open()
             if not claim.is_committed(ended.first_id):
                 if self._on_episode is not None:
@@ -250,7 +250,7 @@ class Session(ABC, Generic[_E]):
                         if self.ended and len(ended.verdicts) == len(ended):
                             self._write(ended)
                         raise
-                    if not claim.is_open:  # on_episode released the buffer, and what had ended was forgotten
+                    if claim.writer is None:  # on_episode released the buffer, and what had ended was forgotten
                         break
                 self._write(ended)
             ended, self.ended = self.ended[0], self.ended[1:]
@@ -305,10 +305,10 @@ class Session(ABC, Generic[_E]):
         """
         self.refuse_within_on_episode()
         try:
-            if self.claim.is_open:
+            if self.claim.writer is not None:
                 self._cut_all()
         except BaseException:
-            if not self.claim.is_open or not self.has_open:
+            if self.claim.writer is None or not self.has_open:
                 self.forget()
             raise
         self.forget()

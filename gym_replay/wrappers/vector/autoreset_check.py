@@ -82,7 +82,7 @@ class AutoresetCheck:
         """The infos, with last observations under the name that Gymnasium gives them."""
         return _renamed(infos) if self.has_finals else infos
 
-    def note_start(self, columns: Sequence[Column]) -> None:
+    def note_start(self, columns: Mapping[str, Column]) -> None:
         """Observations of an explicit reset of all sub-environments."""
         each = _rows_of(columns)
         self._start = each[0] if len(each) > 1 and len(set(each)) == 1 else None
@@ -131,8 +131,8 @@ class AutoresetCheck:
         waiting: Mask,
         rewards: npt.NDArray[Any],
         done: Mask,
-        before: Sequence[Column],
-        after: Sequence[Column],
+        before: Mapping[str, Column],
+        after: Mapping[str, Column],
     ) -> None:
         """Look at the step after one in which episodes ended.
 
@@ -211,9 +211,9 @@ def _differ(
     return last != [returned[env_index] for env_index in chosen]
 
 
-def _rows_of(columns: Sequence[Column]) -> list[bytes]:
+def _rows_of(columns: Mapping[str, Column]) -> list[bytes]:
     """The bytes of each sub-environment's values."""
-    return [b"".join(np.asarray(value).tobytes() for value in row) for row in zip(*columns, strict=True)]
+    return [b"".join(np.asarray(value).tobytes() for value in row) for row in zip(*columns.values(), strict=True)]
 
 
 def _changes_rewards(envs: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,29 +46,31 @@ class BatchEncoder:
         self.leaves = tree.leaves
         self._tree, self._count = tree, count
         self._warned: set[str] = set()
-        self._plain: tuple[Any, tuple[int, ...]] = None, ()  # dtype and shape of values that are columns as they are
+        # Name, dtype and shape of values that are columns as they are.
+        self._plain: tuple[str, Any, tuple[int, ...]] = "", None, ()
         if tree.is_leaf:
             field = tree.leaves[0].field
-            self._plain = np.dtype(field.dtype.type), (count, *field.shape)
+            self._plain = tree.leaves[0].name, np.dtype(field.dtype.type), (count, *field.shape)
 
-    def encode(self, value: Any) -> list[Column]:
-        """The columns of a batched value, in the order of the leaves; they may share its memory.
+    def encode(self, value: Any) -> dict[str, Column]:
+        """The columns of a batched value by field; they may share its memory.
 
         Raises:
             FieldError: the value does not fit; the message names the field, and the sub-environment where it can.
         """
-        dtype, shape = self._plain
+        name, dtype, shape = self._plain
         if type(value) is np.ndarray and value.dtype is dtype and value.shape == shape:
-            return [value]
-        parts = self._tree.flatten_batch(value, self._count)
-        return [self._fit(leaf, part, range(self._count)) for leaf, part in zip(self.leaves, parts, strict=True)]
+            return {name: value}
+        return self._fitted(self._tree.flatten_batch(value, self._count), range(self._count))
 
-    def encode_each(self, values: Sequence[Any], env_indices: Sequence[int]) -> list[Column]:
+    def encode_each(self, values: Sequence[Any], env_indices: Sequence[int]) -> dict[str, Column]:
         """The columns of values of the space of one sub-environment, of these sub-environments."""
         each = zip(values, env_indices, strict=True)
         rows = [of_one(self._tree.flatten, value, env_index) for value, env_index in each]
-        parts = zip(*rows, strict=True)
-        return [self._fit(leaf, list(part), env_indices) for leaf, part in zip(self.leaves, parts, strict=True)]
+        return self._fitted(map(list, zip(*rows, strict=True)), env_indices)
+
+    def _fitted(self, parts: Iterable[Any], env_indices: Sequence[int]) -> dict[str, Column]:
+        return {leaf.name: self._fit(leaf, part, env_indices) for leaf, part in zip(self.leaves, parts, strict=True)}
 
     def _fit(self, leaf: Leaf, part: Any, env_indices: Sequence[int]) -> Column:
         name, field = leaf.name, leaf.field

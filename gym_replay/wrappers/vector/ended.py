@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.door import COMPLETE, HAS_FINAL, Block, Claim, Encoders, MetaColumn, Metadata, Ragged
+from gym_replay.buffer.door import COMPLETE, HAS_FINAL, Block, Encoders, FolderWriter, MetaColumn, Metadata, Ragged
 from gym_replay.schema.fields import Field, widened
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.recorded_schema import FLAGS
@@ -19,7 +19,7 @@ from gym_replay.wrappers.vector.batches import Column, default_of
 from gym_replay.wrappers.vector.episode_meta import EpisodeMeta
 from gym_replay.wrappers.vector.staging import Staging
 
-_NO_FINAL = np.uint8(255 - HAS_FINAL)
+_NO_FINAL, _TRUE = np.uint8(255 - HAS_FINAL), np.bool_(True)
 
 
 class Finals(NamedTuple):
@@ -42,7 +42,7 @@ class EndedEpisodes:
         env_indices: the sub-environment of each.
         lengths: T of each.
         flags: of each, as the table has them.
-        edges: the first row of each, and the end.
+        ends: one past the last row of each.
         rows: by field, the rows of all of them, one episode after another.
         meta: by meta field, the values of each, or the bytes of that of all.
         noted: by meta field of the user's, whether each has been given a value before its end.
@@ -53,7 +53,7 @@ class EndedEpisodes:
     env_indices: EnvIndices
     lengths: npt.NDArray[np.int64]
     flags: npt.NDArray[np.uint8]
-    edges: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
     rows: dict[str, Column]
     meta: dict[str, MetaColumn]
     noted: Mapping[str, Mask] = field(default_factory=dict)
@@ -70,7 +70,11 @@ class EndedEpisodes:
 
     def finished(self, index: int, metadata: Metadata) -> FinishedEpisode:
         """One of the episodes, as ``on_episode`` sees it."""
-        begin, length, flags = int(self.edges[index]), int(self.lengths[index]), int(self.flags[index])
+        begin, length, flags = (
+            int(self.ends[index - 1]) if index else 0,
+            int(self.lengths[index]),
+            int(self.flags[index]),
+        )
 
         def column(name: str) -> npt.NDArray[Any]:
             has_final = bool(flags & HAS_FINAL) and metadata.fields[name].state
@@ -125,7 +129,7 @@ class EndedEpisodes:
         """The rows of a field of the buffer; those of one that was added since are defaults."""
         default = default_of(info)
         found = self.rows.get(name)
-        return np.broadcast_to(default, (int(self.edges[-1]), *default.shape)).copy() if found is None else found
+        return np.broadcast_to(default, (int(self.ends[-1]), *default.shape)).copy() if found is None else found
 
     def widen(self, fields: Mapping[str, Field], *, is_trial: bool = False) -> None:
         """Have the rows in the dtypes of these fields; a trial changes nothing.
@@ -147,24 +151,24 @@ class EndedEpisodes:
         self.flags = self.flags & _NO_FINAL
         for name, column in self.rows.items():
             if fields[name].state:
-                column[self.edges[1:] - 1] = default_of(fields[name])
+                column[self.ends - 1] = default_of(fields[name])
 
     def show_to(self, bounds: BoundsCheck) -> None:
         """Let it compare the rows, which were committed."""
         if self.first_id is not None:
-            bounds.add_block(self.first_id, self.rows, self.edges, self.lengths)
+            bounds.add_block(self.first_id, self.rows, self.ends, self.lengths)
 
     def only(self, kept: Sequence[bool]) -> EndedEpisodes:
         """The episodes that are kept, of which there are some."""
         is_kept = np.array(kept, bool)
-        counts = np.diff(self.edges)
+        counts = np.diff(self.ends, prepend=0)
         rows = np.repeat(is_kept, counts)
         return replace(
             self,
             env_indices=self.env_indices[is_kept],
             lengths=self.lengths[is_kept],
             flags=self.flags[is_kept],
-            edges=_edges(counts[is_kept]),
+            ends=counts[is_kept].cumsum(),
             rows={name: column[rows] for name, column in self.rows.items()},
             meta={name: _of_kept(values, is_kept) for name, values in self.meta.items()},
             noted={name: values[is_kept] for name, values in self.noted.items()},
@@ -173,63 +177,55 @@ class EndedEpisodes:
 
 
 def extract_ended(
-    claim: Claim,
+    writer: FolderWriter,
     staging: Staging,
     meta: EpisodeMeta,
     env_indices: EnvIndices,
     lengths: npt.NDArray[np.int64],
     until: int,
     returns: npt.NDArray[Any],
-    ends: tuple[Mask, Mask],
     *,
-    has_state: bool,
     complete: bool,
     finals: Finals | None = None,
 ) -> list[EndedEpisodes]:
     """The episodes of some sub-environments, which have ended, in as many blocks as there must be.
 
     Args:
-        claim: of the buffer that they go to.
+        writer: of the buffer that they go to.
         staging: has their rows.
         meta: has their meta fields.
         env_indices, lengths: of each the sub-environment, and T.
         until: the time of their last observations.
         returns: of all sub-environments.
-        ends: of all sub-environments, whether theirs was terminated, and truncated.
-        has_state: whether there are state fields, and so a row T.
-        complete: whether they were not cut.
+        complete: whether they were not cut, which truncates them.
         finals: their last rows, where the staging has those of the next episodes.
     """
-    blocks = []
-    for part in _parts(lengths, *claim.largest_block()):
-        indices, count = env_indices[part], lengths[part]
-        edges = _edges(count + has_state)
-        rows, last = staging.extract(indices, until - count, edges, ends_with_row_t=has_state), edges[1:] - 1
-        flags = np.full(len(indices), COMPLETE * complete | HAS_FINAL * has_state, np.uint8)
+    blocks, has_state = [], writer.metadata.has_state
+    for part in _parts(lengths, *writer.room.largest_block()) if writer.metadata.circular else (slice(None),):
+        indices, steps = env_indices[part], lengths[part]
+        counts = steps + 1 if has_state else steps
+        ends = np.add.accumulate(counts)
+        rows, last = staging.extract(indices, until - steps, counts, ends), ends - 1
+        if has_state:
+            for name, default in staging.without_row_t:
+                rows[name][last] = default
+        flags = np.array([COMPLETE * complete | HAS_FINAL * has_state] * len(indices), np.uint8)
         if finals is not None:
             for name, column in finals.columns.items():
                 if name in rows:
                     rows[name][last] = column[part]
             flags[~finals.has_final[part]] &= _NO_FINAL
-        for name, of_all in zip(FLAGS, ends, strict=True):
-            rows[name] = column = np.zeros(edges[-1], bool)
-            column[last - has_state] = of_all[indices] & True  # others may have any number for True
+        if not complete:
+            rows["truncated"][last - has_state] = True
+        for name in FLAGS:
+            rows[name] &= _TRUE  # others may have any number for True
         values = meta.columns(indices, returns[indices], complete=complete)
-        blocks.append(EndedEpisodes(indices, count, flags, edges, rows, values, meta.noted(indices)))
+        blocks.append(EndedEpisodes(indices, steps, flags, ends, rows, values, meta.noted(indices)))
     return blocks
 
 
-def _edges(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The first row of each episode, and the end, where they lie one after another."""
-    edges = np.zeros(len(counts) + 1, np.int64)
-    np.add.accumulate(counts, out=edges[1:])
-    return edges
-
-
 def _parts(lengths: npt.NDArray[np.int64], most_episodes: int, most_steps: int) -> list[slice]:
-    """Which episodes to commit at once, where all of them are a large part of a ring."""
-    if len(lengths) <= most_episodes and lengths.sum() <= most_steps:  # nearly always
-        return [slice(None)]
+    """Which episodes to commit at once: so few that not many others have to leave a ring."""
     firsts, steps = [0], 0
     for i, length in enumerate(lengths.tolist()):
         if i > firsts[-1] and (i - firsts[-1] >= most_episodes or steps + length > most_steps):

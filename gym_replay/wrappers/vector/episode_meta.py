@@ -80,6 +80,8 @@ class EpisodeMeta:
 
     def noted(self, env_indices: EnvIndices) -> dict[str, Mask]:
         """By meta field of the user's, whether it was set in the episodes of some sub-environments."""
+        if not self._noted:
+            return {}
         return {name: are_noted[env_indices] for name, (_, are_noted) in self._noted.items()}
 
     def columns(self, env_indices: EnvIndices, returns: npt.NDArray[Any], *, complete: bool) -> dict[str, MetaColumn]:

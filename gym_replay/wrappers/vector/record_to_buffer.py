@@ -41,7 +41,7 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import Unpack
 
-_FLOAT64, _FLOAT32, _BOOL = np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.bool_)
+_FLOATS, _BOOL = (np.dtype(np.float64), np.dtype(np.float32)), np.dtype(np.bool_)
 
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         self._actions = BatchEncoder(action, count)
         self._statistics = self._sub.statistics()
         leaves, fields = [*observation.leaves, *action.leaves], self._buffer.metadata.fields
+        self._extra_defaults = {name: default_of(fields[name]) for name in self._extra_names}
         infos = [name for name in fields if is_info(name)] if given["record_info"] else []
         self._session = VectorSession(
             self,
@@ -200,8 +201,8 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         opened = mask & ~unsure
         now, env_indices = session.state.now, np.flatnonzero(opened)
         # Those that are running keep what is in the row of now.
-        for name, column in zip(self._observation_names, columns, strict=True):
-            session.staging.write(now, name, column[env_indices], env_indices)
+        some = {name: column[env_indices] for name, column in columns.items()}
+        session.staging.put_some(now, some, env_indices)
         self._stage_infos(now, result[1], env_indices)
         written = b"" if seen is None else options_to_json(seen)
         session.open(opened, seeds, generators, written, began)
@@ -218,11 +219,11 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         """What the sub-environments see of the options of a reset: a dict, though an empty one, if there is a mask."""
         return None if options is None else {key: value for key, value in options.items() if key != RESET_MASK}
 
-    def _really_reset(self, mask: Mask, columns: list[Column]) -> Mask:
+    def _really_reset(self, mask: Mask, columns: Mapping[str, Column]) -> Mask:
         """Which sub-environments a reset with a mask changed that may not have known of the mask."""
         session = self._session
         changed: Mask = mask.copy()
-        for name, column in zip(self._observation_names, columns, strict=True):
+        for name, column in columns.items():
             before = session.staging.read(session.state.now, name)
             changed |= np.array([_bytes(one) != _bytes(two) for one, two in zip(before, column, strict=True)], bool)
         if (changed & ~mask).any():
@@ -253,15 +254,12 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         state, staging = session.state, session.staging
         now = state.now
         try:
-            staging.put(now, self._actions, actions)
+            staging.put(now, self._actions.encode(actions))
         except FieldError as error:
             self._explain(error)
             raise
-        for name in self._extra_names:
-            if name in self._extras:
-                staging.write(now, name, self._extras[name])
-            else:
-                staging.write_default(now, name)
+        if self._extra_names:
+            staging.put(now, self._extra_defaults | self._extras)
         generators = None
         if state.has_waiting and self._sub.knows_generators:  # only in next-step mode
             generators = self._sub.generators(state.waiting, create=True)
@@ -294,12 +292,12 @@ class RecordToBuffer(Recorder, _VectorWrapper):
             names = "observations", "rewards", "terminations", "truncations", "infos"
             raise wrong_result("step", result, *names) from None
         session = self._session
-        if type(rewards) is not np.ndarray or rewards.dtype is not _FLOAT64 or rewards.shape != self._rewards_shape:
+        if type(rewards) is not np.ndarray or rewards.dtype not in _FLOATS or rewards.shape != self._rewards_shape:
             rewards = self._fitted_rewards(rewards)
         now, staging = session.state.now, session.staging
-        staging.put(now + 1, self._observations, observations)
-        rewards = staging.write(now, "reward", rewards)
+        staging.put(now + 1, self._observations.encode(observations))
         terminated, truncated = self._flag("terminated", terminations), self._flag("truncated", truncations)
+        staging.put(now, {"reward": rewards, "terminated": terminated, "truncated": truncated})
         done = terminated | truncated
         was_on_hold = session.on_hold
         if not self._check.is_certain:
@@ -320,7 +318,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
                 finals = self._with_late_infos(finals)
         if self._is_disabled:
             self._warn_of_unreset(state.running)
-        session.advance(kinds, rewards, (terminated, truncated), finals=finals, generators=generators, began=began)
+        session.advance(kinds, rewards, finals=finals, generators=generators, began=began)
 
     def _look(self, infos: Any, observations: Any, rewards: npt.NDArray[Any], done: Mask) -> None:
         """Look whether a step fits the autoreset mode."""
@@ -328,7 +326,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         try:
             if state.has_waiting or check.is_pending:
                 before, after = (
-                    [session.staging.read(time, name) for name in self._observation_names]
+                    {name: session.staging.read(time, name) for name in self._observation_names}
                     for time in (state.now, state.now + 1)
                 )
                 check.look_after(state.waiting, rewards, done, before, after)
@@ -345,8 +343,6 @@ class RecordToBuffer(Recorder, _VectorWrapper):
 
     def _fitted_rewards(self, rewards: Any) -> npt.NDArray[Any]:
         """Rewards as floats, ``(num_envs, *reward shape)``."""
-        if type(rewards) is np.ndarray and rewards.dtype is _FLOAT32 and rewards.shape == self._rewards_shape:
-            return rewards  # what stores them takes both
         lead = (self._sub.count,)
         if self._believes_rewards:
             shape = shape_of_first(rewards, self._reward_field.shape, lead)
@@ -377,46 +373,46 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         given, there = final_observations(infos, count, env_indices.tolist())
         has_final = np.array(there, bool)
         if not isinstance(given, list):  # dense arrays over all sub-environments
-            columns = [column[env_indices] for column in self._observations.encode(given)]
+            finals = {name: column[env_indices] for name, column in self._observations.encode(given).items()}
         else:
             for index in np.flatnonzero(has_final).tolist():
                 # That a part holds what it held in all rows before proves nothing: a flag may change in the last row.
                 if share_memory(given[index], self._sub.first_observation(int(env_indices[index]))):
                     has_final[index] = False
                     self._warn_of_reused_arrays()
-            columns = self._fill_final(given, has_final, env_indices)
+            finals = self._fill_final(given, has_final, env_indices)
         if not all(there):
             self._warn_once(
                 "final",
                 "there is no infos['final_obs'] for some episodes that ended, though the autoreset mode is same-step: "
                 "they are stored without their last observation",
             )
-        finals = dict(zip(self._observation_names, columns, strict=True))
         if self._infos is not None:
             finals |= self._info_columns(self._final_infos(infos, env_indices))
         if not self._sub.knows_arrays and isinstance(given, list):
             self._look_for_reused_arrays(given, finals, observations, env_indices)
         return Finals(finals, has_final)
 
-    def _fill_final(self, given: list[Any], has_final: npt.NDArray[np.bool_], env_indices: EnvIndices) -> list[Column]:
+    def _fill_final(
+        self, given: list[Any], has_final: npt.NDArray[np.bool_], env_indices: EnvIndices
+    ) -> dict[str, Column]:
         """The columns of last observations, with defaults where there is none."""
         indices = np.flatnonzero(has_final)
         values = [given[index] for index in indices.tolist()]
-        found = self._observations.encode_each(values, env_indices[indices].tolist()) if values else []
-        columns: list[Column] = []
-        for i, leaf in enumerate(self._observations.leaves):
+        found = self._observations.encode_each(values, env_indices[indices].tolist()) if values else {}
+        columns: dict[str, Column] = {}
+        for leaf in self._observations.leaves:
             default = default_of(leaf.field)
-            column = np.broadcast_to(default, (len(given), *default.shape)).copy()
+            columns[leaf.name] = np.broadcast_to(default, (len(given), *default.shape)).copy()
             if found:
-                column[indices] = found[i]
-            columns.append(column)
+                columns[leaf.name][indices] = found[leaf.name]
         return columns
 
     def _look_for_reused_arrays(
         self, given: list[Any], finals: Mapping[str, Column], observations: Any, env_indices: EnvIndices
     ) -> None:
         """Warn where last observations are what the next episodes begin with, as reused arrays look from outside."""
-        encoded = dict(zip(self._observation_names, self._observations.encode(observations), strict=True))
+        encoded = self._observations.encode(observations)
         for index, env_index in enumerate(env_indices.tolist()):
             last = {name: finals[name][index] for name in encoded}
             first = {name: encoded[name][env_index] for name in encoded}
@@ -462,19 +458,18 @@ class RecordToBuffer(Recorder, _VectorWrapper):
             for info, env_index in zip(found, env_indices.tolist(), strict=True):
                 if mask[env_index]:
                     info.pop(key, None)
-        columns = self._info_columns(found)
-        for name, column in columns.items():
-            self._session.staging.write(time, name, column, env_indices)
+        self._session.staging.put_some(time, self._info_columns(found), env_indices)
 
-    def _stage_batch(self, time: int, columns: list[InfoColumn], env_indices: EnvIndices) -> None:
+    def _stage_batch(self, time: int, batch: list[InfoColumn], env_indices: EnvIndices) -> None:
         """Put values of all sub-environments, of which some are asked for, into the row of a time."""
-        write = self._session.staging.write
-        for name, values in columns:
-            if len(env_indices) == self._sub.count:
-                write(time, name, values)
-            else:
-                is_of_each = len(values.shape) > len(self._buffer.metadata.fields[name].shape)
-                write(time, name, values[env_indices] if is_of_each else values, env_indices)
+        staging, fields = self._session.staging, self._session.fields  # not the presence of what was added by hand
+        columns = {name: values for name, values in batch if name in fields}
+        if len(env_indices) == self._sub.count:
+            staging.put(time, columns)
+            return
+        are_of_each = {name: values.ndim > len(fields[name].shape) for name, values in columns.items()}
+        some = {name: values[env_indices] if are_of_each[name] else values for name, values in columns.items()}
+        staging.put_some(time, some, env_indices)
 
     def _final_infos(self, infos: Any, env_indices: EnvIndices) -> list[dict[Any, Any]]:
         """The infos of the last rows of the episodes that ended."""

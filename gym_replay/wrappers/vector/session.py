@@ -13,6 +13,7 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, StorageError
 from gym_replay.schema.fields import Field
 from gym_replay.wrappers.bounds import BoundsCheck
+from gym_replay.wrappers.recorded_schema import FLAGS
 from gym_replay.wrappers.session import OnEpisode, Session
 from gym_replay.wrappers.vector.autoreset import EnvIndices, Mask, TransitionKinds
 from gym_replay.wrappers.vector.ended import EndedEpisodes, Finals, extract_ended
@@ -79,7 +80,7 @@ class VectorSession(Session[EndedEpisodes]):
     ) -> None:
         super().__init__(owner, buffer, keep=keep, bounds=bounds, on_episode=on_episode)
         fields = buffer.metadata.fields
-        self.staging = Staging({name: fields[name] for name in names}, num_envs, buffer.folder)
+        self.staging = Staging({name: fields[name] for name in (*names, *FLAGS)}, num_envs, buffer.folder)
         self._meta = EpisodeMeta(num_envs, run, buffer)
         self._num_envs = num_envs
         self._all, self._none = np.ones(num_envs, bool), np.zeros(num_envs, bool)
@@ -130,14 +131,13 @@ class VectorSession(Session[EndedEpisodes]):
             state = self.state
         if not state.is_recording:
             return False
-        if not claim.is_open:
-            claim.open()
-        if claim.is_limited:
+        writer = claim.writer or claim.open()
+        if writer.is_limited:
             lengths = state.now + 1 - self.starts[state.running]
             if len(lengths):
                 claim.require_room(lengths)
         if state.now >= self.staging.full_at:
-            claim.check_owner()
+            writer.check_owner()  # a forked child has the files of the process that it comes from
             self.staging.make_room(state.now, self._earliest)
         return True
 
@@ -150,7 +150,6 @@ class VectorSession(Session[EndedEpisodes]):
         self,
         kinds: TransitionKinds | None,
         rewards: npt.NDArray[Any],
-        ends: tuple[Mask, Mask],
         *,
         finals: Finals | None,
         generators: npt.NDArray[np.uint64] | None,
@@ -160,7 +159,7 @@ class VectorSession(Session[EndedEpisodes]):
 
         Args:
             kinds: what it was for each sub-environment; None where no episode ended or began.
-            rewards, ends: what it returned.
+            rewards: what it returned.
             finals: the last rows of the episodes that ended, where the row after now has those of the next episodes.
             generators: the generators' states before the resets that the step did, where they are known.
             began: when the step began.
@@ -173,7 +172,7 @@ class VectorSession(Session[EndedEpisodes]):
             return
         env_indices, opened = kinds.ended.nonzero()[0], kinds.opened.nonzero()[0]
         if len(env_indices):
-            ended = [*ended, *self._extract(env_indices, now, returns, ends, complete=True, finals=finals)]
+            ended = [*ended, *self._extract(env_indices, now, returns, complete=True, finals=finals)]
         if len(opened):
             if kinds.opened is not state.waiting:
                 # What is noted of an episode that has just ended is needed until the step is done.
@@ -195,16 +194,14 @@ class VectorSession(Session[EndedEpisodes]):
         env_indices: EnvIndices,
         until: int,
         returns: npt.NDArray[Any],
-        ends: tuple[Mask, Mask],
         *,
         complete: bool,
         finals: Finals | None = None,
     ) -> list[EndedEpisodes]:
-        lengths = until - self.starts[env_indices]
+        writer, lengths = self.claim.writer or self.claim.open(), until - self.starts[env_indices]
         return extract_ended(
-            self.claim, self.staging, self._meta, env_indices, lengths, until, returns, ends,
-            has_state=self.buffer.metadata.has_state, complete=complete, finals=finals,
-        )  # fmt: skip
+            writer, self.staging, self._meta, env_indices, lengths, until, returns, complete=complete, finals=finals
+        )
 
     # --- resets ---
 
@@ -278,8 +275,7 @@ class VectorSession(Session[EndedEpisodes]):
         now, running, waiting, _, _, ended = self.state
         env_indices = np.flatnonzero(running & mask & (self.starts < now))
         if len(env_indices) and self._keep:
-            ends = self._none, self._all
-            ended = [*ended, *self._extract(env_indices, now, self._returns[now & 1], ends, complete=False)]
+            ended = [*ended, *self._extract(env_indices, now, self._returns[now & 1], complete=False)]
         self.state = State.of(now, running & ~mask, waiting, ended)
 
     def annotate(self, meta: Mapping[str, Any]) -> None:

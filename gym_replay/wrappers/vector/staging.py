@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ from gym_replay.files.garbage import close_with
 from gym_replay.files.writing import read_at, write_at
 from gym_replay.schema.fields import Field, widened
 from gym_replay.wrappers.vector.autoreset import EnvIndices
-from gym_replay.wrappers.vector.batches import BatchEncoder, Column, default_of
+from gym_replay.wrappers.vector.batches import Column, default_of
 
 Ints = npt.NDArray[np.int64]
 
@@ -190,6 +189,11 @@ class Staging:
         return self._rows.fields
 
     @property
+    def without_row_t(self) -> list[tuple[str, Column]]:
+        """The fields that have no value at the last observation of an episode, with their defaults."""
+        return self._rows.without_row_t
+
+    @property
     def nbytes(self) -> int:
         """Bytes in memory, apart from those of ragged fields."""
         return self._rows.nbytes
@@ -248,26 +252,18 @@ class Staging:
 
     # --- one time ---
 
-    def put(self, time: int, encoder: BatchEncoder, value: Any) -> None:
-        """Put a value of a batched space into the row of a time.
-
-        Raises:
-            FieldError: it does not fit; the row means nothing then.
-        """
+    def put(self, time: int, columns: Mapping[str, Column]) -> None:
+        """Put the values of fields, those of all sub-environments or one for all, into the row of a time."""
         rows = self._rows
-        for leaf, values in zip(encoder.leaves, encoder.encode(value), strict=True):
-            rows.arrays[leaf.name][time & rows.mask] = values
+        arrays, row = rows.arrays, time & rows.mask
+        for name, values in columns.items():
+            arrays[name][row] = values
 
-    def write(self, time: int, name: str, values: Column, env_indices: EnvIndices | None = None) -> Column:
-        """Put a field's values of all sub-environments, or of some of them, into the row of a time; the row."""
+    def put_some(self, time: int, columns: Mapping[str, Column], env_indices: EnvIndices) -> None:
+        """Put the values of fields, those of some sub-environments, into the row of a time."""
         rows = self._rows
-        row: Column = rows.arrays[name][time & rows.mask]
-        row[... if env_indices is None else env_indices] = values
-        return row
-
-    def write_default(self, time: int, name: str) -> None:
-        """Put the field's default into the row of a time."""
-        self.write(time, name, self._rows.defaults[name])
+        for name, values in columns.items():
+            rows.arrays[name][time & rows.mask][env_indices] = values
 
     def read(self, time: int, name: str) -> Column:
         """A copy of a field's values of all sub-environments in the row of a time, which is one of the last two."""
@@ -276,36 +272,34 @@ class Staging:
 
     # --- whole episodes ---
 
-    def extract(
-        self, env_indices: EnvIndices, starts: Ints, edges: Ints, *, ends_with_row_t: bool
-    ) -> dict[str, Column]:
+    def extract(self, env_indices: EnvIndices, starts: Ints, counts: Ints, ends: Ints) -> dict[str, Column]:
         """The rows of several episodes, one episode after another, by field.
 
         Args:
             env_indices, starts: of each episode the sub-environment, and the first time.
-            edges: of each episode the first row, and the end.
-            ends_with_row_t: whether each has a row T, in which only state fields have values.
+            counts, ends: of each episode how many rows it has, and one past the last of them.
         """
-        rows, every, firsts = self._rows, self._num_envs, edges[:-1]
-        total = int(edges[-1])
+        rows, every, total = self._rows, self._num_envs, ends.item(-1)
+        if len(ends) == 1 and not rows.spilled:
+            # "8" of benchmarks.record_vector, most of whose commits are of one episode, pays for it.
+            first, env_index = starts.item() & rows.mask, env_indices.item()
+            if first + total <= rows.count:
+                return {name: array[first : first + total, env_index].copy() for name, array in rows.arrays.items()}
         if total > len(self._offsets):
             self._offsets = np.arange(2 * total) * every
         at = starts & rows.mask  # of each row: (time - the time in row 0) * num_envs + the sub-environment
-        at -= firsts
+        at += counts
+        at -= ends
         at *= every
         at += env_indices
-        at = at.repeat(edges[1:] - firsts)
+        at = at.repeat(counts)
         at += self._offsets[:total]
         found = {name: flat.take(at, axis=0, mode="wrap") for name, flat in rows.flat.items()}
         if rows.spilled:
             for episode in np.flatnonzero(starts < rows.first).tolist():
-                part = slice(*edges[episode : episode + 2].tolist())
+                part = slice(int(ends[episode] - counts[episode]), int(ends[episode]))
                 columns = {name: column[part] for name, column in found.items()}
                 self._read_spilled(int(env_indices[episode]), int(starts[episode]), columns)
-        if ends_with_row_t:
-            last = edges[1:] - 1
-            for name, default in rows.without_row_t:
-                found[name][last] = default
         return found
 
     def _read_spilled(self, env_index: int, start: int, columns: Mapping[str, Column]) -> None:

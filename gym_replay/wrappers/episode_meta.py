@@ -9,6 +9,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -24,13 +25,19 @@ _LIBRARIES = ("gym-replay", "gymnasium", "numpy", "mujoco", "ale-py", "minigrid"
 
 def describe_run() -> bytes:
     """What makes the episodes from now on, as JSON: an id, when it began, and the versions of what is installed."""
+    return json.dumps({"run": uuid.uuid4().hex, "began": time.time(), "versions": _versions()}).encode()
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """The versions of what is installed; to find them takes longer than to open a buffer."""
     versions = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # noqa: PERF203
             continue
-    return json.dumps({"run": uuid.uuid4().hex, "began": time.time(), "versions": versions}).encode()
+    return versions
 
 
 def meta_of_reset(

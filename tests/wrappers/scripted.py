@@ -12,6 +12,9 @@ from gym_replay import ReplayBuffer, StorageError
 from gym_replay.buffer.storage import edits, writer
 from gym_replay.buffer.storage import spill as spills
 
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""A folder whose files are in memory, for tests that make many buffers and ask nothing of the disk."""
+
 
 class Scripted(gym.Env):
     """Observation t is ``(t, t)``, the reward of the step to it t, and step ``length`` terminates.

@@ -1,8 +1,10 @@
 """Info fields that take a wider dtype while they are recorded: every value stays what it was."""
 
 import os
+import tempfile
 import warnings
 from contextlib import suppress
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from wrappers.scripted import Scripted, full_disk, play
+from wrappers.scripted import MEMORY, Scripted, full_disk, play
 
 from gym_replay import ConfigMismatchError, Field, FieldError, RecordToBuffer, ReplayBuffer, check_buffer
 from gym_replay.buffer.storage import edits
@@ -330,12 +332,18 @@ def child_dies_at(call, folder):
     os._exit(7)
 
 
-def test_killed_in_the_middle(tmp_path):
+@pytest.fixture
+def memory_path():
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        yield Path(folder)
+
+
+def test_killed_in_the_middle(memory_path):
     """All rows are there before or after, and the folder can be recorded further."""
     found, call = set(), 0
     while True:
         call += 1
-        folder = tmp_path / str(call)
+        folder = memory_path / str(call)
         env = RecordToBuffer(Scripted(4, info=saying([1, 2, 3])), folder, record_info=True)
         play(env, 2)
         env.close()

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from wrappers.scripted import MEMORY
 
 from .pairs import SPACES, UNSHARED, Play, Varied, assert_same, play_both
 
@@ -60,7 +61,7 @@ def plays(draw, *, asynchronous=False):
 
 
 def run(play):
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         recorded, singles = play_both(play, Path(folder))
         assert_same(recorded, singles, generators=not play.asynchronous and play.mode is not AutoresetMode.SAME_STEP)
 

@@ -236,13 +236,14 @@ class Session(ABC, Generic[_E]):
             StorageError: the disk refused; what is left is kept, and committed by the next call that finds room.
             Exception: what ``on_episode`` raised first, once all is committed.
         """
-        self.refuse_within_on_episode()
+        if self._is_shown:
+            self.refuse_within_on_episode()
         claim = self.claim
-        while self.ended:
-            ended = self.ended[0]
+        while waiting := self.ended:
+            ended = waiting[0]
             if claim.writer is None:
                 claim.open()
-            if not claim.is_committed(ended.first_id):
+            if ended.first_id is None or not claim.is_committed(ended.first_id):
                 if self._on_episode is not None:
                     try:
                         self._show(self._on_episode, ended)
@@ -253,8 +254,9 @@ class Session(ABC, Generic[_E]):
                     if claim.writer is None:  # on_episode released the buffer, and what had ended was forgotten
                         break
                 self._write(ended)
-            ended, self.ended = self.ended[0], self.ended[1:]
-            ended.show_to(self.bounds)
+            waiting = self.ended
+            self.ended = waiting[1:]
+            waiting[0].show_to(self.bounds)
         if self._error is not None:
             error, self._error = self._error, None
             raise error

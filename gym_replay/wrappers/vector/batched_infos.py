@@ -81,7 +81,7 @@ class BatchInfos(Infos):
         left_out: Collection[str],
         outer: Mask | None,
         root: str,
-        place: tuple[str, ...],
+        keys: tuple[str, ...],
         found: dict[str, tuple[npt.NDArray[Any], Mask | None]],
     ) -> bool:
         """Add the values of what is in a dict to ``found``, and where they are; False where that cannot be done.
@@ -90,7 +90,7 @@ class BatchInfos(Infos):
             infos: the dict.
             count, left_out: as of :meth:`columns`.
             outer: where the dict itself is.
-            root, place: its name, and the keys that led to it.
+            root, keys: its name, and the keys that led to it.
             found: where to put them.
         """
         masks = {f"_{key}" for key in infos}
@@ -106,7 +106,7 @@ class BatchInfos(Infos):
                 return False
             elif outer is not None:
                 there = outer & there
-            path = (*place, key)
+            path = (*keys, key)
             try:
                 name = self._name(root, key)
             except Exception:  # it is no name

@@ -181,7 +181,7 @@ def extract_ended(
     staging: Staging,
     meta: EpisodeMeta,
     env_indices: EnvIndices,
-    lengths: npt.NDArray[np.int64],
+    starts: npt.NDArray[np.int64],
     until: int,
     returns: npt.NDArray[Any],
     *,
@@ -194,18 +194,21 @@ def extract_ended(
         writer: of the buffer that they go to.
         staging: has their rows.
         meta: has their meta fields.
-        env_indices, lengths: of each the sub-environment, and T.
+        env_indices, starts: of each the sub-environment, and the time of the first observation.
         until: the time of their last observations.
         returns: of all sub-environments.
         complete: whether they were not cut, which truncates them.
         finals: their last rows, where the staging has those of the next episodes.
     """
-    blocks, has_state = [], writer.metadata.has_state
-    for part in _parts(lengths, *writer.room.largest_block()) if writer.metadata.circular else (slice(None),):
+    blocks, lengths, metadata = [], until - starts, writer.metadata
+    has_state, parts = metadata.has_state, [slice(None)]
+    if metadata.circular:
+        parts = _parts(lengths, *writer.room.largest_block())
+    for part in parts:
         indices, steps = env_indices[part], lengths[part]
         counts = steps + 1 if has_state else steps
         ends = np.add.accumulate(counts)
-        rows, last = staging.extract(indices, until - steps, counts, ends), ends - 1
+        rows, last = staging.extract(indices, starts[part], counts, ends), ends - 1
         if has_state:
             for name, default in staging.without_row_t:
                 rows[name][last] = default

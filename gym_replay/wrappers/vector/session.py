@@ -198,9 +198,9 @@ class VectorSession(Session[EndedEpisodes]):
         complete: bool,
         finals: Finals | None = None,
     ) -> list[EndedEpisodes]:
-        writer, lengths = self.claim.writer or self.claim.open(), until - self.starts[env_indices]
+        writer, starts = self.claim.writer or self.claim.open(), self.starts[env_indices]
         return extract_ended(
-            writer, self.staging, self._meta, env_indices, lengths, until, returns, complete=complete, finals=finals
+            writer, self.staging, self._meta, env_indices, starts, until, returns, complete=complete, finals=finals
         )
 
     # --- resets ---

@@ -230,7 +230,7 @@ class OpenEpisode(_Stored):
         stage = self._stage
         stored = len(stage) + (self._last is not None)
         if stored >= stage.longest:
-            self._running().room.require(1, stored + 1)
+            self._running().require_longer(stage, stored + 1)
         self._extend, room = stage.make_room()
         self._room = min(room, stage.longest - stored)
 
@@ -391,7 +391,7 @@ class Claim:
         Raises:
             EpisodeTooLongError, BufferFullError: which limit there is.
         """
-        self._opened().room.require(1, len(stage) + 1)
+        self._opened().require_longer(stage, len(stage) + 1)
 
     @property
     def next_id(self) -> int:

@@ -326,6 +326,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
             room = self._ask_for_room(stage)
             if room <= 0:
                 session.claim.require_longer(stage)
+                room = self._ask_for_room(stage)
             return room
         finally:
             self._room = 0

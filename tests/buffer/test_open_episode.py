@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from buffer_helpers import WRITE_ONE, add, contents, ids, make, make_plain, run_script
 
-from gym_replay import EpisodeStateError, Field, FieldError, ReplayBuffer, check_buffer
+from gym_replay import BufferFullError, EpisodeStateError, Field, FieldError, ReplayBuffer, check_buffer
 
 
 def test_an_episode_inside_another_is_refused_and_the_outer_one_goes_on(tmp_path):
@@ -228,6 +228,22 @@ def test_a_released_block_does_not_end_the_one_opened_after_it(tmp_path):
                 old.__exit__(None, None, None)
             buffer.store(x=2)
         assert contents(buffer) == [[1, 2]]
+
+
+def test_an_episode_goes_on_where_others_were_deleted(tmp_path):
+    with make_plain(tmp_path, max_steps=6) as buffer:
+        add(buffer, 4)
+        with buffer.one_episode():
+            for t in range(2):
+                buffer.store(x=t)
+            with pytest.raises(BufferFullError, match="max_steps=6"):
+                buffer.store(x=2)
+            buffer.delete(0)
+            for t in range(2, 6):
+                buffer.store(x=t)
+            with pytest.raises(BufferFullError, match="max_steps=6"):
+                buffer.store(x=6)
+        assert contents(buffer) == [[0, 1, 2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("limits", [{"max_episodes": 3}, {"max_steps": 60}])

@@ -291,6 +291,15 @@ class FolderWriter:
             stage.longest = self.room.longest()
         return stage
 
+    def require_longer(self, stage: Stage, length: int) -> None:
+        """Let the open episode have so many transitions where there is room by now: others may have been deleted.
+
+        Raises:
+            EpisodeTooLongError, BufferFullError: which limit there is.
+        """
+        self.room.require(1, length)
+        stage.longest = self.room.longest()
+
     def _write_early(self, pieces: Sequence[Piece], early: EarlyRows | None) -> EarlyRows:
         self.begin_change()
         if early is None:

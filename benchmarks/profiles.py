@@ -40,8 +40,8 @@ from benchmarks.timing import forever, per_item, take_turns
 from gym_replay import RecordToBuffer, ReplayBuffer
 from gym_replay.buffer.loading.collate import Arrays
 from gym_replay.buffer.storage.checksums import Checksums
-from gym_replay.buffer.storage.commit import Commits
-from gym_replay.buffer.storage.open_files import LiveEpisodes, OpenFiles
+from gym_replay.buffer.storage.open_files import OpenFiles
+from gym_replay.buffer.storage.room import Room
 from gym_replay.buffer.storage.staging import Stage
 from gym_replay.wrappers.vector import RecordToBuffer as RecordVectors
 from gym_replay.wrappers.vector.episode_meta import EpisodeMeta
@@ -260,12 +260,11 @@ def _clocks_of_commit(recorder: RecordToBuffer) -> Clocks:
     clocks.on(single_module, "meta_of_end", "meta fields of the end")
     clocks.on(OpenFiles, "write", "rows written")
     clocks.on(checksums_module, "crc32", "checksums of the rows")
-    clocks.on(Checksums, "_sum_in_memory", "checksums written")
-    clocks.on(Commits, "_write_records", "record of the table written, with its check value")
-    clocks.on(writer.counters, "put_next", "counter stored: the commit")
-    clocks.on(writer.counters, "put", "counter of checksums stored")
-    clocks.on(LiveEpisodes, "take", "counted")
-    clocks.on(Checksums, "_sum_a_run", "checksums of a run of short episodes")
+    clocks.on(Checksums, "_put", "checksums written")
+    clocks.on(OpenFiles, "_write_records", "record of the table written, with its check value")
+    clocks.on(writer.counters, "put", "counters stored: the commit, checksums")
+    clocks.on(Room, "take", "counted")
+    clocks.on(Checksums, "fill", "checksums of a run of short episodes")
     clocks.on(session.bounds, "add", "noted, for comparing with the space's bounds")
     clocks.on(writer, "commit", "calls between these: the writer")
     clocks.on(recorder, "_end_episodes", "calls between these: the recorder")
@@ -364,8 +363,7 @@ def _clocks_of_vectors(recorder: Any) -> Clocks:
     clocks.on(EpisodeMeta, "columns", "their meta fields: times, returns, generators")
     clocks.on(EpisodeMeta, "begin", "meta fields of the episodes that begin")
     clocks.on(OpenFiles, "write", "rows written")
-    clocks.on(Commits, "_write_records", "records written, with their check values")
-    clocks.on(writer.counters, "put_next", "counter stored: the commit")
+    clocks.on(OpenFiles, "_write_records", "records written, with their check values")
     clocks.on(writer, "commit", "calls between these: the writer")
     clocks.on(session.bounds, "add_block", "noted, for comparing with the spaces' bounds")
     clocks.on(recorder, "_store", "calls between these: the recorder")

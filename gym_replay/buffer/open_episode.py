@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
 from gym_replay.buffer.storage.staging import Stage
 from gym_replay.buffer.storage.writer import FolderWriter
-from gym_replay.errors import BufferFullError, EpisodeStateError, EpisodeTooLongError, FieldError
+from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.files.garbage import finalize
 from gym_replay.schema.fields import Field, elements_of, encode_text, fit, make_encoder, to_array
 
@@ -28,7 +28,7 @@ class EpisodeSlot:
     """
 
     def __init__(self) -> None:
-        self.holder: OpenEpisode | OpenBlock | Claim | None = None
+        self.holder: _Stored | Claim | None = None
 
     def require_free(self, what: str) -> None:
         """Raise EpisodeStateError where an episode is open; ``what`` is what cannot be done then."""
@@ -60,16 +60,36 @@ class WritableBuffer(Protocol):
 
 
 class Encoders:
-    """Values to bytes, and the bytes of defaults, for the fields and meta fields of one schema."""
+    """Values to bytes, and the bytes of defaults, for the fields and meta fields of one schema.
+
+    Attributes:
+        names: the fields, state fields behind all others.
+        num_states: how many state fields there are.
+    """
 
     def __init__(self, metadata: Metadata) -> None:
         self.metadata = metadata
-        self.fields = {name: make_encoder(name, info) for name, info in metadata.fields.items()}
-        self.defaults = {name: info.default_value().tobytes() for name, info in metadata.fields.items()}
+        self.names = tuple(sorted(metadata.fields, key=lambda name: metadata.fields[name].state))
+        self.num_states = sum(info.state for info in metadata.fields.values())
+        self._fields = [
+            (name, make_encoder(name, metadata.fields[name]), metadata.fields[name].default_value().tobytes())
+            for name in self.names
+        ]
         self._meta = {name: make_encoder(name, info) for name, info in metadata.meta_fields.items()}
         self.meta_defaults = {
             name: b"" if info.is_text else info.default_value().tobytes() for name, info in metadata.meta_fields.items()
         }
+
+    def row(self, values: dict[str, Any]) -> list[bytes]:
+        """The bytes of each field, in the order of ``names``: of a value, which is taken out, or of the default.
+
+        Raises:
+            FieldError: a name is unknown or a value does not fit.
+        """
+        row = [encode(values.pop(name)) if name in values else default for name, encode, default in self._fields]
+        if values:
+            raise FieldError(f"unknown field {next(iter(values))!r}; there are {list(self.metadata.fields)}")
+        return row
 
     def meta(self, values: Mapping[str, Any]) -> dict[str, bytes]:
         """Meta values as bytes.
@@ -112,169 +132,170 @@ class Encoders:
         return [np.array(elements_of(name, item, info)) for item in value]
 
 
-class OpenEpisode:
-    """The episode that is being stored: what ``buffer.one_episode()`` returns.
+class _Stored:
+    """What is stored step by step, as a context.
 
-    As a context manager it yields ``final_meta``, commits at the end, and discards where an exception leaves it.
+    It yields a dict for meta values, commits at the end, and discards where an exception leaves it.
     """
 
-    def __init__(self, buffer: WritableBuffer, meta: Mapping[str, Any]) -> None:
+    _opened_by = ""
+
+    def __init__(self, buffer: WritableBuffer) -> None:
         self._buffer = buffer
-        self._meta = buffer.encoders().meta(meta)
-        self.final_meta: dict[str, Any] = {}
-        self._stage: Stage | None = None
-
-    def __enter__(self) -> dict[str, Any]:
-        buffer = self._buffer
-        buffer.slot.require_free("one_episode")
-        if self._stage is not None:
-            raise EpisodeStateError("this episode was opened before; call one_episode() again")
-        self._writer = buffer.writing()
-        self._stage = self._writer.stage()
-        self._encoders = buffer.encoders()
-        buffer.slot.holder = self
-        return self.final_meta
-
-    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        try:
-            if kind is None:
-                self._commit()
-        finally:
-            self.discard()
-
-    def _running(self) -> Stage:
-        if self._stage is None or self._buffer.slot.holder is not self:
-            raise EpisodeStateError("the episode is not open (any more)")
-        self._writer.check_thread()
-        return self._stage
-
-    def store(self, values: dict[str, Any]) -> None:
-        """Add one transition."""
-        stage = self._running()
-        if stage.final is not None:
-            raise EpisodeStateError("store after store_final: the last observation ends the episode")
-        if len(stage) >= stage.longest:
-            raise_too_long(self._buffer.metadata, stage.longest)
-        encoders, defaults = self._encoders.fields, self._encoders.defaults
-        row = tuple([encoders[name](values.pop(name)) if name in values else defaults[name] for name in encoders])
-        if values:
-            raise FieldError(f"unknown field {next(iter(values))!r}; there are {list(encoders)}")
-        stage.append(row)
-
-    def store_final(self, values: dict[str, Any]) -> None:
-        """Add the observation that the last transition led to."""
-        stage = self._running()
-        if stage.has_final:
-            raise EpisodeStateError("the last observation is stored already")
-        check_final(self._buffer.metadata.fields, values)
-        encoders = self._encoders.fields
-        stage.final = {name: encoders[name](value) for name, value in values.items()}
-
-    def _commit(self) -> None:
-        stage = self._running()
-        if len(stage):
-            encoders = self._encoders
-            meta = {**encoders.meta_defaults, **self._meta, **encoders.meta(self.final_meta)}
-            self._writer.commit(stage.block(stage.pieces(), meta, complete=True))
-
-    def discard(self) -> None:
-        """Forget the episode; without effect where it has ended."""
-        if self._buffer.slot.holder is self:
-            self._buffer.slot.holder = None
-            if self._stage is not None:
-                self._stage.close()
-
-
-def raise_too_long(metadata: Metadata, length: int) -> NoReturn:
-    """Say which limit a transition more than ``length`` would exceed."""
-    if metadata.max_timesteps is not None and length >= metadata.max_timesteps:
-        raise EpisodeTooLongError(
-            f"one step past max_timesteps={metadata.max_timesteps}; end the episode, or create the buffer with a "
-            "larger max_timesteps (or none)"
-        )
-    if metadata.circular:
-        raise EpisodeTooLongError(f"one step past max_steps={metadata.max_steps}, which is all that the ring holds")
-    raise BufferFullError(
-        f"one step past max_steps={metadata.max_steps}; create the buffer with circular=True or a larger max_steps"
-    )
-
-
-class OpenBlock:
-    """Several episodes of equal length in lockstep: what ``buffer.batched_episode()`` returns."""
-
-    def __init__(self, buffer: WritableBuffer, batch_size: int, meta: Mapping[str, Any]) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-            raise FieldError(f"batch_size: expected a positive integer, got {batch_size!r}")
-        self._buffer = buffer
-        self._size = int(batch_size)
-        self._meta = buffer.encoders().meta_columns(meta, self._size)
-        self.final_meta: dict[str, Any] = {}
         self._writer: FolderWriter | None = None
-        self._steps: list[dict[str, Any]] = []
-        self._final: dict[str, Any] | None = None
+        self._has_final = False
+        self.final_meta: dict[str, Any] = {}
 
     def __enter__(self) -> dict[str, Any]:
-        self._buffer.slot.require_free("batched_episode")
+        self._buffer.slot.require_free(self._opened_by)
         if self._writer is not None:
-            raise EpisodeStateError("these episodes were opened before; call batched_episode() again")
-        self._writer = self._buffer.writing()
-        self._writer.check_owner()
-        self._writer.room.require(self._size, 1)
+            raise EpisodeStateError(f"it was opened before; call {self._opened_by}() again")
+        writer = self._buffer.writing()
+        self._begin(writer)
+        self._writer = writer
         self._buffer.slot.holder = self
         return self.final_meta
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         try:
-            if kind is None and self._steps:
-                self._commit()
+            if kind is None:
+                self._commit(self._running())
         finally:
             self.discard()
 
     def _running(self) -> FolderWriter:
         if self._writer is None or self._buffer.slot.holder is not self:
-            raise EpisodeStateError("the episodes are not open (any more)")
+            raise EpisodeStateError("the episode is not open (any more)")
         self._writer.check_thread()
         return self._writer
 
     def store(self, values: dict[str, Any]) -> None:
-        """Add one transition to each episode."""
-        fields = self._buffer.metadata.fields
+        """Add one transition."""
         writer = self._running()
-        if self._final is not None:
-            raise EpisodeStateError("store_batch after store_final: the last observations end the episodes")
+        if self._has_final:
+            raise EpisodeStateError("a transition after store_final: the last observation ends the episode")
+        self._add(writer, values)
+
+    def store_final(self, values: dict[str, Any]) -> None:
+        """Add the observation that the last transition led to."""
+        self._running()
+        if self._has_final:
+            raise EpisodeStateError("the last observation is stored already")
+        check_final(self._buffer.metadata.fields, values)
+        self._add_final(values)
+        self._has_final = True
+
+    def discard(self) -> None:
+        """Forget what was stored; without effect where it has ended."""
+        if self._buffer.slot.holder is self:
+            self._buffer.slot.holder = None
+
+    # What differs: one episode, or several.
+
+    def _begin(self, writer: FolderWriter) -> None: ...
+
+    def _add(self, writer: FolderWriter, values: dict[str, Any]) -> None: ...
+
+    def _add_final(self, values: dict[str, Any]) -> None: ...
+
+    def _commit(self, writer: FolderWriter) -> None: ...
+
+
+class OpenEpisode(_Stored):
+    """The episode that is being stored: what ``buffer.one_episode()`` returns."""
+
+    _opened_by = "one_episode"
+
+    def __init__(self, buffer: WritableBuffer, meta: Mapping[str, Any]) -> None:
+        super().__init__(buffer)
+        self._meta = buffer.encoders().meta(meta)
+        self._room = 0
+        self._last: list[bytes] | None = None  # the last transition, until the state is known that it led to
+        self._final: list[bytes] | None = None
+
+    def _begin(self, writer: FolderWriter) -> None:
+        self._encoders = encoders = self._buffer.encoders()
+        self._stage = writer.stage(names=encoders.names)
+        self._num_others = len(encoders.names) - encoders.num_states
+
+    def _add(self, writer: FolderWriter, values: dict[str, Any]) -> None:
+        if self._room <= 0:
+            self._make_room()
+        row = self._encoders.row(values)
+        self._end_last(row[self._num_others :])
+        self._last = row[: self._num_others]
+        self._room -= 1
+
+    def _make_room(self) -> None:
+        stage = self._stage
+        stored = len(stage) + (self._last is not None)
+        if stored >= stage.longest:
+            self._running().require_longer(stage, stored + 1)
+        self._extend, room = stage.make_room()
+        self._room = min(room, stage.longest - stored)
+
+    def _end_last(self, states: list[bytes]) -> None:
+        """Have the last transition lead to a state, which is row 0 where there is none."""
+        if self._last is not None:
+            self._extend(self._last + states)
+        else:
+            self._stage.begin(dict(zip(self._encoders.names[self._num_others :], states, strict=True)))
+
+    def _add_final(self, values: dict[str, Any]) -> None:
+        self._final = self._encoders.row(values)[self._num_others :]
+
+    def _commit(self, writer: FolderWriter) -> None:
+        encoders, stage = self._encoders, self._stage
+        if self._last is None:
+            return
+        stage.has_final = self._has_final
+        self._end_last(self._final or encoders.row({})[self._num_others :])
+        meta = {**encoders.meta_defaults, **self._meta, **encoders.meta(self.final_meta)}
+        writer.commit(stage.block(stage.pieces(), meta, complete=True))
+
+
+class OpenBlock(_Stored):
+    """Several episodes of equal length in lockstep: what ``buffer.batched_episode()`` returns."""
+
+    _opened_by = "batched_episode"
+
+    def __init__(self, buffer: WritableBuffer, batch_size: int, meta: Mapping[str, Any]) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+            raise FieldError(f"batch_size: expected a positive integer, got {batch_size!r}")
+        super().__init__(buffer)
+        self._size = int(batch_size)
+        self._meta = buffer.encoders().meta_columns(meta, self._size)
+        self._steps: list[dict[str, Any]] = []
+
+    def _begin(self, writer: FolderWriter) -> None:
+        writer.room.require(self._size, 1)
+
+    def _encoded(self, values: dict[str, Any]) -> dict[str, Any]:
+        encoders = self._buffer.encoders()
+        return {name: encoders.column(name, value, self._size) for name, value in values.items()}
+
+    def _add(self, writer: FolderWriter, values: dict[str, Any]) -> None:
+        fields = self._buffer.metadata.fields
         if unknown := [name for name in values if name not in fields]:
             raise FieldError(f"unknown field {unknown[0]!r}; there are {list(fields)}")
-        encoders = self._buffer.encoders()
-        step = {name: encoders.column(name, value, self._size) for name, value in values.items()}
+        step = self._encoded(values)
         writer.room.require(self._size, len(self._steps) + 1)
         self._steps.append(step)
 
-    def store_final(self, values: dict[str, Any]) -> None:
-        """Add the observation that each episode's last transition led to."""
-        self._running()
-        if self._final is not None:
-            raise EpisodeStateError("the last observations are stored already")
-        check_final(self._buffer.metadata.fields, values)
-        encoders = self._buffer.encoders()
-        self._final = {name: encoders.column(name, value, self._size) for name, value in values.items()}
+    def _add_final(self, values: dict[str, Any]) -> None:
+        self._final = self._encoded(values)
 
-    def _commit(self) -> None:
-        writer, metadata, size, length = self._running(), self._buffer.metadata, self._size, len(self._steps)
-        rows: dict[str, Any] = {}
-        for name, info in metadata.fields.items():
-            steps = [step.get(name) for step in self._steps]
-            if metadata.has_state:
-                steps.append(self._final[name] if self._final is not None and info.state else None)
-            rows[name] = _ragged_block(steps, size, info) if info.ragged else _block(steps, size, info)
-        encoders = self._buffer.encoders()
-        meta = {**encoders.meta_defaults, **self._meta, **encoders.meta_columns(self.final_meta, size)}
-        flags = COMPLETE | (HAS_FINAL if self._final is not None else 0)
-        writer.commit(Block.of_rows(rows, [length] * size, flags, meta))
-
-    def discard(self) -> None:
-        """Forget the episodes; without effect where they have ended."""
-        if self._buffer.slot.holder is self:
-            self._buffer.slot.holder = None
+    def _commit(self, writer: FolderWriter) -> None:
+        encoders, length = self._buffer.encoders(), len(self._steps)
+        if not length:
+            return
+        steps = [*self._steps, *([self._final] if self._has_final else [])]
+        given: dict[str, list[tuple[int | slice, Any]]] = {
+            name: [(t, step[name]) for t, step in enumerate(steps) if name in step] for name in encoders.metadata.fields
+        }
+        meta = {**encoders.meta_defaults, **self._meta, **encoders.meta_columns(self.final_meta, self._size)}
+        flags = COMPLETE | (HAS_FINAL if self._has_final else 0)
+        _commit_rows(writer, given, [length] * self._size, flags, meta)
 
 
 class Claim:
@@ -364,9 +385,13 @@ class Claim:
         else:
             writer.room.require(len(lengths), int(lengths.max()), steps=int(lengths.sum()))
 
-    def raise_too_long(self, stage: Stage) -> NoReturn:
-        """Say which limit one more transition would exceed."""
-        raise_too_long(self._buffer.metadata, stage.longest)
+    def require_longer(self, stage: Stage) -> None:
+        """Raise where the open episode may have no transition more.
+
+        Raises:
+            EpisodeTooLongError, BufferFullError: which limit there is.
+        """
+        self._opened().require_longer(stage, len(stage) + 1)
 
     @property
     def next_id(self) -> int:
@@ -390,21 +415,40 @@ class Claim:
         return first_id is not None and first_id < self._opened().counters.next
 
 
-def _block(steps: list[npt.NDArray[Any] | None], size: int, info: Field) -> npt.NDArray[Any]:
-    """The rows of all episodes, one episode after another, from one array over the episodes for each row."""
-    block = np.empty((size, len(steps), *info.shape), info.dtype)
-    block[:] = info.default_value()
-    for t, step in enumerate(steps):
-        if step is not None:
-            block[:, t] = step
-    return block.reshape(size * len(steps), *info.shape)
+def _commit_rows(
+    writer: FolderWriter,
+    given: Mapping[str, list[tuple[int | slice, Any]]],
+    lengths: list[int],
+    flags: int,
+    meta: Mapping[str, MetaColumn],
+) -> None:
+    """Commit episodes of equal length.
 
-
-def _ragged_block(steps: list[list[npt.NDArray[Any]] | None], size: int, info: Field) -> Ragged:
-    default = info.default_value()
-    return Ragged.of_rows(
-        [default if step is None else step[k] for k in range(size) for step in steps], info.dtype, info.shape
-    )
+    Args:
+        given: by field, the values of some rows, ``(episodes, *field.shape)`` of one or ``(episodes, rows,
+            *field.shape)`` of a slice of them, of ragged fields as lists of arrays; other rows hold the default.
+        lengths: T of each episode.
+        flags: of all of them.
+        meta: the values of all meta fields.
+    """
+    metadata, size = writer.metadata, len(lengths)
+    count = lengths[0] + metadata.has_state
+    rows: dict[str, Any] = {}
+    for name, info in metadata.fields.items():
+        default = info.default_value()
+        if info.ragged:
+            episodes: list[list[Any]] = [[default] * count for _ in range(size)]
+            for where, values in given[name]:
+                for episode, value in zip(episodes, values, strict=True):
+                    episode[where] = value
+            rows[name] = Ragged.of_rows([row for episode in episodes for row in episode], info.dtype, info.shape)
+        else:
+            column = np.empty((size, count, *info.shape), info.dtype)
+            column[:] = default
+            for where, values in given[name]:
+                column[:, where] = values
+            rows[name] = column.reshape(size * count, *info.shape)
+    writer.commit(Block.of_rows(rows, lengths, flags, meta))
 
 
 def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, Any], *, complete: bool = True) -> None:
@@ -419,24 +463,15 @@ def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, A
         if name in values
     }
     length, has_final = _length_of(fields, arrays)
-    rows: dict[str, Any] = {}
-    for name, info in fields.items():
-        taken, count = length + metadata.has_state, length + (info.state and has_final)
-        if info.ragged:
-            given_rows = list(arrays.get(name, ()))
-            rows[name] = Ragged.of_rows(
-                given_rows + [info.default_value()] * (taken - len(given_rows)), info.dtype, info.shape
-            )
-            continue
-        column = np.empty((taken, *info.shape), info.dtype)
-        column[:] = info.default_value()
-        if name in arrays:
-            column[:count] = fit(name, arrays[name], info, lead=(count,))
-        rows[name] = column
-    given = {name: value for name, value in values.items() if name in metadata.meta_fields}
-    meta = {**encoders.meta_defaults, **encoders.meta(given)}
+    given: dict[str, list[tuple[int | slice, Any]]] = {name: [] for name in fields}
+    for name, array in arrays.items():
+        info, count = fields[name], len(array)
+        rows = [list(array)] if info.ragged else fit(name, array, info, lead=(count,))[None]
+        given[name].append((slice(0, count), rows))
+    values_of_meta = {name: value for name, value in values.items() if name in metadata.meta_fields}
+    meta = {**encoders.meta_defaults, **encoders.meta(values_of_meta)}
     flags = (HAS_FINAL if has_final else 0) | (COMPLETE if complete else 0)
-    writer.commit(Block.of_rows(rows, [length], flags, meta))
+    _commit_rows(writer, given, [length], flags, meta)
 
 
 def ragged_rows(name: str, value: Any, info: Field) -> Ragged:

@@ -243,13 +243,13 @@ class ReplayBuffer(Readable):
     @property
     def num_episodes(self) -> int:
         if self._writer is not None and not self._closed and self._writer.is_settled:
-            return self._writer.num_episodes
+            return self._writer.room.num_episodes
         return super().num_episodes
 
     @property
     def num_steps(self) -> int:
         if self._writer is not None and not self._closed and self._writer.is_settled:
-            return self._writer.num_steps
+            return self._writer.room.num_steps
         return super().num_steps
 
     def refresh(self) -> None:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
 from gym_replay.errors import CorruptBufferError, StorageError
 from gym_replay.files.descriptors import OUT_OF_DESCRIPTORS, too_many_files
 from gym_replay.files.folders import DEEPEST
-from gym_replay.files.garbage import close_now, close_with
+from gym_replay.files.garbage import Descriptor
 
 _LINK_ERRORS = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
 NOT_THE_FILES_FAULT = (*OUT_OF_DESCRIPTORS, errno.EACCES, errno.EPERM)
@@ -85,14 +84,16 @@ class Directory:
 
     Args:
         path: of the folder.
-
-    Attributes:
-        descriptor: of the folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.descriptor = close_with(self, _open(path, path, _DIRECTORY))
+        self._file = Descriptor(_open(path, path, _DIRECTORY))
+
+    @property
+    def descriptor(self) -> int:
+        """Of the folder."""
+        return self._file.number
 
     def __truediv__(self, relative: str) -> Path:
         return self.path / relative
@@ -107,13 +108,23 @@ class Directory:
         self.close()
 
     def close(self) -> None:
-        """Let the folder go."""
-        descriptor, self.descriptor = self.descriptor, -1
-        close_now(descriptor)
+        """Close the folder."""
+        self._file.close()
 
     @contextlib.contextmanager
-    def _parents(self, parents: Sequence[str]) -> Iterator[int]:
-        """The descriptor of a directory below, which is closed afterwards unless it is the folder itself."""
+    def _entry(self, relative: str, refused: str | None = None) -> Iterator[tuple[int, str]]:
+        """The descriptor of the directory that a path ends in, until the block ends, and the last name of the path.
+
+        Args:
+            relative: the path of a file; of a directory with a slash behind it, and then the name is empty.
+            refused: what it means where the operating system refuses something inside of the block.
+
+        Raises:
+            CorruptBufferError: a component of the path is a link.
+            FileNotFoundError: there is no such file.
+            StorageError: the operating system refused, and ``refused`` was given.
+        """
+        *parents, name = relative.split("/")
         directory = self.descriptor
         try:
             for parent in parents:
@@ -121,7 +132,13 @@ class Directory:
                 above, directory = directory, below
                 if above != self.descriptor:
                     os.close(above)
-            yield directory
+            yield directory, name
+        except OSError as error:
+            if error.errno in _LINK_ERRORS:
+                raise _link_error(self, relative) from None
+            if refused is None or isinstance(error, FileNotFoundError):
+                raise
+            raise refusal(error, self / relative, refused) from error
         finally:
             if directory != self.descriptor:
                 os.close(directory)
@@ -133,41 +150,24 @@ class Directory:
             CorruptBufferError: a component of the path is a link, or the end is no plain file.
             FileNotFoundError: it does not exist.
         """
-        *parents, name = relative.split("/")
-        try:
-            with self._parents(parents) as directory:
-                return _open_plain(self, relative, name, flags, directory)
-        except OSError as error:
-            if error.errno in _LINK_ERRORS:
-                raise _link_error(self, relative) from None
-            raise
-
-    def open_nameless(self) -> int:
-        """Open a new file without a name, for reading and writing; the caller closes the descriptor."""
-        with contextlib.suppress(OSError, AttributeError):
-            return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self.descriptor)
-        name = f".{secrets.token_hex(16)}"
-        descriptor = os.open(
-            name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | _PLAIN, 0o600, dir_fd=self.descriptor
-        )
-        os.unlink(name, dir_fd=self.descriptor)
-        return descriptor
+        with self._entry(relative) as (directory, name):
+            return _open_plain(self, relative, name, flags, directory)
 
     def _mode_of(self, relative: str) -> int:
-        *parents, name = relative.split("/")
-        try:
-            with self._parents(parents) as directory:
-                return os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
-        except OSError:
-            return 0
+        with contextlib.suppress(OSError, CorruptBufferError), self._entry(relative) as (directory, name):
+            return os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+        return 0
 
     def exists(self, relative: str) -> bool:
         """Whether there is anything of this name, a broken link included."""
         return self._mode_of(relative) != 0
 
-    def has(self, relative: str, descriptor: int) -> bool:
+    def has(self, name: str, descriptor: int) -> bool:
         """Whether the file of this name, in the folder itself, is an open one."""
-        return os.path.samestat(os.stat(relative, dir_fd=self.descriptor, follow_symlinks=False), os.fstat(descriptor))
+        with contextlib.suppress(OSError):
+            found = os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
+            return os.path.samestat(found, os.fstat(descriptor))
+        return False
 
     def is_plain_file(self, relative: str) -> bool:
         """Whether there is a file of this name, reached through no links."""
@@ -176,18 +176,13 @@ class Directory:
     def files(self, relative: str) -> list[str]:
         """The paths of all that lies below a directory of the folder and is none itself, reached through no links."""
         found: list[str] = []
-        try:
-            with self._parents([*relative.split("/")]) as directory:
-                for name in sorted(os.listdir(directory)):
-                    below = f"{relative}/{name}"
-                    is_directory = stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
-                    if is_directory:
-                        found += self.files(below) if below.count("/") < DEEPEST else []
-                    else:
-                        found.append(below)
-        except OSError as error:
-            if error.errno not in (*_LINK_ERRORS, errno.ENOENT):
-                raise
+        with contextlib.suppress(CorruptBufferError, FileNotFoundError), self._entry(f"{relative}/") as (directory, _):
+            for name in sorted(os.listdir(directory)):
+                below = f"{relative}/{name}"
+                if not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                    found.append(below)
+                elif below.count("/") < DEEPEST:
+                    found += self.files(below)
         return found
 
     def make_parents(self, relative: str) -> None:
@@ -195,17 +190,16 @@ class Directory:
 
         Raises:
             CorruptBufferError: a component of the path is a link.
+            FileNotFoundError: the folder was deleted.
             StorageError: the operating system refused.
         """
         parents = relative.split("/")[:-1]
-        try:
-            for depth, name in enumerate(parents):
-                with self._parents(parents[:depth]) as directory, contextlib.suppress(FileExistsError):
-                    os.mkdir(name, dir_fd=directory)
-        except OSError as error:
-            if error.errno in _LINK_ERRORS:
-                raise _link_error(self, relative) from None
-            raise refusal(error, self / relative, "its folder could not be made") from error
+        for depth in range(1, len(parents) + 1):
+            with (
+                self._entry("/".join(parents[:depth]), "it could not be made") as (directory, name),
+                contextlib.suppress(FileExistsError),
+            ):
+                os.mkdir(name, dir_fd=directory)
 
     def rename(self, relative: str, new_name: str, *, missing_ok: bool = False) -> None:
         """Give a file another name in its directory.
@@ -214,18 +208,15 @@ class Directory:
             CorruptBufferError: a component of the path is a link.
             StorageError: the operating system refused.
         """
-        *parents, name = relative.split("/")
+        refused = f"it could not be renamed to {new_name}"
         try:
-            with self._parents(parents) as directory:
+            with self._entry(relative, refused) as (directory, name):
                 if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                     raise CorruptBufferError(f"{self / relative}: expected a plain file")
                 os.replace(name, new_name, src_dir_fd=directory, dst_dir_fd=directory)
-        except OSError as error:
-            if missing_ok and isinstance(error, FileNotFoundError):
-                return
-            if error.errno in _LINK_ERRORS:
-                raise _link_error(self, relative) from None
-            raise refusal(error, self / relative, f"it could not be renamed to {new_name}") from error
+        except FileNotFoundError as error:
+            if not missing_ok:
+                raise refusal(error, self / relative, refused) from error
 
     def unlink(self, relative: str) -> None:
         """Delete a file; what is missing, no file, or behind a link stays as it is.
@@ -233,21 +224,20 @@ class Directory:
         Raises:
             StorageError: the operating system refused.
         """
-        *parents, name = relative.split("/")
-        try:
-            with self._parents(parents) as directory:
-                os.unlink(name, dir_fd=directory)
-        except OSError as error:
-            if error.errno not in (*_LINK_ERRORS, errno.ENOENT, errno.EPERM):
-                raise refusal(error, self / relative, "it could not be deleted") from error
+        with (
+            contextlib.suppress(CorruptBufferError, FileNotFoundError),
+            self._entry(relative, "it could not be deleted") as (directory, name),
+            contextlib.suppress(PermissionError),
+        ):
+            os.unlink(name, dir_fd=directory)
 
     def remove_empty_parents(self, relative: str) -> None:
         """Delete the directories above a file that has gone, as far as they are empty."""
         parents = relative.split("/")[:-1]
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, CorruptBufferError):
             for depth in range(len(parents), 0, -1):
-                with self._parents(parents[: depth - 1]) as directory:
-                    os.rmdir(parents[depth - 1], dir_fd=directory)
+                with self._entry("/".join(parents[:depth])) as (directory, name):
+                    os.rmdir(name, dir_fd=directory)
 
     def sync(self, relative: str = "") -> None:
         """Have the entries of the folder, or of a directory below it, on the disk before returning.
@@ -255,11 +245,9 @@ class Directory:
         Raises:
             StorageError: the operating system refused.
         """
-        try:
-            with self._parents(relative.split("/") if relative else []) as directory:
-                os.fsync(directory)
-        except OSError as error:
-            raise refusal(error, self / relative, "the names of its files may not have reached the disk") from error
+        path = f"{relative}/" if relative else ""
+        with self._entry(path, "the names of its files may not have reached the disk") as (directory, _):
+            os.fsync(directory)
 
     def sync_parents(self, paths: Iterable[str]) -> None:
         """:meth:`sync` for the folder and every directory above these files.

@@ -1,61 +1,59 @@
 """What happens when an object is garbage: descriptors and maps are given back, and writers end their work.
 
 A signal handler may run between any two bytecodes, and what it raises while an object is finalized is lost. So what is
-short is done by C functions alone, which a weak reference calls, and after what is long the signal is sent again.
+short is done by a C function alone, and after what is long the signal is sent again.
 """
 
 from __future__ import annotations
 
-import functools
-import operator
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
-_call = operator.methodcaller("give_back")
-_FEWEST = 256
+
+class AtEnd:
+    """Calls a function that is written in C when this object is garbage, unless the call was cancelled.
+
+    ``__del__`` is a slot, which holds the call: the interpreter finds and makes it without running a bytecode.
+    """
+
+    __slots__ = ("__del__",)
+    __del__: Callable[[], Any]
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.__del__ = partial(function, *arguments)
+
+    def cancel(self) -> None:
+        """Call nothing."""
+        self.__del__ = partial(bool)
 
 
-class _Reference(weakref.ref):  # type: ignore[type-arg]
-    __slots__ = ("give_back",)
-    give_back: Callable[[], Any]
+class Descriptor(AtEnd):
+    """An open file, closed at the latest when this object is garbage.
 
+    Attributes:
+        number: what the operating system calls it; negative once it is closed.
+    """
 
-_references: dict[Hashable, _Reference] = {}
-_sweep_at = _FEWEST
+    __slots__ = ("number",)
 
+    def __init__(self, number: int) -> None:
+        super().__init__(os.close, number)
+        self.number = number
 
-def when_garbage(owner: object, key: Hashable, function: Callable[..., Any], *arguments: Any) -> None:
-    """Call a function that is written in C when ``owner`` is garbage, unless :func:`forget` was called before."""
-    global _sweep_at
-    if len(_references) > _sweep_at:  # those of garbage have done what they are for
-        for old, found in [*_references.items()]:
-            if found() is None:
-                _references.pop(old, None)
-        _sweep_at = max(2 * len(_references), _FEWEST)
-    reference = _Reference(owner, _call)
-    reference.give_back = functools.partial(function, *arguments)
-    _references[key] = reference
-
-
-def close_with(owner: object, descriptor: int) -> int:
-    """Have a descriptor closed when its owner is garbage, unless :func:`close_now` came before; returns it."""
-    when_garbage(owner, descriptor, os.close, descriptor)
-    return descriptor
-
-
-def close_now(descriptor: int) -> None:
-    """Close a descriptor that was given to :func:`close_with`; without effect where it is negative."""
-    if descriptor >= 0:
-        _references.pop(descriptor, None)
-        os.close(descriptor)
+    def close(self) -> None:
+        """Close it; without effect the second time."""
+        number, self.number = self.number, -1
+        if number >= 0:
+            self.cancel()
+            os.close(number)
 
 
 def finalize(function: Callable[..., Any], *arguments: Any) -> None:
@@ -88,13 +86,6 @@ def _signal_of(error: BaseException) -> int:
 def _send_again(number: int) -> None:
     main = threading.main_thread().ident
     assert main is not None
-    while _is_finalizing(main):
+    while any(frame.f_code is finalize.__code__ for frame, _ in traceback.walk_stack(sys._current_frames()[main])):
         time.sleep(0.001)
     signal.pthread_kill(main, number)
-
-
-def _is_finalizing(thread: int) -> bool:
-    frame = sys._current_frames().get(thread)
-    while frame is not None and frame.f_code is not finalize.__code__:
-        frame = frame.f_back
-    return frame is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gym_replay.errors import BufferLockedError, BufferNotFoundError, ConfigMismatchError, GymReplayError
 from gym_replay.files.directory import Directory, refusal
-from gym_replay.files.garbage import close_now, close_with
+from gym_replay.files.garbage import Descriptor
 from gym_replay.files.writing import replace_file
 
 LOCK_NAME = "writer.lock"
@@ -34,6 +34,7 @@ class WriterLock:
 
     Attributes:
         directory: the folder, held open.
+        is_inherited: whether this is a forked child of the process that took the locks, which keeps them.
 
     Raises:
         BufferLockedError: another writer, in this process or another one, holds it.
@@ -43,41 +44,45 @@ class WriterLock:
     def __init__(self, folder: Path) -> None:
         # Resolved: a link to the folder may be given another target while it is written to.
         self._path = os.path.join(os.path.realpath(folder), LOCK_NAME)
-        self._owner = os.getpid()
-        self._descriptor = -1
-        self._identity = 0, 0
+        self.is_inherited = False
         try:
             self.directory = Directory(folder)
+            self._take_in_place()
+        except FileNotFoundError:
+            raise BufferNotFoundError(errno.ENOENT, "there is no such folder (any more)", str(folder)) from None
+        except OSError as error:
+            if isinstance(error, GymReplayError):
+                raise
+            raise refusal(error, folder / LOCK_NAME, "the folder could not be locked for writing") from error
+
+    def _take_in_place(self) -> None:
+        try:
             for _ in range(_ATTEMPTS):
                 self._take()
                 if self._is_in_place():
                     return
-                self._drop()  # it was removed, or replaced, between the two calls
+                self._file.close()  # it was removed, or replaced, between the two calls
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-        except BaseException as error:
-            self.release()
-            if isinstance(error, FileNotFoundError):
-                raise BufferNotFoundError(errno.ENOENT, "there is no such folder (any more)", str(folder)) from None
-            if isinstance(error, OSError) and not isinstance(error, GymReplayError):
-                raise refusal(error, folder / LOCK_NAME, "the folder could not be locked for writing") from error
+        except BaseException:
+            self.directory.close()
             raise
 
     def _take(self) -> None:
-        descriptor = self.directory.open(LOCK_NAME, os.O_RDWR | os.O_CREAT)
-        self._descriptor = close_with(self, descriptor)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._lock_folder()
-        except OSError as error:
-            if error.errno not in _REFUSED:
-                raise
-            raise self._refusal() from None
-        own = os.fstat(self._descriptor)
+        self._file = Descriptor(self.directory.open(LOCK_NAME, os.O_RDWR | os.O_CREAT))
+        descriptor = self._file.number
+        own = os.fstat(descriptor)
         self._identity = own.st_ino, own.st_dev
-        _HELD.add(self)
-        with suppress(OSError):  # a full disk: the lock holds, and only its message will lack the process id
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock_folder()
+            _HELD.add(self)
+            with suppress(OSError):  # a full disk: the lock holds, and only its message will lack the process id
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except BaseException as error:
+            refused = self._refusal() if isinstance(error, OSError) and error.errno in _REFUSED else error
+            self._file.close()
+            raise refused from None
 
     def _lock_folder(self) -> None:
         try:
@@ -88,12 +93,11 @@ class WriterLock:
 
     def _refusal(self) -> BufferLockedError:
         # Not by the process id alone: in containers, several processes have the same one.
-        own, holder = os.fstat(self._descriptor), None
-        there = own.st_ino, own.st_dev
+        holder = None
         with suppress(OSError, ValueError):
-            holder = int(os.pread(self._descriptor, 32, 0))
+            holder = int(os.pread(self._file.number, 32, 0))
         who = f"process {holder}" if holder else "another process"
-        if any(lock.is_held and lock._identity == there for lock in list(_HELD)):
+        if any(lock.is_held and lock._identity == self._identity for lock in list(_HELD)):
             who = f"this process ({os.getpid()})"
         return BufferLockedError(
             errno.EAGAIN,
@@ -105,7 +109,7 @@ class WriterLock:
     @property
     def is_held(self) -> bool:
         """Whether it was not released yet."""
-        return self._descriptor >= 0
+        return self._file.number >= 0
 
     def check(self) -> None:
         """Raise where the folder is not, any more, the one under its path with this lock in it.
@@ -176,25 +180,20 @@ class WriterLock:
             return False
         return (found.st_ino, found.st_dev) == self._identity
 
-    def _drop(self) -> None:
-        descriptor = self._descriptor
-        if descriptor >= 0 and self._owner == os.getpid():  # a child shares the locks of its parent
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            with suppress(OSError):
-                fcntl.flock(self.directory.descriptor, fcntl.LOCK_UN)
-        self._descriptor = -1
-        close_now(descriptor)
-
     def release(self) -> None:
         """Let the next writer in."""
-        self._drop()
-        if hasattr(self, "directory"):
-            self.directory.close()
+        if self.is_held and not self.is_inherited:  # a child shares the locks of its parent
+            fcntl.flock(self._file.number, fcntl.LOCK_UN)
+            with suppress(OSError):
+                fcntl.flock(self.directory.descriptor, fcntl.LOCK_UN)
+        self._file.close()
+        self.directory.close()
 
 
 def _release_in_child() -> None:
     """A forked child closes what it inherited, or the lock would outlive the process that took it."""
     for lock in list(_HELD):
+        lock.is_inherited = True
         lock.release()
 
 

@@ -17,7 +17,7 @@ RUN_BYTES = 1 << 18
 """Bytes that are compared at once: to compare each short episode would cost more than its steps (``record``)."""
 
 _Array: TypeAlias = "npt.NDArray[Any]"
-_Rows: TypeAlias = tuple[int, int, Sequence[int], bool, bytes]
+_Rows: TypeAlias = "tuple[int, int, Sequence[int], bool, bytes | memoryview]"
 """The first episode's id and its first row, where each episode ends, whether each ends with row T, and all bytes."""
 
 
@@ -34,9 +34,7 @@ class BoundsCheck:
     def __init__(self, leaves: Sequence[Leaf]) -> None:
         self._bounds = {leaf.name: bounds for leaf in leaves if (bounds := _bounds_of(leaf)) is not None}
         self._fields = {leaf.name: leaf.field for leaf in leaves}
-        self._pending: dict[str, list[tuple[int, int, Sequence[int], bool, bytes]]] = {
-            name: [] for name in self._bounds
-        }
+        self._pending: dict[str, list[_Rows]] = {name: [] for name in self._bounds}
         self._nbytes = 0
         self.counts: dict[str, int] = {}
 
@@ -80,11 +78,11 @@ class BoundsCheck:
                 for rows in given:
                     self._count(name, *rows)
 
-    def _rows(self, name: str, data: bytes) -> _Array:
+    def _rows(self, name: str, data: bytes | memoryview) -> _Array:
         field = self._fields[name]
         return np.frombuffer(data, field.dtype).reshape(-1, *field.shape)
 
-    def _may_be_outside(self, name: str, data: bytes) -> bool:
+    def _may_be_outside(self, name: str, data: bytes | memoryview) -> bool:
         rows, (low, high) = self._rows(name, data), self._bounds[name]
         if len(rows) == 0:
             return False
@@ -93,7 +91,7 @@ class BoundsCheck:
             return not ((rows.min(axis) >= low).all() and (rows.max(axis) <= high).all())
 
     def _count(
-        self, name: str, first_id: int, first: int, ends: Sequence[int], ends_with_row_t: bool, data: bytes
+        self, name: str, first_id: int, first: int, ends: Sequence[int], ends_with_row_t: bool, data: bytes | memoryview
     ) -> None:
         """Count the rows of some episodes that are outside, and warn of the field's first one."""
         rows, (low, high) = self._rows(name, data), self._bounds[name]

@@ -250,7 +250,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
         if any(ends.values()):
             self._end_episodes()
         else:
-            self._room = room - 1 if self._extend is extend else 0  # of wider rows fewer are kept in memory
+            self._room = room - 1 if self._extend == extend else 0  # of wider rows fewer are kept in memory
 
     def _believe(self, reward: Any, room: int) -> int:
         """Let the first reward decide the shape of all; how many steps may follow."""
@@ -292,10 +292,8 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
             first.update(zip(self._infos.names, row, strict=True))
 
     def _encode_info(self, infos: Infos, info: Any) -> tuple[bytes, ...]:
-        stage = self._session.stage
-        before = None if stage is None else stage.format
         (row,) = infos.encode([info])
-        if stage is not None and stage.format is not before:
+        if (stage := self._session.stage) is not None:  # it may have written early what it had
             self._extend = stage.extend
         return row
 
@@ -327,7 +325,8 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
                 stage = session.begin(episode, self._infos.names if self._infos else ())
             room = self._ask_for_room(stage)
             if room <= 0:
-                session.claim.raise_too_long(stage)
+                session.claim.require_longer(stage)
+                room = self._ask_for_room(stage)
             return room
         finally:
             self._room = 0

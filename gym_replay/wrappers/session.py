@@ -77,13 +77,11 @@ class Ended(Protocol):
 
     Attributes:
         verdicts: whether each one is kept, of those that ``on_episode`` has seen.
+        first_id: the id of the first episode, once a commit was begun.
     """
 
     verdicts: list[bool]
-
-    @property
-    def first_id(self) -> int | None:
-        """The id of the first episode, once a commit was begun."""
+    first_id: int | None
 
     def __len__(self) -> int: ...
 
@@ -285,7 +283,8 @@ class Session(ABC, Generic[_E]):
                 return
             ended = ended.only(ended.verdicts)
             self.ended = [ended, *self.ended[1:]]
-        self.claim.commit(ended.block(self.buffer.encoders()))
+        block, ended.first_id = ended.block(self.buffer.encoders()), self.claim.next_id
+        self.claim.commit(block)
 
     def refuse_within_on_episode(self) -> None:
         """Raise EpisodeStateError where ``on_episode`` is looking at an episode, which is not committed yet."""

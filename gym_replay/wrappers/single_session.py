@@ -42,6 +42,7 @@ class Episode:
         is_broken: a step was lost, so none may follow.
         is_complete: at its end, whether it was not cut.
         verdicts: whether it is kept, once ``on_episode`` has seen it.
+        first_id: its id, once a commit was begun.
     """
 
     def __init__(self, initial: dict[str, bytes], meta: dict[str, bytes]) -> None:
@@ -50,6 +51,7 @@ class Episode:
         self.stage: Stage | None = None
         self.ended_at, self.is_broken, self.is_complete = -1, False, False
         self.verdicts: list[bool] = []
+        self.first_id: int | None = None
         self._pieces: Sequence[Piece] = ()
 
     def __len__(self) -> int:
@@ -59,11 +61,6 @@ class Episode:
     def has_ended(self) -> bool:
         """Whether the last transition ended the episode."""
         return self.stage is not None and self.ended_at == len(self.stage)
-
-    @property
-    def first_id(self) -> int | None:
-        """Its id, once a commit was begun."""
-        return None if self.stage is None else self.stage.commit_id
 
     def finished(self, index: int, metadata: Metadata) -> FinishedEpisode:
         """The episode, as ``on_episode`` sees it."""
@@ -99,8 +96,8 @@ class Episode:
 
     def show_to(self, bounds: BoundsCheck) -> None:
         """Let the rows, if they are committed, be compared with the bounds of their spaces."""
-        if self.stage is not None and self.stage.commit_id is not None:
-            bounds.add(self.stage.commit_id, self._pieces, self.stage.format.has_state)
+        if self.stage is not None and self.first_id is not None:
+            bounds.add(self.first_id, self._pieces, self.stage.format.has_state)
 
 
 class SingleSession(Session[Episode]):
@@ -185,7 +182,7 @@ class SingleSession(Session[Episode]):
 
     def _check_fields(self, fields: Mapping[str, Field]) -> None:
         if (stage := self.stage) is not None:
-            stage.check(fields)
+            stage.write_early()
 
     def _take_fields(self, names: Collection[str]) -> None:
         if (stage := self.stage) is None:
@@ -194,7 +191,7 @@ class SingleSession(Session[Episode]):
         changed = {name: info for name, info in known.items() if before.get(name) != info}
         for brings in (True, False):
             if fields := {name: info for name, info in changed.items() if (name in names) is brings}:
-                stage.add_fields(stage.format.with_fields(fields, bring_items=brings))
+                stage.change_format(stage.format.with_fields(fields, bring_items=brings))
 
     def _has_rewards(self) -> bool:
         return (stage := self.stage) is None or bool(len(stage))
@@ -223,13 +220,10 @@ class SingleSession(Session[Episode]):
                 if not self.ended:
                     self.episode = None
         self.episode = None
-        stage.close()
 
     def forget(self) -> None:
         self.claim.close()
-        stage, self.episode, self.ended = self.stage, None, []
-        if stage is not None:
-            stage.close()
+        self.episode, self.ended = None, []
         if (forgotten := self._forgotten()) is not None:
             forgotten()
 
@@ -240,7 +234,7 @@ def _return_of(stage: Stage, pieces: Sequence[Piece]) -> Any:
     if stage.format.fields["reward"].shape:
         total: npt.NDArray[np.float64] = np.cumsum(stage.column("reward"), axis=0)[-1]
         return total + 0.0  # as if summed from 0.0 on: no -0.0
-    if stage.spill is not None:
+    if stage.early is not None:
         return float(np.cumsum(stage.column("reward"))[-1]) + 0.0
     if length > _FEW:
         data = next(data for name, _, _, data in pieces if name == "reward")

@@ -51,7 +51,6 @@ class _Syncs:
         self._wrap(monkeypatch, ColumnWriter, "sync", lambda column: ("sync", self._name(folder, column)))
         self._wrap(monkeypatch, Counters, "sync", lambda counters: ("sync", "commit.npy"))
         self._wrap(monkeypatch, Counters, "put", lambda counters, name, value: ("put", name))
-        self._wrap(monkeypatch, Counters, "put_next", lambda counters, value: ("put", "next"))
 
     @staticmethod
     def _name(folder, column):
@@ -140,14 +139,14 @@ def test_power_loss_at_a_durable_commit_of_a_ring_loses_the_evicted_episode_only
     monkeypatch.setattr(Counters, "sync", sync)
     with make_plain(folder, circular=True, durability="power", **limits) as buffer:
         add(buffer, 5, 5, 5)
-        real_put = Counters.put_next
+        real_put = Counters.put
 
-        def put_next(counters, value):
+        def put(counters, name, value):
             nonlocal off
-            real_put(counters, value)
-            off = True
+            real_put(counters, name, value)
+            off = off or name == "next"
 
-        monkeypatch.setattr(Counters, "put_next", put_next)
+        monkeypatch.setattr(Counters, "put", put)
         with pytest.raises(OSError, match="power off"):
             buffer.store_episode(x=np.full(5, -1))
         off = False

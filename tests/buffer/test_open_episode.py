@@ -1,11 +1,13 @@
 """ReplayBuffer, the open episode: what goes into it, what ends it, and what discards it."""
 
+import sys
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from buffer_helpers import WRITE_ONE, add, contents, ids, make, make_plain, run_script
 
-from gym_replay import EpisodeStateError, FieldError
-from gym_replay.buffer.storage import staging
+from gym_replay import BufferFullError, EpisodeStateError, Field, FieldError, ReplayBuffer, check_buffer
 
 
 def test_an_episode_inside_another_is_refused_and_the_outer_one_goes_on(tmp_path):
@@ -102,7 +104,7 @@ class _Stop(BaseException):
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt(), _Stop()], ids=repr)
 @pytest.mark.parametrize("circular", [False, True])
 def test_an_exception_inside_discards_the_episode_and_is_raised_on(tmp_path, monkeypatch, error, circular):
-    monkeypatch.setattr(staging, "CHUNK_ROWS", 2)
+    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", 2)
     with make_plain(tmp_path, max_episodes=9, circular=circular) as buffer:
         add(buffer, 2)
 
@@ -226,3 +228,65 @@ def test_a_released_block_does_not_end_the_one_opened_after_it(tmp_path):
                 old.__exit__(None, None, None)
             buffer.store(x=2)
         assert contents(buffer) == [[1, 2]]
+
+
+def test_an_episode_goes_on_where_others_were_deleted(tmp_path):
+    with make_plain(tmp_path, max_steps=6) as buffer:
+        add(buffer, 4)
+        with buffer.one_episode():
+            for t in range(2):
+                buffer.store(x=t)
+            with pytest.raises(BufferFullError, match="max_steps=6"):
+                buffer.store(x=2)
+            buffer.delete(0)
+            for t in range(2, 6):
+                buffer.store(x=t)
+            with pytest.raises(BufferFullError, match="max_steps=6"):
+                buffer.store(x=6)
+        assert contents(buffer) == [[0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("limits", [{"max_episodes": 3}, {"max_steps": 60}])
+def test_long_episodes_in_a_ring_lie_where_there_is_room(tmp_path, monkeypatch, limits):
+    """What was written of them before is copied there, unless it would be copied onto itself."""
+    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", 4)
+    monkeypatch.setattr("gym_replay.buffer.storage.staging.RAGGED_CHUNK_ROWS", 4)
+    monkeypatch.setattr("gym_replay.buffer.storage.open_files.PIECE", 24)
+    fields = {
+        "x": Field("int64", (), state=True),
+        "words": Field("int16", (), ragged=True),
+        "state_words": Field("int16", (), ragged=True, state=True),
+        "nothing": ("float", (0,)),
+    }
+    lengths = [5, 20, 3, 41, 1, 60, 2, 2, 37, 58, 9, 9, 9, 30]
+    if "max_episodes" in limits:
+        lengths[5] = 150
+    with ReplayBuffer(tmp_path, fields=fields, circular=True, **limits) as buffer:
+        for number, length in enumerate(lengths):
+            interrupted = number % 3 == 2
+            with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext(), buffer.one_episode():
+                for t in range(length):
+                    buffer.store(x=1000 * number + t, words=range(t % 3), state_words=[number] * (t % 4))
+                buffer.store_final(x=1000 * number + length, state_words=[7])
+                if interrupted:
+                    interrupt_at_the_records()
+            assert buffer.episode(-1).id == number
+            for episode in buffer:
+                steps = range(lengths[episode.id])
+                assert episode["x"].tolist() == [1000 * episode.id + t for t in (*steps, len(steps))]
+                assert episode["words"].tolist() == [list(range(t % 3)) for t in steps]
+                assert episode["state_words"].tolist() == [*([episode.id] * (t % 4) for t in steps), [7]]
+    assert check_buffer(tmp_path, progress=False).verified
+    rows = np.load(tmp_path / "steps/x.npy", mmap_mode="r")
+    assert len(rows) <= 2 * max(lengths) + 200
+
+
+def interrupt_at_the_records():
+    """Raise when all rows of a block are written, once."""
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_name == "_write_records":
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    sys.settrace(trace)

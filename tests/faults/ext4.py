@@ -111,7 +111,7 @@ class _Fuse:
     @contextlib.contextmanager
     def installed(self) -> Iterator[_Fuse]:
         calls = [(os, name) for name in ("pwrite", "ftruncate", "rename", "replace", "unlink", "mkdir", "fsync")]
-        replaced = [(owner, name, getattr(owner, name)) for owner, name in [*calls, (Counters, "put_next")]]
+        replaced = [(owner, name, getattr(owner, name)) for owner, name in [*calls, (Counters, "put")]]
         for owner, name, real in replaced:
             setattr(owner, name, self._wrap(real))
         try:

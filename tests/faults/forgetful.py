@@ -297,8 +297,7 @@ class Recording:
             put(shutil, "copyfile", self._copyfile)
             put(new_folder, "_swap", self._swap)
             put(mmap, "mmap", self._map_class)
-            for name in ("put", "put_next"):
-                put(Counters, name, self._store)
+            put(Counters, "put", self._store)
             yield self
             self._note(None)
         finally:

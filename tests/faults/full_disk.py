@@ -338,7 +338,12 @@ class OneShot(Way):
 class Clear(OneShot):
     def attempt(self) -> None:
         self.after = self.number
-        self.buffer.clear()
+        try:
+            self.buffer.clear()
+        except StorageError as error:  # there was room for the change, and none to bring it to its end
+            if "the change was made all the same" in str(error):
+                self.expected.lengths = {}
+            raise
         self.expected.lengths = {}
 
     @property

@@ -79,8 +79,7 @@ class _Fuse:
             setattr(os, name, self._wrap(getattr(os, name), half=name == "pwrite"))
         from gym_replay.buffer.storage.counters import Counters
 
-        for name in ("put", "put_next"):
-            setattr(Counters, name, self._wrap(getattr(Counters, name)))
+        Counters.put = self._wrap(Counters.put)
 
     def _wrap(self, function: Callable, *, half: bool = False) -> Callable:
         def wrapped(*args, **kwargs):

@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from gym_replay import ReplayBuffer, StorageError
 from gym_replay.buffer.storage import edits, writer
-from gym_replay.buffer.storage import spill as spills
+from gym_replay.buffer.storage.open_files import OpenFiles
 
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """A folder whose files are in memory, for tests that make many buffers and ask nothing of the disk."""
@@ -137,7 +137,7 @@ def full_disk(monkeypatch, *, times=1 << 30, what="write"):
 
     Args:
         what: any bytes (``"write"``), the files of a new field (``"create"``), their taking their places
-            (``"switch"``), or the rows of a new field before it was new (``"fill"``).
+            (``"switch"``), or rows of a new field that are written before their episode ends (``"early"``).
     """
     refusals = []
     refused = StorageError(errno.ENOSPC, "no space left", "a file")
@@ -159,7 +159,6 @@ def full_disk(monkeypatch, *, times=1 << 30, what="write"):
         elif what == "switch":
             patch.setattr(writer, "switch_files", refusing(writer.switch_files))
         else:
-            for spill in (spills.TailSpill, spills.FileSpill):
-                is_info = lambda spill, piece: piece[0].startswith("info")  # noqa: E731
-                patch.setattr(spill, "write", refusing(spill.write, concerns=is_info))
+            has_infos = lambda files, pieces, early: any(piece[0].startswith("info") for piece in pieces)  # noqa: E731
+            patch.setattr(OpenFiles, "write_early", refusing(OpenFiles.write_early, concerns=has_infos))
         yield refusals

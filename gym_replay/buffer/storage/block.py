@@ -2,50 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.ragged import Ragged, spans_of
 from gym_replay.buffer.storage.records import MetaColumn
-from gym_replay.schema.fields import Field
 
-Piece: TypeAlias = tuple[str, bool, int, bytes]
-"""Bytes of one file of an episode: the field, whether these are elements of a ragged field, the first row (or element)
-of the episode, and the bytes. The rows of a ragged field are spans that count from the episode's first element.
+Piece: TypeAlias = "tuple[str, bool, int, bytes | memoryview]"
+"""Bytes of one file of an episode, or of several one after another: the field, whether these are elements of a ragged
+field, the first row (or element) counted from the first one of the episode, and the bytes. The rows of a ragged field
+are spans that count from the episode's first element.
 """
 
-BlockPiece: TypeAlias = tuple[str, bool, int, "bytes | memoryview"]
-"""A piece of one episode, or of several, whose rows lie one episode after another."""
 
+@dataclass
+class EarlyRows:
+    """The rows of a long open episode that are in the buffer's files before its commit, where no reader looks.
 
-class Spill(Protocol):
-    """Where rows of the open episode go before its commit."""
+    Attributes:
+        row: the first of them, behind the last row that a live episode owns.
+        elements: of ragged fields, the first element.
+        counts: how many there are of a field: rows, and where the second part of the key is True, elements.
+    """
 
-    def write(self, piece: Piece) -> None:
-        """Keep a piece."""
+    row: int
+    elements: Mapping[str, int]
+    counts: dict[tuple[str, bool], int] = field(default_factory=dict)
 
-    def read(self, name: str, rows: int) -> bytes:
-        """The bytes of the first rows of a field, kept before."""
-
-    def pieces(self) -> Iterator[Piece]:
-        """What the commit has to write of what is kept."""
-
-    def add_fields(self, fields: Mapping[str, Field]) -> None:
-        """Take pieces of these fields from now on: of new ones, and of others in a wider dtype."""
-
-    def check(self, fields: Mapping[str, Field]) -> None:
-        """Raise FieldError where a value that is kept would change in the wider dtype of a field."""
-
-    def close(self) -> None:
-        """The episode has ended: what is kept only for the commit can go."""
-
-
-def _ignore(first_id: int) -> None:
-    """Nobody asks whether the commit came through."""
+    @property
+    def end(self) -> int:
+        """One past the last row."""
+        return self.row + max([count for (_, is_elements), count in self.counts.items() if not is_elements], default=0)
 
 
 class Block(NamedTuple):
@@ -57,20 +49,17 @@ class Block(NamedTuple):
         flags: of all episodes, or of each.
         meta: a value for all episodes, or one for each, of every meta field.
         elements: by ragged field, how many elements each episode has.
-        begin: is told the first episode's id before anything is written. The commit is through once the counter
-            ``next`` is past it, whatever exception came then.
-        spill: of a single episode, what keeps the rows that come before the pieces.
+        early: of a single episode, the rows that come before the pieces.
         sums: by field the checksums of each episode, where they are known once the pieces were gone through.
         sums_may_wait: whether the checksums of short episodes are left to flush and close.
     """
 
-    pieces: Iterable[BlockPiece]
+    pieces: Iterable[Piece]
     lengths: list[int] | npt.NDArray[np.int64]
     flags: int | npt.NDArray[np.uint8]
     meta: Mapping[str, MetaColumn]
     elements: Mapping[str, Sequence[int]] = MappingProxyType({})
-    begin: Callable[[int], None] = _ignore
-    spill: Spill | None = None
+    early: EarlyRows | None = None
     sums: Mapping[str, npt.NDArray[np.uint32]] | None = None
     sums_may_wait: bool = False
 
@@ -81,12 +70,11 @@ class Block(NamedTuple):
         lengths: list[int] | npt.NDArray[np.int64],
         flags: int | npt.NDArray[np.uint8],
         meta: Mapping[str, MetaColumn],
-        begin: Callable[[int], None] = _ignore,
         *,
         sums_may_wait: bool = False,
     ) -> Block:
         """Episodes whose rows, one episode after another, are a contiguous array for each field."""
-        pieces: list[BlockPiece] = []
+        pieces: list[Piece] = []
         elements: dict[str, Sequence[int]] = {}
         for name, values in rows.items():
             if isinstance(values, Ragged):
@@ -97,4 +85,4 @@ class Block(NamedTuple):
                 elements[name] = np.add.reduceat(counts, [0, *ends[:-1]]).tolist()
             else:
                 pieces.append((name, False, 0, values.data))
-        return cls(pieces, lengths, flags, meta, elements, begin, sums_may_wait=sums_may_wait)
+        return cls(pieces, lengths, flags, meta, elements, sums_may_wait=sums_may_wait)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -25,7 +26,7 @@ LARGE_EPISODE = 1 << 15
 """Bytes of an episode from which on a call for each of its checksums takes less time than the summing itself. Such
 checksums are computed at the commit from what is in memory, and otherwise beside the recording."""
 
-_pack_sum = struct.Struct("<I").pack
+THREAD = "gym_replay checksums"
 
 
 class Checksums:
@@ -39,7 +40,8 @@ class Checksums:
     def __init__(self, files: OpenFiles, *, power: bool) -> None:
         self._files, self._power = files, power
         self._unsummed = 0  # bytes of rows that were committed since
-        self.job: SumsJob | None = None
+        self._thread: threading.Thread | None = None
+        self._found: _Run | None = None  # with the checksums that were computed in the thread
 
     def follow(self, block: Block, first_id: int, nbytes: int) -> None:
         """A block whose rows have ``nbytes`` bytes was committed: write checksums where it is time.
@@ -47,55 +49,51 @@ class Checksums:
         What the disk refuses is left to flush and close.
         """
         self._unsummed += nbytes
-        if block.sums is not None and self._files.counters.summed == first_id:
-            self._put(block.sums, first_id, len(block.lengths))
-        elif LARGE_EPISODE <= nbytes <= CHECKSUM_RUN and self._may_sum_in_memory(block, first_id):
-            with suppress(StorageError):
-                self._sum_in_memory(block, first_id)
-        elif self._unsummed >= CHECKSUM_RUN and not (block.sums_may_wait and not self._episodes_are_large()):
-            with suppress(StorageError):
-                self._sum_a_run()
+        is_run, counters = self._unsummed >= CHECKSUM_RUN, self._files.counters
+        if block.sums is None and not is_run and nbytes < LARGE_EPISODE:
+            return
+        with suppress(StorageError):
+            if counters.summed == first_id and (sums := self._known(block, nbytes)) is not None:
+                self._put(sums, first_id, len(block.lengths))
+            elif is_run and self._unsummed >= LARGE_EPISODE * (counters.next - counters.summed):  # on average
+                self._start()
+            elif is_run and not block.sums_may_wait:
+                self.fill()
 
-    def _may_sum_in_memory(self, block: Block, first_id: int) -> bool:
-        """Whether a block is a single episode with all its rows, and its checksums are the next ones."""
-        files = self._files
-        is_whole = len(block.lengths) == 1 and block.spill is None and files.is_plain
-        return is_whole and not block.sums_may_wait and files.counters.summed == first_id and not self._power
+    def _known(self, block: Block, nbytes: int) -> Mapping[str, Any] | None:
+        """The checksums that come with a block, or those of a single episode, while the processor has all its rows."""
+        is_whole = len(block.lengths) == 1 and block.early is None and not self._files.elements
+        if block.sums is None and is_whole and LARGE_EPISODE <= nbytes <= CHECKSUM_RUN and not self._power:
+            return {name: [crc32(data)] for name, _, _, data in block.pieces}
+        return block.sums
 
-    def _sum_in_memory(self, block: Block, episode_id: int) -> None:
-        """Write the checksums of a single episode, while the processor has the bytes at hand."""
+    def _put(self, found: Mapping[str, Any], first_id: int, count: int) -> None:
+        """Write the checksums of episodes with consecutive ids."""
         files = self._files
-        sums = {name: _pack_sum(crc32(data)) for name, _, _, data in block.pieces}
-        files.sums.write(files.slot(episode_id), b"".join([sums[name] for name in files.steps]))
-        files.counters.put("summed", episode_id + 1)
-        self._unsummed = 0
-
-    def _put(self, found: Mapping[str, npt.NDArray[np.uint32]], first_id: int, count: int) -> None:
-        """Write the checksums of episodes with consecutive ids, which are the next ones."""
-        files = self._files
-        sums = np.zeros(count, files.sums.dtype)
+        sums = np.empty(count, files.sums.dtype)
         for name, column in found.items():
             sums[name] = column
-        slots = slots_of(np.arange(first_id, first_id + count), files.base, files.capacity)
-        files.sums.write_scattered(slots, sums)
+        files.write_slots(files.sums, first_id, sums)
         files.counters.put("summed", first_id + count)
         self._unsummed = 0
 
-    def _episodes_are_large(self) -> bool:
-        """Whether those without checksums are, on average."""
-        counters = self._files.counters
-        return self._unsummed >= LARGE_EPISODE * (counters.next - counters.summed)
+    def _start(self) -> None:
+        """Have the checksums of a run of large episodes computed beside the recording, unless others are just now.
 
-    def _sum_a_run(self) -> None:
-        """Write the checksums of a run of episodes, or have them computed meanwhile where the episodes are large."""
-        if not self._episodes_are_large():
-            self.fill()
-        elif self.job is None or not self.job.is_alive():
-            self._take()
-            self.job = self._next_job()
+        Reading and summing large rows happens without Python's global lock, so that it costs the recording nothing
+        where there is a second core.
+        """
+        if self._thread is None or not self._thread.is_alive():
+            self._store(self._joined())
+            run = self._next_run()
+            if run is not None:
+                self._thread = threading.Thread(target=self._compute, args=(run,), name=THREAD, daemon=True)
+                self._thread.start()
             self._unsummed = 0
-            if self.job is not None:
-                self.job.start()
+
+    def _compute(self, run: _Run) -> None:
+        with suppress(Exception):  # it is tried again, and told, at the next flush or close
+            self._found = self._summed(run)
 
     def fill(self) -> None:
         """Write the checksums of all committed episodes that have none yet.
@@ -103,28 +101,24 @@ class Checksums:
         Raises:
             StorageError: the disk refused.
         """
-        self._take()
-        job = self._next_job()
-        if job is not None:
-            self._store(job, job.compute())
+        self._store(self._joined())
+        run = self._next_run()
+        if run is not None:
+            self._store(self._summed(run))
         self._unsummed = 0
 
-    def join(self) -> SumsJob | None:
-        """The checksums that were computed meanwhile, once they are through."""
-        job = self.job
-        if job is not None:
-            job.join()
-            self.job = None
-        return job
+    def join(self) -> None:
+        """Wait for what is computed, and forget it."""
+        self._joined()
 
-    def _take(self) -> None:
-        """Write what was computed meanwhile."""
-        job = self.join()
-        if job is not None and job.sums is not None:
-            self._store(job, job.sums)
+    def _joined(self) -> _Run | None:
+        if self._thread is not None:
+            self._thread.join()
+        self._thread, (found, self._found) = None, (self._found, None)
+        return found
 
-    def _next_job(self) -> SumsJob | None:
-        """What is to be summed; None where there is nothing."""
+    def _next_run(self) -> _Run | None:
+        """The episodes that are to be summed; None where there are none."""
         files = self._files
         counters = files.counters
         ids = np.arange(max(counters.summed, counters.first), counters.next, dtype=np.int64)
@@ -132,21 +126,44 @@ class Checksums:
             return None
         slots = slots_of(ids, files.base, files.capacity)
         records = files.table.read_scattered(slots)
-        kept = (records["flags"] & DELETED) == 0  # the rows of others may be what was damaged
-        starts, lengths = records["start"][kept], records["length"][kept]
-        fields = [(name, column, files.elements.get(name)) for name, column in files.steps.items()]
-        return SumsJob(fields, int(ids[-1]) + 1, ids[kept], slots[kept], starts, lengths + files.metadata.has_state)
+        live = (records["flags"] & DELETED) == 0  # the rows of others may be what was damaged
+        rows = records["length"] + files.metadata.has_state
+        return _Run(int(ids[-1]) + 1, ids[live], slots[live], records["start"][live], rows[live])
 
-    def _store(self, job: SumsJob, found: Mapping[str, npt.NDArray[np.uint32]]) -> None:
+    def _summed(self, run: _Run) -> _Run:
         files = self._files
-        live = job.ids >= files.counters.first  # the rows and slots of others may have been given to newer ones since
-        sums = np.zeros(len(job.slots), files.sums.dtype)
-        for name, column in found.items():
-            sums[name] = column
-        files.sums.write_scattered(job.slots[live], sums[live])
+        sums = np.zeros(len(run.ids), files.sums.dtype)
+        for name, column in files.steps.items():
+            sums[name] = field_checksums(column, files.elements.get(name), run.starts, run.rows)
+        return replace(run, sums=sums)
+
+    def _store(self, run: _Run | None) -> None:
+        if run is None or run.sums is None:
+            return
+        files = self._files
+        live = run.ids >= files.counters.first  # the rows and slots of others may have been given to newer ones since
+        files.sums.write_scattered(run.slots[live], run.sums[live])
         if self._power:
             files.sums.sync()
-        files.counters.put("summed", max(job.end, files.counters.summed))
+        files.counters.put("summed", max(run.end, files.counters.summed))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Episodes that are summed together.
+
+    Attributes:
+        end: one past the last id.
+        ids, slots, starts, rows: of each: id, table slot, first row and number of rows.
+        sums: the checksums of each, once they are computed.
+    """
+
+    end: int
+    ids: npt.NDArray[np.int64]
+    slots: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    sums: npt.NDArray[Any] | None = None
 
 
 def field_checksums(
@@ -167,48 +184,6 @@ def field_checksums(
         return row_checksums(rows_column, starts, rows)
     pairs = zip(starts.tolist(), rows.tolist(), strict=True)
     return np.array([_ragged_checksum(rows_column, elements, start, count) for start, count in pairs], np.uint32)
-
-
-class SumsJob(threading.Thread):
-    """The checksums of a run of episodes, computed here with :meth:`run` or beside the recording with ``start``.
-
-    Reading and summing large rows happens without Python's global lock, so that it costs the recording nothing where
-    there is a second core.
-
-    Args:
-        fields: name, rows (or spans), and elements of each field.
-        end: one past the last id.
-        ids, slots, starts, rows: of each episode: id, table slot, first row and number of rows.
-
-    Attributes:
-        sums: by field; None before they are there, or where computing them failed.
-    """
-
-    def __init__(
-        self,
-        fields: Sequence[tuple[str, ColumnWriter, ColumnWriter | None]],
-        end: int,
-        ids: npt.NDArray[np.int64],
-        slots: npt.NDArray[np.int64],
-        starts: npt.NDArray[np.int64],
-        rows: npt.NDArray[np.int64],
-    ) -> None:
-        super().__init__(name="gym_replay checksums", daemon=True)
-        self.end, self.ids, self.slots = end, ids, slots
-        self.sums: dict[str, npt.NDArray[np.uint32]] | None = None
-        self._fields = fields
-        self._starts, self._rows = starts, rows
-
-    def compute(self) -> dict[str, npt.NDArray[np.uint32]]:
-        """The checksums by field."""
-        return {
-            name: field_checksums(column, elements, self._starts, self._rows) for name, column, elements in self._fields
-        }
-
-    def run(self) -> None:
-        """Compute, for whoever joins; what fails here is tried again, and told, at the next flush or close."""
-        with suppress(Exception):
-            self.sums = self.compute()
 
 
 def _ragged_checksum(spans: ColumnWriter, elements: ColumnWriter, start: int, rows: int) -> int:

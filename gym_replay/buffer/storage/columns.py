@@ -26,7 +26,7 @@ from gym_replay.files.directory import (
     storage_error,
     sync_descriptor,
 )
-from gym_replay.files.garbage import close_now, close_with
+from gym_replay.files.garbage import Descriptor
 from gym_replay.files.writing import LONGEST_WRITE, Buffer, read_at, write_at
 
 FIRST_CHUNK = 1 << 16
@@ -244,7 +244,7 @@ class ColumnWriter:
         self.path, self.dtype, self.shape = path, dtype, shape
         self.capacity = capacity
         self.row_nbytes = dtype.itemsize * math.prod(shape)
-        self._descriptor, self._offset = close_with(self, descriptor), offset
+        self._file, self._offset = Descriptor(descriptor), offset
 
     @classmethod
     def create(
@@ -323,12 +323,12 @@ class ColumnWriter:
         position, written = self._offset + row * width, 0
         if size <= LONGEST_WRITE:  # as write_at, without the call: an episode is a dozen small writes
             try:
-                written = os.pwrite(self._descriptor, data, position)
+                written = os.pwrite(self._file.number, data, position)
             except OSError as error:
                 raise storage_error(error, self.path, size) from error
         if written < size:
             rest = np.frombuffer(data, np.uint8)[written:].data
-            write_at(self._descriptor, rest, position + written, self.path)
+            write_at(self._file.number, rest, position + written, self.path)
 
     def write_scattered(self, rows: npt.NDArray[np.int64], values: npt.NDArray[Any]) -> None:
         """Write ``values[i]`` to ``rows[i]``, each stretch of neighbouring rows in one piece."""
@@ -342,12 +342,12 @@ class ColumnWriter:
 
     def write_part(self, row: int, offset: int, data: bytes) -> None:
         """Write a part of an existing row, from its byte ``offset`` on."""
-        write_at(self._descriptor, data, self._offset + row * self.row_nbytes + offset, self.path)
+        write_at(self._file.number, data, self._offset + row * self.row_nbytes + offset, self.path)
 
     def read(self, row: int, rows: int) -> bytes:
         """The bytes of ``rows`` rows, beginning at ``row``."""
         wanted = rows * self.row_nbytes
-        data = read_at(self._descriptor, wanted, self._offset + row * self.row_nbytes)
+        data = read_at(self._file.number, wanted, self._offset + row * self.row_nbytes)
         if len(data) < wanted:
             raise CorruptBufferError(f"{self.path}: expected {rows} rows at row {row}, the file ends before")
         return data
@@ -387,7 +387,7 @@ class ColumnWriter:
 
     def _extend(self, rows: int, *, final: bool = False) -> bool:
         try:
-            os.ftruncate(self._descriptor, self._offset + rows * self.row_nbytes)
+            os.ftruncate(self._file.number, self._offset + rows * self.row_nbytes)
         except OSError as error:
             if final:
                 raise storage_error(error, self.path, (rows - self.capacity) * self.row_nbytes) from error
@@ -406,7 +406,7 @@ class ColumnWriter:
             self.sync()
         if self.row_nbytes:
             try:
-                os.ftruncate(self._descriptor, self._offset + rows * self.row_nbytes)
+                os.ftruncate(self._file.number, self._offset + rows * self.row_nbytes)
             except OSError as error:
                 raise refusal(error, self.path, "the room behind its last row could not be given back") from error
 
@@ -415,14 +415,13 @@ class ColumnWriter:
         header = encode_header(self.dtype, self.shape, rows)
         if len(header) != self._offset:
             raise CorruptBufferError(f"{self.path}: the header has {self._offset} bytes, expected {len(header)}")
-        write_at(self._descriptor, header, 0, self.path)
+        write_at(self._file.number, header, 0, self.path)
         self.capacity = rows
 
     def sync(self) -> None:
         """Have the file's bytes on the disk before returning."""
-        sync_descriptor(self._descriptor, self.path)
+        sync_descriptor(self._file.number, self.path)
 
     def close(self) -> None:
         """Release the file."""
-        descriptor, self._descriptor = self._descriptor, -1
-        close_now(descriptor)
+        self._file.close()

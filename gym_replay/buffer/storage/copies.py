@@ -11,7 +11,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.block import Block, BlockPiece
+from gym_replay.buffer.storage.block import Block, Piece
 from gym_replay.buffer.storage.checksums import field_checksums
 from gym_replay.buffer.storage.columns import Column, ColumnWriter
 from gym_replay.buffer.storage.layout import Metadata, current_path, spans_path, step_path, values_path
@@ -109,7 +109,7 @@ class _Rows:
         self._starts, self._counts = starts, counts
         self._before, self.sums = sums, np.zeros(len(starts), np.uint32)
 
-    def __iter__(self) -> Iterator[BlockPiece]:
+    def __iter__(self) -> Iterator[Piece]:
         self.sums[:] = 0 if self._before is None else self._before
         width, at = self._column.row_nbytes, 0
         edges = np.cumsum([0, *(self._counts * width).tolist()])
@@ -144,9 +144,9 @@ class _Pieces:
     """The pieces of all fields, one field after another."""
 
     def __init__(self) -> None:
-        self.parts: list[Iterable[BlockPiece]] = []
+        self.parts: list[Iterable[Piece]] = []
 
-    def __iter__(self) -> Iterator[BlockPiece]:
+    def __iter__(self) -> Iterator[Piece]:
         return chain.from_iterable(self.parts)
 
 

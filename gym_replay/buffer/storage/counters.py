@@ -27,7 +27,6 @@ NAMES = ("revision", "base", "first", "next", "summed", "deletions")
 LARGEST = (1 << 48) - 1
 """The largest value of a counter."""
 
-_REVISION, _BASE, _FIRST, _NEXT, _SUMMED, _DELETIONS = range(len(NAMES))
 _INDEX = {name: index for index, name in enumerate(NAMES)}
 _DTYPE = np.dtype("<u8")
 _HEADER = encode_header(_DTYPE, (), len(NAMES))
@@ -59,6 +58,20 @@ def _check_file(descriptor: int, path: Path | str) -> None:
     content = os.pread(descriptor, _SIZE + 1, 0)
     if len(content) != _SIZE or not content.startswith(_HEADER):
         raise CorruptBufferError(f"{path}: expected {len(NAMES)} 64-bit counters in {_SIZE} bytes")
+
+
+class _Counter:
+    """Reads one of the counters.
+
+    Args:
+        index: among ``NAMES``.
+    """
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def __get__(self, counters: Counters, owner: type) -> int:
+        return counters.value(self._index)
 
 
 class Counters:
@@ -113,44 +126,23 @@ class Counters:
         finally:
             writer.close()
 
-    @property
-    def revision(self) -> int:
-        """The metadata's revision that the files belong to."""
-        return self._value(_REVISION)
-
-    @property
-    def base(self) -> int:
-        """Id of the episode in slot 0 of the table."""
-        return self._value(_BASE)
-
-    @property
-    def first(self) -> int:
-        """Id of the oldest live episode."""
-        return self._value(_FIRST)
-
-    @property
-    def next(self) -> int:
-        """Id of the next episode; storing it is the commit."""
-        return self._value(_NEXT)
-
-    @property
-    def summed(self) -> int:
-        """Episodes below this id have checksums."""
-        return self._value(_SUMMED)
-
-    @property
-    def deletions(self) -> int:
-        """How often episodes were deleted."""
-        return self._value(_DELETIONS)
+    revision = _Counter(0)
+    """The metadata's revision that the files belong to."""
+    base = _Counter(1)
+    """Id of the episode in slot 0 of the table."""
+    first = _Counter(2)
+    """Id of the oldest live episode."""
+    next = _Counter(3)
+    """Id of the next episode; storing it is the commit."""
+    summed = _Counter(4)
+    """Episodes below this id have checksums."""
+    deletions = _Counter(5)
+    """How often episodes were deleted."""
 
     def put(self, name: str, value: int) -> None:
         """Store one counter."""
         index = _INDEX[name]
         self._words[index] = _word(value, self._seeds[index])
-
-    def put_next(self, value: int) -> None:
-        """Store the counter ``next``: the commit."""
-        self._words[_NEXT] = _word(value, self._seeds[_NEXT])
 
     def cut(self, episode_id: int) -> None:
         """Let go of an episode and all after it."""
@@ -175,12 +167,16 @@ class Counters:
 
     def check(self) -> None:
         """Raise CorruptBufferError where a counter is damaged, or contradicts another."""
-        values = [self._value(index) for index in range(len(NAMES))]
-        if not (values[_BASE] <= values[_FIRST] <= values[_NEXT] and values[_BASE] <= values[_SUMMED] <= values[_NEXT]):
-            named = dict(zip(NAMES, values, strict=True))
-            raise CorruptBufferError(f"{self.path}: the counters contradict one another: {named}")
+        values = {name: self.value(index) for name, index in _INDEX.items()}
+        if any(not values["base"] <= values[name] <= values["next"] for name in ("first", "summed")):
+            raise CorruptBufferError(f"{self.path}: the counters contradict one another: {values}")
 
-    def _value(self, index: int) -> int:
+    def value(self, index: int) -> int:
+        """The counter at an index of ``NAMES``.
+
+        Raises:
+            CheckValueError: it was damaged, or is another buffer's.
+        """
         word = self._words[index]
         value = word & LARGEST
         if crc_hqx(value.to_bytes(6, "little"), self._seeds[index]) != word >> 48:

@@ -130,16 +130,20 @@ def _widen_field(change: _Change, wider: Field, name: str) -> None:
 
 def _create_field(change: _Change, info: Field, name: str, snapshot: Snapshot, values: Rows | None) -> None:
     taken = snapshot.lengths + snapshot.metadata.has_state
-    default, total = info.default_value(), int(taken.sum())
+    default = info.default_value()
     if info.ragged:
-        none = Ragged.of_lengths(np.zeros(total, np.int64), default)
+        none = Ragged.of_lengths(np.zeros(int(taken.sum()), np.int64), default)
         change.write_ragged(name, snapshot, values if isinstance(values, Ragged) else none)
         return
     column = change.create(step_path(name))
-    if isinstance(values, np.ndarray) or any(default.tobytes()):  # an extended file holds zeros
-        rows = values if isinstance(values, np.ndarray) else np.broadcast_to(default, (total, *info.shape))
-        _write_rows(column, snapshot.starts, taken, rows)
-    column.reserve(change.end_row)
+    row, end = default.tobytes(), change.end_row
+    if isinstance(values, np.ndarray):
+        _write_rows(column, snapshot.starts, taken, values)
+    elif any(row):  # an extended file holds zeros
+        step = max(PIECE // len(row), 1)
+        for first in range(0, end, step):  # all rows: what is written of the open episode, too, holds the default
+            column.write(first, row * min(step, end - first))
+    column.reserve(end)
 
 
 def _with_rows(snapshot: Snapshot, name: str, episodes: Ints, values: Ragged, counts: Ints) -> Ragged:

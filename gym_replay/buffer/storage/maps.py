@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.errors import StorageError
-from gym_replay.files.garbage import when_garbage
+from gym_replay.files.garbage import AtEnd
 
 MAP_FIXED = 0x10  # the same number on Linux and macOS
 MAP_NORESERVE = 0x40 if os.uname().sysname == "Darwin" else 0x4000
@@ -103,9 +103,9 @@ class _Libc:
             raise OSError(code, os.strerror(code))
         return mapped
 
-    def unmap_with(self, owner: object, address: int, nbytes: int) -> None:
-        """Have a map undone when its owner is garbage."""
-        when_garbage(owner, ("map", address), self._munmap, address, nbytes)
+    def unmapping(self, address: int, nbytes: int) -> AtEnd:
+        """What undoes a map when it is garbage."""
+        return AtEnd(self._munmap, address, nbytes)
 
     def advise(self, address: int, nbytes: int, advice: int) -> None:
         """Tell of a stretch of a map what will be read of it."""
@@ -134,10 +134,10 @@ class Stretch:
         self._libc = libc()
         if descriptor is not None:
             self._address = self._libc.map(None, nbytes, mmap.MAP_SHARED, descriptor)
-            self._libc.unmap_with(self, self._address, nbytes)
-            return
-        self._address = self._libc.map(None, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, -1)
-        self._libc.unmap_with(self, self._address, nbytes)
+        else:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+            self._address = self._libc.map(None, nbytes, flags, -1)
+        self._unmapping = self._libc.unmapping(self._address, nbytes)
 
     def map(self, offset: int, nbytes: int, descriptor: int) -> None:
         """Show the beginning of a file, ``nbytes`` of it, at a distance from the beginning of the stretch."""

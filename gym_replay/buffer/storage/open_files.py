@@ -1,169 +1,189 @@
-"""The files of a folder that is written to, and what is live in them, as they belong together at one moment."""
+"""The files of a folder that is written to, as they belong together at one moment, and the commit.
+
+A commit writes the rows of whole episodes, then their records, then the counter that makes them visible. Whoever sees
+the counter sees the rest. A process that is killed before the counter is stored has changed nothing that anybody looks
+at.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from gym_replay.buffer.storage.block import BlockPiece
-from gym_replay.buffer.storage.columns import ColumnWriter
+from gym_replay.buffer.storage.block import Block, EarlyRows, Piece
+from gym_replay.buffer.storage.columns import PIECE, ColumnWriter
 from gym_replay.buffer.storage.counters import Counters
 from gym_replay.buffer.storage.layout import STEPS, Metadata, values_path
 from gym_replay.buffer.storage.ragged import moved_spans
 from gym_replay.buffer.storage.reader import FolderReader
-from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, EPISODES, meta_column, slots_of
-from gym_replay.buffer.storage.ring import RowRing
+from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, EPISODES, MetaColumn, meta_column, slots_of
+from gym_replay.buffer.storage.room import Room
 from gym_replay.buffer.storage.strings import STRINGS, StringWriter
+from gym_replay.files.directory import Directory
 
 STRINGS_RUN = 1 << 20
 """Bytes of strings from which on those of a ring's episodes that have left are removed."""
 
 
-@dataclass
-class LiveEpisodes:
-    """What is live; follows each commit.
-
-    Attributes:
-        ring: the rows that live episodes own, deleted ones included.
-        element_rings: the elements of each ragged field that they own.
-        element_counts: in a ring, how many elements of each ragged field each of them owns.
-        num_episodes, num_steps: without deleted ones.
-        table_steps: with deleted ones.
-    """
-
-    ring: RowRing
-    element_rings: dict[str, RowRing] = field(default_factory=dict)
-    element_counts: dict[str, deque[int]] = field(default_factory=dict)
-    num_episodes: int = 0
-    num_steps: int = 0
-    table_steps: int = 0
-
-    def take(self, start: int, rows: int, episodes: int, steps: int) -> None:
-        """Episodes have come, whose rows begin at ``start``."""
-        self.ring.take(start, rows)
-        self.num_episodes += episodes
-        self.num_steps += steps
-        self.table_steps += steps
-
-    def take_elements(self, name: str, base: int, counts: Sequence[int], *, is_ring: bool) -> None:
-        """The episodes that have come have these numbers of elements of a ragged field, from ``base`` on."""
-        if is_ring:
-            self.element_counts[name].extend(counts)
-        if count := sum(counts):
-            self.element_rings[name].take(base, count)
-
-    def release(self, steps: int, has_state: bool, *, is_deleted: bool) -> None:
-        """The oldest episode, of ``steps`` transitions, has left a ring."""
-        for name, counts in self.element_counts.items():
-            if count := counts.popleft():
-                self.element_rings[name].release(count)
-        self.ring.release(steps + has_state)
-        self.table_steps -= steps
-        if not is_deleted:
-            self.num_episodes -= 1
-            self.num_steps -= steps
-
-
-@dataclass(frozen=True)
 class OpenFiles:
-    """The open files of one revision, never changed but replaced by another one as a whole.
+    """The open files of one revision, replaced by another object as a whole when the files change.
+
+    Args:
+        directory: the folder.
+        metadata, counters, reader: of the revision.
+        power: whether rows, then records, then the counter are on the disk before the next of them is written.
 
     Attributes:
-        metadata: of that revision.
         columns: the writers of all array files, by path.
+        steps: those of the rows of each field, or its spans.
+        elements: those of the elements of each ragged field.
+        table, sums: of the records, and of the checksums.
+        room: what is live, and where the next episodes go.
+        row_nbytes: bytes of one row of all fields.
+        base, capacity: id of the episode in slot 0 of the table, and its slots; None where it grows.
         strings: takes the strings of meta fields, where there are any.
-        live: what is live in these files.
         most_strings: bytes of strings from which on those of a ring's episodes that have left are to be removed.
     """
 
-    metadata: Metadata
-    counters: Counters
-    columns: Mapping[str, ColumnWriter]
-    strings: StringWriter | None
-    live: LiveEpisodes
-    most_strings: int
-
-    @cached_property
-    def steps(self) -> dict[str, ColumnWriter]:
-        """The rows of each field, or its spans."""
-        return {name: self.columns[self.metadata.rows_path(name)] for name in self.metadata.fields}
-
-    @cached_property
-    def elements(self) -> dict[str, ColumnWriter]:
-        """The elements of each ragged field."""
-        return {name: self.columns[values_path(name)] for name in self.metadata.ragged_fields}
-
-    @cached_property
-    def sums(self) -> ColumnWriter:
-        """The checksums of each episode."""
-        return self.columns[CHECKSUMS]
-
-    @cached_property
-    def table(self) -> ColumnWriter:
-        """The record of each episode."""
-        return self.columns[EPISODES]
-
-    @cached_property
-    def sizeless(self) -> list[ColumnWriter]:
-        """Those of the fields whose rows have no bytes."""
-        return [column for column in self.steps.values() if column.row_nbytes == 0]
-
-    @cached_property
-    def row_nbytes(self) -> int:
-        """Bytes of one row of all fields."""
-        return sum(column.row_nbytes for column in self.steps.values())
-
-    @cached_property
-    def is_plain(self) -> bool:
-        """Whether episodes follow one another, with rows of one size."""
-        return not self.metadata.circular and not self.elements
-
-    @cached_property
-    def is_limited(self) -> bool:
-        """Whether the buffer can be full, or evict."""
-        metadata = self.metadata
-        return (metadata.max_episodes, metadata.max_timesteps, metadata.max_steps) != (None, None, None)
-
-    @cached_property
-    def base(self) -> int:
-        """Id of the episode in slot 0 of the table."""
-        return self.counters.base
-
-    @cached_property
-    def capacity(self) -> int | None:
-        """Slots of the episode table; None where it grows."""
-        return self.metadata.table_capacity
+    def __init__(
+        self, directory: Directory, metadata: Metadata, counters: Counters, reader: FolderReader, *, power: bool
+    ) -> None:
+        self.metadata, self.counters, self._power = metadata, counters, power
+        self.columns = {
+            path: ColumnWriter.open(directory, path, dtype, shape) for path, (dtype, shape) in metadata.columns.items()
+        }
+        for column in self.columns.values():
+            column.ordered = power
+        self.steps = {name: self.columns[metadata.rows_path(name)] for name in metadata.fields}
+        self.elements = {name: self.columns[values_path(name)] for name in metadata.ragged_fields}
+        self.table, self.sums = self.columns[EPISODES], self.columns[CHECKSUMS]
+        self.base, self.capacity = counters.base, metadata.table_capacity
+        self.row_nbytes = sum(column.row_nbytes for column in self.steps.values())
+        self._sizeless = [column for column in self.steps.values() if column.row_nbytes == 0]
+        ids = np.arange(counters.first, counters.next, dtype=np.int64)
+        records = self.table.read_scattered(slots_of(ids, self.base, self.capacity))
+        extents = records["start"], records["length"] + metadata.has_state, (records["flags"] & DELETED) != 0
+        elements = {name: reader.elements_of(name, *extents) for name in metadata.ragged_fields}
+        self.room = Room(metadata, counters, self.table, records, elements)
+        self.strings: StringWriter | None = None
+        self.most_strings = 0
+        if metadata.text_fields:
+            end = reader.end_of_strings(np.concatenate([records[meta_column(name)] for name in metadata.text_fields]))
+            self.strings, self.most_strings = StringWriter(self.columns[STRINGS], end), max(2 * end, STRINGS_RUN)
 
     def slot(self, episode_id: int) -> int:
         """The slot of an episode's record."""
         slot = episode_id - self.base
         return slot if self.capacity is None else slot % self.capacity
 
-    @property
-    def end(self) -> tuple[int, dict[str, int]]:
-        """One past the last row, and the last element of each ragged field, of all that is live."""
-        live = self.live
-        return live.ring.end, {name: ring.end for name, ring in live.element_rings.items()}
-
-    def write(self, pieces: Iterable[BlockPiece], start: int, bases: Mapping[str, int]) -> None:
+    def write(self, pieces: Iterable[Piece], row: int, elements: Mapping[str, int]) -> None:
         """Write pieces of episodes with this first row, and this first element of each ragged field."""
-        steps = self.steps
         for name, is_elements, first, data in pieces:
             if is_elements:
-                self.elements[name].write(bases[name] + first, data)
+                self.elements[name].write(elements.get(name, 0) + first, data)
             else:
-                steps[name].write(start + first, moved_spans(data, bases[name]) if name in bases else data)
+                self.steps[name].write(row + first, moved_spans(data, elements[name]) if name in elements else data)
+
+    # --- rows of an open episode ---
+
+    def write_early(self, pieces: Iterable[Piece], early: EarlyRows) -> None:
+        """Write pieces of an episode before its commit."""
+        for piece in pieces:
+            self.write([piece], early.row, early.elements)
+            name, is_elements, first, data = piece
+            column = self.elements[name] if is_elements else self.steps[name]
+            early.counts[name, is_elements] = first + len(data) // max(column.row_nbytes, 1)
+
+    def _early_pieces(self, early: EarlyRows, row: int, elements: Mapping[str, int]) -> Iterator[Piece]:
+        """What was written early and lies elsewhere than from this row and these elements on."""
+        for (name, is_elements), count in early.counts.items():
+            base = early.elements.get(name, 0)
+            if base == elements.get(name, 0) and (is_elements or early.row == row):
+                continue
+            column, begin = (self.elements[name], base) if is_elements else (self.steps[name], early.row)
+            step = max(PIECE // max(column.row_nbytes, 1), 1)
+            for first in range(0, count, step):
+                data = column.read(begin + first, min(step, count - first))
+                yield name, is_elements, first, moved_spans(data, -base) if base and not is_elements else data
+
+    # --- the commit ---
+
+    def commit(self, block: Block, first_id: int) -> int:
+        """Make the episodes of a block visible, the first of them with this id; the bytes of their rows.
+
+        Raises:
+            StorageError: the operating system refused. Only where it refused to sync the counter is the block visible.
+        """
+        metadata, counters, room, early = self.metadata, self.counters, self.room, block.early
+        lengths = block.lengths if isinstance(block.lengths, list) else block.lengths.tolist()
+        start, bases = room.find(lengths, block.elements, early) if metadata.circular else room.end
+        if self._power and metadata.circular:  # before rows of episodes that have left are overwritten
+            counters.sync()
+        if early is not None:
+            self.write(self._early_pieces(early, start, bases), start, bases)
+        self.write(block.pieces, start, bases)
+        rows = sum(lengths) + len(lengths) * metadata.has_state
+        for column in self._sizeless:
+            column.reserve(start + rows)
+        if self._power:
+            _sync([*self.steps.values(), *self.elements.values()])
+        self._write_records(block, first_id, start)
+        if self._power:
+            _sync([*([self.columns[STRINGS]] if self.strings else []), self.table])
+        counters.put("next", first_id + len(lengths))
+        if self._power:
+            counters.sync()
+        room.take(start, lengths)
+        nbytes = rows * self.row_nbytes
+        for name, counts in block.elements.items():
+            room.take_elements(name, bases[name], counts)
+            nbytes += sum(counts) * self.elements[name].row_nbytes
+        return nbytes
+
+    def write_slots(self, column: ColumnWriter, first_id: int, rows: npt.NDArray[Any]) -> None:
+        """Write rows of the table, or of the checksums, of episodes with consecutive ids."""
+        slot, count = self.slot(first_id), len(rows)
+        fitting = count if self.capacity is None else min(count, self.capacity - slot)  # the others begin at slot 0
+        column.write(slot, rows[:fitting].tobytes())
+        if fitting < count:
+            column.write(0, rows[fitting:].tobytes())
+
+    def _write_records(self, block: Block, first_id: int, start: int) -> None:
+        """Put the records of a block, whose rows begin at ``start``, into their slots."""
+        metadata, lengths, slot, count = self.metadata, block.lengths, self.slot(first_id), len(block.lengths)
+        meta: dict[str, Any] = {**block.meta}
+        for name in metadata.text_fields:
+            meta[name] = self._stored_strings(block.meta[name])
+        if count == 1:  # "CartPole-v1" of benchmarks.record pays for it: arrays of one value take 15 us more
+            flags = block.flags if isinstance(block.flags, int) else int(block.flags[0])
+            values = [meta[name] for name in metadata.meta_fields]
+            self.table.write(slot, metadata.record.encode_one(first_id, start, int(lengths[0]), flags, values))
+            return
+        rows = np.add(lengths, metadata.has_state)
+        starts = np.cumsum(rows) + (start - rows)
+        ids = np.arange(first_id, first_id + count)
+        records = metadata.record.encode(ids, starts, np.asarray(lengths), block.flags, meta)
+        self.write_slots(self.table, first_id, records)
+
+    def _stored_strings(self, texts: MetaColumn) -> Any:
+        """What the records have of a string meta field; each string is written if it is new."""
+        assert self.strings is not None
+        if isinstance(texts, bytes):
+            return self.strings.put(texts)
+        places = {text: self.strings.put(text) for text in dict.fromkeys(texts)}
+        return np.frombuffer(b"".join([places[text] for text in texts]), np.int64)
+
+    # --- the end ---
 
     def rows_used(self) -> dict[str, int]:
         """By path, how many rows have been committed to each file."""
         slots = self.counters.next - self.base
         slots = slots if self.capacity is None else min(slots, self.capacity)
-        used = {path: self.live.ring.highest if path.startswith(STEPS) else slots for path in self.columns}
-        used |= {values_path(name): ring.highest for name, ring in self.live.element_rings.items()}
+        used = {path: self.room.rows.highest if path.startswith(STEPS) else slots for path in self.columns}
+        used |= {values_path(name): ring.highest for name, ring in self.room.elements.items()}
         return used if self.strings is None else used | {STRINGS: self.strings.end}
 
     def close(self) -> None:
@@ -172,33 +192,6 @@ class OpenFiles:
             column.close()
 
 
-def count_live(
-    metadata: Metadata, counters: Counters, columns: Mapping[str, ColumnWriter], reader: FolderReader
-) -> OpenFiles:
-    """Open files, with what is live in them.
-
-    Args:
-        metadata, counters, columns: of the same files.
-        reader: of the folder.
-    """
-    snapshot = reader.refresh()
-    ids = np.arange(counters.first, counters.next, dtype=np.int64)
-    records = columns[EPISODES].read_scattered(slots_of(ids, counters.base, metadata.table_capacity))
-    starts, lengths, flags = records["start"], records["length"], records["flags"]
-    rows = lengths + metadata.has_state
-    live = LiveEpisodes(
-        RowRing.of_episodes(starts, rows),
-        num_episodes=len(snapshot),
-        num_steps=snapshot.num_steps,
-        table_steps=int(lengths.sum()),
-    )
-    for name in metadata.ragged_fields:
-        begins, counts = reader.elements_of(name, starts, rows, (flags & DELETED) != 0)
-        live.element_rings[name] = RowRing.of_episodes(begins[counts > 0], counts[counts > 0])
-        if metadata.circular:
-            live.element_counts[name] = deque(counts.tolist())
-    strings, most_strings = None, 0
-    if metadata.text_fields:
-        end = reader.end_of_strings(np.concatenate([records[meta_column(name)] for name in metadata.text_fields]))
-        strings, most_strings = StringWriter(columns[STRINGS], end), max(2 * end, STRINGS_RUN)
-    return OpenFiles(metadata, counters, columns, strings, live, most_strings)
+def _sync(columns: Iterable[ColumnWriter]) -> None:
+    for column in columns:
+        column.sync()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -33,6 +33,7 @@ RECORDS_AT_ONCE = 1 << 15
 """Records that are read in one piece, at most."""
 
 Ints: TypeAlias = "npt.NDArray[np.int64]"
+_Ids = TypeVar("_Ids", int, "npt.NDArray[np.int64]")
 MetaColumn: TypeAlias = "npt.NDArray[Any] | Sequence[bytes] | bytes"
 """A meta field's values of several episodes, one along the first axis of each, of a string field its strings;
 or the bytes of one value, or string, for all."""
@@ -120,7 +121,9 @@ class RecordFormat:
         self._salt = salt_of(uuid)
         self._names = {name: meta_column(name) for name in meta_fields}
         self._padding = bytes(-(sum(info.nbytes for info in meta_fields.values()) + _TAIL_NBYTES) % 8)
-        self._checked = np.dtype(f"V{self.nbytes - 4}")
+        # All of a record but its check value, without copying it.
+        parts = {"names": ["checked"], "formats": [f"V{self.nbytes - 4}"], "offsets": [0], "itemsize": self.nbytes}
+        self._parts = np.dtype(parts)  # type: ignore[call-overload]
 
     def encode_one(self, episode_id: int, start: int, length: int, flags: int, meta: Sequence[bytes]) -> bytes:
         """The bytes of a record, of the bytes of its meta values in the order of the fields."""
@@ -159,9 +162,8 @@ class RecordFormat:
 
     def crcs(self, records: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
         """The check value that each record should have: zlib's CRC-32 of its bytes, combined with the uuid's."""
-        raw = np.ascontiguousarray(records).view(np.uint8).reshape(len(records), self.nbytes)
-        content = np.ascontiguousarray(raw[:, : self.nbytes - 4]).view(self._checked).reshape(-1)
-        sums = np.fromiter(map(crc32, content.tolist()), np.uint32, len(records))
+        content = np.ascontiguousarray(records).view(self._parts)["checked"].tolist()
+        sums = np.fromiter(map(crc32, content), np.uint32, len(records))
         sums ^= np.uint32(self._salt)
         return sums
 
@@ -182,8 +184,8 @@ class RecordFormat:
         return self.nbytes - _TAIL_NBYTES
 
 
-def slots_of(ids: Ints, base: int, capacity: int | None) -> Ints:
-    """The table slot of each id: ``(id - base) mod capacity``."""
+def slots_of(ids: _Ids, base: int, capacity: int | None) -> _Ids:
+    """The table slot of an id, or of each of several: ``(id - base) mod capacity``."""
     slots = ids - base
     return slots if capacity is None else slots % capacity
 

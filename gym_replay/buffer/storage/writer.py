@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -14,9 +13,9 @@ from threading import get_ident
 
 import numpy as np
 
-from gym_replay.buffer.storage.block import Block, Spill
+from gym_replay.buffer.storage.block import Block, EarlyRows, Piece
+from gym_replay.buffer.storage.checksums import Checksums
 from gym_replay.buffer.storage.columns import ColumnWriter
-from gym_replay.buffer.storage.commit import Commits
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.creation import create_files
 from gym_replay.buffer.storage.layout import (
@@ -28,11 +27,10 @@ from gym_replay.buffer.storage.layout import (
     switch_files,
     write_metadata,
 )
-from gym_replay.buffer.storage.open_files import OpenFiles, count_live
+from gym_replay.buffer.storage.open_files import OpenFiles
 from gym_replay.buffer.storage.reader import FolderReader
 from gym_replay.buffer.storage.records import DELETED
 from gym_replay.buffer.storage.room import Room
-from gym_replay.buffer.storage.spill import FileSpill, TailSpill
 from gym_replay.buffer.storage.staging import CHUNK_BYTES, RING_CHUNK_BYTES, Packer, RowFormat, Stage
 from gym_replay.errors import (
     BufferClosedError,
@@ -42,6 +40,7 @@ from gym_replay.errors import (
     StorageError,
 )
 from gym_replay.files.directory import refusal, sync_entry
+from gym_replay.files.garbage import Descriptor
 from gym_replay.files.lock import WriterLock
 
 
@@ -53,23 +52,7 @@ def _saying(what: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, GymReplayError) and not isinstance(error, StorageError):
             raise
-        raise _said(error, what) from error
-
-
-def _said(error: OSError, what: str) -> StorageError:
-    return refusal(error, error.filename or "a file of the buffer", what)
-
-
-_WRITERS: weakref.WeakSet[FolderWriter] = weakref.WeakSet()
-
-
-def _disown_writers() -> None:
-    for writer in _WRITERS:
-        writer.owner = -1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_disown_writers)
+        raise refusal(error, error.filename or "a file of the buffer", what) from error
 
 
 class FolderWriter:
@@ -91,66 +74,53 @@ class FolderWriter:
         self, folder: Path, *, durability: str, uuid: str | None = None, lock: WriterLock | None = None
     ) -> None:
         self.folder = folder
-        self.owner = os.getpid()
-        self.thread = 0
-        self.power = durability == "power"
+        self._thread = 0
+        self._power = durability == "power"
         self._uuid = uuid
         self._lock = lock or WriterLock(folder)
         self.directory = self._lock.directory
-        self._stale = False
-        self._format: tuple[Metadata, Sequence[str] | None, RowFormat] | None = None
-        # Readers of a ring, and of records that were given up, may still look at any row that ever was committed.
+        self._is_stale = False  # something was interrupted, and only the files tell what is in them
         self._has_given_up = False
-        self._kept_rows: dict[str, int] = {}  # by path, how many rows are never cut off
+        self._format: tuple[Metadata, Sequence[str] | None, RowFormat] | None = None
+        self._early: EarlyRows | None = None
+        self._least_rows: dict[str, int] = {}  # by path, how many rows are never cut off
         try:
             with _saying("the folder cannot be written to"):
-                self._commits = Commits(self._open_files(), power=self.power)
-                self._keep_rows(self._files)
-                if self.power:  # what lies there already may have been written without syncing
+                self._open_files(None)
+                if self._power:  # what lies there already may have been written without syncing
                     self._sync_all()
         except BaseException:
             self._lock.release()
             raise
-        _WRITERS.add(self)
-
-    @property
-    def _files(self) -> OpenFiles:
-        return self._commits.files
 
     @property
     def metadata(self) -> Metadata:
         """What the buffer is."""
-        return self._commits.files.metadata
+        return self._files.metadata
 
     @property
     def counters(self) -> Counters:
         """What makes episodes visible."""
-        return self._commits.files.counters
+        return self._files.counters
 
     @property
     def room(self) -> Room:
-        """Where the next episodes go."""
-        return self._commits.room
-
-    @property
-    def num_episodes(self) -> int:
-        """Live episodes."""
-        return self._files.live.num_episodes
-
-    @property
-    def num_steps(self) -> int:
-        """Transitions of all live episodes."""
-        return self._files.live.num_steps
+        """What is live, and where the next episodes go."""
+        return self._files.room
 
     @property
     def is_limited(self) -> bool:
         """Whether the buffer can be full, or evict."""
-        return self._commits.files.is_limited
+        return self._files.room.is_limited
 
     # --- the files ---
 
-    def _open_files(self) -> OpenFiles:
-        """Finish what an interrupted change of files left, and open them as they are now."""
+    def _open_files(self, before: OpenFiles | None) -> None:
+        """Finish what an interrupted change of files left, and open them as they are now.
+
+        Args:
+            before: those that were open until now.
+        """
         directory = self.directory
         metadata = read_metadata(directory)
         if self._uuid is not None and metadata.uuid != self._uuid:
@@ -161,54 +131,44 @@ class FolderWriter:
         counters = Counters(directory, COUNTERS, metadata.uuid, writable=True)
         counters.check()
         counters.put("revision", metadata.revision)
-        columns = {
-            path: ColumnWriter.open(directory, path, dtype, shape) for path, (dtype, shape) in metadata.columns.items()
-        }
-        for column in columns.values():
-            column.ordered = self.power
         reader = FolderReader(self.folder, directory=directory)
         reader.refresh()
         if reader.valid_end < counters.next:  # the reader has warned
             metadata = self._give_up_from(reader.valid_end, metadata, counters)
             reader = FolderReader(self.folder, directory=directory)
-        files = count_live(metadata, counters, columns, reader)
+        files = OpenFiles(directory, metadata, counters, reader, power=self._power)
         reader.close()
-        return files
+        # Readers of a ring, and of records that were given up, may still look at any row that ever was committed.
+        least = {}
+        if metadata.circular or self._has_given_up:
+            least = {path: column.capacity for path, column in files.columns.items()}
+            if before is not None and before.base == files.base:  # otherwise it was cleared, and these are other files
+                least |= {path: max(rows, self._least_rows.get(path, 0)) for path, rows in before.rows_used().items()}
+        self._files, self._checksums, self._least_rows = files, Checksums(files, power=self._power), least
+        self._is_stale = False
 
     def _give_up_from(self, episode_id: int, metadata: Metadata, counters: Counters) -> Metadata:
-        """Let go of a damaged record and all after it; the metadata as it is then."""
+        """Give up a damaged record and all after it; the metadata as it is then."""
         counters.cut(episode_id)
         self._has_given_up = True
         metadata = replace(metadata, revision=metadata.revision + 1)  # readers start anew
         write_metadata(self.directory, metadata)
         counters.put("revision", metadata.revision)
-        if self.power:  # before records of the old episodes are overwritten by new ones
+        if self._power:  # before records of the old episodes are overwritten by new ones
             counters.sync()
         return metadata
 
-    def _keep_rows(self, files: OpenFiles, before: OpenFiles | None = None) -> None:
-        """Take note of the rows that :meth:`close` may not cut off; ``before`` are the files open until now."""
-        kept = self._kept_rows
-        if before is not None and before.base != files.base:  # it was cleared: these are other files
-            kept = {}
-        elif before is not None:
-            kept = {path: max(rows, kept.get(path, 0)) for path, rows in before.rows_used().items()}
-        capacities = {path: column.capacity for path, column in files.columns.items()}
-        self._kept_rows = capacities | kept if files.metadata.circular or self._has_given_up else {}
-
     def _settle(self) -> None:
         """Open the files anew, as they are now; until that is through, what was open before stays."""
-        self._commits.checksums.join()
-        before, files = self._files, self._open_files()
-        self._keep_rows(files, before)
-        self._commits = Commits(files, power=self.power)
-        self._stale = False
+        before = self._files
+        self._checksums.join()
+        self._open_files(before)
         before.close()
 
     @property
     def is_settled(self) -> bool:
         """Whether the counts here are those of the files: no change was interrupted, and this is no forked child."""
-        return not self._stale and self.owner == os.getpid()
+        return not self._is_stale and self._lock.is_held
 
     # --- who may write ---
 
@@ -219,19 +179,19 @@ class FolderWriter:
             BufferLockedError: this is a forked child, or another thread than the one that writes.
             BufferClosedError: it was closed: somebody else may be the writer by now.
         """
-        if self.owner != os.getpid():
+        if self._thread != get_ident():
+            self.check_thread()
+            self._thread = get_ident()  # the one that writes from now on
+        if self._lock.is_inherited:
             raise BufferLockedError(
                 errno.EAGAIN,
                 "this buffer was opened for writing before the process forked, and a forked child is no writer; open "
                 "the folder with read_only=True, or record to a folder of the child's own",
                 str(self.folder),
             )
-        if self.thread != get_ident():
-            self.check_thread()
-            self.thread = get_ident()  # the one that writes from now on
         if not self._lock.is_held:
             raise BufferClosedError(f"{self.folder}: the buffer was released; what is written from now on is lost")
-        if self._stale:
+        if self._is_stale:
             with _saying("the files could not be opened again"):
                 self._settle()
 
@@ -241,7 +201,7 @@ class FolderWriter:
         Raises:
             BufferLockedError: another thread of this process has written, and is still there.
         """
-        if self.owner == os.getpid() and self.is_for_another_thread:
+        if self.is_for_another_thread and not self._lock.is_inherited:
             raise BufferLockedError(
                 errno.EAGAIN,
                 "another thread of this process is writing to this buffer, and a buffer is written by one thread; "
@@ -251,13 +211,13 @@ class FolderWriter:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it has let the folder go."""
+        """Whether it has released the folder."""
         return not self._lock.is_held
 
     @property
     def is_for_another_thread(self) -> bool:
         """Whether another thread has written, and is still there."""
-        return self.thread not in (0, get_ident()) and self.thread in sys._current_frames()
+        return self._thread not in (0, get_ident()) and self._thread in sys._current_frames()
 
     def begin_change(self) -> None:
         """:meth:`check_owner`, and see that the folder is still there.
@@ -288,26 +248,23 @@ class FolderWriter:
             StorageError: the operating system refused; the message says whether the change was made.
         """
         self.begin_change()
-        files = self._files
-        before = files.live.num_episodes, files.counters.deletions
-        with _saying("nothing was changed"):
-            held = self.directory.open(METADATA, os.O_RDONLY)  # so that no other file can be taken for it
-        self._stale = True
+        with _saying("nothing was changed"):  # held open, so that no other file can be taken for it
+            metadata = Descriptor(self.directory.open(METADATA, os.O_RDONLY))
+        counters = self._files.counters
+        before = counters.next, counters.deletions
+        self._is_stale = True
         try:
-            yield files
+            yield self._files
             self._settle()
-        except OSError as error:
+        except BaseException:
             with suppress(OSError, GymReplayError):  # the next look or change tries again
                 self._settle()
-            after = self._files.live.num_episodes, files.counters.deletions
-            was_made = after != before or not self.directory.has(METADATA, held)
-            raise _said(error, "the change was made all the same" if was_made else "nothing was changed") from error
-        except BaseException:
-            with suppress(OSError, GymReplayError):  # the exception is the one that came
-                self._settle()
-            raise
+            is_counted = (counters.next, counters.deletions) != before
+            was_made = is_counted or not self.directory.has(METADATA, metadata.number)
+            with _saying("the change was made all the same" if was_made else "nothing was changed"):
+                raise
         finally:
-            os.close(held)
+            metadata.close()
 
     # --- the open episode ---
 
@@ -328,16 +285,30 @@ class FolderWriter:
         if known is None or known[0] is not metadata or known[1] is not names:
             size = RING_CHUNK_BYTES if metadata.circular else CHUNK_BYTES
             self._format = known = (metadata, names, RowFormat(metadata.fields, names, packers, chunk_bytes=size))
-        stage = Stage(known[2], self._open_spill, initial=initial)
+        self._early = None
+        stage = Stage(known[2], initial or {}, self._write_early, self._read_early)
         if self.is_limited:
             stage.longest = self.room.longest()
         return stage
 
-    def _open_spill(self) -> Spill:
-        self.check_owner()
-        if self.metadata.circular:
-            return FileSpill(self.directory, self.metadata.fields, self.begin_change)
-        return TailSpill(lambda: self._files, self.begin_change)
+    def require_longer(self, stage: Stage, length: int) -> None:
+        """Let the open episode have so many transitions where there is room by now: others may have been deleted.
+
+        Raises:
+            EpisodeTooLongError, BufferFullError: which limit there is.
+        """
+        self.room.require(1, length)
+        stage.longest = self.room.longest()
+
+    def _write_early(self, pieces: Sequence[Piece], early: EarlyRows | None) -> EarlyRows:
+        self.begin_change()
+        if early is None:
+            self._early = early = EarlyRows(*self.room.end)
+        self._files.write_early(pieces, early)
+        return early
+
+    def _read_early(self, name: str, rows: int, early: EarlyRows) -> bytes:
+        return self._files.steps[name].read(early.row, rows)
 
     # --- the commit ---
 
@@ -357,8 +328,11 @@ class FolderWriter:
         first_id = self.counters.next
         try:
             self._write(block, first_id)
-        except Exception as error:
-            raise self._of_commit(error, first_id) from error.__cause__
+        except Exception:
+            was_made = self.counters.next > first_id
+            made = "what was to be stored is committed, but may not have reached the disk"
+            with _saying(made if was_made else "nothing was committed"):
+                raise
         except BaseException:  # an interrupt: the episodes have ended, and are kept
             with suppress(Exception):
                 self.begin_change()
@@ -368,18 +342,10 @@ class FolderWriter:
         return first_id
 
     def _write(self, block: Block, first_id: int) -> None:
-        block.begin(first_id)
-        self._stale = True  # until the commit is through: an interrupt anywhere leaves the files to tell
-        self._commits.write(block, first_id)
-        self._stale = False
-
-    def _of_commit(self, error: Exception, first_id: int) -> Exception:
-        """The error of a commit; one of the disk says whether it came through."""
-        if not isinstance(error, StorageError):
-            return error
-        if self.counters.next <= first_id:
-            return _said(error, "nothing was committed")
-        return _said(error, "what was to be stored is committed, but may not have reached the disk")
+        self._is_stale = True  # until the commit is through: an interrupt anywhere leaves the files to tell
+        nbytes = self._files.commit(block, first_id)
+        self._is_stale = False
+        self._checksums.follow(block, first_id, nbytes)
 
     # --- changes to what is stored; edits.py prepares them ---
 
@@ -389,14 +355,14 @@ class FolderWriter:
             record, record_format = files.table.read_array(slot, 1), files.metadata.record
             tail = record_format.tail_with(record, int(record["flags"][0]) | DELETED)
             files.table.write_part(slot, record_format.tail_offset, tail)
-            if self.power:
+            if self._power:
                 files.table.sync()
             files.counters.put("deletions", files.counters.deletions + 1)
 
     def clear(self, metadata: Metadata | None = None) -> None:
         """Let all episodes go, and their disk space; the buffer is as ``metadata`` say from then on, where given."""
         with self._changing() as files:
-            create_files(self.directory, metadata or files.metadata, first_id=files.counters.next, sync=self.power)
+            create_files(self.directory, metadata or files.metadata, first_id=files.counters.next, sync=self._power)
 
     def switch(self, metadata: Metadata, paths: Sequence[str]) -> None:
         """Let the files written under ``<path>.new`` take their places, together with the metadata."""
@@ -424,15 +390,16 @@ class FolderWriter:
 
     @property
     def end_row(self) -> int:
-        """One past the highest row that a live episode owns."""
-        return self._files.live.ring.end
+        """One past the highest row that a live episode owns, or that was written of the open one."""
+        early = 0 if self._early is None else self._early.end
+        return max(self.room.rows.end, early)
 
     # --- checksums and the end ---
 
     def fill_checksums(self) -> None:
         """Write the checksums of all committed episodes that have none yet."""
         self.begin_change()
-        self._commits.checksums.fill()
+        self._checksums.fill()
 
     def flush(self) -> None:
         """Fill in the checksums, and have everything on the disk before returning."""
@@ -451,46 +418,42 @@ class FolderWriter:
             BufferLockedError: another thread writes, or the ``writer.lock`` was deleted, so that nothing was done.
             StorageError: the operating system refused; the next writer will do what is left.
         """
-        if self.owner != os.getpid():
+        if self._lock.is_inherited:
             self._files.close()
-            self._lock.release()
-            return
         if not self._lock.is_held:
             return
         try:
             if not self._lock.is_in_folder:
                 self._lock.check()
             with _saying("the next writer will do what is left"):
-                self._finish()
+                if self._is_stale:
+                    self._settle()
+                self._checksums.fill()
+                self._trim()
+                if self._power:
+                    self._sync_all()
         except Exception:
             self._end()
             raise
         self._end()
 
-    def _finish(self) -> None:
-        if self._stale:
-            self._settle()
-        self._commits.checksums.fill()
-        self._trim()
-        if self.power:
-            self._sync_all()
-
     def _end(self) -> None:
-        self._commits.checksums.join()
+        self._is_stale = True  # where an interrupt comes in between, and it is closed again
+        self._checksums.join()
         self._files.close()
-        _WRITERS.discard(self)
         self._lock.release()
 
     def _trim(self) -> None:
         """Give back the room past the last row."""
         for path, rows in self._files.rows_used().items():
-            self._files.columns[path].trim(max(rows, self._kept_rows.get(path, 0)))
+            self._files.columns[path].trim(max(rows, self._least_rows.get(path, 0)))
 
     def _sync_all(self) -> None:
         """Have everything on the disk: the bytes of each file, its name, and the names of the folders above it."""
-        for column in self._files.columns.values():
+        columns = self._files.columns
+        for column in columns.values():
             column.sync()
         self.counters.sync()
         self.directory.sync_files((METADATA,))  # a folder that was copied just now is on no disk yet
-        self.directory.sync_parents(self._files.columns)
+        self.directory.sync_parents(columns)
         sync_entry(self.folder)

@@ -112,10 +112,7 @@ class EndedEpisodes:
         if len(rows) < len(metadata.fields) or metadata.ragged_fields:
             rows = self._all_rows(metadata)
         # A call for the checksum of each field of each of them would take longer than to record them.
-        return Block.of_rows(rows, self.lengths, self.flags, self.meta, self._begin, sums_may_wait=True)
-
-    def _begin(self, first_id: int) -> None:
-        self.first_id = first_id
+        return Block.of_rows(rows, self.lengths, self.flags, self.meta, sums_may_wait=True)
 
     def _all_rows(self, metadata: Metadata) -> dict[str, npt.NDArray[Any] | Ragged]:
         """The rows of all of the buffer's fields."""

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.files.directory import storage_error
-from gym_replay.files.garbage import close_with
+from gym_replay.files.garbage import Descriptor
 from gym_replay.files.writing import read_at, write_at
 from gym_replay.schema.fields import Field, widened
 from gym_replay.wrappers.vector.autoreset import EnvIndices
@@ -33,15 +33,13 @@ FIRST_ROWS, FEWEST_ROWS = 16, 8
 """Powers of two, as all numbers of rows are: the row of a time is at ``time & (rows - 1)``."""
 
 
-class _File:
-    """A nameless file, which is closed when nothing refers to it."""
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-                self.descriptor = close_with(self, os.dup(file.fileno()))
-        except OSError as error:
-            raise storage_error(error, folder, 0) from error
+def _nameless_file(folder: Path) -> Descriptor:
+    """A file without a name, which is closed when nothing refers to it."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            return Descriptor(os.dup(file.fileno()))
+    except OSError as error:
+        raise storage_error(error, folder, 0) from error
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class _Spilled:
     offsets: Mapping[str, int]
     offset: int
     end: int
-    file: _File
+    file: Descriptor
     ragged: Mapping[str, Column]
 
     def read(self, name: str, env_index: int, begin: int, end: int) -> Column:
@@ -72,7 +70,7 @@ class _Spilled:
             values: Column = self.ragged[name][env_index, begin - self.first : end - self.first]
             return values
         info, row = self.fields[name], env_index * self.count + begin - self.first
-        data = read_at(self.file.descriptor, (end - begin) * info.nbytes, self.offsets[name] + row * info.nbytes)
+        data = read_at(self.file.number, (end - begin) * info.nbytes, self.offsets[name] + row * info.nbytes)
         rows: Column = np.ndarray((end - begin, *info.shape), info.dtype, data)
         return rows
 
@@ -157,12 +155,12 @@ class _Rows:
             if offset + nbytes <= other.offset:
                 break
             offset = other.end
-        file = self.spilled[-1].file if self.spilled else _File(folder)
+        file = self.spilled[-1].file if self.spilled else _nameless_file(folder)
         offsets, end = {}, offset
         for name, rows in by_env.items():
             offsets[name] = end
             if rows.nbytes:
-                write_at(file.descriptor, rows.reshape(-1).view(np.uint8).data, end, folder)
+                write_at(file.number, rows.reshape(-1).view(np.uint8).data, end, folder)
             end += rows.nbytes
         spilled = _Spilled(self.first, count, self.fields, offsets, offset, end, file, ragged)
         return replace(self, first=until, spilled=(*self.spilled, spilled))

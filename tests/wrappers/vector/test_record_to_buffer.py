@@ -605,14 +605,15 @@ def test_an_interrupt_at_the_counter(tmp_path, monkeypatch):
     envs = RecordToBuffer(scripted([2, 2, 5]), tmp_path)
     envs.reset()
     step_many(envs, 1)
-    put_next = Counters.put_next
+    put = Counters.put
 
-    def interrupted(self, value):
-        put_next(self, value)
-        monkeypatch.setattr(Counters, "put_next", put_next)
-        raise KeyboardInterrupt
+    def interrupted(self, name, value):
+        put(self, name, value)
+        if name == "next":
+            monkeypatch.setattr(Counters, "put", put)
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(Counters, "put_next", interrupted)
+    monkeypatch.setattr(Counters, "put", interrupted)
     with pytest.raises(KeyboardInterrupt):
         step_many(envs, 1)
     step_many(envs, 2)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gym_replay.buffer.storage.ring import RowRing
+from gym_replay.buffer.storage.room import RowRing
 
 
 class BruteForce:

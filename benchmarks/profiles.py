@@ -354,9 +354,8 @@ def _clocks_of_vectors(recorder: Any) -> Clocks:
     writer: Any = recorder.buffer._writer
     clocks.on(recorder.env, "step", "the environments' own step")
     clocks.on(session, "prepare", "room for it")
-    clocks.on(session.staging, "put", "observations and actions compared, and into the staging")
-    clocks.on(session.staging, "write", "rewards into the staging")
-    clocks.on(vector_module, "take_turn", "which episodes ended, and begin")
+    clocks.on(session.staging, "put", "observations, actions, rewards and flags into the staging")
+    clocks.on(vector_module, "transition_kinds", "which episodes ended, and begin")
     clocks.on(session, "advance", "returns summed, what runs and waits noted")
     clocks.on(session_module, "extract_ended", "ends, flags and last rows of the episodes that ended")
     clocks.on(session.staging, "extract", "their rows out of the staging")

@@ -353,8 +353,6 @@ def _clocks_of_vectors(recorder: Any) -> Clocks:
     writer: Any = recorder.buffer._writer
     clocks.on(recorder.env, "step", "the environments' own step")
     clocks.on(session, "prepare", "room for it")
-    for encoder in (recorder._observations, recorder._actions):
-        clocks.on(encoder, "encode", "observations and actions compared with their fields")
     clocks.on(session.staging, "put", "observations, actions, rewards and flags into the staging")
     clocks.on(vector_module, "transition_kinds", "which episodes ended, and begin")
     clocks.on(session, "advance", "returns summed, what runs and waits noted")

@@ -200,9 +200,9 @@ def plain_declaration(info: Any) -> str | dict[str, Any]:
     """
     if isinstance(info, str):
         return info
-    if not is_declaration(info):
-        return str(parse_dtype(info).name)
     field = parse_field(info)
+    if not is_declaration(info):
+        return field.dtype_name
     default = None if field.default is None else field.default.tolist()
     arguments = (field.dtype_name, list(field.shape), default, field.state, field.ragged)
     return dict(zip(_ARGUMENTS, arguments, strict=True))

@@ -8,6 +8,7 @@ import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from types import FrameType
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
@@ -283,6 +284,10 @@ class Recorder(gym.utils.RecordConstructorArgs):
             self._end_episodes()
         except StorageError:
             refused = True
+            raise
+        except BaseException:
+            with suppress(Exception):  # an interrupt: what is open is ended all the same
+                self._session.end()
             raise
         finally:
             if not refused:

@@ -1,6 +1,7 @@
 """The recorder, against what the environments themselves returned."""
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -583,6 +584,35 @@ def test_a_field_added_later_takes_its_default_in_what_is_recorded_after(tmp_pat
     play(env, 1)
     env.close()
     assert [set(episode["advantage"].tolist()) for episode in env.buffer] == [{-1.0}] * 3
+
+
+def test_an_unknown_option_names_the_one_that_was_meant(tmp_path):
+    with pytest.raises(TypeError, match=r"'record_infos'.*'record_info'"):
+        RecordToBuffer(gym.make("CartPole-v1"), tmp_path / "data", record_infos=True)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_an_interrupt_while_it_is_closed_loses_no_episode(tmp_path, monkeypatch, at):
+    """It comes at one of the writes of the commit."""
+    env = RecordToBuffer(Scripted(9), tmp_path)
+    env.reset()
+    step_many(env, 3)
+    write, count = os.pwrite, 0
+
+    def interrupted(*arguments):
+        nonlocal count
+        count += 1
+        if count == at:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        env.close()
+    with ReplayBuffer(tmp_path) as again:  # the folder was let go
+        assert [(len(episode), episode.complete) for episode in again] == [(3, False)]
+    assert check_buffer(tmp_path, progress=False).ok
 
 
 def test_close_closes_the_environment_whatever_becomes_of_the_episode(tmp_path, monkeypatch):

@@ -183,7 +183,7 @@ class Infos:
         values: dict[str, npt.NDArray[Any]] = {}
         for name, array in arrays.items():
             field = self._known.get(name)
-            value = None if field is None else _held(array, field)
+            value = None if field is None else _exactly(array, field)
             if value is None:
                 if not may_lose:
                     return None
@@ -235,8 +235,8 @@ class Infos:
             for name, array in arrays.items():
                 field = options[name][0] if name in options else self._known.get(name)
                 if field is None and self._may_be_new(name, len(options)):
-                    options[name] = [self._as_declared(name, Field(array.dtype, array.shape, state=True))]
-                elif field is not None and self._may_change(name) and _held(array, field) is None:
+                    options[name] = [self._new_field(name, array)]
+                elif field is not None and self._may_change(name) and _exactly(array, field) is None:
                     options |= {name: wider} if (wider := _wider(field, array)) else {}
         if any(name not in self._known for name in options):
             self._changes += 1
@@ -295,15 +295,15 @@ class Infos:
             name = name.rpartition(".")[0]
         return self._declared.get(name)
 
-    def _as_declared(self, name: str, field: Field) -> Field:
+    def _new_field(self, name: str, array: npt.NDArray[Any]) -> Field:
         declared = self._declaration(name)
-        if declared is None or isinstance(declared, Field):
-            return declared or field
-        return Field(declared, field.shape, state=True)
+        if isinstance(declared, Field):
+            return declared
+        return Field(array.dtype if declared is None else declared, array.shape, state=True)
 
     # --- what an info holds ---
 
-    def _entries(self, info: Mapping[Any, Any], root: str = ROOT, place: tuple[Any, ...] = ()) -> Iterator[Any]:
+    def _entries(self, info: Mapping[Any, Any], root: str = ROOT, keys: tuple[Any, ...] = ()) -> Iterator[Any]:
         """Field names and values of what is wanted, mappings inside resolved."""
         try:
             entries = list(info.items())
@@ -311,7 +311,7 @@ class Infos:
             self._lose(root, str(error))
             return
         for key, value in entries:
-            path = (*place, key)
+            path = (*keys, key)
             try:
                 name = self._name(root, key)
                 is_mapping = issubclass(type(value), Mapping)
@@ -392,7 +392,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _held(array: npt.NDArray[Any], field: Field) -> npt.NDArray[Any] | None:
+def _exactly(array: npt.NDArray[Any], field: Field) -> npt.NDArray[Any] | None:
     """The array as a value of a field, where the field holds each number as it is."""
     if array.shape != field.shape or field.ragged:
         if field.ragged and (array.ndim == 0 or array.shape[1:] != field.shape):
@@ -411,7 +411,7 @@ def _wider(field: Field, array: npt.NDArray[Any]) -> list[Field]:
     if promoted.kind == "f" and field.dtype.kind in "iu" and array.dtype.kind in "iu":  # int64 and uint64
         dtypes = [array.dtype, promoted]
     fields = [replace(field, dtype=dtype) for dtype in dtypes if dtype != field.dtype]
-    return [wider for wider in fields if _held(array, wider) is not None]
+    return [wider for wider in fields if _exactly(array, wider) is not None]
 
 
 def presence_of(name: str) -> str:

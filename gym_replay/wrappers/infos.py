@@ -157,8 +157,7 @@ class Infos:
         Args:
             infos: what ``reset`` or ``step`` gave, of one or of several environments.
         """
-        if self._schema.fields is not self._fields:
-            self._sync()
+        self._sync()
         self._rows += len(infos)
         if len(infos) == 1 and type(infos[0]) is dict and not infos[0]:
             return [self._nothing]
@@ -315,7 +314,7 @@ class Infos:
             try:
                 name = self._name(root, key)
                 is_mapping = issubclass(type(value), Mapping)
-                is_wanted = is_mapping or self._wanted is None or self._is_wanted(path)
+                is_wanted = is_mapping or self._is_wanted(path)
             except Exception as error:  # so may a key
                 self._lose(f"{root}, {type(key).__name__} key", str(error))
                 continue
@@ -333,8 +332,9 @@ class Infos:
         return _name_of(root, key) if type(key) is str else check_field_name(f"{root}.{encode_key(key)}")
 
     def _is_wanted(self, path: tuple[Any, ...]) -> bool:
-        assert self._wanted is not None
-        return any(".".join(map(str, path[:end])) in self._wanted for end in range(1, len(path) + 1))
+        return self._wanted is None or any(
+            ".".join(map(str, path[:end])) in self._wanted for end in range(1, len(path) + 1)
+        )
 
     def _array(self, name: str, value: Any) -> npt.NDArray[Any] | None:
         """The value as an array, or None where it is nothing to record."""
@@ -394,14 +394,10 @@ def _listed(names: Sequence[str]) -> str:
 
 def _exactly(array: npt.NDArray[Any], field: Field) -> npt.NDArray[Any] | None:
     """The array as a value of a field, where the field holds each number as it is."""
-    if array.shape != field.shape or field.ragged:
-        if field.ragged and (array.ndim == 0 or array.shape[1:] != field.shape):
-            return None
-        if not field.ragged:
-            if {array.shape, field.shape} != {(), (1,)}:
-                return None
-            array = array.reshape(field.shape)
-    return exact_cast(array, field.dtype)
+    if not field.ragged and {array.shape, field.shape} == {(), (1,)}:
+        array = array.reshape(field.shape)
+    has_shape = array.shape[1:] == field.shape and array.ndim > 0 if field.ragged else array.shape == field.shape
+    return exact_cast(array, field.dtype) if has_shape else None
 
 
 def _wider(field: Field, array: npt.NDArray[Any]) -> list[Field]:

@@ -34,7 +34,8 @@ class GroupNode(Node):
         super().__init__(space, path, maker)
         self.parts = {key: make_node(child, at, maker) for key, at, child in self.parts_with_paths(space, path)}
         self.leaves = [leaf for part in self.parts.values() for leaf in part.leaves]
-        self._has_leaves_only = all(isinstance(part, NumberNode) for part in self.parts.values())
+        if all(isinstance(part, NumberNode) for part in self.parts.values()):  # no call for each part
+            self.flatten = self.values_of  # type: ignore[method-assign]
 
     @classmethod
     def parts_with_paths(cls, space: Any, path: SpacePath) -> list[tuple[Key, SpacePath, Space[Any]]]:
@@ -66,10 +67,8 @@ class GroupNode(Node):
         """The space with these parts."""
 
     def flatten(self, value: Any) -> Sequence[Any]:
-        values = self.values_of(value)
-        if self._has_leaves_only:
-            return values
-        return [leaf for part, of_it in zip(self.parts.values(), values, strict=True) for leaf in part.flatten(of_it)]
+        values = zip(self.parts.values(), self.values_of(value), strict=True)
+        return [leaf for part, of_it in values for leaf in part.flatten(of_it)]
 
     def flatten_batch(self, batch: Any, count: int) -> list[Any]:
         values = zip(self.parts.values(), self.values_of(batch), strict=True)

@@ -157,7 +157,8 @@ class Infos:
         Args:
             infos: what ``reset`` or ``step`` gave, of one or of several environments.
         """
-        self._sync()
+        if self._schema.fields is not self._fields:
+            self._sync()
         self._rows += len(infos)
         if len(infos) == 1 and type(infos[0]) is dict and not infos[0]:
             return [self._nothing]
@@ -314,7 +315,7 @@ class Infos:
             try:
                 name = self._name(root, key)
                 is_mapping = issubclass(type(value), Mapping)
-                is_wanted = is_mapping or self._is_wanted(path)
+                is_wanted = is_mapping or self._wanted is None or self._is_wanted(path)
             except Exception as error:  # so may a key
                 self._lose(f"{root}, {type(key).__name__} key", str(error))
                 continue
@@ -394,10 +395,13 @@ def _listed(names: Sequence[str]) -> str:
 
 def _exactly(array: npt.NDArray[Any], field: Field) -> npt.NDArray[Any] | None:
     """The array as a value of a field, where the field holds each number as it is."""
-    if not field.ragged and {array.shape, field.shape} == {(), (1,)}:
+    if field.ragged:
+        return exact_cast(array, field.dtype) if array.ndim > 0 and array.shape[1:] == field.shape else None
+    if array.shape != field.shape:
+        if {array.shape, field.shape} != {(), (1,)}:
+            return None
         array = array.reshape(field.shape)
-    has_shape = array.shape[1:] == field.shape and array.ndim > 0 if field.ragged else array.shape == field.shape
-    return exact_cast(array, field.dtype) if has_shape else None
+    return exact_cast(array, field.dtype)
 
 
 def _wider(field: Field, array: npt.NDArray[Any]) -> list[Field]:

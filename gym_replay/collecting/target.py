@@ -17,8 +17,8 @@ from gym_replay.collecting.journal import Journal, read_journal
 from gym_replay.collecting.request import Request
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError
 from gym_replay.schema.fields import Field
-from gym_replay.wrappers.recorded_schema import check_arguments, core_fields, open_for, trees_of
-from gym_replay.wrappers.rewards import declared_shape, parse_reward_shape
+from gym_replay.wrappers.recorded_schema import check_arguments, open_for, trees_of
+from gym_replay.wrappers.rewards import declared_shape
 from gym_replay.wrappers.vector.sub_environments import SubEnvironments
 
 INDEX = "collect_index"
@@ -48,25 +48,12 @@ def open_target(env: Any, folder: Path, request: Request, *, overwrite: bool) ->
     if isinstance(env, gym.vector.VectorEnv):
         sub = SubEnvironments(env)
         observation, action = sub.space("observation_space"), sub.space("action_space")
-        spec, declared = sub.spec(), declared_shape(env)
+        spec = sub.spec()
     else:
-        observation, action = env.observation_space, env.action_space
-        spec, declared = env.spec, declared_shape(env)
-    shape = parse_reward_shape(options.get("reward_shape"))
-    buffer = open_for(
-        observation,
-        action,
-        spec,
-        core_fields(*trees_of(observation, action, dtypes), declared if shape is None else shape),
-        folder,
-        {"max_timesteps": options.get("max_timesteps")},
-        overwrite=overwrite,
-        durability=options.get("durability", "process"),
-        extra=options.get("extra_fields"),
-        meta=options.get("meta_fields"),
-        keeps_reward_shape=shape is None,
-        more_own_meta=_META,
-    )
+        observation, action, spec = env.observation_space, env.action_space, env.spec
+    trees = trees_of(observation, action, dtypes)
+    options |= {"overwrite": overwrite}
+    buffer = open_for(*trees, spec, folder, options, declared=declared_shape(env), more_own_meta=_META)
     try:
         buffer.acquire()
     except BaseException:

@@ -407,19 +407,19 @@ def make_encoder(name: str, field: Field) -> Encoder:
     if field.is_text:
         return lambda value: encode_text(name, value)
     dtype, shape, ragged = field.dtype, field.shape, field.ragged
-    native, scalar_type = np.dtype(dtype.type), dtype.type
+    native, scalar_type, ndarray = np.dtype(dtype.type), dtype.type, np.ndarray
 
     def general(value: Any) -> bytes:
         array = elements_of(name, value, field) if ragged else fit(name, to_array(value, name), field)
         return array.tobytes()
 
     def encode_array(value: Any) -> bytes:
-        if type(value) is np.ndarray and value.dtype is native and value.shape == shape:
+        if type(value) is ndarray and value.dtype is native and value.shape == shape:
             return value.tobytes()
         return general(value)
 
     def encode_elements(value: Any) -> bytes:
-        if type(value) is np.ndarray and value.dtype is native and value.ndim and value.shape[1:] == shape:
+        if type(value) is ndarray and value.dtype is native and value.ndim and value.shape[1:] == shape:
             return value.tobytes()
         return general(value)
 

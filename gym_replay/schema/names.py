@@ -112,7 +112,7 @@ def lengths_component(level: int) -> str:
     ``j`` and JSON.
 
     Args:
-        level: how many sequences at the same place lie around it that have such a field as well.
+        level: how many sequences at the same path lie around it that have such a field as well.
     """
     return f"{_LENGTHS}{level + 1}" if level else _LENGTHS
 

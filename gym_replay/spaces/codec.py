@@ -61,8 +61,10 @@ def make_space_encoder(tree: Node, leaves: Sequence[Leaf] | None = None) -> Call
         (encode_leaf,) = encoders
         return lambda value: (encode_leaf(value),)
 
+    flatten = tree.flatten
+
     def encode(value: Any) -> tuple[bytes, ...]:
-        return tuple([encode(part) for encode, part in zip(encoders, tree.flatten(value), strict=True)])
+        return tuple([encode(part) for encode, part in zip(encoders, flatten(value), strict=True)])
 
     return encode
 

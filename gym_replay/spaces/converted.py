@@ -63,6 +63,9 @@ class TextNode(ConvertedNode, of=spaces.Text):
     def recorded(cls, space: Any, path: str) -> Space[Any]:
         return spaces.Sequence(Structure(np.uint8), stack=True)
 
+    def flatten(self, value: Any) -> list[Column]:
+        return [self.encode(value)]
+
     def encode(self, value: Any) -> Column:
         return np.frombuffer(encode_text(self.name, value), np.uint8)
 

@@ -171,10 +171,12 @@ def _call(space: Space[Any]) -> str:
     """The call that registers a space, ready to be pasted; where the space has a shape and a dtype, it is complete."""
     cls = type(space)
     dtype = space.dtype
-    if space.shape is not None and dtype is not None and dtype.kind in "biuf" and dtype.itemsize <= 8:
+    has_fixed_size = space.shape is not None and min(space.shape, default=0) >= 0
+    if has_fixed_size and dtype is not None and dtype.kind in "biuf" and dtype.itemsize <= 8:
         shape, note = space.shape, ""
     else:
-        shape, dtype, note = (3,), np.dtype("float32"), "  # put in what np.asarray(value) has"
+        note = "  # what np.asarray(value) has; or gym.spaces.Text, or Sequence"
+        shape, dtype = (3,), np.dtype("float32")
     scalar = "np.bool_" if dtype.kind == "b" else f"np.{dtype.name}"
     bounds = {"f": "-np.inf, np.inf", "b": "0, 1"}.get(dtype.kind, f"np.iinfo({scalar}).min, np.iinfo({scalar}).max")
     lines = [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,7 @@ class GroupNode(Node):
     """Values made of parts; a batch of them has a batch of each part.
 
     Attributes:
+        parts: the trees of the parts, by key or index.
         is_keyed: whether parts have keys that stay the same where one of them is left out.
     """
 
@@ -30,12 +32,13 @@ class GroupNode(Node):
 
     def __init__(self, space: Any, path: SpacePath, maker: LeafMaker) -> None:
         super().__init__(space, path, maker)
-        self._parts = {key: make_node(child, at, maker) for key, at, child in self.placed_parts(space, path)}
-        self.leaves = [leaf for part in self._parts.values() for leaf in part.leaves]
-        self._has_leaves_only = all(isinstance(part, NumberNode) for part in self._parts.values())
+        self.parts = {key: make_node(child, at, maker) for key, at, child in self.parts_with_paths(space, path)}
+        self.leaves = [leaf for part in self.parts.values() for leaf in part.leaves]
+        if all(isinstance(part, NumberNode) for part in self.parts.values()):  # no call for each part
+            self.flatten = self.values_of  # type: ignore[method-assign]
 
     @classmethod
-    def placed_parts(cls, space: Any, path: SpacePath) -> list[tuple[Key, SpacePath, Space[Any]]]:
+    def parts_with_paths(cls, space: Any, path: SpacePath) -> list[tuple[Key, SpacePath, Space[Any]]]:
         """The parts of the space with their keys and paths.
 
         Raises:
@@ -45,10 +48,9 @@ class GroupNode(Node):
         keyed = parts if isinstance(parts, dict) else dict(enumerate(parts or ()))
         return list(zip(keyed, path.parts(keyed), keyed.values(), strict=True))
 
-    @staticmethod
     @abstractmethod
-    def values_of(name: str, keys: Collection[Key], value: Any) -> Sequence[Any]:
-        """The parts of a value in the order of the keys.
+    def values_of(self, value: Any) -> Sequence[Any]:
+        """The values of the parts of a value, in the order of the parts.
 
         Raises:
             FieldError: the value has other parts; the message names the field.
@@ -65,37 +67,33 @@ class GroupNode(Node):
         """The space with these parts."""
 
     def flatten(self, value: Any) -> Sequence[Any]:
-        values = self.values_of(self.name, self._parts, value)
-        if self._has_leaves_only:
-            return values
-        return [leaf for part, of_it in zip(self._parts.values(), values, strict=True) for leaf in part.flatten(of_it)]
+        values = zip(self.parts.values(), self.values_of(value), strict=True)
+        return [leaf for part, of_it in values for leaf in part.flatten(of_it)]
 
     def flatten_batch(self, batch: Any, count: int) -> list[Any]:
-        values = zip(self._parts.values(), self.values_of(self.name, self._parts, batch), strict=True)
+        values = zip(self.parts.values(), self.values_of(batch), strict=True)
         return [leaf for part, of_it in values for leaf in part.flatten_batch(of_it, count)]
 
     def unflatten(self, values: Iterator[Any]) -> Any:
-        return self.value_of({key: part.unflatten(values) for key, part in self._parts.items()})
+        return self.value_of({key: part.unflatten(values) for key, part in self.parts.items()})
 
     def split(self, items: Sequence[Any]) -> list[Column]:
-        rows = [self.values_of(self.name, self._parts, item) for item in items]
-        return [
-            column for i, part in enumerate(self._parts.values()) for column in part.split([row[i] for row in rows])
-        ]
+        rows = [self.values_of(item) for item in items]
+        return [column for i, part in enumerate(self.parts.values()) for column in part.split([row[i] for row in rows])]
 
     def join(self, count: int, columns: Iterator[Column]) -> list[Any]:
-        joined = {key: part.join(count, columns) for key, part in self._parts.items()}
+        joined = {key: part.join(count, columns) for key, part in self.parts.items()}
         return [self.value_of({key: items[i] for key, items in joined.items()}) for i in range(count)]
 
     def join_batch(self, count: int, columns: Iterator[Column]) -> Any:
-        return self.value_of({key: part.join_batch(count, columns) for key, part in self._parts.items()})
+        return self.value_of({key: part.join_batch(count, columns) for key, part in self.parts.items()})
 
     def stack(self, items: Sequence[Any]) -> Any:
-        return self.value_of({key: part.stack([item[key] for item in items]) for key, part in self._parts.items()})
+        return self.value_of({key: part.stack([item[key] for item in items]) for key, part in self.parts.items()})
 
     def unstack(self, batch: Any) -> Any:
-        values = self.values_of(self.name, self._parts, batch)
-        parts = [part.unstack(of_it) for part, of_it in zip(self._parts.values(), values, strict=True)]
+        values = self.values_of(batch)
+        parts = [part.unstack(of_it) for part, of_it in zip(self.parts.values(), values, strict=True)]
         known = sorted({len(items) for items in parts if items is not None})
         if not known:
             return None
@@ -103,7 +101,7 @@ class GroupNode(Node):
             raise FieldError(f"field {self.name!r}: expected as many items in each part, got {known}; stack all items")
         # A batch of values without any parts is what each of the values is.
         columns = [[of_it] * known[0] if items is None else items for items, of_it in zip(parts, values, strict=True)]
-        return [self.value_of(dict(zip(self._parts, row, strict=True))) for row in zip(*columns, strict=True)]
+        return [self.value_of(dict(zip(self.parts, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
 class DictNode(GroupNode, of=spaces.Dict):
@@ -115,16 +113,20 @@ class DictNode(GroupNode, of=spaces.Dict):
     def parts_of(cls, space: spaces.Dict) -> dict[Key, Space[Any]]:
         return dict(space.spaces)
 
-    @staticmethod
-    def values_of(name: str, keys: Collection[Key], value: Any) -> Sequence[Any]:
+    def __init__(self, space: Any, path: SpacePath, maker: LeafMaker) -> None:
+        super().__init__(space, path, maker)
+        keys = list(self.parts)
+        self._get = itemgetter(*keys) if len(keys) > 1 else lambda value: [value[key] for key in keys]
+
+    def values_of(self, value: Any) -> Sequence[Any]:
         if type(value) is not dict and isinstance(value, Mapping):
             value = dict(value)  # a defaultdict would make up the keys that it lacks
-        if type(value) is dict and len(value) == len(keys):
+        if type(value) is dict and len(value) == len(self.parts):
             try:
-                return [value[key] for key in keys]
+                return self._get(value)
             except KeyError:
                 pass
-        raise FieldError(_dict_message(name, list(keys), value))
+        raise FieldError(_dict_message(self.name, list(self.parts), value))
 
     @staticmethod
     def value_of(parts: dict[Key, Any]) -> Any:
@@ -188,16 +190,17 @@ class TupleNode(GroupNode, of=spaces.Tuple):
     def parts_of(cls, space: Any) -> tuple[Space[Any], ...]:
         return tuple(space.spaces)
 
-    @staticmethod
-    def values_of(name: str, keys: Collection[Key], value: Any) -> Sequence[Any]:
+    def values_of(self, value: Any) -> Sequence[Any]:
         is_array = isinstance(value, np.ndarray) or hasattr(value, "detach")
         if isinstance(value, (tuple, list)) or (is_array and value.ndim > 0):
-            if len(value) == len(keys):
+            if len(value) == len(self.parts):
                 return value  # type: ignore[no-any-return]
             got = f"{len(value)} values"
         else:
             got = describe(value)
-        raise FieldError(f"field {name!r}: expected a tuple of {len(keys)}, got {got}; pass one value per part")
+        raise FieldError(
+            f"field {self.name!r}: expected a tuple of {len(self.parts)}, got {got}; pass one value per part"
+        )
 
     @staticmethod
     def value_of(parts: dict[Key, Any]) -> Any:

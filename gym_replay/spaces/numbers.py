@@ -56,11 +56,14 @@ class NumberNode(Node):
         return array
 
     def split(self, items: Sequence[Any]) -> list[Column]:
-        column = self.unstack(items)
+        column = self._column(items)
         return [column] if self.leaves else []
 
     def unstack(self, batch: Any) -> Any:
-        items, whole = check_items(self.name, batch), (len(batch), *self._shape)
+        return self._column(check_items(self.name, batch))
+
+    def _column(self, items: Any) -> Column:
+        whole = (len(items), *self._shape)
         if len(items) == 0 and not (isinstance(items, np.ndarray) and items.ndim > 1):
             return np.empty(whole, self._dtype)
         try:

@@ -33,7 +33,7 @@ class SequenceNode(Node, of=spaces.Sequence):
         self._is_array = self._is_stacked and isinstance(self._items, NumberNode)  # of which a part is an array again
 
     def _items_of(self, value: Any) -> Any:
-        if self._is_stacked and not (isinstance(value, (tuple, list)) and len(value) == 0):
+        if self._is_array or (self._is_stacked and not (isinstance(value, (tuple, list)) and len(value) == 0)):
             items = self._items.unstack(value)
             return () if items is None else items
         return check_items(self.name, value)

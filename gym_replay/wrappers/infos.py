@@ -17,6 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,6 +52,8 @@ _FREE_CHANGES, _ROWS_BETWEEN = 32, 1000
 """How often new entries become fields at once, and how many rows must lie between two such changes from then on, or
 after one that the system refused: a change costs milliseconds, and more with each field."""
 
+_PRESENCE = Field("bool", state=True)
+
 Declared = Mapping[str, "np.dtype[Any] | Field"]
 
 
@@ -63,6 +66,11 @@ class Schema(Protocol):
 
     def change_fields(self, fields: Mapping[str, Field]) -> GymReplayError | None:
         """Add fields, and give known ones a wider dtype, all or none; what kept them from it."""
+
+
+@lru_cache(maxsize=10_000)
+def _name_of(root: str, key: str) -> str:
+    return check_field_name(f"{root}.{encode_key(key)}")
 
 
 def is_info(name: str) -> bool:
@@ -78,13 +86,21 @@ def check_infos(wanted: Any, dtypes: Mapping[str, Any]) -> tuple[set[str] | None
     """
     declared: dict[str, np.dtype[Any] | Field] = {}
     for name, info in dtypes.items():
-        if is_info(name):
-            declared[name] = parse_field(info) if is_declaration(info) else parse_dtype(info)
-            if isinstance(field := declared[name], Field):
-                if field.is_text:
-                    raise FieldError(f"dtypes: {name!r}: expected a field of numbers, got strings")
-                declared[name] = replace(field, state=True)
-    return None if wanted is True else _names(wanted), declared
+        if is_info(name) and is_declaration(info):
+            field = parse_field(info)
+            if field.is_text:
+                raise FieldError(f"dtypes: {name!r}: expected a field of numbers, got strings")
+            declared[name] = replace(field, state=True)
+        elif is_info(name):
+            declared[name] = parse_dtype(info)
+    if wanted is True:
+        return None, declared
+    if isinstance(wanted, str) or not isinstance(wanted, Iterable):
+        raise FieldError(f"record_info={wanted!r}: expected True, False or a list of dotted names")
+    names = set(wanted)
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise FieldError(f"record_info: expected dotted names, got {wrong[0]!r}")
+    return names, declared
 
 
 class Infos:
@@ -108,7 +124,6 @@ class Infos:
         self._why: dict[str, str] = {}  # of entries that have no field, and fields whose dtype stays as it is
         self._lost: dict[str, int] = {}
         self._warned: set[str] = set()
-        self._name_of: dict[tuple[str, str], str] = {}
         self._rows = self._changes = self._next_new = self._next_try = 0
         self._sync()
         for name, field in self._known.items():
@@ -168,7 +183,7 @@ class Infos:
         values: dict[str, npt.NDArray[Any]] = {}
         for name, array in arrays.items():
             field = self._known.get(name)
-            value = None if field is None else _held(array, field)
+            value = None if field is None else _exactly(array, field)
             if value is None:
                 if not may_lose:
                     return None
@@ -219,18 +234,14 @@ class Infos:
         for arrays in found:
             for name, array in arrays.items():
                 field = options[name][0] if name in options else self._known.get(name)
-                if field is None:
-                    if self._may_be_new(name, len(options)):
-                        options[name] = [self._as_declared(name, Field(array.dtype, array.shape, state=True))]
-                elif self._may_change(name) and _held(array, field) is None and (wider := _wider(field, array)):
-                    options[name] = wider
-        if not options:
-            return
+                if field is None and self._may_be_new(name, len(options)):
+                    options[name] = [self._new_field(name, array)]
+                elif field is not None and self._may_change(name) and _exactly(array, field) is None:
+                    options |= {name: wider} if (wider := _wider(field, array)) else {}
         if any(name not in self._known for name in options):
             self._changes += 1
             self._next_new = 0 if self._changes < _FREE_CHANGES else self._rows + _ROWS_BETWEEN
-        refused: dict[str, str] = {}
-        self._change(options, refused)
+        refused = self._change(options) if options else {}
         self._sync()
         if refused:
             self._next_try = self._rows + _ROWS_BETWEEN
@@ -254,27 +265,29 @@ class Infos:
             " to record in record_info"
         )
 
-    def _change(self, options: Mapping[str, list[Field]], refused: dict[str, str]) -> None:
-        """Change fields, each to the first of what it may be that is possible; note what the system refused."""
+    def _change(self, options: Mapping[str, list[Field]]) -> dict[str, str]:
+        """Change fields, each to the first of what it may become that is possible.
+
+        Returns:
+            Which of them the system refused, and why.
+        """
         fields: dict[str, Field] = {}
-        for name, (field, *_) in options.items():
-            fields[name] = field
-            if name not in self._known:
-                fields[presence_of(name)] = Field("bool", state=True)
-        error = self._schema.change_fields(fields)
-        if error is None:
-            return
-        names = list(options)
-        if isinstance(error, StorageError) and (len(names) == 1 or error.errno not in OUT_OF_DESCRIPTORS):
-            refused |= dict.fromkeys(names, str(error))
-        elif len(names) > 1:
-            half = len(names) // 2
-            self._change({name: options[name] for name in names[:half]}, refused)
-            self._change({name: options[name] for name in names[half:]}, refused)
-        elif len(options[names[0]]) > 1:
-            self._change({names[0]: options[names[0]][1:]}, refused)
+        for name, (first, *_) in options.items():
+            fields |= {name: first} if name in self._known else {name: first, presence_of(name): _PRESENCE}
+        if (error := self._schema.change_fields(fields)) is None:
+            return {}
+        refused: dict[str, str] = {}
+        if isinstance(error, StorageError) and (len(options) == 1 or error.errno not in OUT_OF_DESCRIPTORS):
+            refused = dict.fromkeys(options, str(error))
+        elif len(options) > 1:
+            for name, option in options.items():  # some may be possible
+                refused |= self._change({name: option})
         else:
-            self._why[names[0]] = str(error)
+            ((name, (_, *others)),) = options.items()
+            if others:
+                return self._change({name: others})
+            self._why[name] = str(error)
+        return refused
 
     def _declaration(self, name: str) -> np.dtype[Any] | Field | None:
         """What ``dtypes`` says of an entry, or of a mapping that it is in."""
@@ -282,15 +295,15 @@ class Infos:
             name = name.rpartition(".")[0]
         return self._declared.get(name)
 
-    def _as_declared(self, name: str, field: Field) -> Field:
+    def _new_field(self, name: str, array: npt.NDArray[Any]) -> Field:
         declared = self._declaration(name)
-        if declared is None or isinstance(declared, Field):
-            return declared or field
-        return Field(declared, field.shape, state=True)
+        if isinstance(declared, Field):
+            return declared
+        return Field(array.dtype if declared is None else declared, array.shape, state=True)
 
     # --- what an info holds ---
 
-    def _entries(self, info: Mapping[Any, Any], root: str = ROOT, place: tuple[Any, ...] = ()) -> Iterator[Any]:
+    def _entries(self, info: Mapping[Any, Any], root: str = ROOT, keys: tuple[Any, ...] = ()) -> Iterator[Any]:
         """Field names and values of what is wanted, mappings inside resolved."""
         try:
             entries = list(info.items())
@@ -298,7 +311,7 @@ class Infos:
             self._lose(root, str(error))
             return
         for key, value in entries:
-            path = (*place, key)
+            path = (*keys, key)
             try:
                 name = self._name(root, key)
                 is_mapping = issubclass(type(value), Mapping)
@@ -314,21 +327,15 @@ class Infos:
             else:
                 self._lose(name, f"it is more than {DEEPEST} mappings deep")
 
-    def _name(self, root: str, key: Any) -> str:
+    @staticmethod
+    def _name(root: str, key: Any) -> str:
         """The field name of an entry of the mapping whose name is ``root``."""
-        if type(key) is not str:
-            return check_field_name(f"{root}.{encode_key(key)}")
-        name = self._name_of.get((root, key))
-        if name is None:
-            name = check_field_name(f"{root}.{encode_key(key)}")
-            if len(self._name_of) < _MOST_NAMES:
-                self._name_of[root, key] = name
-        return name
+        return _name_of(root, key) if type(key) is str else check_field_name(f"{root}.{encode_key(key)}")
 
     def _is_wanted(self, path: tuple[Any, ...]) -> bool:
-        assert self._wanted is not None
-        dotted = [".".join(map(str, path[:end])) for end in range(1, len(path) + 1)]
-        return any(name in self._wanted for name in dotted)
+        return self._wanted is None or any(
+            ".".join(map(str, path[:end])) in self._wanted for end in range(1, len(path) + 1)
+        )
 
     def _array(self, name: str, value: Any) -> npt.NDArray[Any] | None:
         """The value as an array, or None where it is nothing to record."""
@@ -386,24 +393,14 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _names(wanted: Any) -> set[str]:
-    if isinstance(wanted, str) or not isinstance(wanted, Iterable):
-        raise FieldError(f"record_info={wanted!r}: expected True, False or a list of dotted names")
-    names = set(wanted)
-    if wrong := [name for name in names if not isinstance(name, str)]:
-        raise FieldError(f"record_info: expected dotted names, got {wrong[0]!r}")
-    return names
-
-
-def _held(array: npt.NDArray[Any], field: Field) -> npt.NDArray[Any] | None:
+def _exactly(array: npt.NDArray[Any], field: Field) -> npt.NDArray[Any] | None:
     """The array as a value of a field, where the field holds each number as it is."""
-    if array.shape != field.shape or field.ragged:
-        if field.ragged and (array.ndim == 0 or array.shape[1:] != field.shape):
+    if field.ragged:
+        return exact_cast(array, field.dtype) if array.ndim > 0 and array.shape[1:] == field.shape else None
+    if array.shape != field.shape:
+        if {array.shape, field.shape} != {(), (1,)}:
             return None
-        if not field.ragged:
-            if {array.shape, field.shape} != {(), (1,)}:
-                return None
-            array = array.reshape(field.shape)
+        array = array.reshape(field.shape)
     return exact_cast(array, field.dtype)
 
 
@@ -414,7 +411,7 @@ def _wider(field: Field, array: npt.NDArray[Any]) -> list[Field]:
     if promoted.kind == "f" and field.dtype.kind in "iu" and array.dtype.kind in "iu":  # int64 and uint64
         dtypes = [array.dtype, promoted]
     fields = [replace(field, dtype=dtype) for dtype in dtypes if dtype != field.dtype]
-    return [wider for wider in fields if _held(array, wider) is not None]
+    return [wider for wider in fields if _exactly(array, wider) is not None]
 
 
 def presence_of(name: str) -> str:

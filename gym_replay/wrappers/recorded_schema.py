@@ -21,6 +21,7 @@ from gym_replay.schema.fields import Field, FieldLike, parse_fields, plain_decla
 from gym_replay.spaces import Leaf, Node, space_to_json, space_tree
 from gym_replay.wrappers.generator_state import NUMBERS
 from gym_replay.wrappers.infos import check_infos, is_info
+from gym_replay.wrappers.rewards import parse_reward_shape
 
 RECORDER_META: dict[str, FieldLike] = {
     "episode_seed": Field("int64", default=-1),
@@ -38,6 +39,8 @@ RECORDER_META: dict[str, FieldLike] = {
 _ON_INCOMPLETE = ("keep", "discard")
 
 FLAGS = ("terminated", "truncated")
+
+LIMITS = ("max_episodes", "max_timesteps", "max_steps", "circular")
 
 
 def core_fields(observation: Node, action: Node, reward: tuple[int, ...]) -> dict[str, Field]:
@@ -115,29 +118,23 @@ def warn_of_dtype(leaf: Leaf, found: np.dtype[Any], stacklevel: int = 5) -> None
 
 
 def open_for(
-    observation_space: gym.Space[Any],
-    action_space: gym.Space[Any],
+    observation: Node,
+    action: Node,
     spec: EnvSpec | None,
-    core: dict[str, Field],
     buffer: str | os.PathLike[str] | ReplayBuffer,
-    limits: Mapping[str, Any],
+    options: Mapping[str, Any],
     *,
-    overwrite: bool,
-    durability: str,
-    extra: Mapping[str, FieldLike] | None,
-    meta: Mapping[str, FieldLike] | None,
-    keeps_reward_shape: bool,
+    declared: tuple[int, ...],
     more_own_meta: Mapping[str, Field] | None = None,
 ) -> ReplayBuffer:
     """Create the buffer of a recorder, or open the one that is there where it is of the same environment and config.
 
     Args:
-        observation_space, action_space, spec: of the environment.
-        core: the fields that each step has.
-        buffer, overwrite, durability, extra, meta: the recorder's arguments.
-        limits: its limits, by attribute of the metadata.
-        keeps_reward_shape: whether rewards of an existing buffer may have another shape than those of ``core``, which
-            is only declared.
+        observation, action: the trees of the environment's spaces.
+        spec: the environment's.
+        buffer: as the recorder was given it.
+        options: the recorder's keywords.
+        declared: the shape of rewards that the environment declares; those of an existing buffer may have another.
         more_own_meta: meta fields of whoever drives the recorder: it sets them, and loaders do not count them among
             the user's.
 
@@ -145,33 +142,40 @@ def open_for(
         ConfigMismatchError: the buffer is of another environment or config.
     """
     folder = buffer.folder if isinstance(buffer, ReplayBuffer) else folder_of(buffer)
+    overwrite, durability = options.get("overwrite", False), options.get("durability", "process")
     stored = _existing(buffer, overwrite=overwrite)
-    if keeps_reward_shape and stored is not None and "episode_return" in stored.recorder_meta:
-        core = {**core, "reward": Field("float64", stored.fields["reward"].shape)}
-    own_meta = {**meta_fields(core["reward"].shape), **(more_own_meta or {})}
-    extra_fields = None if extra is None else parse_fields(extra, "extra field")
-    users_meta = None if meta is None else parse_fields(meta, "meta field")
-    for kind, given, taken in (("extra field", extra_fields, core), ("meta field", users_meta, own_meta)):
+    shape = parse_reward_shape(options.get("reward_shape"))
+    if shape is None:
+        is_recorded = stored is not None and "episode_return" in stored.recorder_meta
+        shape = stored.fields["reward"].shape if stored and is_recorded else declared
+    core = core_fields(observation, action, shape)
+    own_meta = {**meta_fields(shape), **(more_own_meta or {})}
+    extra, meta = (
+        None if options.get(kind) is None else parse_fields(options[kind], kind[:-1].replace("_", " "))
+        for kind in ("extra_fields", "meta_fields")
+    )
+    for kind, given, taken in (("extra field", extra, core), ("meta field", meta, own_meta)):
         if clash := sorted(set(given or ()) & set(taken)):
             raise FieldError(f"{kind} {clash[0]!r} has the name of a field of the recorder's own; rename it")
-    if reserved := [name for name in extra_fields or () if is_info(name)]:
+    if reserved := [name for name in extra or () if is_info(name)]:
         raise FieldError(f"extra field {reserved[0]!r} has the name of an info; rename it")
+    limits = {**{name: options.get(name) for name in LIMITS}, "circular": options.get("circular") or None}
     environment = {
-        "observation_space": space_to_json(observation_space, "observation"),
-        "action_space": space_to_json(action_space, "action"),
+        "observation_space": space_to_json(observation.space, "observation"),
+        "action_space": space_to_json(action.space, "action"),
         "env_spec": spec_to_json(spec if isinstance(spec, EnvSpec) else None),
     }
     if stored is None:
         config = {
             **limits,
-            "fields": {**core, **(extra_fields or {})},
-            "meta_fields": {**own_meta, **(users_meta or {})},
+            "fields": {**core, **(extra or {})},
+            "meta_fields": {**own_meta, **(meta or {})},
             "recorder_meta": tuple(own_meta),
             "environment": environment,
         }
         return open_buffer(folder, config, overwrite=overwrite, durability=durability)
     check_match(stored, limits, folder)
-    _check_fields(stored, core, own_meta, extra_fields, users_meta, folder)
+    _check_fields(stored, core, own_meta, extra, meta, folder)
     _check_environment(stored.environment or {}, environment, folder)
     if isinstance(buffer, ReplayBuffer):
         return buffer

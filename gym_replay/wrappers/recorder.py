@@ -22,6 +22,7 @@ from gym_replay.schema.fields import FieldLike, describe
 from gym_replay.spaces import Node, space_from_json, space_to_json
 from gym_replay.wrappers.infos import Infos, is_info
 from gym_replay.wrappers.recorded_schema import (
+    LIMITS,
     check_arguments,
     core_fields,
     open_for,
@@ -143,8 +144,7 @@ class Recorder(gym.utils.RecordConstructorArgs):
         self._options = given
         given["record_info"] = check_arguments(given["on_incomplete"], given["record_info"], given["dtypes"])
         parse_reward_shape(given["reward_shape"])
-        limits = "max_episodes", "max_timesteps", "max_steps", "circular"
-        self._limits: dict[str, Any] = {name: value for name, value in given.items() if name in limits}
+        limits: dict[str, Any] = {name: value for name, value in given.items() if name in LIMITS}
         gym.utils.RecordConstructorArgs.__init__(
             self,
             buffer=str(buffer.folder if isinstance(buffer, ReplayBuffer) else folder_of(buffer)),
@@ -153,7 +153,7 @@ class Recorder(gym.utils.RecordConstructorArgs):
             on_incomplete=given["on_incomplete"],
             durability=given["durability"],
             **plain_arguments(given["meta_fields"], given["extra_fields"], given["dtypes"]),
-            **self._limits,
+            **limits,
             **others,
         )
 
@@ -173,26 +173,13 @@ class Recorder(gym.utils.RecordConstructorArgs):
             observation_space, action_space, spec: those of a single environment.
         """
         options = self._options
-        shape = parse_reward_shape(options["reward_shape"])
         observation, action = trees_of(observation_space, action_space, options["dtypes"] or {})
-        core = core_fields(observation, action, declared_shape(env) if shape is None else shape)
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
-        self._buffer = open_for(
-            observation_space,
-            action_space,
-            spec,
-            core,
-            buffer,
-            {**self._limits, "circular": options["circular"] or None},
-            overwrite=options["overwrite"],
-            durability=options["durability"],
-            extra=options["extra_fields"],
-            meta=options["meta_fields"],
-            keeps_reward_shape=shape is None,
-        )
+        self._buffer = open_for(observation, action, spec, buffer, options, declared=declared_shape(env))
         fields = self._buffer.metadata.fields
+        core = core_fields(observation, action, ())
         self._reward_field = fields["reward"]
-        self._believes_rewards = shape is None  # the first one decides their shape
+        self._believes_rewards = options["reward_shape"] is None  # the first one decides their shape
         self._observation_names = [leaf.name for leaf in observation.leaves]
         self._extra_names = [name for name in fields if name not in core and not is_info(name)]
         self._extras: dict[str, Any] = {}

@@ -887,6 +887,7 @@ class Odd(Space):
         (Odd((2,), np.uint64), np.array([0, 2**64 - 1], np.uint64)),
         (Odd((1,), np.bool_), np.array([True])),
         (Odd((1, 2), np.float64), np.ones((1, 2))),
+        (Odd((-1, 3), np.uint8), np.ones(3, np.float32)),
     ],
 )
 @pytest.mark.usefixtures("rules")

@@ -21,7 +21,7 @@ from gym_replay.interop.minari.schemas import Refuse, Schema, entry
 from gym_replay.interop.old_data import as_flags, as_steps, check_ends
 from gym_replay.schema.fields import Field, exact_cast
 from gym_replay.schema.names import check_distinct, check_field_name, encode_key
-from gym_replay.spaces.leaf import SpacePath
+from gym_replay.spaces import space_tree
 from gym_replay.wrappers.episode_meta import describe_run, options_to_json
 from gym_replay.wrappers.infos import PRESENT, ROOT
 from gym_replay.wrappers.recorded_schema import FLAGS
@@ -88,7 +88,7 @@ class Arrival:
         """Observations, actions, rewards and flags by field."""
         arrays: dict[str, Any] = {}
         for root, space in self._schema.roots.items():
-            take_apart(space, SpacePath(root), values[f"{root}s"], arrays)
+            take_apart(space_tree(space, root), values[f"{root}s"], arrays)
         arrays["reward"] = rewards = as_steps("reward", np.asarray(values["rewards"]))
         if rewards.dtype.kind not in "biuf":
             raise CorruptBufferError(f"rewards: expected numbers, got {rewards.dtype}")

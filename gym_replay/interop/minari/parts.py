@@ -16,7 +16,7 @@ from gym_replay.errors import CorruptBufferError, FieldError, UnsupportedSpaceEr
 from gym_replay.interop.minari.limits import CannotHold, Limits
 from gym_replay.schema.fields import Field, encode_text, exact_cast
 from gym_replay.schema.names import Key
-from gym_replay.spaces import space_to_json, space_tree
+from gym_replay.spaces import Node, space_to_json, space_tree
 from gym_replay.spaces.converted import TextNode
 from gym_replay.spaces.groups import GroupNode
 from gym_replay.spaces.leaf import SpacePath
@@ -93,7 +93,7 @@ def _plan_group(
     group: type[GroupNode], space: Space[Any], place: SpacePath, fields: Mapping[str, Field], limits: Limits
 ) -> Part | None:
     parts: dict[Key, Part] = {}
-    for key, at, child in group.placed_parts(space, place):
+    for key, at, child in group.parts_with_paths(space, place):
         if group.is_keyed and (fault := limits.key_fault(key)):
             limits.cannot_hold(at.name, fault, UnsupportedSpaceError)
         elif (part := plan_part(child, at, fields, limits)) is not None:
@@ -205,35 +205,38 @@ def _below(root: str, fields: Mapping[str, Field]) -> dict[str, Field]:
     return {name.partition(".")[2]: field for name, field in fields.items() if name.startswith(f"{root}.")}
 
 
-def take_apart(space: Space[Any], place: SpacePath, values: Any, into: dict[str, Any]) -> None:
+def take_apart(tree: Node, values: Any, into: dict[str, Any]) -> None:
     """Put the values of a Minari episode, all steps, into ``into`` by the names of their fields.
 
     Arrays are ``(rows, *shape)``; of a Text space it is a list of ``(n,)`` uint8 arrays, the UTF-8 bytes.
 
+    Args:
+        tree: that of the space of the values.
+        values: what the dataset has.
+        into: where to put them.
+
     Raises:
         CorruptBufferError: they are not of the space.
     """
-    kind = standard_node(space)
-    if issubclass(kind, GroupNode):
-        parts = kind.placed_parts(space, place)
-        keys = [key for key, _, _ in parts]
-        if kind.is_keyed and isinstance(values, Mapping):  # what the space does not have is left out
-            values = {key: values[key] for key in keys if key in values}
+    if isinstance(tree, GroupNode):
+        if tree.is_keyed and isinstance(values, Mapping):  # what the space does not have is left out
+            values = {key: values[key] for key in tree.parts if key in values}
         try:
-            found = kind.values_of(place.name, keys, values)
+            found = tree.values_of(values)
         except FieldError as error:
             raise CorruptBufferError(str(error)) from None
-        for (_, at, child), value in zip(parts, found, strict=True):
-            take_apart(child, at, value, into)
-    elif issubclass(kind, TextNode):
-        into[place.name] = [np.frombuffer(encode_text(place.name, text), np.uint8) for text in values]
+        for part, value in zip(tree.parts.values(), found, strict=True):
+            take_apart(part, value, into)
+    elif isinstance(tree, TextNode):
+        into[tree.name] = [np.frombuffer(encode_text(tree.name, text), np.uint8) for text in values]
     else:
-        array = in_shape(np.asarray(values), space.shape or ())
-        if array.dtype.kind not in "biuf" or array.shape[1:] != space.shape:
+        shape = tree.space.shape or ()
+        array = in_shape(np.asarray(values), shape)
+        if array.dtype.kind not in "biuf" or array.shape[1:] != shape:
             raise CorruptBufferError(
-                f"{place.name}: expected numbers of shape {space.shape}, got {array.dtype} {array.shape[1:]}"
+                f"{tree.name}: expected numbers of shape {shape}, got {array.dtype} {array.shape[1:]}"
             )
-        into[place.name] = array
+        into[tree.name] = array
 
 
 def in_shape(array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -254,7 +257,7 @@ def held_part(space: Space[Any], place: SpacePath, refuse: Callable[..., None]) 
             refuse(str(error), type(error))
             return None
         return space
-    parts = {key: held_part(child, at, refuse) for key, at, child in kind.placed_parts(space, place)}
+    parts = {key: held_part(child, at, refuse) for key, at, child in kind.parts_with_paths(space, place)}
     kept = {key: part for key, part in parts.items() if part is not None}
     if kind.is_keyed:
         return kind.space_of(kept) if kept or not parts else None

@@ -19,7 +19,7 @@ from gym_replay.interop.minari.parts import held_part, take_apart
 from gym_replay.interop.old_data import step_shape
 from gym_replay.schema.fields import Field
 from gym_replay.schema.names import check_distinct, check_field_name, encode_key
-from gym_replay.spaces import space_to_json
+from gym_replay.spaces import space_to_json, space_tree
 from gym_replay.spaces.leaf import SpacePath
 from gym_replay.wrappers.infos import PRESENT, ROOT
 from gym_replay.wrappers.recorded_schema import FLAGS, core_fields, meta_fields, trees_of
@@ -83,7 +83,7 @@ def found_schema(source: Any, first: Mapping[str, Any], metadatas: Iterable[Any]
     roots = {root: part for root, part in parts.items() if part is not None}
     values: dict[str, Any] = {}
     for root, space in roots.items():
-        take_apart(space, SpacePath(root), first[f"{root}s"], values)
+        take_apart(space_tree(space, root), first[f"{root}s"], values)
     dtypes = {name: value.dtype for name, value in values.items() if isinstance(value, np.ndarray)}
     stored = {root: spaces.Dict({}) if part is None else part for root, part in parts.items()}
     observation, action = trees_of(stored["observation"], stored["action"], dtypes)

@@ -116,7 +116,7 @@ class BatchInfos(Infos):
                     return False
             elif isinstance(value, Mapping):
                 return False
-            elif self._wanted is None or self._is_wanted(path):
+            elif self._is_wanted(path):
                 field = self._known.get(name)
                 if field is None or not _are_of(field, value, count):
                     return False

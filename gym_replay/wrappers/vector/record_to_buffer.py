@@ -196,7 +196,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
             raise
         if given is None and not self._check.is_certain:
             self._check.note_start(columns)
-        if given is not None and not self._sub.honours_masks():
+        if given is not None and not self._sub.honours_masks:
             mask = self._really_reset(mask, columns)
         opened = mask & ~unsure
         now, env_indices = session.state.now, np.flatnonzero(opened)
@@ -261,7 +261,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         if self._extra_names:
             staging.put(now, self._extra_defaults | self._extras)
         generators = None
-        if state.has_waiting and self._sub.knows_generators:  # only in next-step mode
+        if state.has_waiting and self._sub.can_be_asked:  # only in next-step mode
             generators = self._sub.generators(state.waiting, create=True)
         began = time.monotonic()
         session.begun_at = now
@@ -389,7 +389,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
             )
         if self._infos is not None:
             finals |= self._info_columns(self._final_infos(infos, env_indices))
-        if not self._sub.knows_arrays and isinstance(given, list):
+        if not self._sub.can_be_asked and isinstance(given, list):
             self._look_for_reused_arrays(given, finals, observations, env_indices)
         return Finals(finals, has_final)
 

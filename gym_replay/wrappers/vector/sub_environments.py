@@ -30,13 +30,19 @@ class SubEnvironments:
 
     Args:
         envs: the vector environment, wrapped or not.
+
+    Attributes:
+        count: how many there are.
+        can_be_asked: whether they are in this process, and tell of their generators and observations.
+        joins_infos: whether their infos are joined by Gymnasium, which may change their dtypes.
+        honours_masks: whether a reset with a mask is known to reset only what is in it.
     """
 
     def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any]) -> None:
         self._envs = envs
         self._base: Any = envs.unwrapped
         self.count = envs.num_envs
-        self._sync = isinstance(self._base, SyncVectorEnv)
+        self.can_be_asked = isinstance(self._base, SyncVectorEnv)
         self._async = isinstance(self._base, AsyncVectorEnv)
         batch = getattr(self._base, "batch_size", None)
         self._is_native_atari = batch is not None and type(self._base).__name__ == "AtariVectorEnv"
@@ -45,10 +51,12 @@ class SubEnvironments:
                 f"batch_size={batch} of {self.count} sub-environments: a step must be one of each, or nothing says "
                 "which rows follow one another; leave batch_size out"
             )
+        self.joins_infos = (self.can_be_asked or self._async) and self.count > 1
+        self.honours_masks = self.can_be_asked or self._async or self._is_native_atari
 
     def spec(self) -> EnvSpec | None:
         """That of a single sub-environment."""
-        if self._sync:
+        if self.can_be_asked:
             specs = [env.spec for env in self._base.envs]
             if len(known := {None if spec is None else spec.id for spec in specs}) > 1:
                 warnings.warn(
@@ -92,11 +100,6 @@ class SubEnvironments:
         single = getattr(self._envs, f"single_{name}", None)
         return getattr(self._envs, name) if single is None else single  # type: ignore[no-any-return]
 
-    @property
-    def joins_infos(self) -> bool:
-        """Whether the infos of sub-environments are joined by Gymnasium, which may change their dtypes."""
-        return (self._sync or self._async) and self.count > 1
-
     # --- resets ---
 
     def mask_of(self, options: Any) -> Mask | None:
@@ -137,10 +140,6 @@ class SubEnvironments:
         seeds[env_indices] = [storable_seed(each) for each in given]
         return seeds
 
-    def honours_masks(self) -> bool:
-        """Whether a reset with a mask is known to reset only what is in it."""
-        return self._sync or self._async or self._is_native_atari
-
     def forgets_resets(self, mode: Autoreset) -> bool:
         """Whether an explicit reset leaves open if what was waiting for its reset is reset by the next step once more.
 
@@ -148,14 +147,9 @@ class SubEnvironments:
         """
         return self._async and not self._base.shared_memory and mode is Autoreset.NEXT_STEP
 
-    @property
-    def knows_generators(self) -> bool:
-        """Whether :meth:`generators` can tell."""
-        return self._sync
-
     def generators(self, mask: Mask, *, create: bool) -> npt.NDArray[np.uint64] | None:
         """The generators' states of the sub-environments in a mask, zeros for others; None where none can be asked."""
-        if not self._sync:
+        if not self.can_be_asked:
             return None
         states = np.zeros((self.count, NUMBERS), np.uint64)
         for env_index in np.flatnonzero(mask).tolist():
@@ -166,16 +160,9 @@ class SubEnvironments:
         """Whether strings in observations stay those of the beginning, as of an AsyncVectorEnv with shared memory."""
         return self._async and bool(self._base.shared_memory) and has_strings(self._envs.single_observation_space)
 
-    # --- last observations that Gymnasium hands out by reference ---
-
-    @property
-    def knows_arrays(self) -> bool:
-        """Whether :meth:`first_observation` can tell."""
-        return self._sync
-
     def first_observation(self, env_index: int) -> Any:
         """What the last reset of a sub-environment returned itself; None where it cannot be asked."""
-        return self._base._env_obs[env_index] if self._sync else None
+        return self._base._env_obs[env_index] if self.can_be_asked else None
 
     # --- infos that a wrapper adds ---
 

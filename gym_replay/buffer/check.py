@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 
 from gym_replay.buffer.storage.checksums import field_checksums
 from gym_replay.buffer.storage.columns import Column, ColumnWriter
-from gym_replay.buffer.storage.copies import read_rows
+from gym_replay.buffer.storage.copies import batches, read_rows
 from gym_replay.buffer.storage.counters import COUNTERS, CheckValueError, Counters, encode_counters
 from gym_replay.buffer.storage.layout import (
     METADATA,
@@ -50,6 +49,8 @@ from gym_replay.files.lock import WriterLock
 from gym_replay.files.writing import replace_file
 
 _PASSES = 20
+_BATCH = 1 << 26
+"""Bytes of rows after which the bar moves."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ class _Check:
         ids, starts, rows = ids[there], starts[there], rows[there]
         begins, totals = np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)
         column = Column(self.folder, self._path(path), file.dtype, file.shape)
-        for part in _parts(rows * file.row_nbytes):
+        for part in batches(rows * file.row_nbytes, _BATCH):
             spans = np.frombuffer(b"".join(read_rows(column, starts[part], rows[part])), SPAN).reshape(-1, 2)
             heads = np.cumsum(rows[part]) - rows[part]
             begins[part], totals[part] = spans[heads, 0], np.add.reduceat(spans[:, 1], heads)
@@ -341,7 +342,7 @@ class _Check:
         total = sum(files[0].row_nbytes for files in whole.values()) * int(rows.sum())
         with tqdm(total=total, unit="B", unit_scale=True, desc="check", disable=not self._progress) as bar:
             for name, (file, *elements) in whole.items():
-                for part in _parts(rows * max(file.row_nbytes, 1)):
+                for part in batches(rows * max(file.row_nbytes, 1), _BATCH):
                     found = field_checksums(file, elements[0] if elements else None, starts[part], rows[part])
                     for episode in ids[part][found != stored[name][part]].tolist():
                         message = f"the rows of episode {episode} in field {name!r} do not match their checksum"
@@ -371,13 +372,6 @@ def _overlaps(ids: Ints, starts: Ints, ends: Ints) -> Iterable[tuple[int, int]]:
     furthest = np.maximum.accumulate(np.where(ends[order] == reached, np.arange(len(order)), 0))
     late = np.flatnonzero(starts[order][1:] < reached[:-1]) + 1
     return zip(ids[order[furthest[late - 1]]].tolist(), ids[order[late]].tolist(), strict=True)
-
-
-def _parts(nbytes: Ints) -> Iterable[slice]:
-    """Stretches of episodes of some 64 MiB each, so that the bar moves."""
-    ends = np.searchsorted(np.cumsum(nbytes), np.arange(1 << 26, int(nbytes.sum()) + (1 << 26), 1 << 26), side="right")
-    edges = np.unique(np.concatenate(([0], ends, [len(nbytes)])))
-    return [slice(low, high) for low, high in pairwise(edges.tolist())]
 
 
 def _ranges(ids: list[int]) -> str:

@@ -162,6 +162,7 @@ class _Check:
         faults, notes, num_episodes, num_checked, without_checksum: as in the report.
         failure: what was raised where metadata or counters cannot be read, so that nothing more is known.
         bad_record: the first episode whose record is damaged; it and those after it are lost.
+        newest_verified: the newest episode that matches its checksums.
     """
 
     def __init__(self, folder: Path, *, progress: bool) -> None:
@@ -172,6 +173,7 @@ class _Check:
         self.num_episodes = self.num_checked = 0
         self.failure: GymReplayError | None = None
         self.bad_record: int | None = None
+        self.newest_verified: int | None = None
         self._files: dict[str, ColumnWriter] = {}
         with ExitStack() as stack:
             if self._metadata_is_readable() and self._counters_are_readable():
@@ -339,16 +341,20 @@ class _Check:
             name: [self._files.get(path) for path in self.metadata.paths_of(name)] for name in self.metadata.fields
         }
         whole = {name: [file for file in files if file] for name, files in fields.items() if all(files)}
+        match = np.ones(len(ids), np.bool_)
         total = sum(files[0].row_nbytes for files in whole.values()) * int(rows.sum())
         with tqdm(total=total, unit="B", unit_scale=True, desc="check", disable=not self._progress) as bar:
             for name, (file, *elements) in whole.items():
                 for part in batches(rows * max(file.row_nbytes, 1), _BATCH):
                     found = field_checksums(file, elements[0] if elements else None, starts[part], rows[part])
-                    for episode in ids[part][found != stored[name][part]].tolist():
+                    is_equal = found == stored[name][part]
+                    match[part] &= is_equal
+                    for episode in ids[part][~is_equal].tolist():
                         message = f"the rows of episode {episode} in field {name!r} do not match their checksum"
                         self._fault(9, self.metadata.rows_path(name), message, episode, name)
                     bar.update(int(rows[part].sum()) * file.row_nbytes)
         self.num_checked = len(ids)
+        self.newest_verified = int(ids[match][-1]) if match.any() else None
 
 
 def _raise_unless_of_file(error: Exception, path: Path) -> None:
@@ -398,7 +404,7 @@ def _repair(check: _Check, *, progress: bool) -> list[str]:
         metadata, dropped = _repair_metadata(folder)
         metadata = finish_switch(folder, metadata)
         dropped += _repair_headers(folder, metadata)
-        dropped += _repair_counters(folder, metadata)
+        dropped += _repair_counters(folder, metadata, progress=progress)
         for _ in range(_PASSES):  # a fault may show only after another one is mended
             again = _Check(check.folder, progress=progress)
             if again.failure is not None:
@@ -457,15 +463,22 @@ def _repair_headers(folder: Directory, metadata: Metadata) -> list[str]:
     return dropped
 
 
-def _repair_counters(folder: Directory, metadata: Metadata) -> list[str]:
-    """Find the episodes again where the counters are damaged."""
+def _repair_counters(folder: Directory, metadata: Metadata, *, progress: bool) -> list[str]:
+    """Find the episodes again where the counters are damaged, and up to which one they have checksums."""
     try:
         Counters(folder, COUNTERS, metadata.uuid, writable=False).check()
         return []
     except CorruptBufferError as error:
         base, first, end = _ids_of_records(folder, metadata)
-        values = metadata.revision, base, first, end, first, 0
+        sums = ColumnWriter.open(folder, CHECKSUMS, *metadata.columns[CHECKSUMS])
+        most = end if metadata.circular else min(end, base + sums.capacity)
+        sums.close()
+        values = metadata.revision, base, first, end, max(most, first), 0
         replace_file(folder, COUNTERS, COUNTERS + NEW, encode_counters(metadata.uuid, values))
+        # Checksums are written in the order of ids: where those of an episode match, all episodes before have theirs.
+        newest = _Check(folder.path, progress=progress).newest_verified
+        summed = first if newest is None else newest + 1
+        Counters(folder, COUNTERS, metadata.uuid, writable=True).put("summed", summed)
         found = f"the records have the episodes {first}-{end - 1}" if end > first else "there are no records"
         return [f"the counters ({error}); {found}"]
 

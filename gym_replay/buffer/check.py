@@ -222,13 +222,13 @@ class _Check:
     def _open_files(self, stack: ExitStack) -> None:
         """Rules 1, 2 and 10: every file is what the metadata says, and NumPy itself maps it."""
         for path, (dtype, shape) in self.metadata.columns.items():
-            place, actual = self.folder / path, self._path(path)
+            found, actual = self.folder / path, self._path(path)
             try:
                 file = ColumnWriter.open(self.folder, actual, dtype, shape, read_only=True)
                 stack.callback(file.close)
             except (GymReplayError, OSError) as error:
-                _raise_unless_of_file(error, place)
-                parts = [part for part in (place, *place.parents) if part.is_relative_to(self.folder)]
+                _raise_unless_of_file(error, found)
+                parts = [part for part in (found, *found.parents) if part.is_relative_to(self.folder)]
                 rule = 10 if any(part.is_symlink() for part in parts) else 2 if "object" in str(error) else 1
                 self._fault(rule, path, str(error))
                 continue
@@ -237,7 +237,7 @@ class _Check:
                 os.close(open_beneath(self.folder, actual, os.O_RDONLY))
                 np.load(self.folder / actual, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, OverflowError, EOFError, GymReplayError) as error:
-                _raise_unless_of_file(error, place)
+                _raise_unless_of_file(error, found)
                 if getattr(error, "errno", None) != errno.ENOMEM:  # for want of address space, not a fault of the file
                     self._fault(1, path, f"numpy.load cannot map it: {error}")
 
@@ -309,10 +309,10 @@ class _Check:
             spans = np.frombuffer(b"".join(read_rows(column, starts[part], rows[part])), SPAN).reshape(-1, 2)
             heads = np.cumsum(rows[part]) - rows[part]
             begins[part], totals[part] = spans[heads, 0], np.add.reduceat(spans[:, 1], heads)
-            for place in part.start + misplaced(spans, heads):
-                what = f"the elements of episode {ids[place]} do not lie one row after another"
-                self._fault(12, path, what, int(ids[place]), name)
-                totals[place] = 0
+            for index in part.start + misplaced(spans, heads):
+                what = f"the elements of episode {ids[index]} do not lie one row after another"
+                self._fault(12, path, what, int(ids[index]), name)
+                totals[index] = 0
         for episode in ids[(totals > 0) & (begins + totals > elements.capacity)].tolist():
             self._fault(12, path, f"the elements of episode {episode} are missing", episode, name)
         own = (totals > 0) & (begins + totals <= elements.capacity)

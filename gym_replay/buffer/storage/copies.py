@@ -265,9 +265,10 @@ def _sums_of(source: Snapshot, name: str) -> npt.NDArray[np.uint32]:
     return sums
 
 
-def _damaged(source: Snapshot, place: int, what: str) -> CorruptBufferError:
-    index = np.searchsorted(source.reader.last_snapshot().ids, source.ids[place])
+def _damaged(source: Snapshot, index: int, what: str) -> CorruptBufferError:
+    episode_id = source.ids[index]
+    index = int(np.searchsorted(source.reader.last_snapshot().ids, episode_id))
     return CorruptBufferError(
-        f"{source.reader.folder}: episode {index} (id {source.ids[place]}) is damaged: {what}. Nothing was copied; "
+        f"{source.reader.folder}: episode {index} (id {episode_id}) is damaged: {what}. Nothing was copied; "
         "check_buffer(folder) names all that is damaged, and with repair=True deletes such episodes"
     )

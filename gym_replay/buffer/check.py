@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 
 from gym_replay.buffer.storage.checksums import field_checksums
 from gym_replay.buffer.storage.columns import Column, ColumnWriter
-from gym_replay.buffer.storage.copies import read_rows
+from gym_replay.buffer.storage.copies import batches, read_rows
 from gym_replay.buffer.storage.counters import COUNTERS, CheckValueError, Counters, encode_counters
 from gym_replay.buffer.storage.layout import (
     METADATA,
@@ -50,6 +49,8 @@ from gym_replay.files.lock import WriterLock
 from gym_replay.files.writing import replace_file
 
 _PASSES = 20
+_BATCH = 1 << 26
+"""Bytes of rows after which the bar moves."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ class _Check:
         faults, notes, num_episodes, num_checked, without_checksum: as in the report.
         failure: what was raised where metadata or counters cannot be read, so that nothing more is known.
         bad_record: the first episode whose record is damaged; it and those after it are lost.
+        newest_verified: the newest episode that matches its checksums.
     """
 
     def __init__(self, folder: Path, *, progress: bool) -> None:
@@ -171,6 +173,7 @@ class _Check:
         self.num_episodes = self.num_checked = 0
         self.failure: GymReplayError | None = None
         self.bad_record: int | None = None
+        self.newest_verified: int | None = None
         self._files: dict[str, ColumnWriter] = {}
         with ExitStack() as stack:
             if self._metadata_is_readable() and self._counters_are_readable():
@@ -219,13 +222,13 @@ class _Check:
     def _open_files(self, stack: ExitStack) -> None:
         """Rules 1, 2 and 10: every file is what the metadata says, and NumPy itself maps it."""
         for path, (dtype, shape) in self.metadata.columns.items():
-            place, actual = self.folder / path, self._path(path)
+            found, actual = self.folder / path, self._path(path)
             try:
                 file = ColumnWriter.open(self.folder, actual, dtype, shape, read_only=True)
                 stack.callback(file.close)
             except (GymReplayError, OSError) as error:
-                _raise_unless_of_file(error, place)
-                parts = [part for part in (place, *place.parents) if part.is_relative_to(self.folder)]
+                _raise_unless_of_file(error, found)
+                parts = [part for part in (found, *found.parents) if part.is_relative_to(self.folder)]
                 rule = 10 if any(part.is_symlink() for part in parts) else 2 if "object" in str(error) else 1
                 self._fault(rule, path, str(error))
                 continue
@@ -234,7 +237,7 @@ class _Check:
                 os.close(open_beneath(self.folder, actual, os.O_RDONLY))
                 np.load(self.folder / actual, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, OverflowError, EOFError, GymReplayError) as error:
-                _raise_unless_of_file(error, place)
+                _raise_unless_of_file(error, found)
                 if getattr(error, "errno", None) != errno.ENOMEM:  # for want of address space, not a fault of the file
                     self._fault(1, path, f"numpy.load cannot map it: {error}")
 
@@ -302,14 +305,14 @@ class _Check:
         ids, starts, rows = ids[there], starts[there], rows[there]
         begins, totals = np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)
         column = Column(self.folder, self._path(path), file.dtype, file.shape)
-        for part in _parts(rows * file.row_nbytes):
+        for part in batches(rows * file.row_nbytes, _BATCH):
             spans = np.frombuffer(b"".join(read_rows(column, starts[part], rows[part])), SPAN).reshape(-1, 2)
             heads = np.cumsum(rows[part]) - rows[part]
             begins[part], totals[part] = spans[heads, 0], np.add.reduceat(spans[:, 1], heads)
-            for place in part.start + misplaced(spans, heads):
-                what = f"the elements of episode {ids[place]} do not lie one row after another"
-                self._fault(12, path, what, int(ids[place]), name)
-                totals[place] = 0
+            for index in part.start + misplaced(spans, heads):
+                what = f"the elements of episode {ids[index]} do not lie one row after another"
+                self._fault(12, path, what, int(ids[index]), name)
+                totals[index] = 0
         for episode in ids[(totals > 0) & (begins + totals > elements.capacity)].tolist():
             self._fault(12, path, f"the elements of episode {episode} are missing", episode, name)
         own = (totals > 0) & (begins + totals <= elements.capacity)
@@ -338,16 +341,20 @@ class _Check:
             name: [self._files.get(path) for path in self.metadata.paths_of(name)] for name in self.metadata.fields
         }
         whole = {name: [file for file in files if file] for name, files in fields.items() if all(files)}
+        match = np.ones(len(ids), np.bool_)
         total = sum(files[0].row_nbytes for files in whole.values()) * int(rows.sum())
         with tqdm(total=total, unit="B", unit_scale=True, desc="check", disable=not self._progress) as bar:
             for name, (file, *elements) in whole.items():
-                for part in _parts(rows * max(file.row_nbytes, 1)):
+                for part in batches(rows * max(file.row_nbytes, 1), _BATCH):
                     found = field_checksums(file, elements[0] if elements else None, starts[part], rows[part])
-                    for episode in ids[part][found != stored[name][part]].tolist():
+                    is_equal = found == stored[name][part]
+                    match[part] &= is_equal
+                    for episode in ids[part][~is_equal].tolist():
                         message = f"the rows of episode {episode} in field {name!r} do not match their checksum"
                         self._fault(9, self.metadata.rows_path(name), message, episode, name)
                     bar.update(int(rows[part].sum()) * file.row_nbytes)
         self.num_checked = len(ids)
+        self.newest_verified = int(ids[match][-1]) if match.any() else None
 
 
 def _raise_unless_of_file(error: Exception, path: Path) -> None:
@@ -371,13 +378,6 @@ def _overlaps(ids: Ints, starts: Ints, ends: Ints) -> Iterable[tuple[int, int]]:
     furthest = np.maximum.accumulate(np.where(ends[order] == reached, np.arange(len(order)), 0))
     late = np.flatnonzero(starts[order][1:] < reached[:-1]) + 1
     return zip(ids[order[furthest[late - 1]]].tolist(), ids[order[late]].tolist(), strict=True)
-
-
-def _parts(nbytes: Ints) -> Iterable[slice]:
-    """Stretches of episodes of some 64 MiB each, so that the bar moves."""
-    ends = np.searchsorted(np.cumsum(nbytes), np.arange(1 << 26, int(nbytes.sum()) + (1 << 26), 1 << 26), side="right")
-    edges = np.unique(np.concatenate(([0], ends, [len(nbytes)])))
-    return [slice(low, high) for low, high in pairwise(edges.tolist())]
 
 
 def _ranges(ids: list[int]) -> str:
@@ -404,7 +404,7 @@ def _repair(check: _Check, *, progress: bool) -> list[str]:
         metadata, dropped = _repair_metadata(folder)
         metadata = finish_switch(folder, metadata)
         dropped += _repair_headers(folder, metadata)
-        dropped += _repair_counters(folder, metadata)
+        dropped += _repair_counters(folder, metadata, progress=progress)
         for _ in range(_PASSES):  # a fault may show only after another one is mended
             again = _Check(check.folder, progress=progress)
             if again.failure is not None:
@@ -463,15 +463,22 @@ def _repair_headers(folder: Directory, metadata: Metadata) -> list[str]:
     return dropped
 
 
-def _repair_counters(folder: Directory, metadata: Metadata) -> list[str]:
-    """Find the episodes again where the counters are damaged."""
+def _repair_counters(folder: Directory, metadata: Metadata, *, progress: bool) -> list[str]:
+    """Find the episodes again where the counters are damaged, and up to which one they have checksums."""
     try:
         Counters(folder, COUNTERS, metadata.uuid, writable=False).check()
         return []
     except CorruptBufferError as error:
         base, first, end = _ids_of_records(folder, metadata)
-        values = metadata.revision, base, first, end, first, 0
+        sums = ColumnWriter.open(folder, CHECKSUMS, *metadata.columns[CHECKSUMS])
+        most = end if metadata.circular else min(end, base + sums.capacity)
+        sums.close()
+        values = metadata.revision, base, first, end, max(most, first), 0
         replace_file(folder, COUNTERS, COUNTERS + NEW, encode_counters(metadata.uuid, values))
+        # Checksums are written in the order of ids: where those of an episode match, all episodes before have theirs.
+        newest = _Check(folder.path, progress=progress).newest_verified
+        summed = first if newest is None else newest + 1
+        Counters(folder, COUNTERS, metadata.uuid, writable=True).put("summed", summed)
         found = f"the records have the episodes {first}-{end - 1}" if end > first else "there are no records"
         return [f"the counters ({error}); {found}"]
 

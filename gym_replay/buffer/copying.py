@@ -23,7 +23,7 @@ from gym_replay.buffer.loading.splits import split
 from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.copies import copy_episodes
-from gym_replay.buffer.storage.creation import check_place, create_files
+from gym_replay.buffer.storage.creation import check_replaceable, create_files
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot, has_buffer
 from gym_replay.buffer.storage.writer import FolderWriter
@@ -310,7 +310,7 @@ def _copy(
     total = sum(len(part.ids) for parts in targets.values() for part in parts)
     with ExitStack() as stack:
         for folder in targets:
-            check_place(folder, overwrite=overwrite)
+            check_replaceable(folder, overwrite=overwrite)
         made = stack.enter_context(new_folders(*targets))
         olds = [WriterLock(folder) if has_buffer(folder) else None for folder in targets]
         for lock in olds:
@@ -319,7 +319,7 @@ def _copy(
         for new, parts in zip(made, targets.values(), strict=True):
             _fill(new.folder, metadata, parts, bar)
         for new, old in zip(made, olds, strict=True):
-            check_place(new.target, overwrite=old is not None)
+            check_replaceable(new.target, overwrite=old is not None)
             new.publish(old)
     return [ReplayBuffer.from_folder(folder) for folder in targets]
 

@@ -765,3 +765,27 @@ def test_a_repair_removes_no_link_and_nothing_behind_one(tmp_path):
 def test_the_report_is_text_for_people():
     fault = Fault(9, "steps/x.npy", "the rows of episode 1 do not match", 1, "x")
     assert str(fault) == "rule 9, steps/x.npy: the rows of episode 1 do not match"
+
+
+@pytest.mark.parametrize("options", [{}, {"circular": True, "max_episodes": 4}], ids=["linear", "ring"])
+@pytest.mark.parametrize("unsummed", [0, 2])
+def test_counters_that_are_made_anew_still_find_damaged_rows(tmp_path, options, unsummed):
+    """Also where the newest episodes have no checksums, and one of these was deleted."""
+    with make(tmp_path / "data", **options) as buffer:
+        buffer.flush()
+        for number in range(4, 4 + unsummed):
+            buffer.store_episode(**rows_of(number), seed=number)
+        if unsummed:
+            buffer.delete(-1)
+        ids = [episode.id for episode in buffer]
+        shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    folder = tmp_path / "copy"
+    start = int(np.load(folder / "episodes.npy")["start"][2])
+    flip(folder, "steps/action.npy", HEADER + 8 * start)  # of episode 2
+    flip(folder, "commit.npy", (folder / "commit.npy").stat().st_size - 24)
+    report = check(folder, repair=True)
+    assert report.dropped[-1] == "episodes 2, whose rows are damaged"
+    assert held(folder) == [number for number in ids if number != 2]
+    after = check(folder)
+    assert after.ok
+    assert after.without_checksum == ids[-1:] * bool(unsummed)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import TypeAlias
 from zlib import crc32
 
@@ -52,9 +52,10 @@ def copy_episodes(source: Snapshot, writer: FolderWriter) -> Iterator[int]:
     """
     if len(source) == 0:
         return
-    oldest = int(source.ids[0])
+    oldest, fields = int(source.ids[0]), writer.metadata.fields.values()
+    width = sum(2 * SPAN.itemsize if info.ragged else info.nbytes for info in fields)
     with ThreadPoolExecutor(1, "gym_replay copy") as thread:
-        for part in _parts(source, writer.metadata):
+        for part in batches((source.lengths + writer.metadata.has_state) * width, BLOCK):
             some = source.only(part)
             summed = source.counters.summed  # before the sums are read: those below it are there
             try:
@@ -69,55 +70,55 @@ def copy_episodes(source: Snapshot, writer: FolderWriter) -> Iterator[int]:
             yield len(some)
 
 
-def _parts(source: Snapshot, metadata: Metadata) -> Iterator[slice]:
-    """Stretches of the episodes that are committed together, each of some ``BLOCK`` bytes, or a single one."""
-    width = sum(2 * SPAN.itemsize if info.ragged else info.nbytes for info in metadata.fields.values())
-    ends = np.cumsum((source.lengths + metadata.has_state) * width)
-    first = 0
+def batches(nbytes: Ints, most: int) -> Iterator[slice]:
+    """Stretches of episodes with these numbers of bytes: of ``most`` bytes in all, or a single one."""
+    ends, first = np.cumsum(nbytes), 0
     while first < len(ends):
-        begin = ends[first - 1] if first else 0
-        fitting = int(np.searchsorted(ends, begin + BLOCK, side="right"))
+        fitting = int(np.searchsorted(ends, ends[first] - nbytes[first] + most, side="right"))
         last = min(max(fitting, first + 1), first + RECORDS_AT_ONCE)
         yield slice(first, last)
         first = last
 
 
-class _Rows:
-    """Rows of episodes as pieces of a block, read anew each time that they are asked for.
+class _Pieces:
+    """The rows of episodes as pieces of a block, read anew each time that they are gone through.
 
     While a piece is written, a thread goes on with the checksums of its episodes.
 
-    Args:
-        column: the source's file of the field's rows, or elements.
-        starts, counts: of each episode.
-        sums: the checksums of what comes before these rows.
-
     Attributes:
-        sums: the checksums of each episode once all pieces were asked for.
+        elements: by ragged field, how many elements each episode has.
+        sums: by field, the checksum of each episode once all pieces were asked for.
     """
 
-    def __init__(
-        self,
-        thread: ThreadPoolExecutor,
-        name: str,
-        column: Column,
-        starts: Ints,
-        counts: Ints,
-        sums: Sums | None = None,
-    ) -> None:
-        self._thread, self._name, self._column = thread, name, column
-        self._starts, self._counts = starts, counts
-        self._before, self.sums = sums, np.zeros(len(starts), np.uint32)
+    def __init__(self, source: Snapshot, metadata: Metadata, thread: ThreadPoolExecutor) -> None:
+        self._source, self._thread = source, thread
+        self._taken = source.lengths + metadata.has_state
+        self._ragged = {name: _elements_of(source, name, self._taken) for name in metadata.ragged_fields}
+        self.elements = {name: totals.tolist() for name, (_, _, totals) in self._ragged.items()}
+        self.sums = {name: np.zeros(len(source), np.uint32) for name in metadata.fields}
 
     def __iter__(self) -> Iterator[Piece]:
-        self.sums[:] = 0 if self._before is None else self._before
-        width, at = self._column.row_nbytes, 0
-        edges = np.cumsum([0, *(self._counts * width).tolist()])
-        some = self._counts > 0
-        for data in read_rows(self._column, self._starts[some], self._counts[some]):
-            summing = self._thread.submit(_sum_up, self.sums, edges, at, data)
+        source, taken = self._source, self._taken
+        for name, sums in self.sums.items():
+            if name in self._ragged:
+                spans, begins, totals = self._ragged[name]
+                sums[:] = _sums_of_spans(spans, taken)
+                for at, data in self._rows(sums, source.columns[values_path(name)], begins, totals):
+                    yield name, True, at, data
+                yield name, False, 0, spans.data
+            else:
+                sums[:] = 0
+                for at, data in self._rows(sums, source.columns[step_path(name)], source.starts, taken):
+                    yield name, False, at, data
+
+    def _rows(self, sums: Sums, column: Column, starts: Ints, counts: Ints) -> Iterator[tuple[int, bytes | memoryview]]:
+        """Rows in pieces, each with the number of rows before it; their checksums go on from ``sums``."""
+        at, some = 0, counts > 0
+        edges = np.cumsum([0, *(counts * column.row_nbytes).tolist()])
+        for data in read_rows(column, starts[some], counts[some]):
+            summing = self._thread.submit(_sum_up, sums, edges, at, data)
             try:
-                yield self._name, self._before is not None, at // width, data
+                yield at // column.row_nbytes, data
             finally:
                 summing.result()
             at += len(data)
@@ -140,39 +141,17 @@ def _sum_up(sums: Sums, edges: Ints, at: int, data: bytes | memoryview) -> None:
     ]
 
 
-class _Pieces:
-    """The pieces of all fields, one field after another."""
-
-    def __init__(self) -> None:
-        self.parts: list[Iterable[Piece]] = []
-
-    def __iter__(self) -> Iterator[Piece]:
-        return chain.from_iterable(self.parts)
-
-
 def _block_of(source: Snapshot, metadata: Metadata, thread: ThreadPoolExecutor) -> Block:
     """The episodes of a snapshot as a block for a buffer with these metadata."""
-    pieces, elements, sums = _Pieces(), {}, {}
     meta: dict[str, MetaColumn] = {}
-    starts, taken = source.starts, source.lengths + metadata.has_state
-    for name, info in metadata.fields.items():
-        if info.ragged:
-            spans, begins, totals = _elements_of(source, name, taken)
-            elements[name] = totals.tolist()
-            column = source.columns[values_path(name)]
-            rows = _Rows(thread, name, column, begins, totals, _sums_of_spans(spans, taken))
-            pieces.parts += [rows, [(name, False, 0, spans.data)]]
-        else:
-            rows = _Rows(thread, name, source.columns[step_path(name)], starts, taken)
-            pieces.parts.append(rows)
-        sums[name] = rows.sums
     for name, info in metadata.meta_fields.items():
         values = meta[name] = source.meta(name)
         if info.is_text:
             encoded = {text: encode_text(name, text) for text in set(values)}
             meta[name] = [encoded[text] for text in values]
     flags = source.flags & np.uint8(255 - DELETED - (0 if metadata.has_state else HAS_FINAL))
-    return Block(pieces, source.lengths, flags, meta, elements, sums=sums)
+    pieces = _Pieces(source, metadata, thread)
+    return Block(pieces, source.lengths, flags, meta, pieces.elements, sums=pieces.sums)
 
 
 def _elements_of(source: Snapshot, name: str, taken: Ints) -> tuple[Ints, Ints, Ints]:
@@ -286,9 +265,10 @@ def _sums_of(source: Snapshot, name: str) -> npt.NDArray[np.uint32]:
     return sums
 
 
-def _damaged(source: Snapshot, place: int, what: str) -> CorruptBufferError:
-    index = np.searchsorted(source.reader.last_snapshot().ids, source.ids[place])
+def _damaged(source: Snapshot, index: int, what: str) -> CorruptBufferError:
+    episode_id = source.ids[index]
+    index = int(np.searchsorted(source.reader.last_snapshot().ids, episode_id))
     return CorruptBufferError(
-        f"{source.reader.folder}: episode {index} (id {source.ids[place]}) is damaged: {what}. Nothing was copied; "
+        f"{source.reader.folder}: episode {index} (id {episode_id}) is damaged: {what}. Nothing was copied; "
         "check_buffer(folder) names all that is damaged, and with repair=True deletes such episodes"
     )

@@ -71,7 +71,7 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
         )
 
 
-def check_place(folder: Path, *, overwrite: bool) -> None:
+def check_replaceable(folder: Path, *, overwrite: bool) -> None:
     """Raise an error where a complete buffer, made elsewhere, cannot take the place of what is in a folder.
 
     It can where there is nothing, an empty folder or, with ``overwrite``, a buffer and nothing else.

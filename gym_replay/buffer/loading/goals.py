@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.plans import Bools, Floats, Ints, last_rows, scale
+from gym_replay.buffer.loading.plans import Bools, Floats, Ints, scale
 from gym_replay.buffer.loading.source import Source
 from gym_replay.errors import FieldError
 
@@ -121,8 +121,7 @@ class _Reached:
         return self._take(name, self._episodes, self._steps, state=False)
 
     def following(self, name: str) -> npt.NDArray[Any]:
-        last = last_rows(self._source.lengths, self._source.has_final)[self._episodes]
-        if (self._steps >= last).any():
+        if (self._steps >= self._source.last_rows[self._episodes]).any():
             raise FieldError(
                 f"relabel: {name!r} has no row after the last step of an episode without its last observation; with "
                 "n_steps=1 such steps are no samples"
@@ -137,7 +136,7 @@ class _Reached:
         if field is None or field.ragged or (state and not field.state):
             fitting = [n for n, info in self._source.fields.items() if not info.ragged and (info.state or not state)]
             raise FieldError(f"relabel: {name!r} is none of the fields that can be asked for here: {fitting}")
-        return self._source.take(name, self._source.starts[episodes] + steps)
+        return self._source.rows.take(name, self._source.starts[episodes] + steps)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from gym_replay.buffer.loading.collate import Batch
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.draws import Draw, Floats, Ints, LiveEpisodes, PriorityDraw
-from gym_replay.buffer.loading.field_statistics import Resolved
 from gym_replay.buffer.loading.order import uniforms
 from gym_replay.buffer.loading.ordering import Ranks
+from gym_replay.buffer.loading.statistics import Resolved
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError
 

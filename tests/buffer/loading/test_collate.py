@@ -170,9 +170,9 @@ def test_transform_runs_where_the_batch_is_made(buffer, workers):
 
 def test_delivery_pickles_without_what_it_has_learned():
     delivery = Delivery(dtype=torch.bfloat16)
-    expected = delivery({"x": np.arange(3.0)})
+    expected = delivery(Arrays(x=np.arange(3.0)))
     copy = pickle.loads(pickle.dumps(delivery))
-    assert torch.equal(copy({"x": np.arange(3.0)})["x"], expected["x"])
+    assert torch.equal(copy(Arrays(x=np.arange(3.0)))["x"], expected["x"])
 
 
 def test_devices(buffer):
@@ -213,7 +213,7 @@ def test_loading_alone_draws_from_torch_as_any_dataloader_does(buffer):
 
 def test_parts_of_what_was_gathered_keep_no_more_than_themselves():
     whole = Arrays(o=np.arange(12.0).reshape(6, 2))
-    whole.were_padded(["o"], np.arange(6) < 5)
+    whole.valid["o"] = np.arange(6) < 5
     part = whole.part(2, 5)
     assert part["o"].tolist() == [[4.0, 5.0], [6.0, 7.0], [8.0, 9.0]]
     assert part.valid["o"].tolist() == [True, True, True]

@@ -19,7 +19,7 @@ from gym_replay import (
     timestep_loader,
     window_loader,
 )
-from gym_replay.buffer.loading.randomness import draw
+from gym_replay.buffer.loading.plans import draw
 
 CHANCES = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.2, 0.5, 0.3), (0.5, 0.5, 0), (0, 0.4, 0.6), (0.3, 0, 0.7)]
 

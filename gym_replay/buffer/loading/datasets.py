@@ -18,8 +18,9 @@ from torch.utils.data import Dataset
 from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
 from gym_replay.buffer.loading.draws import BlockDraw, Draw, Moment, PriorityDraw, checked_epoch
 from gym_replay.buffer.loading.nesting import BatchNames
+from gym_replay.buffer.loading.places import BatchSamples, Place
 from gym_replay.buffer.loading.plans import Anchors, Floats, Ints, draw
-from gym_replay.buffer.loading.samples import BatchSamples, Description, Place
+from gym_replay.buffer.loading.samples import Description
 from gym_replay.buffer.loading.selection import Condition, matches
 from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.loading.statistics import Normalize, Resolved, resolve
@@ -204,7 +205,7 @@ class ReplayDataset(Dataset[Batch]):
     def _gather(self, batch: BatchSamples) -> Arrays:
         arrays = Arrays()
         for name, place, outputs in self._entries:
-            located = batch.at(place)
+            located = batch.once(place)
             if len(outputs) == 1:
                 arrays[outputs[0]] = located.take(self.source, name)
                 if located.shown is not None:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gym_replay.buffer.loading.lookup import Lookup
+from gym_replay.buffer.loading.plans import Lookup
 from gym_replay.buffer.storage import maps
 from gym_replay.buffer.storage.maps import first_rows, join, require_mappable
 from gym_replay.buffer.storage.reader import Snapshot

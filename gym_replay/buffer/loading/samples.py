@@ -7,15 +7,16 @@ Each kind of sample is a function that makes such a description; :class:`~gym_re
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from gym_replay.buffer.loading.gather import Array, Padded
+from gym_replay.buffer.loading.gather import Array
 from gym_replay.buffer.loading.goals import GoalSampler
+from gym_replay.buffer.loading.places import BatchSamples, Place
 from gym_replay.buffer.loading.plans import (
     DROP,
     EDGE,
@@ -26,7 +27,6 @@ from gym_replay.buffer.loading.plans import (
     Fill,
     Floats,
     Ints,
-    Samples,
     Stretch,
     draw_crops,
     n_step_lengths,
@@ -36,166 +36,10 @@ from gym_replay.buffer.loading.returns import check_discount
 from gym_replay.buffer.loading.source import Source
 from gym_replay.errors import FieldError
 
-_T = TypeVar("_T")
 _FARTHEST = 1 << 40
-_LONG = 128
-"""From so many on, rows that follow one another and end within a batch's width are copied sample by sample."""
 
 Boundaries: TypeAlias = Literal["edge", "zero", "drop"]
 Names: TypeAlias = "Sequence[str] | None"
-
-
-class Run(NamedTuple):
-    """Rows that follow one another: ``counts[i]`` from ``firsts[i]`` on and zeros after them, ``width`` in all.
-
-    Where ``counts`` is None, there are ``width`` of each.
-    """
-
-    firsts: Ints
-    counts: Ints | None
-    width: int
-
-
-class Located:
-    """Where the rows of an entry are, for each sample of a batch.
-
-    Args:
-        rows: int64 ``(samples,)`` or ``(samples, time)``, over all parts; instead of one that does not exist, one that
-            does. A run stands for its rows.
-        exists: bool, of the same shape: whether the row does; None where all of them do.
-        shown: False where zeros are delivered; None where that is nowhere.
-    """
-
-    def __init__(self, rows: Ints | Run, exists: Bools | None = None, shown: Bools | None = None) -> None:
-        self._given, self.exists, self.shown = rows, exists, shown
-
-    @classmethod
-    def run(cls, firsts: Ints, counts: Ints | None, width: int) -> Located:
-        """Rows that follow one another."""
-        mask = None if counts is None else np.arange(width) < counts[:, None]
-        return cls(Run(firsts, counts, width), mask, mask)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the rows."""
-        given = self._given
-        return (len(given.firsts), given.width) if isinstance(given, Run) else given.shape
-
-    @cached_property
-    def rows(self) -> Ints:
-        """All rows."""
-        given = self._given
-        if not isinstance(given, Run):
-            return given
-        offsets = np.arange(given.width)
-        return given.firsts[:, None] + (
-            offsets if given.counts is None else np.minimum(offsets, np.maximum(given.counts[:, None] - 1, 0))
-        )
-
-    def take(self, source: Source, name: str) -> Array:
-        """A field's values, of ragged rows not: ``(*rows.shape, *field.shape)``."""
-        given = self._given
-        if isinstance(given, Run):
-            if given.counts is None:
-                return source.rows.take_runs(name, given.firsts, given.width)
-            return source.rows.take_slices(name, given.firsts, given.counts, given.width)
-        values = source.rows.take(name, given)
-        if self.shown is not None:
-            values[~self.shown] = 0
-        return values
-
-    def take_ragged(self, source: Source, name: str) -> Padded:
-        """A ragged field's elements, padded, and how many each row has."""
-        return source.rows.take_ragged(name, self.rows, self.shown)
-
-
-class Place:
-    """Rows at offsets around a step, and what is delivered instead of those that do not exist.
-
-    Args:
-        offsets: int64 ``(time,)``; a number gives one row and no time axis, None all rows from the step on.
-        stretch: gives the step of each sample, and the rows that there are; None for the anchors, where no offset leads
-            out of the episode.
-        fill: what is delivered before the first row and after the last one: :data:`EDGE`, the nearest, or :data:`ZERO`.
-    """
-
-    def __init__(
-        self,
-        offsets: Ints | int | None,
-        stretch: Callable[[BatchSamples], Stretch] | None = None,
-        fill: tuple[Fill, Fill] = (ZERO, ZERO),
-    ) -> None:
-        self.offsets, self.stretch, self._fill = offsets, stretch, fill
-        self._ends, self._follow = (0, 0), offsets is None
-        if isinstance(offsets, np.ndarray):
-            self._ends = int(offsets.min()), int(offsets.max())
-            self._follow = len(offsets) > 1 and bool((np.diff(offsets) == 1).all())
-
-    def locate(self, batch: BatchSamples) -> Located:
-        """The rows for the samples of a batch."""
-        if self.stretch is None:
-            return Located(batch.samples.rows + self.offsets if self.offsets else batch.samples.rows)
-        where = batch.stretch(self.stretch)
-        starts = batch.source.starts.take(where.episodes)
-        if isinstance(self.offsets, int):
-            rows, exists, shown = where.rows(self.offsets, self._fill)
-            return Located(starts + rows, exists, shown)
-        (nearest, farthest), offsets = self._ends, self.offsets
-        if offsets is None:
-            offsets, farthest = np.arange(width := int(where.left.max(initial=0))), width - 1
-        before, after = where.reach(nearest, farthest)
-        if self._follow and not before:  # then each sample is one copy, in half of the time
-            if not after:
-                return Located.run(starts + where.steps + nearest, None, len(offsets))
-            if self._fill[1] == ZERO and len(offsets) >= _LONG:
-                counts = np.clip(where.left - nearest, 0, len(offsets))
-                return Located.run(starts + where.steps + nearest, counts, len(offsets))
-        if not before and not after:
-            return Located((starts + where.steps)[:, None] + offsets)
-        rows, exists, shown = where.rows(offsets, self._fill)
-        return Located(starts[:, None] + rows, exists, shown)
-
-
-class BatchSamples:
-    """The samples of a batch in the making, and what was found out for them, each thing once.
-
-    Args:
-        source: the selected episodes.
-        samples: those that were asked for.
-        draws: gives so many numbers from [0, 1) for each sample.
-
-    Attributes:
-        others: indices of episodes beside those of the samples that the batch has rows of.
-    """
-
-    def __init__(self, source: Source, samples: Samples, draws: Callable[[int, Ints, Ints], Floats]) -> None:
-        self.source, self.samples, self._draws = source, samples, draws
-        self.others: list[Ints] = []
-        self._known: dict[Hashable, Any] = {}
-
-    @property
-    def all_episodes(self) -> Ints:
-        """Indices of all episodes that the batch has rows of."""
-        return np.concatenate([self.samples.episodes, *self.others]) if self.others else self.samples.episodes
-
-    def at(self, place: Place) -> Located:
-        """Where rows are."""
-        return self.once(place, partial(place.locate, self))
-
-    def stretch(self, find: Callable[[BatchSamples], Stretch]) -> Stretch:
-        """What a function gives for these samples."""
-        return self.once(find, partial(find, self))
-
-    def once(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        """What was made for a key, or make it."""
-        if key not in self._known:
-            self._known[key] = make()
-        found: _T = self._known[key]
-        return found
-
-    def draws(self, count: int) -> Floats:
-        """So many numbers from [0, 1) for each sample, ``(count, samples)``."""
-        return self._draws(count, self.samples.episodes, self.samples.steps)
 
 
 Computed: TypeAlias = Callable[[BatchSamples], Array]
@@ -241,7 +85,7 @@ def _to_next(batch: BatchSamples, before: int = 0) -> Stretch:
 def _n_steps_later(batch: BatchSamples, n_steps: int) -> Stretch:
     """The row n steps later, where it has a transition."""
     episodes = batch.samples.episodes
-    steps = batch.samples.steps + _n_step_lens(batch, n_steps)
+    steps = batch.samples.steps + n_step_lengths(batch.samples, n_steps)
     return Stretch(episodes, steps, None, batch.source.lengths.take(episodes) - 1)
 
 
@@ -253,7 +97,7 @@ def _whole(batch: BatchSamples, shift: int = 0) -> Stretch:
 
 def _cropped(batch: BatchSamples, draw: Callable[[BatchSamples], Crops], pad_left: bool, shift: int = 0) -> Stretch:
     """A random stretch of the episode; the step is its first one, or with the padding on the left the one after it."""
-    first, counts, _ = batch.once(draw, partial(draw, batch))
+    first, counts, _ = batch.once(draw)
     low, high = first + shift, first + shift + counts - 1
     return Stretch(batch.samples.episodes, high + 1 if pad_left else low, low, high)
 
@@ -263,11 +107,16 @@ def _crops(batch: BatchSamples, **sizes: Any) -> Crops:
     return draw_crops(samples.steps, batch.source.lengths.take(samples.episodes), batch.draws(2), **sizes)
 
 
+def _goal_chances(batch: BatchSamples) -> Floats:
+    """Three numbers from [0, 1) for each mixture."""
+    return batch.draws(6)
+
+
 def _goals(batch: BatchSamples, sampler: GoalSampler, kind: str, everything: Anchors) -> Stretch:
     """The rows of the goals of a mixture: of the same episode, or of any transition of the selected ones."""
     source, episodes, steps = batch.source, batch.samples.episodes, batch.samples.steps
     first = {"value": 0, "policy": 3}[kind]
-    chances = batch.once("goals", lambda: batch.draws(6))[first : first + 3]
+    chances = batch.once(_goal_chances)[first : first + 3]
     own, is_random = sampler.mixtures[kind].rows(steps, source.last_rows[episodes], chances[:2])
     if not is_random.any():
         return Stretch(episodes, own)
@@ -281,11 +130,11 @@ def _goals(batch: BatchSamples, sampler: GoalSampler, kind: str, everything: Anc
 
 
 def _n_step_lens(batch: BatchSamples, n_steps: int) -> Ints:
-    return batch.once("n_step_lens", lambda: n_step_lengths(batch.samples, n_steps))
+    return n_step_lengths(batch.samples, n_steps)
 
 
 def _n_step_return(batch: BatchSamples, ahead: Place, reward: str, discount: float) -> Array:
-    taken = batch.source.rows.take(reward, batch.at(ahead).rows)
+    taken = batch.source.rows.take(reward, batch.once(ahead).rows)
     rewards = taken.astype(np.float64)
     rewards[~_exists(batch, ahead)] = 0
     weights = discount ** np.arange(rewards.shape[1], dtype=np.float64)
@@ -295,7 +144,7 @@ def _n_step_return(batch: BatchSamples, ahead: Place, reward: str, discount: flo
 
 def _n_step_discount(batch: BatchSamples, ahead: Place, reward: str, terminated: str, discount: float) -> Array:
     exists = _exists(batch, ahead)
-    ended = batch.source.rows.take(terminated, batch.at(ahead).rows).reshape(exists.shape).astype(np.bool_) & exists
+    ended = batch.source.rows.take(terminated, batch.once(ahead).rows).reshape(exists.shape).astype(np.bool_) & exists
     discounts = np.where(ended.any(axis=1), 0.0, discount ** exists.sum(axis=1))
     return discounts.reshape(len(discounts), *[1] * len(_reward_shape(batch.source, reward)))
 
@@ -307,28 +156,28 @@ def _reward_shape(source: Source, reward: str) -> tuple[int, ...]:
 
 def _exists(batch: BatchSamples, place: Place) -> Bools:
     """A mask in memory of its own: True where the row exists."""
-    located = batch.at(place)
+    located = batch.once(place)
     return np.ones(located.shape, np.bool_) if located.exists is None else located.exists.copy()
 
 
 def _is_pad(batch: BatchSamples, place: Place) -> Bools:
-    located = batch.at(place)
+    located = batch.once(place)
     return np.zeros(located.shape, np.bool_) if located.exists is None else ~located.exists
 
 
 def _is_burn_in(batch: BatchSamples, place: Place, draw: Callable[[BatchSamples], Crops]) -> Bools:
-    drawn = batch.once(draw, partial(draw, batch))
+    drawn = batch.once(draw)
     begin = batch.source.starts[batch.samples.episodes] + drawn.first + drawn.burn_in
-    found: Bools = batch.at(place).rows < begin[:, None]
+    found: Bools = batch.once(place).rows < begin[:, None]
     return found & _exists(batch, place)
 
 
 def _crop_lens(batch: BatchSamples, draw: Callable[[BatchSamples], Crops]) -> Ints:
-    return batch.once(draw, partial(draw, batch)).counts
+    return batch.once(draw).counts
 
 
 def _crop_indices(batch: BatchSamples, draw: Callable[[BatchSamples], Crops]) -> Ints:
-    drawn = batch.once(draw, partial(draw, batch))
+    drawn = batch.once(draw)
     return np.stack((_index(batch), drawn.first + drawn.burn_in), axis=1)
 
 
@@ -344,13 +193,14 @@ def _indices(batch: BatchSamples) -> Ints:
     return np.stack((_index(batch), batch.samples.steps), axis=1)
 
 
-def _relabelled(
-    batch: BatchSamples, goals: Callable[[BatchSamples], Stretch], sampler: GoalSampler, which: int
-) -> Array:
-    """Reward or mask of the goals of the value function."""
-    samples, found = batch.samples, batch.stretch(goals)
-    relabel = partial(sampler.relabelled, batch.source, samples.episodes, samples.steps, (found.episodes, found.steps))
-    return batch.once("relabelled", relabel)[which]
+def _relabelled(batch: BatchSamples, goals: Callable[[BatchSamples], Stretch], sampler: GoalSampler) -> list[Array]:
+    """Rewards and masks of the goals of the value function."""
+    samples, found = batch.samples, batch.once(goals)
+    return sampler.relabelled(batch.source, samples.episodes, samples.steps, (found.episodes, found.steps))
+
+
+def _one_of(batch: BatchSamples, several: Callable[[BatchSamples], list[Array]], index: int) -> Array:
+    return batch.once(several)[index]
 
 
 # --- the kinds of samples ---
@@ -548,8 +398,8 @@ def _of_steps(
             if kind == "value":
                 relabelled = partial(_relabelled, goals=goals, sampler=goal_sampler)
                 computed = computed | {
-                    "goal_reward": partial(relabelled, which=0),
-                    "goal_mask": partial(relabelled, which=1),
+                    name: partial(_one_of, several=relabelled, index=index)
+                    for index, name in enumerate(("goal_reward", "goal_mask"))
                 }
     if return_indices:
         computed = computed | {"_indices": _indices}

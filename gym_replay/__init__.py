@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from gym_replay.buffer.loading.moments import FieldStatistics
     from gym_replay.buffer.loading.prioritized import PrioritizedSampler
     from gym_replay.buffer.loading.returns import returns_to_go
-    from gym_replay.buffer.loading.splits import split
+    from gym_replay.buffer.loading.selection import split
     from gym_replay.buffer.loading.statistics import Statistics, statistics
     from gym_replay.collecting.collect import collect
     from gym_replay.interop.d3rlpy import to_d3rlpy
@@ -93,7 +93,7 @@ _LAZY = {
     "returns_to_go": "gym_replay.buffer.loading.returns",
     "replay": "gym_replay.replaying",
     "select": "gym_replay.buffer.copying",
-    "split": "gym_replay.buffer.loading.splits",
+    "split": "gym_replay.buffer.loading.selection",
     "split_into": "gym_replay.buffer.copying",
     "statistics": "gym_replay.buffer.loading.statistics",
     "timestep_loader": "gym_replay.buffer.loading.loaders",

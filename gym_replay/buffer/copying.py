@@ -17,8 +17,7 @@ import numpy.typing as npt
 from gym_replay.buffer.agreement import Wanted, merged_schema
 from gym_replay.buffer.concat import open_source
 from gym_replay.buffer.finding import find_buffers
-from gym_replay.buffer.loading.selection import Condition, Episodes, EpisodeValues, selected
-from gym_replay.buffer.loading.splits import split
+from gym_replay.buffer.loading.selection import Condition, Episodes, EpisodeValues, selected, split
 from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.copies import copy_episodes

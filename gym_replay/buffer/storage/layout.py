@@ -414,7 +414,7 @@ def parse_metadata(content: bytes, folder: Folder) -> Metadata:
 
 @lru_cache(maxsize=16)
 def _parsed(body: bytes) -> Metadata:
-    """Metadata without its check value: a thousand folders that are read as one mostly share all but the two entries."""
+    """Metadata without its check value: a thousand folders that are read as one mostly share all but these two."""
     return metadata_from_json(parse_json(body + b"\n}"), Path(METADATA))
 
 

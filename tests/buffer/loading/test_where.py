@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gym_replay import FieldError, ReplayBuffer
-from gym_replay.buffer.loading.selection import EpisodeValues, selected
 from gym_replay.buffer.loading.where import Where
 
 COUNT = 7
@@ -285,8 +284,16 @@ def buffer(tmp_path):
         yield made
 
 
-def test_values_of_episodes(buffer):
-    values = EpisodeValues(buffer.snapshots())
+@pytest.mark.parametrize("rows", [4, 1 << 20])
+def test_values_of_episodes(buffer, monkeypatch, rows):
+    monkeypatch.setattr("gym_replay.buffer.loading.selection._ROWS_AT_ONCE", rows)  # returns are summed in stretches
+    values = {}
+
+    def looked_at(found):
+        values.update(found)
+        return found["index"] >= 0
+
+    buffer.dataset(timestep_level=True, episodes=looked_at)
     assert set(values) == {
         "index",
         "id",
@@ -306,16 +313,11 @@ def test_values_of_episodes(buffer):
         for reward in episode["reward"]:
             total += float(reward)
         assert found == total
-    assert selected(values, "nested.name == 'n3' or id == 5").tolist() == [False, False, True, False, True]
-
-
-def test_returns_are_summed_in_stretches(buffer, monkeypatch):
-    whole = EpisodeValues(buffer.snapshots())["episode_return"]
-    monkeypatch.setattr("gym_replay.buffer.loading.selection._ROWS_AT_ONCE", 4)
-    assert EpisodeValues(buffer.snapshots())["episode_return"].tolist() == whole.tolist()
 
 
 def test_loaders_take_conditions(buffer):
+    chosen = buffer.dataset(timestep_level=True, episodes="nested.name == 'n3' or id == 5", return_indices=True)
+    assert set(chosen[np.arange(len(chosen))]["_indices"][:, 0].tolist()) == {2, 4}
     loader = buffer.dataloader(
         batch_size=99, timestep_level=True, episodes="id % 2 == 0 and length > 100", return_indices=True
     )

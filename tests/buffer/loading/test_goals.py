@@ -231,9 +231,8 @@ def test_goals_that_leave_while_they_are_copied(tmp_path, monkeypatch):
     """The copy of an evicted goal is thrown away."""
     with world(tmp_path, [4] * 3, kind="circular") as (buffer, _):
         sampler = GoalSampler(GoalMixture(random=1), None, fields=("observation",))
-        dataset = timestep_loader(
-            buffer, 4, goal_sampler=sampler, filter_fields={"action": lambda a: a >= 600}, fields=("action",)
-        ).dataset
+        filters = {"action": lambda a: a >= 600}
+        dataset = buffer.dataset(timestep_level=True, goal_sampler=sampler, filter_fields=filters, fields=("action",))
         take = dataset.source.rows.take
         evicting = iter([True])
 

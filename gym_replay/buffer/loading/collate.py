@@ -120,7 +120,7 @@ class Delivery:
             it for each field, which may have any dtype.
         normalize: statistics by field name; ``(x - mean) / std`` is delivered for these fields, also where an entry is
             at a later step. Integers become floats. Zeros that pad an entry stay zeros.
-        transform: a function from the batch, a dict of tensors, to the dict to deliver in its place. It runs where the
+        transform: a function from the batch, a dict of tensors, to the dict to deliver instead. It runs where the
             batch is made: in the worker, if there are any.
 
     Raises:
@@ -222,8 +222,8 @@ def _checked_layout(layout: Layout) -> str | dict[str, str] | None:
     chosen = layout if isinstance(layout, Mapping) else {"": layout}
     for name, value in chosen.items():
         if value not in LAYOUTS and (value is not None or name):
-            place = f" of {name!r}" if name else ""
-            raise FieldError(f"image_layout{place}: expected 'CHW' or 'HWC', got {value!r}")
+            which = f" of {name!r}" if name else ""
+            raise FieldError(f"image_layout{which}: expected 'CHW' or 'HWC', got {value!r}")
     return dict(layout) if isinstance(layout, Mapping) else layout
 
 

@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
 from gym_replay.buffer.loading.draws import BlockDraw, Draw, Moment, PriorityDraw, checked_epoch
 from gym_replay.buffer.loading.nesting import BatchNames
-from gym_replay.buffer.loading.places import BatchSamples, Place
 from gym_replay.buffer.loading.plans import Anchors, Floats, Ints, draw
+from gym_replay.buffer.loading.relative_rows import BatchSamples, RelativeRows
 from gym_replay.buffer.loading.samples import Description
 from gym_replay.buffer.loading.selection import Condition, matches
 from gym_replay.buffer.loading.source import Source
@@ -113,13 +113,13 @@ class ReplayDataset(Dataset[Batch]):
         self._delivery.bind({names.out(entry): field for entry, field in shown.items()})
         self._meta = [(name, names.out(name)) for name in meta if names.is_wanted(name)]
         self._computed = [(names.out(n), entry) for n, entry in description.computed.items() if names.is_wanted(n)]
-        self._entries: list[tuple[str, Place, list[str]]] = []
+        self._entries: list[tuple[str, RelativeRows, list[str]]] = []
         # Of a ragged field come the values and their numbers, or one of them, where the other has no name.
-        for entry, (name, place) in description.entries.items():
+        for entry, (name, rows) in description.entries.items():
             parts = (entry, lens[entry]) if entry in lens else (entry,)
             outputs = [names.out(part) if names.is_wanted(part) else "" for part in parts]
             if any(outputs):
-                self._entries.append((name, place, outputs))
+                self._entries.append((name, rows, outputs))
         self.read_fields = {name for name, _, _ in self._entries}
         source.rows.expect(self.read_fields)
         self.is_divisible = description.is_divisible and not any(fields[name].ragged for name in self.read_fields)
@@ -204,8 +204,8 @@ class ReplayDataset(Dataset[Batch]):
 
     def _gather(self, batch: BatchSamples) -> Arrays:
         arrays = Arrays()
-        for name, place, outputs in self._entries:
-            located = batch.once(place)
+        for name, rows, outputs in self._entries:
+            located = batch.once(rows)
             if len(outputs) == 1:
                 arrays[outputs[0]] = located.take(self.source, name)
                 if located.shown is not None:

@@ -94,14 +94,14 @@ class GoalMixture:
             last: the last row of each sample's episode, counted from its first, that holds a state.
             uniforms: two numbers from [0, 1) for each sample, ``(2, samples)``.
         """
-        kind, place = uniforms
+        kind, share = uniforms
         ahead = last - steps
         if self.geometric:
             with np.errstate(divide="ignore"):
-                distance = np.floor(np.log1p(-place) / np.log(self.discount)) + 1
+                distance = np.floor(np.log1p(-share) / np.log(self.discount)) + 1
             distance = np.minimum(distance, ahead).astype(np.int64)
         else:
-            distance = np.where(ahead > 0, 1 + scale(place, np.maximum(ahead, 1)), 0)
+            distance = np.where(ahead > 0, 1 + scale(share, np.maximum(ahead, 1)), 0)
         # Sums of probabilities are rounded: where one is 0, that case must not come up at all.
         inside = 1.0 if self.random == 0 else self.current + self.future
         is_current = kind < (inside if self.future == 0 else self.current)

@@ -52,9 +52,9 @@ class View:
             if low == high:
                 continue
             mine = np.flatnonzero(parts == part)
-            places = low + np.minimum(np.searchsorted(self.ids[low:high], ids[mine]), high - low - 1)
-            samples[mine] = self.offsets[places] + inside[mine]
-            missing[mine] = (self.ids[places] != ids[mine]) | (samples[mine] >= self.offsets[places + 1])
+            episodes = low + np.minimum(np.searchsorted(self.ids[low:high], ids[mine]), high - low - 1)
+            samples[mine] = self.offsets[episodes] + inside[mine]
+            missing[mine] = (self.ids[episodes] != ids[mine]) | (samples[mine] >= self.offsets[episodes + 1])
         return samples, missing
 
     def others(self, parts: Ints, chances: Floats) -> Ints:
@@ -75,7 +75,7 @@ class LiveDataset(Dataset[Batch]):
 
     Args:
         dataset: over the snapshot of now.
-        remake: makes the like of it over other snapshots; must pickle where workers are spawned.
+        remake: makes the same dataset over other snapshots; must pickle where workers are spawned.
     """
 
     def __init__(self, dataset: ReplayDataset, remake: Callable[..., ReplayDataset]) -> None:

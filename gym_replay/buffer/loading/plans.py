@@ -195,16 +195,16 @@ class Lookup:
         if self._length:
             quotients: Ints = numbers // self._length
             return quotients
-        places: Ints = self._table.take(numbers >> self._shift)
-        places += numbers
-        places >>= self._shift
+        found: Ints = self._table.take(numbers >> self._shift)
+        found += numbers
+        found >>= self._shift
         if self._more:
-            places += self._ends.take(places) <= numbers
+            found += self._ends.take(found) <= numbers
         if self._more > 1:
-            behind = self._ends.take(places) <= numbers
+            behind = self._ends.take(found) <= numbers
             if behind.any():
-                places[behind] = self._offsets.searchsorted(numbers[behind], side="right") - 1
-        return places
+                found[behind] = self._offsets.searchsorted(numbers[behind], side="right") - 1
+        return found
 
 
 def _common_length(offsets: Ints) -> int:

@@ -16,7 +16,6 @@ import numpy as np
 
 from gym_replay.buffer.loading.gather import Array
 from gym_replay.buffer.loading.goals import GoalSampler
-from gym_replay.buffer.loading.places import BatchSamples, Place
 from gym_replay.buffer.loading.plans import (
     DROP,
     EDGE,
@@ -32,6 +31,7 @@ from gym_replay.buffer.loading.plans import (
     n_step_lengths,
     scale,
 )
+from gym_replay.buffer.loading.relative_rows import BatchSamples, RelativeRows
 from gym_replay.buffer.loading.returns import check_discount
 from gym_replay.buffer.loading.source import Source
 from gym_replay.errors import FieldError
@@ -52,7 +52,7 @@ class Description:
 
     Attributes:
         anchors: the steps that are samples.
-        entries: of the batch: field and place by name.
+        entries: of the batch, by name: a field, and its rows around the anchor.
         computed: entries that are no fields, as functions of the samples asked for.
         named: the names that the user gave, whose meta fields come along.
         no_filter: why ``filter_fields`` cannot choose among the anchors; None where it can.
@@ -60,7 +60,7 @@ class Description:
     """
 
     anchors: Anchors
-    entries: dict[str, tuple[str, Place]]
+    entries: dict[str, tuple[str, RelativeRows]]
     computed: dict[str, Computed] = field(default_factory=dict)
     named: Sequence[str] = ()
     no_filter: str | None = None
@@ -133,7 +133,7 @@ def _n_step_lens(batch: BatchSamples, n_steps: int) -> Ints:
     return n_step_lengths(batch.samples, n_steps)
 
 
-def _n_step_return(batch: BatchSamples, ahead: Place, reward: str, discount: float) -> Array:
+def _n_step_return(batch: BatchSamples, ahead: RelativeRows, reward: str, discount: float) -> Array:
     taken = batch.source.rows.take(reward, batch.once(ahead).rows)
     rewards = taken.astype(np.float64)
     rewards[~_exists(batch, ahead)] = 0
@@ -142,7 +142,7 @@ def _n_step_return(batch: BatchSamples, ahead: Place, reward: str, discount: flo
     return summed.astype(taken.dtype if taken.dtype.kind == "f" else np.float64)
 
 
-def _n_step_discount(batch: BatchSamples, ahead: Place, reward: str, terminated: str, discount: float) -> Array:
+def _n_step_discount(batch: BatchSamples, ahead: RelativeRows, reward: str, terminated: str, discount: float) -> Array:
     exists = _exists(batch, ahead)
     ended = batch.source.rows.take(terminated, batch.once(ahead).rows).reshape(exists.shape).astype(np.bool_) & exists
     discounts = np.where(ended.any(axis=1), 0.0, discount ** exists.sum(axis=1))
@@ -154,22 +154,22 @@ def _reward_shape(source: Source, reward: str) -> tuple[int, ...]:
     return () if math.prod(shape) == 1 else shape  # (batch, 1) beside (batch,) would be broadcast
 
 
-def _exists(batch: BatchSamples, place: Place) -> Bools:
+def _exists(batch: BatchSamples, rows: RelativeRows) -> Bools:
     """A mask in memory of its own: True where the row exists."""
-    located = batch.once(place)
+    located = batch.once(rows)
     return np.ones(located.shape, np.bool_) if located.exists is None else located.exists.copy()
 
 
-def _is_pad(batch: BatchSamples, place: Place) -> Bools:
-    located = batch.once(place)
+def _is_pad(batch: BatchSamples, rows: RelativeRows) -> Bools:
+    located = batch.once(rows)
     return np.zeros(located.shape, np.bool_) if located.exists is None else ~located.exists
 
 
-def _is_burn_in(batch: BatchSamples, place: Place, draw: Callable[[BatchSamples], Crops]) -> Bools:
+def _is_burn_in(batch: BatchSamples, rows: RelativeRows, draw: Callable[[BatchSamples], Crops]) -> Bools:
     drawn = batch.once(draw)
     begin = batch.source.starts[batch.samples.episodes] + drawn.first + drawn.burn_in
-    found: Bools = batch.once(place).rows < begin[:, None]
-    return found & _exists(batch, place)
+    found: Bools = batch.once(rows).rows < begin[:, None]
+    return found & _exists(batch, rows)
 
 
 def _crop_lens(batch: BatchSamples, draw: Callable[[BatchSamples], Crops]) -> Ints:
@@ -214,7 +214,7 @@ def timestep(
     return_indices: bool = False,
 ) -> Description:
     """One transition a sample: the row of its step."""
-    here = Place(0)
+    here = RelativeRows(0)
     entries = {name: (name, here) for name in checked_names(source, "fields", fields, source.fields)}
     anchors = Anchors.of(source.starts, source.lengths)
     return _of_steps(source, anchors, entries, {}, fields or (), goal_sampler, return_indices)
@@ -241,15 +241,15 @@ def n_step(
     following = checked_names(source, "next_fields", next_fields, states or source.fields)
     # In a schema without state fields the last transition is no sample, so every next row exists.
     partial_fields = [name for name in following if states and name not in states]
-    here, ahead = Place(0), Place(np.arange(n_steps), partial(_to_next, before=1))
-    later = Place(1) if n_steps == 1 else Place(n_steps, _to_next, (EDGE, EDGE))
-    not_at_the_end = Place(0, partial(_n_steps_later, n_steps=n_steps))
+    here, ahead = RelativeRows(0), RelativeRows(np.arange(n_steps), partial(_to_next, before=1))
+    later = RelativeRows(1) if n_steps == 1 else RelativeRows(n_steps, _to_next, (EDGE, EDGE))
+    not_at_the_end = RelativeRows(0, partial(_n_steps_later, n_steps=n_steps))
     entries = {name: (name, here) for name in checked_names(source, "current_fields", current_fields, source.fields)}
     entries |= {f"next_{name}": (name, not_at_the_end if name in partial_fields else later) for name in following}
     sequence = checked_names(source, "sequence_fields", sequence_fields, ())
     entries |= {f"seq_{name}": (name, ahead) for name in sequence}
     computed: dict[str, Computed] = {
-        f"next_{name}_is_pad": partial(_is_pad, place=not_at_the_end) for name in partial_fields
+        f"next_{name}_is_pad": partial(_is_pad, rows=not_at_the_end) for name in partial_fields
     }
     computed["n_step_lens"] = partial(_n_step_lens, n_steps=n_steps)
     if discount is not None:
@@ -286,22 +286,22 @@ def window(
         own, alone = dict.fromkeys(alone, whole) | own, []
     last = {True: source.last_rows, False: source.lengths - 1}
     first_step, last_step = np.zeros_like(source.lengths), source.lengths - 1
-    known: dict[tuple[bytes, bool], Place] = {}  # fields with the same rows have one place, which is located once
-    around: dict[str, Place] = {}
+    known: dict[tuple[bytes, bool], RelativeRows] = {}  # what fields share is located once
+    around: dict[str, RelativeRows] = {}
     for name, chosen in own.items():
         state = source.fields[name].state
         low = 0 if before != DROP and chosen.min() < 0 else None
         high = last[state] if after != DROP and chosen.max() > 0 else None
-        place = Place(chosen, partial(_in_episode, low=low, last=high), (before, after))
-        around[name] = known.setdefault((chosen.tobytes(), state), place)
+        rows = RelativeRows(chosen, partial(_in_episode, low=low, last=high), (before, after))
+        around[name] = known.setdefault((chosen.tobytes(), state), rows)
         if before == DROP:
             first_step = np.maximum(first_step, -chosen.min())
         if after == DROP:
             last_step = np.minimum(last_step, last[state] - chosen.max())
     anchors = Anchors.strided(source.starts, first_step, last_step, check_count("stride", stride, 1))
-    here = Place(0)
+    here = RelativeRows(0)
     entries = {name: (name, around.get(name, here)) for name in source.fields if name in own or name in alone}
-    computed: dict[str, Computed] = {f"{name}_is_pad": partial(_is_pad, place=around[name]) for name in own}
+    computed: dict[str, Computed] = {f"{name}_is_pad": partial(_is_pad, rows=around[name]) for name in own}
     return _of_steps(source, anchors, entries, computed, named, goal_sampler, return_indices)
 
 
@@ -319,12 +319,12 @@ def trajectory(
     if not slice_by_episode_len and not return_episode_lens:
         raise FieldError("slice_by_episode_len=False pads every batch, so it needs return_episode_lens=True")
     offsets = None if slice_by_episode_len else np.arange(source.max_timesteps or int(source.lengths.max()))
-    whole = Place(offsets, _whole)
-    computed: dict[str, Computed] = {"_lens": _lens, "_mask": partial(_exists, place=whole), "_index": _index}
+    whole = RelativeRows(offsets, _whole)
+    computed: dict[str, Computed] = {"_lens": _lens, "_mask": partial(_exists, rows=whole), "_index": _index}
     wanted = {"_lens": return_episode_lens, "_mask": return_mask, "_index": return_indices}
     return Description(
         Anchors.of(source.starts, np.ones_like(source.lengths)),
-        _stretch_entries(source, whole, Place(offsets, partial(_whole, shift=1)), fields, next_fields),
+        _stretch_entries(source, whole, RelativeRows(offsets, partial(_whole, shift=1)), fields, next_fields),
         {name: entry for name, entry in computed.items() if wanted[name]},
         (*(fields or ()), *(next_fields or ())),
         no_filter="filter_fields chooses steps; for whole trajectories use filter_meta",
@@ -352,10 +352,10 @@ def crop(
     draw = partial(_crops, shortest=shortest, longest=longest, burn_in=burn_in, stride=stride)
     stretch = partial(_cropped, draw=draw, pad_left=pad == "left")
     offsets = np.arange(burn_in + longest) - (burn_in + longest if pad == "left" else 0)
-    place = Place(offsets, stretch)
-    computed: dict[str, Computed] = {"_mask": partial(_exists, place=place)}
+    rows = RelativeRows(offsets, stretch)
+    computed: dict[str, Computed] = {"_mask": partial(_exists, rows=rows)}
     if burn_in:
-        computed["_burn_in_mask"] = partial(_is_burn_in, place=place, draw=draw)
+        computed["_burn_in_mask"] = partial(_is_burn_in, rows=rows, draw=draw)
     computed["_lens"] = partial(_crop_lens, draw=draw)
     if return_indices:
         computed["_indices"] = partial(_crop_indices, draw=draw)
@@ -364,7 +364,7 @@ def crop(
         Anchors.of(starts, np.ones_like(lengths))
         if stride is None
         else Anchors.strided(starts, np.zeros_like(lengths), lengths - 1, stride),
-        _stretch_entries(source, place, Place(offsets, partial(stretch, shift=1)), fields, next_fields),
+        _stretch_entries(source, rows, RelativeRows(offsets, partial(stretch, shift=1)), fields, next_fields),
         computed,
         (*(fields or ()), *(next_fields or ())),
         no_filter=None if stride == 1 else "filter_fields chooses steps; crops begin at chosen ones with stride=1 only",
@@ -375,7 +375,7 @@ def crop(
 def _of_steps(
     source: Source,
     anchors: Anchors,
-    entries: dict[str, tuple[str, Place]],
+    entries: dict[str, tuple[str, RelativeRows]],
     computed: dict[str, Computed],
     named: Sequence[str],
     goal_sampler: GoalSampler | None,
@@ -393,7 +393,7 @@ def _of_steps(
         everything = Anchors.of(source.starts, source.lengths)
         for kind in goal_sampler.mixtures:
             goals = partial(_goals, sampler=goal_sampler, kind=kind, everything=everything)
-            goal = Place(0, goals)
+            goal = RelativeRows(0, goals)
             entries = entries | {f"{kind}_goal_{name}": (name, goal) for name in shown}
             if kind == "value":
                 relabelled = partial(_relabelled, goals=goals, sampler=goal_sampler)
@@ -407,15 +407,15 @@ def _of_steps(
 
 
 def _stretch_entries(
-    source: Source, place: Place, after: Place, fields: Names, next_fields: Names
-) -> dict[str, tuple[str, Place]]:
+    source: Source, rows: RelativeRows, after: RelativeRows, fields: Names, next_fields: Names
+) -> dict[str, tuple[str, RelativeRows]]:
     following = checked_names(source, "next_fields", next_fields, ())
     if wrong := [name for name in following if not source.fields[name].state]:
         raise FieldError(f"next_fields: {wrong[0]!r} is no state field, so it has no row T")
     if following and not source.has_final.all():
         raise FieldError("next_fields: an episode lacks its last observation; leave such episodes out")
     current = checked_names(source, "fields", fields, source.fields)
-    return {name: (name, place) for name in current} | {f"next_{name}": (name, after) for name in following}
+    return {name: (name, rows) for name in current} | {f"next_{name}": (name, after) for name in following}
 
 
 # --- arguments ---

@@ -221,7 +221,7 @@ def split(
 
     No episode is in two subsets, and each is in one, so that no step of a validation episode is ever trained on.
 
-    Where an episode goes depends on the seed, the fractions, and its id (in a concatenation also on the place of its
+    Where an episode goes depends on the seed, the fractions, and its id (in a concatenation also on the index of its
     buffer), and on nothing else. So an episode stays in its subset when others are appended, evicted or deleted, and
     when buffers are added at the end of a concatenation. For this, sizes are not rounded to the nearest: of n episodes
     with consecutive ids, a subset with fraction f has f * n of them up to a few (at most ``2 + log2(n)``, mostly less
@@ -234,7 +234,7 @@ def split(
 
     Returns:
         For names a dict, else a tuple: the indices of the episodes of each subset, int64, ascending. An index is the
-        episode's place among those live now, as in ``buffer.episode(index)``.
+        episode's index among those live now, as in ``buffer.episode(index)``.
 
     Raises:
         FieldError: the fractions are negative, not finite, or do not add up to 1, or the seed is negative.

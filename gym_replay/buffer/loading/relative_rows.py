@@ -81,7 +81,7 @@ class Located:
         return source.rows.take_ragged(name, self.rows, self.shown)
 
 
-class Place:
+class RelativeRows:
     """Rows at offsets around a step, and what is delivered instead of those that do not exist.
 
     Args:

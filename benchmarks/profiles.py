@@ -298,10 +298,10 @@ def batch(folder: Path, sizes: Sizes) -> Breakdown:
 
 
 def _clocks_of_batch(loader: Any) -> Clocks:
-    clocks, dataset = Clocks(), loader.dataset
+    clocks, dataset = Clocks(), loader.dataset.samples
     taken = {name: f"numpy.take of {name}" for name in MOTOR}
     taken["observation"] += ", of these and of the next"
-    clocks.on_items(loader._order, "batches", "which samples: the order, 65,536 at once")
+    clocks.on_items(type(loader.sampler.order), "draws", "which samples: the order, 65,536 at once")
     clocks.on(dataset.source, "replace_evicted", "none has left a circular buffer: asked before")
     clocks.on(dataset.anchors, "find", "episode of each sample")
     clocks.on(dataset, "_gather", "their rows, and how many steps follow")

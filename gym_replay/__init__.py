@@ -39,7 +39,6 @@ from gym_replay.schema.fields import Field
 if TYPE_CHECKING:
     from gym_replay.buffer.check import CheckReport, Fault, check_buffer
     from gym_replay.buffer.copying import merge, select, split_into
-    from gym_replay.buffer.loading.field_statistics import FieldStatistics
     from gym_replay.buffer.loading.formats import DecisionTransformerFormat, LeRobotFormat
     from gym_replay.buffer.loading.goals import GoalMixture, GoalSampler
     from gym_replay.buffer.loading.loaders import (
@@ -49,9 +48,10 @@ if TYPE_CHECKING:
         trajectory_loader,
         window_loader,
     )
+    from gym_replay.buffer.loading.moments import FieldStatistics
     from gym_replay.buffer.loading.prioritized import PrioritizedSampler
     from gym_replay.buffer.loading.returns import returns_to_go
-    from gym_replay.buffer.loading.splits import split
+    from gym_replay.buffer.loading.selection import split
     from gym_replay.buffer.loading.statistics import Statistics, statistics
     from gym_replay.collecting.collect import collect
     from gym_replay.interop.d3rlpy import to_d3rlpy
@@ -74,7 +74,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "CheckReport": "gym_replay.buffer.check",
     "Fault": "gym_replay.buffer.check",
-    "FieldStatistics": "gym_replay.buffer.loading.field_statistics",
+    "FieldStatistics": "gym_replay.buffer.loading.moments",
     "FinishedEpisode": "gym_replay.wrappers.session",
     "GoalMixture": "gym_replay.buffer.loading.goals",
     "GoalSampler": "gym_replay.buffer.loading.goals",
@@ -93,7 +93,7 @@ _LAZY = {
     "returns_to_go": "gym_replay.buffer.loading.returns",
     "replay": "gym_replay.replaying",
     "select": "gym_replay.buffer.copying",
-    "split": "gym_replay.buffer.loading.splits",
+    "split": "gym_replay.buffer.loading.selection",
     "split_into": "gym_replay.buffer.copying",
     "statistics": "gym_replay.buffer.loading.statistics",
     "timestep_loader": "gym_replay.buffer.loading.loaders",

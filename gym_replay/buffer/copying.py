@@ -17,9 +17,7 @@ import numpy.typing as npt
 from gym_replay.buffer.agreement import Wanted, merged_schema
 from gym_replay.buffer.concat import open_source
 from gym_replay.buffer.finding import find_buffers
-from gym_replay.buffer.loading.facts import EpisodeFacts
-from gym_replay.buffer.loading.selection import Condition, Episodes, MetaValues, episode_mask, meta_mask
-from gym_replay.buffer.loading.splits import split
+from gym_replay.buffer.loading.selection import Condition, Episodes, EpisodeValues, selected, split
 from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.copies import copy_episodes
@@ -147,7 +145,8 @@ def select(
     """
     with _opened(source) as buffer:
         snapshots = buffer.snapshots()
-        mask = _chosen(snapshots, episodes, filter_meta, where)
+        values = EpisodeValues(snapshots)
+        mask = selected(values, episodes, filter_meta) & selected(values, where)
         if not mask.any():
             conditions = {"episodes": episodes, "filter_meta": filter_meta, "where": where}
             given = ", ".join(f"{name}={value!r:.80}" for name, value in conditions.items() if value is not None)
@@ -274,28 +273,6 @@ def _parts_at(snapshots: Sequence[Snapshot], places: Ints) -> list[_Part]:
     bounds = np.searchsorted(places, edges)
     parts = zip(snapshots, edges, bounds, bounds[1:], strict=False)
     return [_Part.of(one, places[low:high] - edge) for one, edge, low, high in parts if low < high]
-
-
-def _chosen(
-    snapshots: Sequence[Snapshot],
-    episodes: Episodes | None,
-    filter_meta: Mapping[str, Condition] | None,
-    where: str | None,
-) -> npt.NDArray[np.bool_]:
-    """Which episodes meet all conditions."""
-    facts = EpisodeFacts(snapshots)
-    fields = snapshots[0].metadata.meta_fields
-    meta = MetaValues(fields, facts.__getitem__)
-    mask = np.ones(facts.count, np.bool_)
-    if isinstance(episodes, str):
-        mask &= facts.where(episodes)
-    elif episodes is not None:
-        mask &= episode_mask(episodes, facts.count, meta)
-    if filter_meta:
-        mask &= meta_mask(filter_meta, facts.count, meta)
-    if where is not None:
-        mask &= facts.where(where)
-    return mask
 
 
 # --- the copying ---

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gym_replay.buffer.door import Metadata
-from gym_replay.buffer.loading.facts import EpisodeFacts
+from gym_replay.buffer.loading.selection import EpisodeValues
 from gym_replay.cli import output
 from gym_replay.cli.options import SOURCE_HELP, add_verb
 from gym_replay.errors import GymReplayError
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     with open_source(args.folder) as buffer:
         parts = buffer.snapshots()
         folders = [part.reader.folder for part in parts]
-        found = describe(buffer.metadata, folders, EpisodeFacts(parts))
+        found = describe(buffer.metadata, folders, EpisodeValues(parts))
     if args.json:
         output.write_json({"folder": args.folder, **found})
     else:
@@ -52,13 +52,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(metadata: Metadata, folders: Sequence[Path], facts: EpisodeFacts) -> dict[str, Any]:
+def describe(metadata: Metadata, folders: Sequence[Path], values: EpisodeValues) -> dict[str, Any]:
     """All that is shown, as plain values."""
     environment = metadata.environment or {}
     spec = environment.get("env_spec")
-    lengths = facts["length"]
+    lengths = values["length"]
     return {
-        "num_episodes": facts.count,
+        "num_episodes": values.count,
         "num_steps": int(lengths.sum()),
         "num_buffers": len(folders),
         "bytes": sum(map(bytes_beneath, folders)),
@@ -74,10 +74,10 @@ def describe(metadata: Metadata, folders: Sequence[Path], facts: EpisodeFacts) -
         "circular": metadata.circular,
         **{name: getattr(metadata, name) for name in _LIMITS},
         "episode_length": output.distribution(lengths),
-        "episode_return": _returns(facts),
-        "ends": {name: int(facts[name].sum()) for name in _ENDS if name in facts and facts[name].dtype == np.bool_},
-        "recorded": _recorded(facts),
-        "runs": _runs(facts),
+        "episode_return": _returns(values),
+        "ends": {name: int(values[name].sum()) for name in _ENDS if name in values and values[name].dtype == np.bool_},
+        "recorded": _recorded(values),
+        "runs": _runs(values),
     }
 
 
@@ -91,22 +91,22 @@ def _field(name: str, info: Field) -> dict[str, Any]:
     }
 
 
-def _returns(facts: EpisodeFacts) -> dict[str, Any] | None:
+def _returns(values: EpisodeValues) -> dict[str, Any] | None:
     """How returns are distributed; None where there are none, or more than one number for each episode."""
-    if "episode_return" not in facts:
+    if "episode_return" not in values:
         return None
-    values = facts["episode_return"]
-    return output.distribution(values) if values.ndim == 1 and values.dtype.kind in "buif" else None
+    returns = values["episode_return"]
+    return output.distribution(returns) if returns.ndim == 1 and returns.dtype.kind in "buif" else None
 
 
-def _recorded(facts: EpisodeFacts) -> dict[str, float] | None:
+def _recorded(values: EpisodeValues) -> dict[str, float] | None:
     """When the first episode began, when the last one ended, and how long all of them took, in seconds."""
     names = ("episode_start", "episode_duration")
-    if facts.count == 0 or not all(name in facts for name in names):
+    if values.count == 0 or not all(name in values for name in names):
         return None
-    if any(facts[name].shape != (facts.count,) or facts[name].dtype.kind not in "biuf" for name in names):
+    if any(values[name].shape != (values.count,) or values[name].dtype.kind not in "biuf" for name in names):
         return None  # meta fields of the user's, with these names
-    starts, durations = (facts[name].astype(np.float64) for name in names)
+    starts, durations = (values[name].astype(np.float64) for name in names)
     return {
         "first": float(starts.min()),
         "last": float((starts + durations).max()),
@@ -114,12 +114,12 @@ def _recorded(facts: EpisodeFacts) -> dict[str, float] | None:
     }
 
 
-def _runs(facts: EpisodeFacts) -> list[dict[str, Any]]:
+def _runs(values: EpisodeValues) -> list[dict[str, Any]]:
     """The recorders' runs in their order: id, when it began, versions, and how many episodes it made."""
-    if "episode_run" not in facts or facts["episode_run"].dtype != np.dtype(object):
+    if "episode_run" not in values or values["episode_run"].dtype != np.dtype(object):
         return []
     counts: dict[str, int] = {}
-    for text in facts["episode_run"].tolist():
+    for text in values["episode_run"].tolist():
         counts[text] = counts.get(text, 0) + 1
     found = []
     for text, count in counts.items():
@@ -136,7 +136,7 @@ def _lines(place: str, found: Mapping[str, Any]) -> list[str]:
     steps = f"{found['num_steps']} steps in {found['num_episodes']} episodes, {output.nbytes(found['bytes'])}"
     shards = f", {found['num_buffers']} buffers" if found["num_buffers"] > 1 else ""
     lines = [*output.wrapped(f"{place}: {steps}{shards}"), ""]
-    facts = {
+    values = {
         "environment": found["env_id"],
         "observations": _space(found["observation_space"]),
         "actions": _space(found["action_space"]),
@@ -145,7 +145,7 @@ def _lines(place: str, found: Mapping[str, Any]) -> list[str]:
         "by": _versions(found["runs"]),
         "last step": _ends(found["ends"]),
     }
-    for name, text in facts.items():
+    for name, text in values.items():
         if text:
             lines += output.labelled(name, str(text))
     header = ("field", "dtype", "shape", "kind")

@@ -85,15 +85,13 @@ def chosen(
     """
     if where is None and episodes is None:
         return None
-    mask = np.ones(len(buffer), np.bool_)
-    if where is not None:
-        from gym_replay.buffer.loading.facts import EpisodeFacts
+    from gym_replay.buffer.loading.selection import EpisodeValues, selected
 
-        mask &= EpisodeFacts(buffer.snapshots()).where(where)
+    mask = selected(EpisodeValues(buffer.snapshots()), where)
     if episodes is not None:
         listed = np.zeros(len(buffer), np.bool_)
         listed[parse_indices(episodes, len(buffer))] = True
-        mask &= listed
+        mask = mask & listed
     return np.flatnonzero(mask)
 
 

@@ -12,7 +12,7 @@ from gym_replay.cli import output
 from gym_replay.cli.options import SOURCE_HELP, add_choice, add_verb, chosen, shows_bars
 
 if TYPE_CHECKING:
-    from gym_replay.buffer.loading.field_statistics import FieldStatistics
+    from gym_replay.buffer.loading.moments import FieldStatistics
 
 _QUANTILES = (0.01, 0.5, 0.99)
 _MOST_ROWS = 12

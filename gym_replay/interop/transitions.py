@@ -186,11 +186,11 @@ class Block:
 
     def take(self, name: str) -> Array:
         """A field's values, ``(transitions, *field.shape)``."""
-        return self._whole.source.take(name, self._rows)
+        return self._whole.source.rows.take(name, self._rows)
 
     def following(self, name: str) -> Array:
         """A state field's values one row later."""
-        return self._whole.source.take(name, self._rows + 1)
+        return self._whole.source.rows.take(name, self._rows + 1)
 
     def flag(self, name: str | None) -> npt.NDArray[np.bool_]:
         """A flag, bool ``(transitions,)``; of None all False."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, reduce
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -12,16 +12,55 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from gym_replay.buffer.loading.field_statistics import FieldStatistics, is_image
+from gym_replay.buffer.loading.moments import FieldStatistics, is_image
 from gym_replay.errors import FieldError
 from gym_replay.schema.fields import Field
 
 Array = npt.NDArray[Any]
-Batch: TypeAlias = dict[str, Any]
-"""Tensors by name, and lists of strings."""
+
+
+class Batch(dict[str, Any]):
+    """A batch: tensors by name, and lists of strings. It prints as a line for each entry: name, dtype and shape.
+
+    Example:
+        >>> Batch(reward=torch.zeros(4), nested={"x": torch.ones(4, 2, dtype=torch.uint8)}, task=["a", "b"])
+        Batch(
+          reward: float32 (4,)
+          nested.x: uint8 (4, 2)
+          task: list of 2
+        )
+    """
+
+    def __repr__(self) -> str:
+        return "\n  ".join(["Batch(", *(f"{name}: {what}" for name, what in shapes_of(self).items())]) + "\n)"
+
+
+def shapes_of(batch: Mapping[str, Any], within: str = "") -> dict[str, str]:
+    """What each entry of a batch is, by its name: ``float32 (256, 17)``."""
+    found: dict[str, str] = {}
+    for name, value in batch.items():
+        if isinstance(value, (Mapping, tuple)):
+            inner = value if isinstance(value, Mapping) else {str(index): one for index, one in enumerate(value)}
+            found |= shapes_of(inner, f"{within}{name}.")
+        elif isinstance(value, Tensor):
+            device = "" if value.device.type == "cpu" else f" on {value.device}"
+            found[f"{within}{name}"] = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}{device}"
+        elif isinstance(value, list):
+            found[f"{within}{name}"] = f"list of {len(value)}"
+        else:
+            found[f"{within}{name}"] = f"{value!r:.60}"
+    return found
+
+
+# Torch's trees of tensors know dicts, but not what derives from them.
+pytree.register_pytree_node(
+    Batch, lambda batch: ([*batch.values()], [*batch]), lambda v, k: Batch(zip(k, v, strict=True))
+)
+
 Dtype: TypeAlias = torch.dtype | str | None
-Transform: TypeAlias = Callable[[Batch], Batch]
+Transform: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
 Layout: TypeAlias = str | Mapping[str, str] | None
 
 LAYOUTS = ("HWC", "CHW")
@@ -38,11 +77,9 @@ class Arrays(dict[str, Array]):
             were not. Padding is not normalized.
     """
 
-    valid: Mapping[str, npt.NDArray[np.bool_]] = MappingProxyType({})
-
-    def were_padded(self, entries: Iterable[str], mask: npt.NDArray[np.bool_]) -> None:
-        """Say where these entries hold data."""
-        self.valid = {**self.valid, **dict.fromkeys(entries, mask)}
+    def __init__(self, **arrays: Array) -> None:
+        super().__init__(arrays)
+        self.valid: dict[str, npt.NDArray[np.bool_]] = {}
 
     def part(self, begin: int, end: int) -> Arrays:
         """Samples ``begin`` to ``end - 1``, in memory of their own."""
@@ -83,7 +120,7 @@ class Delivery:
             it for each field, which may have any dtype.
         normalize: statistics by field name; ``(x - mean) / std`` is delivered for these fields, also where an entry is
             at a later step. Integers become floats. Zeros that pad an entry stay zeros.
-        transform: a function from the batch, a dict of tensors, to the dict to deliver in its place. It runs where the
+        transform: a function from the batch, a dict of tensors, to the dict to deliver instead. It runs where the
             batch is made: in the worker, if there are any.
 
     Raises:
@@ -133,46 +170,41 @@ class Delivery:
         self._normalize = dict(normalize)
         self.bind(self._entries)
 
-    def __call__(self, arrays: Mapping[str, Array], more: Mapping[str, Any] = MappingProxyType({})) -> Batch:
+    def __call__(self, arrays: Arrays, more: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
         """The batch: tensors of the arrays' shapes (but for images), and lists for arrays of objects.
 
         The arrays of an entry have the same dtype in every batch. The entries of ``more`` are in the batch as they are.
         """
         finishers = self._finishers
-        batch: Batch = {}
+        batch = Batch()
         for name, array in arrays.items():
-            finish = finishers.get(name) or self._learn(name, array.dtype)
+            if (finish := finishers.get(name)) is None:
+                finish = finishers[name] = self._finisher(name, array.dtype)
             batch[name] = finish(array)
-        if self._normalize and isinstance(arrays, Arrays):
-            self._restore_padding(batch, arrays.valid)
-        batch |= more
+        if self._normalize:
+            for name, mask in arrays.valid.items():
+                if name in self._entries and self._entries[name][0] in self._normalize:
+                    batch[name][torch.from_numpy(~mask)] = 0
+        batch.update(more)
         if self._transform is None:
             return batch
-        batch = self._transform(batch)
-        if not isinstance(batch, dict):
-            raise FieldError(f"transform: expected it to return a dict, got {type(batch).__name__}")
-        return batch
-
-    def _learn(self, name: str, dtype: np.dtype[Any]) -> Callable[[Array], Any]:
-        finish = self._finishers[name] = self._finisher(name, dtype)
-        return finish
-
-    def _restore_padding(self, batch: Batch, valid: Mapping[str, npt.NDArray[np.bool_]]) -> None:
-        for name, mask in valid.items():
-            if name in batch and self._entries.get(name, ("",))[0] in self._normalize:
-                batch[name][torch.from_numpy(~mask)] = 0
+        transformed = self._transform(batch)
+        if not isinstance(transformed, dict):
+            raise FieldError(f"transform: expected it to return a dict, got {type(transformed).__name__}")
+        return transformed
 
     def _finisher(self, entry: str, dtype: np.dtype[Any]) -> Callable[[Array], Any]:
         """What turns the arrays of one entry into tensors."""
         if dtype.kind == "O":
-            return _as_list
+            return np.ndarray.tolist
         name, field = self._entries.get(entry, (entry, None))
         scale = self._normalize.get(name) if field is not None else None
-        target = self._target(dtype, normalized=scale is not None)
-        finish = _converter(dtype if scale is None else None, target)
-        if scale is not None:
-            finish = _Then(_Normalizer(scale), finish)
-        return _Then(finish, _channels_first) if field is not None and self._is_turned(name, field) else finish
+        finish = _converter(dtype if scale is None else None, self._target(dtype, normalized=scale is not None))
+        steps: list[Callable[[Any], Any]] = [finish] if scale is None else [_normalizer(scale), finish]
+        turned = self._layout.get(name) if isinstance(self._layout, dict) else self._layout
+        if turned == "CHW" and field is not None and (isinstance(self._layout, dict) or is_image(field)):
+            steps.append(_channels_first)
+        return steps[0] if len(steps) == 1 else lambda array: reduce(lambda value, step: step(value), steps, array)
 
     def _target(self, dtype: np.dtype[Any], *, normalized: bool) -> torch.dtype | None:
         """The dtype to deliver; None as it is."""
@@ -182,11 +214,6 @@ class Delivery:
             return self._dtype
         return (self._dtype or torch.get_default_dtype()) if normalized else None
 
-    def _is_turned(self, name: str, field: Field) -> bool:
-        if isinstance(self._layout, dict):
-            return self._layout.get(name) == "CHW"
-        return self._layout == "CHW" and is_image(field)
-
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_finishers": {}}  # made anew where they are used
 
@@ -195,8 +222,8 @@ def _checked_layout(layout: Layout) -> str | dict[str, str] | None:
     chosen = layout if isinstance(layout, Mapping) else {"": layout}
     for name, value in chosen.items():
         if value not in LAYOUTS and (value is not None or name):
-            place = f" of {name!r}" if name else ""
-            raise FieldError(f"image_layout{place}: expected 'CHW' or 'HWC', got {value!r}")
+            which = f" of {name!r}" if name else ""
+            raise FieldError(f"image_layout{which}: expected 'CHW' or 'HWC', got {value!r}")
     return dict(layout) if isinstance(layout, Mapping) else layout
 
 
@@ -215,40 +242,21 @@ def _check_statistics(name: str, field: Field, found: FieldStatistics) -> None:
         raise FieldError(f"normalize: field {name!r}: expected positive standard deviations; see std_floor")
 
 
-class _Then:
-    """Two functions, one after the other; unlike a closure it has no cell to keep alive."""
-
-    __slots__ = ("_first", "_second")
-
-    def __init__(self, first: Callable[[Any], Any], second: Callable[[Any], Any]) -> None:
-        self._first, self._second = first, second
-
-    def __call__(self, value: Any) -> Any:
-        return self._second(self._first(value))
-
-
-class _Normalizer:
+def _normalizer(statistics: FieldStatistics) -> Callable[[Array], Array]:
     """``(x - mean) / std``, in float32 where the mean is near enough, else in float64."""
+    mean, std = np.asarray(statistics.mean, np.float64), np.asarray(statistics.std, np.float64)
+    largest = float(np.finfo(np.float32).max)
+    near = np.abs(mean) <= np.minimum(_MOST_ROUNDED * std, largest)
+    is_narrow = bool(near.all()) and bool((std <= largest).all())
 
-    __slots__ = ("_mean", "_narrow", "_narrow_mean", "_narrow_std", "_std")
-
-    def __init__(self, statistics: FieldStatistics) -> None:
-        self._mean = np.asarray(statistics.mean, np.float64)
-        self._std = np.asarray(statistics.std, np.float64)
-        largest = float(np.finfo(np.float32).max)
-        near = np.abs(self._mean) <= np.minimum(_MOST_ROUNDED * self._std, largest)
-        self._narrow = bool(near.all()) and bool((self._std <= largest).all())
-        if self._narrow:
-            self._narrow_mean, self._narrow_std = self._mean.astype(np.float32), self._std.astype(np.float32)
-
-    def __call__(self, array: Array) -> Array:
-        if self._narrow and array.dtype.itemsize <= 4 and array.dtype not in (np.int32, np.uint32):
-            scaled: Array = np.subtract(array, self._narrow_mean, dtype=np.float32)
-            scaled /= self._narrow_std
-            return scaled
-        scaled = np.subtract(array, self._mean, dtype=np.float64)
-        scaled /= self._std
+    def normalized(array: Array) -> Array:
+        narrow = is_narrow and array.dtype.itemsize <= 4 and array.dtype not in (np.int32, np.uint32)
+        dtype = np.dtype(np.float32 if narrow else np.float64)
+        scaled: Array = np.subtract(array, mean.astype(dtype, copy=False), dtype=dtype)
+        scaled /= std.astype(dtype, copy=False)
         return scaled
+
+    return normalized
 
 
 def _converter(dtype: np.dtype[Any] | None, target: torch.dtype | None) -> Callable[[Array], Any]:
@@ -264,10 +272,6 @@ def _converter(dtype: np.dtype[Any] | None, target: torch.dtype | None) -> Calla
 
 def _channels_first(images: Tensor) -> Tensor:
     return images.movedim(-1, -3).contiguous()
-
-
-def _as_list(array: Array) -> Any:
-    return array.tolist()
 
 
 @lru_cache(maxsize=64)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
 
@@ -17,14 +17,13 @@ from torch.utils.data import Dataset
 
 from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
 from gym_replay.buffer.loading.draws import BlockDraw, Draw, Moment, PriorityDraw, checked_epoch
-from gym_replay.buffer.loading.field_statistics import Resolved
-from gym_replay.buffer.loading.nesting import Nesting, roots_of
-from gym_replay.buffer.loading.plans import Anchors, FirstRows, Floats, Ints
-from gym_replay.buffer.loading.randomness import draw
-from gym_replay.buffer.loading.samples import Asked, Description, Located
+from gym_replay.buffer.loading.nesting import BatchNames
+from gym_replay.buffer.loading.plans import Anchors, Floats, Ints, draw
+from gym_replay.buffer.loading.relative_rows import BatchSamples, RelativeRows
+from gym_replay.buffer.loading.samples import Description
 from gym_replay.buffer.loading.selection import Condition, matches
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.loading.statistics import Normalize, resolve
+from gym_replay.buffer.loading.statistics import Normalize, Resolved, resolve
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 
 RUN_BYTES = 1 << 19
@@ -61,13 +60,12 @@ class ReplayDataset(Dataset[Batch]):
             another under dotted names. A ``transform`` is given the dotted names.
 
     Attributes:
-        draw: what the batch in the making was asked with: the seed and the epoch of whatever is drawn at random for it.
+        anchors: the steps that are samples.
         read_fields: the names of the fields that batches are made of.
         normalized: the statistics that fields are normalized with, or None.
+        is_divisible: whether several batches can be gathered as one, of which each is then a part: not where an entry
+            depends on the other samples of its batch, or on a sample's position in the epoch.
     """
-
-    draw = Draw(np.empty(0, np.int64))
-    read_fields: Collection[str] = ()
 
     def __init__(
         self,
@@ -84,8 +82,6 @@ class ReplayDataset(Dataset[Batch]):
         nested: bool = False,
     ) -> None:
         self.source = source
-        self._nesting = Nesting(roots_of(source.environment)) if nested else None
-        self._roots: dict[str, str] = {}
         self._moment = Moment()
         if filter_fields is not None and description.no_filter is not None:
             raise FieldError(description.no_filter)
@@ -98,84 +94,35 @@ class ReplayDataset(Dataset[Batch]):
         self._delivery = Delivery(
             dtype=dtype, image_layout=image_layout, normalize=self.normalized, transform=transform
         )
-        self._names: dict[str, str] = dict(fieldname_map or {})
-        self._only = None if only is None else set(only)
-        self._first_rows = FirstRows(self.anchors, source.starts)
-        chosen = self._choose(
-            {entry: name for entry, (name, _) in description.entries.items()}, [*description.extras], description.named
+        fields, entries = source.fields, {entry: name for entry, (name, _) in description.entries.items()}
+        lens = {entry: f"{entry}_lens" for entry, name in entries.items() if fields[name].ragged}
+        meta = [name for name in source.meta_fields if name in source.user_meta or name in description.named]
+        if only is not None:
+            hidden = [name for name in source.meta_fields if name not in meta and name not in entries]
+            meta += [name for name in hidden if (fieldname_map or {}).get(name, name) in only]
+        available = [*entries, *lens.values(), *meta, *description.computed]
+        self._names = names = BatchNames(
+            entries,
+            available,
+            renamed=fieldname_map,
+            only=only,
+            environment=(source.environment or {}) if nested else None,
         )
-        self._entries = [(entry, *description.entries[entry]) for entry in chosen]
-        self._extras = [(name, extra) for name, extra in description.extras.items() if self._is_wanted(name)]
-        is_ragged = any(source.fields[name].ragged for name in self.read_fields)
-        self.is_divisible = description.is_divisible and not is_ragged
-        """Whether several batches can be gathered as one, of which each is then a part.
-
-        Not where an entry depends on the other samples of its batch, or on a sample's position in the epoch.
-        """
-
-    def _choose(self, entries: Mapping[str, str], extras: Sequence[str], named: Sequence[str]) -> dict[str, str]:
-        """Of all entries (entry name to field name) those asked for; then fix which meta fields come along."""
-        meta = list(self.source.user_meta)
-        meta += [name for name in self.source.meta_fields if name in named and name not in meta]
-        if self._only is not None:
-            hidden = [name for name in self.source.meta_fields if name not in meta and name not in entries]
-            meta += [name for name in hidden if self._out(name) in self._only]
-        ragged = {entry for entry, name in entries.items() if self.source.fields[name].ragged}
-        available = [*entries, *(f"{entry}_lens" for entry in ragged), *meta, *extras]
-        if unknown := [name for name in self._names if name not in available]:
-            raise FieldError(f"fieldname_map: unknown entry {unknown[0]!r}; the batch has {available}")
-        self._check_distinct([self._out(name) for name in available])
-        self._place_in_trees(entries, available)
-        outputs = [*dict.fromkeys(self._roots.values()), *(self._out(n) for n in available if n not in self._roots)]
-        self._check_distinct(outputs)
-        if self._only is not None and (missing := self._only - set(outputs)):
-            raise FieldError(f"field {sorted(missing)[0]!r} is not in the batch; it has {outputs}")
-        self._meta = [name for name in meta if self._is_wanted(name)]
-        shown = {entry: (name, self.source.fields[name]) for entry, name in entries.items()}
-        shown |= {name: (name, self.source.meta_fields[name]) for name in meta}
-        self._delivery.bind({self._out(entry): field for entry, field in shown.items()})
-        if self._nesting is not None:
-            self._nesting.build(name for name in available if self._is_wanted(name))
-        chosen = {
-            name: field
-            for name, field in entries.items()
-            if self._is_wanted(name) or (name in ragged and self._is_wanted(f"{name}_lens"))
-        }
-        self.read_fields = set(chosen.values())
-        self.source.rows.expect(self.read_fields)
-        return chosen
-
-    def _check_distinct(self, outputs: Sequence[str]) -> None:
-        if twice := sorted({name for name in outputs if outputs.count(name) > 1}):
-            raise FieldError(f"two entries of the batch would be called {twice[0]!r}; use fieldname_map")
-
-    def _place_in_trees(self, entries: Mapping[str, str], available: Sequence[str]) -> None:
-        """Where entries are to be nested, note of those that keep their name which tree they will be in."""
-        if self._nesting is None:
-            return
-        for entry, name in entries.items():
-            for suffix in ("", "_lens", "_is_pad"):
-                whole = f"{entry}{suffix}"
-                if whole in available and whole not in self._names:
-                    self._roots[whole] = self._nesting.place(whole, name, entry.removesuffix(name), suffix)
-
-    def _put(self, arrays: Arrays, entry: str, name: str, located: Located) -> None:
-        """Add a field's values, as far as they are asked for."""
-        if self.source.fields[name].ragged:
-            padded = located.take_ragged(self.source, name)
-            for part, array in zip((entry, f"{entry}_lens"), padded, strict=True):
-                if self._is_wanted(part):
-                    arrays[part] = array
-            return
-        arrays[entry] = located.take(self.source, name)
-        if located.shown is not None:
-            arrays.were_padded((entry,), located.shown)
-
-    def _out(self, name: str) -> str:
-        return self._names.get(name, name)
-
-    def _is_wanted(self, name: str) -> bool:
-        return self._only is None or self._roots.get(name, self._out(name)) in self._only
+        shown = {entry: (name, fields[name]) for entry, name in entries.items()}
+        shown |= {name: (name, source.meta_fields[name]) for name in meta}
+        self._delivery.bind({names.out(entry): field for entry, field in shown.items()})
+        self._meta = [(name, names.out(name)) for name in meta if names.is_wanted(name)]
+        self._computed = [(names.out(n), entry) for n, entry in description.computed.items() if names.is_wanted(n)]
+        self._entries: list[tuple[str, RelativeRows, list[str]]] = []
+        # Of a ragged field come the values and their numbers, or one of them, where the other has no name.
+        for entry, (name, rows) in description.entries.items():
+            parts = (entry, lens[entry]) if entry in lens else (entry,)
+            outputs = [names.out(part) if names.is_wanted(part) else "" for part in parts]
+            if any(outputs):
+                self._entries.append((name, rows, outputs))
+        self.read_fields = {name for name, _, _ in self._entries}
+        source.rows.expect(self.read_fields)
+        self.is_divisible = description.is_divisible and not any(fields[name].ragged for name in self.read_fields)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_moment": copy(self._moment)}  # which a copy has of its own, and a worker shares
@@ -184,22 +131,17 @@ class ReplayDataset(Dataset[Batch]):
         return len(self.anchors)
 
     def __getitem__(self, index: Any) -> Batch:
+        if isinstance(index, Draw):
+            self._ask_ahead(index)
+            return self._batch(index)
         if isinstance(index, (int, np.integer)):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index}: there are {len(self)}")
-            flat = self._asked(np.array([index % len(self)]))
-            return self._nest({name: _only(values) for name, values in flat.items()})
-        if isinstance(index, Draw):
-            return self._nest(self._drawn(index))
-        return self._nest(self._asked(np.asarray(index, np.int64)))
-
-    def _nest(self, batch: Batch) -> Batch:
-        return batch if self._nesting is None else self._nesting.fold(batch)
-
-    def normalize_with(self, statistics: Resolved) -> None:
-        """Normalize with these statistics, of the same fields as so far."""
-        self.normalized = statistics
-        self._delivery.normalize_with(statistics)
+            return Batch(_only(self[np.array([index % len(self)])]))
+        samples = np.asarray(index, np.int64)
+        if samples.size and not (samples.min() >= 0 and samples.max() < len(self)):
+            raise IndexError(f"samples {samples.min()} .. {samples.max()}: there are {len(self)}, from 0 on")
+        return self._batch(Draw(samples, self._moment.seed, self._moment.epoch))
 
     def set_epoch(self, epoch: int, *, seed: int | None = None) -> None:
         """Let what is drawn at random for each sample be that of this epoch.
@@ -219,25 +161,74 @@ class ReplayDataset(Dataset[Batch]):
             raise FieldError(f"seed: expected an integer or None, got {seed!r}")
         self._moment.set(self._moment.seed if seed is None else int(seed), checked_epoch(epoch))
 
-    def _draws(self, count: int, episodes: Ints, steps: Ints) -> Floats:
+    def normalize_with(self, statistics: Resolved) -> None:
+        """Normalize with these statistics, of the same fields as so far."""
+        self.normalized = statistics
+        self._delivery.normalize_with(statistics)
+
+    # --- one batch ---
+
+    def _batch(self, draw: Draw) -> Batch:
+        """The samples that were drawn as one batch, with the entries that only a prioritised draw has.
+
+        Raises:
+            EpisodeEvictedError: their episodes leave the circular buffer faster than they can be copied.
+        """
+        arrays, served = self._taken(draw)
+        weighed: dict[str, Any] = {}
+        if isinstance(draw, PriorityDraw):
+            names = np.where(served == draw.samples, draw.names, -1)
+            weights = torch.from_numpy(draw.weights.copy()).to(torch.get_default_dtype())
+            weighed = {"_samples": torch.from_numpy(names.astype(np.int64)), "_weights": weights}
+        return self._delivered(arrays, weighed)
+
+    def _delivered(self, arrays: Arrays, more: Mapping[str, Any]) -> Batch:
+        batch = self._names.nest(self._delivery(arrays, more))
+        return batch if isinstance(batch, Batch) else Batch(batch)
+
+    def _taken(self, draw: Draw) -> tuple[Arrays, Ints]:
+        """What is gathered for a draw, and the samples that it is of: evicted ones were replaced."""
+        samples = draw.samples
+        for _ in range(_ATTEMPTS):
+            samples = self.source.replace_evicted(samples, self.anchors)
+            batch = BatchSamples(self.source, self.anchors.find(samples), partial(self._randoms, draw))
+            try:
+                arrays = self._gather(batch)
+            except CorruptBufferError:
+                if self.source.are_live(batch.all_episodes):
+                    raise
+                continue  # spans of rows that were overwritten meanwhile
+            if self.source.are_live(batch.all_episodes):
+                return arrays, samples
+        raise EpisodeEvictedError("episodes are evicted from the circular buffer faster than a batch can be copied")
+
+    def _gather(self, batch: BatchSamples) -> Arrays:
+        arrays = Arrays()
+        for name, rows, outputs in self._entries:
+            located = batch.once(rows)
+            if len(outputs) == 1:
+                arrays[outputs[0]] = located.take(self.source, name)
+                if located.shown is not None:
+                    arrays.valid[outputs[0]] = located.shown
+            else:
+                for output, array in zip(outputs, located.take_ragged(self.source, name), strict=True):
+                    if output:
+                        arrays[output] = array
+        for output, compute in self._computed:
+            arrays[output] = compute(batch)
+        for name, output in self._meta:
+            arrays[output] = self.source.meta(name)[batch.samples.episodes]
+        return arrays
+
+    def _randoms(self, asked: Draw, count: int, episodes: Ints, steps: Ints) -> Floats:
         """So many numbers from [0, 1) for each sample, ``(count, samples)``; other ones in each epoch.
 
         Where a sample may come again in the epoch, it gets others each time.
         """
-        positions = self.draw.positions if self.draw.repeats else None
-        return draw(self.draw.seed, self.draw.epoch, count, self.source.index[episodes], steps, positions)
+        positions = asked.positions if asked.repeats else None
+        return draw(asked.seed, asked.epoch, count, self.source.index[episodes], steps, positions)
 
-    def _asked(self, samples: Ints) -> Batch:
-        if samples.size and not (samples.min() >= 0 and samples.max() < len(self)):
-            raise IndexError(f"samples {samples.min()} .. {samples.max()}: there are {len(self)}, from 0 on")
-        self.draw = Draw(samples, self._moment.seed, self._moment.epoch)
-        return self.batch(samples)
-
-    def _drawn(self, draw: Draw) -> Batch:
-        """The batch that a sampler asked for, with the entries that only a prioritised draw has."""
-        self._ask_ahead(draw)
-        self.draw = draw
-        return self.batch(draw.samples)
+    # --- the batches of an order ---
 
     def drawn_in_order(self, draws: Iterable[Draw]) -> Iterator[Batch]:
         """The batches of an order that is settled; where they are small, several are gathered in one call per field.
@@ -250,7 +241,19 @@ class ReplayDataset(Dataset[Batch]):
                 self._ask_ahead(drawn)
             most = yield from self._deliver_run(run)
 
-    # --- reading ahead ---
+    def _deliver_run(self, run: Sequence[Draw]) -> Generator[Batch, None, int]:
+        """The batches, gathered as one; returns how many like these are to be gathered so."""
+        whole = run[0]
+        if len(run) > 1:
+            whole = replace(whole, samples=np.concatenate([drawn.samples for drawn in run]))
+        arrays = self._taken(whole)[0]
+        nbytes = sum(array.nbytes for array in arrays.values()) // len(run)
+        begin = 0
+        for drawn in run:
+            end = begin + len(drawn.samples)
+            yield self._delivered(arrays if len(run) == 1 else arrays.part(begin, end), {})
+            begin = end
+        return max(1, min(_MOST_TOGETHER, RUN_BYTES // max(nbytes, 1))) if self.is_divisible else 1
 
     def _ask_ahead(self, draw: Draw) -> None:
         """Where a batch of an order by blocks enters a pool, have the kernel read the next one meanwhile.
@@ -265,90 +268,23 @@ class ReplayDataset(Dataset[Batch]):
 
     def stretches(self, first: int, last: int) -> list[tuple[int, int]]:
         """Where the rows of samples ``first`` to ``last - 1`` are: first rows, and those past the last."""
-        episodes, steps = self.anchors.locate(np.array([first, last - 1]))
+        found = self.anchors.find(np.array([first, last - 1]))
+        (begin, step), final = found.steps.tolist(), int(found.episodes[1])
         # Of the last episode no more than is needed, unless its last sample is among them: it may be all of it.
-        whole = int(steps[1]) + 1 == int(np.diff(self.anchors.offsets[episodes[1] : episodes[1] + 2])[0])
-        end = int(self.source.lengths[episodes[1]]) if whole else int(steps[1])
+        end = int(self.source.lengths[final]) if found.left[1] == 1 else step
         widest = max((self.source.fields[name].nbytes for name in self.read_fields), default=1)
-        return self.source.stretches(episodes, (int(steps[0]), end + 1), max(1, _GAP_BYTES // max(widest, 1)))
-
-    # --- one batch ---
-
-    def _deliver_run(self, run: Sequence[Draw]) -> Generator[Batch, None, int]:
-        """The batches, gathered as one; returns how many like these are to be gathered so."""
-        self.draw = run[0]
-        if len(run) > 1:
-            self.draw = replace(run[0], samples=np.concatenate([drawn.samples for drawn in run]))
-        arrays = self._taken(self.draw.samples)[0]
-        nbytes = sum(array.nbytes for array in arrays.values()) // len(run)
-        begin = 0
-        for drawn in run:
-            end = begin + len(drawn.samples)
-            yield self._nest(self._deliver(arrays if len(run) == 1 else arrays.part(begin, end), {}))
-            begin = end
-        return max(1, min(_MOST_TOGETHER, RUN_BYTES // max(nbytes, 1))) if self.is_divisible else 1
-
-    def _weighed(self, served: Ints) -> Batch:
-        """The entries that only a prioritised batch has, where these samples are what it holds."""
-        draw = self.draw
-        if not isinstance(draw, PriorityDraw):
-            return {}
-        names = np.where(served == draw.samples, draw.names, -1)
-        weights = torch.from_numpy(draw.weights.copy()).to(torch.get_default_dtype())
-        return {"_samples": torch.from_numpy(names.astype(np.int64)), "_weights": weights}
-
-    def batch(self, samples: Ints) -> Batch:
-        """The samples as one batch, not nested yet.
-
-        Raises:
-            EpisodeEvictedError: their episodes leave the circular buffer faster than they can be copied.
-        """
-        arrays, served = self._taken(samples)
-        return self._deliver(arrays, self._weighed(served))
-
-    def _taken(self, samples: Ints) -> tuple[Arrays, Ints]:
-        """What is gathered for samples, and the samples that it is of: evicted ones were replaced."""
-        for _ in range(_ATTEMPTS):
-            samples = self.source.replace_evicted(samples, self.anchors)
-            found = self.anchors.find(samples)
-            asked = Asked(self.source, found, self._first_rows, self._draws)
-            try:
-                arrays = self._gather(asked)
-            except CorruptBufferError:
-                if self.source.are_live(asked.all_episodes):
-                    raise
-                continue  # spans of rows that were overwritten meanwhile
-            for name in self._meta:
-                arrays[name] = self.source.meta(name)[found.episodes]
-            if self.source.are_live(asked.all_episodes):
-                return arrays, samples
-        raise EpisodeEvictedError("episodes are evicted from the circular buffer faster than a batch can be copied")
-
-    def _gather(self, asked: Asked) -> Arrays:
-        arrays = Arrays()
-        for entry, name, place in self._entries:
-            self._put(arrays, entry, name, asked.at(place))
-        for name, extra in self._extras:
-            arrays[name] = extra(asked)
-        return arrays
-
-    def _deliver(self, arrays: Arrays, weighed: Batch) -> Batch:
-        if not self._names:
-            return self._delivery(arrays, weighed)
-        renamed = Arrays()
-        renamed.update((self._out(name), array) for name, array in arrays.items())
-        renamed.valid = {self._out(name): mask for name, mask in arrays.valid.items()}
-        return self._delivery(renamed, weighed)
+        return self.source.stretches(found.episodes, (begin, end + 1), max(1, _GAP_BYTES // max(widest, 1)))
 
 
 def _only(values: Any) -> Any:
-    """The one sample of a batch of one; a transform may have nested it."""
-    return {name: _only(inner) for name, inner in values.items()} if isinstance(values, dict) else values[0]
+    """The one sample of a batch of one, which may be nested."""
+    if isinstance(values, dict):
+        return {name: _only(inner) for name, inner in values.items()}
+    return tuple(map(_only, values)) if isinstance(values, tuple) else values[0]
 
 
 def _filter(source: Source, anchors: Anchors, conditions: Mapping[str, Condition]) -> Anchors:
-    episodes, steps = anchors.locate(np.arange(len(anchors), dtype=np.int64))
-    rows = source.starts[episodes] + steps
+    rows = anchors.find(np.arange(len(anchors), dtype=np.int64)).rows
     mask = np.ones(len(rows), np.bool_)
     for name, condition in conditions.items():
         field = source.fields.get(name)
@@ -358,7 +294,7 @@ def _filter(source: Source, anchors: Anchors, conditions: Mapping[str, Condition
             )
             what = f"has {shape}; only fields of one value can be filtered" if field else "is unknown"
             raise FieldError(f"filter_fields: the field {name!r} {what}")
-        mask &= matches(source.take(name, rows).reshape(-1), condition, name)
+        mask &= matches(source.rows.take(name, rows).reshape(-1), condition, name)
     if not mask.any():
         raise EmptyBufferError(f"no step matches filter_fields={dict(conditions)!r}")
     return anchors.keep(mask)

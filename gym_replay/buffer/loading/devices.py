@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gym_replay.buffer.loading.collate import Batch
 from gym_replay.errors import FieldError
-
-Batch = dict[str, Any]
 
 AHEAD = 2
 """Batches that are on their way while another is in use."""
@@ -33,7 +32,9 @@ def check_device(device: Any) -> torch.device | None:
 
 def to_device(batch: Mapping[str, Any], device: Any, *, non_blocking: bool = False) -> Batch:
     """The batch with every tensor on the device; also tensors in the lists, tuples and dicts in it."""
-    return {name: _each(value, lambda one: one.to(device, non_blocking=non_blocking)) for name, value in batch.items()}
+    return Batch(
+        (name, _each(value, lambda one: one.to(device, non_blocking=non_blocking))) for name, value in batch.items()
+    )
 
 
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -85,7 +86,7 @@ def _ahead_on_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[B
                 tensor.record_stream(current)
             return tensor
 
-        return {name: _each(value, record) for name, value in batch.items()}
+        return Batch((name, _each(value, record)) for name, value in batch.items())
 
     for batch in batches:
         send(batch)
@@ -97,7 +98,7 @@ def _ahead_on_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[B
 
 def _pinned(batch: Batch) -> Batch:
     """The batch in memory that is copied from without the processor; as it is where it is there already."""
-    return {
-        name: _each(value, lambda one: one if one.is_cuda or one.is_pinned() else one.pin_memory())
+    return Batch(
+        (name, _each(value, lambda one: one if one.is_cuda or one.is_pinned() else one.pin_memory()))
         for name, value in batch.items()
-    }
+    )

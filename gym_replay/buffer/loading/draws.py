@@ -126,7 +126,7 @@ class Moment:
 
     def set(self, seed: int, epoch: int) -> None:
         """Let these be the seed and the epoch, in every process that shares this."""
-        self._shared[:] = seed % 2**64, epoch
+        self._shared[:] = int(seed) % 2**64, epoch  # NumPy's own numbers cannot be divided so
 
     def __reduce__(self) -> tuple[Any, ...]:
         if get_spawning_popen() is None:

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gym_replay.buffer.loading.collate import Batch, Transform
-from gym_replay.buffer.loading.field_statistics import is_image
+from gym_replay.buffer.loading.collate import Transform
+from gym_replay.buffer.loading.moments import is_image
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import FieldError
 from gym_replay.schema.fields import Field
+
+Entries: TypeAlias = dict[str, Any]
 
 _PAD = "_is_pad"
 _FLAGS = ("terminated", "truncated")
 
 
-class BatchFormat(ABC):
-    """A layout of batches.
+class BatchFormat:
+    """A layout of batches. What it gives runs in the worker, so it is pickled.
 
     Attributes:
+        name: of the format.
         kinds: the kinds of loading it is made for.
+        needs: the fields that it has to have.
     """
 
-    kinds: Sequence[str] = ()
+    name: ClassVar[str]
+    kinds: ClassVar[Sequence[str]]
+    needs: ClassVar[Sequence[str]] = ()
 
     def options(self, options: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
         """The loader's options, with what the format needs.
@@ -37,11 +43,23 @@ class BatchFormat(ABC):
         Raises:
             FieldError: the options or the fields do not go with it.
         """
+        if missing := [name for name in self.needs if name not in fields]:
+            raise FieldError(
+                f"batch_format={self.name!r} needs the field {missing[0]!r}; the buffer has {list(fields)}"
+            )
+        if self.kinds == ("n_step",) and options.get("n_steps", 1) != 1:
+            raise FieldError(
+                f"batch_format={self.name!r} has single transitions; use n_steps=1, got {options['n_steps']}"
+            )
         return dict(options)
 
-    @abstractmethod
     def bind(self, parts: Sequence[Snapshot]) -> Transform:
-        """The function from a batch to the batch in this layout; it runs in the worker, so it is pickled."""
+        """The function from a batch to the batch in this layout."""
+        return self.convert
+
+    def convert(self, batch: Entries) -> Entries:
+        """The batch in this layout, for formats that need not know the buffer."""
+        raise NotImplementedError
 
 
 Formatted: TypeAlias = BatchFormat | str
@@ -55,69 +73,64 @@ def format_options(
     Raises:
         FieldError: there is no such format, or it does not go with the kind of loading or an option.
     """
-    made = FORMATS.get(batch_format) if isinstance(batch_format, str) else None
-    chosen = made() if made is not None else batch_format
+    chosen = FORMATS[batch_format]() if isinstance(batch_format, str) and batch_format in FORMATS else batch_format
     if not isinstance(chosen, BatchFormat):
         raise FieldError(f"batch_format={batch_format!r:.60}: expected one of {sorted(FORMATS)}, or a BatchFormat")
-    name = next((name for name, cls in FORMATS.items() if type(chosen) is cls), type(chosen).__name__)
     if kind not in chosen.kinds:
         raise FieldError(
-            f"batch_format={name!r} goes with {' and '.join(chosen.kinds)} loading, not with {kind} loading"
+            f"batch_format={chosen.name!r} goes with {' and '.join(chosen.kinds)} loading, not with {kind} loading"
         )
     for other in ("nested", "fieldname_map"):
         if options.get(other):
             raise FieldError(f"batch_format and {other} exclude one another: the format has names of its own")
-    for name, field in parts[0].metadata.fields.items():
-        if field.ragged and not _left_out(name, options):
+    fields = parts[0].metadata.fields
+    asked = [names for names in (options.get("fields"), options.get("current_fields")) if names is not None]
+    for name, field in fields.items():
+        if field.ragged and (not asked or any(name in names for names in asked)):
             raise FieldError(f"field {name!r} is ragged, which no batch_format has; leave it out with fields=[...]")
-    options = chosen.options(options, parts[0].metadata.fields)
-    own, given = chosen.bind(parts), options.get("transform")
-    axes = _axes_of_one(chosen, parts[0].metadata.fields)
-    own = _Both(_Bound(_as_numbers, {"axes": axes}), own) if axes else own
-    return {**options, "transform": own if given is None else _Both(given, own)}
-
-
-def _axes_of_one(chosen: BatchFormat, fields: Mapping[str, Field]) -> dict[str, int]:
-    """How many axes of one the rewards, flags and returns have after those of the batch: no format expects any."""
+    options = chosen.options(options, fields)
+    # No format expects axes of one after those of the batch.
     names = [str(name) for name in ("reward", *_FLAGS, getattr(chosen, "return_to_go", "")) if name in fields]
-    return {
-        name: len(fields[name].shape) for name in names if fields[name].shape and math.prod(fields[name].shape) == 1
-    }
+    axes = {n: len(fields[n].shape) for n in names if fields[n].shape and math.prod(fields[n].shape) == 1}
+    steps = [options.get("transform"), partial(_without_axes, axes=axes) if axes else None, chosen.bind(parts)]
+    return {**options, "transform": partial(_one_by_one, steps=[step for step in steps if step is not None])}
 
 
-def _as_numbers(batch: Batch, *, axes: Mapping[str, int]) -> Batch:
+def _one_by_one(batch: Entries, *, steps: Sequence[Transform]) -> Entries:
+    for step in steps:
+        batch = step(batch)
+    return batch
+
+
+def _without_axes(batch: Entries, *, axes: Mapping[str, int]) -> Entries:
     return {
         name: value.reshape(value.shape[: value.ndim - axes[name]]) if name in axes else value
         for name, value in batch.items()
     }
 
 
-def _left_out(name: str, options: Mapping[str, Any]) -> bool:
-    named = [options.get(argument) for argument in ("fields", "current_fields")]
-    chosen = [names for names in named if names is not None]
-    return bool(chosen) and not any(name in names for names in chosen)
+def _below(batch: Mapping[str, Any], root: str) -> Any:
+    """The entry of a part, or a dict of those below it by the rest of their names.
+
+    Raises:
+        FieldError: there is none.
+    """
+    if root in batch:
+        return batch[root]
+    lower = f"{root}."
+    found = {n.removeprefix(lower): v for n, v in batch.items() if n.startswith(lower) and not n.endswith(_PAD)}
+    if not found:
+        raise FieldError(f"the batch has no {root!r}, which the batch_format needs; it has {list(batch)}")
+    return found
 
 
-@dataclass(frozen=True)
-class _Both:
-    """Two transforms, one after the other."""
-
-    first: Transform
-    second: Transform
-
-    def __call__(self, batch: Batch) -> Batch:
-        return self.second(self.first(batch))
+def _as_unit(images: Tensor) -> Tensor:
+    """Images of uint8 as float32 in [0, 1]."""
+    return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
 
 
-@dataclass(frozen=True)
-class _Bound:
-    """A function with the facts that it needs, which pickles."""
-
-    function: Callable[..., Batch]
-    facts: Mapping[str, Any]
-
-    def __call__(self, batch: Batch) -> Batch:
-        return self.function(batch, **self.facts)
+def _image_names(parts: Sequence[Snapshot]) -> list[str]:
+    return [name for name, field in parts[0].metadata.fields.items() if is_image(field)]
 
 
 @dataclass(frozen=True)
@@ -151,6 +164,7 @@ class LeRobotFormat(BatchFormat):
     fps: float = 1.0
     task: str = "task"
     keys: Mapping[str, str] | None = None
+    name = "lerobot"
     kinds = ("window", "timestep")
 
     def __post_init__(self) -> None:
@@ -163,13 +177,40 @@ class LeRobotFormat(BatchFormat):
     def bind(self, parts: Sequence[Snapshot]) -> Transform:
         fields, lengths = parts[0].metadata.fields, np.concatenate([part.lengths for part in parts])
         keys = {name: _lerobot_key(name, field) for name, field in fields.items()} | dict(self.keys or {})
-        firsts = torch.from_numpy(np.cumsum(lengths) - lengths)
         tasks, column = None, parts[0].metadata.meta_fields.get(self.task)
         if column is not None and column.is_text:
             texts = np.concatenate([part.meta(self.task) for part in parts])
             tasks = {text: number for number, text in enumerate(dict.fromkeys(texts.tolist()))}
-        facts = {"keys": keys, "firsts": firsts, "fps": self.fps, "task": self.task, "tasks": tasks}
-        return _Bound(_to_lerobot, {**facts, "images": [name for name, field in fields.items() if is_image(field)]})
+        firsts = torch.from_numpy(np.cumsum(lengths) - lengths)
+        return partial(self._converted, keys=keys, images=_image_names(parts), firsts=firsts, tasks=tasks)
+
+    def _converted(
+        self,
+        batch: Entries,
+        *,
+        keys: Mapping[str, str],
+        images: Sequence[str],
+        firsts: Tensor,
+        tasks: Mapping[str, int] | None,
+    ) -> Entries:
+        episode, frame = batch["_indices"].unbind(-1)
+        renamed: Entries = {}
+        for name, value in batch.items():
+            field = name.removesuffix(_PAD)
+            if name not in ("_indices", "terminated", self.task):
+                key = f"{keys.get(field, field)}{name[len(field) :]}"
+                renamed[key] = _as_unit(value) if name in images else value
+        if "terminated" in batch and "truncated" in batch:
+            renamed["next.done"] = batch["terminated"] | batch["truncated"]
+        renamed |= {"episode_index": episode, "frame_index": frame, "index": firsts[episode] + frame}
+        renamed["timestamp"] = (frame / self.fps).to(torch.float32)
+        given = batch.get(self.task)
+        if tasks is not None and given is not None:
+            renamed["task"] = given
+            renamed["task_index"] = torch.tensor([tasks[text] for text in given], dtype=torch.int64)
+        else:
+            renamed["task_index"] = torch.zeros_like(episode) if given is None else given.to(torch.int64)
+        return renamed
 
 
 def _lerobot_key(name: str, field: Field) -> str:
@@ -178,42 +219,6 @@ def _lerobot_key(name: str, field: Field) -> str:
     if name.startswith("observation.") and is_image(field):
         return f"observation.images.{name.removeprefix('observation.')}"
     return {"reward": "next.reward", "truncated": "next.truncated"}.get(name, name)
-
-
-def _to_lerobot(
-    batch: Batch,
-    *,
-    keys: Mapping[str, str],
-    images: Sequence[str],
-    firsts: Tensor,
-    fps: float,
-    task: str,
-    tasks: Mapping[str, int] | None,
-) -> Batch:
-    episode, frame = batch["_indices"].unbind(-1)
-    renamed: Batch = {}
-    for name, value in batch.items():
-        field = name.removesuffix(_PAD)
-        if name in ("_indices", "terminated", task):
-            continue
-        key = f"{keys.get(field, field)}{name[len(field) :]}"
-        renamed[key] = _as_unit(value) if name in images else value
-    if "terminated" in batch and "truncated" in batch:
-        renamed["next.done"] = batch["terminated"] | batch["truncated"]
-    renamed |= {"episode_index": episode, "frame_index": frame, "index": firsts[episode] + frame}
-    renamed["timestamp"] = (frame / fps).to(torch.float32)
-    given = batch.get(task)
-    if tasks is not None and given is not None:
-        renamed["task"] = given
-        renamed["task_index"] = torch.tensor([tasks[text] for text in given], dtype=torch.int64)
-    else:
-        renamed["task_index"] = torch.zeros_like(episode) if given is None else given.to(torch.int64)
-    return renamed
-
-
-def _as_unit(images: Tensor) -> Tensor:
-    """Images of uint8 as float32 in [0, 1]."""
-    return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
 
 
 @dataclass(frozen=True)
@@ -244,7 +249,9 @@ class DecisionTransformerFormat(BatchFormat):
 
     return_to_go: str = "return_to_go"
     action_pad: float = -10.0
+    name = "decision_transformer"
     kinds = ("crop",)
+    needs = ("observation", "action", "reward")
 
     def options(self, options: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
         if self.return_to_go not in fields:
@@ -252,64 +259,43 @@ class DecisionTransformerFormat(BatchFormat):
                 f"batch_format='decision_transformer' needs the field {self.return_to_go!r}; add it once with "
                 f"buffer.add_field({self.return_to_go!r}, 'float64', returns_to_go(buffer))"
             )
-        names = ["observation", "action", "reward", self.return_to_go]
-        if missing := [name for name in names if name not in fields]:
-            raise FieldError(
-                f"batch_format='decision_transformer' needs the field {missing[0]!r}; it has {list(fields)}"
-            )
+        options = super().options(options, fields)
         if options.get("burn_in"):
             raise FieldError("batch_format='decision_transformer' has no burn-in; leave burn_in out")
-        return {"pad": "left", "stride": 1, "fields": names, **options, "return_indices": True}
+        own = {"pad": "left", "stride": 1, "fields": [*self.needs, self.return_to_go]}
+        return {**own, **options, "return_indices": True}
 
-    def bind(self, parts: Sequence[Snapshot]) -> Transform:
-        return _Bound(_to_decision_transformer, {"return_to_go": self.return_to_go, "action_pad": self.action_pad})
-
-
-def _to_decision_transformer(batch: Batch, *, return_to_go: str, action_pad: float) -> Batch:
-    mask = batch["_mask"]
-    before = mask.cumsum(-1) - 1
-    timesteps = torch.where(mask, batch["_indices"][..., 1:] + before, 0)
-    actions = batch["action"]
-    if actions.is_floating_point():
-        actions[~mask] = action_pad
-    return {
-        "states": batch["observation"],
-        "actions": actions,
-        "rewards": batch["reward"].unsqueeze(-1),
-        "returns_to_go": batch[return_to_go].unsqueeze(-1),
-        "timesteps": timesteps,
-        "attention_mask": mask.to(torch.int64),
-    }
+    def convert(self, batch: Entries) -> Entries:
+        mask, actions = batch["_mask"], batch["action"]
+        before = mask.cumsum(-1) - 1
+        if actions.is_floating_point():
+            actions[~mask] = self.action_pad
+        return {
+            "states": batch["observation"],
+            "actions": actions,
+            "rewards": batch["reward"].unsqueeze(-1),
+            "returns_to_go": batch[self.return_to_go].unsqueeze(-1),
+            "timesteps": torch.where(mask, batch["_indices"][..., 1:] + before, 0),
+            "attention_mask": mask.to(torch.int64),
+        }
 
 
-@dataclass(frozen=True)
 class D4RLFormat(BatchFormat):
     """Single transitions under D4RL's names, from ``n_step_loader(buffer, 256, batch_format="d4rl")``.
 
     ``observations``, ``actions``, ``rewards``, ``next_observations``, ``terminals`` and ``timeouts`` (bool).
     """
 
+    name = "d4rl"
     kinds = ("n_step",)
+    needs = ("reward", *_FLAGS)
 
-    def options(self, options: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
-        return _single_steps("d4rl", options, fields)
-
-    def bind(self, parts: Sequence[Snapshot]) -> Transform:
-        return _to_d4rl
-
-
-def _to_d4rl(batch: Batch) -> Batch:
-    return {
-        "observations": _below(batch, "observation"),
-        "actions": _below(batch, "action"),
-        "rewards": _below(batch, "reward"),
-        "next_observations": _below(batch, "next_observation"),
-        "terminals": _below(batch, "terminated"),
-        "timeouts": _below(batch, "truncated"),
-    }
+    def convert(self, batch: Entries) -> Entries:
+        theirs = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
+        ours = ("observation", "action", "reward", "next_observation", *_FLAGS)
+        return {name: _below(batch, root) for name, root in zip(theirs, ours, strict=True)}
 
 
-@dataclass(frozen=True)
 class OGBenchFormat(BatchFormat):
     """Single transitions under OGBench's names, from ``n_step_loader(buffer, 256, batch_format="ogbench")``.
 
@@ -318,41 +304,26 @@ class OGBenchFormat(BatchFormat):
     ``value_goals`` and ``actor_goals``, and then ``rewards`` and ``masks`` are those for reaching the value goal.
     """
 
+    name = "ogbench"
     kinds = ("n_step",)
+    needs = ("reward", *_FLAGS)
 
-    def options(self, options: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
-        return _single_steps("ogbench", options, fields)
-
-    def bind(self, parts: Sequence[Snapshot]) -> Transform:
-        return _to_ogbench
-
-
-def _to_ogbench(batch: Batch) -> Batch:
-    floats = torch.get_default_dtype()
-    relabelled = "goal_reward" in batch
-    named = {
-        "observations": _below(batch, "observation"),
-        "actions": _below(batch, "action"),
-        "next_observations": _below(batch, "next_observation"),
-        "rewards": _below(batch, "goal_reward" if relabelled else "reward").to(floats),
-        "terminals": (_below(batch, "terminated") | _below(batch, "truncated")).to(floats),
-        "masks": batch["goal_mask"].to(floats) if relabelled else (~_below(batch, "terminated")).to(floats),
-    }
-    for ours, theirs in (("value_goal", "value_goals"), ("policy_goal", "actor_goals")):
-        if any(f"{name}.".startswith(f"{ours}_observation.") for name in batch):
-            named[theirs] = _below(batch, f"{ours}_observation")
-    return named
+    def convert(self, batch: Entries) -> Entries:
+        floats, relabelled = torch.get_default_dtype(), "goal_reward" in batch
+        named = {
+            "observations": _below(batch, "observation"),
+            "actions": _below(batch, "action"),
+            "next_observations": _below(batch, "next_observation"),
+            "rewards": _below(batch, "goal_reward" if relabelled else "reward").to(floats),
+            "terminals": (_below(batch, "terminated") | _below(batch, "truncated")).to(floats),
+            "masks": (batch["goal_mask"] if relabelled else ~_below(batch, "terminated")).to(floats),
+        }
+        for ours, theirs in (("value_goal", "value_goals"), ("policy_goal", "actor_goals")):
+            if any(f"{name}.".startswith(f"{ours}_observation.") for name in batch):
+                named[theirs] = _below(batch, f"{ours}_observation")
+        return named
 
 
-def _single_steps(name: str, options: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
-    if options.get("n_steps", 1) != 1:
-        raise FieldError(f"batch_format={name!r} has single transitions; use n_steps=1, got {options['n_steps']}")
-    if missing := [field for field in ("reward", *_FLAGS) if field not in fields]:
-        raise FieldError(f"batch_format={name!r} needs the field {missing[0]!r}; the buffer has {list(fields)}")
-    return dict(options)
-
-
-@dataclass(frozen=True)
 class RobomimicFormat(BatchFormat):
     """Windows as robomimic's ``SequenceDataset`` gives them, from ``window_loader(..., batch_format="robomimic")``.
 
@@ -363,27 +334,22 @@ class RobomimicFormat(BatchFormat):
     (``robomimic/utils/dataset.py``, ``get_sequence_from_demo``; without ``next_obs``.)
     """
 
+    name = "robomimic"
     kinds = ("window",)
 
-    def bind(self, parts: Sequence[Snapshot]) -> Transform:
-        return _to_robomimic
+    def convert(self, batch: Entries) -> Entries:
+        obs = _below(batch, "observation")
+        named = {"obs": obs if isinstance(obs, dict) else {"observation": obs}, "actions": _below(batch, "action")}
+        if "reward" in batch:
+            named["rewards"] = batch["reward"]
+        if all(flag in batch for flag in _FLAGS):
+            named["dones"] = (batch["terminated"] | batch["truncated"]).to(torch.get_default_dtype())
+        pads = [value for name, value in batch.items() if name.startswith("action") and name.endswith(_PAD)]
+        if pads:
+            named["pad_mask"] = ~pads[0].unsqueeze(-1)
+        return named
 
 
-def _to_robomimic(batch: Batch) -> Batch:
-    obs = _below(batch, "observation")
-    named = {"obs": obs if isinstance(obs, dict) else {"observation": obs}, "actions": _below(batch, "action")}
-    floats = torch.get_default_dtype()
-    if "reward" in batch:
-        named["rewards"] = batch["reward"]
-    if all(flag in batch for flag in _FLAGS):
-        named["dones"] = (batch["terminated"] | batch["truncated"]).to(floats)
-    pads = [value for name, value in batch.items() if name.startswith("action") and name.endswith(_PAD)]
-    if pads:
-        named["pad_mask"] = ~pads[0].unsqueeze(-1)
-    return named
-
-
-@dataclass(frozen=True)
 class DiffusionPolicyFormat(BatchFormat):
     """Windows for Diffusion Policy, from ``window_loader(..., batch_format="diffusion_policy")``.
 
@@ -394,6 +360,7 @@ class DiffusionPolicyFormat(BatchFormat):
     ``{"observation": range(1 - n_obs_steps, 1), "action": range(1 - n_obs_steps, horizon - n_obs_steps + 1)}``.
     """
 
+    name = "diffusion_policy"
     kinds = ("window",)
 
     def options(self, options: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
@@ -402,35 +369,13 @@ class DiffusionPolicyFormat(BatchFormat):
         return {"image_layout": "CHW", **options}
 
     def bind(self, parts: Sequence[Snapshot]) -> Transform:
-        images = [name for name, field in parts[0].metadata.fields.items() if is_image(field)]
-        return _Bound(_to_diffusion_policy, {"images": images})
+        return partial(_to_diffusion_policy, images=_image_names(parts))
 
 
-def _to_diffusion_policy(batch: Batch, *, images: Sequence[str]) -> Batch:
+def _to_diffusion_policy(batch: Entries, *, images: Sequence[str]) -> Entries:
     scaled = {name: _as_unit(value) if name in images else value for name, value in batch.items()}
     return {"obs": _below(scaled, "observation"), "action": _below(scaled, "action")}
 
 
-def _below(batch: Mapping[str, Any], root: str) -> Any:
-    """The entry of a part, or a dict of those below it by the rest of their names.
-
-    Raises:
-        FieldError: there is none.
-    """
-    if root in batch:
-        return batch[root]
-    lower = f"{root}."
-    found = {n.removeprefix(lower): v for n, v in batch.items() if n.startswith(lower) and not n.endswith(_PAD)}
-    if not found:
-        raise FieldError(f"the batch has no {root!r}, which the batch_format needs; it has {list(batch)}")
-    return found
-
-
-FORMATS: dict[str, type[BatchFormat]] = {
-    "d4rl": D4RLFormat,
-    "decision_transformer": DecisionTransformerFormat,
-    "diffusion_policy": DiffusionPolicyFormat,
-    "lerobot": LeRobotFormat,
-    "ogbench": OGBenchFormat,
-    "robomimic": RobomimicFormat,
-}
+_ALL = (D4RLFormat, DecisionTransformerFormat, DiffusionPolicyFormat, LeRobotFormat, OGBenchFormat, RobomimicFormat)
+FORMATS: dict[str, type[BatchFormat]] = {made.name: made for made in _ALL}

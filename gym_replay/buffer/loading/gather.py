@@ -10,17 +10,19 @@ that are not single numbers. All of them are within a fifth of copying as many b
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from gym_replay.buffer.loading import threads
-from gym_replay.buffer.loading.lookup import Lookup
+from gym_replay.buffer.loading.plans import Lookup
 from gym_replay.buffer.storage import maps
-from gym_replay.buffer.storage.columns import Column as FileColumn
 from gym_replay.buffer.storage.maps import first_rows, join, require_mappable
 from gym_replay.buffer.storage.reader import Snapshot
 
@@ -33,10 +35,64 @@ Padded: TypeAlias = tuple[Array, Ints]
 THREADED_BYTES = 1 << 20
 """From so many bytes on, rows are taken by several threads, where there are."""
 
+PIECE_BYTES = 1 << 18
+"""No piece but the last is smaller: between two, a thread may wait for the interpreter as long as a piece takes."""
+
+_MOST_THREADS = 4  # memory is what limits the speed, and a few threads reach it
 _LARGE_ROW = 1 << 10
 _MOST_WINDOWS = 16
 _LARGEST_RUN = 1 << 30
-_ALL = slice(None)
+
+
+def threads() -> int:
+    """How many threads a gather may use: as many as torch in this process, which in a loader's worker is one."""
+    return min(torch.get_num_threads(), _MOST_THREADS)
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int, helpers: int) -> ThreadPoolExecutor:
+    """Threads beside the caller's; a forked process has none and starts its own."""
+    return ThreadPoolExecutor(helpers, thread_name_prefix="gym_replay-gather")
+
+
+def take_by_threads(array: Array, rows: Ints) -> Array:
+    """``array[rows]`` for rows of one axis, ``(len(rows), *array.shape[1:])``, by threads that take pieces of it.
+
+    Torch's own threads wait for one another at the end of each call. Where the computer has other work, as it does
+    while a model trains, one that waits for its turn holds up the rest, and ``index_select`` was measured at seven
+    times the time of one thread. Here a thread that comes late finds less to do, or nothing.
+
+    Raises:
+        IndexError: there is no such row.
+    """
+    if rows.min() < 0 or rows.max() >= len(array):
+        raise IndexError(f"rows {rows.min()} .. {rows.max()} of an array of {len(array)}")
+    out = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    workers = threads()
+    pieces = iter(_pieces(len(rows), max(1, PIECE_BYTES * len(rows) // out.nbytes), workers))  # shared
+
+    def work() -> None:
+        for begin, end in pieces:
+            # NumPy lets go of the interpreter while it copies. "clip" copies straight into place; nothing is clipped.
+            array.take(rows[begin:end], 0, out[begin:end], "clip")
+
+    pool = _pool(os.getpid(), workers - 1)
+    helping = [pool.submit(work) for _ in range(workers - 1)]
+    work()
+    for one in helping:
+        if not one.cancel():
+            one.result()
+    return out
+
+
+def _pieces(count: int, least: int, workers: int) -> list[tuple[int, int]]:
+    """Where the pieces of so many rows begin and end: large ones first, small ones for whoever is done early."""
+    pieces, begin = [], 0
+    while begin < count:
+        end = min(count, begin + max(least, (count - begin) // (workers + 1)))
+        pieces.append((begin, end))
+        begin = end
+    return pieces
 
 
 class Column:
@@ -50,8 +106,6 @@ class Column:
         nbytes: of a row.
     """
 
-    __slots__ = ("_windows", "array", "nbytes")
-
     def __init__(self, array: Array) -> None:
         self.array = array
         self.nbytes = array.dtype.itemsize * math.prod(array.shape[1:])
@@ -59,36 +113,42 @@ class Column:
 
     def take(self, rows: Ints) -> Array:
         """``array[rows]`` in memory of its own: ``(*rows.shape, *field.shape)``."""
-        if rows.size * self.nbytes < THREADED_BYTES or threads.threads() == 1:
+        if rows.size * self.nbytes < THREADED_BYTES or threads() == 1:
             return self.array.take(rows, 0)
-        return threads.take(self.array, rows.reshape(-1)).reshape(*rows.shape, *self.array.shape[1:])
+        return take_by_threads(self.array, rows.reshape(-1)).reshape(*rows.shape, *self.array.shape[1:])
 
     def take_runs(self, firsts: Ints, length: int) -> Array:
         """``length`` consecutive rows from each of ``firsts``: ``(len(firsts), length, *field.shape)``.
 
-        Half the time of :meth:`take` for small rows: each run is one copy.
+        Half the time of :meth:`take` for small rows: each run is one copy (``benchmarks.load``, windows).
 
         Raises:
             IndexError: a run reaches outside of the rows.
         """
         array, nbytes = self.array, self.nbytes * length
         # Of large rows each is a long copy anyway, and several threads take them.
-        are_for_threads = self.nbytes >= _LARGE_ROW and len(firsts) * nbytes >= THREADED_BYTES and threads.threads() > 1
+        are_for_threads = self.nbytes >= _LARGE_ROW and len(firsts) * nbytes >= THREADED_BYTES and threads() > 1
         if nbytes == 0 or nbytes > _LARGEST_RUN or len(array) < length or are_for_threads:
             return self.take(firsts[:, None] + np.arange(length))
         if (windows := self._windows.get(length)) is None:
             if len(self._windows) >= _MOST_WINDOWS:
                 self._windows.clear()
             windows = self._windows[length] = _windows(array, length)
-        # A third of the time of min(), which is a part of that of a batch.
+        # argmin takes a third of the time of min, which is a part of that of a batch.
         if len(firsts) and firsts[firsts.argmin()] < 0:  # which NumPy would count from the end
             raise IndexError(f"a run begins at row {firsts.min()}")
         found: Array = windows[firsts].view(array.dtype).reshape(len(firsts), length, *array.shape[1:])
         return found
 
-    def slice(self, start: int, end: int) -> Array:
-        """Read-only view of consecutive rows."""
-        return self.array[start:end]
+    def take_slices(self, firsts: Ints, counts: Ints, width: int) -> Array:
+        """``counts[i]`` rows from ``firsts[i]`` for each i, padded with zeros: ``(len(firsts), width, *shape)``."""
+        out = np.empty((len(firsts), width, *self.array.shape[1:]), self.array.dtype)
+        array = self.array
+        for sample, (first, count) in enumerate(zip(firsts.tolist(), counts.tolist(), strict=True)):
+            out[sample, :count] = array[first : first + count]
+            if count < width:
+                out[sample, count:] = 0
+        return out
 
 
 def _windows(array: Array, length: int) -> Array:
@@ -126,7 +186,7 @@ class Rows:
         self._fields = self._parts[0].metadata.fields
         self.firsts = first_rows([part.rows for part in self._parts])
         self._columns: dict[str, Column | None] = {}
-        self._owners: Lookup | None = None
+        self._lookup = Lookup(self.firsts)
         self._used = np.arange(len(self._parts))
         self._of_blocks = False
 
@@ -156,11 +216,6 @@ class Rows:
             for first, last in stretches:
                 maps.will_need(begin + first * column.nbytes, (last - first) * column.nbytes)
 
-    def _file_of(self, name: str, part: int) -> FileColumn:
-        """The file of a part's rows, or spans."""
-        found = self._parts[part]
-        return found.columns[found.metadata.rows_path(name)]
-
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_columns": {}}  # maps are made anew where they are used
 
@@ -189,20 +244,14 @@ class Rows:
             return Column(np.empty((int(self.firsts[-1]), *field.shape), field.dtype))
         if len(self._parts) == 1 and not self._of_blocks:
             return Column(self._parts[0].column(name))
-        used = self._used.tolist()
-        files = [self._file_of(name, part) for part in used]
-        begins = np.append(self.firsts[self._used], self.firsts[-1])
-        array = join(files, [self._parts[part].rows for part in used], begins)
+        used = [self._parts[part] for part in self._used.tolist()]
+        files = [part.columns[part.metadata.rows_path(name)] for part in used]
+        array = join(files, [part.rows for part in used], np.append(self.firsts[self._used], self.firsts[-1]))
         if array is None:
             return Column(self._parts[0].column(name)) if len(self._parts) == 1 else None
         if self._of_blocks:
             maps.expect_blocks(array)
         return Column(array)
-
-    def _pieces(self, name: str, rows: Ints) -> Iterator[tuple[Column, Any, Ints | slice]]:
-        """Columns that have these rows between them, each with the number of its first row, and which rows it has."""
-        for part, mine in self._by_part(rows):
-            yield Column(self._parts[part].column(name)), self.firsts[part], mine
 
     def take(self, name: str, rows: Ints) -> Array:
         """A field's values at rows of any shape: ``(*rows.shape, *field.shape)``, in memory of their own."""
@@ -214,35 +263,27 @@ class Rows:
             return column.take(rows)
         field = self._fields[name]
         flat, out = rows.reshape(-1), np.empty((rows.size, *field.shape), field.dtype)
-        for piece, first, mine in self._pieces(name, flat):
-            out[mine] = piece.take(flat[mine] - first)
+        for part, mine in self._by_part(flat, np.arange(len(flat))):
+            out[mine] = self._parts[part].column(name).take(flat[mine] - self.firsts[part], 0)
         return out.reshape(*rows.shape, *field.shape)
 
     def take_runs(self, name: str, firsts: Ints, length: int) -> Array:
         """``length`` consecutive rows from each of ``firsts``: ``(len(firsts), length, *field.shape)``."""
         column = self.column(name)
-        if column is not None:
-            return column.take_runs(firsts, length)
-        field = self._fields[name]
-        out = np.empty((len(firsts), length, *field.shape), field.dtype)
-        for piece, first, mine in self._pieces(name, firsts):
-            out[mine] = piece.take_runs(firsts[mine] - first, length)
-        return out
+        if column is None:
+            return self.take(name, firsts[:, None] + np.arange(length))
+        return column.take_runs(firsts, length)
 
-    def take_slices(self, name: str, starts: Ints, counts: Ints, width: int) -> Array:
-        """``counts[i]`` rows from ``starts[i]`` for each i, padded with zeros: ``(len(starts), width, *shape)``."""
-        field, column = self._fields[name], self.column(name)
-        out = np.empty((len(starts), width, *field.shape), field.dtype)
-        pieces = self._pieces(name, starts) if column is None else iter([(column, 0, _ALL)])
-        numbers = np.arange(len(starts))
-        for piece, base, mine in pieces:
-            for place, start, count in zip(
-                numbers[mine].tolist(), (starts[mine] - base).tolist(), counts[mine].tolist(), strict=True
-            ):
-                out[place, :count] = piece.slice(start, start + count)
-                if count < width:
-                    out[place, count:] = 0
-        return out
+    def take_slices(self, name: str, firsts: Ints, counts: Ints, width: int) -> Array:
+        """``counts[i]`` rows from ``firsts[i]`` for each i, padded with zeros: ``(len(firsts), width, *shape)``."""
+        column = self.column(name)
+        if column is not None:
+            return column.take_slices(firsts, counts, width)
+        offsets = np.arange(width)
+        there = offsets < counts[:, None]
+        values = self.take(name, firsts[:, None] + np.where(there, offsets, 0))
+        values[~there] = 0
+        return values
 
     def take_ragged(self, name: str, rows: Ints, present: npt.NDArray[np.bool_] | None = None) -> Padded:
         """The elements of a ragged field at rows of any shape, padded, and how many there are.
@@ -256,8 +297,8 @@ class Rows:
             ``(*rows.shape, longest, *field.shape)``, padded with zeros on the right, and int64 ``rows.shape``.
         """
         flat = rows.reshape(-1)
-        wanted = None if present is None else present.reshape(-1)
         taken = []
+        wanted = np.arange(len(flat)) if present is None else np.flatnonzero(present)
         for part, mine in self._by_part(flat, wanted):
             elements = self._parts[part].ragged(name)[flat[mine] - self.firsts[part]]
             elements.check()  # before anything of the size that they claim is allocated
@@ -273,18 +314,10 @@ class Rows:
             padded[mine] = elements.padded(width)
         return padded.reshape(*rows.shape, width, *field.shape), lengths.reshape(rows.shape)
 
-    def _owner(self, rows: Ints) -> Ints:
-        """The part of each row."""
-        if self._owners is None:
-            self._owners = Lookup(self.firsts)
-        return self._owners.find(rows)
-
-    def _by_part(self, rows: Ints, wanted: npt.NDArray[np.bool_] | None = None) -> list[tuple[int, Ints]]:
-        """The parts that have any of these rows, each with the places of its rows."""
-        places = np.arange(len(rows)) if wanted is None else np.flatnonzero(wanted)
-        if len(self._parts) == 1:
-            return [(0, places)] if len(places) else []
-        owner = self._owner(rows[places])
-        order = np.argsort(owner, kind="stable")
-        parts, begins = np.unique(owner[order], return_index=True)
-        return list(zip(parts.tolist(), np.split(places[order], begins[1:]), strict=True)) if len(parts) else []
+    def _by_part(self, rows: Ints, wanted: Ints) -> Iterator[tuple[int, Ints]]:
+        """The parts that have any of the wanted ones of these rows, each with the indices of its rows."""
+        owners = self._lookup.find(rows[wanted])
+        order = np.argsort(owners, kind="stable")
+        parts, begins = np.unique(owners[order], return_index=True)
+        if len(parts):
+            yield from zip(parts.tolist(), np.split(wanted[order], begins[1:]), strict=True)

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.plans import Bools, Floats, Ints, last_rows, scale
+from gym_replay.buffer.loading.plans import Bools, Floats, Ints, scale
 from gym_replay.buffer.loading.source import Source
 from gym_replay.errors import FieldError
 
@@ -94,14 +94,14 @@ class GoalMixture:
             last: the last row of each sample's episode, counted from its first, that holds a state.
             uniforms: two numbers from [0, 1) for each sample, ``(2, samples)``.
         """
-        kind, place = uniforms
+        kind, share = uniforms
         ahead = last - steps
         if self.geometric:
             with np.errstate(divide="ignore"):
-                distance = np.floor(np.log1p(-place) / np.log(self.discount)) + 1
+                distance = np.floor(np.log1p(-share) / np.log(self.discount)) + 1
             distance = np.minimum(distance, ahead).astype(np.int64)
         else:
-            distance = np.where(ahead > 0, 1 + scale(place, np.maximum(ahead, 1)), 0)
+            distance = np.where(ahead > 0, 1 + scale(share, np.maximum(ahead, 1)), 0)
         # Sums of probabilities are rounded: where one is 0, that case must not come up at all.
         inside = 1.0 if self.random == 0 else self.current + self.future
         is_current = kind < (inside if self.future == 0 else self.current)
@@ -121,8 +121,7 @@ class _Reached:
         return self._take(name, self._episodes, self._steps, state=False)
 
     def following(self, name: str) -> npt.NDArray[Any]:
-        last = last_rows(self._source.lengths, self._source.has_final)[self._episodes]
-        if (self._steps >= last).any():
+        if (self._steps >= self._source.last_rows[self._episodes]).any():
             raise FieldError(
                 f"relabel: {name!r} has no row after the last step of an episode without its last observation; with "
                 "n_steps=1 such steps are no samples"
@@ -137,7 +136,7 @@ class _Reached:
         if field is None or field.ragged or (state and not field.state):
             fitting = [n for n, info in self._source.fields.items() if not info.ragged and (info.state or not state)]
             raise FieldError(f"relabel: {name!r} is none of the fields that can be asked for here: {fitting}")
-        return self._source.take(name, self._source.starts[episodes] + steps)
+        return self._source.rows.take(name, self._source.starts[episodes] + steps)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from gym_replay.buffer.loading.collate import Batch
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.draws import Draw, Floats, Ints, LiveEpisodes, PriorityDraw
-from gym_replay.buffer.loading.field_statistics import Resolved
 from gym_replay.buffer.loading.order import uniforms
 from gym_replay.buffer.loading.ordering import Ranks
+from gym_replay.buffer.loading.statistics import Resolved
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError
 
@@ -52,9 +52,9 @@ class View:
             if low == high:
                 continue
             mine = np.flatnonzero(parts == part)
-            places = low + np.minimum(np.searchsorted(self.ids[low:high], ids[mine]), high - low - 1)
-            samples[mine] = self.offsets[places] + inside[mine]
-            missing[mine] = (self.ids[places] != ids[mine]) | (samples[mine] >= self.offsets[places + 1])
+            episodes = low + np.minimum(np.searchsorted(self.ids[low:high], ids[mine]), high - low - 1)
+            samples[mine] = self.offsets[episodes] + inside[mine]
+            missing[mine] = (self.ids[episodes] != ids[mine]) | (samples[mine] >= self.offsets[episodes + 1])
         return samples, missing
 
     def others(self, parts: Ints, chances: Floats) -> Ints:
@@ -75,7 +75,7 @@ class LiveDataset(Dataset[Batch]):
 
     Args:
         dataset: over the snapshot of now.
-        remake: makes the like of it over other snapshots; must pickle where workers are spawned.
+        remake: makes the same dataset over other snapshots; must pickle where workers are spawned.
     """
 
     def __init__(self, dataset: ReplayDataset, remake: Callable[..., ReplayDataset]) -> None:
@@ -84,7 +84,6 @@ class LiveDataset(Dataset[Batch]):
         self._origins = [(part.reader.folder, part.reader.lazy, part.choice) for part in dataset.source.parts]
         self._readers: list[FolderReader] | None = None
         self._seen: list[Snapshot] = []
-        self._limits: dict[int, tuple[Snapshot | None, Snapshot]] = {}
         self.view = View(dataset, tuple(_bounds_of(part) for part in dataset.source.parts), 0)
         """What samples are drawn from."""
         self._served = self.view
@@ -106,7 +105,7 @@ class LiveDataset(Dataset[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process opens the files itself, and draws nothing.
-        return self.__dict__ | {"_readers": None, "_seen": [], "_limits": {}, "view": self._served}
+        return self.__dict__ | {"_readers": None, "_seen": [], "view": self._served}
 
     def renew(self, ranks: Ranks | None = None, *, within: Bounds | None = None) -> bool:
         """Take a new snapshot; return whether anything is different.
@@ -135,24 +134,15 @@ class LiveDataset(Dataset[Batch]):
     def _look(self, within: Bounds | None) -> tuple[list[Snapshot], Bounds]:
         if self._readers is None:
             self._readers = [FolderReader(folder, lazy=lazy) for folder, lazy, _ in self._origins]
-        parts = [self._limited(reader.refresh(), place) for place, reader in enumerate(self._readers)]
+        parts = [reader.refresh() for reader in self._readers]
         bounds = tuple(_bounds_of(part) for part in parts)
         return parts, bounds if within is None else _intersection([bounds, within])
 
-    def _limited(self, part: Snapshot, place: int) -> Snapshot:
-        """The snapshot with what is shown of it; the same object as long as it is the same snapshot."""
-        choice = self._origins[place][2]
-        if choice is None:
-            return part
-        whole, limited = self._limits.get(place, (None, part))
-        if whole is not part:
-            limited = part.limited_to(choice)
-            self._limits[place] = part, limited
-        return limited
-
     def _view_of(self, parts: Sequence[Snapshot], bounds: Bounds, version: int) -> View:
         cut = [_within(part, *limits) for part, limits in zip(parts, bounds, strict=True)]
-        return View(self._remake(cut), bounds, version)
+        choices = [choice for _, _, choice in self._origins]
+        shown = [part if choice is None else part.limited_to(choice) for part, choice in zip(cut, choices, strict=True)]
+        return View(self._remake(shown), bounds, version)
 
     def named(self, draw: Draw) -> Draw:
         """Return a draw of samples of the newest snapshot, for whichever process makes the batch."""

@@ -1,4 +1,4 @@
-"""What one sample is: index arithmetic over the starts and lengths of episodes. Sees arrays, never a buffer.
+"""Which steps are samples, and which rows a sample has: index arithmetic. Sees arrays, never a buffer.
 
 A sample is an anchor: a step t of an episode of T transitions. Episodes are given in a fixed order, and the anchors
 of one episode have consecutive sample numbers.
@@ -6,18 +6,28 @@ of one episode have consecutive sample numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.lookup import Lookup
+from gym_replay.buffer.loading.order import GOLDEN, finished
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+Fill: TypeAlias = str
+
+EDGE, ZERO, DROP = "edge", "zero", "drop"
+
+_CELLS_PER_RANGE = 4
+"""A table may have so many cells for each range, where that spares steps; otherwise it has one or two."""
+
+_FEW_CELLS = 1 << 13
+"""Tables of so many cells are small enough for any cache."""
 
 
 class Samples:
@@ -25,7 +35,7 @@ class Samples:
 
     Attributes:
         numbers: int64 ``(samples,)``: their numbers among the samples of all episodes.
-        episodes: int64 ``(samples,)``: the place of each one's episode in the given order.
+        episodes: int64 ``(samples,)``: the index of each one's episode in the given order.
     """
 
     def __init__(self, anchors: Anchors, numbers: Ints, episodes: Ints) -> None:
@@ -42,7 +52,18 @@ class Samples:
             steps = steps + anchors.first.take(self.episodes)
         return steps
 
-    @property
+    @cached_property
+    def rows(self) -> Ints:
+        """The row of each anchor, int64 ``(samples,)``."""
+        between = self._anchors.rows_between
+        if between is None:
+            firsts: Ints = self._anchors.starts.take(self.episodes)
+            return firsts + self.steps
+        base, step = between
+        rows = self.numbers + (self.episodes if step == 1 else self.episodes * step)
+        return rows + base if base else rows
+
+    @cached_property
     def left(self) -> Ints:
         """How many samples each one's episode has from it on, int64 ``(samples,)``."""
         ends: Ints = self._anchors.offsets[1:].take(self.episodes)
@@ -54,26 +75,34 @@ class Anchors:
     """Numbers the samples of a set of episodes.
 
     Args:
-        counts: int64 ``(episodes,)``: how many samples each episode has.
+        starts: int64 ``(episodes,)``: the first row of each episode.
+        offsets: int64 ``(episodes + 1,)``: the first sample of each episode, and after them how many there are.
         kept: where only some samples count, their numbers among all of them, ascending.
         first: int64 ``(episodes,)``: the step of each episode's first sample; None for 0.
         stride: steps from a sample to the next one of its episode.
 
     Example:
-        >>> Anchors.of(np.array([2, 3])).locate(np.array([1, 2]))
-        (array([0, 1]), array([1, 0]))
+        >>> Anchors.of(np.array([0, 10]), np.array([2, 3])).find(np.array([1, 2])).rows
+        array([ 1, 10])
     """
 
+    starts: Ints
     offsets: Ints
     kept: Ints | None = None
     first: Ints | None = None
     stride: int = 1
 
     @classmethod
-    def of(cls, counts: Ints, *, first: Ints | None = None, stride: int = 1) -> Anchors:
-        """All samples of episodes with so many samples each."""
+    def of(cls, starts: Ints, counts: Ints, *, first: Ints | None = None, stride: int = 1) -> Anchors:
+        """All samples of episodes that begin at these rows and have so many samples each."""
         offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)))
-        return cls(offsets, first=first, stride=stride)
+        return cls(starts, offsets, first=first, stride=stride)
+
+    @classmethod
+    def strided(cls, starts: Ints, first: Ints, last: Ints, stride: int) -> Anchors:
+        """The steps ``first, first + stride, ...`` of each episode up to ``last``; none where that is smaller."""
+        counts = np.maximum(last - first + stride, 0) // stride
+        return cls.of(starts, counts, first=first if first.any() else None, stride=stride)
 
     def keep(self, mask: Bools) -> Anchors:
         """Only the samples for which ``mask``, one entry per sample, is True."""
@@ -88,70 +117,121 @@ class Anchors:
         numbers = samples if self.kept is None else self.kept[samples]
         return Samples(self, numbers, self._lookup.find(numbers))
 
-    def locate(self, samples: Ints) -> tuple[Ints, Ints]:
-        """The episode (its place in the given order) and the step of each sample."""
-        found = self.find(samples)
-        return found.episodes, found.steps
-
     @cached_property
     def _lookup(self) -> Lookup:
         return Lookup(self.offsets)
 
-    def first_sample(self, episode: int) -> int:
-        """The number of the first sample that belongs to this episode or a later one."""
-        flat = int(self.offsets[episode])
-        return flat if self.kept is None else int(np.searchsorted(self.kept, flat))
+    @cached_property
+    def rows_between(self) -> tuple[int, int] | None:
+        """Rows before the first sample, and rows without a sample from each episode to the next; None where they vary.
 
-    def first_samples(self) -> Ints:
-        """The number of each episode's first sample, and after them how many samples there are: ``(episodes + 1,)``."""
-        return self.offsets if self.kept is None else np.searchsorted(self.kept, self.offsets).astype(np.int64)
+        Episodes that were recorded one after another, and of which all steps are samples, leave the same few rows
+        without a sample each. Then a row is the number of its sample and those of the episodes before it, and where
+        each of a million episodes begins need not be looked up (``benchmarks.load --large``).
+        """
+        if self.stride != 1 or self.first is not None or not len(self.starts):
+            return None
+        before = self.starts - self.offsets[:-1]
+        base, step = int(before[0]), int(before[1] - before[0]) if len(before) > 1 else 0
+        return (base, step) if (before == base + step * np.arange(len(before), dtype=np.int64)).all() else None
+
+    def first_samples(self, episodes: slice | Sequence[int] = slice(None)) -> Ints:
+        """The number of the first sample that belongs to each of these episodes or a later one, int64.
+
+        By default of all episodes, and after them how many samples there are: ``(episodes + 1,)``.
+        """
+        flat = self.offsets[episodes]
+        return flat if self.kept is None else np.searchsorted(self.kept, flat).astype(np.int64)
 
 
-class FirstRows:
-    """Finds the rows of samples: where an episode begins, and its steps from there.
+class Lookup:
+    """Finds the range of a number: ``np.searchsorted(offsets, numbers, side="right") - 1``, faster.
 
-    Episodes that were recorded one after another, and of which all steps are samples, leave the same few rows without a
-    sample each. Then a row is the number of its sample and those of the episodes before it, and where each of a million
-    episodes begins need not be looked up.
+    Of ranges of one length, the last of which may be shorter, the range is a quotient.
+
+    Of others, the numbers are cut into cells of a power of two, mostly such that no more than one range begins inside
+    each. A table has one word for a cell, which tells the range of its first number and where the next one begins: one
+    cache miss for each number where there are millions of ranges. Where more ranges begin in some cell, a step leads to
+    the next one, and the few numbers that are further on are searched for. Binary search takes ten steps for 1000
+    ranges and twenty for a million, each a branch and, of the larger tables, a cache miss. The method is that of guide
+    tables: H.-C. Chen and Y. Asau, "On Generating Random Variates from an Empirical Distribution", AIIE
+    Transactions 6(2), 1974.
+
+    The word of a cell of ``size`` numbers from ``begin`` on is ``first * size - begin + behind``: ``first`` is the
+    range of number ``begin``, and ``behind`` how many numbers of the cell are in later ranges. Number ``begin + i``
+    added to it makes ``first * size + i + behind``, which reaches ``(first + 1) * size`` just where the next range has
+    begun. Divided by ``size`` that is the range.
 
     Args:
-        anchors: the samples.
-        starts: int64 ``(episodes,)``: the first row of each episode.
+        offsets: int64 ``(ranges + 1,)``, ascending from 0: range i is ``offsets[i] .. offsets[i + 1] - 1``, and may
+            be empty. The table takes at most 32 bytes a range, or 64 KiB.
+
+    Example:
+        >>> Lookup(np.array([0, 2, 2, 5])).find(np.array([0, 1, 2, 4]))
+        array([0, 0, 2, 2])
     """
 
-    def __init__(self, anchors: Anchors, starts: Ints) -> None:
-        self._starts = starts
-        self._between: tuple[int, int] | None = None
-        if anchors.stride == 1 and anchors.first is None and len(starts):
-            before = starts - anchors.offsets[:-1]
-            base, step = int(before[0]), int(before[1] - before[0]) if len(before) > 1 else 0
-            if (before == base + step * np.arange(len(before), dtype=np.int64)).all():
-                self._between = base, step
+    def __init__(self, offsets: Ints) -> None:
+        self._offsets = offsets
+        self._ends = offsets[1:]
+        self._length = _common_length(offsets)
+        if self._length:
+            return
+        begins = offsets[1 : np.searchsorted(offsets, offsets[-1])]  # of what has numbers before and behind it
+        total = int(offsets[-1])
+        self._shift, self._more = _size_of_cells(begins, total, len(self._ends))
+        size = 1 << self._shift
+        cells = np.arange(((total - 1) >> self._shift) + 1, dtype=np.int64) << self._shift
+        first = np.bincount((begins + (size - 1)) >> self._shift, minlength=len(cells)).cumsum()[: len(cells)]
+        self._table: Ints = (first << self._shift) - cells + size - np.minimum(self._ends.take(first) - cells, size)
 
-    def of(self, samples: Samples) -> Ints:
-        """The row of each sample, int64 ``(samples,)``."""
-        if self._between is None:
-            firsts: Ints = self._starts.take(samples.episodes)
-            return firsts + samples.steps
-        base, step = self._between
-        rows = samples.numbers + (samples.episodes if step == 1 else samples.episodes * step)
-        return rows + base if base else rows
+    def find(self, numbers: Ints) -> Ints:
+        """The range of each number, int64 of the same shape.
+
+        Args:
+            numbers: int64, each in one of the ranges; which range is given for others, or whether an IndexError is
+                raised, is not said.
+        """
+        if self._length:
+            quotients: Ints = numbers // self._length
+            return quotients
+        found: Ints = self._table.take(numbers >> self._shift)
+        found += numbers
+        found >>= self._shift
+        if self._more:
+            found += self._ends.take(found) <= numbers
+        if self._more > 1:
+            behind = self._ends.take(found) <= numbers
+            if behind.any():
+                found[behind] = self._offsets.searchsorted(numbers[behind], side="right") - 1
+        return found
 
 
-def timestep_anchors(lengths: Ints) -> Anchors:
-    """Every transition is a sample."""
-    return Anchors.of(lengths)
+def _common_length(offsets: Ints) -> int:
+    """The length of all ranges, but that the last one may be shorter; 0 where they differ."""
+    if offsets[-1] == 0:
+        return 1  # there are no numbers
+    length = int(offsets[1])
+    if (np.diff(offsets[:-1]) != length).any() or offsets[-1] - offsets[-2] > length:
+        return 0
+    return length
 
 
-def strided_anchors(first: Ints, last: Ints, stride: int) -> Anchors:
-    """The steps ``first, first + stride, ...`` of each episode up to ``last`` are samples; none where it is smaller."""
-    counts = np.maximum(last - first + stride, 0) // stride
-    return Anchors.of(counts, first=first if first.any() else None, stride=stride)
+def _size_of_cells(begins: Ints, total: int, ranges: int) -> tuple[int, int]:
+    """The number of bits of a cell, and how many ranges begin inside of one at most, beside the first that does."""
+    most_cells = max(_CELLS_PER_RANGE * ranges, _FEW_CELLS)
+    usual = shift = (total // (2 * ranges)).bit_length()  # one or two cells for each range
+    more_usually = more = _more_in_a_cell(begins, usual)
+    while more > 0 and total >> (shift - 1) < most_cells:
+        shift -= 1
+        more = _more_in_a_cell(begins, shift)
+    return (shift, 0) if more == 0 else (usual, more_usually)
 
 
-def trajectory_anchors(lengths: Ints) -> Anchors:
-    """Every episode is one sample."""
-    return Anchors.of(np.ones(len(lengths), np.int64))
+def _more_in_a_cell(begins: Ints, shift: int) -> int:
+    """How many ranges begin inside of a cell at most, but one; what begins with the cell does not count."""
+    inside = begins[(begins & ((1 << shift) - 1)) != 0]
+    return max(0, int(np.bincount(inside >> shift, minlength=1).max()) - 1)
 
 
 def last_rows(lengths: Ints, has_final: Bools) -> Ints:
@@ -160,113 +240,70 @@ def last_rows(lengths: Ints, has_final: Bools) -> Ints:
     return last
 
 
-def n_step_anchors(lengths: Ints, has_final: Bools) -> Anchors:
-    """Every step with a recorded row after it is a sample: T of them, or T-1 where the last observation is missing."""
-    return Anchors.of(last_rows(lengths, has_final))
-
-
 def n_step_lengths(samples: Samples, n_steps: int) -> Ints:
-    """How many of ``n_steps`` steps from each of the samples of :func:`n_step_anchors` stay in the episode."""
+    """How many of ``n_steps`` steps from each sample stay in the episode, of whose steps all with a next row count."""
     if n_steps == 1:  # all of them have a row behind them
         return np.ones(samples.numbers.shape, np.int64)
     lengths: Ints = np.minimum(n_steps, samples.left)
     return lengths
 
 
-def forward_rows(first: Ints, valid: Ints, width: int) -> tuple[Ints, Bools]:
-    """Rows ``first .. first + width`` of each sample, of which ``valid`` (at least 1) exist.
+class Stretch(NamedTuple):
+    """Of each sample, rows of one episode that may be read, and a step among them. Rows count from the episode's first.
 
-    Returns:
-        Rows ``(samples, width)``, those past the end replaced by the last one that exists, and a mask that is True
-        where the row exists.
-    """
-    steps = np.arange(width, dtype=np.int64)
-    mask = steps < valid[:, None]
-    return first[:, None] + np.minimum(steps, valid[:, None] - 1), mask
-
-
-EDGE, ZERO, DROP = "edge", "zero", "drop"
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """What is done about offsets that leave the episode before its first row, and after its last one.
-
-    Each is ``"edge"`` (the nearest row that exists), ``"zero"``, or ``"drop"`` (such a step is no sample).
+    Attributes:
+        episodes, steps: int64 ``(samples,)``.
+        low, high: the first and the last row, int64 ``(samples,)`` or one for all; None where no offset leads beyond.
     """
 
-    start: str
-    end: str
+    episodes: Ints
+    steps: Ints
+    low: Ints | int | None = None
+    high: Ints | int | None = None
 
+    @property
+    def left(self) -> Ints:
+        """How many rows there are from the step to the last one, int64 ``(samples,)``."""
+        assert self.high is not None
+        return self.high - self.steps + 1
 
-@dataclass(frozen=True)
-class Window:
-    """Offsets around a step, of fields that have rows up to the same one.
+    def reach(self, nearest: int, farthest: int) -> tuple[bool, bool]:
+        """Whether any offset from ``nearest`` to ``farthest`` leads to before the first row, and to after the last."""
+        before = 0 if self.low is None else np.count_nonzero(self.steps + nearest < self.low)
+        after = 0 if self.high is None else np.count_nonzero(self.steps + farthest > self.high)
+        return bool(before), bool(after)
 
-    Args:
-        offsets: int64 ``(time,)``, in the order in which they are delivered.
-        last: int64 ``(episodes,)``: the last row of each episode, counted from its first, that such a field has.
-    """
+    def rows(self, offsets: Ints | int, fill: tuple[Fill, Fill]) -> tuple[Ints, Bools, Bools | None]:
+        """The rows at offsets around each step.
 
-    offsets: Ints
-    last: Ints
-
-    @cached_property
-    def is_run(self) -> bool:
-        """Whether the rows of a window that lies inside its episode follow one another."""
-        return len(self.offsets) > 1 and bool((np.diff(self.offsets) == 1).all())
-
-    def rows(self, episodes: Ints, steps: Ints, boundary: Boundary) -> tuple[Ints, Bools, Bools | None]:
-        """Where the window around each step is.
+        Args:
+            offsets: int64 ``(time,)``, or one for no time axis.
+            fill: what is delivered instead of rows before the first and after the last one: ``"edge"``, the nearest
+                row that exists, or ``"zero"``.
 
         Returns:
-            Rows counted from the episode's first, ``(samples, time)``, those outside replaced by the nearest one that
-            exists; a mask of that shape, True where the row is outside; and one that is False where zeros are to be
-            delivered, or None where there is no such place.
+            Rows ``(samples, time)`` or ``(samples,)``, those that do not exist replaced by the nearest; a mask of that
+            shape, True where the row exists; and one that is False where zeros are delivered, None where that is
+            nowhere.
         """
-        wanted = inside = steps[:, None] + self.offsets
-        # A step is inside itself, and steps that are dropped are none: then there is nothing to look for.
-        if boundary.start != DROP and self.offsets.min() < 0:
-            inside = np.maximum(inside, 0)
-        if boundary.end != DROP and self.offsets.max() > 0:
-            inside = np.minimum(inside, self.last[episodes][:, None])
-        if inside is wanted:
-            return inside, np.zeros(inside.shape, np.bool_), None
-        is_pad = inside != wanted
-        if ZERO not in (boundary.start, boundary.end) or not is_pad.any():
-            return inside, is_pad, None
-        if boundary.start == EDGE:
-            return inside, is_pad, inside >= wanted
-        return inside, is_pad, inside <= wanted if boundary.end == EDGE else ~is_pad
+        steps, low, high = self.steps, self.low, self.high
+        if not isinstance(offsets, int):
+            steps = steps[:, None]
+            low, high = (one[:, None] if isinstance(one, np.ndarray) else one for one in (low, high))
+        wanted = inside = steps + offsets
+        if low is not None:
+            inside = np.maximum(inside, low)
+        if high is not None:
+            inside = np.minimum(inside, high)
+        exists = inside == wanted
+        if ZERO not in fill:
+            return inside, exists, None
+        if fill[0] == EDGE:
+            return inside, exists, inside >= wanted
+        return inside, exists, inside <= wanted if fill[1] == EDGE else exists
 
 
-def window_anchors(lengths: Ints, windows: Sequence[Window], boundary: Boundary, stride: int) -> Anchors:
-    """Every stride-th transition is a sample: from the first one on that has all its rows, where those without drop."""
-    first, last = np.zeros_like(lengths), lengths - 1
-    for window in windows:
-        if boundary.start == DROP:
-            first = np.maximum(first, -window.offsets.min())
-        if boundary.end == DROP:
-            last = np.minimum(last, window.last - window.offsets.max())
-    return strided_anchors(first, last, stride)
-
-
-def group_windows(offsets: Mapping[str, Ints], last: Mapping[str, Ints]) -> list[tuple[Window, list[str]]]:
-    """The windows of several fields, those that are the same together: their rows are computed once.
-
-    Args:
-        offsets: of each field.
-        last: the last row of each field; fields with the same rows share one array.
-    """
-    groups: dict[tuple[bytes, int], tuple[Window, list[str]]] = {}
-    for name, own in offsets.items():
-        _, names = groups.setdefault((own.tobytes(), id(last[name])), (Window(own, last[name]), []))
-        names.append(name)
-    return list(groups.values())
-
-
-@dataclass(frozen=True)
-class Crops:
+class Crops(NamedTuple):
     """Stretches of steps: of sample i the transitions ``first[i] .. first[i] + counts[i]`` of its episode.
 
     The first ``burn_in[i]`` of them lead up to what was drawn.
@@ -275,18 +312,6 @@ class Crops:
     first: Ints
     counts: Ints
     burn_in: Ints
-
-    def rows(self, width: int, *, pad_left: bool) -> tuple[Ints, Bools, Bools]:
-        """The rows of each crop, padded to ``width``.
-
-        Returns:
-            Rows counted from the episode's first, ``(samples, width)``, those that are padding replaced by one of the
-            crop; a mask that is True where there is a transition; and one that is True where it is no burn-in either.
-        """
-        places = np.arange(width, dtype=np.int64) - (width - self.counts[:, None] if pad_left else 0)
-        mask = (places >= 0) & (places < self.counts[:, None])
-        inside = np.minimum(np.maximum(places, 0), self.counts[:, None] - 1)
-        return self.first[:, None] + inside, mask, mask & (places >= self.burn_in[:, None])
 
 
 def draw_crops(
@@ -328,3 +353,37 @@ def scale(uniforms: Floats, counts: Ints) -> Ints:
     """Numbers from [0, 1) as whole numbers from ``0 .. count - 1``."""
     whole: Ints = np.minimum((uniforms * counts).astype(np.int64), counts - 1)
     return whole
+
+
+def draw(seed: int, epoch: int, count: int, episodes: Ints, steps: Ints, positions: Ints | None = None) -> Floats:
+    """``count`` random numbers from [0, 1) that belong to each sample, float64 ``(count, samples)``.
+
+    They are a pure function of the arguments: which batch a sample is in, and which process gathers it, makes no
+    difference. Seed, epoch, episode and step are added to a state one after another, each of which is then mixed by the
+    output function of SplitMix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014, with
+    Stafford's variant 13). The numbers of a sample are that generator's outputs from there on, so the first ones are
+    the same whatever ``count`` is.
+
+    Args:
+        seed: any integer; those that are equal modulo 2**64 are the same.
+        epoch: from 0 on.
+        count: how many.
+        episodes, steps: int64 ``(samples,)``: which sample.
+        positions: int64 ``(samples,)``: where in the epoch it comes, if it is to have other numbers each time.
+
+    Example:
+        >>> draw(0, 0, 2, np.array([3, 3, 4]), np.array([0, 1, 0])).round(3)
+        array([[0.551, 0.919, 0.687],
+               [0.672, 0.701, 0.874]])
+    """
+    one = np.uint64(1)
+    state = np.zeros(1, np.uint64)
+    for number in (seed, epoch):
+        state = finished(state + GOLDEN + np.array(number % 2**64, np.uint64))
+    mixed = finished(episodes.astype(np.uint64) + state)
+    mixed = finished(mixed + (steps.astype(np.uint64) + one) * GOLDEN)
+    if positions is not None:
+        mixed = finished(mixed + (positions.astype(np.uint64) + one) * GOLDEN)
+    outputs = finished(mixed + np.arange(1, count + 1, dtype=np.uint64)[:, None] * GOLDEN)
+    uniform: Floats = (outputs >> np.uint64(11)) * 2.0**-53
+    return uniform

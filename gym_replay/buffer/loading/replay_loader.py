@@ -13,13 +13,13 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, SequentialSampler
 
-from gym_replay.buffer.loading.collate import Batch
+from gym_replay.buffer.loading.collate import Batch, shapes_of
 from gym_replay.buffer.loading.devices import check_device, on_device
 from gym_replay.buffer.loading.draws import PriorityDraw
 from gym_replay.buffer.loading.epochs import DrawSampler, Epoch, EpochDataset, EpochSampler, unwrap
-from gym_replay.buffer.loading.field_statistics import Resolved, from_state, to_state
 from gym_replay.buffer.loading.live import LiveDataset
 from gym_replay.buffer.loading.options import REFUSED
+from gym_replay.buffer.loading.statistics import Resolved, from_state, to_state
 from gym_replay.errors import FieldError
 
 _OF_ORDER = ("batch_size", "shuffle", "sampler", "drop_last", "collate_fn")
@@ -213,20 +213,6 @@ class ReplayLoader(DataLoader[Batch]):
         if before is not None and to_state(before) != to_state(mine):
             self.dataset.samples.normalize_with(before)
             self._iterator = None  # persistent workers have the others
-
-
-def shapes_of(batch: Mapping[str, Any], within: str = "") -> dict[str, str]:
-    """What each entry of a batch is, by its name: ``float32 (256, 17)``."""
-    found: dict[str, str] = {}
-    for name, value in batch.items():
-        if isinstance(value, (Mapping, tuple)):
-            inner = value if isinstance(value, Mapping) else {str(index): one for index, one in enumerate(value)}
-            found |= shapes_of(inner, f"{within}{name}.")
-        elif isinstance(value, torch.Tensor):
-            found[within + name] = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-        else:
-            found[within + name] = f"{type(value).__name__} of {len(value)}" if isinstance(value, list) else repr(value)
-    return found
 
 
 def _array(values: Any) -> npt.NDArray[Any]:

@@ -1,17 +1,23 @@
-"""Which episodes are meant: by index, mask, function, expression, or conditions on their meta fields."""
+"""Which episodes are meant: by index, mask, function, condition, the values that each has, or divided at random."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.loading.draws import Ints
+from gym_replay.buffer.loading.order import mixed
+from gym_replay.buffer.loading.where import Where
+from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
 from gym_replay.errors import FieldError
 from gym_replay.schema.fields import to_array
 
-Condition: TypeAlias = Any | Collection[Any] | Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]
+Mask = npt.NDArray[np.bool_]
+
+Condition: TypeAlias = Any | Collection[Any] | Callable[[npt.NDArray[Any]], Mask]
 """A value to equal, a set, list or tuple of values to be among, or a function of the values that gives a mask."""
 
 Episodes: TypeAlias = (
@@ -20,28 +26,64 @@ Episodes: TypeAlias = (
     | slice
     | Collection[int]
     | npt.NDArray[np.int64]
-    | npt.NDArray[np.bool_]
-    | Callable[[Mapping[str, npt.NDArray[Any]]], npt.NDArray[np.bool_]]
+    | Mask
+    | Callable[[Mapping[str, npt.NDArray[Any]]], Mask]
 )
-"""Which episodes: indices, a mask over all of them, a condition such as ``"length > 100"``, or a function of all meta
-values that gives a mask."""
+"""Which episodes: indices, a mask over all of them, a condition such as ``"length > 100"``, or a function of their
+values by name that gives a mask."""
+
+_ROWS_AT_ONCE = 1 << 20
+_BITS = 32
 
 
-class MetaValues(Mapping[str, npt.NDArray[Any]]):
-    """The meta values of all episodes by name, each read when it is asked for.
+class EpisodeValues(Mapping[str, npt.NDArray[Any]]):
+    """Values of all episodes of some snapshots of one schema by name, ``(episodes, *shape)``, read when asked for.
+
+    The meta fields are there under their names, and where no meta field has the name:
+
+    * ``index`` (as in ``buffer.episode(index)``), ``id`` (within its buffer) and ``length`` (T), int64;
+    * ``complete`` (not cut by a reset or a close) and ``has_final`` (the last observation is there), bool;
+    * ``terminated`` and ``truncated``: of the last step, where there is such a field of single booleans;
+    * ``episode_return``: the sum of the rewards, where ``reward`` is a field of single numbers.
 
     Args:
-        names: the meta fields.
-        read: gives the values of one, ``(episodes, *field.shape)``.
+        parts: the snapshots.
+
+    Attributes:
+        meta_fields: the declarations of the meta fields.
+
+    Example:
+        >>> values = EpisodeValues(buffer.snapshots())  # doctest: +SKIP
+        >>> values["length"]  # doctest: +SKIP
+        array([12, 9, 31])
     """
 
-    def __init__(self, names: Collection[str], read: Callable[[str], npt.NDArray[Any]]) -> None:
-        self._names, self._read = names, read
+    def __init__(self, parts: Sequence[Snapshot]) -> None:
+        self._parts = parts
+        self._known: dict[str, npt.NDArray[Any]] = {}
+        fields, self.meta_fields = parts[0].metadata.fields, parts[0].metadata.meta_fields
+        single = {name: info.dtype.kind for name, info in fields.items() if not info.ragged and info.shape == ()}
+        names = ["index", "id", "length", "complete", "has_final"]
+        names += [name for name in ("terminated", "truncated") if single.get(name) == "b"]
+        names += ["episode_return"] if "reward" in single else []
+        self._names = list(dict.fromkeys((*names, *self.meta_fields)))
+
+    @property
+    def count(self) -> int:
+        """How many episodes there are."""
+        return sum(len(part) for part in self._parts)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         if name not in self._names:
-            raise FieldError(f"episodes: unknown meta field {name!r}; there are {list(self)}")
-        return self._read(name)
+            raise FieldError(f"episodes: there are no values {name!r}; there are {self._names}")
+        if name not in self._known:
+            self._known[name] = np.concatenate([self._read(name, part) for part in self._parts])
+            if name == "index" and name not in self.meta_fields:
+                self._known[name] = np.arange(self.count)
+        return self._known[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -49,31 +91,69 @@ class MetaValues(Mapping[str, npt.NDArray[Any]]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def _read(self, name: str, part: Snapshot) -> npt.NDArray[Any]:
+        if name in self.meta_fields:
+            return part.meta(name)
+        if name == "episode_return":
+            return _returns(part)
+        if name in ("terminated", "truncated"):
+            last: npt.NDArray[Any] = part.column(name)[part.starts + part.lengths - 1]
+            return last
+        if name == "length":
+            return part.lengths
+        return part.ids if name in ("id", "index") else getattr(part, name)
 
-def episode_mask(episodes: Any, count: int, meta: MetaValues) -> npt.NDArray[np.bool_]:
-    """Which of ``count`` episodes are selected.
+
+def _returns(part: Snapshot) -> npt.NDArray[np.float64]:
+    """The sum of each episode's rewards, one after another in float64, as a recorder adds them up."""
+    sums = np.zeros(len(part))
+    rewards, edges = part.column("reward"), np.concatenate(([0], np.cumsum(part.lengths)))
+    first = 0
+    while first < len(part):
+        last = max(int(np.searchsorted(edges, edges[first] + _ROWS_AT_ONCE, side="right")) - 1, first + 1)
+        lengths = part.lengths[first:last]
+        inside = np.repeat(part.starts[first:last] - (edges[first:last] - edges[first]), lengths)
+        rows = inside + np.arange(len(inside))
+        sums[first:last] = np.bincount(np.repeat(np.arange(last - first), lengths), rewards[rows], last - first)
+        first = last
+    return sums
+
+
+def selected(
+    values: EpisodeValues, episodes: Episodes | None = None, filter_meta: Mapping[str, Condition] | None = None
+) -> Mask:
+    """Which episodes meet all conditions, bool ``(episodes,)``.
+
+    Args:
+        values: of all episodes.
+        episodes: which of them; None for all.
+        filter_meta: conditions on meta fields.
 
     Raises:
-        FieldError: it is no selection, or names an episode twice.
+        FieldError: it is no selection, names an episode twice, or a condition does not fit its meta field.
         IndexError: there is no such episode.
     """
+    mask = np.ones(values.count, np.bool_) if episodes is None else _meant(episodes, values)
+    for name, condition in (filter_meta or {}).items():
+        if name not in values.meta_fields:
+            raise FieldError(f"filter_meta: unknown meta field {name!r}; there are {list(values.meta_fields)}")
+        mask = mask & matches(values[name], condition, name)
+    return mask
+
+
+def _meant(episodes: Any, values: EpisodeValues) -> Mask:
+    count = values.count
     mask = np.zeros(count, np.bool_)
+    if isinstance(episodes, str):
+        return Where(episodes).mask(values, count)
     if isinstance(episodes, slice):
         mask[episodes] = True
         return mask
     if callable(episodes):
-        given = np.asarray(episodes(meta))
-        if given.dtype != np.bool_ or given.shape != (count,):
-            raise FieldError(
-                f"episodes: expected the function to give a boolean mask of shape ({count},), got {given.dtype} of "
-                f"shape {given.shape}"
-            )
-        return given
-    if isinstance(episodes, (set, frozenset)):
-        episodes = sorted(episodes)
-    array = np.atleast_1d(np.asarray(episodes))
+        return _checked_mask("episodes: expected the function to give", episodes(values), count)
+    array = np.atleast_1d(np.asarray(sorted(episodes) if isinstance(episodes, (set, frozenset)) else episodes))
     if array.ndim != 1 or (array.size and array.dtype.kind not in "biu"):
-        raise FieldError("episodes: expected an index, indices, a slice, a mask, or a function of the meta fields")
+        raise FieldError("episodes: expected an index, indices, a slice, a mask, or a function of the episodes' values")
     if array.dtype == np.bool_:
         if len(array) != count:
             raise FieldError(f"episodes: expected a mask over {count} episodes, got one over {len(array)}")
@@ -86,17 +166,10 @@ def episode_mask(episodes: Any, count: int, meta: MetaValues) -> npt.NDArray[np.
     return mask
 
 
-def meta_mask(filter_meta: Mapping[str, Condition], count: int, meta: MetaValues) -> npt.NDArray[np.bool_]:
-    """Which of ``count`` episodes meet all conditions on meta fields.
-
-    Raises:
-        FieldError: there is no such meta field, or a condition does not fit it.
-    """
-    mask = np.ones(count, np.bool_)
-    for name, condition in filter_meta.items():
-        if name not in list(meta):
-            raise FieldError(f"filter_meta: unknown meta field {name!r}; there are {list(meta)}")
-        mask &= matches(meta[name], condition, name)
+def _checked_mask(expected: str, given: Any, count: int) -> Mask:
+    mask = np.asarray(given)
+    if mask.dtype != np.bool_ or mask.shape != (count,):
+        raise FieldError(f"{expected} a boolean mask of shape ({count},), got {mask.dtype} of shape {mask.shape}")
     return mask
 
 
@@ -107,13 +180,7 @@ def matches(values: npt.NDArray[Any], condition: Condition, name: str) -> npt.ND
         FieldError: a function gave no mask, or the condition does not fit the values.
     """
     if callable(condition):
-        mask = np.asarray(condition(values))
-        if mask.dtype != np.bool_ or mask.shape != values.shape[:1]:
-            raise FieldError(
-                f"the condition on {name!r}: expected a boolean mask of shape {values.shape[:1]}, got {mask.dtype} of "
-                f"shape {mask.shape}"
-            )
-        return mask
+        return _checked_mask(f"the condition on {name!r}: expected", condition(values), len(values))
     is_set = isinstance(condition, (set, frozenset))
     if is_set and values.ndim > 1:
         raise FieldError(
@@ -138,3 +205,91 @@ def matches(values: npt.NDArray[Any], condition: Condition, name: str) -> npt.ND
 def _as_compared(wanted: npt.NDArray[Any], values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """What values are compared with: in a float field's own precision, so that the 0.1 that was stored is 0.1."""
     return wanted.astype(values.dtype) if values.dtype.kind == "f" else wanted
+
+
+# --- divided at random ---
+
+
+@overload
+def split(buffer: HasSnapshots, fractions: Mapping[str, float], seed: int = 0) -> dict[str, Ints]: ...
+@overload
+def split(buffer: HasSnapshots, fractions: Sequence[float], seed: int = 0) -> tuple[Ints, ...]: ...
+def split(
+    buffer: HasSnapshots, fractions: Mapping[str, float] | Sequence[float], seed: int = 0
+) -> dict[str, Ints] | tuple[Ints, ...]:
+    """Divide the episodes into subsets, at random.
+
+    No episode is in two subsets, and each is in one, so that no step of a validation episode is ever trained on.
+
+    Where an episode goes depends on the seed, the fractions, and its id (in a concatenation also on the index of its
+    buffer), and on nothing else. So an episode stays in its subset when others are appended, evicted or deleted, and
+    when buffers are added at the end of a concatenation. For this, sizes are not rounded to the nearest: of n episodes
+    with consecutive ids, a subset with fraction f has f * n of them up to a few (at most ``2 + log2(n)``, mostly less
+    than 1). With fewer than about ``2 / f`` episodes it may have none.
+
+    Args:
+        buffer: a ReplayBuffer or ConcatReplayBuffer.
+        fractions: how much each subset gets, by name or in order; they add up to 1.
+        seed: any integer from 0 on; other seeds give other divisions.
+
+    Returns:
+        For names a dict, else a tuple: the indices of the episodes of each subset, int64, ascending. An index is the
+        episode's index among those live now, as in ``buffer.episode(index)``.
+
+    Raises:
+        FieldError: the fractions are negative, not finite, or do not add up to 1, or the seed is negative.
+
+    Example:
+        >>> train, valid = split(buffer, (0.9, 0.1), seed=0)  # doctest: +SKIP
+        >>> subsets = split(buffer, {"train": 0.8, "valid": 0.1, "test": 0.1})  # doctest: +SKIP
+    """
+    values = list(fractions.values()) if isinstance(fractions, Mapping) else list(fractions)
+    try:
+        shares = np.array(values, np.float64)
+    except (TypeError, ValueError):
+        raise FieldError(f"fractions={fractions!r}: expected numbers") from None
+    if shares.ndim != 1 or not len(shares) or not np.isfinite(shares).all() or (shares < 0).any():
+        raise FieldError(f"fractions={fractions!r}: expected at least one finite number from 0 on")
+    if abs(shares.sum() - 1) > 1e-6:
+        raise FieldError(f"fractions={fractions!r}: expected a sum of 1, got {shares.sum():g}")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise FieldError(f"seed={seed!r}: expected an integer from 0 on")
+    chances = [
+        chances_of(part.ids, number, int(seed)) for number, part in enumerate(buffer.snapshots())
+    ]  # in the buffer's order of episodes
+    edges = np.cumsum(shares)[:-1]
+    subset = np.searchsorted(edges, np.concatenate(chances), side="right") if chances else np.empty(0, np.int64)
+    # A fraction of zero at the end is not reached by rounding of the sum before it.
+    last = int(np.flatnonzero(shares)[-1])
+    subset = np.minimum(subset, last)
+    indices = tuple(np.flatnonzero(subset == number).astype(np.int64) for number in range(len(shares)))
+    return dict(zip(fractions, indices, strict=True)) if isinstance(fractions, Mapping) else indices
+
+
+def chances_of(ids: Ints, part: int, seed: int) -> npt.NDArray[np.float64]:
+    """Return a number in [0, 1) for each episode: random, and spread evenly over consecutive ids.
+
+    It is the base-2 radical inverse (J. van der Corput, 1935) of the id with A. B. Owen's nested uniform scrambling
+    ("Randomly Permuted (t,m,s)-Nets and (t,s)-Sequences", 1995). For parts after the first it is rotated by the
+    like number of the part, so that the first episodes of many small buffers are spread as well.
+    """
+    keys = np.random.SeedSequence(seed, spawn_key=(0x73706C74,)).generate_state(2, np.uint64)
+    chances = _scrambled(ids.astype(np.uint64), keys[0])
+    if part:
+        chances += _scrambled(np.array([part], np.uint64), keys[1])[0]
+    return chances % 1.0
+
+
+def _scrambled(numbers: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.float64]:
+    """Return the scrambled radical inverses of ``numbers``, which have 32 bits (higher ones choose the scrambling)."""
+    chances = np.zeros(len(numbers))
+    one = np.uint64(1)
+    seeds = mixed((numbers >> np.uint64(_BITS)) + key)
+    # Of a digit, whether it is flipped depends on all before it: these are the low bits of the number.
+    prefix = np.zeros(len(numbers), np.uint64)
+    for level in range(_BITS):
+        digit = (numbers >> np.uint64(level)) & one
+        flips = mixed(prefix + np.uint64(level << _BITS) + seeds) & one
+        chances += (digit ^ flips) * 2.0 ** -(level + 1)
+        prefix |= digit << np.uint64(level)
+    return chances

@@ -1,30 +1,42 @@
-"""What the values of each field are like: count, mean, deviation, range and quantiles over chosen episodes."""
+"""What the values of each field are like: count, mean, deviation, range and quantiles over chosen episodes.
+
+They stay in a buffer's folder, in ``statistics.json``, until the buffer changes. The file is a convenience: whoever
+finds it missing, of other data, damaged, or not to be written, computes. It is read like everything in a folder, as if
+a stranger had written it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.field_statistics import FieldStatistics, Floats, Ints, Resolved, statistics_shape
-from gym_replay.buffer.loading.order import uniforms
+from gym_replay.buffer.loading.moments import FieldStatistics, field_statistics, statistics_shape
 from gym_replay.buffer.loading.selection import Condition, Episodes
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.loading.statistics_cache import Cache
 from gym_replay.buffer.storage.reader import HasSnapshots
-from gym_replay.errors import EpisodeEvictedError, FieldError
+from gym_replay.errors import EpisodeEvictedError, FieldError, GymReplayError
+from gym_replay.files.directory import Directory, open_beneath
+from gym_replay.files.documents import LARGEST, parse_json, size_fault
+from gym_replay.files.writing import replace_file
 from gym_replay.schema.fields import Field
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 STD_FLOOR = 1e-3
 CHUNK_BYTES = 1 << 24
 """Of float64 values, looked at together."""
-QUANTILE_BYTES = 1 << 27
-"""Of the values of one field that are kept for its quantiles."""
+
+CACHE = "statistics.json"
+_FORMAT = {"format": "gym_replay statistics", "version": 1}
+_MOST_ENTRIES = 16
 
 
 class Statistics(Mapping[str, FieldStatistics]):
@@ -65,6 +77,10 @@ class Statistics(Mapping[str, FieldStatistics]):
 
 Normalize: TypeAlias = Mapping[str, FieldStatistics] | Collection[str] | None
 """Statistics, or names of fields."""
+
+
+class Resolved(dict[str, FieldStatistics]):
+    """The statistics that fields are normalized with, of whatever dtype they are."""
 
 
 def statistics(
@@ -132,21 +148,26 @@ def statistics_of(
     progress: bool = True,
 ) -> Statistics:
     """The statistics of the selected episodes; see :func:`statistics`."""
+    from tqdm import tqdm
+
     names = _checked_names(source, fields)
-    wanted = _checked_quantiles(quantiles)
+    wanted = tuple(map(float, quantiles))
+    if not all(0 <= probability <= 1 for probability in wanted):
+        raise FieldError(f"quantiles: expected probabilities from 0 to 1, got {list(quantiles)!r}")
     if not (isinstance(std_floor, (int, float)) and 0 <= std_floor < math.inf):
         raise FieldError(f"std_floor: expected a number from 0 on, got {std_floor!r}")
-    rows = _Selection(source)
-    kept = Cache.of(source, wanted) if cache else None
-    found = kept.load() if kept is not None else {}
-    missing = [name for name in names if name not in found]
-    if missing:
-        with _Bar(sum(rows.count(name) for name in missing), progress) as bar:
-            computed = {name: _of_field(rows, name, wanted, bar) for name in missing}
-        if kept is not None:
-            kept.store(computed)
-        found |= computed
-    return Statistics({name: replace(found[name], std=_floored(found[name].std, std_floor)) for name in names})
+    key = _key(source, wanted) if cache and len(source.parts) == 1 else None
+    found = {} if key is None else _load(source, key, wanted)
+    counts = {name: int(_counts(source, name).sum()) for name in names if name not in found}
+    total = sum(counts.values())
+    with tqdm(total=total, unit="row", unit_scale=True, desc="statistics", delay=1, disable=not progress) as bar:
+        for name, count in counts.items():
+            pieces = _pieces(source, name, bar.update)
+            found[name] = field_statistics(source.fields[name], count, pieces, wanted)
+    if counts and key is not None:
+        _store(source, key, found)
+    # NaN stays NaN.
+    return Statistics({name: replace(found[name], std=np.maximum(found[name].std, std_floor)) for name in names})
 
 
 def resolve(normalize: Normalize, source: Source) -> Resolved | None:
@@ -169,9 +190,26 @@ def resolve(normalize: Normalize, source: Source) -> Resolved | None:
     return Resolved(statistics_of(source, list(normalize)))
 
 
-def _floored(std: Floats, floor: float) -> Floats:
-    floored: Floats = np.maximum(std, floor)  # NaN stays NaN
-    return floored
+def to_state(statistics: Resolved | None) -> dict[str, Any] | None:
+    """What fields are normalized with, as dicts and lists of numbers, exactly."""
+    if statistics is None:
+        return None
+    return {
+        str(name): {what: np.asarray(getattr(found, what), np.float64).tolist() for what in ("mean", "std")}
+        for name, found in statistics.items()
+    }
+
+
+def from_state(state: Mapping[str, Any] | None) -> Resolved | None:
+    """What :func:`to_state` was given; nothing but mean and deviation is known of the fields."""
+    if state is None:
+        return None
+    found = {}
+    for name, values in state.items():
+        mean, std = (np.asarray(values[what], np.float64) for what in ("mean", "std"))
+        unknown = np.full_like(mean, np.nan)
+        found[name] = FieldStatistics(np.zeros(mean.shape, np.int64), mean, std, unknown, unknown, {})
+    return Resolved(found)
 
 
 def _checked_names(source: Source, fields: Sequence[str] | None) -> list[str]:
@@ -187,230 +225,99 @@ def _checked_names(source: Source, fields: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(fields))
 
 
-def _checked_quantiles(quantiles: Sequence[float]) -> tuple[float, ...]:
-    wanted = tuple(map(float, quantiles))
-    if not all(0 <= probability <= 1 for probability in wanted):
-        raise FieldError(f"quantiles: expected probabilities from 0 to 1, got {list(quantiles)!r}")
-    return wanted
+def _counts(source: Source, name: str) -> npt.NDArray[np.int64]:
+    """How many rows of a field are recorded in each episode."""
+    return source.last_rows + 1 if source.fields[name].state else source.lengths
 
 
-class _Selection:
-    """The recorded rows of chosen episodes, in pieces."""
+def _pieces(source: Source, name: str, advance: Callable[[int], Any]) -> Iterator[npt.NDArray[Any]]:
+    """The recorded values of a field, ``(rows, *field.shape)`` each time.
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def count(self, name: str) -> int:
-        """How many rows of a field are recorded."""
-        return int(self._counts(name).sum())
-
-    def _counts(self, name: str) -> Ints:
-        source = self.source
-        return source.lengths + source.has_final if source.fields[name].state else source.lengths
-
-    def chunks(self, name: str) -> Iterator[npt.NDArray[Any]]:
-        """The values of a field, ``(rows, *field.shape)`` each time.
-
-        Raises:
-            EpisodeEvictedError: an episode left the circular buffer before it was read.
-        """
-        counts = self._counts(name)
-        offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts)))
-        size = max(1, CHUNK_BYTES // (8 * max(1, math.prod(self.source.fields[name].shape))))
-        for begin in range(0, int(offsets[-1]), size):
-            end = min(begin + size, int(offsets[-1]))
-            low = int(np.searchsorted(offsets, begin, side="right")) - 1
-            high = int(np.searchsorted(offsets, end))
-            inside = np.minimum(offsets[low + 1 : high + 1], end) - np.maximum(offsets[low:high], begin)
-            rows = np.repeat(self.source.starts[low:high] - offsets[low:high], inside) + np.arange(begin, end)
-            values = self.source.take(name, rows)
-            if not self.source.are_live(np.arange(low, high)):
-                raise EpisodeEvictedError(
-                    "an episode was evicted from the circular buffer while its statistics were taken; choose newer "
-                    "ones or take them while nothing is recorded"
-                )
-            yield values
-
-
-class _Bar:
-    """A progress bar over rows."""
-
-    def __init__(self, total: int, shown: bool) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=total, unit="row", unit_scale=True, desc="statistics", delay=1, disable=not shown)
-
-    def advance(self, rows: int) -> None:
-        self._bar.update(rows)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._bar.close()
-
-
-def _of_field(rows: _Selection, name: str, quantiles: tuple[float, ...], bar: _Bar) -> FieldStatistics:
-    """The statistics of one field, with the deviation as it is."""
-    field = rows.source.fields[name]
-    shape = statistics_shape(field)
-    width = math.prod(shape)
-    total = rows.count(name)
-    moments = _Moments(width)
-    sample = _Sample(total, field, width) if quantiles else None
-    for values in rows.chunks(name):
-        values = values.reshape(-1, width) if width else np.empty((len(values), 0), values.dtype)
-        moments.add(values)
-        if sample is not None:
-            sample.add(values)
-        bar.advance(len(values) * math.prod(shape) // max(1, math.prod(field.shape)))
-    found = sample.quantiles(quantiles) if sample is not None else np.empty((0, width))
-    return FieldStatistics(
-        moments.count.reshape(shape),
-        moments.mean.reshape(shape),
-        moments.std().reshape(shape),
-        moments.min.reshape(shape),
-        moments.max.reshape(shape),
-        {probability: values.reshape(shape) for probability, values in zip(quantiles, found, strict=True)},
-    )
-
-
-class _Moments:
-    """Count, mean, sum of squared deviations, minimum and maximum of each column.
-
-    The first value of each is taken off all of them: of values that are far from zero and close together, the
-    difference is exact, and means of pieces would be rounded to more than what they differ by.
+    Raises:
+        EpisodeEvictedError: an episode left the circular buffer before it was read.
     """
-
-    def __init__(self, width: int) -> None:
-        self.count = np.zeros(width, np.int64)
-        self._origin = np.zeros(width)
-        self._mean, self._squares = np.full(width, np.nan), np.full(width, np.nan)
-        self.min, self.max = np.full(width, np.nan), np.full(width, np.nan)
-
-    def add(self, values: npt.NDArray[Any]) -> None:
-        """More values, ``(rows, width)``."""
-        if len(values) == 0:
-            return
-        self.min = np.fmin(self.min, np.fmin.reduce(values, axis=0).astype(np.float64))
-        self.max = np.fmax(self.max, np.fmax.reduce(values, axis=0).astype(np.float64))
-        exact = values.astype(np.float64)
-        if not self.count.all():
-            self._origin = np.where(self.count == 0, _first_of(exact), self._origin)
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            exact -= self._origin
-            self._combine(*_moments(exact))
-
-    def _combine(self, count: Ints, mean: Floats, squares: Floats) -> None:
-        first, neither = self.count == 0, count == 0
-        total = np.maximum(self.count + count, 1)
-        delta = mean - self._mean
-        share = count / total
-        new_mean = self._mean + delta * share
-        new_squares = self._squares + squares + delta * delta * (self.count * share)
-        self._mean = np.where(neither, self._mean, np.where(first, mean, new_mean))
-        self._squares = np.where(neither, self._squares, np.where(first, squares, new_squares))
-        self.count = self.count + count
-
-    @property
-    def mean(self) -> Floats:
-        """NaN where there is no value."""
-        mean: Floats = self._origin + self._mean
-        return mean
-
-    def std(self) -> Floats:
-        """Of the population."""
-        with np.errstate(invalid="ignore"):
-            deviations: Floats = np.sqrt(self._squares / np.maximum(self.count, 1))
-        return deviations
+    offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(_counts(source, name))))
+    size = max(1, CHUNK_BYTES // (8 * max(1, math.prod(source.fields[name].shape))))
+    for begin in range(0, int(offsets[-1]), size):
+        end = min(begin + size, int(offsets[-1]))
+        low = int(np.searchsorted(offsets, begin, side="right")) - 1
+        high = int(np.searchsorted(offsets, end))
+        inside = np.minimum(offsets[low + 1 : high + 1], end) - np.maximum(offsets[low:high], begin)
+        rows = np.repeat(source.starts[low:high] - offsets[low:high], inside) + np.arange(begin, end)
+        values = source.rows.take(name, rows)
+        if not source.are_live(np.arange(low, high)):
+            raise EpisodeEvictedError(
+                "an episode was evicted from the circular buffer while its statistics were taken; choose newer "
+                "ones or take them while nothing is recorded"
+            )
+        yield values
+        advance(end - begin)
 
 
-_LARGEST_ORIGIN = 1e300  # a difference to more might be no number
+# --- the file in the folder ---
 
 
-def _first_of(values: Floats) -> Floats:
-    """The first finite value of each column; 0 where there is none."""
-    finite = np.isfinite(values)
-    first: Floats = values[finite.argmax(axis=0), np.arange(values.shape[1])]
-    return np.where(finite.any(axis=0) & (np.abs(first) < _LARGEST_ORIGIN), first, 0.0)
+def _key(source: Source, quantiles: tuple[float, ...]) -> str:
+    """Tells one state of a buffer, selection of episodes and of quantiles from another."""
+    (part,) = source.parts
+    counters, metadata = part.counters, part.metadata
+    state = (metadata.uuid, metadata.revision, counters.first, counters.next, counters.deletions, quantiles)
+    digest = hashlib.sha256(repr(state).encode())
+    for array in (source.ids, source.starts, source.lengths, source.has_final):
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
-def _moments(values: Floats) -> tuple[Ints, Floats, Floats]:
-    """Count, mean and sum of squared deviations of each column; ``values`` is overwritten."""
-    missing = np.isnan(values)
-    if not missing.any():
-        count = np.full(values.shape[1], len(values), np.int64)
-        mean = values.mean(axis=0)
-        values -= mean
-    else:
-        count = len(values) - np.count_nonzero(missing, axis=0)
-        values[missing] = 0
-        mean = values.sum(axis=0) / count
-        values -= mean
-        values[missing] = 0
-    # The mean was rounded; what is left of the deviations corrects it and the sum of their squares.
-    rest = values.sum(axis=0) / np.maximum(count, 1)
-    rest[~np.isfinite(rest)] = 0
-    squares = np.einsum("ij,ij->j", values, values) - count * rest * rest
-    return count, mean + rest, np.maximum(squares, 0)
+def _entries(source: Source) -> dict[str, Any]:
+    """What is in the file, by key; nothing where it cannot be read."""
+    with suppress(OSError, GymReplayError, ValueError, KeyError, TypeError, AttributeError):
+        with os.fdopen(open_beneath(source.parts[0].reader.folder, CACHE, os.O_RDONLY), "rb") as stream:
+            document = parse_json(stream.read(LARGEST + 1))
+        if _FORMAT.items() <= document.items():
+            return dict(document["entries"])
+    return {}
 
 
-class _Sample:
-    """All values of each column, or where they are too many, those of one random row from each of equal stretches."""
-
-    def __init__(self, rows: int, field: Field, width: int) -> None:
-        self._per_row = math.prod(field.shape) // max(1, width)
-        row_nbytes = max(1, field.nbytes)
-        self._rows, self._number = rows, rows
-        if rows * row_nbytes > QUANTILE_BYTES:
-            self._number = max(1, QUANTILE_BYTES // row_nbytes)
-        self._kept = np.empty((self._number * max(1, self._per_row), width), field.dtype)
-        self._filled = self._seen = 0
-
-    def add(self, values: npt.NDArray[Any]) -> None:
-        """The next values, ``(rows, width)``."""
-        if self._number == self._rows:
-            self._keep(values)
-            return
-        per_row = max(1, self._per_row)
-        rows = len(values) // per_row
-        picked = self._picked(self._seen, self._seen + rows) - self._seen
-        self._keep(values.reshape(rows, -1)[picked].reshape(-1, values.shape[1]))
-        self._seen += rows
-
-    def _picked(self, begin: int, end: int) -> Ints:
-        """Which rows from ``begin`` to ``end - 1`` are taken. For all at once, this takes more than they."""
-        first, last = begin * self._number // self._rows, -(-end * self._number // self._rows)
-        stretches = np.arange(max(0, first - 1), min(last + 1, self._number) + 1)
-        edges = -(-stretches * self._rows // self._number)
-        chances = uniforms(stretches[:-1], 0, 0)
-        rows: Ints = edges[:-1] + (chances * np.diff(edges)).astype(np.int64)
-        return rows[(rows >= begin) & (rows < end)]
-
-    def _keep(self, values: npt.NDArray[Any]) -> None:
-        self._kept[self._filled : self._filled + len(values)] = values
-        self._filled += len(values)
-
-    def quantiles(self, probabilities: tuple[float, ...]) -> Floats:
-        """Float64 ``(probabilities, width)``, interpolated linearly between the values around."""
-        found = np.full((len(probabilities), self._kept.shape[1]), np.nan)
-        for column in range(self._kept.shape[1]):
-            present = self._kept[: self._filled, column]
-            if present.dtype.kind == "f" and (missing := np.isnan(present)).any():
-                present = present[~missing]
-            if len(present):
-                found[:, column] = _quantiles(present, probabilities)
-        return found
+def _load(source: Source, key: str, quantiles: tuple[float, ...]) -> dict[str, FieldStatistics]:
+    found = {}
+    with suppress(ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        for name, value in _entries(source).get(key, {}).items():
+            if name in source.fields:
+                found[name] = _from_json(source.fields[name], value, quantiles)
+    return found
 
 
-def _quantiles(values: npt.NDArray[Any], probabilities: tuple[float, ...]) -> Floats:
-    """As ``numpy.quantile`` of one axis, in float64; ``values`` are put in another order, and not copied."""
-    places = np.asarray(probabilities) * (len(values) - 1)
-    below = places.astype(np.int64)
-    above = np.minimum(below + 1, len(values) - 1)
-    values.partition(np.unique(np.concatenate((below, above))))
-    share = places - below
-    with np.errstate(invalid="ignore"):
-        low, high = values[below].astype(np.float64), values[above].astype(np.float64)
-        # From the nearer of the two, so that rounding never gives the larger probability the smaller quantile.
-        return np.where(share < 0.5, low + (high - low) * share, high - (high - low) * (1 - share))
+def _store(source: Source, key: str, found: Mapping[str, FieldStatistics]) -> None:
+    """Keep these, where the folder can be written."""
+    others = {other: entry for other, entry in _entries(source).items() if other != key}
+    entries = [*others.items()][1 - _MOST_ENTRIES :]
+    entries.append((key, {name: _to_json(statistics) for name, statistics in found.items()}))
+    content = json.dumps({**_FORMAT, "entries": dict(entries)}, allow_nan=False).encode()
+    if size_fault(content) is None:
+        with suppress(OSError, GymReplayError), Directory(source.parts[0].reader.folder) as directory:
+            replace_file(directory, CACHE, f"{CACHE}.new", content)
+
+
+_ARRAYS = ("count", "mean", "std", "min", "max")
+
+
+def _to_json(found: FieldStatistics) -> dict[str, Any]:
+    lists = {name: _listed(getattr(found, name)) for name in _ARRAYS}
+    return {**lists, "quantiles": [_listed(values) for values in found.quantiles.values()]}
+
+
+def _listed(values: npt.NDArray[Any]) -> list[float | str]:
+    """A flat list of numbers, and of strings for what JSON does not have."""
+    return [value if math.isfinite(value) else str(value) for value in values.reshape(-1).tolist()]
+
+
+def _from_json(field: Field, value: Mapping[str, Any], quantiles: tuple[float, ...]) -> FieldStatistics:
+    """The statistics of one field; raises ValueError, KeyError, TypeError or OverflowError where they are damaged."""
+    shape = statistics_shape(field)
+    count, mean, std, low, high, *rest = (
+        np.array([float(item) for item in listed], np.float64).reshape(shape)
+        for listed in (*(value[name] for name in _ARRAYS), *value["quantiles"])
+    )
+    if (std < 0).any() or not ((count >= 0) & (count < 1 << 53) & (count % 1 == 0)).all():
+        raise ValueError("no statistics")
+    return FieldStatistics(count.astype(np.int64), mean, std, low, high, dict(zip(quantiles, rest, strict=True)))

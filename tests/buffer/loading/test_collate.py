@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from gym_replay import Field, FieldError, ReplayBuffer, statistics
-from gym_replay.buffer.loading.collate import Arrays, Delivery
 from gym_replay.buffer.loading.devices import on_device, to_device
 
 FIELDS = {
@@ -168,11 +167,12 @@ def test_transform_runs_where_the_batch_is_made(buffer, workers):
         buffer.dataloader(4, transform=3)
 
 
-def test_delivery_pickles_without_what_it_has_learned():
-    delivery = Delivery(dtype=torch.bfloat16)
-    expected = delivery({"x": np.arange(3.0)})
-    copy = pickle.loads(pickle.dumps(delivery))
-    assert torch.equal(copy({"x": np.arange(3.0)})["x"], expected["x"])
+def test_a_dataset_that_has_delivered_is_sent_to_another_process(buffer):
+    dataset = buffer.dataset(timestep_level=True, dtype=torch.bfloat16, normalize=("state",), image_layout="CHW")
+    expected = dataset[np.arange(3)]
+    found = pickle.loads(pickle.dumps(dataset))[np.arange(3)]
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_devices(buffer):
@@ -211,10 +211,19 @@ def test_loading_alone_draws_from_torch_as_any_dataloader_does(buffer):
     assert states == [torch.rand(1).item()] * 2
 
 
-def test_parts_of_what_was_gathered_keep_no_more_than_themselves():
-    whole = Arrays(o=np.arange(12.0).reshape(6, 2))
-    whole.were_padded(["o"], np.arange(6) < 5)
-    part = whole.part(2, 5)
-    assert part["o"].tolist() == [[4.0, 5.0], [6.0, 7.0], [8.0, 9.0]]
-    assert part.valid["o"].tolist() == [True, True, True]
-    assert part["o"].base is None
+def test_batches_that_were_gathered_together_keep_no_more_than_themselves(buffer):
+    batches = list(buffer.dataloader(2, timestep_level=True))
+    for batch in batches:
+        assert_owned({name: value for name, value in batch.items() if name != "goal"})
+    assert [len(batch["action"]) for batch in batches] == [2, 2, 2, 2, 1]
+
+
+def test_a_batch_prints_its_entries(buffer, tmp_path):
+    batch = next(iter(buffer.dataloader(4, timestep_level=True, fields=("state", "action"))))
+    assert repr(batch) == "Batch(\n  state: float32 (4, 2)\n  action: int64 (4,)\n  goal: float32 (4, 2)\n)"
+    moved = next(iter(buffer.dataloader(4, timestep_level=True, fields=("action",), device="meta")))
+    assert "action: int64 (4,) on meta" in repr(moved)
+    assert "action: int64 (3, 5)" in repr(buffer.get_all_data(["action"]))
+    doubled = torch.utils._pytree.tree_map(lambda one: one * 2, batch)
+    assert repr(doubled) == repr(batch)
+    assert torch.equal(doubled["action"], 2 * batch["action"])

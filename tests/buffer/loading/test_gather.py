@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gym_replay import ConcatReplayBuffer, Field, ReplayBuffer
-from gym_replay.buffer.loading import gather, threads
+from gym_replay.buffer.loading import gather
 from gym_replay.buffer.loading.gather import Column
 from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.storage import maps
@@ -57,14 +57,14 @@ def check(buffers, source, generator):
     picked = generator.integers(0, len(numbers), (4, 7))
     for name in PLAIN:
         expected = np.stack(values[name])[picked]
-        found = source.take(name, numbers[picked])
+        found = source.rows.take(name, numbers[picked])
         np.testing.assert_array_equal(found, expected, err_msg=name)
         assert found.dtype == expected.dtype
         assert found.flags.owndata or found.base.flags.owndata
         assert found.flags.writeable
         assert found.flags.c_contiguous
     present = generator.random((4, 7)) < 0.7
-    padded, lengths = source.take_ragged("words", numbers[picked], present)
+    padded, lengths = source.rows.take_ragged("words", numbers[picked], present)
     for index in np.ndindex(4, 7):
         row = values["words"][picked[index]] if present[index] else np.empty((0, 2))
         assert lengths[index] == len(row)
@@ -73,15 +73,15 @@ def check(buffers, source, generator):
     for width in (int(source.lengths.min()), int(source.lengths.max())):
         counts = np.minimum(source.lengths, width)
         for name in PLAIN:
-            found = source.take_slices(name, source.starts, counts, width)
+            found = source.rows.take_slices(name, source.starts, counts, width)
             for place, episode in enumerate(episode for buffer in buffers for episode in buffer):
                 count = counts[place]
                 np.testing.assert_array_equal(found[place, :count], episode[name][:count])
                 assert not found[place, count:].any()
     length = int(source.lengths.min())
     for name in PLAIN:
-        runs = source.take_runs(name, source.starts, length)
-        np.testing.assert_array_equal(runs, source.take(name, source.starts[:, None] + np.arange(length)))
+        runs = source.rows.take_runs(name, source.starts, length)
+        np.testing.assert_array_equal(runs, source.rows.take(name, source.starts[:, None] + np.arange(length)))
         assert runs.flags.writeable
 
 
@@ -126,7 +126,7 @@ def test_closed_files_are_read_where_they_are_mapped(tmp_path):
     expected = [first.episode(0)["reward"].copy(), second.episode(0)["reward"].copy()]
     first.close()
     second.close()
-    found = source.take("reward", np.concatenate((np.arange(3), source.rows.firsts[1] + np.arange(4))))
+    found = source.rows.take("reward", np.concatenate((np.arange(3), source.rows.firsts[1] + np.arange(4))))
     np.testing.assert_array_equal(found, np.concatenate(expected))
 
 
@@ -140,8 +140,8 @@ def test_first_rows_leave_room_for_a_header():
 @pytest.mark.parametrize("shape", [(), (17,), (300, 3)])
 def test_threads_give_what_one_gives(monkeypatch, shape):
     monkeypatch.setattr(gather, "THREADED_BYTES", 1)
-    monkeypatch.setattr(threads, "PIECE_BYTES", 64)
-    monkeypatch.setattr(threads, "threads", lambda: 3)
+    monkeypatch.setattr(gather, "PIECE_BYTES", 64)
+    monkeypatch.setattr(gather, "threads", lambda: 3)
     array = np.random.default_rng(0).standard_normal((500, *shape))
     rows = np.random.default_rng(1).integers(0, 500, (40, 5))
     column = Column(array)
@@ -154,11 +154,11 @@ def test_threads_give_what_one_gives(monkeypatch, shape):
 
 def test_a_forked_process_has_threads_of_its_own(monkeypatch):
     monkeypatch.setattr(gather, "THREADED_BYTES", 1)
-    monkeypatch.setattr(threads, "threads", lambda: 2)
+    monkeypatch.setattr(gather, "threads", lambda: 2)
     column, rows = Column(np.arange(1000.0)), np.arange(1000)[::-1]
     column.take(rows)
-    process = threads._pool(os.getpid(), 1)
-    assert threads._pool(os.getpid() + 1, 1) is not process
+    process = gather._pool(os.getpid(), 1)
+    assert gather._pool(os.getpid() + 1, 1) is not process
 
 
 def test_runs_must_lie_inside():

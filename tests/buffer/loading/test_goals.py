@@ -19,7 +19,7 @@ from gym_replay import (
     timestep_loader,
     window_loader,
 )
-from gym_replay.buffer.loading.randomness import draw
+from gym_replay.buffer.loading.plans import draw
 
 CHANCES = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.2, 0.5, 0.3), (0.5, 0.5, 0), (0, 0.4, 0.6), (0.3, 0, 0.7)]
 
@@ -231,9 +231,8 @@ def test_goals_that_leave_while_they_are_copied(tmp_path, monkeypatch):
     """The copy of an evicted goal is thrown away."""
     with world(tmp_path, [4] * 3, kind="circular") as (buffer, _):
         sampler = GoalSampler(GoalMixture(random=1), None, fields=("observation",))
-        dataset = timestep_loader(
-            buffer, 4, goal_sampler=sampler, filter_fields={"action": lambda a: a >= 600}, fields=("action",)
-        ).dataset
+        filters = {"action": lambda a: a >= 600}
+        dataset = buffer.dataset(timestep_level=True, goal_sampler=sampler, filter_fields=filters, fields=("action",))
         take = dataset.source.rows.take
         evicting = iter([True])
 

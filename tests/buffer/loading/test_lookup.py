@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gym_replay.buffer.loading.lookup import Lookup
+from gym_replay.buffer.loading.plans import Lookup
 
 
 def searched(offsets, numbers):

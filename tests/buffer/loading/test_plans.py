@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gym_replay.buffer.loading.plans import Anchors, FirstRows, n_step_anchors, n_step_lengths, timestep_anchors
+from gym_replay.buffer.loading.plans import Anchors, n_step_lengths
 
 
 @st.composite
@@ -30,23 +30,19 @@ def one_by_one(anchors, counts):
 @given(given=laid_out(), n_steps=st.integers(1, 4), some=st.booleans(), seed=st.integers(0, 9))
 def test_rows_and_lengths(given, n_steps, some, seed):
     lengths, has_final, starts = given
-    for anchors, counts in (
-        (timestep_anchors(lengths), lengths),
-        (n_step_anchors(lengths, has_final), lengths - 1 + has_final),
-    ):
+    for counts in (lengths, lengths - 1 + has_final):
+        anchors = Anchors.of(starts, counts)
         kept = anchors.keep(np.random.default_rng(seed).random(len(anchors)) < 0.5) if some else anchors
         expected = one_by_one(kept, counts.tolist())
         assert len(kept) == len(expected)
         samples = kept.find(np.arange(len(kept)))
         assert list(zip(samples.episodes.tolist(), samples.steps.tolist(), strict=True)) == expected
-        rows = FirstRows(kept, starts).of(samples)
-        assert rows.tolist() == [starts[episode] + step for episode, step in expected]
+        assert samples.rows.tolist() == [starts[episode] + step for episode, step in expected]
         assert samples.left.tolist() == [counts[episode] - step for episode, step in expected]
         ahead = n_step_lengths(samples, n_steps).tolist()
         assert ahead == [min(n_steps, counts[episode] - step) for episode, step in expected]
 
 
 def test_rows_of_samples_that_are_apart():
-    anchors = Anchors.of(np.array([2, 1]), first=np.array([1, 0]), stride=3)
-    rows = FirstRows(anchors, np.array([0, 10])).of(anchors.find(np.arange(3)))
-    assert rows.tolist() == [1, 4, 10]
+    anchors = Anchors.of(np.array([0, 10]), np.array([2, 1]), first=np.array([1, 0]), stride=3)
+    assert anchors.find(np.arange(3)).rows.tolist() == [1, 4, 10]

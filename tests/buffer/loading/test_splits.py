@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gym_replay import ConcatReplayBuffer, FieldError, ReplayBuffer, split
-from gym_replay.buffer.loading.splits import chances_of
+from gym_replay.buffer.loading.selection import chances_of
 
 
 def of(*parts):

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gym_replay import FieldError, ReplayBuffer
-from gym_replay.buffer.loading.facts import EpisodeFacts
 from gym_replay.buffer.loading.where import Where
 
 COUNT = 7
@@ -175,8 +174,8 @@ def test_the_language(text, expected):
         ("goal[2] > 1", "no such part", 5),
         ("goal[0][0] > 1", "no such part", 8),
         ("goal[0.5] > 1", "expected an integer", 5),
-        ("(length > 1) & done", "in the place of & and |", 0),
-        ("~done", "`not` in the place of ~", 0),
+        ("(length > 1) & done", "instead of & and |", 0),
+        ("~done", "`not` instead of ~", 0),
         ("length is 1", "==", 10),
         ("length > 1 if done else done", "if has no meaning", 0),
         ("task in task in task", "cannot be chained", 8),
@@ -285,9 +284,17 @@ def buffer(tmp_path):
         yield made
 
 
-def test_facts_of_episodes(buffer):
-    facts = EpisodeFacts(buffer.snapshots())
-    assert set(facts) == {
+@pytest.mark.parametrize("rows", [4, 1 << 20])
+def test_values_of_episodes(buffer, monkeypatch, rows):
+    monkeypatch.setattr("gym_replay.buffer.loading.selection._ROWS_AT_ONCE", rows)  # returns are summed in stretches
+    values = {}
+
+    def looked_at(found):
+        values.update(found)
+        return found["index"] >= 0
+
+    buffer.dataset(timestep_level=True, episodes=looked_at)
+    assert set(values) == {
         "index",
         "id",
         "length",
@@ -297,25 +304,20 @@ def test_facts_of_episodes(buffer):
         "episode_return",
         "nested.name",
     }
-    assert facts["index"].tolist() == [0, 1, 2, 3, 4]
-    assert facts["id"].tolist() == [0, 2, 3, 4, 5]
-    assert facts["length"].tolist() == [100, 102, 103, 104, 105]  # the meta field goes before the fact
-    assert facts["terminated"].tolist() == [True, True, False, True, False]
-    for found, episode in zip(facts["episode_return"], buffer, strict=True):
+    assert values["index"].tolist() == [0, 1, 2, 3, 4]
+    assert values["id"].tolist() == [0, 2, 3, 4, 5]
+    assert values["length"].tolist() == [100, 102, 103, 104, 105]  # the meta field goes first
+    assert values["terminated"].tolist() == [True, True, False, True, False]
+    for found, episode in zip(values["episode_return"], buffer, strict=True):
         total = 0.0
         for reward in episode["reward"]:
             total += float(reward)
         assert found == total
-    assert facts.where("nested.name == 'n3' or id == 5").tolist() == [False, False, True, False, True]
-
-
-def test_returns_are_summed_in_stretches(buffer, monkeypatch):
-    whole = EpisodeFacts(buffer.snapshots())["episode_return"]
-    monkeypatch.setattr("gym_replay.buffer.loading.facts._ROWS_AT_ONCE", 4)
-    assert EpisodeFacts(buffer.snapshots())["episode_return"].tolist() == whole.tolist()
 
 
 def test_loaders_take_conditions(buffer):
+    chosen = buffer.dataset(timestep_level=True, episodes="nested.name == 'n3' or id == 5", return_indices=True)
+    assert set(chosen[np.arange(len(chosen))]["_indices"][:, 0].tolist()) == {2, 4}
     loader = buffer.dataloader(
         batch_size=99, timestep_level=True, episodes="id % 2 == 0 and length > 100", return_indices=True
     )

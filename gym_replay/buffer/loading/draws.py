@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from gym_replay.errors import FieldError
 
@@ -131,11 +130,15 @@ class Moment:
     def __reduce__(self) -> tuple[Any, ...]:
         if get_spawning_popen() is None:
             return Moment, (self.seed, self.epoch)
+        import torch  # here, because orders are arithmetic, and splits of buffers too, which need no torch
+
         return _shared_moment, (self._shared, torch.get_default_dtype())
 
 
-def _shared_moment(shared: Any, dtype: torch.dtype) -> Moment:
+def _shared_moment(shared: Any, dtype: Any) -> Moment:
     """The moment of the process that starts this worker."""
+    import torch
+
     torch.set_default_dtype(dtype)  # a forked worker has it, a spawned one would deliver float32
     moment = Moment.__new__(Moment)
     moment._shared = shared

@@ -1,5 +1,9 @@
 """Settings of all tests."""
 
+import os
+import shutil
+import tempfile
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -8,6 +12,31 @@ from hypothesis import HealthCheck, settings
 # How long an example takes, or to make one, says nothing about what it asserts.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+MEMORY = Path("/dev/shm")
+LEAST_MEMORY = 4 << 30
+
+
+def made_in_memory() -> str | None:
+    """A folder in memory for everything that tests write, which is then not waited for to be on a disk.
+
+    Workers of pytest-xdist have that of the process that started them. None where somebody chose another folder, or
+    where there is none in memory that is large enough.
+    """
+    chosen = "TMPDIR" in os.environ or "PYTEST_XDIST_WORKER" in os.environ
+    if chosen or not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < LEAST_MEMORY:
+        return None
+    folder = tempfile.mkdtemp(prefix="gym-replay-tests-", dir=MEMORY)
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    return folder
+
+
+FOLDER = made_in_memory()
+
+
+def pytest_unconfigure() -> None:
+    if FOLDER is not None:
+        shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 @pytest.fixture

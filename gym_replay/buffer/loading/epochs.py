@@ -74,7 +74,7 @@ class EpochSampler(Sampler[int]):
         self.order = options.order_over(dataset, seed)
         self.epoch = 0
         self.repeats_epoch = False
-        self.moment = Moment(seed)
+        self.moment = Moment(self.order.seed)
         self._start = 0
         self._pending: Sequence[PriorityDraw] = ()
         self._within: tuple[Bounds, int] | None = None

@@ -7,7 +7,6 @@ from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.reader import Snapshot, has_buffer
 from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
 from gym_replay.buffer.storage.staging import Stage
-from gym_replay.buffer.storage.writer import FolderWriter
 
 __all__ = [
     "COMPLETE",
@@ -15,7 +14,6 @@ __all__ = [
     "Block",
     "Claim",
     "Encoders",
-    "FolderWriter",
     "MetaColumn",
     "Metadata",
     "Piece",

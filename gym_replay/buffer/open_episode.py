@@ -309,9 +309,6 @@ class Claim:
         end: a method that commits what is open, and closes the claim; called where ``owner`` is garbage or the
             interpreter exits, before the buffer lets its folder go. It knows nothing of ``owner``.
         forget: a method that forgets what is open; called where the buffer is released.
-
-    Attributes:
-        writer: that of the buffer, while the claim is open.
     """
 
     def __init__(
@@ -319,11 +316,21 @@ class Claim:
     ) -> None:
         self._buffer, self._owner = buffer, weakref.ref(owner)
         self._end, self._forget = weakref.WeakMethod(end), weakref.WeakMethod(forget)  # of who holds this claim
-        self.writer: FolderWriter | None = None
+        self._writer: FolderWriter | None = None
         self._ends_before: FolderWriter | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
 
-    def open(self) -> FolderWriter:
+    @property
+    def is_open(self) -> bool:
+        """Whether the buffer is kept for this claim's episodes."""
+        return self._writer is not None
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the buffer can be full, or evict; the claim is opened for it."""
+        return self._opened().is_limited
+
+    def open(self) -> None:
         """Keep the buffer for this claim's episodes; another process or object is refused from then on.
 
         Raises:
@@ -335,19 +342,18 @@ class Claim:
             buffer.slot.require_free("recording an episode")
         writer = buffer.writing()
         buffer.slot.holder = self
-        self.writer = writer
+        self._writer = writer
         if self._ends_before is not writer and (owner := self._owner()) is not None:
             if self._finalizer is not None:
                 self._finalizer.detach()
             # Made after the finalizer of the writer, so that at the interpreter's exit it runs before that.
             self._ends_before, self._finalizer = writer, weakref.finalize(owner, finalize, self._end())
-        return writer
 
     def close(self) -> None:
         """Let the buffer take other episodes."""
         if self._buffer.slot.holder is self:
             self._buffer.slot.holder = None
-        self.writer = None
+        self._writer = None
 
     def discard(self) -> None:
         """Forget what is open: the buffer is released."""
@@ -356,7 +362,10 @@ class Claim:
             forget()
 
     def _opened(self) -> FolderWriter:
-        return self.writer or self.open()
+        if self._writer is None:
+            self.open()
+        assert self._writer is not None
+        return self._writer
 
     def stage(
         self, initial: Mapping[str, bytes], names: Sequence[str], packers: Mapping[str, Callable[[list[Any]], Any]]
@@ -371,7 +380,8 @@ class Claim:
         Raises:
             BufferFullError: there is no room for one more episode.
         """
-        return self.open().stage(initial, names, packers)
+        self.open()
+        return self._opened().stage(initial, names, packers)
 
     def require_room(self, lengths: npt.NDArray[np.int64]) -> None:
         """Raise where open episodes of these lengths do not fit into the buffer.
@@ -384,6 +394,14 @@ class Claim:
             writer.room.require(1, int(lengths.max()))
         else:
             writer.room.require(len(lengths), int(lengths.max()), steps=int(lengths.sum()))
+
+    def check_owner(self) -> None:
+        """Raise BufferLockedError in a forked child, which has the files of the process that it comes from."""
+        self._opened().check_owner()
+
+    def largest_block(self) -> tuple[int, int]:
+        """How many episodes, and transitions, to commit at once: in a ring, so few that not many others are evicted."""
+        return self._opened().room.largest_block()
 
     def require_longer(self, stage: Stage) -> None:
         """Raise where the open episode may have no transition more.
@@ -405,9 +423,9 @@ class Claim:
             StorageError: the operating system refused. The same block can be committed again, unless
                 :meth:`is_committed` says that it is visible.
         """
-        writer = self.writer
-        if writer is None or writer.metadata.circular:
-            writer = self.open()  # a ring makes room for strings when it is opened
+        writer = self._opened()
+        if writer.metadata.circular:
+            self.open()  # a ring makes room for strings when it is opened
         writer.commit(block)
 
     def is_committed(self, first_id: int | None) -> bool:

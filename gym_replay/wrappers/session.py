@@ -239,7 +239,7 @@ class Session(ABC, Generic[_E]):
         claim = self.claim
         while waiting := self.ended:
             ended = waiting[0]
-            if claim.writer is None:
+            if not claim.is_open:
                 claim.open()
             if ended.first_id is None or not claim.is_committed(ended.first_id):
                 if self._on_episode is not None:
@@ -249,7 +249,7 @@ class Session(ABC, Generic[_E]):
                         if self.ended and len(ended.verdicts) == len(ended):
                             self._write(ended)
                         raise
-                    if claim.writer is None:  # on_episode released the buffer, and what had ended was forgotten
+                    if not claim.is_open:  # on_episode released the buffer, and what had ended was forgotten
                         break
                 self._write(ended)
             waiting = self.ended
@@ -306,10 +306,10 @@ class Session(ABC, Generic[_E]):
         """
         self.refuse_within_on_episode()
         try:
-            if self.claim.writer is not None:
+            if self.claim.is_open:
                 self._cut_all()
         except BaseException:
-            if self.claim.writer is None or not self.has_open:
+            if not self.claim.is_open or not self.has_open:
                 self.forget()
             raise
         self.forget()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.door import COMPLETE, HAS_FINAL, Block, Encoders, FolderWriter, MetaColumn, Metadata, Ragged
+from gym_replay.buffer.door import COMPLETE, HAS_FINAL, Block, Claim, Encoders, MetaColumn, Metadata, Ragged
 from gym_replay.schema.fields import Field, widened
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.recorded_schema import FLAGS
@@ -174,7 +174,8 @@ class EndedEpisodes:
 
 
 def extract_ended(
-    writer: FolderWriter,
+    claim: Claim,
+    metadata: Metadata,
     staging: Staging,
     meta: EpisodeMeta,
     env_indices: EnvIndices,
@@ -188,7 +189,7 @@ def extract_ended(
     """The episodes of some sub-environments, which have ended, in as many blocks as there must be.
 
     Args:
-        writer: of the buffer that they go to.
+        claim, metadata: of the buffer that they go to.
         staging: has their rows.
         meta: has their meta fields.
         env_indices, starts: of each the sub-environment, and the time of the first observation.
@@ -197,10 +198,10 @@ def extract_ended(
         complete: whether they were not cut, which truncates them.
         finals: their last rows, where the staging has those of the next episodes.
     """
-    blocks, lengths, metadata = [], until - starts, writer.metadata
+    blocks, lengths = [], until - starts
     has_state, parts = metadata.has_state, [slice(None)]
     if metadata.circular:
-        parts = _parts(lengths, *writer.room.largest_block())
+        parts = _parts(lengths, *claim.largest_block())
     for part in parts:
         indices, steps = env_indices[part], lengths[part]
         counts = steps + 1 if has_state else steps

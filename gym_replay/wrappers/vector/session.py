@@ -131,13 +131,12 @@ class VectorSession(Session[EndedEpisodes]):
             state = self.state
         if not state.is_recording:
             return False
-        writer = claim.writer or claim.open()
-        if writer.is_limited:
+        if claim.is_limited:
             lengths = state.now + 1 - self.starts[state.running]
             if len(lengths):
                 claim.require_room(lengths)
         if state.now >= self.staging.full_at:
-            writer.check_owner()  # a forked child has the files of the process that it comes from
+            claim.check_owner()
             self.staging.make_room(state.now, self._earliest)
         return True
 
@@ -198,9 +197,18 @@ class VectorSession(Session[EndedEpisodes]):
         complete: bool,
         finals: Finals | None = None,
     ) -> list[EndedEpisodes]:
-        writer, starts = self.claim.writer or self.claim.open(), self.starts[env_indices]
+        metadata, starts = self.buffer.metadata, self.starts[env_indices]
         return extract_ended(
-            writer, self.staging, self._meta, env_indices, starts, until, returns, complete=complete, finals=finals
+            self.claim,
+            metadata,
+            self.staging,
+            self._meta,
+            env_indices,
+            starts,
+            until,
+            returns,
+            complete=complete,
+            finals=finals,
         )
 
     # --- resets ---

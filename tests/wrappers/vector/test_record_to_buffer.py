@@ -750,7 +750,7 @@ def test_an_interrupt_that_leaves_the_buffer_half_held(tmp_path):
     envs = RecordToBuffer(scripted([3, 3]), buffer)
     envs.reset()
     step_many(envs, 1)
-    envs._session.claim.writer = None  # as where an interrupt comes between two statements of its end
+    envs._session.claim._writer = None  # as where an interrupt comes between two statements of its end
     envs.close()
     buffer.clear()
     again = RecordToBuffer(scripted([3, 3]), buffer)

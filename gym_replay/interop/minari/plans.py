@@ -152,7 +152,7 @@ class Plan:
         Raises:
             CannotHold: the format does not take this episode.
         """
-        if not episode.has_final:
+        if self.observation.names and not episode.has_final:
             raise CannotHold("its last observation was not recorded, and Minari has T+1 observations")
         if not self.limits.is_hdf5 and len(episode) > LONGEST_ARROW:
             raise CannotHold(

@@ -8,17 +8,16 @@ episodes that led to it are executed first.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.door import Metadata, Snapshot
-from gym_replay.buffer.env_arguments import require_harmless
-from gym_replay.buffer.env_spec import make_env
+from gym_replay.buffer.env_spec import make_env, require_harmless
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.reading import Readable
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError, EpisodeStateError, FieldError
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
 
 Status = Literal["equal", "differs", "not replayable"]
 What = Literal["observation", "reward", "terminated", "truncated"]
+
+_OF_STEPS = ("reward", "terminated", "truncated")
 
 _DECIDING = {
     **parse_fields({"terminated": "bool", "truncated": "bool"}),
@@ -156,7 +157,7 @@ def replay(
     _require_recorded(episode.snapshot.metadata)
     if not render:
         with _players(episode, env, trust=trust) as make:
-            return _Replay(episode, make).report()
+            return _report(episode, make)
     if env is not None and env.render_mode is None:
         raise FieldError("render: env has no render mode; make it with render_mode='rgb_array'")
     return _frames(episode, env, trust=trust)
@@ -173,140 +174,121 @@ def _require_recorded(metadata: Metadata) -> None:
         raise FieldError("replay: the buffer has no rewards as RecordToBuffer stores them")
 
 
-def _frames(episode: Episode, env: gym.Env[Any, Any] | None, *, trust: bool) -> Iterator[Any]:
-    with _players(episode, env, trust=trust, render_mode="rgb_array") as make:
-        yield from _Replay(episode, make).frames()
-
-
 @contextmanager
 def _players(
     episode: Episode, env: gym.Env[Any, Any] | None, *, trust: bool, **kwargs: Any
 ) -> Iterator[Callable[[], _Player]]:
     """A function that gives an environment to play in, a fresh one at each call unless one was passed in."""
     metadata = episode.snapshot.metadata
-    made: list[gym.Env[Any, Any]] = []
+    with ExitStack() as made:
 
-    def make() -> _Player:
-        if env is not None:
-            return _Player(metadata, env, trust=trust)
-        while made:
-            made.pop().close()
-        made.append(make_env((metadata.environment or {}).get("env_spec"), trust=trust, **kwargs))
-        return _Player(metadata, made[0], trust=trust)
+        def make() -> _Player:
+            if env is not None:
+                return _Player(metadata, env, trust=trust)
+            made.close()
+            fresh = make_env((metadata.environment or {}).get("env_spec"), trust=trust, **kwargs)
+            made.callback(fresh.close)
+            return _Player(metadata, fresh, trust=trust)
 
-    try:
         yield make
-    finally:
-        while made:
-            made.pop().close()
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """What an episode is executed from: itself, or the episodes that led to it and then itself."""
+class _Origin(NamedTuple):
+    """What an episode is executed from: itself, or an earlier episode and all since.
+
+    Attributes:
+        name: for messages.
+        first: the index of the episode that is executed first.
+    """
 
     name: str
-    episodes: Callable[[], Iterator[Episode]]
-    is_own: bool
+    first: int
 
 
-@dataclass(frozen=True)
-class _Difference:
+class _Difference(NamedTuple):
     episode: int
     step: int
     what: What
     detail: str
 
 
-class _Replay:
-    """One episode and what it may be executed from."""
+def _report(episode: Episode, make: Callable[[], _Player]) -> ReplayReport:
+    found = []
+    for origin in _origins(episode):
+        difference = next(_differences(make(), episode, origin), None)
+        if difference is None:
+            return ReplayReport(episode.id, "equal", origin.name)
+        found.append((origin, difference))
+    if not found:
+        detail = "neither a seed nor the state of a generator was kept"
+        return ReplayReport(episode.id, "not replayable", detail=detail)
+    episode.snapshot.require_live(episode.id)  # or other rows may have been compared
+    origin, difference = found[0]
+    detail = ""
+    if origin.first != episode.index:
+        # That the episodes before led to this one is a guess: what is not recorded may lie between them.
+        detail = f"it was not reached from {origin.name}"
+    elif make().trace(episode) != make().trace(episode):
+        detail = f"two replays from {origin.name} differ from one another, so it depends on something else too"
+    if detail:
+        return ReplayReport(episode.id, "not replayable", detail=detail)
+    return ReplayReport(episode.id, "differs", origin.name, difference.step, difference.what, difference.detail)
 
-    def __init__(self, episode: Episode, make: Callable[[], _Player]) -> None:
-        self._episode = episode
-        self._make = make
 
-    def _origins(self) -> Iterator[_Origin]:
-        own = _own_origin(self._episode)
-        if own is not None:
-            yield own
-        yield from _lineages(self._episode)
-
-    def report(self) -> ReplayReport:
-        found = []
-        for origin in self._origins():
-            difference = self._compare(origin)
-            if difference is None:
-                return ReplayReport(self._episode.id, "equal", origin.name)
-            found.append((origin, difference))
-        if not found:
-            return self._not_replayable("neither a seed nor the state of a generator was kept")
-        self._episode.snapshot.require_live(self._episode.id)  # or other rows may have been compared
-        origin, difference = found[0]
-        if not origin.is_own:
-            # That the episodes before led to this one is a guess: what is not recorded may lie between them.
-            return self._not_replayable(f"it was not reached from {origin.name}")
-        if self._make().trace(self._episode) != self._make().trace(self._episode):
-            return self._not_replayable(
-                f"two replays from {origin.name} differ from one another, so it depends on something else too"
-            )
-        return ReplayReport(
-            self._episode.id, "differs", origin.name, difference.step, difference.what, difference.detail
-        )
-
-    def _not_replayable(self, detail: str) -> ReplayReport:
-        return ReplayReport(self._episode.id, "not replayable", detail=detail)
-
-    def _compare(self, origin: _Origin) -> _Difference | None:
-        player = self._make()
-        runs = (found for episode in origin.episodes() for found in player.run(episode))
-        return next((found for found in runs if found is not None), None)
-
-    def frames(self) -> Iterator[Any]:
-        origin = next((tried for tried in self._origins() if self._compare(tried) is None), None)
+def _frames(episode: Episode, env: gym.Env[Any, Any] | None, *, trust: bool) -> Iterator[Any]:
+    with _players(episode, env, trust=trust, render_mode="rgb_array") as make:
+        tried = (origin for origin in _origins(episode) if next(_differences(make(), episode, origin), None) is None)
+        origin = next(tried, None)
         if origin is None:
-            raise EpisodeStateError(f"{self.report()}; there are no frames of an episode that does not replay")
-        player = self._make()
-        for episode in origin.episodes():
-            for difference in player.run(episode):
-                if difference is not None:
-                    raise EpisodeStateError(
-                        f"episode {difference.episode} replays without rendering, but not with it: {difference.detail}"
-                    )
-                if episode.id == self._episode.id:
-                    yield player.env.render()
+            raise EpisodeStateError(f"{_report(episode, make)}; there are no frames of an episode that does not replay")
+        player = make()
+        for state in _states(player, episode, origin):
+            if isinstance(state, _Difference):
+                raise EpisodeStateError(
+                    f"episode {state.episode} replays without rendering, but not with it: {state.detail}"
+                )
+            if state == episode.id:
+                yield player.env.render()
 
 
-def _own_origin(episode: Episode) -> _Origin | None:
-    seed = _seed_of(episode)
-    if seed is not None:
-        return _Origin(f"seed {seed}", lambda: iter((episode,)), True)
-    if _generator_of(episode).any():
-        return _Origin("the generator's state", lambda: iter((episode,)), True)
-    return None
+def _states(player: _Player, episode: Episode, origin: _Origin) -> Iterator[int | _Difference]:
+    """Execute the episodes from an origin to one; gives the id of the episode for each state, or what differs."""
+    for index in range(origin.first, episode.index + 1):
+        each = episode if index == episode.index else Episode(episode.snapshot, index)
+        for difference in player.run(each):
+            yield each.id if difference is None else difference
 
 
-def _lineages(episode: Episode) -> Iterator[_Origin]:
-    """The episodes before it from the last seeded one on, then from the first that it can be traced back to.
+def _differences(player: _Player, episode: Episode, origin: _Origin) -> Iterator[_Difference]:
+    return (state for state in _states(player, episode, origin) if isinstance(state, _Difference))
+
+
+def _origins(episode: Episode) -> Iterator[_Origin]:
+    """What decided the episode; then the episodes before it from the last seeded one on, and from the first known one.
 
     Some environments carry more than their generator from one episode to the next: Atari games a generator of their
     own, those of Box2D the memory of its solver.
     """
-    snapshot, place = episode.snapshot, episode.index
-    gaps = np.flatnonzero(np.diff(snapshot.ids[: place + 1]) != 1)  # after which episodes others have gone
+    snapshot, index = episode.snapshot, episode.index
+    if _decided_by(episode):
+        yield _Origin(_decided_by(episode), index)
+    gaps = np.flatnonzero(np.diff(snapshot.ids[: index + 1]) != 1)  # after which episodes others have gone
     oldest = int(gaps[-1]) + 1 if len(gaps) else 0
-    is_seeded = (_meta_of(snapshot, "episode_seed", -1)[oldest:place] >= 0).any(axis=1)
-    is_known = is_seeded | (_meta_of(snapshot, "episode_rng", 0)[oldest:place] != 0).any(axis=1)
+    is_seeded = (_meta_of(snapshot, "episode_seed", -1)[oldest:index] >= 0).any(axis=1)
+    is_known = is_seeded | (_meta_of(snapshot, "episode_rng", 0)[oldest:index] != 0).any(axis=1)
     starts = [] if _seed_of(episode) is not None else (oldest + np.flatnonzero(is_seeded)[-1:]).tolist()
     starts += (oldest + np.flatnonzero(is_known)[:1]).tolist()
     for start in dict.fromkeys(starts):
         first = Episode(snapshot, start)
-        own = _own_origin(first)
-        assert own is not None
+        yield _Origin(f"{_decided_by(first)} of episode {first.id} and all episodes since", start)
 
-        def episodes(start: int = start) -> Iterator[Episode]:
-            return (Episode(snapshot, index) for index in range(start, place + 1))
 
-        yield _Origin(f"{own.name} of episode {first.id} and all episodes since", episodes, False)
+def _decided_by(episode: Episode) -> str:
+    """What was kept that decides the episode; empty where nothing was."""
+    seed = _seed_of(episode)
+    if seed is not None:
+        return f"seed {seed}"
+    return "the generator's state" if _generator_of(episode).any() else ""
 
 
 def _meta_of(snapshot: Snapshot, name: str, default: int) -> npt.NDArray[Any]:
@@ -364,34 +346,53 @@ class _Player:
 
     def run(self, episode: Episode) -> Iterator[_Difference | None]:
         """Execute an episode; gives, for each of the T+1 states, what differs, and ends with the first difference."""
-        actions = self._actions_of(episode)
-        record = _Record(episode, self._observation_names, self._encode, self._encode_reward)
-        difference = record.state_differs(0, self._reset(episode))
-        yield difference
-        for t, action in enumerate(actions):
+        stored = {name: episode[name] for name in (*self._observation_names, *_OF_STEPS)}
+        cut_at = None if episode.complete else len(episode) - 1
+        for row, outcome in enumerate(self._execute(episode)):
+            difference = None
+            for name, part in outcome.items():
+                what, at = (name, row - 1) if name in _OF_STEPS else ("observation", row)
+                detail = part if isinstance(part, str) else ""
+                # Row T is missing where an episode was stored by hand.
+                if not detail and at < len(rows := stored[name]) and rows[at].tobytes() != part:
+                    detail = f"{name}[{at}]{_describe(rows[at], cast(bytes, part))}"
+                if detail and not (name == "truncated" and at == cut_at):
+                    difference = _Difference(episode.id, row - 1, cast(What, what), detail)
+                    break
+            yield difference
             if difference is not None:
                 return
-            observation, reward, terminated, truncated, _ = self.env.step(action)
-            difference = record.step_differs(t, reward, terminated, truncated)
-            difference = record.state_differs(t + 1, observation) if difference is None else difference
-            yield difference
 
     def trace(self, episode: Episode) -> list[int]:
-        """A check value of all that the environment returns at each step, up to where it ends."""
-        values = [self._check_value(self._reset(episode))]
-        for action in self._actions_of(episode):
+        """A check value of all that the environment returns at each step."""
+        return [
+            zlib.crc32(b"".join(part if isinstance(part, bytes) else part.encode() for part in outcome.values()))
+            for outcome in self._execute(episode)
+        ]
+
+    def _execute(self, episode: Episode) -> Iterator[Mapping[str, bytes | str]]:
+        """What reset and each step return, up to where the environment ends the episode.
+
+        Each is the bytes of the stored fields by name, or why the value does not fit.
+        """
+        actions = self._actions_of(episode)
+        yield self._encoded(self._reset(episode))
+        for action in actions:
             observation, reward, terminated, truncated, _ = self.env.step(action)
-            values.append(self._check_value(observation, reward, bool(terminated), bool(truncated)))
+            try:
+                rewards: bytes | str = self._encode_reward(reward)
+            except FieldError as error:
+                rewards = str(error)
+            flags = {"terminated": bytes([bool(terminated)]), "truncated": bytes([bool(truncated)])}
+            yield {"reward": rewards, **flags, **self._encoded(observation)}
             if terminated or truncated:
                 break
-        return values
 
-    def _check_value(self, observation: Any, reward: Any = 0.0, *flags: bool) -> int:
+    def _encoded(self, observation: Any) -> Mapping[str, bytes | str]:
         try:
-            parts = (*self._encode(observation), self._encode_reward(reward), bytes(flags))
+            return dict(zip(self._observation_names, self._encode(observation), strict=True))
         except FieldError as error:
-            parts = (str(error).encode(),)
-        return zlib.crc32(b"".join(parts))
+            return {"observation": str(error)}
 
     def _reset(self, episode: Episode) -> Any:
         restore_generator(self.env, _generator_of(episode))
@@ -428,54 +429,6 @@ def _is_wider(columns: Sequence[Any], dtype: Any) -> bool:
     if len(columns) != 1 or dtype is None or not isinstance(columns[0], np.ndarray):
         return False
     return columns[0].dtype != dtype and np.can_cast(dtype, columns[0].dtype)
-
-
-class _Record:
-    """The stored rows of an episode, to hold against what comes now."""
-
-    def __init__(
-        self,
-        episode: Episode,
-        names: Sequence[str],
-        encode: Callable[[Any], tuple[bytes, ...]],
-        encode_reward: Callable[[Any], bytes],
-    ) -> None:
-        self._id = episode.id
-        self._encode, self._encode_reward = encode, encode_reward
-        self._observations = {name: episode[name] for name in names}
-        self._rewards = episode["reward"]
-        self._flags = {name: episode[name] for name in ("terminated", "truncated")}
-        self._cut_at = None if episode.complete else len(episode) - 1
-
-    def state_differs(self, row: int, observation: Any) -> _Difference | None:
-        """What differs in an observation from that of a row."""
-        try:
-            parts = self._encode(observation)
-        except FieldError as error:
-            return _Difference(self._id, row - 1, "observation", str(error))
-        for (name, rows), part in zip(self._observations.items(), parts, strict=True):
-            # Row T is missing where an episode was stored by hand.
-            if row < len(rows) and rows[row].tobytes() != part:
-                detail = f"{name}[{row}]{_describe(rows[row], part)}"
-                return _Difference(self._id, row - 1, "observation", detail)
-        return None
-
-    def step_differs(self, t: int, reward: Any, terminated: Any, truncated: Any) -> _Difference | None:
-        """What differs in the other results of a step."""
-        stored = self._rewards[t]
-        try:
-            encoded = self._encode_reward(reward)
-        except FieldError as error:
-            return _Difference(self._id, t, "reward", str(error))
-        if stored.tobytes() != encoded:
-            detail = f"reward[{t}]{_describe(stored, encoded)}"
-            return _Difference(self._id, t, "reward", detail)
-        flags: tuple[tuple[What, Any], ...] = (("terminated", terminated), ("truncated", truncated))
-        for name, flag in flags:
-            recorded = bool(self._flags[name][t])
-            if recorded != bool(flag) and not (name == "truncated" and t == self._cut_at):
-                return _Difference(self._id, t, name, f"{name}[{t}] is {bool(flag)}, recorded {recorded}")
-        return None
 
 
 def _describe(stored: Any, encoded: bytes) -> str:

@@ -2,12 +2,13 @@
 
 import os
 import time
+from contextlib import suppress
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gym_replay import Ragged
+from gym_replay import BufferLockedError, Ragged, ReplayBuffer
 
 META_OF_PLAYING = ("env_index", "episode_start", "episode_duration", "episode_run")
 """Meta fields that say who played an episode and when, not what it is."""
@@ -71,6 +72,23 @@ class Uneven(gym.Env):
     def step(self, action):
         self.left -= 1
         return np.array([self.left], np.float32), 1.0, self.left == 0, False, {}
+
+
+class Hesitant(gym.Env):
+    """Its info holds an integer at first, and a fraction later: in episodes of more than three steps only."""
+
+    observation_space = spaces.Box(0, 99, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.end = 0, int(self.np_random.integers(1, 7))
+        return np.zeros(1, np.float32), {"p": 1, "t": np.uint8(0)}
+
+    def step(self, action):
+        self.t += 1
+        info = {"p": 1 if self.t < 4 else 1 / self.t, "t": np.uint8(self.t)}
+        return np.full(1, self.t, np.float32), 1.0, self.t >= self.end, False, info
 
 
 class Drawing:
@@ -138,8 +156,38 @@ def facts_of(buffer):
     return found
 
 
+def assert_infos(buffer):
+    for episode in buffer:
+        steps = range(len(episode) + 1)
+        assert episode["info.t"].tolist() == list(steps)
+        assert episode["info.p"].tolist() == [1 if t < 4 else 1 / t for t in steps]
+
+
 def bytes_of(rows):
     return [row.tobytes() for row in rows] if isinstance(rows, Ragged) else rows.tobytes()
+
+
+def seeds_of(seed, index):
+    """The seeds of an episode for the environment and the policy, as docs/collecting.md has them."""
+    words = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(2, np.uint64)
+    return int(words[0] >> np.uint64(33)), int(words[1] >> np.uint64(1))
+
+
+def shards_of(folder):
+    """The folders of workers that hold a buffer."""
+    return sorted(path.parent for path in (folder / "shards").glob("worker-*/metadata.json"))
+
+
+def assert_unlocked(folder, seconds=10):
+    """A worker that was killed while it began may take a moment to be gone."""
+    until = time.monotonic() + seconds
+    with ReplayBuffer.from_folder(folder) as buffer:
+        while time.monotonic() < until:
+            with suppress(BufferLockedError):
+                buffer.acquire()
+                return
+            time.sleep(0.05)
+        buffer.acquire()
 
 
 def pid_of_writer(folder):

@@ -20,8 +20,9 @@ from gym_replay import (
     MakeEnvError,
     RecordToBuffer,
     ReplayBuffer,
+    ReplayReport,
+    replay,
 )
-from gym_replay.replaying import ReplayReport, replay
 from gym_replay.wrappers.generator_state import generator_state, restore_generator
 
 

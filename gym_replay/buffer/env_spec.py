@@ -2,14 +2,21 @@
 
 The JSON may come from a folder that a stranger wrote. So nothing here imports a module or calls an entry point that
 it names, and whatever is malformed raises :class:`~gym_replay.errors.CorruptBufferError`.
+
+The arguments in a folder decide how much memory an environment takes, which files it reads, and whether it opens a
+window. So without ``trust=True`` only harmless ones are handed on: None, booleans, numbers from -1000 to 1000 and those
+that are not finite, words, and lists, dicts and arrays of up to 4096 of them. A word is up to 64 letters, digits,
+blanks, ``_``, ``+`` and ``-``, so that it names no file outside of the folder one is in. What asks for a window is
+refused. Numbers are bounded, but what an environment makes of them is its own code.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -17,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
-from gym_replay.buffer.env_arguments import OFF_SCREEN, require_harmless
 from gym_replay.errors import CorruptBufferError, GymReplayError, MakeEnvError, printable
 from gym_replay.schema.fields import NUMERIC, number_to_json
 from gym_replay.spaces.checked_json import (
@@ -50,6 +56,14 @@ _LEFT_OUT = frozenset(f"gymnasium.wrappers.rendering:{name}" for name in ("Recor
 
 _ANY_NUMBER = frozenset(["TimeLimit"])
 """Standard wrappers that only compare their numbers."""
+
+_OFF_SCREEN = frozenset(["rgb_array", "depth_array", "rgbd_tuple", "ansi"])
+"""The render modes that open no window and collect no frames."""
+
+_LARGEST = 1000
+_MOST_VALUES = 4096
+_WORD = re.compile(r"[\w +-]{0,64}")
+_WINDOW = re.compile(r"render|gui|display|viewer|window|human", re.IGNORECASE)
 
 
 class _NotJson(Exception):
@@ -257,7 +271,7 @@ def make_env(spec_json: Json, /, *, trust: bool = False, **kwargs: Any) -> gym.E
     """Build the recorded environment again, by the id that is registered in this process.
 
     A recorded render mode is handed on where it opens no window. Of the other recorded arguments, those that are not
-    the registered ones must be harmless, as :mod:`gym_replay.buffer.env_arguments` defines it.
+    the registered ones must be harmless.
 
     Args:
         spec_json: what :func:`spec_to_json` gave.
@@ -311,7 +325,7 @@ def _arguments(recorded: EnvSpec, registered: EnvSpec, spec_json: Json, given: M
         if name not in given and not (name in known and known[name] == spec_json["kwargs"][name])
     }
     mode = arguments.get("render_mode")
-    if not isinstance(mode, str) or mode not in OFF_SCREEN:
+    if not isinstance(mode, str) or mode not in _OFF_SCREEN:
         arguments.pop("render_mode", None)
     return arguments
 
@@ -335,7 +349,8 @@ def _find_registered(env_id: str, entry_point: str | None) -> EnvSpec:
         return registered
     package = entry_point.partition(":")[0].partition(".")[0] if entry_point else ""
     remedy = (
-        f"its recorded entry point was {entry_point!r}: `import {package}` may register it"
+        f"its recorded entry point was {entry_point!r}: `import {package}` may register it (gym-replay replay "
+        f"--import {package})"
         if package
         else "import the package that registers it"
     )
@@ -366,3 +381,63 @@ def _wrap(env: gym.Env[Any, Any], recorded: EnvSpec, dropped: list[str]) -> gym.
             )
         env = make(env, **wrapper.kwargs)
     return env
+
+
+def require_harmless(arguments: Mapping[str, Any], whose: str) -> None:
+    """Refuse recorded arguments that are more than a few words and small numbers.
+
+    Args:
+        arguments: by name.
+        whose: what to call them in the message, such as ``"CartPole-v1: the recorded arguments"``.
+
+    Raises:
+        MakeEnvError: naming each argument that is refused, and why.
+    """
+    reasons = [f"{name!r:.80} {fault}" for name, value in arguments.items() if (fault := _fault(name, value))]
+    if reasons:
+        more = f" and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+        raise MakeEnvError(
+            f"{whose} are not handed on, because a folder may come from a stranger: {'; '.join(reasons[:5])}{more}. "
+            "If you trust the folder pass trust=True (gym-replay replay --trust); or pass what you want yourself, by "
+            "name to make_env, or as env=... to replay"
+        )
+
+
+def _fault(name: str, value: Any) -> str | None:
+    values = _values(name, value)
+    for count, (key, item) in enumerate(values, 1):
+        if count > _MOST_VALUES:
+            return f"holds more than {_MOST_VALUES} values"
+        if fault := _fault_of_one(key, item):
+            return fault
+    return None
+
+
+def _fault_of_one(key: str, value: Any) -> str | None:
+    if isinstance(value, str):
+        if value in _OFF_SCREEN:
+            return None
+        if value == "human" or _WINDOW.search(key):
+            return f"is {value!r:.60}, which may open a window"
+        return None if _WORD.fullmatch(value) else f"is {value!r:.60}, which may name a file"
+    if value is True and _WINDOW.search(key):
+        return f"is True in {key!r:.60}, which may open a window"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        is_small = not math.isfinite(value) if isinstance(value, float) else False
+        return None if is_small or abs(value) <= _LARGEST else f"is {str(value)[:30]}, a number past {_LARGEST}"
+    return None
+
+
+def _values(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The plain values in an argument, each with the innermost name that it has."""
+    if isinstance(value, np.ndarray):
+        value = value.reshape(-1)[: _MOST_VALUES + 1].tolist()
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _values(str(name), item)
+            yield "", str(name)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _values(key, item)
+    else:
+        yield key, value

@@ -1,7 +1,7 @@
-"""The command ``gym-replay``: one module for each verb, and what they share.
+"""The command ``gym-replay``: its parser, and what becomes of errors.
 
-A verb's module has ``add(verbs)``, which adds its parser with ``set_defaults(run=function)``; the function takes the
-parsed arguments and returns the exit status. Results go to the standard output, everything else to the standard error.
+The modules of :data:`MODULES` declare the verbs. Results go to the standard output, everything else to the standard
+error.
 """
 
 from __future__ import annotations
@@ -16,10 +16,19 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
+from gym_replay.cli.verbs import VERBS
 from gym_replay.errors import GymReplayError, printable
 
-VERBS = ("record", "info", "check", "stats", "head", "replay", "merge", "select", "split", "export_", "import_")
-"""The verbs, in the order of the help: each is a module of this package."""
+MODULES = ("record", "info", "looking", "replay", "copies", "formats")
+"""The modules of this package that declare verbs, in the order of the help."""
+
+_GROUPS = {
+    "export": "write a folder in the format of another package",
+    "import": "read episodes in the format of another package into a new folder",
+}
+"""The verbs that have formats."""
+
+_EXAMPLES = "examples:"
 
 OK, FOUND, ERROR, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
@@ -31,10 +40,19 @@ class _Parser(argparse.ArgumentParser):
         self.exit(ERROR, f"{self.prog}: error: {message} ({self.prog} --help shows how it is used)\n")
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Keeps the lines of examples, and wraps all other text."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command."""
     import gym_replay
 
+    for module in MODULES:
+        import_module(f"gym_replay.cli.{module}")
     parser = _Parser(
         prog="gym-replay",
         description="Record environments, and look at, check, replay and copy what gym_replay recorded.",
@@ -44,9 +62,35 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gym-replay {gym_replay.__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
+    formats: dict[str, Any] = {}
     for verb in VERBS:
-        import_module(f"gym_replay.cli.{verb}").add(verbs)
+        group, _, name = verb.name.rpartition(" ")
+        if group and group not in formats:
+            summary = _GROUPS[group]
+            examples = [*verb.examples[:1], f"gym-replay {verb.name} --help"]
+            made = _add_parser(verbs, group, summary, f"{summary.capitalize()}.", examples)
+            formats[group] = made.add_subparsers(dest="format", metavar="FORMAT", required=True)
+        one = _add_parser(formats.get(group, verbs), name, verb.summary, verb.description, verb.examples)
+        one.set_defaults(run=verb.run)
+        one.add_argument("--json", action="store_true", help="write JSON to the standard output, and nothing else")
+        one.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        for names, settings in verb.options:
+            one.add_argument(*names, **settings)
     return parser
+
+
+def _add_parser(
+    parsers: Any, name: str, summary: str, description: str, examples: Sequence[str]
+) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = parsers.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog="\n".join([_EXAMPLES, *(f"  {example}" for example in examples)]),
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gym_replay.buffer.door import Metadata
 from gym_replay.buffer.loading.selection import EpisodeValues
 from gym_replay.cli import output
-from gym_replay.cli.options import SOURCE_HELP, add_verb
+from gym_replay.cli.verbs import FOLDER, verb
 from gym_replay.errors import GymReplayError
 from gym_replay.files.documents import parse_json
 from gym_replay.files.folders import bytes_beneath
@@ -23,28 +26,21 @@ _ENDS = ("terminated", "truncated", "complete")
 _LIMITS = ("max_episodes", "max_timesteps", "max_steps")
 
 
-def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        verbs,
-        "info",
-        run,
-        "show what is in a folder, and how it was recorded",
-        "Shows fields, spaces, numbers of episodes and steps, the room on the disk, how episode lengths and returns "
-        "are distributed, and which runs and versions recorded the episodes.",
-        ["gym-replay info data/cartpole", "gym-replay info data/shards --json | jq .num_steps"],
-    )
-    parser.add_argument("folder", help=SOURCE_HELP)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Show what is there."""
+@verb(
+    "info",
+    "show what is in a folder, and how it was recorded",
+    "Shows fields, spaces, numbers of episodes and steps, the room on the disk, how episode lengths and returns are "
+    "distributed, and which runs and versions recorded the episodes.",
+    ["gym-replay info data/cartpole", "gym-replay info data/shards --json | jq .num_steps"],
+    FOLDER,
+)
+def info(args: argparse.Namespace) -> int:
+    """Show what is in a folder."""
     from gym_replay.buffer.concat import open_source
 
     with open_source(args.folder) as buffer:
         parts = buffer.snapshots()
-        folders = [part.reader.folder for part in parts]
-        found = describe(buffer.metadata, folders, EpisodeValues(parts))
+        found = _describe(buffer.metadata, [part.reader.folder for part in parts], EpisodeValues(parts))
     if args.json:
         output.write_json({"folder": args.folder, **found})
     else:
@@ -52,13 +48,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(metadata: Metadata, folders: Sequence[Path], values: EpisodeValues) -> dict[str, Any]:
+def _describe(metadata: Metadata, folders: Sequence[Path], episodes: EpisodeValues) -> dict[str, Any]:
     """All that is shown, as plain values."""
     environment = metadata.environment or {}
     spec = environment.get("env_spec")
-    lengths = values["length"]
+    lengths, returns = episodes["length"], _numbers(episodes, "episode_return")
     return {
-        "num_episodes": values.count,
+        "num_episodes": episodes.count,
         "num_steps": int(lengths.sum()),
         "num_buffers": len(folders),
         "bytes": sum(map(bytes_beneath, folders)),
@@ -74,10 +70,12 @@ def describe(metadata: Metadata, folders: Sequence[Path], values: EpisodeValues)
         "circular": metadata.circular,
         **{name: getattr(metadata, name) for name in _LIMITS},
         "episode_length": output.distribution(lengths),
-        "episode_return": _returns(values),
-        "ends": {name: int(values[name].sum()) for name in _ENDS if name in values and values[name].dtype == np.bool_},
-        "recorded": _recorded(values),
-        "runs": _runs(values),
+        "episode_return": None if returns is None else output.distribution(returns),
+        "ends": {
+            name: int(episodes[name].sum()) for name in _ENDS if name in episodes and episodes[name].dtype == np.bool_
+        },
+        "recorded": _recorded(episodes),
+        "runs": _runs(episodes),
     }
 
 
@@ -91,44 +89,35 @@ def _field(name: str, info: Field) -> dict[str, Any]:
     }
 
 
-def _returns(values: EpisodeValues) -> dict[str, Any] | None:
-    """How returns are distributed; None where there are none, or more than one number for each episode."""
-    if "episode_return" not in values:
+def _numbers(episodes: EpisodeValues, name: str) -> npt.NDArray[Any] | None:
+    """What is known of each episode as one number; None where there is no such number: a user may take any name."""
+    if name not in episodes:
         return None
-    returns = values["episode_return"]
-    return output.distribution(returns) if returns.ndim == 1 and returns.dtype.kind in "buif" else None
+    values = episodes[name]
+    return values if values.ndim == 1 and values.dtype.kind in "buif" else None
 
 
-def _recorded(values: EpisodeValues) -> dict[str, float] | None:
+def _recorded(episodes: EpisodeValues) -> dict[str, float] | None:
     """When the first episode began, when the last one ended, and how long all of them took, in seconds."""
-    names = ("episode_start", "episode_duration")
-    if values.count == 0 or not all(name in values for name in names):
+    starts, durations = (_numbers(episodes, name) for name in ("episode_start", "episode_duration"))
+    if episodes.count == 0 or starts is None or durations is None:
         return None
-    if any(values[name].shape != (values.count,) or values[name].dtype.kind not in "biuf" for name in names):
-        return None  # meta fields of the user's, with these names
-    starts, durations = (values[name].astype(np.float64) for name in names)
     return {
         "first": float(starts.min()),
-        "last": float((starts + durations).max()),
+        "last": float((starts.astype(np.float64) + durations).max()),
         "duration": math.fsum(durations[np.isfinite(durations)].tolist()),
     }
 
 
-def _runs(values: EpisodeValues) -> list[dict[str, Any]]:
+def _runs(episodes: EpisodeValues) -> list[dict[str, Any]]:
     """The recorders' runs in their order: id, when it began, versions, and how many episodes it made."""
-    if "episode_run" not in values or values["episode_run"].dtype != np.dtype(object):
+    if "episode_run" not in episodes or episodes["episode_run"].dtype != np.dtype(object):
         return []
-    counts: dict[str, int] = {}
-    for text in values["episode_run"].tolist():
-        counts[text] = counts.get(text, 0) + 1
     found = []
-    for text, count in counts.items():
-        try:
+    for text, count in Counter(episodes["episode_run"].tolist()).items():
+        with suppress(ValueError):  # any string may be stored
             told = parse_json(text.encode(), finite=False)
-        except ValueError:  # any string may be stored
-            told = None
-        if isinstance(told, dict):
-            found.append({**told, "episodes": count})
+            found += [{**told, "episodes": count}] if isinstance(told, dict) else []
     return found
 
 
@@ -136,16 +125,18 @@ def _lines(place: str, found: Mapping[str, Any]) -> list[str]:
     steps = f"{found['num_steps']} steps in {found['num_episodes']} episodes, {output.nbytes(found['bytes'])}"
     shards = f", {found['num_buffers']} buffers" if found["num_buffers"] > 1 else ""
     lines = [*output.wrapped(f"{place}: {steps}{shards}"), ""]
-    values = {
+    limits = [*(["circular"] if found["circular"] else []), *_counts(found, _LIMITS, "{} {}")]
+    ends = _counts(found["ends"], _ENDS, "{} in {}")
+    shown = {
         "environment": found["env_id"],
         "observations": _space(found["observation_space"]),
         "actions": _space(found["action_space"]),
-        "limits": _limits(found),
+        "limits": ", ".join(limits),
         "recorded": _when(found["recorded"]),
         "by": _versions(found["runs"]),
-        "last step": _ends(found["ends"]),
+        "last step": f"{', '.join(ends)} episodes" if ends else None,
     }
-    for name, text in values.items():
+    for name, text in shown.items():
         if text:
             lines += output.labelled(name, str(text))
     header = ("field", "dtype", "shape", "kind")
@@ -155,6 +146,10 @@ def _lines(place: str, found: Mapping[str, Any]) -> list[str]:
     lines += output.histogram("length", found["episode_length"])
     lines += output.histogram("return", found["episode_return"] or {"count": 0})
     return lines
+
+
+def _counts(found: Mapping[str, Any], names: Sequence[str], form: str) -> list[str]:
+    return [form.format(name, found[name]) for name in names if found.get(name) is not None]
 
 
 def _row(field: Mapping[str, Any], kind: str) -> tuple[str, str, str, str]:
@@ -174,11 +169,6 @@ def _space(value: Any) -> str | None:
         return f"cannot be decoded: {error}"
 
 
-def _limits(found: Mapping[str, Any]) -> str | None:
-    limits = [f"{name} {found[name]}" for name in _LIMITS if found[name] is not None]
-    return ", ".join([*(["circular"] if found["circular"] else []), *limits]) or None
-
-
 def _when(recorded: Mapping[str, float] | None) -> str | None:
     if recorded is None:
         return None
@@ -192,9 +182,3 @@ def _versions(runs: Sequence[Mapping[str, Any]]) -> str | None:
     versions = runs[-1].get("versions")
     told = ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, dict) else ""
     return f"{len(runs)} run{'s' if len(runs) > 1 else ''}{'; the last with ' if told else ''}{told}"
-
-
-def _ends(ends: Mapping[str, int]) -> str | None:
-    if not ends:
-        return None
-    return ", ".join(f"{name} in {count}" for name, count in ends.items()) + " episodes"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gym_replay.buffer.reading import Readable
 from gym_replay.cli import output
-from gym_replay.cli.options import SOURCE_HELP, add_choice, add_verb, chosen, shows_bars
+from gym_replay.cli.verbs import CHOICE, FOLDER, import_from_here, opened, option, shows_bars, verb
 from gym_replay.errors import printable
 
 if TYPE_CHECKING:
@@ -19,35 +21,37 @@ _STATUSES = ("equal", "differs", "not replayable")
 _WORDS = {"differs": "different"}
 
 
-def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        verbs,
-        "replay",
-        run,
-        "execute episodes again and compare them with the record",
-        "Makes the recorded environment, executes the episodes again, and compares what it returns with the record, "
-        "bit for bit. The exit status is 1 where an episode differs, else 0. Episodes that depend on something which "
-        "was not recorded are named, and count as no difference.",
-        ["gym-replay replay data/cartpole", "gym-replay replay data/cartpole --episodes 0:10"],
-    )
-    parser.add_argument("folder", help=SOURCE_HELP)
-    parser.add_argument(
+@verb(
+    "replay",
+    "execute episodes again and compare them with the record",
+    "Makes the recorded environment, executes the episodes again, and compares what it returns with the record, bit "
+    "for bit. The exit status is 1 where an episode differs, else 0. Episodes that depend on something which was not "
+    "recorded are named, and count as no difference.",
+    ["gym-replay replay data/cartpole", "gym-replay replay data/maze --episodes 0:10 --import my_envs"],
+    FOLDER,
+    option(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module first, which registers the environment; may be given several times",
+    ),
+    option(
         "--trust",
         action="store_true",
         help="hand the recorded arguments and reset options on, whatever they are; without it only harmless ones",
-    )
-    add_choice(parser)
-
-
-def run(args: argparse.Namespace) -> int:
+    ),
+    *CHOICE,
+)
+def replay(args: argparse.Namespace) -> int:
     """Replay the episodes."""
     from tqdm import tqdm
 
-    from gym_replay.buffer.concat import open_source
-
-    with open_source(args.folder) as buffer:
-        episodes = chosen(buffer, args.where, args.episodes)
+    for module in args.modules:
+        import_from_here()
+        import_module(module)
+    with opened(args) as (buffer, episodes):
         indices = list(range(len(buffer))) if episodes is None else episodes.tolist()
         found = []
         reports = _replayed(buffer, indices, trust=args.trust)
@@ -74,21 +78,18 @@ def _replayed(buffer: Readable, indices: list[int], *, trust: bool) -> Iterator[
     So each goes on from the one before, as when they were recorded, and the environment is made once. An episode that
     does not come out equal gets a fresh one before its report counts.
     """
+    from gym_replay import replaying
     from gym_replay.buffer.env_spec import make_env
-    from gym_replay.replaying import replay
 
-    env: Any = None
     made_of: Any = None
-    try:
+    with ExitStack() as stack:
+        env: Any = None
         for index in indices:
             episode = buffer.episode(index)
             spec = (episode.snapshot.metadata.environment or {}).get("env_spec")
             if spec is not None and (env is None or spec != made_of):
-                if env is not None:
-                    env.close()
+                stack.close()
                 env, made_of = make_env(spec, trust=trust), spec
-            report = replay(buffer, episode, env=env, trust=trust)
-            yield index, report if report.equal else replay(buffer, episode, trust=trust)
-    finally:
-        if env is not None:
-            env.close()
+                stack.callback(env.close)
+            report = replaying.replay(buffer, episode, env=env, trust=trust)
+            yield index, report if report.equal else replaying.replay(buffer, episode, trust=trust)

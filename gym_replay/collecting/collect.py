@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from gym_replay.buffer.concat import ConcatReplayBuffer
 from gym_replay.buffer.replay_buffer import ReplayBuffer
+from gym_replay.collecting.driving import collect_here
 from gym_replay.collecting.environments import EnvLike, EnvMaker
-from gym_replay.collecting.local import collect_here
-from gym_replay.collecting.request import Keep, Request, goal_of, policy_name_of
+from gym_replay.collecting.plan import Goal
+from gym_replay.collecting.request import Keep, Request
 from gym_replay.errors import FieldError
 from gym_replay.files.folders import folder_of
 from gym_replay.schema.fields import FieldLike
@@ -106,7 +107,7 @@ def collect(
     """Record episodes of an environment and a policy until a folder holds as many as asked for.
 
     Episode k is decided by ``(seed, k)`` alone, and the folder holds the first episodes k = 0, 1, 2, ... that reach the
-    total, each with its number in the meta field ``collect_index``. So the set is the same for every ``num_envs``,
+    total, each with its index in the meta field ``collect_index``. So the set is the same for every ``num_envs``,
     whatever the episodes' lengths, and a run that was killed or interrupted ends with the same set when it is started
     again with the same arguments: it plays what is missing. ``docs/collecting.md`` has the conditions.
 
@@ -122,7 +123,7 @@ def collect(
         episodes, steps: how many in total, in the folder, kept ones only; with both, what is reached first counts.
             ``steps`` is reached by whole episodes.
         num_envs: how many environments are played at once.
-        seed: from 0 on; with an episode's number it decides all that the environment and the policy draw.
+        seed: from 0 on; with an episode's index it decides all that the environment and the policy draw.
         env_kwargs: arguments for making the environment.
         max_episode_steps: truncate episodes there, instead of at the environment's own limit.
         fresh_envs: make the environment anew for each episode: for those that carry more from one episode to the next
@@ -163,16 +164,18 @@ def collect(
         >>> len(buffer), sorted(int(episode.meta["collect_index"]) for episode in buffer)
         (5, [0, 1, 2, 3, 4])
     """
-    goal = goal_of(episodes, steps)
+    if engine not in ("local", "ray"):
+        raise FieldError(f"engine={engine!r}: expected 'local' or 'ray'")
+    goal = Goal(episodes, steps)
     request = Request(
-        make=EnvMaker(env, env_kwargs, max_episode_steps, is_fresh=fresh_envs),
+        make=EnvMaker(
+            env, env_kwargs, max_episode_steps, fresh_envs=fresh_envs, num_envs=num_envs, vectorization=vectorization
+        ),
         policy=policy,
-        policy_name=policy_name_of(policy) if policy_name is None else policy_name,
+        policy_name=policy_name,
         deterministic=deterministic,
         batched=batched,
         seed=seed,
-        num_envs=num_envs,
-        vectorization=vectorization,
         options=options,
         keep=keep,
         on_episode=on_episode,
@@ -189,20 +192,12 @@ def collect(
     if engine == "local":
         if num_workers is not None or ray_options is not None:
             raise FieldError("num_workers and ray_options go with engine='ray'")
-        if request.is_native:
+        if request.make.is_native:
             warnings.warn(_LOST, stacklevel=2)
         return collect_here(request, folder_of(folder), goal, overwrite=overwrite, progress=progress)
-    if engine != "ray":
-        raise FieldError(f"engine={engine!r}: expected 'local' or 'ray'")
-    if overwrite or request.is_native:
+    if overwrite or request.make.is_native:
         raise FieldError("engine='ray' goes with neither overwrite=True nor vectorization='native'")
     from gym_replay.collecting.on_ray import collect_on_ray
 
-    return collect_on_ray(
-        request,
-        folder_of(folder),
-        goal,
-        num_workers=1 if num_workers is None else num_workers,
-        ray_options=ray_options or {},
-        progress=progress,
-    )
+    workers = 1 if num_workers is None else num_workers
+    return collect_on_ray(request, folder_of(folder), goal, workers, ray_options or {}, progress=progress)

@@ -6,7 +6,8 @@ import copy
 import os
 import signal
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -19,105 +20,135 @@ from gym_replay.wrappers.vector.sub_environments import has_strings
 
 EnvLike = str | EnvSpec | Callable[..., Any]
 
-VECTORIZATIONS = ("sync", "async", "native")
+_VECTORIZATIONS = ("sync", "async", "native")
 
 _REWARDS = "gym_replay rewards"
 """The entry of an info with a reward of several values: Gymnasium's vector environments take numbers only."""
 
 
 class EnvMaker:
-    """Makes the environment of a collection, in this process or another one.
+    """Makes the environments of a collection, in this process or another one.
 
     Args:
         env: an id, a spec, or a function that returns an environment.
         kwargs: what goes to ``gymnasium.make``, or to the function.
         max_episode_steps: where to truncate episodes; None where the environment's own time limit counts.
-        is_fresh: whether each episode has an environment that was made for it.
+        fresh_envs: whether each episode has an environment that was made for it.
+        num_envs, vectorization: as for :func:`gym_replay.collect`.
 
     Raises:
-        TypeError: it is none of these.
+        TypeError: ``env`` is none of these.
+        FieldError: the vectorization is none, or does not go with fresh environments.
     """
 
     def __init__(
         self,
         env: EnvLike,
-        kwargs: Mapping[str, Any] | None = None,
-        max_episode_steps: int | None = None,
+        kwargs: Mapping[str, Any] | None,
+        max_episode_steps: int | None,
         *,
-        is_fresh: bool = False,
+        fresh_envs: bool,
+        num_envs: int,
+        vectorization: str,
     ) -> None:
         if not isinstance(env, (str, EnvSpec)) and not callable(env):
             raise TypeError(
                 f"env: expected an id, an EnvSpec, or a function that makes an environment, got {type(env).__name__}"
                 + ("; pass a function that makes it" if isinstance(env, gym.Env) else "")
             )
-        self._env = env
-        self.kwargs = dict(kwargs or {})
-        self.max_episode_steps, self.is_fresh = max_episode_steps, is_fresh
+        if vectorization not in _VECTORIZATIONS:
+            raise FieldError(f"vectorization={vectorization!r}: expected one of {_VECTORIZATIONS}")
+        if vectorization == "native" and fresh_envs:
+            raise FieldError("fresh_envs=True does not go with vectorization='native'")
+        self._env, self._kwargs, self._max_episode_steps = env, dict(kwargs or {}), max_episode_steps
+        self._fresh, self.num_envs, self._vectorization = fresh_envs, num_envs, vectorization
         # A process that this is sent to may not have imported what registers the id.
         self._spec = gym.registry.get(env) if isinstance(env, str) else None
 
-    def __call__(self) -> gym.Env[Any, Any]:
-        """A new environment.
+    @property
+    def is_native(self) -> bool:
+        """Whether the environment's own vector environment plays, and resets itself."""
+        return self._vectorization == "native"
+
+    def __call__(self) -> Any:
+        """The environment: a single one, or a vector environment.
 
         Raises:
             TypeError: the function returned something else.
+            FieldError: there is no native vector environment, or none whose sub-environments are reset by themselves.
+            GymReplayError: this version of Gymnasium cannot leave the resets of several to others.
         """
-        return _Fresh(self._make) if self.is_fresh else self._make()
+        if self.is_native:
+            return self._native()
+        return self._one() if self.num_envs == 1 else self._several()
+
+    def _one(self) -> gym.Env[Any, Any]:
+        return _Fresh(self._make) if self._fresh else self._make()
 
     def _make(self) -> gym.Env[Any, Any]:
-        limit: dict[str, Any] = {} if self.max_episode_steps is None else {"max_episode_steps": self.max_episode_steps}
-        kwargs = copy.deepcopy(self.kwargs)
+        kwargs, limit = copy.deepcopy(self._kwargs), self._limit()
         if isinstance(self._env, (str, EnvSpec)):
-            return gym.make(self._known(), **limit, **kwargs)
+            return gym.make(self._known(self._env), **limit, **kwargs)
         env = self._env(**kwargs)
         if not isinstance(env, gym.Env):
             raise TypeError(f"{name_of(self._env)}: expected it to make a gymnasium.Env, got {type(env).__name__}")
         return gym.wrappers.TimeLimit(env, **limit) if limit else env
 
-    def native(self, num_envs: int) -> gym.vector.VectorEnv[Any, Any, Any]:
-        """A vector environment of the environment's own.
+    def _several(self) -> gym.vector.VectorEnv[Any, Any, Any]:
+        mode = getattr(gym.vector, "AutoresetMode", None)
+        if mode is None:
+            raise GymReplayError(
+                f"num_envs={self.num_envs} needs Gymnasium 1.1 or newer, which resets single sub-environments when "
+                f"asked; there is {gym.__version__}: pip install -U gymnasium, or leave num_envs at 1"
+            )
+        makers = [partial(self._sub, os.getpid())] * self.num_envs
+        if self._vectorization == "sync":
+            return _WithRewards(gym.vector.SyncVectorEnv(makers, autoreset_mode=mode.DISABLED))
+        probe = self._one()
+        try:
+            shares = not has_strings(probe.observation_space)  # they do not get through shared memory
+        finally:
+            probe.close()
+        return _WithRewards(gym.vector.AsyncVectorEnv(makers, shared_memory=shares, autoreset_mode=mode.DISABLED))
 
-        Raises:
-            FieldError: the environment has none, or one whose sub-environments are not reset by themselves.
-        """
-        limit: dict[str, Any] = {} if self.max_episode_steps is None else {"max_episode_steps": self.max_episode_steps}
+    def _sub(self, asked_in: int) -> gym.Env[Any, Any]:
+        """One sub-environment. In a worker process Ctrl-C does nothing: the process that asked for it decides."""
+        if os.getpid() != asked_in:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return Parkable(self._one())
+
+    def _native(self) -> gym.vector.VectorEnv[Any, Any, Any]:
+        arguments = {"num_envs": self.num_envs, **self._limit(), **copy.deepcopy(self._kwargs)}
         if isinstance(self._env, (str, EnvSpec)):
             try:
-                made: Any = gym.make_vec(
-                    self._known(),
-                    num_envs=num_envs,
-                    vectorization_mode="vector_entry_point",
-                    **limit,
-                    **copy.deepcopy(self.kwargs),
-                )
+                made: Any = gym.make_vec(self._known(self._env), vectorization_mode="vector_entry_point", **arguments)
             except gym.error.Error as error:
                 raise FieldError(f"vectorization='native': {error}; use 'sync' or 'async'") from error
         else:
-            made = self._env(num_envs=num_envs, **limit, **copy.deepcopy(self.kwargs))
+            made = self._env(**arguments)
         if not isinstance(made, gym.vector.VectorEnv):
             raise TypeError(f"vectorization='native': expected a VectorEnv, got {type(made).__name__}")
         mode = declared_mode(made)
         if mode is None and hasattr(gym.vector, "AutoresetMode"):
-            made.close()
-            raise FieldError(
-                f"vectorization='native': {made} does not say how it resets its sub-environments; pass a function that "
-                "makes it and sets its metadata['autoreset_mode'], or use 'sync' or 'async'"
+            fault = (
+                "does not say how it resets its sub-environments; pass a function that makes it and sets its "
+                "metadata['autoreset_mode']"
             )
-        if mode is Autoreset.DISABLED:
-            made.close()
-            raise FieldError(
-                f"vectorization='native': {made} leaves the resets of its sub-environments to others; make it with the "
-                "next-step or same-step mode, or use 'sync' or 'async'"
-            )
-        return made
+        elif mode is Autoreset.DISABLED:
+            fault = "leaves the resets of its sub-environments to others; make it with the next-step or same-step mode"
+        else:
+            return made
+        made.close()
+        raise FieldError(f"vectorization='native': {made} {fault}, or use 'sync' or 'async'")
 
-    def _known(self) -> str | EnvSpec:
-        assert isinstance(self._env, (str, EnvSpec))
-        return self._env if self._spec is None or self._env in gym.registry else self._spec
+    def _limit(self) -> dict[str, Any]:
+        return {} if self._max_episode_steps is None else {"max_episode_steps": self._max_episode_steps}
+
+    def _known(self, env: str | EnvSpec) -> str | EnvSpec:
+        return env if self._spec is None or env in gym.registry else self._spec
 
     def identity(self) -> dict[str, Any]:
-        """What tells this environment from another one, as JSON values."""
+        """What tells these environments from other ones, as JSON values."""
         env: Any = self._env
         if isinstance(env, EnvSpec):
             env = {"id": env.id, "kwargs": describe(env.kwargs)} if env.kwargs else env.id
@@ -125,9 +156,11 @@ class EnvMaker:
             env = name_of(env)
         return {
             "env": env,
-            "env_kwargs": describe(self.kwargs),
-            "max_episode_steps": self.max_episode_steps,
-            "fresh_envs": self.is_fresh,
+            "env_kwargs": describe(self._kwargs),
+            "max_episode_steps": self._max_episode_steps,
+            "fresh_envs": self._fresh,
+            # Only of a native one it matters how many episodes are played at once.
+            "vectorization": f"native, {self.num_envs} environments" if self.is_native else None,
         }
 
 
@@ -155,18 +188,23 @@ def describe(value: Any) -> Any:
     return name_of(value)
 
 
-class _Fresh(gym.Wrapper[Any, Any, Any, Any]):
+class _Hidden(gym.Wrapper[Any, Any, Any, Any]):
+    """A wrapper that is no part of the recorded environment."""
+
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+        """The spec of the environment inside: what is recorded is made again without this wrapper."""
+        return self.env.spec
+
+
+class _Fresh(_Hidden):
     """An environment that is made anew for each episode after the first, as some carry more than a seed decides."""
+
+    _was_reset = False
 
     def __init__(self, make: Callable[[], gym.Env[Any, Any]]) -> None:
         super().__init__(make())
         self._make = make
-        self._was_reset = False
-
-    @property
-    def spec(self) -> EnvSpec | None:  # type: ignore[override]
-        """That of the environment inside: what is recorded is made again without this wrapper."""
-        return self.env.spec
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if self._was_reset:
@@ -176,8 +214,8 @@ class _Fresh(gym.Wrapper[Any, Any, Any, Any]):
         return self.env.reset(seed=seed, options=options)
 
 
-class Parkable(gym.Wrapper[Any, Any, Any, Any]):
-    """A sub-environment that can be left standing where it is, as the others have episodes to play and it has none.
+class Parkable(_Hidden):
+    """A sub-environment that can stand still while the others have episodes to play and it has none.
 
     A ``reset`` without a seed parks it: it returns the last observation and touches nothing, and so does each step
     until a ``reset`` with a seed. Every episode of a collection has a seed.
@@ -185,11 +223,6 @@ class Parkable(gym.Wrapper[Any, Any, Any, Any]):
 
     _last: Any = None
     _is_parked = False
-
-    @property
-    def spec(self) -> EnvSpec | None:  # type: ignore[override]
-        """That of the environment inside: what is recorded is made again without this wrapper."""
-        return self.env.spec
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._is_parked = seed is None
@@ -219,47 +252,3 @@ class _WithRewards(gym.vector.VectorWrapper):
             rewards = infos[_REWARDS]
             infos = {key: value for key, value in infos.items() if key not in (_REWARDS, f"_{_REWARDS}")}
         return observations, rewards, terminated, truncated, infos
-
-
-class _SubEnvMaker:
-    """Makes one sub-environment. In a worker process Ctrl-C does nothing: the process that asked for it decides."""
-
-    def __init__(self, make: Callable[[], gym.Env[Any, Any]]) -> None:
-        self._make = make
-        self._asked_in = os.getpid()
-
-    def __call__(self) -> gym.Env[Any, Any]:
-        if os.getpid() != self._asked_in:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return Parkable(self._make())
-
-
-class MakesEnvs(Protocol):
-    """What :func:`make_vector` needs of an :class:`EnvMaker`."""
-
-    def __call__(self) -> gym.Env[Any, Any]: ...
-
-
-def make_vector(make: MakesEnvs, num_envs: int, *, is_async: bool) -> gym.vector.VectorEnv[Any, Any, Any]:
-    """A vector environment of parkable sub-environments that are reset only when asked to be.
-
-    Raises:
-        GymReplayError: this version of Gymnasium cannot leave the resets to others.
-    """
-    mode = getattr(gym.vector, "AutoresetMode", None)
-    if mode is None:
-        raise GymReplayError(
-            f"num_envs={num_envs} needs Gymnasium 1.1 or newer, which resets single sub-environments when asked; there "
-            f"is {gym.__version__}: pip install -U gymnasium, or leave num_envs at 1"
-        )
-    makers = [_SubEnvMaker(make) for _ in range(num_envs)]
-    if not is_async:
-        return _WithRewards(gym.vector.SyncVectorEnv(makers, autoreset_mode=mode.DISABLED))
-    probe = make()
-    try:
-        space = probe.observation_space
-    finally:
-        probe.close()
-    # Strings do not get through shared memory.
-    shares = not has_strings(space)
-    return _WithRewards(gym.vector.AsyncVectorEnv(makers, shared_memory=shares, autoreset_mode=mode.DISABLED))

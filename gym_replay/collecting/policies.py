@@ -1,14 +1,13 @@
-"""What chooses the actions: uniformly at random, a function of the user's, or an object with ``predict``.
-
-There are two kinds of player of a policy. A :class:`Solo` plays one episode after another and sees single
-observations; a :class:`Chorus` plays an episode in each sub-environment of a vector environment at once.
-"""
+"""What chooses the actions: uniformly at random, a function of the user's, or an object with ``predict``."""
 
 from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Mapping, Sequence
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,12 +15,13 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.collecting.generators import OwnGenerators
 from gym_replay.errors import FieldError, MissingExtraError
 from gym_replay.files.folders import local_path
 
 Mask = npt.NDArray[np.bool_]
 SeedArray = npt.NDArray[np.int64]
+
+_ONE: Mask = np.ones(1, np.bool_)
 
 
 @runtime_checkable
@@ -60,205 +60,195 @@ class EpisodicPolicy(Protocol):
         """
 
 
-class Solo(Protocol):
-    """Chooses the actions of one episode after another."""
+class Actor:
+    """Chooses the actions of one episode in a single environment, or of several in a vector environment.
 
-    def begin(self, seed: int) -> None:
-        """An episode begins."""
+    This one calls its policy with what the environment returned; the others differ in that.
 
-    def act(self, observation: Any) -> Any:
-        """The action for an observation."""
+    Args:
+        policy: the policy.
+    """
 
-    def extra(self) -> Mapping[str, Any]:
-        """The values of the extra fields that go with the last action."""
-
-
-class Chorus(Protocol):
-    """Chooses the actions of several episodes at once."""
-
-    def begin(self, mask: Mask, seeds: SeedArray) -> None:
-        """Episodes begin in the sub-environments of the mask."""
-
-    def act(self, observations: Any, running: Mask) -> Any:
-        """The actions for a batch of observations; of those that are not running they count for nothing."""
-
-    def extra(self) -> Mapping[str, Any]:
-        """The values of the extra fields that go with the last actions, ``(num_envs, ...)``."""
-
-
-def _extra_of(policy: Any) -> Mapping[str, Any]:
-    return policy.extra() if hasattr(policy, "extra") else {}
-
-
-class _RandomSolo:
-    def __init__(self, space: gym.Space[Any]) -> None:
-        self._space = copy.deepcopy(space)
-
-    def begin(self, seed: int) -> None:
-        self._space.seed(seed)
-
-    def act(self, observation: Any) -> Any:
-        return self._space.sample()
-
-    def extra(self) -> Mapping[str, Any]:
-        return {}
-
-
-class _CalledSolo:
     def __init__(self, policy: Any) -> None:
         self._policy = policy
-        self._reset = getattr(policy, "reset", None)
-        self.act = policy
-
-    def begin(self, seed: int) -> None:
-        if self._reset is not None:
-            self._reset(np.ones(1, bool), np.array([seed]))
-
-    def extra(self) -> Mapping[str, Any]:
-        return _extra_of(self._policy)
-
-
-class _PredictingSolo:
-    """An object with ``predict``, with a state and, where it draws, generators that are this episode's alone."""
-
-    def __init__(self, policy: Any, *, deterministic: bool) -> None:
-        self._policy = policy
-        self._deterministic = deterministic
-        self._generators = None if deterministic else OwnGenerators(getattr(policy, "action_space", None))
-        self._state: Any = None
-        self._is_first = True
-
-    def begin(self, seed: int) -> None:
-        self._state, self._is_first = None, True
-        if self._generators is not None:
-            self._generators.seed(seed)
-
-    def act(self, observation: Any) -> Any:
-        if self._generators is None:
-            return self._predict(observation)
-        with self._generators:
-            return self._predict(observation)
-
-    def _predict(self, observation: Any) -> Any:
-        action, self._state = self._policy.predict(
-            observation,
-            state=self._state,
-            episode_start=np.array([self._is_first]),
-            deterministic=self._deterministic,
-        )
-        self._is_first = False
-        return action[()] if isinstance(action, np.ndarray) and action.ndim == 0 else action
-
-    def extra(self) -> Mapping[str, Any]:
-        return _extra_of(self._policy)
-
-
-class _ManySolos:
-    """A solo for each sub-environment."""
-
-    def __init__(self, solos: Sequence[Solo], envs: gym.vector.VectorEnv[Any, Any, Any], *, looks: bool = True) -> None:
-        self._solos, self._looks = solos, looks
-        self._observation_space, self._action_space = envs.observation_space, envs.single_action_space
-        self._actions: list[Any] = [None] * len(solos)
-        self._acted: list[int] = []
 
     def begin(self, mask: Mask, seeds: SeedArray) -> None:
-        for number in np.flatnonzero(mask).tolist():
-            self._solos[number].begin(int(seeds[number]))
+        """Episodes begin in the sub-environments of a mask ``(num_envs,)``, of a single environment ``(1,)``."""
+        if hasattr(self._policy, "reset"):
+            self._policy.reset(mask, seeds)
 
-    def act(self, observations: Any, running: Mask) -> Any:
-        count, actions = len(self._solos), self._actions
-        numbers = np.flatnonzero(running).tolist()
-        if self._looks:
-            each = list(gym.vector.utils.iterate(self._observation_space, observations))
-            for number in numbers:
-                actions[number] = self._solos[number].act(each[number])
-        else:
-            for number in numbers:
-                actions[number] = self._solos[number].act(None)
-        self._acted = numbers
-        # What is parked is given the action of another one, which it takes no notice of.
-        filled = [actions[numbers[0]] if action is None else action for action in actions]
-        empty: Any = gym.vector.utils.create_empty_array(self._action_space, n=count)
-        return gym.vector.utils.concatenate(self._action_space, filled, empty)
+    def act(self, observation: Any, running: Mask) -> Any:
+        """The action or actions for what the environment returned; of those not running they count for nothing."""
+        return self._policy(observation)
 
     def extra(self) -> Mapping[str, Any]:
-        of_each = {number: self._solos[number].extra() for number in self._acted}
-        known = of_each[self._acted[0]]
-        rows = [of_each.get(number, known) for number in range(len(self._solos))]
-        return {name: np.stack([np.asarray(row[name]) for row in rows]) for name in known}
+        """The values of the extra fields that go with the last action or actions."""
+        found: Mapping[str, Any] = self._policy.extra() if hasattr(self._policy, "extra") else {}
+        return found
 
 
-class _CalledChorus:
-    def __init__(self, policy: Any) -> None:
-        self._policy = policy
-        self._reset = getattr(policy, "reset", None)
-
-    def begin(self, mask: Mask, seeds: SeedArray) -> None:
-        if self._reset is not None:
-            self._reset(mask, seeds)
-
-    def act(self, observations: Any, running: Mask) -> Any:
-        return self._policy(observations)
-
-    def extra(self) -> Mapping[str, Any]:
-        return _extra_of(self._policy)
-
-
-class _PredictingChorus:
-    def __init__(self, policy: Any, *, deterministic: bool) -> None:
-        self._policy = policy
-        self._deterministic = deterministic
-        self._state: Any = None
-        self._begun: Mask | None = None
-
-    def begin(self, mask: Mask, seeds: SeedArray) -> None:
-        self._begun = mask.copy() if self._begun is None else self._begun | mask
-
-    def act(self, observations: Any, running: Mask) -> Any:
-        begun = np.zeros(len(running), bool) if self._begun is None else self._begun
-        actions, self._state = self._policy.predict(
-            observations, state=self._state, episode_start=begun, deterministic=self._deterministic
-        )
-        self._begun = None
-        return actions
-
-    def extra(self) -> Mapping[str, Any]:
-        return _extra_of(self._policy)
-
-
-def make_solo(policy: Any, space: gym.Space[Any], *, deterministic: bool) -> Solo:
-    """Who plays a policy in a single environment with an action space."""
-    if isinstance(policy, str):
-        return _RandomSolo(space)
-    if hasattr(policy, "predict"):
-        return _PredictingSolo(policy, deterministic=deterministic)
-    return _CalledSolo(policy)
-
-
-def make_chorus(
-    policy: Any, envs: gym.vector.VectorEnv[Any, Any, Any], *, deterministic: bool, batched: bool | None
-) -> Chorus:
-    """Who plays a policy in a vector environment.
+def make_actor(policy: Any, env: Any, *, deterministic: bool, batched: bool | None) -> Actor:
+    """An actor for a policy in an environment, single or vector.
 
     Args:
         policy: the policy, or ``"random"``.
-        envs: the vector environment.
+        env: the environment.
         deterministic: what ``predict`` is told.
-        batched: whether the policy is given all observations at once. None: unless it may draw at random itself.
+        batched: in a vector environment, whether the policy is given all observations at once. None: unless it may
+            draw at random itself.
     """
-    count = envs.num_envs
+    is_vector = isinstance(env, gym.vector.VectorEnv)
+    predicts = hasattr(policy, "predict")
     if isinstance(policy, str):
-        return _ManySolos([_RandomSolo(envs.single_action_space) for _ in range(count)], envs, looks=False)
-    if hasattr(policy, "predict"):
-        if deterministic if batched is None else batched:
-            return _PredictingChorus(policy, deterministic=deterministic)
-        return _ManySolos([_PredictingSolo(policy, deterministic=deterministic) for _ in range(count)], envs)
-    if batched is None or batched:
-        return _CalledChorus(policy)
-    # One that has a memory needs one for each of the episodes.
-    each = [policy] * count if not hasattr(policy, "reset") else [copy.deepcopy(policy) for _ in range(count)]
-    return _ManySolos([_CalledSolo(one) for one in each], envs)
+        policy, batched = _Random(env.single_action_space if is_vector else env.action_space), False
+    elif batched is None:
+        batched = deterministic or not predicts
+    if is_vector and not batched:
+        # A policy that has a memory needs one for each of the episodes.
+        copies = hasattr(policy, "reset") and not predicts
+        each = [copy.deepcopy(policy) if copies else policy for _ in range(env.num_envs)]
+        return _OneByOne(
+            [_Predicting(one, deterministic=deterministic) if predicts else Actor(one) for one in each], env
+        )
+    if not predicts:
+        return Actor(policy)
+    return _Predicting(policy, deterministic=deterministic, is_batched=is_vector)
+
+
+class _Random:
+    """A policy that samples an action space, seeded for each episode."""
+
+    def __init__(self, space: gym.Space[Any]) -> None:
+        self._space = copy.deepcopy(space)
+
+    def reset(self, mask: Mask, seeds: SeedArray) -> None:
+        self._space.seed(int(seeds[0]))
+
+    def __call__(self, observation: Any) -> Any:
+        return self._space.sample()
+
+
+class _Predicting(Actor):
+    """An object with ``predict``, with a state and, where it draws for one episode, generators that are its alone."""
+
+    def __init__(self, policy: Any, *, deterministic: bool, is_batched: bool = False) -> None:
+        super().__init__(policy)
+        self._deterministic = deterministic
+        draws = not deterministic and not is_batched
+        self._generators = OwnGenerators(getattr(policy, "action_space", None)) if draws else None
+        self._state: Any = None
+        self._begun: Mask = ~_ONE
+
+    def begin(self, mask: Mask, seeds: SeedArray) -> None:
+        self._begun = mask | self._begun
+        if mask.all():
+            self._state = None
+        if self._generators is not None:
+            self._generators.seed(int(seeds[0]))
+
+    def act(self, observation: Any, running: Mask) -> Any:
+        with self._generators or nullcontext():
+            action, self._state = self._policy.predict(
+                observation, state=self._state, episode_start=self._begun, deterministic=self._deterministic
+            )
+        self._begun = np.zeros_like(self._begun)
+        return action[()] if isinstance(action, np.ndarray) and action.ndim == 0 else action
+
+
+class _OneByOne(Actor):
+    """An actor for each sub-environment, which sees single observations."""
+
+    def __init__(self, actors: Sequence[Actor], envs: gym.vector.VectorEnv[Any, Any, Any]) -> None:
+        self._actors = actors
+        self._observation_space, self._action_space = envs.observation_space, envs.single_action_space
+        self._actions: list[Any] = [None] * len(actors)
+        self._extras: list[Any] = [None] * len(actors)
+
+    def begin(self, mask: Mask, seeds: SeedArray) -> None:
+        for env_index in np.flatnonzero(mask).tolist():
+            self._actors[env_index].begin(_ONE, seeds[env_index : env_index + 1])
+
+    def act(self, observation: Any, running: Mask) -> Any:
+        observations = list(gym.vector.utils.iterate(self._observation_space, observation))
+        for env_index in np.flatnonzero(running).tolist():
+            actor = self._actors[env_index]
+            self._actions[env_index] = actor.act(observations[env_index], _ONE)
+            self._extras[env_index] = actor.extra()  # now: several may share one policy
+        empty: Any = gym.vector.utils.create_empty_array(self._action_space, n=len(self._actors))
+        return gym.vector.utils.concatenate(self._action_space, _filled(self._actions), empty)
+
+    def extra(self) -> Mapping[str, Any]:
+        rows = _filled(self._extras)
+        return {name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]}
+
+
+def _filled(values: list[Any]) -> list[Any]:
+    """The values, and for sub-environments that have none, since they never played, those of another one."""
+    some = next(value for value in values if value is not None)
+    return [some if value is None else value for value in values]
+
+
+class OwnGenerators:
+    """A context in which the global generators are in one episode's states, and afterwards as they were before.
+
+    Stable-Baselines3's policies draw from the generators of torch, NumPy and Python that the whole process shares, and
+    from that of their action space. In this context what the episode draws depends on its seed alone, and nobody else's
+    draws change.
+
+    Args:
+        space: an action space whose generator counts too, if any.
+    """
+
+    def __init__(self, space: Any = None) -> None:
+        self._space = space
+        self._own: list[Any] = []
+        self._outer: list[Any] = []
+
+    def seed(self, seed: int) -> None:
+        """Begin an episode with the states that go with a seed; the global ones stay as they are."""
+        outer = self._states()
+        for _, _, begin in self._generators():
+            begin(seed)
+        self._own = self._states()
+        self._restore(outer)
+
+    def __enter__(self) -> None:
+        self._outer = self._states()
+        self._restore(self._own)
+
+    def __exit__(self, *details: object) -> None:
+        self._own = self._states()
+        self._restore(self._outer)
+
+    def _generators(self) -> list[tuple[Callable[[], Any], Callable[[Any], Any], Callable[[int], Any]]]:
+        """What gives the state of each generator, what sets it, and what seeds it; those that come later at the end."""
+        space: Any = self._space
+        found: list[Any] = [
+            (random.getstate, random.setstate, random.seed),
+            (np.random.get_state, np.random.set_state, _seed_numpy),
+        ]
+        if space is not None:
+            found.append((lambda: space.np_random.bit_generator.state, self._set_space, space.seed))
+        torch = sys.modules.get("torch")  # recording needs no torch: where it is not imported, nobody draws from it
+        if torch is not None:
+            found.append((torch.get_rng_state, torch.set_rng_state, torch.default_generator.manual_seed))
+            if torch.cuda.is_initialized():
+                found.append((torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all, torch.cuda.manual_seed_all))
+        return found
+
+    def _set_space(self, state: Any) -> None:
+        self._space.np_random.bit_generator.state = state
+
+    def _states(self) -> list[Any]:
+        return [get() for get, _, _ in self._generators()]
+
+    def _restore(self, states: list[Any]) -> None:
+        for state, (_, put, _) in zip(states, self._generators(), strict=False):
+            put(state)
+
+
+def _seed_numpy(seed: int) -> None:
+    np.random.seed(np.random.SeedSequence(seed).generate_state(4))  # noqa: NPY002
 
 
 # --- policies by name ---

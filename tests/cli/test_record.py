@@ -9,12 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
-from collecting_helpers import facts_of
+from collecting_helpers import facts_of, shards_of
 
 from gym_replay import ReplayBuffer, check_buffer, collect
 from gym_replay.cli import main
-from gym_replay.collecting.target import shards_of
 
 TESTS = Path(__file__).parents[1]
 
@@ -200,3 +200,24 @@ def test_the_current_folder_is_importable_only_where_a_module_is_named(env, poli
     assert (sys.path[0] == str(tmp_path)) == is_first
     for name in ("a_policy_here", "an_env_here"):
         sys.modules.pop(name, None)
+
+
+def test_what_a_module_registers_is_replayed_where_it_is_imported(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "an_env_of_mine.py").write_text(
+        "import gymnasium as gym\n\n"
+        "gym.register('Mine-v0', 'gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=9)\n"
+    )
+
+    def forget():
+        sys.modules.pop("an_env_of_mine")
+        gym.registry.pop("Mine-v0")
+
+    assert main(["record", "an_env_of_mine:Mine-v0", "data", "--episodes", "2", "--quiet"]) == 0
+    forget()
+    assert main(["replay", "data"]) == 2
+    assert "'Mine-v0' is not registered" in capsys.readouterr().err
+    assert main(["replay", "data", "--import", "an_env_of_mine"]) == 0
+    assert capsys.readouterr().out == "2 episodes: 2 equal, 0 different, 0 not replayable\n"
+    forget()

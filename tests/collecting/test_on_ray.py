@@ -1,13 +1,26 @@
 """Collecting with Ray: two workers on this machine, one of which is killed."""
 
+import fcntl
+import json
 import os
+import shutil
 import signal
 import threading
 import time
 
 import gymnasium as gym
 import pytest
-from collecting_helpers import Wander, brightest, facts_of, is_alive, pid_of_writer
+from collecting_helpers import (
+    Hesitant,
+    Wander,
+    assert_infos,
+    assert_unlocked,
+    brightest,
+    facts_of,
+    is_alive,
+    pid_of_writer,
+    shards_of,
+)
 
 from gym_replay import (
     BufferLockedError,
@@ -20,8 +33,6 @@ from gym_replay import (
     check_buffer,
     collect,
 )
-from gym_replay.collecting.target import shards_of
-from gym_replay.files.lock import WriterLock
 
 ray = pytest.importorskip("ray")
 
@@ -87,7 +98,7 @@ def test_a_worker_is_killed(tmp_path, expected):
         assert check_buffer(shard).ok
         assert pid_of_writer(shard) not in (os.getpid(), *killed)
         assert len(ReplayBuffer.from_folder(shard, read_only=True)) > 8
-        WriterLock(shard).release()  # nobody holds it
+        assert_unlocked(shard)
 
 
 def test_more_with_another_number_of_workers_and_environments(tmp_path, expected):
@@ -102,19 +113,8 @@ def test_more_with_another_number_of_workers_and_environments(tmp_path, expected
         collected(tmp_path / "shards" / "worker-00000")
 
 
-def test_steps_and_keep(tmp_path):
-    options = {"steps": 200, "episodes": None, "keep": _is_long, "record_info": True}
-    alone = collect(Wander, tmp_path / "alone", **{**options, "progress": False})
-    assert facts_of(collected(tmp_path / "ray", policy="random", **options)) == facts_of(alone)
-
-
 def _is_long(episode):
     return len(episode) > 3
-
-
-def test_fewer_processors_than_workers(tmp_path, expected):
-    buffer = collected(tmp_path, episodes=30, num_workers=4)
-    assert facts_of(buffer) == first(expected, 30)
 
 
 class _Rare(Wander):
@@ -123,12 +123,49 @@ class _Rare(Wander):
         return observation, {**info, **({"rare": 1.5} if self.left == 7 else {})}
 
 
-def test_infos_that_few_episodes_have(tmp_path):
-    options = {"policy": brightest, "episodes": 40, "record_info": True, "progress": False}
+def test_steps_and_keep_and_infos_that_few_episodes_have(tmp_path):
+    options = {"steps": 200, "keep": _is_long, "record_info": True, "progress": False}
     alone = collect(_Rare, tmp_path / "alone", **options)
     together = collect(_Rare, tmp_path / "ray", engine="ray", num_workers=2, **options)
     assert "info.rare" in together.fieldnames
     assert facts_of(together) == facts_of(alone)
+
+
+def test_fewer_processors_than_workers_and_an_id_that_only_this_process_has_registered(tmp_path):
+    gym.register("OnlyHere-v0", entry_point="collecting_helpers:Wander", max_episode_steps=5)
+    try:
+        options = {"episodes": 30, "progress": False}
+        expected = facts_of(collect("OnlyHere-v0", tmp_path / "alone", **options))
+        buffer = collect("OnlyHere-v0", tmp_path / "ray", engine="ray", num_workers=4, **options)
+        assert facts_of(buffer) == expected
+        assert buffer.episode_lens.max() == 5
+    finally:
+        gym.registry.pop("OnlyHere-v0")
+
+
+def _note_as_on_ray(folder):
+    """Say of a folder of shards what they say of themselves."""
+    told = json.loads((folder / "shards" / "worker-00000" / "collect.json").read_text())
+    (folder / "collect.json").write_text(json.dumps({**told, "uuid": ""}))
+
+
+def test_shards_take_the_wider_dtype_of_an_info(tmp_path):
+    """What workers recorded apart is one buffer in the end."""
+    options = {"policy": "random", "record_info": True, "progress": False}
+    for place, seed in enumerate((0, 1, 5)):  # of the first only, no episode is long enough for a fraction
+        shard = tmp_path / "shards" / f"worker-{place:05d}"
+        with collect(Hesitant, shard, episodes=3, seed=seed, **options) as buffer:
+            buffer.update(collect_index=[3 * place, 3 * place + 1, 3 * place + 2])
+    _note_as_on_ray(tmp_path)
+    collect(Hesitant, tmp_path, episodes=9, engine="ray", **options).close()
+    dtypes = set()
+    for shard in shards_of(tmp_path):
+        with ReplayBuffer.from_folder(shard, read_only=True) as buffer:
+            dtypes.add(buffer.metadata.fields["info.p"].dtype.name)
+            assert_infos(buffer)
+        assert check_buffer(shard, progress=False).ok
+    assert dtypes == {"float64"}
+    assert len(ConcatReplayBuffer(shards_of(tmp_path))) == 9
 
 
 def test_what_a_worker_raises_is_raised_here(tmp_path):
@@ -137,7 +174,7 @@ def test_what_a_worker_raises_is_raised_here(tmp_path):
     there = [len(ReplayBuffer.from_folder(shard, read_only=True)) for shard in shards_of(tmp_path)]
     assert sum(there) > 0
     for shard in shards_of(tmp_path):
-        WriterLock(shard).release()
+        assert_unlocked(shard)
         assert check_buffer(shard).ok
 
 
@@ -167,28 +204,24 @@ def test_ctrl_c(tmp_path, expected):
     found = facts_of(ConcatReplayBuffer(shards_of(tmp_path)))
     assert 10 < len(found) < 10_000
     for shard in shards_of(tmp_path):
-        WriterLock(shard).release()
+        assert_unlocked(shard)
         assert check_buffer(shard).verified
 
 
 def test_two_at_once_are_refused(tmp_path):
-    lock = WriterLock(tmp_path)
-    with pytest.raises(BufferLockedError):
-        collected(tmp_path)
-    lock.release()
+    with open(tmp_path / "writer.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BufferLockedError):
+            collected(tmp_path)
 
 
-def test_a_number_in_two_shards_is_named(tmp_path):
-    for episodes in range(8, 200, 8):  # the worker that is ready first may play all of a few
-        collected(tmp_path, episodes=episodes).close()
-        shards = shards_of(tmp_path)
-        if len(shards) == 2 and all(len(ReplayBuffer.from_folder(shard, read_only=True)) for shard in shards):
-            break
-    first_shard, second_shard = shards
-    with ReplayBuffer.from_folder(first_shard) as one, ReplayBuffer.from_folder(second_shard) as other:
-        one.update(0, collect_index=other.episode(0).meta["collect_index"])
-    with pytest.raises(CorruptBufferError, match="twice"):
-        collected(tmp_path, episodes=episodes + 1)
+def test_an_index_in_two_shards_is_named(tmp_path):
+    first_shard = tmp_path / "shards" / "worker-00000"
+    collect(Wander, first_shard, policy=brightest, episodes=3, progress=False).close()
+    shutil.copytree(first_shard, tmp_path / "shards" / "worker-00001")
+    _note_as_on_ray(tmp_path)
+    with pytest.raises(CorruptBufferError, match="worker-00001: collect_index 0 is there twice"):
+        collected(tmp_path, episodes=4)
 
 
 def test_arguments(tmp_path, monkeypatch):
@@ -202,13 +235,3 @@ def test_arguments(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'gym-replay\[ray\]'"):
         collected(tmp_path / "data")
-
-
-def test_ids_that_only_this_process_has_registered(tmp_path):
-    gym.register("OnlyHere-v0", entry_point="collecting_helpers:Wander", max_episode_steps=5)
-    try:
-        buffer = collect("OnlyHere-v0", tmp_path, episodes=10, engine="ray", num_workers=2, progress=False)
-        assert len(buffer) == 10
-        assert buffer.episode_lens.max() == 5
-    finally:
-        gym.registry.pop("OnlyHere-v0")

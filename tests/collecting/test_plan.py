@@ -4,10 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gym_replay.collecting.plan import Goal, Plan
-from gym_replay.collecting.seeds import seeds_of
+from gym_replay.collecting.plan import Goal, Plan, Played, seeds_of, unneeded
 
 GOALS = st.builds(Goal, st.none() | st.integers(1, 12), st.integers(1, 60)) | st.builds(Goal, st.integers(1, 12))
+
+
+def surplus(plan):
+    return unneeded(plan.kept, [plan.goal])
 
 
 def wanted(goal, length_of, is_kept):
@@ -36,7 +39,7 @@ def test_the_set_does_not_depend_on_who_ends_when(goal, seed, players, share, lo
     keeps = [facts.random() < share for _ in range(1000)]
     expected = wanted(goal, lengths.__getitem__, keeps.__getitem__)
     # Some were played before, and some of those are beyond what is needed.
-    before = {number: lengths[number] for number in there if keeps[number]}
+    before = [Played(number, lengths[number]) for number in there if keeps[number]]
     plan = Plan(goal, before, [number for number in there if not keeps[number]], may_discard=share < 1)
     events = random.Random(seed)
     left = {}
@@ -52,15 +55,14 @@ def test_the_set_does_not_depend_on_who_ends_when(goal, seed, players, share, lo
         left[number] -= 1
         if left[number] == 0:
             del left[number]
-            plan.settle(number, lengths[number], is_kept=keeps[number])
+            plan.settle(Played(number, lengths[number], is_kept=keeps[number]))
         elif events.random() < lost:
             del left[number]
             plan.give_back(number)
         plan.note_lengths({each: lengths[each] - left[each] for each in left})
     assert plan.is_complete
     assert plan.end == expected[-1] + 1
-    needless = plan.unneeded()
-    assert sorted(plan.kept.keys() - set(needless)) == expected
+    assert sorted(plan.kept.keys() - surplus(plan)) == expected
 
 
 @pytest.mark.parametrize("players", [1, 2, 5])
@@ -79,10 +81,10 @@ def test_players_that_cannot_choose(players):
                 left[place] = number, lengths[number]
             number, steps = left.pop(place)
             if steps == 1:
-                plan.settle(number, lengths[number])
+                plan.settle(Played(number, lengths[number]))
             else:
                 left[place] = number, steps - 1
-    assert sorted(plan.kept.keys() - set(plan.unneeded())) == wanted(goal, lengths.__getitem__, lambda number: True)
+    assert sorted(plan.kept.keys() - surplus(plan)) == wanted(goal, lengths.__getitem__, lambda number: True)
 
 
 def test_players_that_cannot_choose_play_nothing_beyond_the_last():
@@ -103,10 +105,10 @@ def test_nothing_is_played_that_cannot_be_needed():
 
 def test_what_was_asked_for_earlier_is_not_unneeded():
     kept = dict.fromkeys(range(10), 1)
-    assert Plan(Goal(episodes=4), kept).unneeded() == [4, 5, 6, 7, 8, 9]
-    assert Plan(Goal(episodes=4), kept).unneeded([Goal(episodes=8)]) == [8, 9]
+    assert unneeded(kept, [Goal(episodes=4)]) == {4, 5, 6, 7, 8, 9}
+    assert unneeded(kept, [Goal(episodes=4), Goal(episodes=8)]) == {8, 9}
     # What may still be needed, as others before it are missing, stays.
-    assert Plan(Goal(episodes=4), {0: 1, 7: 1, 9: 1}).unneeded([Goal(steps=4)]) == []
+    assert unneeded({0: 1, 7: 1, 9: 1}, [Goal(episodes=4), Goal(steps=4)]) == set()
 
 
 def test_goals_cover_one_another():

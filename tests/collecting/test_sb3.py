@@ -6,11 +6,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from collecting_helpers import Wander, facts_of
+from collecting_helpers import Wander, facts_of, seeds_of
 
 from gym_replay import FieldError, MissingExtraError, collect
-from gym_replay.collecting.generators import OwnGenerators
-from gym_replay.collecting.policies import load_policy, sb3_file
 
 sb3 = pytest.importorskip("stable_baselines3")
 
@@ -101,16 +99,15 @@ def test_another_model_under_the_same_name_is_refused(tmp_path, ppo):
         collected(tmp_path / "data", name, episodes=3)
 
 
-def test_names_that_mean_nothing(saved, monkeypatch):
-    assert sb3_file(f"sb3:PPO:{saved}") == saved
+def test_names_that_mean_nothing(tmp_path, saved, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sb3_contrib", None)
     with pytest.raises(MissingExtraError, match="pip install sb3-contrib"):
-        load_policy(f"sb3:RecurrentPPO:{saved}")
+        collected(tmp_path, f"sb3:RecurrentPPO:{saved}")
     monkeypatch.setitem(__import__("sys").modules, "stable_baselines3", None)
     with pytest.raises(MissingExtraError, match="pip install stable-baselines3"):
-        load_policy(f"sb3:PPO:{saved}")
+        collected(tmp_path, f"sb3:PPO:{saved}")
     with pytest.raises(FieldError, match="no file"):
-        sb3_file("sb3:PPO:nowhere")
+        collected(tmp_path, "sb3:PPO:nowhere")
 
 
 class Recurrent:
@@ -140,23 +137,28 @@ def test_recurrent_policies(tmp_path, deterministic):
     assert found[0] == found[1]
 
 
-def test_own_generators():
-    space = gym.spaces.Discrete(1000)
+class Dicing:
+    """Draws from each of the global generators, and from that of its action space."""
 
-    def draw():
-        return torch.rand(1).item(), np.random.rand(), random.random(), int(space.sample())  # noqa: NPY002
+    action_space = gym.spaces.Discrete(1000)
 
-    first, second = OwnGenerators(space), OwnGenerators(space)
-    first.seed(1)
-    second.seed(2)
-    found = {1: [], 2: []}
-    for number, own in ((1, first), (2, second), (2, second), (1, first), (1, first)):
-        with own:
-            found[number].append(draw())
-        draw()
-    again = OwnGenerators(space)
-    for number in (1, 2):
-        again.seed(number)
-        with again:
-            assert [draw() for _ in found[number]] == found[number]
-    assert not set(found[1]) & set(found[2])
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        self.drawn = [torch.rand(1).item(), np.random.rand(), random.random(), float(self.action_space.sample())]  # noqa: NPY002
+        return np.array([0, 1]), state
+
+    def extra(self):
+        return {"drawn": np.array(self.drawn)}
+
+
+def test_each_episode_draws_from_generators_of_its_own(tmp_path):
+    options = {"episodes": 6, "deterministic": False, "extra_fields": {"drawn": ("float64", 4)}, "progress": False}
+    buffer = collect(Wander, tmp_path / "1", policy=Dicing(), **options)
+    assert facts_of(collect(Wander, tmp_path / "3", policy=Dicing(), num_envs=3, **options)) == facts_of(buffer)
+    drawn = np.concatenate([episode["drawn"] for episode in buffer])
+    assert all(len(set(column)) == len(drawn) for column in drawn[:, :3].T)
+    for episode in buffer:
+        seed = seeds_of(0, int(episode.meta["collect_index"]))[1]
+        torch.manual_seed(seed)
+        random.seed(seed)
+        assert episode["drawn"][0, 0] == torch.rand(1).item()
+        assert episode["drawn"][0, 2] == random.random()

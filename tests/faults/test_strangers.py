@@ -186,13 +186,15 @@ def test_json_is_parsed_within_limits(name, content, tmp_path):
 
 
 def test_more_discarded_episodes_than_are_noted_are_forgotten(tmp_path):
-    from gym_replay.collecting.journal import Journal, read_journal
+    from gym_replay.collecting.folder import open_journal
 
-    journal = Journal({}, discarded=set(range(0, 600_000, 2)))
-    journal.write(lambda name, content: (tmp_path / name).write_bytes(content))
-    found = read_journal(tmp_path)
-    assert found.discarded == set(range(0, 2 * len(found.discarded), 2))
-    assert 10_000 < len(found.discarded) < 1_000_000
+    def put(name, content):
+        (tmp_path / name).write_bytes(content)
+
+    open_journal(tmp_path, {}, put).note(range(0, 2_000_000, 2))
+    found = open_journal(tmp_path, {}, put).discarded
+    assert found == set(range(0, 2 * len(found), 2))
+    assert 100_000 < len(found) < 1_000_000
 
 
 # --- depth, and links that go round ---

@@ -1,0 +1,157 @@
+"""``gym-replay check``, ``stats`` and ``head``: what is in a folder, and whether it is sound."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gym_replay.buffer.reading import Readable
+from gym_replay.cli import output
+from gym_replay.cli.verbs import CHOICE, FIELDS, FOLDER, opened, option, shows_bars, verb
+from gym_replay.errors import FieldError, printable
+
+if TYPE_CHECKING:
+    from gym_replay.buffer.loading.moments import FieldStatistics
+
+_QUANTILES = (0.01, 0.5, 0.99)
+_MOST_ROWS = 12
+"""Elements of one field that are shown without --all."""
+
+_LONGEST_CELL = 30
+
+
+@verb(
+    "check",
+    "compare a folder with the format's rules and its checksums",
+    "Reads all rows and names each fault with its file, episode and field. The exit status is 0 where there is none, "
+    "else 1. Meant for folders that nobody writes at the time.",
+    ["gym-replay check data/cartpole", "gym-replay check data/cartpole --repair"],
+    FOLDER,
+    option("--repair", action="store_true", help="then keep what is sound, and delete damaged episodes for good"),
+)
+def check(args: argparse.Namespace) -> int:
+    """Check every buffer in a folder."""
+    from gym_replay.buffer.check import check_buffer
+    from gym_replay.buffer.finding import find_buffers
+
+    reports = []
+    for folder in find_buffers(args.folder):
+        report = check_buffer(folder, repair=args.repair, progress=shows_bars(args))
+        reports.append(report)
+        if not args.json:
+            print("\n".join(map(printable, str(report).splitlines())), flush=True)
+    sound = all(report.ok for report in reports)
+    if args.json:
+        output.write_json(
+            {
+                "folder": args.folder,
+                "ok": sound,
+                "verified": all(report.verified for report in reports),
+                "num_episodes": sum(report.num_episodes for report in reports),
+                "num_checked": sum(report.num_checked for report in reports),
+                "buffers": [{**asdict(report), "ok": report.ok, "verified": report.verified} for report in reports],
+            }
+        )
+    return 0 if sound else 1
+
+
+@verb(
+    "stats",
+    "show mean, deviation, range and quantiles of each field",
+    "Shows what the values of each field are like, one line for each element. Ragged fields have no statistics.",
+    ["gym-replay stats data/cartpole", "gym-replay stats data/cartpole --fields reward --where 'length > 100'"],
+    FOLDER,
+    FIELDS,
+    option("--all", action="store_true", help=f"show all elements of fields with more than {_MOST_ROWS}"),
+    *CHOICE,
+)
+def stats(args: argparse.Namespace) -> int:
+    """Show the statistics of fields."""
+    from gym_replay.buffer.loading.statistics import statistics
+
+    with opened(args) as (buffer, episodes):
+        found = statistics(
+            buffer, args.fields, episodes=episodes, quantiles=_QUANTILES, std_floor=0, progress=shows_bars(args)
+        )
+        count = len(buffer) if episodes is None else len(episodes)
+    if args.json:
+        fields = {name: _plain(field) for name, field in found.items()}
+        output.write_json({"folder": args.folder, "num_episodes": count, "fields": fields})
+        return 0
+    header = ("field", "count", "mean", "std", "min", "max", *(f"{quantile:.0%}" for quantile in _QUANTILES))
+    rows = [row for name, field in found.items() for row in _rows(name, field, None if args.all else _MOST_ROWS)]
+    print("\n".join(output.table(header, rows, right=header[1:])))
+    return 0
+
+
+def _plain(field: FieldStatistics) -> Mapping[str, Any]:
+    quantiles = {f"{probability:g}": values for probability, values in field.quantiles.items()}
+    return {name: getattr(field, name) for name in ("count", "mean", "std", "min", "max")} | {"quantiles": quantiles}
+
+
+def _rows(name: str, field: FieldStatistics, most: int | None) -> Iterator[tuple[str, ...]]:
+    """One row for each element of a field, up to so many."""
+    for row, element in enumerate(np.ndindex(field.count.shape)):
+        if most is not None and row == most:
+            yield (f"{name}: {field.count.size - most} more", *[""] * (5 + len(field.quantiles)))
+            return
+        values = [field.mean, field.std, field.min, field.max, *field.quantiles.values()]
+        label = name if not element else f"{name}[{','.join(map(str, element))}]"
+        yield (label, str(int(field.count[element])), *(output.number(float(value[element]), 3) for value in values))
+
+
+@verb(
+    "head",
+    "show the first transitions as a table",
+    "Shows the first transitions of a folder, or of chosen episodes, one on each line. With --json the values are "
+    "complete.",
+    ["gym-replay head data/cartpole", "gym-replay head data/cartpole -n 3 --episodes=-1 --fields action reward"],
+    FOLDER,
+    option("-n", "--steps", type=int, default=10, metavar="N", help="how many transitions (10)"),
+    FIELDS,
+    *CHOICE,
+)
+def head(args: argparse.Namespace) -> int:
+    """Show the first transitions."""
+    with opened(args) as (buffer, episodes):
+        names = list(buffer.fieldnames if args.fields is None else args.fields)
+        if unknown := [name for name in names if name not in buffer.fieldnames]:
+            raise FieldError(f"--fields: unknown field {unknown[0]!r}; there are {list(buffer.fieldnames)}")
+        if args.steps < 0:
+            raise FieldError(f"--steps: expected a number from 0 on, got {args.steps}")
+        indices = range(len(buffer)) if episodes is None else episodes.tolist()
+        rows = list(islice(_transitions(buffer, indices, names), args.steps))
+    header = ("episode", "t", *names)
+    if args.json:
+        output.write_json([dict(zip(header, row, strict=True)) for row in rows])
+    else:
+        cells = [[str(row[0]), str(row[1]), *map(_cell, row[2:])] for row in rows]
+        print("\n".join(output.table(header, cells, right=header[:2])))
+    return 0
+
+
+def _transitions(buffer: Readable, indices: Sequence[int], names: Sequence[str]) -> Iterator[list[Any]]:
+    """Index of the episode, t, and the values of the fields."""
+    for index in indices:
+        episode = buffer.episode(index)
+        for t in range(len(episode)):
+            yield [index, t, *(np.array(episode[name][t]) for name in names)]
+
+
+def _cell(value: Any) -> str:
+    """A value on one line, large ones cut."""
+    if value.ndim == 0:
+        return output.number(value[()].item())
+    shown: list[str] = []
+    for item in value.reshape(-1)[: _LONGEST_CELL // 2]:
+        shown.append(output.number(item.item()))
+        if len(" ".join(shown)) > _LONGEST_CELL - 5:
+            break
+    whole = len(shown) == value.size
+    shape = "" if value.ndim == 1 else f" {'x'.join(map(str, value.shape))}"
+    return f"[{' '.join(shown)}{'' if whole else ' ...'}]{shape}"

@@ -1,0 +1,175 @@
+"""A collection driven to its end, in this process or by workers: the loop, its bar, and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from gym_replay.buffer.replay_buffer import ReplayBuffer
+from gym_replay.collecting.folder import Journal, delete_unneeded, episodes_in, open_journal
+from gym_replay.collecting.plan import Goal, Plan
+from gym_replay.collecting.players import open_player
+from gym_replay.collecting.request import Request
+from gym_replay.files.folders import bytes_beneath
+
+_SECONDS_BETWEEN_LOOKS = 0.1
+"""How often the bar is brought up to date, and how long Ctrl-C may wait."""
+
+_SECONDS_BETWEEN_NOTES = 10.0
+_SECONDS_BETWEEN_SIZES = 5.0
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class Plays(Protocol):
+    """Who plays the episodes of a plan: one player here, or a crew of workers."""
+
+    stopped: bool
+    """Set by a signal handler: it returns after the step that it is in."""
+
+    steps: int
+    """How many transitions were played, those of running and discarded episodes included."""
+
+    def play(self, until: float) -> bool:
+        """Go on until ``time.monotonic()`` is past a time; whether there is something left to play."""
+
+    def close(self) -> None:
+        """Commit what has ended, and forget what has not."""
+
+
+def collect_here(request: Request, folder: Path, goal: Goal, *, overwrite: bool, progress: bool) -> ReplayBuffer:
+    """Collect into a folder, in this process; nothing is writing to the buffer that is returned.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed; the step that was under way is done, and what has ended is committed.
+    """
+    with ExitStack() as cleanup:
+        player = open_player(request, folder, overwrite=overwrite)
+        buffer = player.buffer
+        cleanup.callback(buffer.close)
+        with closing(player):
+            journal = journal_of(buffer, request)
+            plan = Plan(goal, episodes_in([buffer]), journal.discarded, may_discard=request.may_discard)
+            player.feed = plan
+            journal.ask(goal)  # before there is anything that it is about
+            drive(player, plan, journal, folder, progress=progress)
+        delete_unneeded([buffer], journal.goals)
+        cleanup.pop_all()
+    buffer.release()
+    return buffer
+
+
+def journal_of(buffer: ReplayBuffer, request: Request) -> Journal:
+    """The journal of a buffer, for what is requested; raises as :func:`~gym_replay.collecting.folder.open_journal`."""
+    holds = f"{len(buffer)} episodes" if len(buffer) else ""
+    return open_journal(buffer.folder, request.identity(), buffer.put_file, uuid=buffer.metadata.uuid, holds=holds)
+
+
+def drive(player: Plays, plan: Plan, journal: Journal, folder: Path, *, progress: bool) -> None:
+    """Have a plan played until it is complete.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed.
+    """
+    if plan.is_complete:
+        return
+    bar = _Bar(plan, folder, is_shown=progress)
+    with _stopped_by_interrupt(player):
+        try:
+            with closing(player):
+                while not plan.is_complete and player.play(time.monotonic() + _SECONDS_BETWEEN_LOOKS):
+                    if player.stopped:
+                        break
+                    bar.show(player.steps)
+                    journal.note(plan.discarded, seconds=_SECONDS_BETWEEN_NOTES)
+        finally:
+            bar.show(player.steps, is_last=True)
+            journal.note(plan.discarded)
+
+
+class _Bar:
+    """A bar on stderr: episodes, steps, steps a second, mean return, disk.
+
+    Args:
+        plan: the episodes that it counts.
+        folder: whose size is shown.
+        is_shown: whether there is a bar at all.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, *, is_shown: bool) -> None:
+        self._plan, self._folder = plan, folder
+        self._began, self._size, self._sized = time.monotonic(), "", 0.0
+        self._counts_steps = plan.goal.episodes is None
+        self._total = (plan.goal.steps if self._counts_steps else plan.goal.episodes) or 0
+        # Where nobody watches, a line now and then is enough.
+        interval = 0.2 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
+        hidden: dict[str, Any] = {} if is_shown else {"disable": True}  # not given, it is as TQDM_DISABLE says
+        self._bar: Any = tqdm(
+            total=self._total,
+            initial=self._count(),
+            unit=" steps" if self._counts_steps else " episodes",
+            unit_scale=self._counts_steps,
+            mininterval=interval,
+            maxinterval=interval,
+            dynamic_ncols=True,
+            **hidden,
+        )
+
+    def _count(self) -> int:
+        return min(self._plan.steps if self._counts_steps else len(self._plan.kept), self._total)
+
+    def show(self, played: int, *, is_last: bool = False) -> None:
+        """Bring the bar up to date.
+
+        Args:
+            played: transitions played in this run.
+            is_last: the bar then stays as it is.
+        """
+        if self._bar.disable:
+            return
+        now, size = time.monotonic(), tqdm.format_sizeof
+        if is_last or now - self._sized > _SECONDS_BETWEEN_SIZES:
+            self._size, self._sized = size(bytes_beneath(self._folder, on_disk=True), "B", 1024), now
+        rate = size(played / max(now - self._began, 1e-9))
+        episodes = len(self._plan.kept)
+        mean = self._plan.returns / episodes if episodes else float("nan")
+        other = f"{episodes} episodes" if self._counts_steps else f"{size(self._plan.steps)} steps"
+        self._bar.set_postfix_str(f"{other}, {rate} steps/s, return {mean:.4g}, {self._size}", refresh=False)
+        self._bar.update(self._count() - self._bar.n)
+        if is_last:
+            self._bar.refresh()
+            self._bar.close()
+
+
+@contextmanager
+def _stopped_by_interrupt(player: Plays) -> Iterator[None]:
+    """A context in which the first Ctrl-C only stops a player, and is raised at the end; the second one is as ever.
+
+    Only in the main thread, where Python lets signals be handled, and where Ctrl-C is not ignored.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if is_main else None
+    if before is None or before is signal.SIG_IGN:
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        player.stopped = True
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        if not player.stopped:
+            signal.signal(signal.SIGINT, before)
+    if player.stopped:
+        raise KeyboardInterrupt

@@ -48,11 +48,10 @@ if TYPE_CHECKING:
         trajectory_loader,
         window_loader,
     )
-    from gym_replay.buffer.loading.moments import FieldStatistics
     from gym_replay.buffer.loading.prioritized import PrioritizedSampler
     from gym_replay.buffer.loading.returns import returns_to_go
     from gym_replay.buffer.loading.selection import split
-    from gym_replay.buffer.loading.statistics import Statistics, statistics
+    from gym_replay.buffer.loading.statistics import FieldStatistics, Statistics, statistics
     from gym_replay.collecting.collect import collect
     from gym_replay.interop.d3rlpy import to_d3rlpy
     from gym_replay.interop.d4rl import from_d4rl
@@ -74,7 +73,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "CheckReport": "gym_replay.buffer.check",
     "Fault": "gym_replay.buffer.check",
-    "FieldStatistics": "gym_replay.buffer.loading.moments",
+    "FieldStatistics": "gym_replay.buffer.loading.statistics",
     "FinishedEpisode": "gym_replay.wrappers.session",
     "GoalMixture": "gym_replay.buffer.loading.goals",
     "GoalSampler": "gym_replay.buffer.loading.goals",

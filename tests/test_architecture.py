@@ -148,7 +148,7 @@ def test_heavy_packages_wait_until_they_are_needed(name):
         assert any(room in name for room in rooms) or name == "gym_replay.buffer.env_spec"
 
 
-@pytest.mark.parametrize("name", ["plans", "draws", "order", "blocks", "prioritized"])
+@pytest.mark.parametrize("name", ["plans", "order", "blocks", "prioritized"])
 def test_plans_and_orders_see_arrays_only(name):
     module = f"gym_replay.buffer.loading.{name}"
     assert "torch" not in packages_in(trees()[module].body)

@@ -16,7 +16,7 @@ from gym_replay.cli.verbs import CHOICE, FIELDS, FOLDER, opened, option, shows_b
 from gym_replay.errors import FieldError, printable
 
 if TYPE_CHECKING:
-    from gym_replay.buffer.loading.moments import FieldStatistics
+    from gym_replay.buffer.loading.statistics import FieldStatistics
 
 _QUANTILES = (0.01, 0.5, 0.99)
 _MOST_ROWS = 12

@@ -122,7 +122,7 @@ class _Parts:
         )
 
     def _observation(self, name: str, field: Field, episode: Any) -> npt.NDArray[Any]:
-        from gym_replay.buffer.loading.moments import is_image
+        from gym_replay.buffer.loading.statistics import is_image
 
         values: npt.NDArray[Any] = episode[name][: len(episode)]
         if not field.shape:

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gym_replay.buffer.loading.draws import BlockDraw, Ints
-from gym_replay.buffer.loading.order import Order, permute, uniforms
+from gym_replay.buffer.loading.order import BlockDraw, Ints, Order, permute, uniforms
 
 BLOCK_BYTES = 8 << 20
 POOL_BYTES = 256 << 20

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from gym_replay.buffer.loading.moments import FieldStatistics, is_image
+from gym_replay.buffer.loading.statistics import FieldStatistics, is_image
 from gym_replay.errors import FieldError
 from gym_replay.schema.fields import Field
 

@@ -16,8 +16,8 @@ import torch
 from torch.utils.data import Dataset
 
 from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
-from gym_replay.buffer.loading.draws import BlockDraw, Draw, Moment, PriorityDraw, checked_epoch
 from gym_replay.buffer.loading.nesting import BatchNames
+from gym_replay.buffer.loading.order import BlockDraw, Draw, Moment, PriorityDraw, checked_epoch
 from gym_replay.buffer.loading.plans import Anchors, Floats, Ints, draw
 from gym_replay.buffer.loading.relative_rows import BatchSamples, RelativeRows
 from gym_replay.buffer.loading.samples import Description

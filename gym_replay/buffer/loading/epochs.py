@@ -18,9 +18,8 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from gym_replay.buffer.loading.collate import named_tuple_class
 from gym_replay.buffer.loading.datasets import ReplayDataset
-from gym_replay.buffer.loading.draws import Draw, Moment, PriorityDraw, checked_epoch
 from gym_replay.buffer.loading.live import Bounds, LiveDataset
-from gym_replay.buffer.loading.order import Order
+from gym_replay.buffer.loading.order import Draw, Moment, Order, PriorityDraw, checked_epoch
 from gym_replay.buffer.loading.ordering import OrderOptions, Ranks, group_ranks
 from gym_replay.buffer.loading.prioritized import PriorityOrder
 from gym_replay.errors import FieldError

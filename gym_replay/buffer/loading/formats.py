@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gym_replay.buffer.loading.collate import Transform
-from gym_replay.buffer.loading.moments import is_image
+from gym_replay.buffer.loading.statistics import is_image
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import FieldError
 from gym_replay.schema.fields import Field

@@ -14,8 +14,7 @@ from torch.utils.data import Dataset
 
 from gym_replay.buffer.loading.collate import Batch
 from gym_replay.buffer.loading.datasets import ReplayDataset
-from gym_replay.buffer.loading.draws import Draw, Floats, Ints, LiveEpisodes, PriorityDraw
-from gym_replay.buffer.loading.order import uniforms
+from gym_replay.buffer.loading.order import Draw, Floats, Ints, LiveEpisodes, PriorityDraw, uniforms
 from gym_replay.buffer.loading.ordering import Ranks
 from gym_replay.buffer.loading.statistics import Resolved
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot

@@ -11,8 +11,7 @@ import torch.distributed as dist
 
 from gym_replay.buffer.loading.blocks import BlockOrder, default_sizes
 from gym_replay.buffer.loading.datasets import ReplayDataset
-from gym_replay.buffer.loading.draws import Floats
-from gym_replay.buffer.loading.order import Order, ReplacementOrder, check_weights, cumulative_weights
+from gym_replay.buffer.loading.order import Floats, Order, ReplacementOrder, check_weights, cumulative_weights
 from gym_replay.buffer.loading.prioritized import PrioritizedSampler, PriorityOrder
 from gym_replay.errors import FieldError
 

@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.draws import Floats, Ints, PriorityDraw
-from gym_replay.buffer.loading.order import Order, uniforms
+from gym_replay.buffer.loading.order import Floats, Ints, Order, PriorityDraw, uniforms
 from gym_replay.errors import FieldError
 
 _STREAM = 21

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from gym_replay.buffer.loading.collate import Batch, shapes_of
 from gym_replay.buffer.loading.devices import check_device, on_device
-from gym_replay.buffer.loading.draws import PriorityDraw
 from gym_replay.buffer.loading.epochs import DrawSampler, Epoch, EpochDataset, EpochSampler, unwrap
 from gym_replay.buffer.loading.live import LiveDataset
 from gym_replay.buffer.loading.options import REFUSED
+from gym_replay.buffer.loading.order import PriorityDraw
 from gym_replay.buffer.loading.statistics import Resolved, from_state, to_state
 from gym_replay.errors import FieldError
 

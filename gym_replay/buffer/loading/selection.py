@@ -8,8 +8,7 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.draws import Ints
-from gym_replay.buffer.loading.order import mixed
+from gym_replay.buffer.loading.order import Ints, mixed
 from gym_replay.buffer.loading.where import Where
 from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
 from gym_replay.errors import FieldError

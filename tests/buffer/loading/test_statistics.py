@@ -16,7 +16,7 @@ from gym_replay import (
     ReplayBuffer,
     statistics,
 )
-from gym_replay.buffer.loading import moments
+from gym_replay.buffer.loading import statistics as moments
 from gym_replay.buffer.loading import statistics as module
 
 

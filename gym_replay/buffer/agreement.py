@@ -69,13 +69,15 @@ def agree(
 
 def _looks(found: Sequence[tuple[Path, Mapping[str, Field]]]) -> dict[str, dict[str, list[Path]]]:
     """By name, what a field is, and in which buffers it is that."""
-    variants: dict[int, tuple[Mapping[str, Field], list[Path]]] = {}
-    for folder, fields in found:  # of thousands of buffers, most share the objects that describe them
-        variants.setdefault(id(fields), (fields, []))[1].append(folder)
-    looks: dict[str, dict[str, list[Path]]] = {name: {} for fields, _ in variants.values() for name in fields}
-    for name, by_look in looks.items():
-        for fields, folders in variants.values():
-            by_look.setdefault(_look(fields.get(name)), []).extend(folders)
+    variants: dict[int, tuple[Mapping[str, Field], list[int]]] = {}
+    for index, (_, fields) in enumerate(found):  # of thousands of buffers, most share the objects that describe them
+        variants.setdefault(id(fields), (fields, []))[1].append(index)
+    looks: dict[str, dict[str, list[Path]]] = {}
+    for name in {name: None for fields, _ in variants.values() for name in fields}:
+        by_look: dict[str, list[int]] = {}
+        for fields, indices in variants.values():
+            by_look.setdefault(_look(fields.get(name)), []).extend(indices)
+        looks[name] = {look: [found[index][0] for index in sorted(indices)] for look, indices in by_look.items()}
     return looks
 
 

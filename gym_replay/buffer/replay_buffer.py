@@ -137,12 +137,12 @@ class ReplayBuffer(Readable):
         if overwrite and read_only:
             raise FieldError("overwrite=True and read_only=True exclude one another")
         self._begin(folder_of(folder), read_only=read_only, durability=durability)
-        if overwrite or not has_buffer(self._folder):
-            if read_only:
-                raise BufferNotFoundError(errno.ENOENT, "no buffer here to open read-only", str(self._folder))
-            self._create(config, overwrite=overwrite)
-        self._reader = FolderReader(self._folder)
         try:
+            if overwrite or not has_buffer(self._folder):
+                if read_only:
+                    raise BufferNotFoundError(errno.ENOENT, "no buffer here to open read-only", str(self._folder))
+                self._create(config, overwrite=overwrite)
+            self._reader = FolderReader(self._folder)
             self._reader.last_snapshot()  # so that what is damaged is an error now
             check_match(self._reader.metadata, config, self._folder)
         except BaseException:

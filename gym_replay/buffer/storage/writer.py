@@ -355,9 +355,9 @@ class FolderWriter:
             record, record_format = files.table.read_array(slot, 1), files.metadata.record
             tail = record_format.tail_with(record, int(record["flags"][0]) | DELETED)
             files.table.write_part(slot, record_format.tail_offset, tail)
+            files.counters.put("deletions", files.counters.deletions + 1)  # from here on the episode is hidden
             if self._power:
                 files.table.sync()
-            files.counters.put("deletions", files.counters.deletions + 1)
 
     def clear(self, metadata: Metadata | None = None) -> None:
         """Let all episodes go, and their disk space; the buffer is as ``metadata`` say from then on, where given."""

@@ -16,8 +16,8 @@ from gym_replay import (
     ReplayBuffer,
     statistics,
 )
-from gym_replay.buffer.loading import statistics as moments
 from gym_replay.buffer.loading import statistics as module
+from gym_replay.buffer.loading import statistics as moments
 
 
 def values_of(buffer, name, episodes=None):

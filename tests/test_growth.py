@@ -1,4 +1,4 @@
-"""The measurements of growth and of parts, with little data: that they run, and what they leave behind."""
+"""The measurements of growth, with little data: that they run, and what they leave behind."""
 
 import importlib.util
 import json
@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from benchmarks.parts import Clocks
 
 ROOT = Path(__file__).parents[1]
 HAS_PLOTS = importlib.util.find_spec("matplotlib") is not None
@@ -107,49 +105,9 @@ def test_an_unknown_study_is_named(tmp_path):
     assert "nonsense" in _run("growth", "nonsense", "--no-plots", "--out", tmp_path, code=2).stderr
 
 
-def test_the_parts_of_each_whole_are_there_and_add_up(tmp_path):
-    done = _run("profiles", "--small", "--out", tmp_path, "--folder", tmp_path)
-    found = json.loads((tmp_path / "profiles.json").read_text())
-    assert set(found["profiles"]) == {"step", "long_episode", "short_episode", "batch", "vector_step"}
-    for name, profile in found["profiles"].items():
-        assert len(profile["parts"]) >= 7, name
-        for part, (_, times) in profile["parts"].items():
-            assert times > 0, (name, part)
-            assert part in done.stdout
-        summed = sum(taken for taken, _ in profile["parts"].values())
-        # So little is run that a single pause of the computer may be most of it.
-        assert 0.1 * min(profile["whole"]) < summed < 10 * max(profile["whole"]), name
-    assert [path.name for path in tmp_path.iterdir()] == ["profiles.json"]
-
-
 def test_the_page_about_performance_shows_plots_that_are_there():
     page = ROOT / "docs" / "performance.md"
     plots = re.findall(r"!\[.*?\]\((.*?)\)", page.read_text())
     assert {Path(plot).name for plot in plots} == {f"growth_{name}.png" for name in CURVES}
     for plot in plots:
         assert 1000 < (page.parent / plot).stat().st_size < 80_000, plot
-
-
-def test_clocks_give_each_call_what_it_takes_itself_and_put_back_what_was_there():
-    seconds = [0.0]
-
-    class Work:
-        def outer(self):
-            seconds[0] += 3.0
-            self.inner()
-            self.inner()
-
-        def inner(self):
-            seconds[0] += 1.0
-
-    work, clocks = Work(), Clocks(lambda: seconds[0])
-    clocks.on(work, "outer", "outer")
-    clocks.on(work, "inner", "inner")
-    clocks.on(Work, "inner", "never: the object's own comes first")
-    before = Work.inner
-    with clocks.running():
-        work.outer()
-    assert clocks.parts(1) == {"outer": (3e6, 1.0), "inner": (2e6, 2.0)}
-    assert vars(work) == {}
-    assert Work.inner is before
-    assert clocks.parts(1) == {}

@@ -12,7 +12,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
 
-COUNT = 540
+COUNT = 240
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,8 @@ class EndedEpisodes:
     def set_meta(self, index: int, meta: Mapping[str, Any], encoders: Encoders) -> None:
         """Set meta fields of the user's in one of the episodes."""
         for name, encoded in encoders.meta(meta).items():
-            info, values = encoders.metadata.meta_fields[name], self.meta[name]
+            info = encoders.metadata.meta_fields[name]
+            values = self.meta.get(name, encoders.metadata.record.defaults[name])
             if isinstance(values, bytes):  # one for all so far
                 values = [values] * len(self)
                 self.meta[name] = values if info.is_text else np.array([_decoded(info, each) for each in values])
@@ -201,14 +202,13 @@ def extract_ended(
     has_state, parts = metadata.has_state, [slice(None)]
     if metadata.circular:
         parts = _parts(lengths, *writer.room.largest_block())
+    if has_state:
+        staging.put_row_t(until)
     for part in parts:
         indices, steps = env_indices[part], lengths[part]
         counts = steps + 1 if has_state else steps
         ends = np.add.accumulate(counts)
         rows, last = staging.extract(indices, starts[part], counts, ends), ends - 1
-        if has_state:
-            for name, default in staging.without_row_t:
-                rows[name][last] = default
         flags = np.array([COMPLETE * complete | HAS_FINAL * has_state] * len(indices), np.uint8)
         if finals is not None:
             for name, column in finals.columns.items():

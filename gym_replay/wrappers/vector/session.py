@@ -101,7 +101,7 @@ class VectorSession(Session[EndedEpisodes]):
 
     @ended.setter
     def ended(self, ended: Sequence[EndedEpisodes]) -> None:
-        self.state = self.state._replace(ended=ended)
+        self.state = State(*self.state[:-1], ended)
 
     @property
     def fields(self) -> Mapping[str, Field]:

@@ -150,9 +150,10 @@ class OpenFiles:
         """Write rows of the table, or of the checksums, of episodes with consecutive ids."""
         slot, fitting = self.slot(first_id), len(rows)
         if self.capacity is not None:
-            fitting = (self.capacity - slot) * column.row_nbytes  # the others begin at slot 0
+            fitting = min(fitting, (self.capacity - slot) * column.row_nbytes)  # the others begin at slot 0
         column.write(slot, rows[:fitting])
-        column.write(0, rows[fitting:])
+        if fitting < len(rows):
+            column.write(0, rows[fitting:])
 
     def _write_records(self, block: Block, lengths: list[int], first_id: int, start: int) -> None:
         """Put the records of a block, whose rows begin at ``start``, into their slots."""
@@ -161,14 +162,17 @@ class OpenFiles:
         for name in self.metadata.text_fields:
             meta[name] = self._stored_strings(meta[name])
         if count > FEW_RECORDS:
-            rows = np.add(lengths, has_state)
-            starts, ids = np.cumsum(rows) + (start - rows), np.arange(first_id, first_id + count)
-            content = record.encode(ids, starts, np.asarray(lengths), block.flags, meta).tobytes()
+            steps, ids = np.asarray(block.lengths), np.arange(first_id, first_id + count)
+            rows = steps + int(has_state)
+            starts = np.add.accumulate(rows) - rows + start
+            content = record.encode(ids, starts, steps, block.flags, meta).tobytes()
         else:
             flags = [block.flags] * count if isinstance(block.flags, int) else block.flags.tolist()
-            values, content = [meta[name] for name in record.defaults], b""
+            own = values = [meta[name] for name in record.defaults]
+            content = b""
             for i, length in enumerate(lengths):
-                own = [value if isinstance(value, bytes) else value[i : i + 1] for value in values]
+                if count > 1:
+                    own = [value if isinstance(value, bytes) else value[i : i + 1] for value in values]
                 content += record.encode_one(first_id + i, start, length, flags[i], own)
                 start += length + has_state
         self.write_slots(self.table, first_id, content)

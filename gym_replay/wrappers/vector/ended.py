@@ -182,7 +182,7 @@ def extract_ended(
     starts: npt.NDArray[np.int64],
     until: int,
     returns: npt.NDArray[Any],
-    flags: Mapping[str, Mask] | None,
+    flags: tuple[Mask, Mask] | None,
     finals: Finals | None,
 ) -> list[EndedEpisodes]:
     """The episodes of some sub-environments, which have ended, in as many blocks as there must be.
@@ -215,10 +215,10 @@ def extract_ended(
                 if name in rows:
                     rows[name][ends - 1] = column[part]
             record_flags[~finals.has_final[part]] &= _NO_FINAL
-        for name in FLAGS:
+        for i, name in enumerate(FLAGS):
             rows[name] = flag = np.zeros(ends.item(-1), bool)
             # Environments of others may have any number for True.
-            flag[last] = name == "truncated" if flags is None else flags[name][indices] & _TRUE
+            flag[last] = name == "truncated" if flags is None else flags[i][indices] & _TRUE
         values = meta.columns(indices, returns[indices], complete=complete)
         blocks.append(EndedEpisodes(indices, steps, record_flags, ends, rows, values, meta.noted(indices)))
     return blocks

@@ -318,8 +318,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
                 finals = self._with_late_infos(finals)
         if self._is_disabled:
             self._warn_of_unreset(state.running)
-        flags = {"terminated": terminated, "truncated": truncated}
-        session.advance(kinds, rewards, flags, finals=finals, generators=generators, began=began)
+        session.advance(kinds, rewards, (terminated, truncated), finals=finals, generators=generators, began=began)
 
     def _look(self, infos: Any, observations: Any, rewards: npt.NDArray[Any], done: Mask) -> None:
         """Look whether a step fits the autoreset mode."""

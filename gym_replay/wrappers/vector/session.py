@@ -149,7 +149,7 @@ class VectorSession(Session[EndedEpisodes]):
         self,
         kinds: TransitionKinds | None,
         rewards: npt.NDArray[Any],
-        flags: Mapping[str, Mask],
+        flags: tuple[Mask, Mask],
         *,
         finals: Finals | None,
         generators: npt.NDArray[np.uint64] | None,
@@ -194,7 +194,7 @@ class VectorSession(Session[EndedEpisodes]):
         env_indices: EnvIndices,
         until: int,
         returns: npt.NDArray[Any],
-        flags: Mapping[str, Mask] | None = None,
+        flags: tuple[Mask, Mask] | None = None,
         finals: Finals | None = None,
     ) -> list[EndedEpisodes]:
         writer, starts = self.claim.writer or self.claim.open(), self.starts[env_indices]

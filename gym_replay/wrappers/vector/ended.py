@@ -209,7 +209,8 @@ def extract_ended(
         counts = steps + 1 if has_state else steps
         ends = np.add.accumulate(counts)
         rows, last = staging.extract(indices, starts[part], counts, ends), ends - (1 + has_state)
-        record_flags = np.full(len(indices), COMPLETE * complete | HAS_FINAL * has_state, np.uint8)
+        record_flags = np.empty(len(indices), np.uint8)
+        record_flags.fill(COMPLETE * complete | HAS_FINAL * has_state)
         if finals is not None:
             for name, column in finals.columns.items():
                 if name in rows:

@@ -198,9 +198,7 @@ class VectorSession(Session[EndedEpisodes]):
         finals: Finals | None = None,
     ) -> list[EndedEpisodes]:
         writer, starts = self.claim.writer or self.claim.open(), self.starts[env_indices]
-        return extract_ended(
-            writer, self.staging, self._meta, env_indices, starts, until, returns, flags, finals
-        )
+        return extract_ended(writer, self.staging, self._meta, env_indices, starts, until, returns, flags, finals)
 
     # --- resets ---
 

@@ -60,7 +60,7 @@ class WritableBuffer(Protocol):
 
 
 class Encoders:
-    """Values to bytes, and the bytes of defaults, for the fields and meta fields of one schema.
+    """Values to bytes, and the bytes of the fields' defaults, for the fields and meta fields of one schema.
 
     Attributes:
         names: the fields, state fields behind all others.
@@ -76,9 +76,6 @@ class Encoders:
             for name in self.names
         ]
         self._meta = {name: make_encoder(name, info) for name, info in metadata.meta_fields.items()}
-        self.meta_defaults = {
-            name: b"" if info.is_text else info.default_value().tobytes() for name, info in metadata.meta_fields.items()
-        }
 
     def row(self, values: dict[str, Any]) -> list[bytes]:
         """The bytes of each field, in the order of ``names``: of a value, which is taken out, or of the default.
@@ -250,7 +247,7 @@ class OpenEpisode(_Stored):
             return
         stage.has_final = self._has_final
         self._end_last(self._final or encoders.row({})[self._num_others :])
-        meta = {**encoders.meta_defaults, **self._meta, **encoders.meta(self.final_meta)}
+        meta = {**self._meta, **encoders.meta(self.final_meta)}
         writer.commit(stage.block(stage.pieces(), meta, complete=True))
 
 
@@ -293,7 +290,7 @@ class OpenBlock(_Stored):
         given: dict[str, list[tuple[int | slice, Any]]] = {
             name: [(t, step[name]) for t, step in enumerate(steps) if name in step] for name in encoders.metadata.fields
         }
-        meta = {**encoders.meta_defaults, **self._meta, **encoders.meta_columns(self.final_meta, self._size)}
+        meta = {**self._meta, **encoders.meta_columns(self.final_meta, self._size)}
         flags = COMPLETE | (HAS_FINAL if self._has_final else 0)
         _commit_rows(writer, given, [length] * self._size, flags, meta)
 
@@ -447,7 +444,7 @@ def _commit_rows(
             *field.shape)`` of a slice of them, of ragged fields as lists of arrays; other rows hold the default.
         lengths: T of each episode.
         flags: of all of them.
-        meta: the values of all meta fields.
+        meta: the values of meta fields; others hold their default.
     """
     metadata, size = writer.metadata, len(lengths)
     count = lengths[0] + metadata.has_state
@@ -487,7 +484,7 @@ def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, A
         rows = [list(array)] if info.ragged else fit(name, array, info, lead=(count,))[None]
         given[name].append((slice(0, count), rows))
     values_of_meta = {name: value for name, value in values.items() if name in metadata.meta_fields}
-    meta = {**encoders.meta_defaults, **encoders.meta(values_of_meta)}
+    meta = encoders.meta(values_of_meta)
     flags = (HAS_FINAL if has_final else 0) | (COMPLETE if complete else 0)
     _commit_rows(writer, given, [length], flags, meta)
 

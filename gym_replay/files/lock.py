@@ -134,7 +134,7 @@ class WriterLock:
 
     def _is_in_place(self) -> bool:
         try:
-            found = os.stat(self._path, follow_symlinks=False)
+            found = os.lstat(self._path)
         except OSError:
             return False
         # Where the file has another name, it may be in two folders.

@@ -58,9 +58,9 @@ class BoundsCheck:
             ends: one past the last row of each.
             lengths: how many transitions each has.
         """
-        ends_with_row_t = ends.item(0) > lengths.item(0)
+        edges, ends_with_row_t = ends.tolist(), ends.item(0) > lengths.item(0)
         for name in self._bounds:
-            self._add(name, (first_id, 0, ends.tolist(), ends_with_row_t, rows[name].tobytes()))
+            self._add(name, (first_id, 0, edges, ends_with_row_t, rows[name].tobytes()))
 
     def _add(self, name: str, rows: _Rows) -> None:
         self._pending[name].append(rows)

@@ -237,8 +237,8 @@ class Session(ABC, Generic[_E]):
         if self._is_shown:
             self.refuse_within_on_episode()
         claim = self.claim
-        while waiting := self.ended:
-            ended = waiting[0]
+        while all_ended := self.ended:
+            ended = all_ended[0]
             if not claim.is_open:
                 claim.open()
             if ended.first_id is None or not claim.is_committed(ended.first_id):
@@ -252,9 +252,8 @@ class Session(ABC, Generic[_E]):
                     if not claim.is_open:  # on_episode released the buffer, and what had ended was forgotten
                         break
                 self._write(ended)
-            waiting = self.ended
-            self.ended = waiting[1:]
-            waiting[0].show_to(self.bounds)
+            ended, *self.ended = self.ended  # of several episodes those that are kept
+            ended.show_to(self.bounds)
         if self._error is not None:
             error, self._error = self._error, None
             raise error

@@ -89,7 +89,7 @@ class Episode:
         assert stage is not None
         self._pieces = pieces = stage.pieces()
         end = meta_of_end(self.meta, _return_of(stage, pieces), complete=complete)
-        meta = {**encoders.meta_defaults, **self.meta, **end}
+        meta = {**self.meta, **end}
         if self.noted:
             meta |= encoders.meta(self.noted)
         return stage.block(pieces, meta, complete=complete)

@@ -47,7 +47,7 @@ class Block(NamedTuple):
         pieces: the rows of each field, row T of each episode included. They can be gone through more than once.
         lengths: T of each episode, at least one.
         flags: of all episodes, or of each.
-        meta: a value for all episodes, or one for each, of every meta field.
+        meta: of meta fields a value for all episodes, or one for each; others hold their default.
         elements: by ragged field, how many elements each episode has.
         early: of a single episode, the rows that come before the pieces.
         sums: by field the checksums of each episode, where they are known once the pieces were gone through.

@@ -73,7 +73,7 @@ class Checksums:
         sums = np.empty(count, files.sums.dtype)
         for name, column in found.items():
             sums[name] = column
-        files.write_slots(files.sums, first_id, sums)
+        files.write_slots(files.sums, first_id, sums.tobytes())
         files.counters.put("summed", first_id + count)
         self._unsummed = 0
 

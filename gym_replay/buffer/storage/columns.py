@@ -314,13 +314,13 @@ class ColumnWriter:
         Raises:
             StorageError: the disk is full, or the operating system refused for another reason.
         """
-        width, size = self.row_nbytes, data.nbytes if type(data) is memoryview else len(data)
-        if width == 0 or size == 0:
+        size = data.nbytes if type(data) is memoryview else len(data)
+        if not size:
             return
-        end = row + size // width
-        if end > self.capacity:
+        width, written = self.row_nbytes, 0
+        if (end := row + size // width) > self.capacity:
             self.reserve(end)
-        position, written = self._offset + row * width, 0
+        position = self._offset + row * width
         if size <= LONGEST_WRITE:  # as write_at, without the call: an episode is a dozen small writes
             try:
                 written = os.pwrite(self._file.number, data, position)

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gym_replay.buffer.storage.block import Block, EarlyRows, Piece
 from gym_replay.buffer.storage.columns import PIECE, ColumnWriter
@@ -23,6 +22,9 @@ from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, EPISODES, Meta
 from gym_replay.buffer.storage.room import Room
 from gym_replay.buffer.storage.strings import STRINGS, StringWriter
 from gym_replay.files.directory import Directory
+
+FEW_RECORDS = 8
+"""Records up to which they are encoded faster one by one than as arrays ("8" of ``benchmarks.record_vector``)."""
 
 STRINGS_RUN = 1 << 20
 """Bytes of strings from which on those of a ring's episodes that have left are removed."""
@@ -130,7 +132,7 @@ class OpenFiles:
             column.reserve(start + rows)
         if self._power:
             _sync([*self.steps.values(), *self.elements.values()])
-        self._write_records(block, first_id, start)
+        self._write_records(block, lengths, first_id, start)
         if self._power:
             _sync([*([self.columns[STRINGS]] if self.strings else []), self.table])
         counters.put("next", first_id + len(lengths))
@@ -143,30 +145,36 @@ class OpenFiles:
             nbytes += sum(counts) * self.elements[name].row_nbytes
         return nbytes
 
-    def write_slots(self, column: ColumnWriter, first_id: int, rows: npt.NDArray[Any]) -> None:
+    def write_slots(self, column: ColumnWriter, first_id: int, rows: bytes) -> None:
         """Write rows of the table, or of the checksums, of episodes with consecutive ids."""
-        slot, count = self.slot(first_id), len(rows)
-        fitting = count if self.capacity is None else min(count, self.capacity - slot)  # the others begin at slot 0
-        column.write(slot, rows[:fitting].tobytes())
-        if fitting < count:
-            column.write(0, rows[fitting:].tobytes())
+        slot, fitting = self.slot(first_id), len(rows)
+        if self.capacity is not None:
+            fitting = min(fitting, (self.capacity - slot) * column.row_nbytes)  # the others begin at slot 0
+        column.write(slot, rows[:fitting])
+        if fitting < len(rows):
+            column.write(0, rows[fitting:])
 
-    def _write_records(self, block: Block, first_id: int, start: int) -> None:
+    def _write_records(self, block: Block, lengths: list[int], first_id: int, start: int) -> None:
         """Put the records of a block, whose rows begin at ``start``, into their slots."""
-        metadata, lengths, slot, count = self.metadata, block.lengths, self.slot(first_id), len(block.lengths)
-        meta: dict[str, Any] = {**block.meta}
-        for name in metadata.text_fields:
-            meta[name] = self._stored_strings(block.meta[name])
-        if count == 1:  # "CartPole-v1" of benchmarks.record pays for it: arrays of one value take 15 us more
-            flags = block.flags if isinstance(block.flags, int) else int(block.flags[0])
-            values = [meta[name] for name in metadata.meta_fields]
-            self.table.write(slot, metadata.record.encode_one(first_id, start, int(lengths[0]), flags, values))
-            return
-        rows = np.add(lengths, metadata.has_state)
-        starts = np.cumsum(rows) + (start - rows)
-        ids = np.arange(first_id, first_id + count)
-        records = metadata.record.encode(ids, starts, np.asarray(lengths), block.flags, meta)
-        self.write_slots(self.table, first_id, records)
+        record, has_state, count = self.metadata.record, self.metadata.has_state, len(lengths)
+        meta: dict[str, Any] = {**record.defaults, **block.meta}
+        for name in self.metadata.text_fields:
+            meta[name] = self._stored_strings(meta[name])
+        if count > FEW_RECORDS:
+            steps, ids = np.asarray(block.lengths), np.arange(first_id, first_id + count)
+            rows = steps + int(has_state)
+            starts = np.add.accumulate(rows) - rows + start
+            content = record.encode(ids, starts, steps, block.flags, meta).tobytes()
+        else:
+            flags = [block.flags] * count if isinstance(block.flags, int) else block.flags.tolist()
+            own = values = [*meta.values()]  # in the order of the defaults
+            content = b""
+            for i, length in enumerate(lengths):
+                if count > 1:
+                    own = [value if isinstance(value, bytes) else value[i : i + 1] for value in values]
+                content += record.encode_one(first_id + i, start, length, flags[i], own)
+                start += length + has_state
+        self.write_slots(self.table, first_id, content)
 
     def _stored_strings(self, texts: MetaColumn) -> Any:
         """What the records have of a string meta field; each string is written if it is new."""

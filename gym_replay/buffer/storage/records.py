@@ -113,20 +113,24 @@ class RecordFormat:
 
     Attributes:
         dtype: of one record.
+        defaults: by meta field the bytes of its default, or string.
     """
 
     def __init__(self, meta_fields: Mapping[str, Field], uuid: str) -> None:
         self.dtype = record_dtype(meta_fields)
         self.nbytes = self.dtype.itemsize
         self._salt = salt_of(uuid)
-        self._names = {name: meta_column(name) for name in meta_fields}
+        self._columns = [(name, meta_column(name), bytes(info.nbytes)) for name, info in meta_fields.items()]
+        self.defaults = {
+            name: b"" if info.is_text else info.default_value().tobytes() for name, info in meta_fields.items()
+        }
         self._padding = bytes(-(sum(info.nbytes for info in meta_fields.values()) + _TAIL_NBYTES) % 8)
         # All of a record but its check value, without copying it.
         parts = {"names": ["checked"], "formats": [f"V{self.nbytes - 4}"], "offsets": [0], "itemsize": self.nbytes}
         self._parts = np.dtype(parts)  # type: ignore[call-overload]
 
-    def encode_one(self, episode_id: int, start: int, length: int, flags: int, meta: Sequence[bytes]) -> bytes:
-        """The bytes of a record, of the bytes of its meta values in the order of the fields."""
+    def encode_one(self, episode_id: int, start: int, length: int, flags: int, meta: Iterable[Any]) -> bytes:
+        """The bytes of a record; ``meta`` has a buffer of the bytes of each meta value, in the order of the fields."""
         content = b"".join((_pack_head(episode_id, start, length), *meta, self._padding, bytes((flags,))))
         return content + _pack_crc(crc32(content) ^ self._salt)
 
@@ -145,14 +149,12 @@ class RecordFormat:
             flags: of each episode, or of all.
             meta: values of every meta field, of string fields where the strings are.
         """
-        records = np.zeros(len(ids), self.dtype)
+        same = [values if isinstance(values := meta[name], bytes) else zeros for name, _, zeros in self._columns]
+        records = np.frombuffer(bytearray(self.encode_one(0, 0, 0, 0, same) * len(ids)), self.dtype)
         records["id"], records["start"], records["length"], records["flags"] = ids, starts, lengths, flags
-        for name, column in self._names.items():
-            values = meta[name]
-            target = records[column]
-            if isinstance(values, bytes):
-                values = np.frombuffer(values, target.dtype).reshape(target.shape[1:])
-            target[...] = values
+        for name, column, _ in self._columns:
+            if not isinstance(values := meta[name], bytes):
+                records[column] = values
         return self.signed(records)
 
     def signed(self, records: npt.NDArray[Any]) -> npt.NDArray[Any]:

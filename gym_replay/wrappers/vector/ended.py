@@ -19,7 +19,7 @@ from gym_replay.wrappers.vector.batches import Column, default_of
 from gym_replay.wrappers.vector.episode_meta import EpisodeMeta
 from gym_replay.wrappers.vector.staging import Staging
 
-_NO_FINAL, _TRUE = np.uint8(255 - HAS_FINAL), np.bool_(True)
+_NO_FINAL, _TRUE = np.uint8(255 - HAS_FINAL), np.array(True)
 
 
 class Finals(NamedTuple):
@@ -98,7 +98,8 @@ class EndedEpisodes:
     def set_meta(self, index: int, meta: Mapping[str, Any], encoders: Encoders) -> None:
         """Set meta fields of the user's in one of the episodes."""
         for name, encoded in encoders.meta(meta).items():
-            info, values = encoders.metadata.meta_fields[name], self.meta[name]
+            info = encoders.metadata.meta_fields[name]
+            values = self.meta.get(name, encoders.metadata.record.defaults[name])
             if isinstance(values, bytes):  # one for all so far
                 values = [values] * len(self)
                 self.meta[name] = values if info.is_text else np.array([_decoded(info, each) for each in values])
@@ -182,9 +183,8 @@ def extract_ended(
     starts: npt.NDArray[np.int64],
     until: int,
     returns: npt.NDArray[Any],
-    *,
-    complete: bool,
-    finals: Finals | None = None,
+    flags: tuple[Mask, Mask] | None,
+    finals: Finals | None,
 ) -> list[EndedEpisodes]:
     """The episodes of some sub-environments, which have ended, in as many blocks as there must be.
 
@@ -195,33 +195,34 @@ def extract_ended(
         env_indices, starts: of each the sub-environment, and the time of the first observation.
         until: the time of their last observations.
         returns: of all sub-environments.
-        complete: whether they were not cut, which truncates them.
+        flags: ``terminated`` and ``truncated`` of all sub-environments in the last step, the only one in which they are
+            true; None where the episodes are cut, which truncates them.
         finals: their last rows, where the staging has those of the next episodes.
     """
-    blocks, lengths = [], until - starts
+    blocks, lengths, complete = [], until - starts, flags is not None
     has_state, parts = metadata.has_state, [slice(None)]
     if metadata.circular:
         parts = _parts(lengths, *claim.largest_block())
+    if has_state:
+        staging.put_row_t(until)
     for part in parts:
         indices, steps = env_indices[part], lengths[part]
         counts = steps + 1 if has_state else steps
         ends = np.add.accumulate(counts)
-        rows, last = staging.extract(indices, starts[part], counts, ends), ends - 1
-        if has_state:
-            for name, default in staging.without_row_t:
-                rows[name][last] = default
-        flags = np.array([COMPLETE * complete | HAS_FINAL * has_state] * len(indices), np.uint8)
+        rows, last = staging.extract(indices, starts[part], counts, ends), ends - (1 + has_state)
+        record_flags = np.empty(len(indices), np.uint8)
+        record_flags.fill(COMPLETE * complete | HAS_FINAL * has_state)
         if finals is not None:
             for name, column in finals.columns.items():
                 if name in rows:
-                    rows[name][last] = column[part]
-            flags[~finals.has_final[part]] &= _NO_FINAL
-        if not complete:
-            rows["truncated"][last - has_state] = True
-        for name in FLAGS:
-            rows[name] &= _TRUE  # others may have any number for True
+                    rows[name][ends - 1] = column[part]
+            record_flags[~finals.has_final[part]] &= _NO_FINAL
+        for i, name in enumerate(FLAGS):
+            rows[name] = flag = np.zeros(ends.item(-1), bool)
+            # Environments of others may have any number for True.
+            flag[last] = name == "truncated" if flags is None else flags[i][indices] & _TRUE
         values = meta.columns(indices, returns[indices], complete=complete)
-        blocks.append(EndedEpisodes(indices, steps, flags, ends, rows, values, meta.noted(indices)))
+        blocks.append(EndedEpisodes(indices, steps, record_flags, ends, rows, values, meta.noted(indices)))
     return blocks
 
 

@@ -88,7 +88,6 @@ class EpisodeMeta:
         """The meta fields of the episodes of some sub-environments; what is the same in all of them as one value."""
         took = time.monotonic() - self._began[env_indices]  # no clock that somebody may set back
         meta: dict[str, MetaColumn] = {
-            **self._buffer.encoders().meta_defaults,
             "episode_seed": self._seeds[env_indices],
             "episode_return": returns,
             "episode_complete": FLAG_BYTES[complete],

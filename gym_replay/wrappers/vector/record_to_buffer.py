@@ -297,7 +297,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         now, staging = session.state.now, session.staging
         staging.put(now + 1, self._observations.encode(observations))
         terminated, truncated = self._flag("terminated", terminations), self._flag("truncated", truncations)
-        staging.put(now, {"reward": rewards, "terminated": terminated, "truncated": truncated})
+        staging.put(now, {"reward": rewards})
         done = terminated | truncated
         was_on_hold = session.on_hold
         if not self._check.is_certain:
@@ -318,7 +318,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
                 finals = self._with_late_infos(finals)
         if self._is_disabled:
             self._warn_of_unreset(state.running)
-        session.advance(kinds, rewards, finals=finals, generators=generators, began=began)
+        session.advance(kinds, rewards, (terminated, truncated), finals=finals, generators=generators, began=began)
 
     def _look(self, infos: Any, observations: Any, rewards: npt.NDArray[Any], done: Mask) -> None:
         """Look whether a step fits the autoreset mode."""

@@ -13,7 +13,6 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, StorageError
 from gym_replay.schema.fields import Field
 from gym_replay.wrappers.bounds import BoundsCheck
-from gym_replay.wrappers.recorded_schema import FLAGS
 from gym_replay.wrappers.session import OnEpisode, Session
 from gym_replay.wrappers.vector.autoreset import EnvIndices, Mask, TransitionKinds
 from gym_replay.wrappers.vector.ended import EndedEpisodes, Finals, extract_ended
@@ -52,7 +51,7 @@ class VectorSession(Session[EndedEpisodes]):
 
     Args:
         owner, buffer, keep, bounds, on_episode: as of :class:`~gym_replay.wrappers.session.Session`.
-        names: the fields of which each step brings values, besides ``terminated`` and ``truncated``.
+        names: the fields of which each step brings values, apart from ``terminated`` and ``truncated``.
         num_envs: how many sub-environments there are.
         run: the meta field ``episode_run``.
 
@@ -80,7 +79,7 @@ class VectorSession(Session[EndedEpisodes]):
     ) -> None:
         super().__init__(owner, buffer, keep=keep, bounds=bounds, on_episode=on_episode)
         fields = buffer.metadata.fields
-        self.staging = Staging({name: fields[name] for name in (*names, *FLAGS)}, num_envs, buffer.folder)
+        self.staging = Staging({name: fields[name] for name in names}, num_envs, buffer.folder)
         self._meta = EpisodeMeta(num_envs, run, buffer)
         self._num_envs = num_envs
         self._all, self._none = np.ones(num_envs, bool), np.zeros(num_envs, bool)
@@ -101,7 +100,7 @@ class VectorSession(Session[EndedEpisodes]):
 
     @ended.setter
     def ended(self, ended: Sequence[EndedEpisodes]) -> None:
-        self.state = self.state._replace(ended=ended)
+        self.state = State(*self.state[:-1], ended)
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -149,6 +148,7 @@ class VectorSession(Session[EndedEpisodes]):
         self,
         kinds: TransitionKinds | None,
         rewards: npt.NDArray[Any],
+        flags: tuple[Mask, Mask],
         *,
         finals: Finals | None,
         generators: npt.NDArray[np.uint64] | None,
@@ -158,7 +158,7 @@ class VectorSession(Session[EndedEpisodes]):
 
         Args:
             kinds: what it was for each sub-environment; None where no episode ended or began.
-            rewards: what it returned.
+            rewards, flags: what it returned.
             finals: the last rows of the episodes that ended, where the row after now has those of the next episodes.
             generators: the generators' states before the resets that the step did, where they are known.
             began: when the step began.
@@ -167,11 +167,11 @@ class VectorSession(Session[EndedEpisodes]):
         now, ended = state.now + 1, state.ended
         returns = np.add(self._returns[~now & 1], rewards, self._returns[now & 1])
         if kinds is None:
-            self.state = State(now, *state[1:])
+            self.state = State(now, state.running, state.waiting, state.has_waiting, state.is_recording, ended)
             return
         env_indices, opened = kinds.ended.nonzero()[0], kinds.opened.nonzero()[0]
         if len(env_indices):
-            ended = [*ended, *self._extract(env_indices, now, returns, complete=True, finals=finals)]
+            ended = [*ended, *self._extract(env_indices, now, returns, flags, finals)]
         if len(opened):
             if kinds.opened is not state.waiting:
                 # What is noted of an episode that has just ended is needed until the step is done.
@@ -193,22 +193,12 @@ class VectorSession(Session[EndedEpisodes]):
         env_indices: EnvIndices,
         until: int,
         returns: npt.NDArray[Any],
-        *,
-        complete: bool,
+        flags: tuple[Mask, Mask] | None = None,
         finals: Finals | None = None,
     ) -> list[EndedEpisodes]:
         metadata, starts = self.buffer.metadata, self.starts[env_indices]
         return extract_ended(
-            self.claim,
-            metadata,
-            self.staging,
-            self._meta,
-            env_indices,
-            starts,
-            until,
-            returns,
-            complete=complete,
-            finals=finals,
+            self.claim, metadata, self.staging, self._meta, env_indices, starts, until, returns, flags, finals
         )
 
     # --- resets ---
@@ -283,7 +273,7 @@ class VectorSession(Session[EndedEpisodes]):
         now, running, waiting, _, _, ended = self.state
         env_indices = np.flatnonzero(running & mask & (self.starts < now))
         if len(env_indices) and self._keep:
-            ended = [*ended, *self._extract(env_indices, now, self._returns[now & 1], complete=False)]
+            ended = [*ended, *self._extract(env_indices, now, self._returns[now & 1])]
         self.state = State.of(now, running & ~mask, waiting, ended)
 
     def annotate(self, meta: Mapping[str, Any]) -> None:

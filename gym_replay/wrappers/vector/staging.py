@@ -114,9 +114,9 @@ class _Rows:
         return {name: default_of(info) for name, info in self.fields.items()}
 
     @cached_property
-    def without_row_t(self) -> list[tuple[str, Column]]:
-        """The fields that have no value at the last observation of an episode, with their defaults."""
-        return [(name, self.defaults[name]) for name, info in self.fields.items() if not info.state]
+    def row_t(self) -> dict[str, Column]:
+        """The defaults of the fields that have no value at the last observation of an episode."""
+        return {name: self.defaults[name] for name, info in self.fields.items() if not info.state}
 
     @cached_property
     def nbytes(self) -> int:
@@ -187,11 +187,6 @@ class Staging:
         return self._rows.fields
 
     @property
-    def without_row_t(self) -> list[tuple[str, Column]]:
-        """The fields that have no value at the last observation of an episode, with their defaults."""
-        return self._rows.without_row_t
-
-    @property
     def nbytes(self) -> int:
         """Bytes in memory, apart from those of ragged fields."""
         return self._rows.nbytes
@@ -256,6 +251,10 @@ class Staging:
         arrays, row = rows.arrays, time & rows.mask
         for name, values in columns.items():
             arrays[name][row] = values
+
+    def put_row_t(self, time: int) -> None:
+        """Have the default where episodes have no value at their last observation, which is in the row of a time."""
+        self.put(time, self._rows.row_t)
 
     def put_some(self, time: int, columns: Mapping[str, Column], env_indices: EnvIndices) -> None:
         """Put the values of fields, those of some sub-environments, into the row of a time."""

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.errors import EmptyBufferError, FieldError
-from gym_replay.interop.extras import require
+from gym_replay.interop import require
 from gym_replay.interop.transitions import Names, NamesLike, check_flags, leaves_below, only_leaf
 
 if TYPE_CHECKING:

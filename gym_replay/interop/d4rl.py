@@ -18,10 +18,19 @@ import numpy.typing as npt
 
 from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.files.folders import local_path
-from gym_replay.interop.extras import require
+from gym_replay.interop import require
 from gym_replay.interop.hdf5 import check_claim, data_sets
-from gym_replay.interop.old_data import FLAGS, as_flags, as_steps, check_next, rows_differ, step_shape
-from gym_replay.interop.target import ImportReport, check_new, new_buffer
+from gym_replay.interop.old_data import (
+    FLAGS,
+    ImportReport,
+    as_flags,
+    as_steps,
+    check_new,
+    check_next,
+    new_buffer,
+    rows_differ,
+    step_shape,
+)
 from gym_replay.schema.fields import Field, fit
 from gym_replay.schema.names import encode_key
 

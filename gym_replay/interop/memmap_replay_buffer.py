@@ -17,8 +17,7 @@ import numpy.typing as npt
 
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, UnsupportedFormatError
 from gym_replay.files.folders import local_path
-from gym_replay.interop.old_data import as_steps, step_shape
-from gym_replay.interop.target import ImportReport, check_new, new_buffer
+from gym_replay.interop.old_data import ImportReport, as_steps, check_new, new_buffer, step_shape
 from gym_replay.schema.fields import Field
 
 Array = npt.NDArray[Any]

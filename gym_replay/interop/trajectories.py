@@ -10,8 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.errors import EmptyBufferError, FieldError
-from gym_replay.interop.old_data import FLAGS, as_flags, as_steps, check_next, rows_differ
-from gym_replay.interop.target import ImportReport, check_new, new_buffer
+from gym_replay.interop.old_data import (
+    FLAGS,
+    ImportReport,
+    as_flags,
+    as_steps,
+    check_new,
+    check_next,
+    new_buffer,
+    rows_differ,
+)
 from gym_replay.schema.fields import Field, fit
 from gym_replay.schema.names import encode_siblings
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.episode import Episode
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError, FieldError
 from gym_replay.interop.old_data import as_flags, as_steps
 from gym_replay.schema.fields import Field
@@ -100,6 +101,39 @@ def recorded_space(buffer: Readable, kind: str) -> Any:
     if stored is None:
         raise FieldError(f"no {kind} space is stored, since the buffer was not recorded; pass {kind}_space=...")
     return space_from_json(stored)
+
+
+class ChosenEpisodes(Sequence[Episode]):
+    """The chosen episodes, each made when it is asked for; of a ring, whose rows are overwritten, each is a copy.
+
+    Args:
+        buffer: a ReplayBuffer or ConcatReplayBuffer.
+        episodes: as in ``buffer.dataloader``.
+
+    Attributes:
+        indices: int64 ``(episodes,)``: their indices in the buffer.
+
+    Raises:
+        EmptyBufferError: there is none.
+    """
+
+    def __init__(self, buffer: Readable, episodes: Episodes | None) -> None:
+        from gym_replay.buffer.loading.selection import EpisodeValues, selected  # Source would import torch
+
+        self._parts = buffer.snapshots()
+        self._firsts = np.cumsum([0, *map(len, self._parts)])
+        self.indices = np.flatnonzero(selected(EpisodeValues(self._parts), episodes))
+        if not len(self.indices):
+            raise EmptyBufferError("there is no episode to export; record some, or choose others")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: Any) -> Any:
+        index = int(self.indices[place])
+        owner = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        episode = Episode(self._parts[owner], index - int(self._firsts[owner]))
+        return episode.copy() if episode.snapshot.metadata.circular else episode
 
 
 class Transitions:

@@ -28,7 +28,7 @@ from gym_replay.interop.minari.limits import GROUP, IMPORTED, LONGEST_ARROW, Lim
 from gym_replay.interop.minari.metadata import about_export, options_of, seed_of, to_metadata
 from gym_replay.interop.minari.parts import exportable, guess_space, nested
 from gym_replay.interop.old_data import as_steps
-from gym_replay.interop.transitions import ChosenEpisodes, Names, check_flags
+from gym_replay.interop.transitions import ChosenEpisodes, check_flags
 from gym_replay.schema.fields import Field
 from gym_replay.spaces import space_from_json, space_to_json, space_tree
 from gym_replay.wrappers.infos import PRESENT, ROOT
@@ -254,7 +254,7 @@ class _Plan:
                 if fields[name].state != (root == "observation"):
                     which = "a state field, with T+1 rows" if root == "observation" else "no state field"
                     raise FieldError(f"field {name!r}: expected {which}, for a Minari dataset")
-        check_flags(fields, Names())
+        check_flags(fields, *FLAGS)
         if math.prod(fields["reward"].shape) != 1 and not self.limits.is_hdf5:
             raise FieldError(
                 f"field 'reward': Minari's {self.limits.data_format} format holds one number a step, not "

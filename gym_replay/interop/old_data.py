@@ -19,6 +19,7 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer, open_buffer
 from gym_replay.errors import EmptyBufferError, FieldError, NotABufferError
 from gym_replay.files.folders import folder_of
 from gym_replay.files.new_folder import new_folders
+from gym_replay.schema.fields import Field, fit
 
 Array = npt.NDArray[Any]
 
@@ -40,6 +41,18 @@ def as_steps(name: str, values: Array) -> Array:
     return values.reshape(len(values), *step_shape(name, values.dtype, values.shape[1:])) if values.ndim else values
 
 
+def step_field(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], default: Any = None, *, state: bool) -> Field:
+    """The field for old values ``(rows, *shape)``.
+
+    Raises:
+        FieldError: no field has such values.
+    """
+    if dtype.kind not in "biuf":
+        raise FieldError(f"{name!r}: expected numbers, got {dtype}")
+    shape = step_shape(name, dtype, shape)
+    return Field(dtype, shape, None if default is None else np.reshape(default, shape), state=state)
+
+
 def as_flags(name: str, values: Any, count: int) -> npt.NDArray[np.bool_]:
     """One flag a step, bool ``(count,)``, from booleans or from the numbers 0 and 1.
 
@@ -55,6 +68,13 @@ def as_flags(name: str, values: Any, count: int) -> npt.NDArray[np.bool_]:
     flags: npt.NDArray[np.bool_] = array == 1
     if (wrong := np.flatnonzero(~flags & (array != 0))).size:
         raise FieldError(f"{name!r}: expected booleans, or 0 and 1, got {array[wrong[0]]} at row {wrong[0]}")
+    return flags
+
+
+def episode_flags(given: Mapping[str, npt.NDArray[np.bool_] | None], length: int) -> dict[str, npt.NDArray[np.bool_]]:
+    """The flags of an episode, None of which are False everywhere; one whose end is not known was truncated there."""
+    flags = {name: np.zeros(length, np.bool_) if flag is None else flag for name, flag in given.items()}
+    flags["truncated"][-1:] |= ~flags["terminated"][-1:]
     return flags
 
 
@@ -81,6 +101,16 @@ def check_next(name: str, own: Any, following: Any) -> None:
             f"{name!r} holds {following.dtype}, observations hold {own.dtype}: one of both was converted, so they do "
             "not tell where an episode goes on; convert both alike, or leave the next ones out"
         )
+
+
+def with_last(own: Array, following: Array) -> Array:
+    """Observations ``(T, *shape)`` and behind them the last one of those that followed them.
+
+    Raises:
+        FieldError: that one does not fit the others.
+    """
+    last = fit("next_observations", following[-1:], Field(own.dtype, own.shape[1:]), (1,))
+    return np.concatenate([own, last])
 
 
 def check_ends(values: Mapping[str, Any], length: int) -> None:
@@ -135,31 +165,37 @@ class NewBuffer:
 
     Attributes:
         buffer: the buffer itself.
-        incomplete, without_final: how many episodes were cut, and how many lack their last observation.
     """
 
     def __init__(self, buffer: ReplayBuffer, target: Path) -> None:
         self.buffer, self._target = buffer, target
-        self.num_episodes = self.num_steps = self.incomplete = self.without_final = 0
+        self._num_episodes = self._num_steps = self._incomplete = self._without_final = 0
         self._not_finite: Counter[str] = Counter()
         self._both_flags = 0
 
-    def store(self, arrays: Mapping[str, Any], length: int, *, complete: bool, has_final: bool) -> None:
+    def store(self, values: Mapping[str, Any], length: int, *, complete: bool) -> None:
         """Add an episode of ``length`` transitions.
+
+        Args:
+            values: of all fields, in their shapes or as :func:`as_steps` takes them, and of meta fields.
+            length: how many transitions there are.
+            complete: whether it is known how it ended.
 
         Raises:
             FieldError: it does not fit the fields, or is more than one episode.
         """
+        fields = self.buffer.metadata.fields
+        arrays = {name: as_steps(name, value) if name in fields else value for name, value in values.items()}
         check_ends(arrays, length)
-        for name, values in arrays.items():
-            is_float = isinstance(values, np.ndarray) and values.dtype.kind == "f"
-            self._not_finite[name] += bool(is_float and not np.isfinite(values).all())
+        for name, array in arrays.items():
+            is_float = isinstance(array, np.ndarray) and array.dtype.kind == "f"
+            self._not_finite[name] += bool(is_float and not np.isfinite(array).all())
         self._both_flags += all(name in arrays and bool(arrays[name][-1:].any()) for name in FLAGS)
         self.buffer.put_episode(arrays, complete=complete)
-        self.num_episodes += 1
-        self.num_steps += length
-        self.incomplete += not complete
-        self.without_final += not has_final
+        self._num_episodes += 1
+        self._num_steps += length
+        self._incomplete += not complete
+        self._without_final += any(field.state and len(arrays[name]) == length for name, field in fields.items())
 
     def report(
         self, not_known: Sequence[str], left_out: Sequence[str] = (), doubtful: Sequence[str] = ()
@@ -169,20 +205,20 @@ class NewBuffer:
         Raises:
             EmptyBufferError: nothing was.
         """
-        if not self.num_episodes:
+        if not self._num_episodes:
             raise EmptyBufferError(f"there is no transition to import, so {self._target} is not made")
         found = list(not_known)
-        if self.without_final:
+        if self._without_final:
             found.append(
-                f"the last observation of {self.without_final} episodes: their last transition is no n-step sample"
+                f"the last observation of {self._without_final} episodes: their last transition is no n-step sample"
             )
-        if self.incomplete:
-            found.append(f"how {self.incomplete} episodes ended: they are stored as cut (Episode.complete is False)")
+        if self._incomplete:
+            found.append(f"how {self._incomplete} episodes ended: they are stored as cut (Episode.complete is False)")
         odd = [f"{name}: NaN or infinite in {count} episodes" for name, count in self._not_finite.items() if count]
         if self._both_flags:
             odd.append(f"{self._both_flags} episodes are both terminated and truncated; loaders take the first")
         return ImportReport(
-            self._target, self.num_episodes, self.num_steps, tuple(found), tuple(left_out), (*doubtful, *odd)
+            self._target, self._num_episodes, self._num_steps, tuple(found), tuple(left_out), (*doubtful, *odd)
         )
 
 

@@ -74,7 +74,8 @@ class SharedStorage(LazyMemmapStorage):  # type: ignore[misc]
                 continue
             root[path] = self._take(name, flat)
             if name in roles.observations.values():
-                root[("next", *path)] = self._take(name, flat + 1)
+                following = ("next", *path)
+                root[following] = self._take(name, flat + 1)
         root["next", "reward"] = _column(self._take(roles.reward, flat))
         flags = {"terminated": self._flag(roles.terminated, flat), "truncated": self._flag(roles.truncated, flat)}
         for kind, flag in flags.items():

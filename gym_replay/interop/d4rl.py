@@ -18,20 +18,8 @@ import numpy.typing as npt
 
 from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.files.folders import local_path
-from gym_replay.interop import require
+from gym_replay.interop import old_data, require
 from gym_replay.interop.hdf5 import check_claim, data_sets
-from gym_replay.interop.old_data import (
-    FLAGS,
-    ImportReport,
-    as_flags,
-    check_new,
-    check_next,
-    episode_flags,
-    new_buffer,
-    rows_differ,
-    step_field,
-    with_last,
-)
 from gym_replay.schema.fields import Field
 from gym_replay.schema.names import encode_key
 
@@ -51,7 +39,7 @@ def from_d4rl(
     target: str | os.PathLike[str],
     *,
     max_episode_steps: int | None = None,
-) -> ImportReport:
+) -> old_data.ImportReport:
     """Copy a data set in D4RL's layout into a new buffer, episode by episode.
 
     It has one row for each transition: ``observations``, ``actions``, ``rewards``, ``terminals``, and mostly
@@ -87,11 +75,11 @@ def from_d4rl(
         >>> report.num_episodes, report.not_known
         (2, ('the last observation of 2 episodes: their last transition is no n-step sample',))
     """
-    path = check_new(target)
+    path = old_data.check_new(target)
     with _opened(source) as (arrays, links):
         rows = _Rows(arrays)
         ends = rows.find_ends(max_episode_steps)
-        with new_buffer(path, {"fields": rows.fields()}) as buffer:
+        with old_data.new_buffer(path, {"fields": rows.fields()}) as buffer:
             start = 0
             for end in (np.flatnonzero(ends) + 1).tolist():
                 buffer.store(rows.episode(start, end), end - start, complete=bool(rows.closed[end - 1]))
@@ -187,12 +175,12 @@ class _Rows:
         if self._next and set(self._next) != set(observations):
             raise FieldError(f"{_NEXT}: expected those of {observations}, got {list(self._next)}")
         for name, following in self._next.items():
-            check_next(_NEXT, self._own[name], following)
+            old_data.check_next(_NEXT, self._own[name], following)
 
     def _find_flags(self, name: str, found: list[str], arrays: Mapping[str, Any]) -> None:
         """The flags under the first of their names that are there, which those under the others must be too."""
         for alias in found:
-            flags = as_flags(alias, arrays[alias][...], self._count)
+            flags = old_data.as_flags(alias, arrays[alias][...], self._count)
             if (wrong := np.flatnonzero(flags != self._flags.setdefault(name, flags))).size:
                 raise FieldError(
                     f"{alias!r} is another name for {found[0]!r}, and differs from it in {len(wrong)} rows, first in "
@@ -235,7 +223,7 @@ class _Rows:
         into = self._next if root == _NEXT else self._own
         first = "observation" if root == _NEXT else _ROOTS.get(root, encode_key(root))
         field = ".".join([first, *map(encode_key, rest.split("/"))]) if rest else first
-        if field in into or (not is_core and field.partition(".")[0] in (*_ROOTS.values(), *FLAGS)):
+        if field in into or (not is_core and field.partition(".")[0] in (*_ROOTS.values(), *old_data.FLAGS)):
             return f"{name}: the name of the field, {field!r}, is that of another array; pass it under another name"
         into[field] = array
         return None
@@ -243,10 +231,10 @@ class _Rows:
     def fields(self) -> dict[str, Field]:
         """The fields of the buffer: observations first, then as in the data set."""
         fields = {
-            name: step_field(name, self._own[name].dtype, self._own[name].shape[1:], state=_is_observation(name))
-            for name in sorted(self._own, key=lambda name: not _is_observation(name))
+            name: old_data.step_field(name, array.dtype, array.shape[1:], state=_is_observation(name))
+            for name, array in sorted(self._own.items(), key=lambda item: not _is_observation(item[0]))
         }
-        return {**fields, **{name: Field("bool") for name in FLAGS}}
+        return {**fields, **{name: Field("bool") for name in old_data.FLAGS}}
 
     def find_ends(self, max_episode_steps: int | None) -> npt.NDArray[np.bool_]:
         """Where episodes end, bool ``(rows,)``, the last row always.
@@ -282,16 +270,16 @@ class _Rows:
             at_once = max(1, _BYTES_AT_ONCE // max(1, own.dtype.itemsize * math.prod(own.shape[1:])))
             for low in range(0, self._count - 1, at_once):
                 high = min(low + at_once, self._count - 1)
-                jumps[low:high] |= rows_differ(own[low + 1 : high + 1], following[low:high])
+                jumps[low:high] |= old_data.rows_differ(own[low + 1 : high + 1], following[low:high])
         return jumps
 
     def episode(self, start: int, end: int) -> dict[str, Array]:
         """The values of one episode."""
         values = {name: np.asarray(array[start:end]) for name, array in self._own.items()}
         for name, following in self._next.items():
-            values[name] = with_last(values[name], np.asarray(following[end - 1 : end]))
-        flags = {name: self._flags[name][start:end].copy() if name in self._flags else None for name in FLAGS}
-        return {**values, **episode_flags(flags, end - start)}
+            values[name] = old_data.with_last(values[name], np.asarray(following[end - 1 : end]))
+        flags = {name: self._flags[name][start:end].copy() if name in self._flags else None for name in old_data.FLAGS}
+        return {**values, **old_data.episode_flags(flags, end - start)}
 
     def doubtful(self) -> list[str]:
         """What the data set can hardly mean."""

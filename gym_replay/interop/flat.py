@@ -63,10 +63,10 @@ def to_d4rl(
         parts = {"observations": block.observations, "next_observations": block.next_observations}
         for prefix, leaves in {**parts, "actions": block.actions}.items():
             for part, values in leaves.items():
-                arrays.put(f"{prefix}/{part.replace('.', '/')}" if part else prefix, block.place, values)
-        arrays.put("rewards", block.place, block.reward)
-        arrays.put("terminals", block.place, block.terminated)
-        arrays.put("timeouts", block.place, block.truncated)
+                arrays.put(f"{prefix}/{part.replace('.', '/')}" if part else prefix, block.index, values)
+        arrays.put("rewards", block.index, block.reward)
+        arrays.put("terminals", block.index, block.terminated)
+        arrays.put("timeouts", block.index, block.truncated)
     return arrays.made
 
 
@@ -116,20 +116,20 @@ def to_ogbench(
     rows = np.arange(len(transitions)) + (np.cumsum(last) - last if compact else 0)
     arrays = _Arrays(int(rows[-1]) + 1 + compact, dtype)
     for block in transitions.blocks():
-        place, ends = rows[block.place], last[block.place]
+        index, ends = rows[block.index], last[block.index]
         ((observations, following, actions),) = zip(
             block.observations.values(), block.next_observations.values(), block.actions.values(), strict=True
         )
-        arrays.put("observations", place, observations)
-        arrays.put("actions", place, actions)
-        arrays.put("rewards", place, block.reward)
-        arrays.put("masks", place, ~block.terminated, np.float32)
-        arrays.put("terminals", place, ends, np.float32)
+        arrays.put("observations", index, observations)
+        arrays.put("actions", index, actions)
+        arrays.put("rewards", index, block.reward)
+        arrays.put("masks", index, ~block.terminated, np.float32)
+        arrays.put("terminals", index, ends, np.float32)
         if compact:
-            arrays.put("valids", place, np.ones(len(place)), np.float32)
-            arrays.put("observations", place[ends] + 1, following[ends])
+            arrays.put("valids", index, np.ones(len(index)), np.float32)
+            arrays.put("observations", index[ends] + 1, following[ends])
         else:
-            arrays.put("next_observations", place, following)
+            arrays.put("next_observations", index, following)
     if compact:
         arrays.made["terminals"][rows[last] + 1] = 1
     return arrays.made
@@ -142,9 +142,9 @@ class _Arrays:
         self._count, self._dtype = count, dtype
         self.made: dict[str, Array] = {}
 
-    def put(self, key: str, place: Any, values: Array, dtype: npt.DTypeLike | None = None) -> None:
+    def put(self, key: str, index: Any, values: Array, dtype: npt.DTypeLike | None = None) -> None:
         """Set rows of an array, which is of another dtype than usual if one is given."""
         if key not in self.made:
             usual = values.dtype if self._dtype is None or values.dtype.kind != "f" else self._dtype
             self.made[key] = np.zeros((self._count, *values.shape[1:]), usual if dtype is None else dtype)
-        self.made[key][place] = values
+        self.made[key][index] = values

@@ -168,7 +168,7 @@ class NewBuffer:
     """
 
     def __init__(self, buffer: ReplayBuffer, target: Path) -> None:
-        self.buffer, self._target = buffer, target
+        self.buffer, self._target, self._fields = buffer, target, buffer.metadata.fields
         self._num_episodes = self._num_steps = self._incomplete = self._without_final = 0
         self._not_finite: Counter[str] = Counter()
         self._both_flags = 0
@@ -184,7 +184,7 @@ class NewBuffer:
         Raises:
             FieldError: it does not fit the fields, or is more than one episode.
         """
-        fields = self.buffer.metadata.fields
+        fields = self._fields
         arrays = {name: as_steps(name, value) if name in fields else value for name, value in values.items()}
         check_ends(arrays, length)
         for name, array in arrays.items():

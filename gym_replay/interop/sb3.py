@@ -106,8 +106,8 @@ def _fill(replay_buffer: Any, transitions: Transitions, *, scale_actions: bool) 
     room = replay_buffer.buffer_size - (replay_buffer.buffer_size if replay_buffer.full else replay_buffer.pos)
     if len(transitions) > room:
         raise FieldError(
-            f"{len(transitions)} transitions do not fit into {room} free places of the replay buffer; make it larger, "
-            "or choose some with episodes=..."
+            f"{len(transitions)} transitions do not fit into the {room} free rows of the replay buffer; make it "
+            "larger, or choose some with episodes=..."
         )
     layout = _Layout(replay_buffer, transitions)
     bounds = _bounds(replay_buffer.action_space) if scale_actions else None

@@ -12,18 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.errors import EmptyBufferError, FieldError
-from gym_replay.interop.old_data import (
-    FLAGS,
-    ImportReport,
-    as_flags,
-    check_new,
-    check_next,
-    episode_flags,
-    new_buffer,
-    rows_differ,
-    step_field,
-    with_last,
-)
+from gym_replay.interop import old_data
 from gym_replay.schema.names import encode_siblings
 
 Array = npt.NDArray[Any]
@@ -44,20 +33,20 @@ def from_trajectories(
     target: str | os.PathLike[str],
     *,
     step: Sequence[str] | None = None,
-) -> ImportReport:
+) -> old_data.ImportReport:
     """Store trajectories in a new buffer, one after another as they come.
 
     A trajectory is a mapping, or an object with attributes, of arrays with an axis of time: ``observations`` (T or T+1
     of them), ``actions``, ``rewards``, ``terminations`` and ``truncations``, also under other common names. Or it is a
-    list of steps, each such a mapping of single values, or a tuple whose places ``step`` names. Observations and
+    list of steps, each such a mapping of single values, or a tuple whose items ``step`` names. Observations and
     actions may be dicts and tuples of arrays. ``terminated`` may be one flag for the whole trajectory. Rewards, flags
     and integer actions that come as ``(T, 1)`` become fields of single numbers.
 
     Args:
-        trajectories: any iterable; only one trajectory is held at a time.
+        trajectories: any iterable; only one trajectory is in memory at a time.
         target: a folder that does not exist yet. It appears when all is in it.
-        step: what is at the places of tuples, for example ``("observation", "action", "reward", "terminated",
-            "truncated", "info")``; places with other names than those of a transition are left out.
+        step: what the items of tuples are, for example ``("observation", "action", "reward", "terminated",
+            "truncated", "info")``; items with other names than those of a transition are left out.
 
     Returns:
         What was made, and what the trajectories do not tell.
@@ -75,19 +64,19 @@ def from_trajectories(
         >>> report.num_steps, report.not_known
         (3, ('whether 1 trajectories were truncated: they have no such flags',))
     """
-    path = check_new(target)
+    path = old_data.check_new(target)
     if step is not None and len(set(step)) != len(step):
-        raise FieldError(f"step={tuple(step)}: two places have one name")
+        raise FieldError(f"step={tuple(step)}: two items have one name")
     reader = _Reader(None if step is None else list(step))
     episodes = (reader.read(number, trajectory) for number, trajectory in enumerate(trajectories))
     first = next(episodes, None)
     if first is None:
         raise EmptyBufferError(f"there is no trajectory to import, so {path} is not made")
     fields = {
-        name: step_field(name, array.dtype, array.shape[1:], state=f"{name}.".startswith("observation."))
+        name: old_data.step_field(name, array.dtype, array.shape[1:], state=f"{name}.".startswith("observation."))
         for name, array in first[0].items()
     }
-    with new_buffer(path, {"fields": fields}) as buffer:
+    with old_data.new_buffer(path, {"fields": fields}) as buffer:
         for number, (values, ended) in enumerate(chain([first], episodes)):
             with _named(number):
                 if odd := [name for name in (*fields, *values) if name not in fields or name not in values]:
@@ -109,7 +98,7 @@ class _Reader:
 
     def __init__(self, step: list[str] | None) -> None:
         self._step = step
-        self._unflagged = dict.fromkeys(FLAGS, 0)
+        self._unflagged = dict.fromkeys(old_data.FLAGS, 0)
         self._others: set[str] = set()
 
     def read(self, number: int, trajectory: Any) -> tuple[dict[str, Array], bool]:
@@ -136,9 +125,9 @@ class _Reader:
             if set(following) != set(observations):
                 raise FieldError(f"next observations: expected {list(observations)}, got {list(following)}")
             observations = {name: _joined(own, following[name], length) for name, own in observations.items()}
-        given = {name: self._flags(name, parts.get(name), length) for name in FLAGS}
+        given = {name: self._flags(name, parts.get(name), length) for name in old_data.FLAGS}
         ended = bool(length) and any(flag is not None and bool(flag[-1]) for flag in given.values())
-        return {**observations, **actions, "reward": rewards, **episode_flags(given, length)}, ended
+        return {**observations, **actions, "reward": rewards, **old_data.episode_flags(given, length)}, ended
 
     def _parts(self, trajectory: Any) -> dict[str, Any]:
         if isinstance(trajectory, (list, tuple)) and not hasattr(trajectory, "_fields"):
@@ -146,9 +135,9 @@ class _Reader:
                 raise FieldError("it has no step")
             steps = [self._named_step(one) for one in trajectory]
             found = [_called(step) for step in steps]
-            for place, one in enumerate(found):
+            for i, one in enumerate(found):
                 if odd := sorted(one.keys() ^ found[0].keys()):
-                    raise FieldError(f"{odd[0]!r} is in only one of its steps 0 and {place}; each needs the same parts")
+                    raise FieldError(f"{odd[0]!r} is in only one of its steps 0 and {i}; each needs the same parts")
             self._others.update(*(step.keys() - _known() for step in steps))
             return {name: [one[name] for one in found] for name in found[0]}
         given = trajectory if isinstance(trajectory, Mapping) else _attributes(trajectory)
@@ -160,7 +149,7 @@ class _Reader:
             return step
         if self._step is None or not isinstance(step, (tuple, list)) or len(step) != len(self._step):
             raise FieldError(
-                f"a step is {step!r:.60}; say what is at its places with step=('observation', "
+                f"a step is {step!r:.60}; say what its items are with step=('observation', "
                 "'action', 'reward', 'terminated', 'truncated')"
             )
         return dict(zip(self._step, step, strict=True))
@@ -170,8 +159,8 @@ class _Reader:
             self._unflagged[name] += 1
             return None
         if np.ndim(given) == 0:  # of the whole trajectory
-            given = as_flags(name, np.asarray(given)[None], 1) & (np.arange(length) == length - 1)
-        return as_flags(name, given, length)
+            given = old_data.as_flags(name, np.asarray(given)[None], 1) & (np.arange(length) == length - 1)
+        return old_data.as_flags(name, given, length)
 
     def not_known(self) -> list[str]:
         """What the trajectories did not tell, beside last observations."""
@@ -244,10 +233,10 @@ def _joined(own: Array, following: Array, length: int) -> Array:
     Raises:
         FieldError: another one of them is not the observation of the next step.
     """
-    check_next("next_observations", own[:length], following)
-    if (wrong := np.flatnonzero(rows_differ(own[1:], following[: len(own) - 1]))).size:
+    old_data.check_next("next_observations", own[:length], following)
+    if (wrong := np.flatnonzero(old_data.rows_differ(own[1:], following[: len(own) - 1]))).size:
         raise FieldError(
             f"the next observation of step {wrong[0]} is not the observation of step {wrong[0] + 1}, so this is more "
             "than one episode; split it"
         )
-    return with_last(own, following) if length and len(own) == length else own
+    return old_data.with_last(own, following) if length and len(own) == length else own

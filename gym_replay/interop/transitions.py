@@ -140,8 +140,8 @@ class ChosenEpisodes(Sequence[Episode]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: Any) -> Any:
-        index = int(self.indices[place])
+    def __getitem__(self, item: Any) -> Any:
+        index = int(self.indices[item])
         owner = int(np.searchsorted(self._firsts, index, side="right")) - 1
         episode = Episode(self._parts[owner], index - int(self._firsts[owner]))
         return episode.copy() if episode.snapshot.metadata.circular else episode
@@ -152,14 +152,14 @@ class Block:
     """Some of the transitions, in arrays ``(transitions, *field.shape)``.
 
     Args:
-        place: where they are among all of them.
+        index: where they are among all of them.
         observations, next_observations, actions: by what is below the part's name. There are no next observations
             where they are not needed. Integer actions of shape (1,) are single numbers where no space was recorded.
         reward: ``(transitions,)``, or ``(transitions, *shape)`` of several numbers each.
         terminated, truncated: bool ``(transitions,)``.
     """
 
-    place: slice
+    index: slice
     observations: dict[str, Array]
     next_observations: dict[str, Array]
     actions: dict[str, Array]
@@ -229,15 +229,15 @@ class Transitions:
         largest = max(field.nbytes for field in self.schema.values() if not field.ragged)
         at_once = max(1, min(_STEPS_AT_ONCE, _BYTES_AT_ONCE // max(1, largest)))
         for low in range(0, len(self), at_once):
-            place = slice(low, min(low + at_once, len(self)))
-            yield self._block(place)
-            if not self.source.are_live(np.unique(self.owners[place])):
+            index = slice(low, min(low + at_once, len(self)))
+            yield self._block(index)
+            if not self.source.are_live(np.unique(self.owners[index])):
                 raise EpisodeEvictedError(
                     "an episode was evicted from the circular buffer while it was read; try again"
                 )
 
-    def _block(self, place: slice) -> Block:
-        roles, rows = self.roles, self.rows[place]
+    def _block(self, index: slice) -> Block:
+        roles, rows = self.roles, self.rows[index]
 
         def take(leaves: Mapping[str, str], later: int = 0) -> dict[str, Array]:
             return {part: self.source.rows.take(name, rows + later) for part, name in leaves.items()}
@@ -248,7 +248,7 @@ class Transitions:
             for name in (roles.terminated, roles.truncated)
         ]
         return Block(
-            place,
+            index,
             take(roles.observations),
             take(roles.observations, 1) if self._need_next else {},
             actions if self._has_action_space else {part: as_steps("action", each) for part, each in actions.items()},

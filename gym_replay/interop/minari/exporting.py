@@ -161,12 +161,12 @@ def _episode_buffers(
     """Episodes as Minari takes them; the lengths and metadata of those that it can hold go to the lists."""
     make = import_module("minari.data_collector.episode_buffer").EpisodeBuffer
     statistics = import_module("minari").EpisodeMetadataCallback()
-    for place in some:
-        episode = chosen[place]
+    for i in some:
+        episode = chosen[i]
         try:
             content = plan.content(episode)
         except FieldError as error:
-            plan.limits.cannot_hold(f"episode {chosen.indices[place]}", str(error))
+            plan.limits.cannot_hold(f"episode {chosen.indices[i]}", str(error))
         else:
             meta = episode.meta
             yield make(id=len(lengths), seed=seed_of(meta), options=options_of(meta, plan.limits), **content)

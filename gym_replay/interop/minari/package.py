@@ -194,15 +194,15 @@ def _check_metadata(data_path: Path, metadata: Any) -> None:
             _check_space(f"{data_path}: {kind}_space", json.loads(text))
 
 
-def _check_space(place: str, space: Any) -> None:
+def _check_space(name: str, space: Any) -> None:
     """Raise CorruptBufferError where a Box has a shape of other size than its bounds, which would be made as large."""
     if not isinstance(space, dict):
-        raise CorruptBufferError(f"{place}: expected a space, got {type(space).__name__}")
+        raise CorruptBufferError(f"{name}: expected a space, got {type(space).__name__}")
     if space.get("type") == "Box" and not _size(space["low"]) == _size(space["high"]) == math.prod(space["shape"]):
-        raise CorruptBufferError(f"{place}: the bounds of a Box are not of its shape {space['shape']!r:.60}")
+        raise CorruptBufferError(f"{name}: the bounds of a Box are not of its shape {space['shape']!r:.60}")
     children = space.get("subspaces", [])
     for child in children.values() if isinstance(children, dict) else children:
-        _check_space(place, child)
+        _check_space(name, child)
 
 
 def _size(nested: Any) -> int:

@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from gym_replay.interop.flat import to_d4rl, to_ogbench
     from gym_replay.interop.memmap_replay_buffer import from_memmap_replay_buffer
     from gym_replay.interop.minari import export_minari, import_minari
+    from gym_replay.interop.old_data import ImportReport
     from gym_replay.interop.sb3 import fill_sb3, to_sb3
-    from gym_replay.interop.target import ImportReport
     from gym_replay.interop.torchrl import to_torchrl
     from gym_replay.interop.trajectories import from_trajectories
     from gym_replay.replaying import ReplayReport, replay
@@ -109,7 +109,7 @@ _LAZY = {
     "to_torchrl": "gym_replay.interop.torchrl",
     "DecisionTransformerFormat": "gym_replay.buffer.loading.formats",
     "LeRobotFormat": "gym_replay.buffer.loading.formats",
-    "ImportReport": "gym_replay.interop.target",
+    "ImportReport": "gym_replay.interop.old_data",
 }
 
 __all__ = [

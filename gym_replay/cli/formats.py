@@ -10,7 +10,7 @@ from gym_replay.cli.verbs import NEW_FOLDER, keywords, option, shows_bars, verb
 from gym_replay.errors import printable
 
 if TYPE_CHECKING:
-    from gym_replay.interop.target import ImportReport
+    from gym_replay.interop.old_data import ImportReport
 
 _DROP_UNSUPPORTED = option(
     "--drop-unsupported",

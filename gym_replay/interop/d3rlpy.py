@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.errors import EmptyBufferError, FieldError
-from gym_replay.interop.extras import require
-from gym_replay.interop.transitions import Names, NamesLike, check_flags, leaves_below, only_leaf
+from gym_replay.errors import FieldError
+from gym_replay.interop import require
+from gym_replay.interop.transitions import ChosenEpisodes, NamesLike, Roles, only_one
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from gym_replay.buffer.episode import Episode
+    from gym_replay.buffer.loading.selection import Episodes
     from gym_replay.buffer.reading import Readable
-    from gym_replay.schema.fields import Field
 
 _IMAGE_LAYOUTS = (None, "CHW", "HWC")
 
@@ -23,7 +22,7 @@ _IMAGE_LAYOUTS = (None, "CHW", "HWC")
 def to_d3rlpy(
     buffer: Readable,
     *,
-    episodes: Sequence[int] | None = None,
+    episodes: Episodes | None = None,
     image_layout: str | None = "CHW",
     action_size: int | None = None,
     names: NamesLike | None = None,
@@ -40,7 +39,7 @@ def to_d3rlpy(
 
     Args:
         buffer: a ReplayBuffer or ConcatReplayBuffer.
-        episodes: indices; None for all.
+        episodes: as in :meth:`ReplayBuffer.dataloader`.
         image_layout: what its pixel encoders take, ``"CHW"``; images (uint8, height, width and channels) become such
             views. None leaves them.
         action_size: number of discrete actions; None for that of the recorded action space, or else d3rlpy's own
@@ -64,76 +63,60 @@ def to_d3rlpy(
     package = require("d3rlpy", "d3rlpy", "to_d3rlpy")
     if image_layout not in _IMAGE_LAYOUTS:
         raise FieldError(f"image_layout={image_layout!r}: expected one of {_IMAGE_LAYOUTS}")
-    parts = _Parts(buffer, Names.of(names), as_chw=image_layout == "CHW")
-    chosen = range(len(buffer)) if episodes is None else episodes
-    made = [parts.episode(package, buffer.episode(index)) for index in chosen]
-    if not made:
-        raise EmptyBufferError("there is no episode to hand over")
-    if parts.is_discrete:
-        kind = package.ActionSpace.DISCRETE
-        action_size = parts.num_actions if action_size is None else action_size
-    else:
-        kind = package.ActionSpace.CONTINUOUS
+    episode_of = _Converter(package, buffer, Roles.find(buffer.metadata.fields, names), as_chw=image_layout == "CHW")
+    made = [episode_of(episode) for episode in ChosenEpisodes(buffer, episodes)]
+    if action_size is None:
+        action_size = episode_of.num_actions
     if action_size is not None:
         options["action_size"] = action_size
+    kind = package.ActionSpace.DISCRETE if episode_of.is_discrete else package.ActionSpace.CONTINUOUS
     return package.dataset.ReplayBuffer(package.dataset.InfiniteBuffer(), episodes=made, action_space=kind, **options)
 
 
-class _Parts:
-    """Which fields are what, and what is done to them."""
+class _Converter:
+    """Makes d3rlpy's episodes.
 
-    def __init__(self, buffer: Readable, names: Names, *, as_chw: bool) -> None:
-        schema = buffer.metadata.fields
-        self._names = names
-        self._circular = bool(getattr(buffer, "circular", False)) or any(
-            part.circular for part in getattr(buffer, "buffers", ())
-        )
-        check_flags(schema, names)
-        self._observations = {name: schema[name] for name in leaves_below(schema, names.observation).values()}
-        self._action = only_leaf(schema, names.action, "d3rlpy")
-        self._as_chw = as_chw
-        field = schema[self._action]
+    Attributes:
+        is_discrete: whether actions are single integers.
+        num_actions: how many of these there are, where a Discrete space was recorded.
+    """
+
+    def __init__(self, package: Any, buffer: Readable, roles: Roles, *, as_chw: bool) -> None:
+        self._package, self._roles, self._as_chw = package, roles, as_chw
+        self._fields = buffer.metadata.fields
+        self._action = only_one(roles.actions, "action", "d3rlpy")
+        field = self._fields[self._action]
         self.is_discrete = field.dtype.kind in "iu"
-        if field.dtype.kind not in "iuf" or (
-            field.shape not in ((), (1,)) if self.is_discrete else len(field.shape) != 1
-        ):
+        fits = field.shape in ((), (1,)) if self.is_discrete else len(field.shape) == 1
+        if field.dtype.kind not in "iuf" or not fits:
             raise FieldError(
                 f"field {self._action!r}: d3rlpy takes single integers or vectors of floats as actions, got "
                 f"{field.dtype.name} of shape {field.shape}"
             )
-        self.num_actions, self._first_action = _discrete_space(buffer, names) if self.is_discrete else (None, 0)
+        space = (buffer.metadata.environment or {}).get("action_space")
+        self.num_actions, self._first_action = None, 0
+        if self.is_discrete and self._action == "action" and isinstance(space, dict) and space["type"] == "Discrete":
+            self.num_actions, self._first_action = int(space["n"]), int(space.get("start", 0))
 
-    def episode(self, package: Any, episode: Any) -> Any:
+    def __call__(self, episode: Episode) -> Any:
         """One of d3rlpy's episodes."""
-        if self._circular:
-            episode = episode.copy()
-        length, names = len(episode), self._names
-        observations = [self._observation(name, field, episode) for name, field in self._observations.items()]
+        length, roles = len(episode), self._roles
+        observations = [self._observation(name, episode) for name in roles.observations.values()]
         actions = episode[self._action]
         if self.is_discrete:
             actions = actions.reshape(length, 1)
             actions = actions - self._first_action if self._first_action else actions
-        ended = names.terminated is not None and bool(episode[names.terminated][-1])
-        return package.dataset.Episode(
+        return self._package.dataset.Episode(
             observations=observations[0] if len(observations) == 1 else observations,
             actions=actions,
-            rewards=np.asarray(episode[names.reward], np.float32).reshape(length, -1),
-            terminated=ended,
+            rewards=np.asarray(episode[roles.reward], np.float32).reshape(length, -1),
+            terminated=roles.terminated is not None and bool(episode[roles.terminated][-1]),
         )
 
-    def _observation(self, name: str, field: Field, episode: Any) -> npt.NDArray[Any]:
+    def _observation(self, name: str, episode: Episode) -> npt.NDArray[Any]:
         from gym_replay.buffer.loading.statistics import is_image
 
         values: npt.NDArray[Any] = episode[name][: len(episode)]
-        if not field.shape:
+        if not values.shape[1:]:
             return values.reshape(-1, 1)
-        return np.moveaxis(values, -1, 1) if self._as_chw and is_image(field) else values
-
-
-def _discrete_space(buffer: Readable, names: Names) -> tuple[int | None, int]:
-    """Of the recorded action space, how many actions there are, and the first."""
-    environment = buffer.metadata.environment or {}
-    space = environment.get("action_space") if names.action == "action" else None
-    if not isinstance(space, dict) or space.get("type") != "Discrete":
-        return None, 0
-    return int(space["n"]), int(space.get("start", 0))
+        return np.moveaxis(values, -1, 1) if self._as_chw and is_image(self._fields[name]) else values

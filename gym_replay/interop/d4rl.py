@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,19 @@ import numpy.typing as npt
 
 from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.files.folders import local_path
-from gym_replay.interop.extras import require
+from gym_replay.interop import old_data, require
 from gym_replay.interop.hdf5 import check_claim, data_sets
-from gym_replay.interop.old_data import FLAGS, as_flags, as_steps, check_next, rows_differ, step_shape
-from gym_replay.interop.target import ImportReport, check_new, new_buffer
-from gym_replay.schema.fields import Field, fit
+from gym_replay.schema.fields import Field
 from gym_replay.schema.names import encode_key
 
 Array = npt.NDArray[Any]
 
 _ROOTS = {"observations": "observation", "actions": "action", "rewards": "reward"}
 _NEXT = "next_observations"
-_TERMINALS = ("terminals", "terminated", "terminations")
-_TIMEOUTS = ("timeouts", "truncated", "truncations")
+_FLAGS = {
+    "terminated": ("terminals", "terminated", "terminations"),
+    "truncated": ("timeouts", "truncated", "truncations"),
+}
 _BYTES_AT_ONCE = 1 << 20
 
 
@@ -39,7 +39,7 @@ def from_d4rl(
     target: str | os.PathLike[str],
     *,
     max_episode_steps: int | None = None,
-) -> ImportReport:
+) -> old_data.ImportReport:
     """Copy a data set in D4RL's layout into a new buffer, episode by episode.
 
     It has one row for each transition: ``observations``, ``actions``, ``rewards``, ``terminals``, and mostly
@@ -75,16 +75,15 @@ def from_d4rl(
         >>> report.num_episodes, report.not_known
         (2, ('the last observation of 2 episodes: their last transition is no n-step sample',))
     """
-    path = check_new(target)
+    path = old_data.check_new(target)
     with _opened(source) as (arrays, links):
         rows = _Rows(arrays)
-        ends = rows.ends(max_episode_steps)
-        with new_buffer(path, {"fields": rows.fields()}) as buffer:
+        ends = rows.find_ends(max_episode_steps)
+        with old_data.new_buffer(path, {"fields": rows.fields()}) as buffer:
             start = 0
-            for end in np.flatnonzero(ends).tolist():
-                values, complete, has_final = rows.episode(start, end + 1, is_end=bool(rows.closed[end]))
-                buffer.store(values, end + 1 - start, complete=complete, has_final=has_final)
-                start = end + 1
+            for end in (np.flatnonzero(ends) + 1).tolist():
+                buffer.store(rows.episode(start, end), end - start, complete=bool(rows.closed[end - 1]))
+                start = end
             return buffer.report(rows.not_known(), [*links, *rows.left_out], rows.doubtful())
 
 
@@ -145,81 +144,66 @@ def _unpacked(path: Path, folder: Path) -> dict[str, Array]:
     return arrays
 
 
-def _find_flags(arrays: Mapping[str, Any], names: Sequence[str], count: int) -> npt.NDArray[np.bool_] | None:
-    """The flags under the first of these names, which those under the others must be too; None where there are none.
-
-    Raises:
-        FieldError: they are no flags, or differ.
-    """
-    found: npt.NDArray[np.bool_] | None = None
-    for name in names:
-        if name in arrays:
-            flags = as_flags(name, arrays[name][...], count)
-            if found is not None and (wrong := np.flatnonzero(flags != found)).size:
-                raise FieldError(
-                    f"{name!r} is another name for {names[0]!r}, and differs from it in {len(wrong)} rows, first in "
-                    f"row {wrong[0]}; pass the arrays without the wrong one"
-                )
-            found = flags
-    return found
-
-
 class _Rows:
     """The arrays of a data set, sorted by what they are.
 
     Attributes:
         closed: bool ``(rows,)``: where an episode ended, as the data set says it.
         left_out: what has no row for each transition, or no name of its own.
-        num_cuts: after how many rows an episode ends though no flag says so.
     """
 
     def __init__(self, arrays: Mapping[str, Any]) -> None:
-        self._count = self._count_rows(arrays)
-        terminals = _find_flags(arrays, _TERMINALS, self._count)
-        if terminals is None:
-            raise FieldError(f"the data set has no {_TERMINALS[0]!r}; it has {sorted(arrays)}")
-        self._terminals, self._timeouts = terminals, _find_flags(arrays, _TIMEOUTS, self._count)
-        self.closed = self._terminals if self._timeouts is None else self._terminals | self._timeouts
+        if not getattr(arrays.get("rewards"), "shape", ()):
+            raise FieldError(f"the data set has no 'rewards', one for each transition; it has {sorted(arrays)}")
+        self._count = len(arrays["rewards"])
+        self._aliases: dict[str, str] = {}
+        self._flags: dict[str, npt.NDArray[np.bool_]] = {}
+        for name, aliases in _FLAGS.items():
+            self._find_flags(name, [alias for alias in aliases if alias in arrays], arrays)
+        if "terminated" not in self._flags:
+            raise FieldError(f"the data set has no {_FLAGS['terminated'][0]!r}; it has {sorted(arrays)}")
+        self.closed = np.logical_or.reduce(list(self._flags.values()))
         self._check_masks(arrays)
-        self.num_cuts = 0
+        self._num_cuts = 0
         self._own: dict[str, Any] = {}
         self._next: dict[str, Any] = {}
-        aliases = [[name for name in names if name in arrays] for names in (_TERMINALS, _TIMEOUTS)]
-        self._flags = {name: found[0] for found in aliases for name in found}
-        self.left_out = tuple(line for name, array in arrays.items() if (line := self._sort(name, array)) is not None)
-        self._shapes = {name: step_shape(name, array.dtype, array.shape[1:]) for name, array in self._own.items()}
-        self._observations = [name for name in self._own if f"{name}.".startswith("observation.")]
+        self.left_out = [line for name, array in arrays.items() if (line := self._sort(name, array)) is not None]
         for root in _ROOTS.values():
             if not any(f"{name}.".startswith(f"{root}.") for name in self._own):
                 raise FieldError(f"the data set has no {root}s; it has {sorted(arrays)}")
-        if self._next and set(self._next) != set(self._observations):
-            raise FieldError(f"{_NEXT}: expected those of {self._observations}, got {list(self._next)}")
+        observations = [name for name in self._own if _is_observation(name)]
+        if self._next and set(self._next) != set(observations):
+            raise FieldError(f"{_NEXT}: expected those of {observations}, got {list(self._next)}")
         for name, following in self._next.items():
-            check_next(_NEXT, self._own[name], following)
+            old_data.check_next(_NEXT, self._own[name], following)
 
-    @staticmethod
-    def _count_rows(arrays: Mapping[str, Any]) -> int:
-        rewards = arrays.get("rewards")
-        if rewards is None or not rewards.shape:
-            raise FieldError(f"the data set has no 'rewards', one for each transition; it has {sorted(arrays)}")
-        return len(rewards)
+    def _find_flags(self, name: str, found: list[str], arrays: Mapping[str, Any]) -> None:
+        """The flags under the first of their names that are there, which those under the others must be too."""
+        for alias in found:
+            flags = old_data.as_flags(alias, arrays[alias][...], self._count)
+            if (wrong := np.flatnonzero(flags != self._flags.setdefault(name, flags))).size:
+                raise FieldError(
+                    f"{alias!r} is another name for {found[0]!r}, and differs from it in {len(wrong)} rows, first in "
+                    f"row {wrong[0]}; pass the arrays without the wrong one"
+                )
+            self._aliases[alias] = found[0]
 
     def _check_masks(self, arrays: Mapping[str, Any]) -> None:
         """``masks`` of JAX training code are 0 where a transition terminated, ``valids`` where a row is none."""
-        found = {name: arrays[name] for name in ("masks", "valids") if name in arrays}
-        numbers = {
-            name: np.asarray(array[...]).reshape(-1)
-            for name, array in found.items()
-            if array.shape in ((self._count,), (self._count, 1))
-        }
-        if "valids" in numbers and (invalid := numbers["valids"] == 0).any():
+        masks, valids = (
+            np.asarray(arrays[name][...]).reshape(-1)
+            if name in arrays and arrays[name].shape in ((self._count,), (self._count, 1))
+            else None
+            for name in ("masks", "valids")
+        )
+        if valids is not None and (invalid := valids == 0).any():
             raise FieldError(
                 f"'valids' is 0 in {invalid.sum()} rows, which are no transitions: this is OGBench's compact layout; "
                 "load it with compact_dataset=False"
             )
-        if "masks" in numbers and (differs := numbers["masks"] != ~self._terminals).any():
+        if masks is not None and (differs := masks != ~self._flags["terminated"]).any():
             raise FieldError(
-                f"'masks' and {_TERMINALS[0]!r} contradict one another in {differs.sum()} rows. In OGBench's layout "
+                f"'masks' and 'terminals' contradict one another in {differs.sum()} rows. In OGBench's layout "
                 "'terminals' are 1 where a trajectory ends, however it does: then pass the arrays with "
                 "terminals=1 - masks and timeouts=terminals, and without masks"
             )
@@ -227,56 +211,55 @@ class _Rows:
     def _sort(self, name: str, array: Any) -> str | None:
         """Put an array where it belongs; else why it is left out."""
         root, _, rest = name.partition("/")
-        if name in self._flags:
-            return None if name == self._flags[name] else f"{name}: it is {self._flags[name]!r} once more"
+        if (alias := self._aliases.get(name)) is not None:
+            return None if name == alias else f"{name}: it is {alias!r} once more"
+        is_core = root in (*_ROOTS, _NEXT)
         if not array.shape or len(array) != self._count:
-            if root in (*_ROOTS, _NEXT):
+            if is_core:
                 raise FieldError(f"{name!r}: expected {self._count} rows, as rewards have, got {array.shape}")
             return f"{name}: it has no row for each transition"
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
             return f"{name}: it holds {array.dtype}, which no field does"
         into = self._next if root == _NEXT else self._own
-        field = _field_name("observation" if root == _NEXT else _ROOTS.get(root, encode_key(root)), rest)
-        if field in into or (root not in (*_ROOTS, _NEXT) and field.partition(".")[0] in (*_ROOTS.values(), *FLAGS)):
+        first = "observation" if root == _NEXT else _ROOTS.get(root, encode_key(root))
+        field = ".".join([first, *map(encode_key, rest.split("/"))]) if rest else first
+        if field in into or (not is_core and field.partition(".")[0] in (*_ROOTS.values(), *old_data.FLAGS)):
             return f"{name}: the name of the field, {field!r}, is that of another array; pass it under another name"
         into[field] = array
         return None
 
     def fields(self) -> dict[str, Field]:
         """The fields of the buffer: observations first, then as in the data set."""
-        ordered = [*self._observations, *(name for name in self._own if name not in self._observations)]
         fields = {
-            name: Field(self._own[name].dtype, self._shapes[name], state=name in self._observations) for name in ordered
+            name: old_data.step_field(name, array.dtype, array.shape[1:], state=_is_observation(name))
+            for name, array in sorted(self._own.items(), key=lambda item: not _is_observation(item[0]))
         }
-        return {**fields, "terminated": Field("bool"), "truncated": Field("bool")}
+        return {**fields, **{name: Field("bool") for name in old_data.FLAGS}}
 
-    def ends(self, max_episode_steps: int | None) -> npt.NDArray[np.bool_]:
+    def find_ends(self, max_episode_steps: int | None) -> npt.NDArray[np.bool_]:
         """Where episodes end, bool ``(rows,)``, the last row always.
 
         Raises:
             FieldError: that cannot be known.
         """
-        if self._timeouts is None and not self._next and max_episode_steps is None:
+        if "truncated" not in self._flags and not self._next and max_episode_steps is None:
             raise FieldError(
                 "the data set has neither 'timeouts' nor 'next_observations', so where episodes were truncated is not "
                 "known; pass max_episode_steps=..., as D4RL takes it from the environment"
             )
         jumps = self._jumps()
-        self.num_cuts = int((jumps & ~self.closed).sum())
-        ends = self.closed | jumps
-        if self._count:
-            ends[-1] = True
+        self._num_cuts = int((jumps & ~self.closed).sum())
+        ends: npt.NDArray[np.bool_] = self.closed | jumps
+        ends[-1:] = True
         if max_episode_steps is not None:
             if isinstance(max_episode_steps, bool) or not isinstance(max_episode_steps, int) or max_episode_steps < 1:
                 raise FieldError(f"max_episode_steps={max_episode_steps!r}: expected a number from 1 on")
-            start = 0
-            for end in np.flatnonzero(ends).tolist():
-                full = np.arange(start + max_episode_steps - 1, end + 1, max_episode_steps)
-                ends[full] = True
-                if self._timeouts is None:
-                    self.closed = self.closed.copy()
-                    self.closed[full] = True
-                start = end + 1
+            starts = np.flatnonzero(np.append(True, ends[:-1]))
+            steps = np.arange(self._count) - np.repeat(starts, np.diff(starts, append=self._count))
+            full = steps % max_episode_steps == max_episode_steps - 1
+            ends |= full
+            if "truncated" not in self._flags:
+                self.closed |= full
         return ends
 
     def _jumps(self) -> npt.NDArray[np.bool_]:
@@ -287,27 +270,22 @@ class _Rows:
             at_once = max(1, _BYTES_AT_ONCE // max(1, own.dtype.itemsize * math.prod(own.shape[1:])))
             for low in range(0, self._count - 1, at_once):
                 high = min(low + at_once, self._count - 1)
-                jumps[low:high] |= rows_differ(own[low + 1 : high + 1], following[low:high])
+                jumps[low:high] |= old_data.rows_differ(own[low + 1 : high + 1], following[low:high])
         return jumps
 
-    def episode(self, start: int, end: int, *, is_end: bool) -> tuple[dict[str, Array], bool, bool]:
-        """The values of one episode, whether it ended by itself, and whether its last observation is there."""
-        length = end - start
-        values = {name: as_steps(name, np.asarray(array[start:end])) for name, array in self._own.items()}
+    def episode(self, start: int, end: int) -> dict[str, Array]:
+        """The values of one episode."""
+        values = {name: np.asarray(array[start:end]) for name, array in self._own.items()}
         for name, following in self._next.items():
-            own = values[name]
-            last = fit(_NEXT, np.asarray(following[end - 1 : end]), Field(own.dtype, own.shape[1:]), (1,))
-            values[name] = np.concatenate([own, last])
-        terminated = self._terminals[start:end]
-        truncated = np.zeros(length, np.bool_) if self._timeouts is None else self._timeouts[start:end].copy()
-        truncated[-1] |= not terminated[-1]  # by the limit, or because it was cut
-        return {**values, "terminated": terminated, "truncated": truncated}, is_end, bool(self._next)
+            values[name] = old_data.with_last(values[name], np.asarray(following[end - 1 : end]))
+        flags = {name: self._flags[name][start:end].copy() if name in self._flags else None for name in old_data.FLAGS}
+        return {**values, **old_data.episode_flags(flags, end - start)}
 
     def doubtful(self) -> list[str]:
         """What the data set can hardly mean."""
-        if not self.num_cuts:
+        if not self._num_cuts:
             return []
-        return [f"{self.num_cuts} next observations are not those of the next row: an episode is cut after each"]
+        return [f"{self._num_cuts} next observations are not those of the next row: an episode is cut after each"]
 
     def not_known(self) -> list[str]:
         """What the data set does not tell, beside last observations."""
@@ -317,5 +295,5 @@ class _Rows:
         return [f"whether {', '.join(infos)} belong to a row's observation or to the next one"]
 
 
-def _field_name(root: str, rest: str) -> str:
-    return ".".join([root, *(encode_key(part) for part in rest.split("/"))]) if rest else root
+def _is_observation(name: str) -> bool:
+    return f"{name}.".startswith("observation.")

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.errors import FieldError
-from gym_replay.interop.transitions import NamesLike, Transitions, named
+from gym_replay.interop.transitions import NamesLike, Transitions, only_one
 
 if TYPE_CHECKING:
     from gym_replay.buffer.loading.selection import Episodes
@@ -59,18 +58,15 @@ def to_d4rl(
         ((4, 3), dtype('float32'))
     """
     transitions = Transitions(buffer, names=names, episodes=episodes, need_next=next_observations)
-    arrays = _Arrays(transitions, dtype)
+    arrays = _Arrays(len(transitions), dtype)
     for block in transitions.blocks():
-        place = block.place
-        for part, name in transitions.observations.items():
-            arrays.put(named("observations", part), name, place, block.take(name))
-            if next_observations:
-                arrays.put(named("next_observations", part), name, place, block.following(name))
-        for part, name in transitions.actions.items():
-            arrays.put(named("actions", part), name, place, block.action(name))
-        arrays.put("rewards", transitions.names.reward, place, block.reward)
-        arrays.put("terminals", None, place, block.terminated)
-        arrays.put("timeouts", None, place, block.truncated)
+        parts = {"observations": block.observations, "next_observations": block.next_observations}
+        for prefix, leaves in {**parts, "actions": block.actions}.items():
+            for part, values in leaves.items():
+                arrays.put(f"{prefix}/{part.replace('.', '/')}" if part else prefix, block.index, values)
+        arrays.put("rewards", block.index, block.reward)
+        arrays.put("terminals", block.index, block.terminated)
+        arrays.put("timeouts", block.index, block.truncated)
     return arrays.made
 
 
@@ -113,43 +109,42 @@ def to_ogbench(
         (array([0., 0., 0., 1., 1.], dtype=float32), array([1., 1., 1., 1., 0.], dtype=float32))
     """
     transitions = Transitions(buffer, names=names, episodes=episodes)
-    for kind, leaves in (("observation", transitions.observations), ("action", transitions.actions)):
-        if len(leaves) > 1:
-            raise FieldError(f"OGBench has one array of {kind}s, this buffer has {list(leaves.values())}; name one")
-    observation, action = (next(iter(part.values())) for part in (transitions.observations, transitions.actions))
+    only_one(transitions.roles.observations, "observation", "OGBench")
+    only_one(transitions.roles.actions, "action", "OGBench")
     # A trajectory ends with its last transition that is there: one without a next observation is left out.
-    last = np.append(np.diff(transitions.owners) != 0, True)
+    last = transitions.is_last
     rows = np.arange(len(transitions)) + (np.cumsum(last) - last if compact else 0)
-    arrays = _Arrays(transitions, dtype, int(rows[-1]) + 1 + compact)
+    arrays = _Arrays(int(rows[-1]) + 1 + compact, dtype)
     for block in transitions.blocks():
-        place, ends = rows[block.place], last[block.place]
-        arrays.put("observations", observation, place, block.take(observation))
-        arrays.put("actions", action, place, block.action(action))
-        arrays.put("rewards", transitions.names.reward, place, block.reward)
-        arrays.put("masks", None, place, (~block.terminated).astype(np.float32))
-        arrays.put("terminals", None, place, ends.astype(np.float32))
-        following = block.following(observation)
+        index, ends = rows[block.index], last[block.index]
+        ((observations, following, actions),) = zip(
+            block.observations.values(), block.next_observations.values(), block.actions.values(), strict=True
+        )
+        arrays.put("observations", index, observations)
+        arrays.put("actions", index, actions)
+        arrays.put("rewards", index, block.reward)
+        arrays.put("masks", index, ~block.terminated, np.float32)
+        arrays.put("terminals", index, ends, np.float32)
         if compact:
-            arrays.put("valids", None, place, np.ones(len(place), np.float32))
-            arrays.put("observations", observation, place[ends] + 1, following[ends])
+            arrays.put("valids", index, np.ones(len(index)), np.float32)
+            arrays.put("observations", index[ends] + 1, following[ends])
         else:
-            arrays.put("next_observations", observation, place, following)
+            arrays.put("next_observations", index, following)
     if compact:
         arrays.made["terminals"][rows[last] + 1] = 1
     return arrays.made
 
 
 class _Arrays:
-    """Arrays that are made when their first rows come."""
+    """Arrays that are made when their first rows come; floats become ``dtype``, where there is one."""
 
-    def __init__(self, transitions: Transitions, dtype: npt.DTypeLike | None, count: int | None = None) -> None:
-        self._dtype = None if dtype is None else np.dtype(dtype)
-        self._count = len(transitions) if count is None else count
+    def __init__(self, count: int, dtype: npt.DTypeLike | None) -> None:
+        self._count, self._dtype = count, dtype
         self.made: dict[str, Array] = {}
 
-    def put(self, key: str, name: str | None, place: Any, values: Array) -> None:
-        """Set rows; those of a field are converted if they are floats."""
+    def put(self, key: str, index: Any, values: Array, dtype: npt.DTypeLike | None = None) -> None:
+        """Set rows of an array, which is of another dtype than usual if one is given."""
         if key not in self.made:
-            narrowed = self._dtype is not None and name is not None and values.dtype.kind == "f"
-            self.made[key] = np.zeros((self._count, *values.shape[1:]), self._dtype if narrowed else values.dtype)
-        self.made[key][place] = values
+            usual = values.dtype if self._dtype is None or values.dtype.kind != "f" else self._dtype
+            self.made[key] = np.zeros((self._count, *values.shape[1:]), usual if dtype is None else dtype)
+        self.made[key][index] = values

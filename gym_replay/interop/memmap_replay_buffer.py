@@ -8,7 +8,6 @@ import pickle
 import pickletools
 import reprlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,8 +16,7 @@ import numpy.typing as npt
 
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, UnsupportedFormatError
 from gym_replay.files.folders import local_path
-from gym_replay.interop.old_data import as_steps, step_shape
-from gym_replay.interop.target import ImportReport, check_new, new_buffer
+from gym_replay.interop.old_data import ImportReport, check_new, new_buffer, step_field
 from gym_replay.schema.fields import Field
 
 Array = npt.NDArray[Any]
@@ -68,29 +66,26 @@ def from_memmap_replay_buffer(
         new: 12 episodes, 340 steps
         not known: the last observation of 12 episodes: their last transition is no n-step sample
     """
-    path, new = check_new(target), _Folder(Path(local_path(folder)))
-    unknown = [name for name in state_fields if name not in new.fields]
+    path, old = check_new(target), _Folder(Path(local_path(folder)))
+    unknown = [name for name in state_fields if name not in old.fields]
     if isinstance(state_fields, str) or unknown:
-        raise FieldError(f"state_fields={state_fields!r}: expected names among {list(new.fields)}")
-    fields = {name: _step_field(name, info, state=name in state_fields) for name, info in new.fields.items()}
-    with new_buffer(path, {"fields": fields, "meta_fields": new.meta_fields}) as buffer:
-        for slot, length, is_open in new.episodes():
-            arrays = {name: as_steps(name, array[slot, :length]) for name, array in new.arrays.items()}
-            meta = {name: array[slot] for name, array in new.meta.items()}
+        raise FieldError(f"state_fields={state_fields!r}: expected names among {list(old.fields)}")
+    fields = {
+        name: step_field(name, info.dtype, info.shape, info.default, state=name in state_fields)
+        for name, info in old.fields.items()
+    }
+    with new_buffer(path, {"fields": fields, "meta_fields": old.meta_fields}) as buffer:
+        for slot, length, is_open in old.episodes():
+            values = {name: array[slot, :length] for name, array in old.arrays.items()}
+            meta = {name: array[slot] for name, array in old.meta.items()}
             try:
-                buffer.store({**arrays, **meta}, length, complete=not is_open, has_final=not state_fields)
+                buffer.store({**values, **meta}, length, complete=not is_open)
             except FieldError as error:
                 raise FieldError(f"the episode in slot {slot}: {error}") from None
-        not_known = list(new.not_known())
+        not_known = list(old.not_known())
         if not state_fields:
             not_known.insert(0, "which fields are observations: none is a state field, see state_fields")
-        return buffer.report(not_known, new.left_out())
-
-
-def _step_field(name: str, info: Field, *, state: bool) -> Field:
-    shape = step_shape(name, info.dtype, info.shape)
-    default = info.default if info.default is None else np.reshape(info.default, shape)
-    return Field(info.dtype, shape, default, state=state)
+        return buffer.report(not_known, old.left_out())
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -137,7 +132,7 @@ def _check_sizes(content: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(content):
         is_size = "PUT" in opcode.name or opcode.name == "FRAME"
         if is_size and int(argument or 0) > len(content):
-            raise pickle.UnpicklingError(f"it asks for {argument} places, and has {len(content)} bytes")
+            raise pickle.UnpicklingError(f"it asks for room for {argument} values, and has {len(content)} bytes")
         tuples += opcode.name.startswith(("TUPLE", "FROZENSET"))
         if tuples > _MOST_TUPLES:
             raise pickle.UnpicklingError(f"it holds more than {_MOST_TUPLES} tuples")
@@ -172,27 +167,26 @@ class _Folder:
         config = read_plain_pickle(folder / _CONFIG)
         if not isinstance(config, dict) or not {"max_episodes", "max_timesteps", "fields"} <= set(config):
             raise CorruptBufferError(f"{folder / _CONFIG}: it is no configuration of memmap-replay-buffer")
-        slots, steps = (self._number(config[name], name) for name in ("max_episodes", "max_timesteps"))
+        slots, self._steps = (self._number(config[name], name) for name in ("max_episodes", "max_timesteps"))
         self._circular = bool(config.get("circular", False))
-        defaults: dict[str, Any] = {}
-        fields = self._declared(config["fields"], defaults)
-        meta_fields = self._declared(config.get("meta_fields") or {}, defaults)
+        fields, meta_fields = self._declared(config["fields"]), self._declared(config.get("meta_fields") or {})
         meta_fields = {name: info for name, info in meta_fields.items() if name not in _OWN_META}
         if doubled := [name for name in meta_fields if name in fields]:
             raise CorruptBufferError(f"{folder / _CONFIG}: {doubled[0]!r} is a field and a meta field")
         self._lengths = self._open("episode_lens", ".data.meta.npy", Field("int32"), (slots,))
-        for first in range(0, slots, _SLOTS_AT_ONCE):  # in memory, all may be far more than there is on disk
-            some = self._lengths[first : first + _SLOTS_AT_ONCE]
-            if (some < 0).any() or (some > steps).any():
-                raise CorruptBufferError(f"{folder}: episode_lens: an episode has no such length")
         self._states = {name: int(self._open(name, ".state.npy", Field("int32"), ())[()]) for name in _STATES}
         if not 0 <= self._states["episode_index"] < slots:
             raise CorruptBufferError(f"{folder}: episode_index.state.npy: there is no slot {self._states}")
-        self.arrays = {name: self._open(name, ".data.npy", info, (slots, steps)) for name, info in fields.items()}
-        self.meta = {name: self._open(name, ".data.meta.npy", info, (slots,)) for name, info in meta_fields.items()}
+        self.fields, self.arrays = self._mapped(fields, ".data.npy", (slots, self._steps))
+        self.meta_fields, self.meta = self._mapped(meta_fields, ".data.meta.npy", (slots,))
+
+    def _mapped(
+        self, declared: dict[str, tuple[Field, Any]], suffix: str, lead: tuple[int, ...]
+    ) -> tuple[dict[str, Field], dict[str, Array]]:
+        arrays = {name: self._open(name, suffix, info, lead) for name, (info, _) in declared.items()}
         # A default is made in the field's shape, so the shape has been seen in a file before.
-        self.fields = {name: self._with_default(name, info, defaults[name]) for name, info in fields.items()}
-        self.meta_fields = {name: self._with_default(name, info, defaults[name]) for name, info in meta_fields.items()}
+        fields = {name: self._made(name, info.dtype, info.shape, default) for name, (info, default) in declared.items()}
+        return fields, arrays
 
     def _number(self, value: Any, name: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 40:
@@ -201,15 +195,15 @@ class _Folder:
             )
         return value
 
-    def _declared(self, declared: Any, defaults: dict[str, Any]) -> dict[str, Field]:
-        """The fields as they are declared, without their defaults, which go to ``defaults``."""
+    def _declared(self, declared: Any) -> dict[str, tuple[Field, Any]]:
+        """The fields as they are declared, with their defaults beside them."""
         if not isinstance(declared, dict):
             raise CorruptBufferError(
                 f"{self._folder / _CONFIG}: expected a dict of fields, got {reprlib.repr(declared)}"
             )
-        return {name: self._field(name, info, defaults) for name, info in declared.items()}
+        return {name: self._field(name, info) for name, info in declared.items()}
 
-    def _field(self, name: Any, info: Any, defaults: dict[str, Any]) -> Field:
+    def _field(self, name: Any, info: Any) -> tuple[Field, Any]:
         fault = f"{self._folder / _CONFIG}: field {reprlib.repr(name)}: "
         if not isinstance(name, str) or Path(name).name != name:
             raise CorruptBufferError(f"{fault}it is no name of a file in the folder")
@@ -220,15 +214,11 @@ class _Folder:
             raise CorruptBufferError(
                 f"{fault}expected a dtype of {list(_KINDS)}, with shape and default, got {reprlib.repr(info)}"
             )
-        defaults[name] = default
-        try:
-            return Field(_KINDS[kind], tuple(shape))
-        except FieldError as error:
-            raise CorruptBufferError(f"{fault}{error}") from None
+        return self._made(name, _KINDS[kind], tuple(shape)), default
 
-    def _with_default(self, name: str, info: Field, default: Any) -> Field:
+    def _made(self, name: str, dtype: Any, shape: tuple[int, ...], default: Any = None) -> Field:
         try:
-            return replace(info, default=default)
+            return Field(dtype, shape, default)
         except FieldError as error:
             raise CorruptBufferError(f"{self._folder / _CONFIG}: field {name!r}: {error}") from None
 
@@ -252,13 +242,20 @@ class _Folder:
         return array
 
     def episodes(self) -> Iterator[tuple[int, int, bool]]:
-        """Slot, length, and whether it was still open, the oldest first."""
+        """Slot, length, and whether it was still open, the oldest first.
+
+        Raises:
+            CorruptBufferError: an episode has a length that none can have.
+        """
         slots, at, running = len(self._lengths), self._states["episode_index"], self._running()
-        for first in range(running, slots + running, _SLOTS_AT_ONCE):
-            places = np.arange(first, min(first + _SLOTS_AT_ONCE, slots + running))
-            lengths = self._lengths[(at + places) % slots]
-            for place, length in zip(places[lengths > 0].tolist(), lengths[lengths > 0].tolist(), strict=True):
-                yield (at + place) % slots, length, place >= slots
+        for first in range(running, slots + running, _SLOTS_AT_ONCE):  # in memory, all may be more than on the disk
+            order = np.arange(first, min(first + _SLOTS_AT_ONCE, slots + running))
+            lengths = self._lengths[(at + order) % slots]
+            if (lengths < 0).any() or (lengths > self._steps).any():
+                raise CorruptBufferError(f"{self._folder}: episode_lens: an episode has no such length")
+            used = lengths > 0
+            for index, length in zip(order[used].tolist(), lengths[used].tolist(), strict=True):
+                yield (at + index) % slots, length, index >= slots
 
     def _running(self) -> int:
         """How many episodes were open, in the slots from ``episode_index`` on.

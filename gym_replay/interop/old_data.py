@@ -1,15 +1,25 @@
-"""What every importer asks of old data, and in which shapes and dtypes it takes it."""
+"""What every importer does: it checks old data, shapes them, and makes a folder that appears whole or not at all."""
 
 from __future__ import annotations
 
+import errno
 import math
-from collections.abc import Mapping
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.errors import FieldError
+from gym_replay.buffer.replay_buffer import ReplayBuffer, open_buffer
+from gym_replay.errors import EmptyBufferError, FieldError, NotABufferError
+from gym_replay.files.folders import folder_of
+from gym_replay.files.new_folder import new_folders
+from gym_replay.schema.fields import Field, fit
 
 Array = npt.NDArray[Any]
 
@@ -31,6 +41,18 @@ def as_steps(name: str, values: Array) -> Array:
     return values.reshape(len(values), *step_shape(name, values.dtype, values.shape[1:])) if values.ndim else values
 
 
+def step_field(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], default: Any = None, *, state: bool) -> Field:
+    """The field for old values ``(rows, *shape)``.
+
+    Raises:
+        FieldError: no field has such values.
+    """
+    if dtype.kind not in "biuf":
+        raise FieldError(f"{name!r}: expected numbers, got {dtype}")
+    shape = step_shape(name, dtype, shape)
+    return Field(dtype, shape, None if default is None else np.reshape(default, shape), state=state)
+
+
 def as_flags(name: str, values: Any, count: int) -> npt.NDArray[np.bool_]:
     """One flag a step, bool ``(count,)``, from booleans or from the numbers 0 and 1.
 
@@ -46,6 +68,13 @@ def as_flags(name: str, values: Any, count: int) -> npt.NDArray[np.bool_]:
     flags: npt.NDArray[np.bool_] = array == 1
     if (wrong := np.flatnonzero(~flags & (array != 0))).size:
         raise FieldError(f"{name!r}: expected booleans, or 0 and 1, got {array[wrong[0]]} at row {wrong[0]}")
+    return flags
+
+
+def episode_flags(given: Mapping[str, npt.NDArray[np.bool_] | None], length: int) -> dict[str, npt.NDArray[np.bool_]]:
+    """The flags of an episode, None of which are False everywhere; one whose end is not known was truncated there."""
+    flags = {name: np.zeros(length, np.bool_) if flag is None else flag for name, flag in given.items()}
+    flags["truncated"][-1:] |= ~flags["terminated"][-1:]
     return flags
 
 
@@ -74,6 +103,16 @@ def check_next(name: str, own: Any, following: Any) -> None:
         )
 
 
+def with_last(own: Array, following: Array) -> Array:
+    """Observations ``(T, *shape)`` and behind them the last one of those that followed them.
+
+    Raises:
+        FieldError: that one does not fit the others.
+    """
+    last = fit("next_observations", following[-1:], Field(own.dtype, own.shape[1:]), (1,))
+    return np.concatenate([own, last])
+
+
 def check_ends(values: Mapping[str, Any], length: int) -> None:
     """Raise FieldError where a flag of an episode is set before its last step: loaders take T steps as one episode."""
     for name in FLAGS:
@@ -85,3 +124,129 @@ def check_ends(values: Mapping[str, Any], length: int) -> None:
                 f"{name!r} is set at step {early[0]} of {length}, so this is more than one episode; split it after "
                 "each step that ends one"
             )
+
+
+# --- the new buffer ---
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import made, and what it could not know.
+
+    Attributes:
+        folder: the new buffer.
+        num_episodes, num_steps: what is in it.
+        not_known: what the source did not say and the buffer therefore does not either.
+        left_out: what the source had and the buffer has not.
+        doubtful: what the source says that is hardly meant so; it is stored as it is.
+
+    Example:
+        >>> print(ImportReport(Path("data/old"), 2, 30, ("the last observations",), ()))
+        data/old: 2 episodes, 30 steps
+        not known: the last observations
+    """
+
+    folder: Path
+    num_episodes: int
+    num_steps: int
+    not_known: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    doubtful: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.folder}: {self.num_episodes} episodes, {self.num_steps} steps"]
+        lines += [f"not known: {each}" for each in self.not_known]
+        lines += [f"left out: {each}" for each in self.left_out]
+        return "\n".join(lines + [f"doubtful: {each}" for each in self.doubtful])
+
+
+class NewBuffer:
+    """A buffer in the making, and what is noted of it for the report.
+
+    Attributes:
+        buffer: the buffer itself.
+    """
+
+    def __init__(self, buffer: ReplayBuffer, target: Path) -> None:
+        self.buffer, self._target, self._fields = buffer, target, buffer.metadata.fields
+        self._num_episodes = self._num_steps = self._incomplete = self._without_final = 0
+        self._not_finite: Counter[str] = Counter()
+        self._both_flags = 0
+
+    def store(self, values: Mapping[str, Any], length: int, *, complete: bool) -> None:
+        """Add an episode of ``length`` transitions.
+
+        Args:
+            values: of all fields, in their shapes or as :func:`as_steps` takes them, and of meta fields.
+            length: how many transitions there are.
+            complete: whether it is known how it ended.
+
+        Raises:
+            FieldError: it does not fit the fields, or is more than one episode.
+        """
+        fields = self._fields
+        arrays = {name: as_steps(name, value) if name in fields else value for name, value in values.items()}
+        check_ends(arrays, length)
+        for name, array in arrays.items():
+            is_float = isinstance(array, np.ndarray) and array.dtype.kind == "f"
+            self._not_finite[name] += bool(is_float and not np.isfinite(array).all())
+        self._both_flags += all(name in arrays and bool(arrays[name][-1:].any()) for name in FLAGS)
+        self.buffer.put_episode(arrays, complete=complete)
+        self._num_episodes += 1
+        self._num_steps += length
+        self._incomplete += not complete
+        self._without_final += any(field.state and len(arrays[name]) == length for name, field in fields.items())
+
+    def report(
+        self, not_known: Sequence[str], left_out: Sequence[str] = (), doubtful: Sequence[str] = ()
+    ) -> ImportReport:
+        """What was made, with what is known to be missing from it.
+
+        Raises:
+            EmptyBufferError: nothing was.
+        """
+        if not self._num_episodes:
+            raise EmptyBufferError(f"there is no transition to import, so {self._target} is not made")
+        found = list(not_known)
+        if self._without_final:
+            found.append(
+                f"the last observation of {self._without_final} episodes: their last transition is no n-step sample"
+            )
+        if self._incomplete:
+            found.append(f"how {self._incomplete} episodes ended: they are stored as cut (Episode.complete is False)")
+        odd = [f"{name}: NaN or infinite in {count} episodes" for name, count in self._not_finite.items() if count]
+        if self._both_flags:
+            odd.append(f"{self._both_flags} episodes are both terminated and truncated; loaders take the first")
+        return ImportReport(
+            self._target, self._num_episodes, self._num_steps, tuple(found), tuple(left_out), (*doubtful, *odd)
+        )
+
+
+def check_new(target: str | os.PathLike[str]) -> Path:
+    """The absolute path of a folder that does not exist yet, or is empty.
+
+    Raises:
+        NotABufferError: there is something.
+    """
+    path = folder_of(target)
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+        raise NotABufferError(errno.EEXIST, "an import makes a new folder; choose one that does not exist", str(path))
+    return path
+
+
+@contextmanager
+def new_buffer(target: Path, config: Mapping[str, Any]) -> Iterator[NewBuffer]:
+    """A buffer that gets its name when all is in it; an exception inside leaves nothing behind.
+
+    Args:
+        target: the folder that it will be.
+        config: ``fields``, and other attributes of the buffer's metadata.
+
+    Raises:
+        NotABufferError: something has appeared at the target meanwhile.
+        StorageError: the operating system refused.
+    """
+    with new_folders(target) as (new,):
+        with open_buffer(new.folder, config, overwrite=False) as buffer:
+            yield NewBuffer(buffer, target)
+        new.publish()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.errors import FieldError
-from gym_replay.interop.extras import require
+from gym_replay.interop import require
 from gym_replay.interop.transitions import Block, NamesLike, Transitions, recorded_space
 from gym_replay.schema.names import encode_siblings
 
@@ -106,13 +106,13 @@ def _fill(replay_buffer: Any, transitions: Transitions, *, scale_actions: bool) 
     room = replay_buffer.buffer_size - (replay_buffer.buffer_size if replay_buffer.full else replay_buffer.pos)
     if len(transitions) > room:
         raise FieldError(
-            f"{len(transitions)} transitions do not fit into {room} free places of the replay buffer; make it larger, "
-            "or choose some with episodes=..."
+            f"{len(transitions)} transitions do not fit into the {room} free rows of the replay buffer; make it "
+            "larger, or choose some with episodes=..."
         )
-    parts = _Observations(replay_buffer, transitions)
+    layout = _Layout(replay_buffer, transitions)
     bounds = _bounds(replay_buffer.action_space) if scale_actions else None
     for block in transitions.blocks():
-        columns = _columns(replay_buffer, parts, block, bounds)
+        columns = _columns(replay_buffer, layout, block, bounds)
         if _is_plain(replay_buffer):
             _put(replay_buffer, columns)
         else:
@@ -129,39 +129,39 @@ def _is_plain(replay_buffer: Any) -> bool:
     return own and not replay_buffer.optimize_memory_usage
 
 
-class _Observations:
+class _Layout:
     """How observations are laid out there: one array, or one for each key."""
 
     def __init__(self, replay_buffer: Any, transitions: Transitions) -> None:
-        shapes, leaves = replay_buffer.obs_shape, transitions.observations
-        if isinstance(shapes, dict):
-            parts = encode_siblings(shapes)
-            if set(parts) != set(leaves):
+        shapes, leaves = replay_buffer.obs_shape, transitions.roles.observations
+        self._is_dict = isinstance(shapes, dict)
+        if self._is_dict:
+            self._keys = dict(zip(encode_siblings(shapes), shapes, strict=True))
+            if set(self._keys) != set(leaves):
                 raise FieldError(f"its observations have the keys {list(shapes)}, the buffer's {list(leaves)}")
-            self.fields: Any = {key: leaves[part] for key, part in zip(shapes, parts, strict=True)}
         elif len(leaves) == 1:
-            self.fields, shapes = {None: next(iter(leaves.values()))}, {None: shapes}
+            self._keys, shapes = dict.fromkeys(leaves), {None: shapes}
         else:
             raise FieldError(f"its observations are one array, the buffer's are {list(leaves.values())}")
-        self._turned = {}
-        for key, name in self.fields.items():
-            stored, wanted = transitions.schema[name].shape, tuple(shapes[key])
-            channels_first = len(stored) == 3 and (stored[-1], *stored[:-1]) == wanted
-            self._turned[key] = channels_first and stored != wanted
-            if not self._turned[key] and int(np.prod(stored)) != int(np.prod(wanted)):
+        self._shapes = {key: tuple(shape) for key, shape in shapes.items()}
+        self._channels_first = set()
+        for part, key in self._keys.items():
+            stored, wanted = transitions.schema[leaves[part]].shape, self._shapes[key]
+            if len(stored) == 3 and (stored[-1], *stored[:-1]) == wanted != stored:
+                self._channels_first.add(key)
+            elif int(np.prod(stored)) != int(np.prod(wanted)):
                 raise FieldError(
-                    f"field {name!r}: expected shape {wanted}, as its observation space says, got {stored}"
+                    f"field {leaves[part]!r}: expected shape {wanted}, as its observation space says, got {stored}"
                 )
-        self._shapes = shapes
 
-    def take(self, block: Block, *, following: bool) -> Any:
+    def __call__(self, observations: Mapping[str, Array]) -> Any:
         """``(transitions, *shape)``, or a dict of them."""
-        taken = {}
-        for key, name in self.fields.items():
-            values = block.following(name) if following else block.take(name)
-            values = np.moveaxis(values, -1, 1) if self._turned[key] else values
-            taken[key] = values.reshape(len(values), *self._shapes[key])
-        return taken.get(None, taken)
+        made = {}
+        for part, key in self._keys.items():
+            values = observations[part]
+            values = np.moveaxis(values, -1, 1) if key in self._channels_first else values
+            made[key] = values.reshape(len(values), *self._shapes[key])
+        return made if self._is_dict else made[None]
 
 
 def _bounds(space: Any) -> tuple[Array, Array] | None:
@@ -177,27 +177,22 @@ def _bounds(space: Any) -> tuple[Array, Array] | None:
     return low, high
 
 
-def _columns(
-    replay_buffer: Any, parts: _Observations, block: Block, bounds: tuple[Array, Array] | None
-) -> dict[str, Any]:
-    actions = [block.take(name) for name in block.action_names]
-    flat = [values.reshape(len(values), -1) for values in actions]
-    action = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+def _columns(replay_buffer: Any, layout: _Layout, block: Block, bounds: tuple[Array, Array] | None) -> dict[str, Any]:
+    action = np.concatenate([values.reshape(len(values), -1) for values in block.actions.values()], axis=1)
     if action.shape[1] != replay_buffer.action_dim:
         raise FieldError(f"expected actions of {replay_buffer.action_dim} numbers, got {action.shape[1]}")
     if bounds is not None:
         low, high = bounds
         action = 2.0 * (action - low) / (high - low) - 1.0
-    terminated, truncated = block.terminated, block.truncated
     if block.reward.ndim > 1:
         raise FieldError(f"its rewards are single numbers, the buffer's have shape {block.reward.shape[1:]}")
     return {
-        "observations": parts.take(block, following=False),
-        "next_observations": parts.take(block, following=True),
+        "observations": layout(block.observations),
+        "next_observations": layout(block.next_observations),
         "actions": action,
         "rewards": block.reward,
-        "dones": terminated | truncated,
-        "timeouts": truncated & ~terminated,
+        "dones": block.terminated | block.truncated,
+        "timeouts": block.truncated & ~block.terminated,
     }
 
 

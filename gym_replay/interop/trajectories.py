@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gym_replay.errors import EmptyBufferError, FieldError
-from gym_replay.interop.old_data import FLAGS, as_flags, as_steps, check_next, rows_differ
-from gym_replay.interop.target import ImportReport, check_new, new_buffer
-from gym_replay.schema.fields import Field, fit
+from gym_replay.interop import old_data
 from gym_replay.schema.names import encode_siblings
 
 Array = npt.NDArray[Any]
@@ -26,7 +26,6 @@ _CALLED = {
     "next_observation": ("next_observations", "next_observation", "next_obs"),
 }
 _NEEDED = ("observation", "action", "reward")
-_END = object()
 
 
 def from_trajectories(
@@ -34,20 +33,20 @@ def from_trajectories(
     target: str | os.PathLike[str],
     *,
     step: Sequence[str] | None = None,
-) -> ImportReport:
+) -> old_data.ImportReport:
     """Store trajectories in a new buffer, one after another as they come.
 
     A trajectory is a mapping, or an object with attributes, of arrays with an axis of time: ``observations`` (T or T+1
     of them), ``actions``, ``rewards``, ``terminations`` and ``truncations``, also under other common names. Or it is a
-    list of steps, each such a mapping of single values, or a tuple whose places ``step`` names. Observations and
+    list of steps, each such a mapping of single values, or a tuple whose items ``step`` names. Observations and
     actions may be dicts and tuples of arrays. ``terminated`` may be one flag for the whole trajectory. Rewards, flags
     and integer actions that come as ``(T, 1)`` become fields of single numbers.
 
     Args:
-        trajectories: any iterable; only one trajectory is held at a time.
+        trajectories: any iterable; only one trajectory is in memory at a time.
         target: a folder that does not exist yet. It appears when all is in it.
-        step: what is at the places of tuples, for example ``("observation", "action", "reward", "terminated",
-            "truncated", "info")``; places with other names than those of a transition are left out.
+        step: what the items of tuples are, for example ``("observation", "action", "reward", "terminated",
+            "truncated", "info")``; items with other names than those of a transition are left out.
 
     Returns:
         What was made, and what the trajectories do not tell.
@@ -65,67 +64,56 @@ def from_trajectories(
         >>> report.num_steps, report.not_known
         (3, ('whether 1 trajectories were truncated: they have no such flags',))
     """
-    path = check_new(target)
-    iterator = iter(trajectories)
-    first = next(iterator, _END)
-    if first is _END:
-        raise EmptyBufferError(f"there is no trajectory to import, so {path} is not made")
+    path = old_data.check_new(target)
     if step is not None and len(set(step)) != len(step):
-        raise FieldError(f"step={tuple(step)}: two places have one name")
+        raise FieldError(f"step={tuple(step)}: two items have one name")
     reader = _Reader(None if step is None else list(step))
-    values = reader.read(first)
-    fields = {name: _declare(name, array) for name, array in values.items()}
-    with new_buffer(path, {"fields": fields}) as buffer:
-        number = 0
-        while True:
-            if missing := [name for name in fields if name not in values] + [n for n in values if n not in fields]:
-                raise FieldError(f"trajectory {number}: {missing[0]!r} is not in all trajectories, or only in some")
-            length = len(values["reward"])
-            has_final = len(values[next(iter(fields))]) == length + 1
-            try:
-                buffer.store(values, length, complete=reader.ended, has_final=has_final)
-            except FieldError as error:
-                raise FieldError(f"trajectory {number}: {error}") from None
-            following = next(iterator, _END)
-            if following is _END:
-                return buffer.report(reader.not_known(), reader.left_out())
-            number, values = number + 1, reader.read(following, number + 1)
+    episodes = (reader.read(number, trajectory) for number, trajectory in enumerate(trajectories))
+    first = next(episodes, None)
+    if first is None:
+        raise EmptyBufferError(f"there is no trajectory to import, so {path} is not made")
+    fields = {
+        name: old_data.step_field(name, array.dtype, array.shape[1:], state=f"{name}.".startswith("observation."))
+        for name, array in first[0].items()
+    }
+    with old_data.new_buffer(path, {"fields": fields}) as buffer:
+        for number, (values, ended) in enumerate(chain([first], episodes)):
+            with _named(number):
+                if odd := [name for name in (*fields, *values) if name not in fields or name not in values]:
+                    raise FieldError(f"{odd[0]!r} is not in all trajectories, or only in some")
+                buffer.store(values, len(values["reward"]), complete=ended)
+        return buffer.report(reader.not_known(), reader.left_out())
 
 
-def _declare(name: str, array: Array) -> Field:
-    if array.dtype.kind not in "biuf":
-        raise FieldError(f"{name!r}: expected numbers, got {array.dtype}")
-    return Field(array.dtype, array.shape[1:], state=f"{name}.".startswith("observation."))
+@contextmanager
+def _named(number: int) -> Iterator[None]:
+    try:
+        yield
+    except FieldError as error:
+        raise FieldError(f"trajectory {number}: {error}") from None
 
 
 class _Reader:
-    """Makes the fields of an episode of what a trajectory is.
-
-    Attributes:
-        ended: whether the last trajectory read says that it ended.
-    """
+    """Makes the fields of an episode of what a trajectory is."""
 
     def __init__(self, step: list[str] | None) -> None:
         self._step = step
-        self.ended = False
-        self._unflagged = {"terminated": 0, "truncated": 0}
+        self._unflagged = dict.fromkeys(old_data.FLAGS, 0)
         self._others: set[str] = set()
 
-    def read(self, trajectory: Any, number: int = 0) -> dict[str, Array]:
-        """The values of each field, ``(T, *shape)``, of observations T or T+1 rows.
+    def read(self, number: int, trajectory: Any) -> tuple[dict[str, Array], bool]:
+        """The values of each field, of observations T or T+1 rows, and whether a flag is set at the end.
 
         Raises:
             FieldError: a part is missing, or two contradict one another.
         """
-        try:
-            return self._values_of(self._parts(trajectory))
-        except FieldError as error:
-            raise FieldError(f"trajectory {number}: {error}") from None
+        with _named(number):
+            return self._read(self._parts(trajectory))
 
-    def _values_of(self, parts: Mapping[str, Any]) -> dict[str, Array]:
+    def _read(self, parts: Mapping[str, Any]) -> tuple[dict[str, Array], bool]:
         if missing := [name for name in _NEEDED if name not in parts]:
             raise FieldError(f"it has no {missing[0]}s; they may be called {_CALLED[missing[0]]}")
-        rewards = as_steps("reward", _array("reward", parts["reward"]))
+        rewards = _array("reward", parts["reward"])
         if rewards.ndim == 0:
             raise FieldError("it has a single reward; expected one for each step")
         if rewards.dtype.kind in "biuf":
@@ -136,13 +124,10 @@ class _Reader:
             following = _flat("observation", parts["next_observation"])
             if set(following) != set(observations):
                 raise FieldError(f"next observations: expected {list(observations)}, got {list(following)}")
-            observations = {name: _with_last(own, following[name], length) for name, own in observations.items()}
-        flags = {name: self._flags(name, parts.get(name), length) for name in FLAGS}
-        self.ended = bool(length) and any(bool(flag[-1]) for flag in flags.values())
-        if length and not self.ended:
-            flags["truncated"][-1] = True  # as in every episode that was cut
-        steps = {name: as_steps(name, values) for name, values in {**observations, **actions}.items()}
-        return {**steps, "reward": rewards, **flags}
+            observations = {name: _joined(own, following[name], length) for name, own in observations.items()}
+        given = {name: self._flags(name, parts.get(name), length) for name in old_data.FLAGS}
+        ended = bool(length) and any(flag is not None and bool(flag[-1]) for flag in given.values())
+        return {**observations, **actions, "reward": rewards, **old_data.episode_flags(given, length)}, ended
 
     def _parts(self, trajectory: Any) -> dict[str, Any]:
         if isinstance(trajectory, (list, tuple)) and not hasattr(trajectory, "_fields"):
@@ -150,9 +135,9 @@ class _Reader:
                 raise FieldError("it has no step")
             steps = [self._named_step(one) for one in trajectory]
             found = [_called(step) for step in steps]
-            for place, one in enumerate(found):
+            for i, one in enumerate(found):
                 if odd := sorted(one.keys() ^ found[0].keys()):
-                    raise FieldError(f"{odd[0]!r} is in only one of its steps 0 and {place}; each needs the same parts")
+                    raise FieldError(f"{odd[0]!r} is in only one of its steps 0 and {i}; each needs the same parts")
             self._others.update(*(step.keys() - _known() for step in steps))
             return {name: [one[name] for one in found] for name in found[0]}
         given = trajectory if isinstance(trajectory, Mapping) else _attributes(trajectory)
@@ -164,19 +149,18 @@ class _Reader:
             return step
         if self._step is None or not isinstance(step, (tuple, list)) or len(step) != len(self._step):
             raise FieldError(
-                f"a step is {step!r:.60}; say what is at its places with step=('observation', "
+                f"a step is {step!r:.60}; say what its items are with step=('observation', "
                 "'action', 'reward', 'terminated', 'truncated')"
             )
         return dict(zip(self._step, step, strict=True))
 
-    def _flags(self, name: str, given: Any, length: int) -> npt.NDArray[np.bool_]:
+    def _flags(self, name: str, given: Any, length: int) -> npt.NDArray[np.bool_] | None:
         if given is None:
             self._unflagged[name] += 1
-            return np.zeros(length, np.bool_)
-        values = np.asarray(given)
-        if values.ndim == 0:  # of the whole trajectory
-            values = as_flags(name, values[None], 1) & (np.arange(length) == length - 1)
-        return as_flags(name, values, length)
+            return None
+        if np.ndim(given) == 0:  # of the whole trajectory
+            given = old_data.as_flags(name, np.asarray(given)[None], 1) & (np.arange(length) == length - 1)
+        return old_data.as_flags(name, given, length)
 
     def not_known(self) -> list[str]:
         """What the trajectories did not tell, beside last observations."""
@@ -243,18 +227,16 @@ def _array(name: str, value: Any) -> Array:
         raise FieldError(f"{name!r}: expected an array of numbers: {error}") from None
 
 
-def _with_last(own: Array, following: Array, length: int) -> Array:
+def _joined(own: Array, following: Array, length: int) -> Array:
     """Observations of ``T`` or ``T+1`` rows, with the last of their next ones.
 
     Raises:
         FieldError: another one of them is not the observation of the next step.
     """
-    check_next("next_observations", own[:length], following)
-    if (wrong := np.flatnonzero(rows_differ(own[1:], following[: len(own) - 1]))).size:
+    old_data.check_next("next_observations", own[:length], following)
+    if (wrong := np.flatnonzero(old_data.rows_differ(own[1:], following[: len(own) - 1]))).size:
         raise FieldError(
             f"the next observation of step {wrong[0]} is not the observation of step {wrong[0] + 1}, so this is more "
             "than one episode; split it"
         )
-    if not length or len(own) != length:
-        return own
-    return np.concatenate([own, fit("next_observations", following[-1:], Field(own.dtype, own.shape[1:]), (1,))])
+    return old_data.with_last(own, following) if length and len(own) == length else own

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.episode import Episode
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError, FieldError
 from gym_replay.interop.old_data import as_flags, as_steps
 from gym_replay.schema.fields import Field
@@ -28,39 +29,48 @@ _STEPS_AT_ONCE = 1 << 14
 _BYTES_AT_ONCE = 1 << 23
 
 
-@dataclass(frozen=True)
-class Names:
-    """What a buffer calls the parts of a transition; the defaults are those of the recorder.
+_NAMES: dict[str, str | None] = {name: name for name in ("observation", "action", "reward", "terminated", "truncated")}
 
-    ``observation`` and ``action`` stand for one field, or for all that are below: ``observation.camera``. A flag that
-    is None is False everywhere.
+
+@dataclass(frozen=True)
+class Roles:
+    """Which fields are the parts of a transition.
+
+    Args:
+        observations, actions: names of fields by the rest of the name below the part's; ``""`` of a field that is the
+            whole part.
+        reward: name of a field.
+        terminated, truncated: names of fields; None of a flag that is False everywhere.
     """
 
-    observation: str = "observation"
-    action: str = "action"
-    reward: str = "reward"
-    terminated: str | None = "terminated"
-    truncated: str | None = "truncated"
+    observations: dict[str, str]
+    actions: dict[str, str]
+    reward: str
+    terminated: str | None
+    truncated: str | None
 
     @classmethod
-    def of(cls, given: NamesLike | None) -> Names:
-        """The defaults, with those replaced that are given.
+    def find(cls, schema: Mapping[str, Field], given: NamesLike | None) -> Roles:
+        """The fields of a schema.
+
+        Args:
+            schema: the fields.
+            given: what parts are called that are not called as the recorder does it. A name stands for one field, or
+                for all that are below: ``observation.camera``.
 
         Raises:
-            FieldError: a name is given for something else.
+            FieldError: a name is given for something else, a part is missing, is ragged, or a flag is no single value.
         """
-        known = [field.name for field in fields(cls)]
-        if unknown := [name for name in given or () if name not in known]:
-            raise FieldError(f"names: unknown part {unknown[0]!r}; the parts of a transition are {known}")
-        return replace(cls(), **(given or {}))  # type: ignore[arg-type]
+        if unknown := [name for name in given or () if name not in _NAMES]:
+            raise FieldError(f"names: unknown part {unknown[0]!r}; the parts of a transition are {list(_NAMES)}")
+        names: dict[str, Any] = {**_NAMES, **(given or {})}
+        observations, actions = (_leaves_below(schema, names[root]) for root in ("observation", "action"))
+        check_flags(schema, names["terminated"], names["truncated"])
+        only_one(_leaves_below(schema, names["reward"]), "reward", "a transition")
+        return cls(observations, actions, names["reward"], names["terminated"], names["truncated"])
 
 
-def leaves_below(schema: Mapping[str, Field], root: str) -> dict[str, str]:
-    """The fields of a part: ``{"": root}``, or the rest of the name by the whole of it.
-
-    Raises:
-        FieldError: there is none, or one of them is ragged.
-    """
+def _leaves_below(schema: Mapping[str, Field], root: str) -> dict[str, str]:
     found = {name.removeprefix(root).removeprefix("."): name for name in schema if f"{name}.".startswith(f"{root}.")}
     if not found:
         raise FieldError(f"there is no field {root!r}; there are {list(schema)}: say which it is with names={{...}}")
@@ -69,23 +79,25 @@ def leaves_below(schema: Mapping[str, Field], root: str) -> dict[str, str]:
     return found
 
 
-def only_leaf(schema: Mapping[str, Field], root: str, what: str) -> str:
+def only_one(leaves: Mapping[str, str], root: str, what: str) -> str:
     """The one field of a part.
 
     Raises:
         FieldError: it has several.
     """
-    leaves = list(leaves_below(schema, root).values())
-    if len(leaves) != 1:
-        raise FieldError(f"{what} takes one array of {root}s, this buffer has {leaves}; name one with names={{...}}")
-    return leaves[0]
+    names = list(leaves.values())
+    if len(names) != 1:
+        raise FieldError(f"{what} takes one array of {root}s, this buffer has {names}; name one with names={{...}}")
+    return names[0]
 
 
-def check_flags(schema: Mapping[str, Field], names: Names) -> None:
-    """Raise FieldError where a flag is no field of one value a step."""
-    for name in (names.terminated, names.truncated):
-        if name is not None and math.prod(schema[only_leaf(schema, name, "a transition")].shape) != 1:
-            raise FieldError(f"field {name!r}: expected one flag a step, got shape {schema[name].shape}")
+def check_flags(schema: Mapping[str, Field], *names: str | None) -> None:
+    """Raise FieldError where a flag is no field of one value a step; None is no flag."""
+    for name in names:
+        if name is not None:
+            field = schema[only_one(_leaves_below(schema, name), name, "a transition")]
+            if math.prod(field.shape) != 1:
+                raise FieldError(f"field {name!r}: expected one flag a step, got shape {field.shape}")
 
 
 def recorded_space(buffer: Readable, kind: str) -> Any:
@@ -102,6 +114,60 @@ def recorded_space(buffer: Readable, kind: str) -> Any:
     return space_from_json(stored)
 
 
+class ChosenEpisodes(Sequence[Episode]):
+    """The chosen episodes, each made when it is asked for; of a ring, whose rows are overwritten, each is a copy.
+
+    Args:
+        buffer: a ReplayBuffer or ConcatReplayBuffer.
+        episodes: as in ``buffer.dataloader``.
+
+    Attributes:
+        indices: int64 ``(episodes,)``: their indices in the buffer.
+
+    Raises:
+        EmptyBufferError: there is none.
+    """
+
+    def __init__(self, buffer: Readable, episodes: Episodes | None) -> None:
+        from gym_replay.buffer.loading.selection import EpisodeValues, selected  # Source would import torch
+
+        self._parts = buffer.snapshots()
+        self._firsts = np.cumsum([0, *map(len, self._parts)])
+        self.indices = np.flatnonzero(selected(EpisodeValues(self._parts), episodes))
+        if not len(self.indices):
+            raise EmptyBufferError("there is no episode to export; record some, or choose others")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: Any) -> Any:
+        index = int(self.indices[item])
+        owner = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        episode = Episode(self._parts[owner], index - int(self._firsts[owner]))
+        return episode.copy() if episode.snapshot.metadata.circular else episode
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some of the transitions, in arrays ``(transitions, *field.shape)``.
+
+    Args:
+        index: where they are among all of them.
+        observations, next_observations, actions: by what is below the part's name. There are no next observations
+            where they are not needed. Integer actions of shape (1,) are single numbers where no space was recorded.
+        reward: ``(transitions,)``, or ``(transitions, *shape)`` of several numbers each.
+        terminated, truncated: bool ``(transitions,)``.
+    """
+
+    index: slice
+    observations: dict[str, Array]
+    next_observations: dict[str, Array]
+    actions: dict[str, Array]
+    reward: Array
+    terminated: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+
+
 class Transitions:
     """The transitions of the chosen episodes, one after another.
 
@@ -113,10 +179,9 @@ class Transitions:
 
     Attributes:
         schema: the fields.
-        observations, actions: names of the fields by what is below the root.
+        roles: which of them are what.
         rows: int64 ``(transitions,)``, over all parts of ``source``.
-        ends: bool ``(transitions,)``: True at each episode's last one.
-        has_action_space: whether the space that actions are of was recorded.
+        owners: int64 ``(transitions,)``, ascending: the episode of each, counted over the chosen ones.
     """
 
     def __init__(
@@ -124,14 +189,12 @@ class Transitions:
     ) -> None:
         from gym_replay.buffer.loading.source import Source
 
-        self.names = Names.of(names)
         self.schema = buffer.metadata.fields
-        self.observations = leaves_below(self.schema, self.names.observation)
-        self.actions = leaves_below(self.schema, self.names.action)
-        only_leaf(self.schema, self.names.reward, "a transition")
-        check_flags(self.schema, self.names)
-        self.has_action_space = (buffer.metadata.environment or {}).get("action_space") is not None
-        if need_next and (wrong := [name for name in self.observations.values() if not self.schema[name].state]):
+        self.roles = Roles.find(self.schema, names)
+        self._need_next = need_next
+        self._has_action_space = (buffer.metadata.environment or {}).get("action_space") is not None
+        observations = self.roles.observations.values()
+        if need_next and (wrong := [name for name in observations if not self.schema[name].state]):
             raise FieldError(
                 f"field {wrong[0]!r} is no state field, so next observations are not known; declare it with "
                 "Field(..., state=True)"
@@ -140,10 +203,7 @@ class Transitions:
         counts = self.source.lengths - (~self.source.has_final if need_next else 0)
         self.rows = np.repeat(self.source.starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
         self.owners = np.repeat(np.arange(len(counts)), counts)
-        steps = self.rows - self.source.starts[self.owners]
-        self.ends: npt.NDArray[np.bool_] = steps == self.source.lengths[self.owners] - 1
-        missing = int(self.source.lengths.sum() - counts.sum())
-        if missing:
+        if missing := int(self.source.lengths.sum() - counts.sum()):
             warnings.warn(
                 f"{missing} transitions are left out: they are the last of episodes whose last observation was not "
                 "stored, so there is no next observation",
@@ -155,6 +215,11 @@ class Transitions:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def is_last(self) -> npt.NDArray[np.bool_]:
+        """Which ones are the last of their episode that are here, bool ``(transitions,)``."""
+        return np.append(np.diff(self.owners) != 0, True)
+
     def blocks(self) -> Iterator[Block]:
         """All transitions, so many at once that little memory is needed.
 
@@ -164,66 +229,29 @@ class Transitions:
         largest = max(field.nbytes for field in self.schema.values() if not field.ragged)
         at_once = max(1, min(_STEPS_AT_ONCE, _BYTES_AT_ONCE // max(1, largest)))
         for low in range(0, len(self), at_once):
-            block = Block(self, slice(low, min(low + at_once, len(self))))
-            yield block
-            if not self.source.are_live(np.unique(self.owners[block.place])):
+            index = slice(low, min(low + at_once, len(self)))
+            yield self._block(index)
+            if not self.source.are_live(np.unique(self.owners[index])):
                 raise EpisodeEvictedError(
                     "an episode was evicted from the circular buffer while it was read; try again"
                 )
 
+    def _block(self, index: slice) -> Block:
+        roles, rows = self.roles, self.rows[index]
 
-class Block:
-    """Some of the transitions.
+        def take(leaves: Mapping[str, str], later: int = 0) -> dict[str, Array]:
+            return {part: self.source.rows.take(name, rows + later) for part, name in leaves.items()}
 
-    Attributes:
-        place: where they are among all of them.
-    """
-
-    def __init__(self, whole: Transitions, place: slice) -> None:
-        self._whole = whole
-        self.place = place
-        self._rows = whole.rows[place]
-
-    def take(self, name: str) -> Array:
-        """A field's values, ``(transitions, *field.shape)``."""
-        return self._whole.source.rows.take(name, self._rows)
-
-    def following(self, name: str) -> Array:
-        """A state field's values one row later."""
-        return self._whole.source.rows.take(name, self._rows + 1)
-
-    def flag(self, name: str | None) -> npt.NDArray[np.bool_]:
-        """A flag, bool ``(transitions,)``; of None all False."""
-        if name is None:
-            return np.zeros(len(self._rows), np.bool_)
-        return as_flags(name, self.take(name), len(self._rows))
-
-    def action(self, name: str) -> Array:
-        """An action's values; integers of shape (1,) are single numbers where no space was recorded."""
-        values = self.take(name)
-        return values if self._whole.has_action_space else as_steps("action", values)
-
-    @property
-    def action_names(self) -> list[str]:
-        """The names of the action's fields."""
-        return list(self._whole.actions.values())
-
-    @property
-    def terminated(self) -> npt.NDArray[np.bool_]:
-        """Whether each one's step terminated."""
-        return self.flag(self._whole.names.terminated)
-
-    @property
-    def truncated(self) -> npt.NDArray[np.bool_]:
-        """Whether each one's step was truncated."""
-        return self.flag(self._whole.names.truncated)
-
-    @property
-    def reward(self) -> Array:
-        """Their rewards ``(transitions,)``, or ``(transitions, *shape)`` of several numbers each."""
-        return as_steps("reward", self.take(self._whole.names.reward))
-
-
-def named(prefix: str, part: str) -> str:
-    """The key of an array in a flat file: ``observations``, or ``observations/camera/rgb`` below a nested space."""
-    return f"{prefix}/{part.replace('.', '/')}" if part else prefix
+        actions = take(roles.actions)
+        flags = [
+            np.zeros(len(rows), np.bool_) if name is None else as_flags(name, take({"": name})[""], len(rows))
+            for name in (roles.terminated, roles.truncated)
+        ]
+        return Block(
+            index,
+            take(roles.observations),
+            take(roles.observations, 1) if self._need_next else {},
+            actions if self._has_action_space else {part: as_steps("action", each) for part, each in actions.items()},
+            as_steps("reward", take({"": roles.reward})[""]),
+            *flags,
+        )

@@ -13,7 +13,7 @@ from interop.minari_helpers import Playing, assert_same_buffer, record
 from gym_replay import ReplayBuffer
 from gym_replay.cli import main
 from gym_replay.interop import memmap_replay_buffer
-from gym_replay.interop.target import ImportReport
+from gym_replay.interop.old_data import ImportReport
 
 VALUES = [np.full(2, t, np.float32) for t in range(6)]
 

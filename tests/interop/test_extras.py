@@ -7,7 +7,7 @@ import pytest
 from interop_helpers import by_hand
 
 import gym_replay
-from gym_replay.interop.extras import require
+from gym_replay.interop import require
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_floats_become_float32_and_nothing_else_changes(tmp_path):
 def test_a_dict_space_is_one_array_for_each_part(tmp_path):
     with sights(tmp_path / "a") as buffer:
         data = to_d4rl(buffer)
-        with pytest.raises(FieldError, match="OGBench has one array of observations"):
+        with pytest.raises(FieldError, match="OGBench takes one array of observations"):
             to_ogbench(buffer)
         chosen = to_ogbench(buffer, names={"observation": "observation.state"})
         assert data["observations/camera/top"].shape == (buffer.num_steps, 32, 40, 3)

@@ -26,9 +26,9 @@ from gym_replay import (
     import_minari,
     select,
 )
-from gym_replay.interop.minari import package, parts
 
 minari = pytest.importorskip("minari")
+episode_buffer = pytest.importorskip("minari.data_collector.episode_buffer")
 
 VALUES = [np.full(2, t, np.float32) for t in range(6)]
 SPACE = spaces.Box(-9, 9, (2,), np.float32)
@@ -266,15 +266,15 @@ def test_namespaces_are_made(buffer):
 
 @pytest.mark.parametrize("data_format", FORMATS)
 def test_nothing_is_left_of_an_export_that_failed(buffer, datasets, monkeypatch, data_format):
-    real, seen = parts.numbers_of, []
+    real, seen = episode_buffer.EpisodeBuffer, []
 
-    def numbers_of(*arguments):
+    def make(**content):
         seen.append(left(datasets))
-        if len(seen) > 3:
+        if len(seen) > 2:
             raise OSError(28, "No space left on device")
-        return real(*arguments)
+        return real(**content)
 
-    monkeypatch.setattr(parts, "numbers_of", numbers_of)
+    monkeypatch.setattr(episode_buffer, "EpisodeBuffer", make)
     with pytest.raises(StorageError, match=r"No space left.*nothing of it is left"):
         export_minari(buffer, "name/space-v0", data_format=data_format)
     assert any(seen)
@@ -284,8 +284,8 @@ def test_nothing_is_left_of_an_export_that_failed(buffer, datasets, monkeypatch,
 
 def test_a_killed_export_is_cleaned_up_by_the_next(buffer, datasets):
     script = (
-        "import os; from gym_replay import export_minari; from gym_replay.interop.minari import parts\n"
-        "parts.numbers_of = lambda *a: os._exit(9)\n"
+        "import os; from gym_replay import export_minari; from minari.data_collector import episode_buffer\n"
+        "episode_buffer.EpisodeBuffer = lambda **content: os._exit(9)\n"
         f"export_minari({str(buffer.folder)!r}, 'killed-v0')"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 9
@@ -366,7 +366,7 @@ def test_missing_packages_are_named(buffer, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(minari, "__version__", "0.5.3")
         with pytest.raises(MissingExtraError, match=r"0\.5\.3.*JPEG.*--upgrade"):
-            package.find_minari()
+            export_minari(buffer, "x-v0")
 
 
 @pytest.mark.parametrize("arguments", [{"data_format": "csv"}, {"on_unsupported": "ignore"}])

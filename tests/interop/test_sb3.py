@@ -102,7 +102,7 @@ def test_a_subclass_is_filled_through_its_add(tmp_path):
         fill_sb3(one, buffer, episodes=[0])
         assert one.pos == 120
         before = one.observations.copy()
-        with pytest.raises(FieldError, match="160 transitions do not fit into 80 free places"):
+        with pytest.raises(FieldError, match="160 transitions do not fit into the 80 free rows"):
             fill_sb3(one, ConcatReplayBuffer([buffer, select(buffer, tmp_path / "copy", progress=False)]))
         np.testing.assert_array_equal(one.observations, before)
 

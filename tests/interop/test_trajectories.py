@@ -100,7 +100,7 @@ def test_what_they_do_not_tell_is_not_invented(tmp_path):
         (plain(observations=np.zeros((6, 2))), "trajectory 1:"),
         (plain(states=np.zeros((4, 2))), "both 'observations' and 'states'"),
         (plain(observations=np.zeros((3, 2)), next_observations=np.ones((3, 2))), "more than one episode"),
-        ([(1, 2)], "say what is at its places"),
+        ([(1, 2)], "say what its items are"),
         (None, "trajectory 1: it has no observations"),
         ([], "trajectory 1: it has no step"),
     ],
@@ -175,8 +175,8 @@ def test_a_part_that_only_some_steps_have_is_refused(tmp_path, steps, message):
         from_trajectories([whole], tmp_path / "a")
 
 
-def test_two_places_of_one_name_are_refused(tmp_path):
-    with pytest.raises(FieldError, match="two places have one name"):
+def test_two_items_of_one_name_are_refused(tmp_path):
+    with pytest.raises(FieldError, match="two items have one name"):
         from_trajectories([[(0.0, 0, 1.0, 2.0)]], tmp_path / "a", step=("observation", "action", "reward", "reward"))
 
 

@@ -19,9 +19,6 @@ GROUP = "gym_replay"
 IMPORTED = "minari"
 """The member of a buffer's environment that holds the metadata of the dataset that it was imported from."""
 
-ROOTS = ("observation", "action")
-"""The fields, or groups of fields, that are of the environment's spaces."""
-
 LONGEST_ARROW = (1 << 15) - 1
 """T of the longest episode that Minari reads back from Arrow and Parquet: more than 32768 rows are written in
 pieces, of which it gives the last."""
@@ -33,10 +30,6 @@ MODES = ("error", "drop")
 
 _REMEDY = "; on_unsupported='drop' leaves it out"
 _SHOWN = 10
-
-
-class CannotHold(Exception):
-    """One episode that a format cannot hold; the message names what and why."""
 
 
 class Losses:

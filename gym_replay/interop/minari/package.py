@@ -15,10 +15,12 @@ import errno
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from gym_replay.errors import (
     UnsupportedFormatError,
 )
 from gym_replay.interop.hdf5 import check_claim, data_sets
+from gym_replay.interop.minari.limits import LONGEST_ARROW
 
 FORMATS = ("hdf5", "arrow", "parquet")
 """Minari's storage formats."""
@@ -116,7 +119,7 @@ def open_dataset(dataset: Any) -> Any:
     if not isinstance(dataset, str):
         if not isinstance(dataset, minari.MinariDataset):
             raise FieldError(f"expected a dataset's id or a MinariDataset, got {type(dataset).__name__}")
-        return with_images_as_stored(minari, dataset)
+        return _with_images_as_stored(minari, dataset)
     check_id(dataset)
     path = path_of(dataset)
     data = path / "data"
@@ -137,7 +140,7 @@ def open_dataset(dataset: Any) -> Any:
         _check_metadata(data, metadata)
         if _is_old(data):
             return _open_old(dataset, data, metadata)
-        return with_images_as_stored(minari, minari.load_dataset(dataset))
+        return _with_images_as_stored(minari, minari.load_dataset(dataset))
     except GymReplayError:
         raise
     except Exception as error:  # of another version of Minari, or of spaces that the installed Gymnasium refuses
@@ -146,7 +149,7 @@ def open_dataset(dataset: Any) -> Any:
         ) from error
 
 
-def with_images_as_stored(minari: Any, dataset: Any) -> Any:
+def _with_images_as_stored(minari: Any, dataset: Any) -> Any:
     """A ``MinariDataset`` that reads images as they are stored.
 
     Versions 0.5.0 to 0.5.2 store them as they are, 0.5.3 as JPEG, and neither notes it; 0.5.4 takes both as JPEG.
@@ -191,22 +194,67 @@ def _check_metadata(data_path: Path, metadata: Any) -> None:
             _check_space(f"{data_path}: {kind}_space", json.loads(text))
 
 
-def _check_space(place: str, space: Any) -> None:
+def _check_space(name: str, space: Any) -> None:
     """Raise CorruptBufferError where a Box has a shape of other size than its bounds, which would be made as large."""
     if not isinstance(space, dict):
-        raise CorruptBufferError(f"{place}: expected a space, got {type(space).__name__}")
+        raise CorruptBufferError(f"{name}: expected a space, got {type(space).__name__}")
     if space.get("type") == "Box" and not _size(space["low"]) == _size(space["high"]) == math.prod(space["shape"]):
-        raise CorruptBufferError(f"{place}: the bounds of a Box are not of its shape {space['shape']!r:.60}")
+        raise CorruptBufferError(f"{name}: the bounds of a Box are not of its shape {space['shape']!r:.60}")
     children = space.get("subspaces", [])
     for child in children.values() if isinstance(children, dict) else children:
-        _check_space(place, child)
+        _check_space(name, child)
 
 
 def _size(nested: Any) -> int:
     return sum(map(_size, nested)) if isinstance(nested, list) else 1
 
 
-def check_episode(storage: Any, number: int) -> None:
+# --- episodes of a dataset ---
+
+
+def read_metadata(source: Any, number: int) -> dict[str, Any]:
+    """The metadata of an episode.
+
+    Raises:
+        CorruptBufferError: they are damaged.
+    """
+    try:
+        (metadata,) = source.storage.get_episode_metadata([number])
+    except Exception as error:  # whatever Minari and the packages below it raise of a damaged dataset
+        raise CorruptBufferError(f"Minari cannot read its metadata: {type(error).__name__}: {error}") from error
+    return dict(metadata)
+
+
+def read_episode(source: Any, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An episode and its metadata.
+
+    Minari is asked for one: of Arrow files it reads ahead through all that it is asked for, an open HDF5 file takes
+    memory for each episode that was read from it, and where one is damaged those after it would not come.
+
+    Raises:
+        CorruptBufferError: it is damaged.
+        FieldError: it has no steps.
+    """
+    metadata, storage = read_metadata(source, number), source.storage
+    try:
+        _check_episode(storage, number)
+        values = _episode(storage, number)
+    except GymReplayError:
+        raise
+    except Exception as error:  # as above
+        raise CorruptBufferError(f"Minari cannot read it: {type(error).__name__}: {error}") from error
+    length, noted = len(values["rewards"]), metadata.get("total_steps")
+    if noted is not None and int(noted) != length:
+        raise CorruptBufferError(
+            f"it has {int(noted)} steps, and Minari gives {length}; of Arrow and Parquet files it reads up to "
+            f"{LONGEST_ARROW}"
+        )
+    if not length:
+        raise FieldError("an episode without steps")
+    return values, metadata
+
+
+def _check_episode(storage: Any, number: int) -> None:
     """Raise CorruptBufferError where an episode is larger than its file can hold, or lies in other files."""
     path = Path(storage.data_path)
     if storage.FORMAT == "hdf5":
@@ -221,12 +269,72 @@ def check_episode(storage: Any, number: int) -> None:
             check_claim(file, rows)
 
 
-_NO_SEED = "None"
-"""What that version writes as the seed of a reset without one."""
+def _episode(storage: Any, number: int) -> dict[str, Any]:
+    """An episode as Minari reads it; infos of Arrow and Parquet files are read here.
+
+    Of these, Minari's own reader gives nested ones as arrays of dicts, in which dtypes and shapes are lost, and gives
+    up where the rows of one differ in size.
+    """
+    infos = None if storage.FORMAT == "hdf5" else _arrow_infos(storage, number)
+    try:
+        (values,) = storage.get_episodes([number])
+    except ValueError:
+        if infos is None:
+            raise
+        values = _read_without_infos(storage, number)
+    return dict(values) if infos is None else {**values, "infos": infos}
 
 
-class OldStorage:
-    """The part of Minari's ``MinariStorage`` that an import needs.
+def _arrow_infos(storage: Any, number: int) -> dict[str, Any]:
+    found = _arrow_files(storage, number)
+    if "infos" not in found.schema.names:
+        return {}
+    column = found.to_table(columns=["infos"]).column("infos").combine_chunks()
+    if hasattr(column, "num_chunks"):  # what combine_chunks gives differs from version to version
+        column = column.chunk(0)
+    return _decode_struct(column)
+
+
+def _arrow_files(storage: Any, number: int) -> Any:
+    return import_module("pyarrow.dataset").dataset(
+        f"{storage.data_path}/{number}", format=storage.FORMAT, ignore_prefixes=["_", ".", "metadata.json"]
+    )
+
+
+def _read_without_infos(storage: Any, number: int) -> dict[str, Any]:
+    """What Minari reads of a copy of an episode that has no infos."""
+    found = _arrow_files(storage, number)
+    columns = found.to_table(columns=[name for name in found.schema.names if name != "infos"])
+    with tempfile.TemporaryDirectory(prefix="gym-replay-") as folder:
+        import_module("pyarrow.dataset").write_dataset(columns, Path(folder, str(number)), format=storage.FORMAT)
+        spaces = storage.observation_space, storage.action_space
+        copied = type(storage)(Path(folder), *spaces, jpeg_encoding=storage.jpeg_encoding)
+        (values,) = copied.get_episodes([number])
+        return dict(values)
+
+
+def _decode_struct(column: Any) -> dict[str, Any]:
+    types = import_module("pyarrow").types
+    infos: dict[str, Any] = {}
+    for index, field in enumerate(column.type):
+        values = column.field(index)
+        if types.is_struct(field.type):
+            infos[field.name] = _decode_struct(values)
+        elif types.is_fixed_size_list(field.type):
+            # Minari notes the shape beside a list of all elements, and nothing where each row is one number.
+            noted = (field.metadata or {}).get(b"shape")
+            shape = [field.type.list_size] if noted is None else [int(size) for size in noted.split(b",") if size]
+            infos[field.name] = values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), *shape)
+        else:
+            infos[field.name] = values.to_numpy(zero_copy_only=False)
+    return infos
+
+
+# --- datasets of Minari 0.4 ---
+
+
+class _OldStorage:
+    """The part of Minari's ``MinariStorage`` that an import needs, for a dataset of Minari 0.4.
 
     Args:
         data_path: the folder of the HDF5 file.
@@ -246,21 +354,9 @@ class OldStorage:
         with import_module("h5py").File(self.data_path / _FILE, "r") as file:
             for number in numbers:
                 attributes = dict(file[f"episode_{number}"].attrs)
-                if attributes.get("seed") == _NO_SEED:
+                if attributes.get("seed") == "None":  # of a reset without one
                     del attributes["seed"]
                 yield attributes
-
-
-@dataclasses.dataclass(frozen=True)
-class OldDataset:
-    """The part of Minari's ``MinariDataset`` that an import needs."""
-
-    id: str
-    storage: OldStorage
-    observation_space: Space[Any]
-    action_space: Space[Any]
-    env_spec: EnvSpec | None
-    episode_indices: np.ndarray[Any, np.dtype[np.int64]]
 
 
 def _is_old(data_path: Path) -> bool:
@@ -274,8 +370,8 @@ def _old_metadata(data_path: Path) -> dict[str, Any]:
         return {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
 
 
-def _open_old(dataset_id: str, data_path: Path, metadata: dict[str, Any]) -> OldDataset:
-    """A dataset of Minari 0.4.
+def _open_old(dataset_id: str, data_path: Path, metadata: dict[str, Any]) -> Any:
+    """The part of Minari's ``MinariDataset`` that an import needs, of a dataset of Minari 0.4.
 
     Raises:
         UnsupportedFormatError: it is of a version that did not note the spaces.
@@ -288,13 +384,16 @@ def _open_old(dataset_id: str, data_path: Path, metadata: dict[str, Any]) -> Old
         )
     deserialize = import_module("minari.serialization").deserialize_space
     observation, action = (deserialize(text) for text in texts)
-    storage = OldStorage(data_path, metadata, (observation, action))
-    spec = _spec(metadata["env_spec"]) if "env_spec" in metadata else None
-    return OldDataset(dataset_id, storage, observation, action, spec, np.arange(metadata["total_episodes"]))
-
-
-def _spec(text: str) -> EnvSpec:
-    """A spec without the members that Gymnasium has given up since."""
-    known = {field.name for field in dataclasses.fields(EnvSpec)}
-    members = {name: value for name, value in json.loads(text).items() if name in known}
-    return EnvSpec.from_json(json.dumps(members))
+    spec = None
+    if "env_spec" in metadata:  # without the members that Gymnasium has given up since
+        known = {field.name for field in dataclasses.fields(EnvSpec)}
+        members = {name: value for name, value in json.loads(metadata["env_spec"]).items() if name in known}
+        spec = EnvSpec.from_json(json.dumps(members))
+    return SimpleNamespace(
+        id=dataset_id,
+        storage=_OldStorage(data_path, metadata, (observation, action)),
+        observation_space=observation,
+        action_space=action,
+        env_spec=spec,
+        episode_indices=np.arange(metadata["total_episodes"]),
+    )

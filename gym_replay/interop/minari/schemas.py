@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,24 @@ from gymnasium import Space, spaces
 from gym_replay.buffer.door import Metadata, metadata_from_json
 from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.errors import FieldError
-from gym_replay.interop.minari.limits import IMPORTED, ROOTS
+from gym_replay.interop.minari.limits import IMPORTED, Losses
 from gym_replay.interop.minari.metadata import OWN, about_import
-from gym_replay.interop.minari.parts import held_part, take_apart
+from gym_replay.interop.minari.parts import by_field, storable
 from gym_replay.interop.old_data import step_shape
 from gym_replay.schema.fields import Field
 from gym_replay.schema.names import check_distinct, check_field_name, encode_key
 from gym_replay.spaces import space_to_json, space_tree
-from gym_replay.spaces.leaf import SpacePath
 from gym_replay.wrappers.infos import PRESENT, ROOT
 from gym_replay.wrappers.recorded_schema import FLAGS, core_fields, meta_fields, trees_of
 
 KNOWN_META = ("episode_seed", "episode_return", "episode_complete", "episode_options", "episode_run")
 """The recorder's meta fields that a dataset of another origin tells something about."""
 
-_STEPS = (*ROOTS, "reward", *FLAGS, ROOT, PRESENT)
+_ROOTS = ("observation", "action")
+"""The fields, or groups of fields, that are of the environment's spaces."""
+
+_STEPS = (*_ROOTS, "reward", *FLAGS, ROOT, PRESENT)
 """Which fields of the steps there may be, or what their names begin with."""
-
-Refuse = Callable[..., None]
-"""Is told what a buffer cannot hold, and the class of the error that it is where nothing is to be left out."""
-
 
 Keys = tuple[str, ...]
 
@@ -55,7 +53,7 @@ class Schema:
 
 
 def _roots(source: Any) -> dict[str, Space[Any]]:
-    return dict(zip(ROOTS, (source.observation_space, source.action_space), strict=True))
+    return dict(zip(_ROOTS, (source.observation_space, source.action_space), strict=True))
 
 
 def exported_schema(source: Any, exported: Any) -> Schema:
@@ -70,27 +68,27 @@ def exported_schema(source: Any, exported: Any) -> Schema:
     return Schema(metadata, _roots(source), {}, is_exported=True)
 
 
-def found_schema(source: Any, first: Mapping[str, Any], metadatas: Iterable[Any], refuse: Refuse) -> Schema:
+def found_schema(source: Any, first: Mapping[str, Any], metadatas: Iterable[Any], losses: Losses) -> Schema:
     """The schema for a dataset of another origin.
 
     Args:
         source: the dataset.
         first: one of its episodes, which tells the dtypes: they may be others than those of the spaces.
         metadatas: of all episodes.
-        refuse: is told of metadata that a buffer cannot hold.
+        losses: is told of parts of spaces and of metadata that a buffer cannot hold.
     """
-    parts = {root: held_part(space, SpacePath(root), refuse) for root, space in _roots(source).items()}
+    parts = {root: storable(space, root, losses) for root, space in _roots(source).items()}
     roots = {root: part for root, part in parts.items() if part is not None}
-    values: dict[str, Any] = {}
+    dtypes: dict[str, Any] = {}
     for root, space in roots.items():
-        take_apart(space_tree(space, root), first[f"{root}s"], values)
-    dtypes = {name: value.dtype for name, value in values.items() if isinstance(value, np.ndarray)}
+        values = by_field(space_tree(space, root), first[f"{root}s"])
+        dtypes |= {name: value.dtype for name, value in values.items() if isinstance(value, np.ndarray)}
     stored = {root: spaces.Dict({}) if part is None else part for root, part in parts.items()}
     observation, action = trees_of(stored["observation"], stored["action"], dtypes)
     rewards = np.asarray(first["rewards"])
     reward = step_shape("reward", rewards.dtype, rewards.shape[1:])
     own = meta_fields(reward)
-    entries = _entries(metadatas, refuse)
+    entries = _entries(metadatas, losses)
     metadata = Metadata(
         fields=core_fields(observation, action, reward),
         meta_fields={**{name: own[name] for name in KNOWN_META}, **{name: found[1] for name, found in entries.items()}},
@@ -104,11 +102,11 @@ def found_schema(source: Any, first: Mapping[str, Any], metadatas: Iterable[Any]
     return Schema(metadata, roots, {name: key for name, (key, _) in entries.items()}, is_exported=False)
 
 
-def _entries(metadatas: Iterable[Mapping[str, Any]], refuse: Refuse) -> dict[str, tuple[Keys, Field]]:
+def _entries(metadatas: Iterable[Mapping[str, Any]], losses: Losses) -> dict[str, tuple[Keys, Field]]:
     """Metadata entries that become meta fields: field name to keys and field."""
     seen: dict[Keys, Field | None] = {}
     for metadata in metadatas:
-        for keys, value in _flat(metadata):
+        for keys, value in entries_of(metadata):
             if keys[0] in OWN or (keys in seen and seen[keys] is None):
                 continue
             seen[keys] = _wider(seen.get(keys), _field_of(value))
@@ -118,35 +116,29 @@ def _entries(metadatas: Iterable[Mapping[str, Any]], refuse: Refuse) -> dict[str
         if name in KNOWN_META or name.partition(".")[0] in _STEPS:
             name = f"minari.{name}"
         if field is None:
-            refuse(f"metadata {'/'.join(keys)!r}: not in all episodes a number, an array of one shape, or a string")
+            losses.refuse(
+                f"metadata {'/'.join(keys)!r}: not in all episodes a number, an array of one shape, or a string"
+            )
             continue
         try:
             if name in fields:
                 raise FieldError(f"its name {name!r} is that of another entry")
             check_distinct([*KNOWN_META, *fields, check_field_name(name)])
         except FieldError as error:
-            refuse(f"metadata {'/'.join(keys)!r}: {error}")
+            losses.refuse(f"metadata {'/'.join(keys)!r}: {error}")
         else:
             fields[name] = keys, field
     return fields
 
 
-def _flat(metadata: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Keys, Any]]:
-    for key, value in metadata.items():
+def entries_of(entries: Any, above: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """The entries of nested infos or metadata with their keys, one for each level."""
+    for key, value in (entries or {}).items():
+        keys = (*above, str(key))
         if isinstance(value, Mapping):
-            yield from _flat(value, (*above, str(key)))
+            yield from entries_of(value, keys)
         else:
-            yield (*above, str(key)), value
-
-
-def entry(metadata: Mapping[str, Any], keys: Keys) -> Any:
-    """The value of a metadata entry; None where it is missing."""
-    value: Any = metadata
-    for key in keys:
-        if not isinstance(value, Mapping) or key not in value:
-            return None
-        value = value[key]
-    return value
+            yield keys, value
 
 
 def _field_of(value: Any) -> Field | None:

@@ -14,7 +14,7 @@ from torchrl.data import LazyMemmapStorage
 
 from gym_replay.buffer.door import Snapshot, step_path
 from gym_replay.errors import FieldError, ReadOnlyError
-from gym_replay.interop.transitions import Names, Transitions
+from gym_replay.interop.transitions import Roles, Transitions
 
 
 class SharedStorage(LazyMemmapStorage):  # type: ignore[misc]
@@ -22,7 +22,7 @@ class SharedStorage(LazyMemmapStorage):  # type: ignore[misc]
 
     Args:
         snapshot: whose files are mapped.
-        names: what the parts of a transition are called.
+        roles: which fields are the parts of a transition.
         rows: the row of each transition.
         episodes: the episode of each, counted over those that were chosen.
 
@@ -33,11 +33,11 @@ class SharedStorage(LazyMemmapStorage):  # type: ignore[misc]
     """
 
     def __init__(
-        self, snapshot: Snapshot, names: Names, rows: npt.NDArray[np.int64], episodes: npt.NDArray[np.int64]
+        self, snapshot: Snapshot, roles: Roles, rows: npt.NDArray[np.int64], episodes: npt.NDArray[np.int64]
     ) -> None:
         super().__init__(len(rows), auto_cleanup=False)
-        self._arguments = snapshot, names, rows, episodes
-        self._names = names
+        self._arguments = snapshot, roles, rows, episodes
+        self._roles = roles
         self._rows, self._episodes = torch.from_numpy(rows), torch.from_numpy(episodes)
         self.ends = torch.ones(len(rows), dtype=torch.bool)
         self.ends[:-1] = self._episodes[1:] != self._episodes[:-1]
@@ -56,7 +56,7 @@ class SharedStorage(LazyMemmapStorage):  # type: ignore[misc]
     @classmethod
     def over(cls, transitions: Transitions) -> SharedStorage:
         """The storage of these transitions, which are all in one buffer."""
-        return cls(transitions.source.parts[0], transitions.names, transitions.rows, transitions.owners)
+        return cls(transitions.source.parts[0], transitions.roles, transitions.rows, transitions.owners)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments
@@ -68,16 +68,16 @@ class SharedStorage(LazyMemmapStorage):  # type: ignore[misc]
         rows = self._rows[index]
         flat = rows.reshape(-1)
         root: dict[Any, Any] = {"episode": self._episodes[index].reshape(-1)}
-        names = self._names
+        roles = self._roles
         for name, path in self._fields.items():
-            if name in (names.reward, names.terminated, names.truncated):
+            if name in (roles.reward, roles.terminated, roles.truncated):
                 continue
             root[path] = self._take(name, flat)
-            if f"{name}.".startswith(f"{names.observation}."):
+            if name in roles.observations.values():
                 following = ("next", *path)
                 root[following] = self._take(name, flat + 1)
-        root["next", "reward"] = _column(self._take(names.reward, flat))
-        flags = {kind: self._flag(getattr(names, kind), flat) for kind in ("terminated", "truncated")}
+        root["next", "reward"] = _column(self._take(roles.reward, flat))
+        flags = {"terminated": self._flag(roles.terminated, flat), "truncated": self._flag(roles.truncated, flat)}
         for kind, flag in flags.items():
             root["next", kind] = flag
         root["next", "done"] = flags["terminated"] | flags["truncated"]

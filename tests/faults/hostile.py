@@ -31,8 +31,6 @@ from pathlib import Path
 
 import torch
 
-from gym_replay.buffer.loading import loaders as _loaders  # noqa: F401  imported before the memory limit
-
 from .attacks import Case, catalogue, choose
 from .guard import PACKAGE, Guard, difference, digest, users_files
 from .trial import Trial

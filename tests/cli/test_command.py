@@ -427,7 +427,7 @@ def test_distributions(tmp_path, capsys, values, counts):
 
 def test_tables_leave_out_what_has_no_room(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    names = ["a" * 30, "b" * 30, "c" * 30]
+    names = [letter * 30 for letter in "abcdefgh"]
     with ReplayBuffer(tmp_path, fields=dict.fromkeys(names, "int")) as buffer:
         buffer.store_episode(**{name: [1234567] for name in names})
     assert main(["head", str(tmp_path)]) == 0

@@ -8,7 +8,6 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from internals import parse_fields
 
 from gym_replay import FieldError
 from gym_replay.schema.fields import (
@@ -19,6 +18,7 @@ from gym_replay.schema.fields import (
     make_encoder,
     parse_dtype,
     parse_field,
+    parse_fields,
     stack_episodes,
     to_array,
 )

@@ -31,6 +31,8 @@ from pathlib import Path
 
 import torch
 
+from gym_replay import timestep_loader as _loader  # noqa: F401  its modules are imported before the memory limit
+
 from .attacks import Case, catalogue, choose
 from .guard import PACKAGE, Guard, difference, digest, users_files
 from .trial import Trial

@@ -66,15 +66,16 @@ def test_sizes_are_mostly_near():
 
 
 def test_it_is_random():
-    quarters = np.empty((500, 64))
-    for seed, subsets in enumerate(quarters):
-        for quarter, found in enumerate(split(of(range(64)), (0.25,) * 4, seed)):
-            subsets[found] = quarter
-    assert abs(quarters.mean(axis=0) - 1.5).max() < 5 * math.sqrt(1.25 / 500)
-    assert np.unique(quarters, axis=0).shape == quarters.shape
-    # Even and odd ids are in other halves, and within its half each is anywhere.
-    assert ((quarters[:, ::2] < 2) != (quarters[:, 1::2] < 2)).all()
-    assert np.abs(np.corrcoef(quarters[:, 0] % 2, quarters[:, 1] % 2)[0, 1]) * math.sqrt(500) < 5
+    chances = np.empty((500, 64))
+    for seed, row in enumerate(chances):
+        for part, found in enumerate(split(of(range(64)), (1 / 256,) * 256, seed)):
+            row[found] = (part + 0.5) / 256
+    assert abs(chances.mean(axis=0) - 0.5).max() < 5 * math.sqrt(1 / 12 / 500)
+    assert np.unique(chances, axis=0).shape == chances.shape
+    # Even and odd ids are in other halves of [0, 1), and within its half each is anywhere.
+    assert ((chances[:, ::2] < 0.5) != (chances[:, 1::2] < 0.5)).all()
+    within = chances * 2 % 1
+    assert np.abs(np.corrcoef(within[:, 0], within[:, 1])[0, 1]) * math.sqrt(500) < 5
 
 
 def test_a_split_never_changes():

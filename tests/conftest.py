@@ -42,8 +42,7 @@ def pytest_unconfigure() -> None:
 @pytest.fixture
 def rules():
     """What a test registers is forgotten after it."""
-    from gym_replay.spaces.custom import RULES
-    from gym_replay.spaces.node import NODES
+    from internals import NODES, RULES
 
     with mock.patch.dict(RULES), mock.patch.dict(NODES):
         yield

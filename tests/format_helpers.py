@@ -6,6 +6,7 @@ import json
 import uuid
 import zlib
 from binascii import crc_hqx
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def write_metadata(folder: Path, value: dict[str, Any]) -> None:
 
 def change_metadata(folder: Path, **values: Any) -> None:
     write_metadata(folder, read_metadata(folder) | values)
+
+
+def as_of_a_recorder(folder: Path, names: Collection[str]) -> None:
+    """Mark meta fields as a recorder's own."""
+    meta_fields = read_metadata(folder)["meta_fields"]
+    for info in meta_fields:
+        info["recorder"] = info["name"] in names
+    change_metadata(folder, meta_fields=meta_fields)
 
 
 def uuid_of(folder: Path) -> str:

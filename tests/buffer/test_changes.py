@@ -10,10 +10,9 @@ import pytest
 import torch
 from buffer_helpers import FIELDS, add, contents, filled, ids, leftovers, make_plain
 from format_helpers import change_metadata, read_metadata
+from internals import layout
 
 from gym_replay import EpisodeStateError, Field, FieldError, ReplayBuffer, StorageError, check_buffer
-from gym_replay.buffer.storage import layout
-from gym_replay.schema.fields import parse_field
 
 
 def test_update_of_one_episode(tmp_path):
@@ -359,9 +358,9 @@ def test_a_wider_dtype(tmp_path, kind, limits):
 @pytest.mark.parametrize(
     ("info", "value", "wider", "match"),
     [
-        ("int64", (1 << 53) + 1, "float64", "recorded value is never changed"),
-        ("int64", -1, "uint64", "-1 does not fit uint64"),
-        ("float64", 0.1, "float32", "0.1 does not fit float32"),
+        ("int64", (1 << 53) + 1, ("float64",), "recorded value is never changed"),
+        ("int64", -1, ("uint64",), "-1 does not fit uint64"),
+        ("float64", 0.1, ("float32",), "0.1 does not fit float32"),
         ("int64", 1, ("float64", 2), "only another dtype"),
         (Field("int", ragged=True), [1], Field("float64", ragged=True), "only another dtype"),
     ],
@@ -370,7 +369,7 @@ def test_a_dtype_that_is_not_wider(tmp_path, info, value, wider, match):
     with ReplayBuffer(tmp_path, fields={"x": info}) as buffer:
         buffer.store_episode(x=[value])
         with pytest.raises(FieldError, match=match):
-            buffer.widen_schema({"y": parse_field("int"), "x": parse_field(wider)})
+            buffer.widen_schema({"y": Field("int"), "x": wider if isinstance(wider, Field) else Field(*wider)})
         assert list(buffer.fieldnames) == ["x"]
         assert np.asarray(buffer.episode(0)["x"][0]).tolist() == value
     assert check_buffer(tmp_path, progress=False).ok

@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from format_helpers import change_metadata, change_record, write_counters
+from internals import layout
 
 from gym_replay import (
     BufferLockedError,
@@ -20,7 +21,6 @@ from gym_replay import (
     StorageError,
     check_buffer,
 )
-from gym_replay.buffer.storage import layout
 
 HEADER = 128
 LENGTHS = (3, 1, 4, 2)

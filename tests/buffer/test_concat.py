@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from format_helpers import as_of_a_recorder
 
 from gym_replay import (
     BufferClosedError,
@@ -253,17 +254,11 @@ def test_the_environment_where_all_agree(tmp_path):
 
 def test_the_recorders_own_meta_fields_may_be_missing(tmp_path):
     """As where folders were recorded by different versions, or in vector environments."""
-    from gym_replay.buffer.replay_buffer import open_buffer
-    from gym_replay.schema.fields import parse_fields
 
     for name, own in (("a", {"seed": "int"}), ("b", {"seed": "int", "env_index": "int"})):
-        config = {
-            "fields": parse_fields({"x": "float"}),
-            "meta_fields": parse_fields({**own, "task": "int"}),
-            "recorder_meta": tuple(own),
-        }
-        with open_buffer(tmp_path / name, config, overwrite=False) as buffer:
+        with ReplayBuffer(tmp_path / name, fields={"x": "float"}, meta_fields={**own, "task": "int"}) as buffer:
             buffer.store_episode(x=[1.0], task=3, **dict.fromkeys(own, 4))
+        as_of_a_recorder(tmp_path / name, own)
     with ConcatReplayBuffer(tmp_path) as both:
         assert both.meta_fieldnames == ("seed", "task")
         assert both.metadata.recorder_meta == ("seed",)

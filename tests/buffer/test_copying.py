@@ -11,8 +11,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from buffer_helpers import run_script
+from format_helpers import as_of_a_recorder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from internals import copies, new_folder
 from loading_helpers import FIELDS, META, RAGGED, make_episode, world, worlds
 
 from gym_replay import (
@@ -37,10 +39,6 @@ from gym_replay import (
     split,
     split_into,
 )
-from gym_replay.buffer.replay_buffer import open_buffer
-from gym_replay.buffer.storage import copies
-from gym_replay.files import new_folder
-from gym_replay.schema.fields import parse_fields
 
 SOME = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -264,18 +262,9 @@ def test_without_state_fields_row_t_is_left_behind(tmp_path, is_damaged):
 
 def test_what_the_recorder_keeps_is_not_lost_in_silence(tmp_path):
     for name, own in (("a", ("seed", "run")), ("b", ("seed",))):
-        fields = {"action": "int"}
-        buffer = open_buffer(
-            tmp_path / name,
-            {
-                "fields": parse_fields(fields),
-                "meta_fields": parse_fields(dict.fromkeys(own, "int")),
-                "recorder_meta": own,
-            },
-            overwrite=False,
-        )
-        buffer.store_episode(action=[1], **dict.fromkeys(own, 5))
-        buffer.close()
+        with ReplayBuffer(tmp_path / name, fields={"action": "int"}, meta_fields=dict.fromkeys(own, "int")) as buffer:
+            buffer.store_episode(action=[1], **dict.fromkeys(own, 5))
+        as_of_a_recorder(tmp_path / name, own)
     sources = [tmp_path / "a", tmp_path / "b"]
     assert list(ConcatReplayBuffer(sources)[1].meta) == ["seed"]
     with pytest.raises(ConfigMismatchError, match="meta field 'run'"):

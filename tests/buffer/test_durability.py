@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from buffer_helpers import FIELDS, add, contents, files_of, ids, make, make_plain, run_script
+from internals import ColumnWriter, Counters, small_sizes
 
 from gym_replay import ReplayBuffer, StorageError, check_buffer
-from gym_replay.buffer.storage import staging
-from gym_replay.buffer.storage.columns import ColumnWriter
-from gym_replay.buffer.storage.counters import Counters
 
 
 @pytest.mark.parametrize("circular", [False, True])
@@ -90,7 +88,7 @@ def _batched_episode(buffer):
 
 @pytest.mark.parametrize("commit", COMMITS.values(), ids=COMMITS)
 def test_a_durable_commit_syncs_rows_then_record_then_counter(tmp_path, monkeypatch, commit):
-    monkeypatch.setattr(staging, "CHUNK_ROWS", 2)
+    small_sizes(monkeypatch, chunk_rows=2)
     with make(tmp_path, durability="power") as buffer:
         buffer.store_episode(action=[1])
         syncs = _Syncs(monkeypatch, tmp_path)
@@ -278,7 +276,7 @@ print(view[0, 0])
 @pytest.mark.parametrize("circular", [False, True])
 def test_a_step_refused_by_a_full_disk_was_not_stored(tmp_path, monkeypatch, circular):
     """What ``store`` raised for is not in the episode: the caller gives it again once there is room."""
-    monkeypatch.setattr(staging, "CHUNK_ROWS", 4)
+    small_sizes(monkeypatch, chunk_rows=4)
     with make_plain(tmp_path, max_episodes=5, circular=circular) as buffer:
         real, full = os.pwrite, True
 

@@ -276,10 +276,10 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("value", MALFORMED, ids=range(len(MALFORMED)))
-@pytest.mark.parametrize("nested", [False, True])
-def test_a_malformed_space_is_a_corrupt_buffer(value, nested):
-    with pytest.raises(CorruptBufferError):
-        space_from_json({"type": "Tuple", "spaces": [DISCRETE, value]} if nested else value)
+def test_a_malformed_space_is_a_corrupt_buffer(value):
+    for document in (value, {"type": "Tuple", "spaces": [DISCRETE, value]}):
+        with pytest.raises(CorruptBufferError):
+            space_from_json(document)
 
 
 def _deep_list(depth, make):

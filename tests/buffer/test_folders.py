@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from buffer_helpers import WRITE_ONE, add, contents, files_of, make_plain, run_script
+from internals import small_sizes
 
 from gym_replay import (
     BufferLockedError,
@@ -17,7 +18,6 @@ from gym_replay import (
     StorageError,
     check_buffer,
 )
-from gym_replay.buffer.storage import staging
 
 
 def step_by_step(buffer):
@@ -92,7 +92,7 @@ HARMS = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize(("harm", "error", "message"), HARMS.values(), ids=HARMS)
 def test_a_change_notices_and_changes_nothing(tmp_path, monkeypatch, harm, error, message, change):
-    monkeypatch.setattr(staging, "CHUNK_ROWS", 2)
+    small_sizes(monkeypatch, chunk_rows=2)
     folder = tmp_path / "data"
     circular = harm in (move, replace_by_a_copy)
     buffer = make_plain(folder, circular=circular, max_episodes=9)

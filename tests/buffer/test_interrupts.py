@@ -151,22 +151,21 @@ def test_an_interrupt_while_a_buffer_is_made(tmp_path, overwrite, at):
 IN_A_FINALIZER = """
 import gc, os, signal, sys, time
 from gym_replay import ReplayBuffer
-from gym_replay.buffer.storage.columns import ColumnWriter
 
 def stop(number, frame):
     sys.exit(7)
 
 signal.signal(signal.SIGTERM, stop)
-number, real = int(sys.argv[2]), ColumnWriter.trim
+number, real = int(sys.argv[2]), os.ftruncate
 
-def trim(column, rows):
-    real(column, rows)
-    ColumnWriter.trim = real
+def trim(descriptor, size):
+    real(descriptor, size)
+    os.ftruncate = real
     os.kill(os.getpid(), number)
 
 buffer = ReplayBuffer(sys.argv[1], fields={"x": "int64"})
 buffer.store_episode(x=[1, 2])
-ColumnWriter.trim = trim
+os.ftruncate = trim
 try:
     del buffer
     gc.collect()

@@ -13,6 +13,7 @@ import torch
 from format_helpers import another_uuid
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from internals import gather, maps
 from loading_helpers import FIELDS, META, by_index, make_episode
 
 from gym_replay import (
@@ -25,8 +26,6 @@ from gym_replay import (
     merge,
     statistics,
 )
-from gym_replay.buffer.loading import gather
-from gym_replay.buffer.storage import maps
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="counts maps in /proc")
 

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 from buffer_helpers import WRITE_ONE, add, contents, ids, make, make_plain, run_script
+from internals import small_sizes
 
 from gym_replay import BufferFullError, EpisodeStateError, Field, FieldError, ReplayBuffer, check_buffer
 
@@ -104,7 +105,7 @@ class _Stop(BaseException):
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt(), _Stop()], ids=repr)
 @pytest.mark.parametrize("circular", [False, True])
 def test_an_exception_inside_discards_the_episode_and_is_raised_on(tmp_path, monkeypatch, error, circular):
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", 2)
+    small_sizes(monkeypatch, chunk_rows=2)
     with make_plain(tmp_path, max_episodes=9, circular=circular) as buffer:
         add(buffer, 2)
 
@@ -249,9 +250,7 @@ def test_an_episode_goes_on_where_others_were_deleted(tmp_path):
 @pytest.mark.parametrize("limits", [{"max_episodes": 3}, {"max_steps": 60}])
 def test_long_episodes_in_a_ring_lie_where_there_is_room(tmp_path, monkeypatch, limits):
     """What was written of them before is copied there, unless it would be copied onto itself."""
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", 4)
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.RAGGED_CHUNK_ROWS", 4)
-    monkeypatch.setattr("gym_replay.buffer.storage.open_files.PIECE", 24)
+    small_sizes(monkeypatch, chunk_rows=4, ragged_chunk_rows=4, piece=24)
     fields = {
         "x": Field("int64", (), state=True),
         "words": Field("int16", (), ragged=True),

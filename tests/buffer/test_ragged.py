@@ -8,16 +8,15 @@ import zlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from internals import small_sizes
 
 from gym_replay import ConcatReplayBuffer, CorruptBufferError, Field, FieldError, ReplayBuffer, check_buffer
-from gym_replay.buffer.storage import checksums, columns, open_files, staging
 
 FIELDS = {
     "words": Field("uint8", state=True, ragged=True),
@@ -70,12 +69,8 @@ class RaggedMachine(RuleBasedStateMachine):
         super().__init__()
         self.stack = ExitStack()
         self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        for module, name, value in (
-            (staging, "RAGGED_CHUNK_ROWS", 2),
-            (columns, "FIRST_CHUNK", 24),
-            (checksums, "CHECKSUM_RUN", 200),
-        ):
-            self.stack.enter_context(mock.patch.object(module, name, value))
+        patch = self.stack.enter_context(pytest.MonkeyPatch.context())
+        small_sizes(patch, ragged_chunk_rows=2, growth=24, checksum_run=200)
 
     @initialize()
     def create(self) -> None:
@@ -300,7 +295,7 @@ def test_several_buffers_as_one(tmp_path, filled, episodes):
 
 
 def test_a_ring_keeps_no_strings_of_episodes_that_have_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(open_files, "STRINGS_RUN", 50_000)
+    small_sizes(monkeypatch, strings_run=50_000)
     buffer = ReplayBuffer(tmp_path, fields={"x": "int"}, meta_fields=META, circular=True, max_episodes=4)
     reader = ReplayBuffer.from_folder(tmp_path, read_only=True)
     for number in range(200):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from buffer_helpers import FIELDS, META, WRITES, add, contents, files_of, ids, make, make_plain, run_script
+from internals import small_sizes
 
 from gym_replay import BufferClosedError, EpisodeEvictedError, EpisodeStateError, FieldError, ReplayBuffer
-from gym_replay.buffer.storage import staging
 
 
 def test_episodes_by_index(tmp_path):
@@ -283,7 +283,7 @@ for line in sys.stdin:
 
 
 def test_an_open_episode_is_invisible(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging, "CHUNK_ROWS", 2)
+    small_sizes(monkeypatch, chunk_rows=2)
     with make_plain(tmp_path) as writer, ReplayBuffer.from_folder(tmp_path) as reader:
         with writer.one_episode():
             for t in range(9):
@@ -333,7 +333,7 @@ def test_nothing_is_done_with_a_closed_buffer(tmp_path, read_only):
 
 
 def test_closing_discards_the_open_episode(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging, "CHUNK_ROWS", 2)
+    small_sizes(monkeypatch, chunk_rows=2)
     buffer = make_plain(tmp_path)
     add(buffer, 2)
     context = buffer.one_episode()

@@ -7,7 +7,6 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,10 +14,10 @@ from format_helpers import read_counters
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from internals import small_sizes
 from model import ModelBuffer, assert_equal, assert_folder_holds, random_values
 
 from gym_replay import Field, ReplayBuffer
-from gym_replay.buffer.storage import checksums, columns, staging
 
 SCHEMAS: dict[str, tuple[dict[str, Field], dict[str, Field]]] = {
     "recorded": (
@@ -72,13 +71,8 @@ class BufferMachine(RuleBasedStateMachine):
         super().__init__()
         self.stack = ExitStack()
         self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        for module, name, value in (
-            (staging, "CHUNK_ROWS", 2),
-            (columns, "FIRST_CHUNK", 24),
-            (columns, "PIECE", 16),
-            (checksums, "CHECKSUM_RUN", 200),
-        ):
-            self.stack.enter_context(mock.patch.object(module, name, value))
+        patch = self.stack.enter_context(pytest.MonkeyPatch.context())
+        small_sizes(patch, chunk_rows=2, growth=24, piece=16, checksum_run=200)
         self.context: Any = None
         self.views: list[tuple[int, Any, bytes]] = []
 

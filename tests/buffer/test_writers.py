@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from buffer_helpers import WRITE_ONE, WRITES, add, contents, files_of, make_plain, run_script
 from format_helpers import read_counters
+from internals import small_sizes
 
 from gym_replay import BufferClosedError, BufferLockedError, ReadOnlyError, ReplayBuffer, check_buffer
-from gym_replay.buffer.storage import staging
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -110,7 +110,7 @@ def test_a_forked_child_is_no_writer_but_reads(tmp_path):
 
 @pytest.mark.parametrize("circular", [False, True])
 def test_a_forked_child_cannot_store_into_the_long_episode_of_its_parent(tmp_path, monkeypatch, circular):
-    monkeypatch.setattr(staging, "CHUNK_ROWS", 4)
+    small_sizes(monkeypatch, chunk_rows=4)
     with make_plain(tmp_path, max_episodes=9, circular=circular) as buffer:
         add(buffer, 2)
         with buffer.one_episode():

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 import gym_replay
-from gym_replay import Field, RecordToBuffer, ReplayBuffer, cli
-from gym_replay.cli import output, verbs
+from gym_replay import Field, RecordToBuffer, ReplayBuffer
+from gym_replay.cli import main
 
 ROOT = Path(gym_replay.__file__).parents[1]
 INSTALLED = Path(sysconfig.get_path("scripts"), "gym-replay")
@@ -70,7 +70,7 @@ def run(*arguments, cwd):
     os.chdir(cwd)
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            status = cli.main([str(argument) for argument in arguments])
+            status = main([str(argument) for argument in arguments])
     except SystemExit as stop:
         status = stop.code
     finally:
@@ -274,7 +274,7 @@ def test_what_an_environment_raises_is_one_line(data, monkeypatch, capsys):
         raise RuntimeError("the simulator\nhas gone")
 
     monkeypatch.setattr("gymnasium.envs.classic_control.CartPoleEnv.step", failing)
-    assert cli.main(["replay", str(data / "changed")]) == 2
+    assert main(["replay", str(data / "changed")]) == 2
     assert capsys.readouterr().err == (
         "gym-replay: error: RuntimeError: the simulator has gone (--debug shows where)\n"
     )
@@ -285,7 +285,7 @@ def test_an_interrupt_is_130(data, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ReplayBuffer, "snapshots", interrupted)
-    assert cli.main(["info", str(data / "changed")]) == 130
+    assert main(["info", str(data / "changed")]) == 130
     assert capsys.readouterr().err == "gym-replay: interrupted\n"
 
 
@@ -312,17 +312,11 @@ def test_bars_are_for_terminals(data):
 
 
 def test_verbs_have_help(data):
-    helps = {verb: run(verb, "--help", cwd=data).stdout for verb in ("record", "info", "check")}
     whole = run("--help", cwd=data).stdout
-    for verb, text in helps.items():
-        assert f"\n    {verb} " in whole
-        assert f"examples:\n  gym-replay {verb} " in text
-    parser = cli.make_parser()
     assert max(map(len, whole.splitlines())) <= 80
-    assert len(verbs.VERBS) == 13
-    for verb in verbs.VERBS:
-        words = {"split": ["x", "--into", "a=1"]}.get(verb.name, ["x", "x"])
-        assert parser.parse_known_args([*verb.name.split(), *words])[0].run is verb.run
+    for verb in ("record", "info", "check", "stats", "head", "replay", "merge", "select", "split", "export", "import"):
+        assert f"\n    {verb} " in whole
+        assert f"examples:\n  gym-replay {verb} " in run(verb, "--help", cwd=data).stdout
 
 
 def test_help_is_quick(data):
@@ -376,12 +370,24 @@ def test_a_locale_without_the_characters(data):
 # --- the parts ---
 
 
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory):
+    """Ten episodes, of which each has its index as its only value."""
+    folder = tmp_path_factory.mktemp("ten") / "data"
+    with ReplayBuffer(folder, fields={"x": "int"}) as buffer:
+        for index in range(10):
+            buffer.store_episode(x=[index])
+    return folder
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("3", [3]), ("0,5,-1", [0, 5, 9]), ("2:5", [2, 3, 4]), (":2,8:", [0, 1, 8, 9]), ("::4", [0, 4, 8]), ("5:5", [])],
+    [("3", [3]), ("0,5,-1", [0, 5, 9]), ("2:5", [2, 3, 4]), (":2,8:", [0, 1, 8, 9]), ("::4", [0, 4, 8])],
 )
-def test_lists_of_indices(text, expected):
-    assert verbs.parse_indices(text, 10) == expected
+def test_lists_of_indices(tmp_path, ten, text, expected):
+    assert main(["select", str(ten), str(tmp_path / "out"), f"--episodes={text}"]) == 0
+    with ReplayBuffer.from_folder(tmp_path / "out") as buffer:
+        assert [int(episode["x"][0]) for episode in buffer] == expected
 
 
 @pytest.mark.parametrize(
@@ -394,31 +400,38 @@ def test_lists_of_indices(text, expected):
         ([1.0, np.nan, np.inf], [1]),
         ([-1e308, 1e308], None),
         ([2**62, 0], None),
+        ([], None),
+        ([np.nan], None),
     ],
 )
-def test_distributions(values, counts):
-    found = output.distribution(np.array(values))
+def test_distributions(tmp_path, capsys, values, counts):
+    values = np.array(values)
+    kind = values.dtype.name
+    with ReplayBuffer(tmp_path, fields={"x": "int"}, meta_fields={"episode_return": kind}) as buffer:
+        for value in values:
+            buffer.store_episode(x=[1], episode_return=value)
+    assert main(["info", str(tmp_path)]) == 0
+    assert ("\nreturn  min" in capsys.readouterr().out) == bool(np.isfinite(values).any())
+    assert main(["info", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["episode_return"]
+    if not np.isfinite(values).any():
+        assert found == {"count": 0}
+        return
     edges, histogram = found["histogram"]["edges"], found["histogram"]["counts"]
     assert sum(histogram) == found["count"]
     assert len(edges) == len(histogram) + (len(histogram) > 1 or found["min"] == found["max"] or len(edges) == 2)
     assert edges[0] <= found["min"] <= found["max"]
     if counts is not None:
         assert histogram == counts
-    assert json.loads(json.dumps(output.plain(found))) == output.plain(found)
-    output.histogram("x", found)
 
 
-def test_nothing_is_no_distribution():
-    assert output.distribution(np.array([])) == {"count": 0}
-    assert output.distribution(np.array([np.nan])) == {"count": 0}
-    assert output.histogram("x", {"count": 0}) == []
-
-
-def test_tables_leave_out_what_has_no_room(monkeypatch):
-    monkeypatch.setattr(output, "width", lambda: 40)
-    header = ("name", "text", "number", "other", "last")
-    lines = output.table(header, [("a" * 30, "b" * 30, "12345", "c" * 30, "d")], right=("number",))
+def test_tables_leave_out_what_has_no_room(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    names = [letter * 30 for letter in "abcdefgh"]
+    with ReplayBuffer(tmp_path, fields=dict.fromkeys(names, "int")) as buffer:
+        buffer.store_episode(**{name: [1234567] for name in names})
+    assert main(["head", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 40
     assert lines[-1].startswith("(no room for: ")
-    assert "12345" not in lines[1] or lines[1].split()[-1] == "12345"
-    assert gym_replay.errors.printable("a\nb\x1b[1mä\ud800") == "a\\nb\\x1b[1mä\\ud800"
+    assert lines[1].split()[:3] == ["0", "0", "1234567"]

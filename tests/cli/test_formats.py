@@ -10,10 +10,8 @@ import pytest
 from gymnasium import spaces
 from interop.minari_helpers import Playing, assert_same_buffer, record
 
-from gym_replay import ReplayBuffer
+from gym_replay import ImportReport, ReplayBuffer
 from gym_replay.cli import main
-from gym_replay.interop import memmap_replay_buffer
-from gym_replay.interop.old_data import ImportReport
 
 VALUES = [np.full(2, t, np.float32) for t in range(6)]
 
@@ -110,7 +108,7 @@ def test_a_folder_of_another_package_is_asked_for_its_state_fields(tmp_path, mon
         called.append((source, target, list(state_fields)))
         return ImportReport(Path(target), 2, 7, ("something",))
 
-    monkeypatch.setattr(memmap_replay_buffer, "from_memmap_replay_buffer", read)
+    monkeypatch.setattr("gym_replay.interop.memmap_replay_buffer.from_memmap_replay_buffer", read)
     assert run("import", "memmap-replay-buffer", "old", "new", "--state-fields", "a", "b") == 0
     assert called == [("old", "new", ["a", "b"])]
     assert capfd.readouterr().out == "new: 2 episodes, 7 steps\nnot known: something\n"

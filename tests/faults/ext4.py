@@ -22,9 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from internals import Counters
 from tqdm.auto import tqdm
-
-from gym_replay.buffer.storage.counters import Counters
 
 from .power import MEMORY, PLACE, WAYS, State, Way, fault_of
 

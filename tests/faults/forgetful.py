@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gym_replay.buffer.storage.counters import Counters
-from gym_replay.files import new_folder
+from internals import Counters, new_folder
 
 PAGE = 4096
 

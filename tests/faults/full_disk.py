@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from internals import small_sizes
 
 from gym_replay import Field, RecordToBuffer, ReplayBuffer, StorageError, check_buffer
-from gym_replay.buffer.storage import checksums, staging
 
 from . import children
 from .scenarios import (
@@ -302,7 +302,7 @@ class EarlyWrites(StepByStep):
     """The same with episodes that are written long before their commit."""
 
     def __init__(self, disk: Disk, generator: random.Random) -> None:
-        staging.CHUNK_ROWS = 8
+        small_sizes(chunk_rows=8)
         super().__init__(disk, generator)
 
 
@@ -384,7 +384,7 @@ class RaggedEarly(Ragged):
     """The same, a step at a time and written early."""
 
     def __init__(self, disk: Disk, generator: random.Random) -> None:
-        staging.RAGGED_CHUNK_ROWS = 8
+        small_sizes(ragged_chunk_rows=8)
         super().__init__(disk, generator)
 
     def attempt(self) -> None:
@@ -422,7 +422,7 @@ class RaggedClose(Ragged, OneShot):
     episodes = 1000
 
     def __init__(self, disk: Disk, generator: random.Random) -> None:
-        checksums.CHECKSUM_RUN = 1 << 40
+        small_sizes(checksum_run=1 << 40)
         super().__init__(disk, generator)
 
     def length(self) -> int:
@@ -494,7 +494,7 @@ class Flush(OneShot):
     episodes = 1100
 
     def __init__(self, disk: Disk, generator: random.Random) -> None:
-        checksums.CHECKSUM_RUN = 1 << 40
+        small_sizes(checksum_run=1 << 40)
         super().__init__(disk, generator)
 
     def length(self) -> int:
@@ -584,7 +584,7 @@ class EarlyRecorder(Recorder):
     """The same, written early."""
 
     def __init__(self, disk: Disk, generator: random.Random) -> None:
-        staging.CHUNK_ROWS = 4
+        small_sizes(chunk_rows=4)
         super().__init__(disk, generator)
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from gym_replay.buffer.loading import loaders as _loaders  # noqa: F401  imported before the memory limit
+from gym_replay import timestep_loader as _loader  # noqa: F401  its modules are imported before the memory limit
 
 from .attacks import Case, catalogue, choose
 from .guard import PACKAGE, Guard, difference, digest, users_files

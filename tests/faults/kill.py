@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from internals import Counters
+
 from . import scenarios
 from .scenarios import SCENARIOS, Scenario
 
@@ -77,7 +79,6 @@ class _Fuse:
     def install(self) -> None:
         for name in ("pwrite", "ftruncate", "replace", "unlink", "mkdir"):
             setattr(os, name, self._wrap(getattr(os, name), half=name == "pwrite"))
-        from gym_replay.buffer.storage.counters import Counters
 
         Counters.put = self._wrap(Counters.put)
 

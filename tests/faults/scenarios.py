@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from format_helpers import read_counters
+from internals import small_sizes
 
 from gym_replay import Field, RecordToBuffer, ReplayBuffer, check_buffer
 
@@ -210,9 +211,8 @@ def _verify_grown(folder: Path, reported: int) -> None:
 
 def _step_by_step(folder: Path, report: Report) -> None:
     """Episodes long enough to be written before their commit."""
-    from gym_replay.buffer.storage import staging
 
-    staging.CHUNK_ROWS = 8
+    small_sizes(chunk_rows=8)
     with ReplayBuffer.from_folder(folder) as buffer:
         for number in _count(len(buffer)):
             rows = rows_of(number, length_of(number))
@@ -396,9 +396,8 @@ def _added_to(buffer: ReplayBuffer) -> list[str]:
 
 def _ragged(folder: Path, report: Report) -> None:
     """Commits of every kind, early writes, updates of rows and strings, new fields, and closing."""
-    from gym_replay.buffer.storage import staging
 
-    staging.CHUNK_ROWS = staging.RAGGED_CHUNK_ROWS = 8
+    small_sizes(chunk_rows=8, ragged_chunk_rows=8)
     while True:
         with ReplayBuffer.from_folder(folder) as buffer:
             first = buffer.episode(-1).id + 1
@@ -495,9 +494,8 @@ def assert_infos(episode, *, whole: bool = True) -> None:
 
 
 def _record_infos(folder: Path, report: Report, **options: Any) -> None:
-    from gym_replay.buffer.storage import staging
 
-    staging.CHUNK_ROWS = 4
+    small_sizes(chunk_rows=4)
     warnings.simplefilter("ignore")  # of the text that is left out
     _record(folder, report, WithInfos, record_info=True, **options)
 

@@ -8,10 +8,9 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from internals import small_sizes
 
 from gym_replay import CorruptBufferError, Field, FieldError, ReplayBuffer, check_buffer
-from gym_replay.buffer.storage import staging
-from gym_replay.schema.fields import LARGEST_TEXT
 
 WORDS = Field("uint8", ragged=True)
 
@@ -53,7 +52,7 @@ def test_zeros_are_no_string(tmp_path):
 def test_a_string_that_no_reader_takes_is_not_stored(tmp_path):
     with ReplayBuffer(tmp_path, fields={"x": "int"}, meta_fields={"task": "str"}) as buffer:
         with pytest.raises(FieldError, match=r"field 'task': a string of \d+ bytes, expected \d+ at most"):
-            buffer.store_episode(x=[1], task="a" * (LARGEST_TEXT + 1))
+            buffer.store_episode(x=[1], task="a" * ((1 << 26) + 1))
         buffer.store_episode(x=[1], task="a")
         assert [episode.meta["task"] for episode in buffer] == ["a"]
 
@@ -80,7 +79,7 @@ def test_spans_that_cannot_be_name_their_file(tmp_path):
 @pytest.mark.parametrize("line", range(4, 28, 2))
 def test_an_interrupted_early_write_leaves_no_gap(tmp_path, monkeypatch, line):
     """Elements follow one another also where an interrupt has rows written again."""
-    monkeypatch.setattr(staging, "RAGGED_CHUNK_ROWS", 4)
+    small_sizes(monkeypatch, ragged_chunk_rows=4)
     before, lines = sys.gettrace(), []
 
     def each_line(frame, event, argument):

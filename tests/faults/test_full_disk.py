@@ -11,10 +11,9 @@ import pytest
 from faults import children, full_disk
 from faults.full_disk import DISKS, FILLING, WAYS, SmallDisk, fraction_used, mounted, rounds, why_not_mounted
 from faults.scenarios import FIELDS, Deterministic, WithInfos, assert_episode, length_of, rows_of, store
+from internals import OpenFiles, small_sizes
 
 from gym_replay import BufferLockedError, RecordToBuffer, ReplayBuffer, StorageError, check_buffer
-from gym_replay.buffer.storage import staging
-from gym_replay.buffer.storage.open_files import OpenFiles
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="needs fork and limits"),
@@ -149,7 +148,7 @@ def test_a_refused_store_stores_nothing(tmp_path):
     """The caller makes room and stores the same transition again."""
 
     def work():
-        staging.CHUNK_ROWS = 4
+        small_sizes(chunk_rows=4)
         buffer = ReplayBuffer(tmp_path / "buffer", fields=FIELDS, meta_fields={"number": "int"})
         store(buffer, 0)
         rows = rows_of(1, 20)
@@ -233,7 +232,7 @@ def test_a_field_that_comes_when_there_is_no_room(tmp_path, monkeypatch, limits)
         write(self, pieces, early)
 
     monkeypatch.setattr(OpenFiles, "write_early", refuse_once)
-    monkeypatch.setattr(staging, "CHUNK_ROWS", 4)
+    small_sizes(monkeypatch, chunk_rows=4)
     env = RecordToBuffer(LateInfo(0), tmp_path / "buffer", record_info=True, **limits)
     for number in range(3):
         env.reset()

@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from format_helpers import read_metadata, write_metadata
+from internals import WriterLock, open_journal
 
 import gym_replay
 from gym_replay import (
@@ -186,8 +187,6 @@ def test_json_is_parsed_within_limits(name, content, tmp_path):
 
 
 def test_more_discarded_episodes_than_are_noted_are_forgotten(tmp_path):
-    from gym_replay.collecting.folder import open_journal
-
     def put(name, content):
         (tmp_path / name).write_bytes(content)
 
@@ -284,7 +283,7 @@ def test_a_link_to_itself_is_refused(name, folder):
 def test_a_check_without_descriptors_says_so(folder, tmp_path):
     said = run(f"""
         import os, resource, gym_replay
-        from gym_replay.buffer import check  # imported before
+        gym_replay.check_buffer  # imported before
         names = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 10
         for spare in range(2, 16):
             resource.setrlimit(resource.RLIMIT_NOFILE, (names + spare, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
@@ -329,9 +328,7 @@ def test_what_may_not_be_read_is_not_called_faulty(folder, tmp_path):
     subprocess.run(["chmod", "a+rx", *(str(parent) for parent in (*folder.parents,) if str(parent) != "/")], check=True)
     said = run(f"""
         import os, gym_replay
-        from gym_replay.buffer import check
-        from gym_replay.buffer.storage import reader
-        from gym_replay import ReplayBuffer
+        from gym_replay import ReplayBuffer, check_buffer
         os.setresuid(65534, 65534, 65534)
         for call in (
             lambda: gym_replay.check_buffer({str(folder)!r}, progress=False),
@@ -442,7 +439,6 @@ def test_who_loses_the_race_to_create_a_folder_hears_that_it_is_locked(tmp_path)
 
 
 def test_a_copy_to_where_a_buffer_is_being_created_hears_that_it_is_locked(folder, tmp_path):
-    from gym_replay.files.lock import WriterLock
 
     (tmp_path / "new").mkdir()
     lock = WriterLock(tmp_path / "new")

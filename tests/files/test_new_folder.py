@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gym_replay
-from gym_replay.errors import BufferLockedError, NotABufferError, StorageError
+from gym_replay import BufferLockedError, NotABufferError, StorageError
 from gym_replay.files.new_folder import new_folders
 
 TRAJECTORIES = [{"observations": np.zeros((3, 2)), "actions": np.zeros(2), "rewards": np.zeros(2)}]

@@ -1,4 +1,4 @@
-"""Makes the golden folders: ``python tests/golden/make.py``. Only for a new version of the format.
+"""Makes the golden folders: ``PYTHONPATH=tests python tests/golden/make.py``. Only for a new version of the format.
 
 ``plain`` is what a recorder leaves behind with no limits, one of its episodes cut; ``ring`` has lost its oldest
 episodes; ``words`` has ragged fields and strings, and was stored by hand. All values are sums of powers of two, and so
@@ -16,9 +16,9 @@ from unittest import mock
 
 import gymnasium as gym
 import numpy as np
+from internals import recorded_schema
 
 from gym_replay import Field, RecordToBuffer, ReplayBuffer
-from gym_replay.wrappers import recorded_schema
 
 HERE = Path(__file__).parent
 KINDS: dict[str, dict[str, Any]] = {"plain": {}, "ring": {"circular": True, "max_steps": 40, "max_timesteps": 20}}

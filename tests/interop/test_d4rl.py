@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from internals import open_episode
 
 from gym_replay import (
     CorruptBufferError,
@@ -177,7 +178,6 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
     with pytest.raises(EmptyBufferError):
         from_d4rl(empty, tmp_path / "a")
     rows = dataset([(3, "terminal")] * 5)
-    from gym_replay.buffer import open_episode
 
     whole, stored = open_episode.store_whole, []
 

@@ -7,7 +7,6 @@ import pytest
 from interop_helpers import by_hand
 
 import gym_replay
-from gym_replay.interop import require
 
 
 @pytest.mark.parametrize(
@@ -29,10 +28,11 @@ def test_a_missing_package_is_named_with_the_command(tmp_path, monkeypatch, func
 
 
 def test_a_package_that_is_there_but_broken_keeps_its_own_message(tmp_path, monkeypatch):
-    (tmp_path / "half_installed.py").write_text("import something_that_it_lacks")
+    (tmp_path / "d3rlpy.py").write_text("import something_that_it_lacks")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="something_that_it_lacks"):
-        require("half_installed", "any", "a test")
+    monkeypatch.delitem(sys.modules, "d3rlpy", raising=False)
+    with by_hand(tmp_path / "a", [2], [True]) as buffer, pytest.raises(ModuleNotFoundError, match="something_that_it"):
+        gym_replay.to_d3rlpy(buffer)
 
 
 def test_importers_need_no_torch():

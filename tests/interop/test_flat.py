@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from internals import small_sizes
 from interop_helpers import by_hand, record, sights, transitions
 
 from gym_replay import (
@@ -21,7 +22,6 @@ from gym_replay import (
     to_d4rl,
     to_ogbench,
 )
-from gym_replay.interop import transitions as blocks
 
 EPISODES = st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=5)
 
@@ -30,7 +30,7 @@ EPISODES = st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max
 @given(episodes=EPISODES, at_once=st.sampled_from([1, 3, 1000]))
 @pytest.mark.filterwarnings("ignore:.*left out")
 def test_every_transition_is_there_once_and_in_order(tmp_path_factory, monkeypatch, episodes, at_once):
-    monkeypatch.setattr(blocks, "_STEPS_AT_ONCE", at_once)
+    small_sizes(monkeypatch, exported_steps=at_once)
     with by_hand(tmp_path_factory.mktemp("data") / "a", *zip(*episodes, strict=True)) as buffer:
         expected = list(transitions(buffer))
         if not expected:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from internals import open_episode
 from interop_helpers import limited_memory
 
 from gym_replay import (
@@ -234,7 +235,6 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
         from_memmap_replay_buffer(tmp_path / "a", tmp_path / "b")
     old.store(0, 4)
     old.store(1, 2)
-    from gym_replay.buffer import open_episode
 
     whole, stored = open_episode.store_whole, []
 

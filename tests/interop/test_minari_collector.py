@@ -98,13 +98,19 @@ def test_the_collector_and_the_recorder_agree(tmp_path, make, record_infos, data
     ours = export_minari(tmp_path / "a", "ours/test-v0", data_format=data_format, description="the same")
 
     assert len(ours) == len(theirs) == 3
-    for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+    for mine, other in zip(ours, theirs, strict=True):
         for name in ("observations", "actions", "rewards", "terminations", "truncations"):
             assert same(getattr(mine, name), getattr(other, name)), name
         if data_format == "hdf5":
             assert same(mine.infos, other.infos)
-        else:  # Minari gives nested infos as one dict for each row
-            assert arrow_infos(ours.storage, number) == arrow_infos(theirs.storage, number)
+    if data_format != "hdf5":  # Minari gives nested infos as one dict for each row
+        with (
+            import_minari("ours/test-v0", tmp_path / "b") as one,
+            import_minari("theirs/test-v0", tmp_path / "c") as two,
+        ):
+            assert set(one.fieldnames) == set(two.fieldnames)
+            for mine, other in zip(one, two, strict=True):
+                assert all(same(mine[name], other[name]) for name in one.fieldnames if name.startswith("info"))
     numbers = range(3)
     for mine, other in zip(
         ours.storage.get_episode_metadata(numbers), theirs.storage.get_episode_metadata(numbers), strict=True

@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 from gymnasium import spaces
+from internals import minari_exporting, minari_importing
 from interop.interop_helpers import limited_memory
 from interop.minari_helpers import Playing, assert_same_buffer, record, same
 
@@ -27,7 +28,6 @@ from gym_replay import (
     export_minari,
     import_minari,
 )
-from gym_replay.buffer.replay_buffer import ReplayBuffer as Buffer
 
 minari = pytest.importorskip("minari")
 
@@ -245,7 +245,7 @@ def test_a_folder_that_is_there_is_refused(tmp_path):
 
 def test_nothing_is_left_of_an_import_that_failed(tmp_path, monkeypatch):
     create("x-v0", [episode(2), episode(2)])
-    real, seen = Buffer.put_episode, []
+    real, seen = ReplayBuffer.put_episode, []
 
     def put(self, arrays, *, complete=True):
         seen.append((tmp_path / "deep" / "b").exists())
@@ -253,7 +253,7 @@ def test_nothing_is_left_of_an_import_that_failed(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         real(self, arrays, complete=complete)
 
-    monkeypatch.setattr(Buffer, "put_episode", put)
+    monkeypatch.setattr(ReplayBuffer, "put_episode", put)
     with pytest.raises(KeyboardInterrupt):
         import_minari("x-v0", tmp_path / "deep" / "b")
     assert seen == [False, False]
@@ -394,9 +394,7 @@ def test_memory_is_that_of_a_few_episodes(tmp_path, data_format):
 
 
 def test_bars(tmp_path, capfd, monkeypatch):
-    from gym_replay.interop.minari import exporting, importing
-
-    for module in (exporting, importing):
+    for module in (minari_exporting, minari_importing):
         real = module.tqdm
         monkeypatch.setattr(module, "tqdm", lambda real=real, **options: real(**{**options, "delay": 0}))
     buffer = record(tmp_path / "a", Playing(SPACE, VALUES), [(1, 0, 1)])

@@ -7,10 +7,9 @@ from contextlib import contextmanager
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from internals import OpenFiles, edits, writer
 
 from gym_replay import ReplayBuffer, StorageError
-from gym_replay.buffer.storage import edits, writer
-from gym_replay.buffer.storage.open_files import OpenFiles
 
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """A folder whose files are in memory, for tests that make many buffers and ask nothing of the disk."""

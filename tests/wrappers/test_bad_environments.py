@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from internals import small_sizes
 from wrappers.scripted import Scripted, full_disk, play
 
 from gym_replay import FieldError, RecordToBuffer, ReplayBuffer, StorageError, check_buffer, register_space
-from gym_replay.wrappers import bounds
 
 EXTRAS = {"extra_fields": {"value": ("float", (), -1.0)}, "record_info": True}
 
@@ -167,7 +167,7 @@ REWARDS = {
 @pytest.mark.parametrize("kind", REWARDS)
 @pytest.mark.parametrize("chunk_rows", [2, 1 << 14])
 def test_rewards(tmp_path, monkeypatch, kind, chunk_rows):
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", chunk_rows)
+    small_sizes(monkeypatch, chunk_rows=chunk_rows)
     env = RecordToBuffer(Scripted(6, reward=dict.fromkeys((1, 5), REWARDS[kind])), tmp_path)
     play(env)
     env.close()
@@ -546,7 +546,7 @@ class Bounded(Scripted):
 @pytest.mark.parametrize("chunk_rows", [3, 1 << 14])
 @pytest.mark.parametrize("limits", [{}, {"circular": True, "max_steps": 50}], ids=["linear", "ring"])
 def test_values_out_of_bounds_are_kept_and_counted(tmp_path, monkeypatch, chunk_rows, limits):
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", chunk_rows)
+    small_sizes(monkeypatch, chunk_rows=chunk_rows)
     inner = Bounded(5)
     env = RecordToBuffer(inner, tmp_path, **limits)
     for length in (5, 12, 9):
@@ -600,7 +600,7 @@ def test_the_default_in_the_last_row_is_no_value(tmp_path):
 
 
 def test_a_warning_about_bounds_that_is_an_error_loses_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(bounds, "RUN_BYTES", 100)
+    small_sizes(monkeypatch, bounds_bytes=100)
     env = RecordToBuffer(Bounded(9), tmp_path)
     raised = 0
     for _ in range(3):

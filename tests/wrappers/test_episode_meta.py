@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from internals import generator_state, small_sizes
 from wrappers.scripted import Scripted, full_disk, play
 
 import gym_replay
 from gym_replay import EpisodeStateError, FieldError, RecordToBuffer, ReplayBuffer, StorageError, check_buffer
-from gym_replay.wrappers import episode_meta
-from gym_replay.wrappers.generator_state import generator_state
 from gym_replay.wrappers.vector import RecordToBuffer as VectorRecordToBuffer
 
 CHUNKS = {"short": 1 << 14, "written early": 3}
@@ -105,7 +104,7 @@ def test_start_and_duration(tmp_path, monkeypatch, set_by, vectorized):
     """What an episode took does not depend on a clock that is set meanwhile."""
     now = {"time": 1000.0, "monotonic": 7.0}
     for clock in now:
-        monkeypatch.setattr(episode_meta.time, clock, lambda clock=clock: now[clock])
+        monkeypatch.setattr(time, clock, lambda clock=clock: now[clock])
 
     def wait(seconds):
         for clock in now:
@@ -171,7 +170,7 @@ def test_the_generator_before_a_reset_without_a_seed(tmp_path):
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("length", [1, 4, 99, 100, 250])
 def test_the_return_is_the_sum_one_after_another(tmp_path, monkeypatch, chunk, length):
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", CHUNKS[chunk])
+    small_sizes(monkeypatch, chunk_rows=CHUNKS[chunk])
     rewards = np.random.default_rng(length).normal(size=length + 1) * 10.0 ** np.arange(length + 1).clip(0, 17)
     (meta,) = recorded(tmp_path, Scripted(length, reward=lambda env, t: rewards[t]))
     total = 0.0
@@ -182,7 +181,7 @@ def test_the_return_is_the_sum_one_after_another(tmp_path, monkeypatch, chunk, l
 
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_the_return_of_several_rewards(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", CHUNKS[chunk])
+    small_sizes(monkeypatch, chunk_rows=CHUNKS[chunk])
     env = Scripted(9, reward=lambda env, t: np.float32([t, 0.1]))
     env.reward_space = spaces.Box(-9, 9, (2,))
     (meta,) = recorded(tmp_path, env)
@@ -286,7 +285,7 @@ def test_annotating_an_episode_that_waits_for_room(tmp_path, monkeypatch):
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("is_cut", [False, True])
 def test_what_it_sees(tmp_path, monkeypatch, chunk, limits, is_cut):
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", CHUNKS[chunk])
+    small_sizes(monkeypatch, chunk_rows=CHUNKS[chunk])
     seen = []
 
     def look(episode):
@@ -347,7 +346,7 @@ def test_it_sees_no_ragged_fields_and_no_others(tmp_path):
 @pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_it_discards(tmp_path, monkeypatch, answer, limits, chunk):
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", CHUNKS[chunk])
+    small_sizes(monkeypatch, chunk_rows=CHUNKS[chunk])
     answers = iter([answer, None, answer, True])
     env = RecordToBuffer(
         Scripted(12, reward=lambda env, t: 100 * env.number + t),

@@ -12,11 +12,10 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.wrappers import RecordEpisodeStatistics
+from internals import Stage, edits, small_sizes
 from wrappers.scripted import Scripted, full_disk, play
 
 from gym_replay import ConfigMismatchError, Field, FieldError, RecordToBuffer, ReplayBuffer, StorageError, check_buffer
-from gym_replay.buffer.storage import edits
-from gym_replay.wrappers import infos
 
 
 def infos_of(buffer):
@@ -251,7 +250,7 @@ def rising(env, t):
 @pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize(("chunk_rows", "is_nested"), [(3, False), (3, True), (1 << 14, True)])
 def test_entries_seen_late(tmp_path, monkeypatch, limits, chunk_rows, is_nested):
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", chunk_rows)
+    small_sizes(monkeypatch, chunk_rows=chunk_rows)
     env = Scripted(20, info=rising)
     if is_nested:
         env.observation_space = spaces.Dict({"said": spaces.Text(9), "at": Scripted.observation_space})
@@ -292,7 +291,7 @@ def test_entries_seen_late(tmp_path, monkeypatch, limits, chunk_rows, is_nested)
 
 
 def test_statistics_that_come_with_the_last_step(tmp_path, monkeypatch):
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", 5)
+    small_sizes(monkeypatch, chunk_rows=5)
     env = RecordToBuffer(RecordEpisodeStatistics(gym.make("CartPole-v1")), tmp_path, record_info=True)
     play(env, 3)
     env.reset()
@@ -386,8 +385,7 @@ def test_a_file_in_the_way_is_left_alone(tmp_path):
 
 def test_entries_without_end(tmp_path, monkeypatch):
     """A key that is another one at each step neither fills the folder nor the screen."""
-    monkeypatch.setattr(infos, "_MOST_FIELDS", 6)
-    monkeypatch.setattr(infos, "_MOST_WARNINGS", 4)
+    small_sizes(monkeypatch, info_fields=6, info_warnings=4)
     with pytest.warns(UserWarning, match="left out") as caught:
         buffer = record(tmp_path, lambda env, t: {f"key {t}": t, f"text {t}": "x", "last": t}, length=20)
     assert len(caught) == 5
@@ -458,8 +456,7 @@ def step(env, count):
 @pytest.mark.parametrize("limits", LIMITS)
 def test_no_room_for_a_new_field(tmp_path, monkeypatch, what, limits):
     """The run goes on, the rows are whole, and the field comes some rows later, when there is room."""
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", 4)
-    monkeypatch.setattr(infos, "_ROWS_BETWEEN", 3)
+    small_sizes(monkeypatch, chunk_rows=4, rows_between_info_changes=3)
     inner = Scripted(20, info=lambda env, t: {"x": t, "wide": np.full(3, t)} if env.number and t > 6 else {})
     env = RecordToBuffer(inner, tmp_path, record_info=True, **LIMITS[limits])
     play(env)
@@ -520,21 +517,18 @@ def test_no_room_when_a_new_field_is_wide(tmp_path, monkeypatch):
 @pytest.mark.parametrize("chunk_rows", [3, 1 << 14])
 @pytest.mark.parametrize("where", ["change_format", "_create_field"])
 def test_an_interrupt_while_a_field_is_added(tmp_path, monkeypatch, chunk_rows, where):
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", chunk_rows)
+    small_sizes(monkeypatch, chunk_rows=chunk_rows)
     env = RecordToBuffer(Scripted(20, info={t: {"x": t} for t in range(10, 99)}), tmp_path, record_info=True)
     env.reset()
     for _ in range(9):
         env.step(1)
-    owner = edits if where == "_create_field" else "gym_replay.buffer.storage.staging.Stage"
+    owner = edits if where == "_create_field" else Stage
     with monkeypatch.context() as patch:
 
         def interrupt(*arguments):
             raise KeyboardInterrupt
 
-        if owner is edits:
-            patch.setattr(edits, where, interrupt)
-        else:
-            patch.setattr(f"{owner}.{where}", interrupt)
+        patch.setattr(owner, where, interrupt)
         with pytest.raises(KeyboardInterrupt):
             env.step(1)
     with pytest.warns(UserWarning, match="not recorded"):

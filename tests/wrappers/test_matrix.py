@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import gymnasium as gym
 import numpy as np
 import pytest
+from internals import space_tree, unflatten
 from wrappers import matrix
 
 from gym_replay import RecordToBuffer, ReplayBuffer, check_buffer
-from gym_replay.spaces import space_tree, unflatten
 
 STEPS = 60
 CUT_AT = 35  # a reset in the middle of an episode, unless one has just ended

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
+from internals import small_sizes, space_tree, unflatten
 from wrappers.scripted import Releasing, Scripted
 
 from gym_replay import (
@@ -26,7 +27,6 @@ from gym_replay import (
     UnsupportedSpaceError,
     check_buffer,
 )
-from gym_replay.spaces import space_tree, unflatten
 
 
 class Nested(gym.Env):
@@ -478,7 +478,7 @@ def test_seeds_beyond_int64(tmp_path):
 
 
 def test_long_episodes_are_written_early(tmp_path, monkeypatch):
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", 7)
+    small_sizes(monkeypatch, chunk_rows=7)
     for number, options in enumerate(({}, {"circular": True, "max_steps": 100}, {"circular": True, "max_episodes": 2})):
         for length in (6, 7, 8, 30):
             witness = Witness(Nested(length=length))

@@ -13,13 +13,11 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from internals import edits, small_sizes
 from wrappers.scripted import MEMORY, Scripted, full_disk, play
 
 from gym_replay import ConfigMismatchError, Field, FieldError, RecordToBuffer, ReplayBuffer, check_buffer
-from gym_replay.buffer.storage import edits
-from gym_replay.wrappers import infos
 from gym_replay.wrappers.vector import RecordToBuffer as VectorRecordToBuffer
-from gym_replay.wrappers.vector import staging
 
 LIMITS = {"linear": {}, "ring": {"circular": True, "max_episodes": 50}}
 
@@ -107,8 +105,7 @@ NUMBERS = st.one_of(
 @given(st.lists(NUMBERS, min_size=1, max_size=30), st.sampled_from(list(LIMITS)), st.sampled_from([3, 1 << 14]))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_number_is_lost(tmp_path_factory, monkeypatch, values, limits, chunk_rows):
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", chunk_rows)
-    monkeypatch.setattr(staging, "STAGING_BYTES", 100 * chunk_rows)
+    small_sizes(monkeypatch, chunk_rows=chunk_rows, vector_staging_bytes=100 * chunk_rows)
     folder = tmp_path_factory.mktemp("wider")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -207,7 +204,7 @@ GROWING = {
 @pytest.mark.parametrize("limits", LIMITS)
 def test_a_shape_that_grows(tmp_path, monkeypatch, kind, chunk_rows, limits):
     """The first warning says how to ask for it, and what it asks for is recorded."""
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.RAGGED_CHUNK_ROWS", chunk_rows)
+    small_sizes(monkeypatch, ragged_chunk_rows=chunk_rows)
     values, field, asked = GROWING[kind]
     info = lambda env, t: {"x": values[t % len(values)]} if t != 1 or env.number else {}  # noqa: E731
     with pytest.warns(UserWarning, match="left out") as caught:
@@ -381,7 +378,7 @@ class Two:
 @pytest.mark.parametrize("chunk_rows", [3, 1 << 14])
 def test_an_interrupt_while_a_field_becomes_wider(tmp_path, monkeypatch, where, kind, chunk_rows):
     """The episode ends with the step before, and all of it is in the dtype that the buffer has."""
-    monkeypatch.setattr("gym_replay.buffer.storage.staging.CHUNK_ROWS", chunk_rows)
+    small_sizes(monkeypatch, chunk_rows=chunk_rows)
     info = lambda env, t: {"x": 0.5 if t == 10 and env.number == 0 else t}  # noqa: E731
     if kind == "single":
         env, action = RecordToBuffer(Scripted(20, info=info), tmp_path, record_info=True), 0
@@ -416,7 +413,7 @@ def test_an_interrupt_while_a_field_becomes_wider(tmp_path, monkeypatch, where, 
 @pytest.mark.parametrize("limits", LIMITS)
 def test_no_room_for_the_wider_column(tmp_path, monkeypatch, what, limits):
     """The value is left out, and the next one is tried some rows later."""
-    monkeypatch.setattr(infos, "_ROWS_BETWEEN", 4)
+    small_sizes(monkeypatch, rows_between_info_changes=4)
     env = RecordToBuffer(
         Scripted(20, info=lambda env, t: {"x": t + 0.5 if t > 5 else t}), tmp_path, record_info=True, **LIMITS[limits]
     )
@@ -435,8 +432,7 @@ def test_no_room_for_the_wider_column(tmp_path, monkeypatch, what, limits):
 
 def test_entries_that_come_one_after_another(tmp_path, monkeypatch):
     """So many become fields at once, and then some now and then, so that a run is not slowed down."""
-    monkeypatch.setattr(infos, "_FREE_CHANGES", 3)
-    monkeypatch.setattr(infos, "_ROWS_BETWEEN", 10)
+    small_sizes(monkeypatch, free_info_changes=3, rows_between_info_changes=10)
     info = lambda env, t: {f"k{s}": t for s in range(max(t - 1, 0), t + 1)}  # noqa: E731
     with pytest.warns(UserWarning, match=r"every 10 rows|values .*k3") as caught:
         env = record(RecordToBuffer(Scripted(30, info=info), tmp_path, record_info=True))

@@ -5,10 +5,9 @@ from itertools import chain, repeat
 
 import numpy as np
 import pytest
+from internals import datasets, maps
 
 from gym_replay import ConcatReplayBuffer, EpisodeEvictedError, Field, ReplayBuffer
-from gym_replay.buffer.loading import datasets
-from gym_replay.buffer.storage import maps
 
 ROW = 4096
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from gym_replay import Field, FieldError, ReplayBuffer, statistics
-from gym_replay.buffer.loading.devices import on_device, to_device
 
 FIELDS = {
     "state": Field("float32", (2,), state=True),
@@ -182,7 +181,7 @@ def test_devices(buffer):
     with pytest.raises(FieldError, match="device='nowhere'"):
         buffer.dataloader(4, device="nowhere")
     nested = {"a": {"b": torch.ones(2)}, "c": [torch.ones(1), "x"], "d": ["word"], "e": (torch.ones(3),)}
-    moved = to_device(nested, "meta")
+    moved = next(iter(buffer.dataloader(4, device="meta", transform=lambda batch: nested)))
     assert moved["a"]["b"].is_meta
     assert moved["c"][0].is_meta
     assert moved["c"][1] == "x"
@@ -191,13 +190,16 @@ def test_devices(buffer):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_copies_ahead_are_whole():
-    sent = [{"x": torch.full((1 << 20,), float(k)), "name": ["a"]} for k in range(30)]
-    for k, batch in enumerate(on_device(iter(sent), torch.device("cuda"))):
-        assert batch["x"].is_cuda
-        batch["x"] *= 2
-        assert bool((batch["x"] == 2 * k).all())
-        assert batch["name"] == ["a"]
+def test_copies_ahead_are_whole(tmp_path):
+    with ReplayBuffer(tmp_path, fields={"x": Field("float32", (1 << 20,))}) as buffer:
+        for k in range(30):
+            buffer.store_episode(x=np.full((1, 1 << 20), k))
+        options = {"timestep_level": True, "device": "cuda", "transform": lambda batch: {**batch, "name": ["a"]}}
+        for k, batch in enumerate(buffer.dataloader(1, **options)):
+            assert batch["x"].is_cuda
+            batch["x"] *= 2
+            assert bool((batch["x"] == 2 * k).all())
+            assert batch["name"] == ["a"]
 
 
 def test_loading_alone_draws_from_torch_as_any_dataloader_does(buffer):

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from internals import maps
 
 from gym_replay import ConcatReplayBuffer, Field, ReplayBuffer
 from gym_replay.buffer.loading import gather
 from gym_replay.buffer.loading.gather import Column
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.storage import maps
 
 FIELDS = {
     "state": Field("float32", (3,), state=True),

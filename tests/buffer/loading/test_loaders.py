@@ -1,6 +1,5 @@
 """The loaders, against a slow and obvious reference that builds one sample at a time."""
 
-import inspect
 import multiprocessing
 from itertools import chain
 
@@ -17,16 +16,10 @@ from gym_replay import (
     Field,
     FieldError,
     ReplayBuffer,
-    crop_loader,
     n_step_loader,
     timestep_loader,
     trajectory_loader,
-    window_loader,
 )
-from gym_replay.buffer.loading import options as known
-from gym_replay.buffer.loading.datasets import ReplayDataset
-from gym_replay.buffer.loading.loaders import OF_KIND
-from gym_replay.buffer.loading.ordering import OrderOptions
 
 FIELDS = {
     "observation": Field("float32", (3,), state=True),
@@ -332,26 +325,6 @@ def test_names(tmp_path):
                 n_step_loader(buffer, 2, fields=fields)
         with pytest.raises(FieldError, match="timestep_level and n_steps"):
             buffer.dataloader(2, timestep_level=True, n_steps=2)
-
-
-def keywords(function):
-    return {name for name, kind in inspect.signature(function).parameters.items() if kind.kind == kind.KEYWORD_ONLY}
-
-
-def test_keywords_that_type_checkers_know_are_those_that_there_are():
-    chosen = {"episodes", "filter_meta", "batch_format"}
-    assert keywords(ReplayDataset) - {"only"} | chosen == known.OF_DATASETS
-    own = set(inspect.signature(OrderOptions).parameters) - {"batch_size"} | {"device", "to_named_tuple", "in_order"}
-    assert own | known.OF_TORCH | known.OF_DATASETS == known.OF_LOADERS
-    assert set(known.SampleOptions.__annotations__) | {"n_steps"} == set().union(*OF_KIND.values())
-    for loader, kind in (
-        (trajectory_loader, "trajectory"),
-        (timestep_loader, "timestep"),
-        (n_step_loader, "n_step"),
-        (window_loader, "window"),
-        (crop_loader, "crop"),
-    ):
-        assert set(inspect.signature(loader).parameters) - {"buffer", "batch_size", "options"} == OF_KIND[kind]
 
 
 def test_slice_by_episode_len(tmp_path):

@@ -1,4 +1,4 @@
-"""Order: every sample once, resumable, and shuffles that look random."""
+"""Order: every sample once or drawn with replacement, resumable, and shuffles that look random."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from internals import small_sizes
 
-from gym_replay.buffer.loading import order as order_module
-from gym_replay.buffer.loading.order import ROUNDS, Order, permute
+from gym_replay import FieldError
+from gym_replay.buffer.loading.order import ROUNDS, Order, ReplacementOrder, cumulative_weights, permute, uniforms
 
 # Standard deviations that a statistic may be off. Seeds are fixed, so that a test passes always or never; a sound
 # permutation exceeds five for fewer than one seed in a hundred.
@@ -112,19 +113,18 @@ def test_resume_is_exact(ranks, epoch, start, data):
 
 
 @pytest.mark.parametrize("block", [1, 2, 7, 64, 1000])
-@pytest.mark.parametrize("batch_size", [1, 3, 10, 101, 1000])
-@pytest.mark.parametrize("rank", [0, 2])
-def test_blocks_do_not_show(monkeypatch, block, batch_size, rank):
-    order = Order(101, batch_size, shuffle=True, seed=3, rank=rank, world_size=3)
-    expected = [order.batch(1, index).tolist() for index in range(len(order))]
-    monkeypatch.setattr(order_module, "BLOCK_POSITIONS", block)
-    assert as_lists(order.batches(1)) == expected
-    assert as_lists(order.batches(1, 2)) == expected[2:]
+def test_blocks_do_not_show(monkeypatch, block):
+    small_sizes(monkeypatch, order_block=block)
+    for batch_size, rank in itertools.product((1, 3, 10, 101, 1000), (0, 2)):
+        order = Order(101, batch_size, shuffle=True, seed=3, rank=rank, world_size=3)
+        expected = [order.batch(1, index).tolist() for index in range(len(order))]
+        assert as_lists(order.batches(1)) == expected
+        assert as_lists(order.batches(1, 2)) == expected[2:]
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_batches_are_the_readers_own(monkeypatch, shuffle):
-    monkeypatch.setattr(order_module, "BLOCK_POSITIONS", 12)
+    small_sizes(monkeypatch, order_block=12)
     order = Order(50, 4, shuffle=shuffle)
     expected = as_lists(order.batches(0))
     kept = []
@@ -250,15 +250,15 @@ def test_sample_is_independent_of_position(size, seed):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("lag", [1, 2, 16, 256])
-def test_differences_of_near_positions_are_uniform(size, seed, lag):
+def test_differences_of_near_positions_are_uniform(size, seed):
     samples, bins = whole_order(size, seed), 16
-    differences = (samples[lag:] - samples[:-lag]) % size
-    observed = np.bincount(differences * bins // size, minlength=bins)
     # A difference of zero cannot be.
     possible = np.bincount(np.arange(1, size) * bins // size, minlength=bins)
-    assert excess(observed, possible / (size - 1) * (size - lag), bins - 1) < LIMIT
-    assert np.bincount(differences).max() < 15
+    for lag in (1, 2, 16, 256):
+        differences = (samples[lag:] - samples[:-lag]) % size
+        observed = np.bincount(differences * bins // size, minlength=bins)
+        assert excess(observed, possible / (size - 1) * (size - lag), bins - 1) < LIMIT
+        assert np.bincount(differences).max() < 15
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -301,13 +301,14 @@ def test_few_samples_stay_where_they_are(size):
     assert abs(np.mean(fixed) - 1) * math.sqrt(50) < LIMIT
 
 
-@pytest.mark.parametrize(("seed", "epoch"), [(0, 1), (1, 0), (1, 1), (2**32, 0), (2**64, 0), (0, 2**32), (2**200, 0)])
 @pytest.mark.parametrize("size", SIZES)
-def test_near_seeds_and_epochs_give_unrelated_orders(size, seed, epoch):
-    this, that, bins = whole_order(size), whole_order(size, seed, epoch), 8
-    assert np.count_nonzero(this == that) <= 8
-    assert joint_excess(this * bins // size, that * bins // size, bins) < LIMIT
-    assert joint_excess(this % bins, that % bins, bins) < LIMIT
+def test_near_seeds_and_epochs_give_unrelated_orders(size):
+    this, bins = whole_order(size), 8
+    for seed, epoch in ((0, 1), (1, 0), (1, 1), (2**32, 0), (2**64, 0), (0, 2**32), (2**200, 0)):
+        that = whole_order(size, seed, epoch)
+        assert np.count_nonzero(this == that) <= 8
+        assert joint_excess(this * bins // size, that * bins // size, bins) < LIMIT
+        assert joint_excess(this % bins, that % bins, bins) < LIMIT
 
 
 def test_epochs_and_seeds_never_repeat_an_order():
@@ -351,3 +352,104 @@ def test_indices_and_epochs_out_of_range():
     for position in (-1, 10):
         with pytest.raises(IndexError, match="positions: expected 0 <= position < size = 10"):
             permute(np.array([3, position]), 10, 0, 0)
+
+
+# --- with replacement ---
+
+
+def offsets_of(counts):
+    return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+
+
+@settings(deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any),
+    draws=st.integers(1, 200),
+    batch_size=st.integers(1, 40),
+    world_size=st.integers(1, 4),
+    seed=st.integers(0, 2**70),
+    epoch=st.integers(0, 2**40),
+    weighted=st.booleans(),
+    data=st.data(),
+)
+def test_batches_are_full_equal_and_resumable(counts, draws, batch_size, world_size, seed, epoch, weighted, data):
+    cumulative = None
+    weights = np.array([data.draw(st.sampled_from([0.0, 0.5, 3.0])) for _ in counts])
+    if weighted and (weights * counts).any():
+        parts = np.zeros(len(counts), np.int64)
+        cumulative = cumulative_weights(np.array(counts), parts, episode_weights=weights)
+    ranks = [
+        ReplacementOrder(
+            draws, batch_size, True, seed, rank=rank, world_size=world_size, offsets=offsets_of(counts),
+            cumulative=cumulative,
+        )
+        for rank in range(world_size)
+    ]  # fmt: skip
+    everyone = [[batch.tolist() for batch in order.batches(epoch)] for order in ranks]
+    needed = math.ceil(draws / (batch_size * world_size))
+    assert all(len(batches) == len(order) == needed for batches, order in zip(everyone, ranks, strict=True))
+    assert all(len(batch) == batch_size for batches in everyone for batch in batches)
+    start = data.draw(st.integers(0, needed))
+    for order, batches in zip(ranks, everyone, strict=True):
+        assert [batch.tolist() for batch in order.batches(epoch, start)] == batches[start:]
+    alone = ReplacementOrder(draws, batch_size, True, seed, offsets=offsets_of(counts), cumulative=cumulative)
+    for index, batch in enumerate(alone.batches(epoch)):
+        assert everyone[index % world_size][index // world_size] == batch.tolist()
+    possible = set(range(sum(counts)))
+    if cumulative is not None:
+        episodes = np.repeat(np.arange(len(counts)), counts)
+        possible = set(np.flatnonzero(weights[episodes] > 0).tolist())
+    assert {sample for batches in everyone for batch in batches for sample in batch} <= possible
+
+
+def test_draws_are_in_proportion():
+    counts, parts = np.array([5, 0, 20, 1, 10]), np.array([0, 0, 0, 1, 1])
+    weights = np.array([1.0, 7.0, 3.0, 1.0, 1.0])
+    cases = {
+        (None, None): counts / counts.sum(),
+        ("e", None): np.array([1, 0, 3, 1, 1]) / 6,
+        (None, "b"): np.array([5 / 25, 0, 20 / 25, 3 * 1 / 11, 3 * 10 / 11]) / 4,
+        ("e", "b"): np.array([1 / 4, 0, 3 / 4, 3 / 2, 3 / 2]) / 4,
+    }
+    total = 200_000
+    for (episodes, buffers), expected in cases.items():
+        cumulative = cumulative_weights(
+            counts, parts, episode_weights=weights if episodes else None,
+            buffer_weights=np.array([1.0, 3.0]) if buffers else None,
+        )  # fmt: skip
+        order = ReplacementOrder(total, 100, True, seed=4, offsets=offsets_of(counts), cumulative=cumulative)
+        drawn = np.concatenate(list(order.batches(0)))
+        each = expected[np.repeat(np.arange(5), counts)] / np.repeat(np.maximum(counts, 1), counts)
+        found = np.bincount(drawn, minlength=36)
+        excess = (((found - total * each) ** 2 / (total * each)).sum() - 35) / math.sqrt(70)
+        assert abs(excess) < 5, (episodes, buffers)
+        assert np.unique(drawn[:36]).size < 36  # with replacement
+
+
+def test_uniforms_are_uniform_and_unrelated():
+    positions = np.arange(100_000)
+    first = uniforms(positions, 3, 0)
+    assert 0 <= first.min() < first.max() < 1
+    for other in (uniforms(positions, 3, 1), uniforms(positions, 4, 0), uniforms(positions, 3, 0, (1,)), first[1:]):
+        joint = np.histogram2d(first[: len(other)], other, 10, [[0, 1], [0, 1]])[0]
+        expected = len(other) / 100
+        assert abs(((joint - expected) ** 2 / expected).sum() - 99) / math.sqrt(198) < 5
+    assert uniforms(np.array([7, -1]), 3, 0)[0] == first[7]
+
+
+def test_numbers_never_change():
+    assert uniforms(np.array([0, 1]), 5, 2).tolist() == UNIFORMS
+
+
+UNIFORMS = [0.24187005918416327, 0.635740859834663]
+
+
+def test_weights_that_cannot_be():
+    counts, parts = np.array([2, 0]), np.array([0, 1])
+    for weights, message in (([1.0], "expected 2 weights"), ([1.0, -1.0], "from 0 on"), ([0.0, 1.0], "above 0")):
+        with pytest.raises(FieldError, match=message):
+            cumulative_weights(counts, parts, episode_weights=np.array(weights))
+    with pytest.raises(FieldError, match="buffer 1 has weight 2"):
+        cumulative_weights(counts, parts, buffer_weights=np.array([1.0, 2.0]))
+    with pytest.raises(FieldError, match="from 0 on"):
+        cumulative_weights(counts, parts, buffer_weights=np.array([np.nan, 2.0]))

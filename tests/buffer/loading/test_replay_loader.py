@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from internals import small_sizes
 
 from gym_replay import (
     ConcatReplayBuffer,
@@ -449,7 +450,7 @@ def test_batches_that_are_gathered_together_are_those_that_are_gathered_alone(
         options.pop("trajectories", None)
 
         def batches(run_bytes):
-            monkeypatch.setattr("gym_replay.buffer.loading.datasets.RUN_BYTES", run_bytes)
+            small_sizes(monkeypatch, gathered_run=run_bytes)
             loader = make(8, **options, **order, seed=3)
             state = loader.state_dict()
             if start < len(loader):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from internals import small_sizes
 from loading_helpers import FIELDS, RAGGED, assert_equal, assert_rows, by_index, samples_of, world, worlds
 
 from gym_replay import (
@@ -128,7 +129,7 @@ def test_returns_to_go_equal_the_recursion(tmp_path_factory, how, discount):
 
 
 def test_returns_to_go_of_many_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr("gym_replay.buffer.loading.returns._STEPS_AT_ONCE", 50)
+    small_sizes(monkeypatch, returns_at_once=50)
     rng = np.random.default_rng(0)
     with ReplayBuffer(tmp_path, fields={"gain": ("float32", (2,))}) as buffer:
         for length in (1, 700, 3, 49, 50, 51, 1):

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gym_replay import ConcatReplayBuffer, FieldError, ReplayBuffer, split
-from gym_replay.buffer.loading.selection import chances_of
 
 
 def of(*parts):
@@ -67,10 +66,14 @@ def test_sizes_are_mostly_near():
 
 
 def test_it_is_random():
-    chances = np.array([chances_of(np.arange(64), 0, seed) for seed in range(500)])
+    chances = np.empty((500, 64))
+    for seed, row in enumerate(chances):
+        for part, found in enumerate(split(of(range(64)), (1 / 256,) * 256, seed)):
+            row[found] = (part + 0.5) / 256
     assert abs(chances.mean(axis=0) - 0.5).max() < 5 * math.sqrt(1 / 12 / 500)
     assert np.unique(chances, axis=0).shape == chances.shape
     # Even and odd ids are in other halves of [0, 1), and within its half each is anywhere.
+    assert ((chances[:, ::2] < 0.5) != (chances[:, 1::2] < 0.5)).all()
     within = chances * 2 % 1
     assert np.abs(np.corrcoef(within[:, 0], within[:, 1])[0, 1]) * math.sqrt(500) < 5
 

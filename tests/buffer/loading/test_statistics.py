@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from internals import small_sizes
+from internals import statistics_module as module
 
 from gym_replay import (
     ConcatReplayBuffer,
@@ -16,8 +18,6 @@ from gym_replay import (
     ReplayBuffer,
     statistics,
 )
-from gym_replay.buffer.loading import statistics as module
-from gym_replay.buffer.loading import statistics as moments
 
 
 def values_of(buffer, name, episodes=None):
@@ -76,7 +76,7 @@ def test_statistics_equal_those_of_numpy(tmp_path_factory, lengths, kind, missin
             elif missing and dtype.startswith("float"):
                 values[1:][generator.random((length, 3)) < missing] = np.nan
             buffer.store_episode(x=values.astype(dtype), r=np.arange(length))
-        patch.setattr(module, "CHUNK_BYTES", chunk)
+        small_sizes(patch, statistics_bytes=chunk)
         found = statistics(buffer, cache=False, progress=False)
         expect(found["x"], values_of(buffer, "x"), rtol=1e-7)
         expect(found["r"], values_of(buffer, "r"))
@@ -96,7 +96,7 @@ def test_small_noise_on_a_large_offset(tmp_path):
 
 @pytest.mark.parametrize("chunk", [64, 1 << 24])
 def test_only_chosen_episodes_count(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
+    small_sizes(monkeypatch, statistics_bytes=chunk)
     fields = {"s": Field("float32", (2,), state=True), "a": Field("float32", default=1e6)}
     with ReplayBuffer(tmp_path / "b", fields=fields, meta_fields={"task": "int"}) as buffer:
         for k, length in enumerate((4, 3, 1, 6)):
@@ -132,7 +132,7 @@ def test_images_have_one_value_for_each_channel(tmp_path, monkeypatch):
     with ReplayBuffer(tmp_path / "b", fields={"x": ("uint8", (6, 5, 3)), "grey": ("uint8", (6, 5))}) as buffer:
         buffer.store_episode(x=images, grey=images[..., 0])
         for chunk in (1000, 1 << 24):
-            monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
+            small_sizes(monkeypatch, statistics_bytes=chunk)
             found = statistics(buffer, cache=False)
             expect(found["x"], images.reshape(-1, 1, 1, 3))
             assert found["x"].mean.shape == (1, 1, 3)
@@ -140,8 +140,7 @@ def test_images_have_one_value_for_each_channel(tmp_path, monkeypatch):
 
 
 def test_sampled_quantiles_are_near(tmp_path, monkeypatch):
-    monkeypatch.setattr(moments, "QUANTILE_BYTES", 2 * 4 * 3000)
-    monkeypatch.setattr(module, "CHUNK_BYTES", 1 << 14)
+    small_sizes(monkeypatch, quantile_bytes=2 * 4 * 3000, statistics_bytes=1 << 14)
     generator = np.random.default_rng(0)
     with ReplayBuffer(tmp_path / "b", fields={"x": ("float32", 2), "one": "float32"}) as buffer:
         for _ in range(20):

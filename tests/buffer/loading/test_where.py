@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from internals import small_sizes
 
 from gym_replay import FieldError, ReplayBuffer
 from gym_replay.buffer.loading.where import Where
@@ -286,7 +287,7 @@ def buffer(tmp_path):
 
 @pytest.mark.parametrize("rows", [4, 1 << 20])
 def test_values_of_episodes(buffer, monkeypatch, rows):
-    monkeypatch.setattr("gym_replay.buffer.loading.selection._ROWS_AT_ONCE", rows)  # returns are summed in stretches
+    small_sizes(monkeypatch, condition_rows=rows)  # returns are summed in stretches
     values = {}
 
     def looked_at(found):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from internals import ColumnWriter
 
 from gym_replay import CorruptBufferError, StorageError
 from gym_replay.buffer.storage import columns
-from gym_replay.buffer.storage.columns import FIRST_CHUNK, Column, ColumnWriter, encode_header
+from gym_replay.buffer.storage.columns import FIRST_CHUNK, Column, encode_header
 from gym_replay.files.directory import Directory, open_beneath
 
 F8 = np.dtype("<f8")

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from buffer_helpers import add, contents, make_plain
 from format_helpers import read_metadata, sign, write_counters, write_metadata
+from internals import small_sizes
 
 from gym_replay import CorruptBufferError, FieldError, ReplayBuffer, check_buffer
-from gym_replay.buffer.storage import records
-from gym_replay.buffer.storage.records import record_runs
 
 MEASURE = """
 import resource, sys, warnings
@@ -26,23 +25,8 @@ print(len(buffer), report.faults[0].episode, grown // 1024)
 """
 
 
-@pytest.mark.parametrize(
-    ("first", "end", "base", "capacity"),
-    [(0, 0, 0, None), (0, 10, 0, None), (5, 12, 3, None), (0, 4, 0, 4), (6, 10, 0, 4), (9, 12, 3, 5), (4, 8, 4, 7)],
-)
-@pytest.mark.parametrize("record_nbytes", [21, 1 << 22, 1 << 25])
-def test_runs_are_every_id_once_side_by_side(first, end, base, capacity, record_nbytes):
-    runs = list(record_runs(first, end, base, capacity, record_nbytes))
-    ids = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in runs)])
-    assert ids.tolist() == list(range(first, end))
-    for ids, slot in runs:
-        slots = records.slots_of(ids, base, capacity)
-        assert slots.tolist() == list(range(slot, slot + len(ids)))
-        assert len(ids) * record_nbytes <= 1 << 24 or len(ids) == 1
-
-
 def test_a_ring_is_read_in_the_order_of_its_ids(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "RECORDS_AT_ONCE", 3)
+    small_sizes(monkeypatch, records_at_once=3)
     buffer = make_plain(tmp_path, circular=True, max_episodes=7)
     add(buffer, *[1] * 18)
     buffer.close()

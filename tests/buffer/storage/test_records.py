@@ -1,122 +1,107 @@
-"""The records of episodes: each is whole, whatever came in between."""
-
-import sys
+"""Records: many written together, with values that they have in common, and many read together."""
 
 import numpy as np
 import pytest
-from buffer_helpers import add, contents, make_plain
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gym_replay import Field, FieldError, ReplayBuffer, StorageError, check_buffer
+from gym_replay import Field, ReplayBuffer, check_buffer
+from gym_replay.buffer.storage.block import Block
+from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, record_runs, slots_of
+
+META = {"number": "int", "text": "str", "pair": ("float", (2,)), "empty": ("float", (0,)), "is_on": "bool"}
+DTYPES = {"number": np.int64, "pair": np.float32, "empty": np.float32, "is_on": np.bool_}
+VALUES = {
+    "number": st.integers(-1, 2),
+    "text": st.sampled_from([b"", b"one", b"two"]),
+    "pair": st.sampled_from([(0.0, 0.0), (1.0, 2.0)]),
+    "empty": st.just(()),
+    "is_on": st.booleans(),
+}
 
 
-def test_values_that_come_again_and_change_are_all_there(tmp_path):
-    seeds = [7, 7, 7, 7, 7, 7, 5, 7, 7, 7, 1, 2, 2, 2, 7]
-    with make_plain(tmp_path, meta_fields={"seed": "int"}) as buffer:
-        for seed in seeds:
-            buffer.store_episode(x=[1], seed=seed)
-        assert [int(episode.meta["seed"]) for episode in buffer] == seeds
-    assert np.load(tmp_path / "episodes.npy", mmap_mode="r")["seed"].tolist() == seeds
-    assert check_buffer(tmp_path, progress=False).verified
+@st.composite
+def writes(draw):
+    """How many episodes, whether they are committed one by one, and by meta field one value for all or one for each."""
+    count = draw(st.integers(1, 5))
+    meta = {
+        name: draw(values) if draw(st.booleans()) else [draw(values) for _ in range(count)]
+        for name, values in VALUES.items()
+    }
+    return count, draw(st.booleans()), meta
 
 
-@pytest.mark.parametrize("at", range(15))
-def test_an_interrupt_at_any_line_leaves_nothing_out(tmp_path, at):
-    """The record is written again after it, and to the same slot."""
-    buffer = make_plain(tmp_path)
-    add(buffer, 1)
-    methods, files = ("encode_one", "_write_records", "write"), ("records.py", "open_files.py", "columns.py")
-    lines = 0
+def _bytes(name, value):
+    return value if name == "text" else np.array(value, DTYPES[name]).tobytes()
 
-    def interrupt(frame, event, argument):
-        nonlocal lines
-        if frame.f_code.co_name not in methods or not frame.f_code.co_filename.endswith(files):
-            return interrupt if event == "call" else None
-        if event == "line":
-            lines += 1
-            if lines == 5 + at:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return interrupt
 
-    episode = buffer.one_episode()
-    episode.__enter__()
-    buffer.store(x=5)
-    sys.settrace(interrupt)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            episode.__exit__(None)
-    finally:
-        sys.settrace(None)
-    add(buffer, 1, 1, 1)
-    assert contents(buffer)[1] == [5]
+def _is_for_all(name, value):
+    return not isinstance(value, list)
+
+
+def _block(lengths, flags, meta):
+    rows = np.concatenate([np.arange(length + 1) for length in lengths])
+    columns = {
+        name: _bytes(name, value)
+        if _is_for_all(name, value)
+        else value
+        if name == "text"
+        else np.array(value, DTYPES[name])
+        for name, value in meta.items()
+    }
+    given_flags = flags[0] if len(set(flags)) == 1 else np.array(flags, np.uint8)
+    return Block.of_rows({"x": rows}, lengths, given_flags, columns)
+
+
+def _write(writer, count, one_by_one, meta, lengths, flags):
+    if not one_by_one:
+        writer.commit(_block(lengths, flags, meta))
+        return
+    for at in range(count):
+        own = {name: value if _is_for_all(name, value) else value[at : at + 1] for name, value in meta.items()}
+        writer.commit(_block(lengths[at : at + 1], flags[at : at + 1], own))
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_episodes": 7, "circular": True}])
+@given(steps=st.lists(writes(), min_size=1, max_size=12), repeats=st.integers(1, 3), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_each_record_has_its_values(tmp_path_factory, limits, steps, repeats, data):
+    folder = tmp_path_factory.mktemp("records") / "buffer"
+    buffer = ReplayBuffer(folder, fields={"x": Field("int", state=True)}, meta_fields=META, **limits)
+    writer = buffer.writing()
+    expected = []
+    for count, one_by_one, meta in steps * repeats:
+        lengths = data.draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
+        flags = [HAS_FINAL | COMPLETE] * count
+        if data.draw(st.booleans()):
+            flags[-1] = HAS_FINAL
+        _write(writer, count, one_by_one, meta, lengths, flags)
+        for at in range(count):
+            values = {name: value if _is_for_all(name, value) else value[at] for name, value in meta.items()}
+            expected.append((lengths[at], bool(flags[at] & COMPLETE), values))
+    buffer.refresh()
+    held = list(buffer)
+    assert len(held) == min(len(expected), limits.get("max_episodes", len(expected)))
+    for episode, (length, complete, values) in zip(held, expected[len(expected) - len(held) :], strict=True):
+        assert (len(episode), episode.complete) == (length, complete)
+        assert episode["x"].tolist() == list(range(length + 1))
+        assert episode.meta["text"].encode() == values["text"]
+        for name, dtype in DTYPES.items():
+            assert np.asarray(episode.meta[name]).tobytes() == np.array(values[name], dtype).tobytes(), name
     buffer.close()
-    with ReplayBuffer.from_folder(tmp_path, read_only=True) as buffer:
-        assert len(buffer) == 5
-    assert check_buffer(tmp_path, progress=False).verified
+    assert check_buffer(folder).ok
 
 
-def test_a_refused_write_is_not_taken_for_one_that_was_made(tmp_path, monkeypatch):
-    buffer = make_plain(tmp_path)
-    add(buffer, 1)
-
-    def refuse(*arguments):
-        raise OSError(28, "no space")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.pwrite", refuse)
-        with pytest.raises(StorageError):
-            add(buffer, 1)
-    add(buffer, 1, 1)
-    assert len(buffer) == 3
-    buffer.close()
-    assert check_buffer(tmp_path, progress=False).verified
-
-
-def test_meta_fields_may_have_the_names_of_columns_and_any_script(tmp_path):
-    names = {"id": 1, "start": 2, "length": 3, "flags": 4, "crc": 5, "reserved": 6, "é": 7, "回报": 8, "a.b": 9}
-    fields = {name: Field("int32", ()) for name in names}
-    with ReplayBuffer(tmp_path, fields={"x": "int"}, meta_fields=fields) as buffer:
-        buffer.store_episode(x=[1, 2], **names)
-        buffer.update(0, start=-2)
-        assert {name: int(value) for name, value in buffer.episode(0).meta.items()} == {**names, "start": -2}
-    table = np.load(tmp_path / "episodes.npy", mmap_mode="r", allow_pickle=False)
-    assert (table["start"][0], table["length"][0]) == (0, 2)
-    assert (table["meta/start"][0], table["回报"][0], table["a.b"][0]) == (-2, 8, 9)
-    with ReplayBuffer.from_folder(tmp_path, read_only=True) as buffer:
-        assert int(buffer.episode(0).meta["回报"]) == 8
-    assert check_buffer(tmp_path, progress=False).verified
-
-
-def test_more_fields_than_numpy_would_load_are_refused_with_the_remedy(tmp_path):
-    many = {f"a_name_of_some_length_{number}": "float" for number in range(400)}
-    for arguments in ({"fields": {"x": "int"}, "meta_fields": many}, {"fields": many}):
-        with pytest.raises(
-            FieldError, match=r"400 (meta )?fields, with their names, take .* store several values as one"
-        ):
-            ReplayBuffer(tmp_path / "buffer", **arguments)
-        assert not (tmp_path / "buffer").exists()
-    few = dict(list(many.items())[:200])
-    with ReplayBuffer(tmp_path / "buffer", fields=few) as buffer:
-        buffer.store_episode(**{name: [1.0] for name in few})
-    assert np.load(tmp_path / "buffer/checksums.npy", mmap_mode="r").dtype.names == tuple(few)
-    assert check_buffer(tmp_path / "buffer", progress=False).verified
-
-
-def test_deleting_several_episodes_is_one_change(tmp_path):
-    with make_plain(tmp_path) as buffer:
-        add(buffer, 1, 2, 3, 4, 5, 6)
-        before = ReplayBuffer.from_folder(tmp_path, read_only=True)
-        buffer.delete([0, 2, 5])
-        assert [episode.id for episode in buffer] == [1, 3, 4]
-        assert len(before) == 6
-        before.refresh()
-        assert [episode.id for episode in before] == [1, 3, 4]
-        buffer.delete(1)
-        buffer.delete([])
-        assert [episode.id for episode in buffer] == [1, 4]
-        before.refresh()
-        assert [episode.id for episode in before] == [1, 4]
-        before.close()
-    table = np.load(tmp_path / "episodes.npy", mmap_mode="r")
-    assert (table["flags"] & 4 != 0).tolist() == [True, False, True, True, False, True]
-    assert check_buffer(tmp_path, progress=False).verified
+@pytest.mark.parametrize(
+    ("first", "end", "base", "capacity"),
+    [(0, 0, 0, None), (0, 10, 0, None), (5, 12, 3, None), (0, 4, 0, 4), (6, 10, 0, 4), (9, 12, 3, 5), (4, 8, 4, 7)],
+)
+@pytest.mark.parametrize("record_nbytes", [21, 1 << 22, 1 << 25])
+def test_runs_are_every_id_once_side_by_side(first, end, base, capacity, record_nbytes):
+    runs = list(record_runs(first, end, base, capacity, record_nbytes))
+    ids = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in runs)])
+    assert ids.tolist() == list(range(first, end))
+    for ids, slot in runs:
+        slots = slots_of(ids, base, capacity)
+        assert slots.tolist() == list(range(slot, slot + len(ids)))
+        assert len(ids) * record_nbytes <= 1 << 24 or len(ids) == 1

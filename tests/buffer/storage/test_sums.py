@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 from buffer_helpers import add, contents, make_plain
 from format_helpers import read_counters
+from internals import checksums, small_sizes
 
 from gym_replay import ReplayBuffer, StorageError, check_buffer
-from gym_replay.buffer.storage import checksums
 
 
 @pytest.fixture(autouse=True)
 def beside(monkeypatch):
     """Every run of episodes is summed in a thread."""
-    monkeypatch.setattr(checksums, "LARGE_EPISODE", 0)
-    monkeypatch.setattr(checksums, "CHECKSUM_RUN", 100)
+    small_sizes(monkeypatch, large_episode=0, checksum_run=100)
 
 
 def join_threads():
@@ -124,8 +123,7 @@ def step_by_step(buffer, length):
 
 @pytest.mark.parametrize("options", [{}, {"circular": True, "max_steps": 90}])
 def test_an_episode_that_was_in_memory_brings_its_own(tmp_path, monkeypatch, options):
-    monkeypatch.setattr(checksums, "LARGE_EPISODE", 100)
-    monkeypatch.setattr(checksums, "CHECKSUM_RUN", 1 << 30)
+    small_sizes(monkeypatch, large_episode=100, checksum_run=1 << 30)
     buffer = make_plain(tmp_path, **options)
     step_by_step(buffer, 20)
     assert summed(tmp_path) == 1
@@ -142,7 +140,7 @@ def test_an_episode_that_was_in_memory_brings_its_own(tmp_path, monkeypatch, opt
 
 
 def test_where_sums_are_synced_they_are_written_in_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(checksums, "CHECKSUM_RUN", 1 << 30)
+    small_sizes(monkeypatch, checksum_run=1 << 30)
     with make_plain(tmp_path, durability="power") as buffer:
         for _ in range(9):
             step_by_step(buffer, 20)
@@ -151,7 +149,7 @@ def test_where_sums_are_synced_they_are_written_in_runs(tmp_path, monkeypatch):
 
 
 def test_where_the_disk_refuses_its_sums_the_episode_is_committed(tmp_path, monkeypatch):
-    monkeypatch.setattr(checksums, "CHECKSUM_RUN", 1 << 30)
+    small_sizes(monkeypatch, checksum_run=1 << 30)
     buffer = make_plain(tmp_path)
     step_by_step(buffer, 20)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from internals import Counters, generator_state, small_sizes
 from wrappers.scripted import Releasing, Scripted, full_disk
 
 from gym_replay import (
@@ -27,10 +28,7 @@ from gym_replay import (
     check_buffer,
 )
 from gym_replay import RecordToBuffer as RecordSingle
-from gym_replay.buffer.storage import open_files
-from gym_replay.buffer.storage.counters import Counters
-from gym_replay.wrappers.generator_state import generator_state
-from gym_replay.wrappers.vector import RecordToBuffer, staging
+from gym_replay.wrappers.vector import RecordToBuffer
 
 from .pairs import SPACES, Play, Varied, assert_same, play_both
 
@@ -640,7 +638,7 @@ def files_opened(monkeypatch):
 @pytest.mark.parametrize("name", ["box", "large image", "dict", "text in dict"])
 @pytest.mark.parametrize("infos", [False, True])
 def test_long_episodes_go_to_a_file(tmp_path, monkeypatch, name, infos):
-    monkeypatch.setattr(staging, "STAGING_BYTES", 1 << 12)
+    small_sizes(monkeypatch, vector_staging_bytes=1 << 12)
     opened = files_opened(monkeypatch)
 
     def make(i):
@@ -666,7 +664,7 @@ def test_long_episodes_go_to_a_file(tmp_path, monkeypatch, name, infos):
 
 
 def test_the_staging_file_is_reused_and_refusals_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging, "STAGING_BYTES", 1 << 10)
+    small_sizes(monkeypatch, vector_staging_bytes=1 << 10)
     opened = files_opened(monkeypatch)
     envs = RecordToBuffer(scripted([40, 200]), tmp_path)
     envs.reset()
@@ -697,7 +695,7 @@ def test_memory_follows_the_longest_open_episode(tmp_path):
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 def test_a_ring_keeps_no_strings_of_episodes_that_have_left(tmp_path, monkeypatch, mode):
-    monkeypatch.setattr(open_files, "STRINGS_RUN", 50_000)
+    small_sizes(monkeypatch, strings_run=50_000)
     lengths, meta = [1, 2, 5000], {"task": "str"}
     envs = RecordToBuffer(scripted(lengths, mode), tmp_path, max_episodes=16, circular=True, meta_fields=meta)
     envs.reset()

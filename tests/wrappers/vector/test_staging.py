@@ -8,10 +8,11 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from internals import small_sizes
 from wrappers.scripted import Scripted
 
 from gym_replay import BufferLockedError
-from gym_replay.wrappers.vector import RecordToBuffer, staging
+from gym_replay.wrappers.vector import RecordToBuffer
 
 
 @settings(max_examples=30, deadline=None)
@@ -22,7 +23,7 @@ from gym_replay.wrappers.vector import RecordToBuffer, staging
 )
 def test_rows_that_are_needed_are_there(tmp_path_factory, lengths, steps, nbytes):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(staging, "STAGING_BYTES", nbytes)
+        small_sizes(patch, vector_staging_bytes=nbytes)
         envs = SyncVectorEnv([lambda own=own: Scripted(own) for own in lengths])
         envs = RecordToBuffer(envs, tmp_path_factory.mktemp("staging") / "buffer")
         envs.reset()
@@ -65,7 +66,7 @@ def test_blocks_of_one_row(tmp_path):
 
 
 def test_a_forked_child_leaves_the_rows_in_the_file_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging, "STAGING_BYTES", 1)
+    small_sizes(monkeypatch, vector_staging_bytes=1)
     envs = RecordToBuffer(SyncVectorEnv([lambda: Scripted(400)] * 2), tmp_path)
     envs.reset()
     for _ in range(60):

@@ -167,7 +167,7 @@ class OpenFiles:
             content = record.encode(ids, starts, steps, block.flags, meta).tobytes()
         else:
             flags = [block.flags] * count if isinstance(block.flags, int) else block.flags.tolist()
-            own = values = [*meta.values()]  # in the order of the defaults
+            own = values = [meta[name] for name in record.defaults]  # a recorder may know more than the buffer keeps
             content = b""
             for i, length in enumerate(lengths):
                 if count > 1:

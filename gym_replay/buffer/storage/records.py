@@ -132,6 +132,7 @@ class RecordFormat:
     def encode_one(self, episode_id: int, start: int, length: int, flags: int, meta: Iterable[Any]) -> bytes:
         """The bytes of a record; ``meta`` has a buffer of the bytes of each meta value, in the order of the fields."""
         content = b"".join((_pack_head(episode_id, start, length), *meta, self._padding, bytes((flags,))))
+        assert len(content) == self.nbytes - 4, "the meta values are not of the fields"
         return content + _pack_crc(crc32(content) ^ self._salt)
 
     def encode(

@@ -155,6 +155,7 @@ class ReplayBuffer(Readable):
         self._read_only = read_only
         self._durability = durability
         self._writer: FolderWriter | None = None
+        self._finalizer: weakref.finalize[..., Any] | None = None
         self.slot = open_episode.EpisodeSlot()
         self._closed = False
         self._encoders: open_episode.Encoders | None = None
@@ -651,7 +652,8 @@ class ReplayBuffer(Readable):
         finally:
             if writer.is_closed:
                 self._writer = None
-                self._finalizer.detach()
+                if self._finalizer is not None:
+                    self._finalizer.detach()
             with suppress(Exception):  # reading says what there is to say
                 self._reader.refresh()
 

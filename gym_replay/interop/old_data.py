@@ -38,7 +38,7 @@ def step_shape(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple
 
 def as_steps(name: str, values: Array) -> Array:
     """Old values ``(rows, ...)`` of a field in its :func:`step_shape`."""
-    return values.reshape(len(values), *step_shape(name, values.dtype, values.shape[1:])) if values.ndim else values
+    return values.reshape(len(values), *step_shape(name, values.dtype, values.shape[1:])) if values.ndim > 1 else values
 
 
 def step_field(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], default: Any = None, *, state: bool) -> Field:
@@ -169,6 +169,7 @@ class NewBuffer:
 
     def __init__(self, buffer: ReplayBuffer, target: Path) -> None:
         self.buffer, self._target, self._fields = buffer, target, buffer.metadata.fields
+        self._states = [name for name, field in self._fields.items() if field.state]
         self._num_episodes = self._num_steps = self._incomplete = self._without_final = 0
         self._not_finite: Counter[str] = Counter()
         self._both_flags = 0
@@ -184,8 +185,7 @@ class NewBuffer:
         Raises:
             FieldError: it does not fit the fields, or is more than one episode.
         """
-        fields = self._fields
-        arrays = {name: as_steps(name, value) if name in fields else value for name, value in values.items()}
+        arrays = {name: as_steps(name, value) if name in self._fields else value for name, value in values.items()}
         check_ends(arrays, length)
         for name, array in arrays.items():
             is_float = isinstance(array, np.ndarray) and array.dtype.kind == "f"
@@ -195,7 +195,7 @@ class NewBuffer:
         self._num_episodes += 1
         self._num_steps += length
         self._incomplete += not complete
-        self._without_final += any(field.state and len(arrays[name]) == length for name, field in fields.items())
+        self._without_final += any(len(arrays[name]) == length for name in self._states)
 
     def report(
         self, not_known: Sequence[str], left_out: Sequence[str] = (), doubtful: Sequence[str] = ()

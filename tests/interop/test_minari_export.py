@@ -65,6 +65,9 @@ def test_which_episodes(buffer, tmp_path):
     assert [len(episode) for episode in export_minari(buffer, "all-v0")] == [5, 1]
     assert [len(episode) for episode in export_minari(buffer, "last-v0", episodes=[-1])] == [1]
     assert [len(episode) for episode in export_minari(buffer, "mask-v0", episodes=np.array([True, False]))] == [5]
+    assert [len(episode) for episode in export_minari(buffer, "long-v0", episodes="length > 2")] == [5]
+    with pytest.raises(FieldError, match="named twice"):
+        export_minari(buffer, "none-v0", episodes=[0, 0])
     both = ConcatReplayBuffer([buffer, select(buffer, tmp_path / "copy", progress=False)])
     assert [len(episode) for episode in export_minari(both, "both-v0", episodes=slice(1, None))] == [1, 5, 1]
     with pytest.raises(IndexError, match="there are 2"):

@@ -319,14 +319,14 @@ class _Check:
         for one, other in _overlaps(ids[own], begins[own], begins[own] + totals[own]):
             self._fault(12, path, f"episodes {one} and {other} share elements", max(one, other), name)
 
-    def _check_strings(self, name: str, ids: Ints, places: Ints) -> None:
+    def _check_strings(self, name: str, ids: Ints, offsets: Ints) -> None:
         """Rule 13: the string of each record is there."""
         if STRINGS not in self._files:
             return
         column = Column(self.folder, self._path(STRINGS), STRINGS_DTYPE)
-        for place in np.unique(places).tolist():
-            if fault := _fault_of_string(column, place):
-                for episode in ids[places == place].tolist():
+        for offset in np.unique(offsets).tolist():
+            if fault := _fault_of_string(column, offset):
+                for episode in ids[offsets == offset].tolist():
                     self._fault(13, STRINGS, f"the string {name!r} of episode {episode}: {fault}", episode, name)
 
     def _check_sums(self, ids: Ints, slots: Ints, starts: Ints, rows: Ints) -> None:
@@ -363,9 +363,9 @@ def _raise_unless_of_file(error: Exception, path: Path) -> None:
         raise storage_error(error, path, 0) from error
 
 
-def _fault_of_string(column: Column, place: int) -> str | None:
+def _fault_of_string(column: Column, offset: int) -> str | None:
     try:
-        read_string(column, place)
+        read_string(column, offset)
     except CorruptBufferError as error:
         return str(error)
     return None

@@ -153,18 +153,18 @@ class ConcatReplayBuffer(Readable):
         self._require_open()
         if len(self._opened) == len(self.buffers):
             if self._kept is None:
-                self._kept = [self._snapshot(place) for place in range(len(self.buffers))]
+                self._kept = [self._snapshot(index) for index in range(len(self.buffers))]
             return self._kept.copy()
-        return [self._snapshot(place) for place in range(len(self.buffers))]
+        return [self._snapshot(index) for index in range(len(self.buffers))]
 
-    def _snapshot(self, place: int) -> Snapshot:
-        (part,) = self.buffers[place].snapshots()
+    def _snapshot(self, index: int) -> Snapshot:
+        (part,) = self.buffers[index].snapshots()
         if self._choice is None:
             return part
-        whole, limited = self._limited.get(place, (None, part))
+        whole, limited = self._limited.get(index, (None, part))
         if whole is not part:
             limited = part.limited_to(self._choice)
-            self._limited[place] = part, limited
+            self._limited[index] = part, limited
         return limited
 
     def episode(self, index: int) -> Episode:

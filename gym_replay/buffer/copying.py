@@ -192,7 +192,7 @@ def split_into(
     with _opened(source) as buffer:
         snapshots = buffer.snapshots()
         subsets = split(buffer, list(fractions.values()), seed)
-        targets = {folder: _parts_at(snapshots, places) for folder, places in zip(folders, subsets, strict=True)}
+        targets = {folder: _parts_at(snapshots, indices) for folder, indices in zip(folders, subsets, strict=True)}
         metadata = merged_schema([(part.reader.folder, part.metadata) for part in snapshots])
         del snapshots
         return _copy(metadata, targets, overwrite, progress)
@@ -210,8 +210,8 @@ class _Part:
     ids: Ints
 
     @classmethod
-    def of(cls, snapshot: Snapshot, places: Ints | slice = slice(None)) -> _Part:
-        return cls(snapshot.reader.folder, snapshot.metadata, snapshot.ids[places])
+    def of(cls, snapshot: Snapshot, indices: Ints | slice = slice(None)) -> _Part:
+        return cls(snapshot.reader.folder, snapshot.metadata, snapshot.ids[indices])
 
     @contextmanager
     def open(self) -> Iterator[Snapshot]:
@@ -267,12 +267,12 @@ def _parts_of(source: Copied) -> list[_Part]:
     return parts
 
 
-def _parts_at(snapshots: Sequence[Snapshot], places: Ints) -> list[_Part]:
+def _parts_at(snapshots: Sequence[Snapshot], indices: Ints) -> list[_Part]:
     """Episodes by their ascending index over all snapshots."""
     edges = np.cumsum([0, *map(len, snapshots)])
-    bounds = np.searchsorted(places, edges)
+    bounds = np.searchsorted(indices, edges)
     parts = zip(snapshots, edges, bounds, bounds[1:], strict=False)
-    return [_Part.of(one, places[low:high] - edge) for one, edge, low, high in parts if low < high]
+    return [_Part.of(one, indices[low:high] - edge) for one, edge, low, high in parts if low < high]
 
 
 # --- the copying ---

@@ -21,7 +21,7 @@ from gym_replay.schema.fields import Field, elements_of, encode_text, fit, make_
 
 
 class EpisodeSlot:
-    """The place for what is open in a buffer: one episode, several in lockstep, or those of a recorder.
+    """What is open in a buffer: one episode, several in lockstep, or those of a recorder.
 
     Attributes:
         holder: what is open; None where nothing is.

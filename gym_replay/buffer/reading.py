@@ -78,11 +78,11 @@ class Readable:
         total = sum(len(part) for part in parts)
         if not -total <= index < total:
             raise IndexError(f"episode {index}: there are {total} episodes")
-        place = index % total
+        index %= total
         for part in parts:
-            if place < len(part):
-                return Episode(part, place)
-            place -= len(part)
+            if index < len(part):
+                return Episode(part, index)
+            index -= len(part)
         raise AssertionError
 
     def __getitem__(self, index: int) -> Episode:
@@ -90,8 +90,8 @@ class Readable:
 
     def __iter__(self) -> Iterator[Episode]:
         for part in self.snapshots():
-            for place in range(len(part)):
-                yield Episode(part, place)
+            for index in range(len(part)):
+                yield Episode(part, index)
 
     def get_all_data(
         self,

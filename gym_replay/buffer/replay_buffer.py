@@ -508,13 +508,13 @@ class ReplayBuffer(Readable):
         if not arrays:
             raise FieldError("update: expected fields to replace, got none")
         writer, snapshot = self._editing()
-        places, single = _places(episodes, len(snapshot))
+        indices, single = _indices_of(episodes, len(snapshot))
         rows: dict[str, tuple[Any, npt.NDArray[np.int64]]] = {}
         meta: dict[str, npt.NDArray[Any]] = {}
         for name, value in arrays.items():
             if name in self.metadata.meta_fields:
                 info = self.metadata.meta_fields[name]
-                meta[name] = self._meta_values(name, info, value, len(places), single=single)
+                meta[name] = self._meta_values(name, info, value, len(indices), single=single)
             else:
                 info = self._known(name)
                 if info.ragged:
@@ -522,9 +522,9 @@ class ReplayBuffer(Readable):
                     value = [value] if single else value
                 elif single:
                     value = to_array(value, name)[None]
-                rows[name] = _rows_of(name, info, value, snapshot, places)
+                rows[name] = _rows_of(name, info, value, snapshot, indices)
         with self._changing():
-            edits.update(writer, snapshot, places, rows, meta)
+            edits.update(writer, snapshot, indices, rows, meta)
 
     def _meta_values(self, name: str, info: Field, value: Any, count: int, *, single: bool) -> npt.NDArray[Any]:
         """New values of a meta field, as its column holds them: ``(count, *field.shape)``."""
@@ -593,9 +593,9 @@ class ReplayBuffer(Readable):
         if episodes is None:
             raise FieldError("delete: expected episodes, got None; clear() removes them all")
         writer, snapshot = self._editing()
-        places, _ = _places(episodes, len(snapshot))
+        indices, _ = _indices_of(episodes, len(snapshot))
         with self._changing():
-            edits.delete(writer, snapshot, places)
+            edits.delete(writer, snapshot, indices)
 
     def clear(self) -> None:
         """Remove all episodes and give their disk space back. Ids go on where they were."""
@@ -744,7 +744,7 @@ def check_match(metadata: Metadata, config: Mapping[str, Any], folder: Path) -> 
         )
 
 
-def _places(episodes: Any, count: int) -> tuple[npt.NDArray[np.int64], bool]:
+def _indices_of(episodes: Any, count: int) -> tuple[npt.NDArray[np.int64], bool]:
     """Indices of live episodes as an array, and whether a single one was meant."""
     if episodes is None:
         return np.arange(count, dtype=np.int64), False
@@ -761,18 +761,18 @@ def _places(episodes: Any, count: int) -> tuple[npt.NDArray[np.int64], bool]:
         raise FieldError(f"episodes: expected an index, indices, a slice or a mask over {count} episodes")
     if ((array < -count) | (array >= count)).any():
         raise IndexError(f"episodes {episodes}: there are {count}")
-    places = np.atleast_1d(array % count).astype(np.int64)
-    if len(np.unique(places)) != len(places):
+    indices = np.atleast_1d(array % count).astype(np.int64)
+    if len(np.unique(indices)) != len(indices):
         raise FieldError("episodes: an episode is named twice")
-    return places, array.ndim == 0
+    return indices, array.ndim == 0
 
 
 def _rows_of(
-    name: str, field: Field, value: Any, snapshot: Snapshot, places: npt.NDArray[np.int64]
+    name: str, field: Field, value: Any, snapshot: Snapshot, indices: npt.NDArray[np.int64]
 ) -> tuple[Any, npt.NDArray[np.int64]]:
     """The rows that a value given for some episodes stands for, and how many each episode gets."""
-    lengths = snapshot.lengths[places]
-    with_final = lengths + snapshot.has_final[places]
+    lengths = snapshot.lengths[indices]
+    with_final = lengths + snapshot.has_final[indices]
     if field.ragged:
         return _ragged_rows_of(name, field, value, lengths, with_final)
     if field.state:
@@ -799,8 +799,8 @@ def _ragged_rows_of(
 
 def _complete_rows(name: str, field: Field, values: Any, snapshot: Snapshot, *, has_state: bool) -> Any:
     """All rows of a new field, the default in row T where no value is given for it."""
-    places = np.arange(len(snapshot), dtype=np.int64)
-    given, counts = _rows_of(name, field, values, snapshot, places)
+    indices = np.arange(len(snapshot), dtype=np.int64)
+    given, counts = _rows_of(name, field, values, snapshot, indices)
     taken = snapshot.lengths + has_state
     if isinstance(given, Ragged):
         edges, empty = np.cumsum([0, *counts]), Ragged.of_rows([field.default_value()], field.dtype, field.shape)

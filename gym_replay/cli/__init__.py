@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status.
 
     Args:
-        arguments: in the place of those of the process.
+        arguments: instead of those of the process.
 
     Example:
         >>> main(["info", "data/cartpole"])  # doctest: +SKIP

@@ -134,7 +134,7 @@ class NewFolder:
             parent.sync()
 
     def _exchange(self, old: WriterLock) -> None:
-        """Put the folder in the place of another one, which is in the hidden folder afterwards."""
+        """Put the folder where another one is, which is in the hidden folder afterwards."""
         if _swap(self.folder, self.target):
             if not old.is_of(self.folder):  # not what was locked: it goes back
                 _swap(self.folder, self.target)

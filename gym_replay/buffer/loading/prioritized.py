@@ -299,7 +299,7 @@ class PrioritizedSampler:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned; NumPy arrays in the place of its tensors are taken too.
+        """Go on from what :meth:`state_dict` returned; NumPy arrays instead of its tensors are taken too.
 
         Raises:
             FieldError: an entry is missing, or they do not fit one another. The sampler is then as it was.

@@ -1,4 +1,4 @@
-"""Creating a buffer's files: in an empty folder, in the place of an older buffer, or anew to clear it."""
+"""Creating a buffer's files: in an empty folder, instead of an older buffer, or anew to clear it."""
 
 from __future__ import annotations
 

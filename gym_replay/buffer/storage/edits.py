@@ -61,8 +61,8 @@ def compact_strings(writer: FolderWriter, snapshot: Snapshot) -> None:
         strings = StringWriter(change.create(STRINGS), 0)
         columns = {}
         for name in writer.metadata.text_fields:
-            places = [strings.put(encode_text(name, text)) for text in snapshot.meta(name).tolist()]
-            columns[meta_column(name)] = np.frombuffer(b"".join(places), np.int64)
+            offsets = [strings.put(encode_text(name, text)) for text in snapshot.meta(name).tolist()]
+            columns[meta_column(name)] = np.frombuffer(b"".join(offsets), np.int64)
         change.put_into_records(snapshot.slots, columns)
 
 

@@ -181,8 +181,8 @@ class OpenFiles:
         assert self.strings is not None
         if isinstance(texts, bytes):
             return self.strings.put(texts)
-        places = {text: self.strings.put(text) for text in dict.fromkeys(texts)}
-        return np.frombuffer(b"".join([places[text] for text in texts]), np.int64)
+        offsets = {text: self.strings.put(text) for text in dict.fromkeys(texts)}
+        return np.frombuffer(b"".join([offsets[text] for text in texts]), np.int64)
 
     # --- the end ---
 

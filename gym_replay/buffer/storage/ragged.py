@@ -125,8 +125,8 @@ class Ragged:
         if len(spans) == 0:
             return self._view(0)
         if spans.min() < 0 or spans.max() >= 1 << 60:
-            place = "" if self._path is None else f"{self._path}: "
-            raise CorruptBufferError(f"{place}no row has its elements at {spans.min()}, or {spans.max()} of them")
+            where = "" if self._path is None else f"{self._path}: "
+            raise CorruptBufferError(f"{where}no row has its elements at {spans.min()}, or {spans.max()} of them")
         # Rows without elements may lie past the end, where a damaged episode's elements were given up.
         return self._view(int(spans.sum(axis=1).max(initial=0, where=spans[:, 1] > 0)))
 

@@ -121,19 +121,19 @@ class Snapshot:
         values = self.stored_meta(name)
         return self._texts(values) if self.metadata.meta_fields[name].is_text else values
 
-    def _texts(self, places: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """The strings at these places, one per episode."""
+    def _texts(self, offsets: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """The strings at these offsets, one per episode."""
         try:
-            return read_strings(self.columns[STRINGS], places)
+            return read_strings(self.columns[STRINGS], offsets)
         except CorruptBufferError:
-            gone = (self.ids < self.counters.first) & (places != NO_TEXT)
+            gone = (self.ids < self.counters.first) & (offsets != NO_TEXT)
             if not gone.any():
                 raise
-        places[gone] = NO_TEXT  # their strings may have been overwritten
-        return self._texts(places)
+        offsets[gone] = NO_TEXT  # their strings may have been overwritten
+        return self._texts(offsets)
 
     def stored_meta(self, name: str) -> npt.NDArray[Any]:
-        """The same, of a string field the places of the strings."""
+        """A meta field's values as they are stored, of a string field the offsets of the strings."""
         if len(self.ids) == 0:
             info = self.metadata.meta_fields[name]
             return np.empty((0, *info.shape), info.dtype)
@@ -141,9 +141,9 @@ class Snapshot:
         values: npt.NDArray[Any] = table[meta_column(name)][self.slots]
         return values
 
-    def meta_of(self, place: int) -> dict[str, Any]:
+    def meta_of(self, index: int) -> dict[str, Any]:
         """The meta values of one episode, copied: arrays and NumPy scalars, and Python strings."""
-        slot = int(self.slots[place])
+        slot = int(self.slots[index])
         record = self.columns[EPISODES].view(slot + 1)[slot : slot + 1].copy()
         values = {}
         for name, info in self.metadata.meta_fields.items():
@@ -151,7 +151,7 @@ class Snapshot:
             try:
                 values[name] = read_string(self.columns[STRINGS], int(value[0])) if info.is_text else value[0]
             except CorruptBufferError:
-                self.require_live(int(self.ids[place]))
+                self.require_live(int(self.ids[index]))
                 raise
         return values
 
@@ -203,14 +203,14 @@ class FolderReader:
     ) -> None:
         self.folder = folder
         self.lazy = lazy
-        self._place: Folder = folder if directory is None else directory
+        self._source: Folder = folder if directory is None else directory
         self._for_copy = for_copy
         self._last: tuple[Revision, tuple[int, ...], Snapshot] | None = None
         self._revision = self._open_revision()
 
     def _open_revision(self) -> Revision:
         for attempt in range(ATTEMPTS):
-            opener = Opener(self.folder, self._place)
+            opener = Opener(self.folder, self._source)
             try:
                 if self._for_copy:
                     opener.keep(opener.metadata.columns)
@@ -346,9 +346,9 @@ class FolderReader:
             )
         return first, np.where(sound, counts, 0)
 
-    def end_of_strings(self, places: npt.NDArray[np.int64]) -> int:
-        """One past the last byte of the strings at these places."""
-        return StringWriter.end_of(self._revision.columns[STRINGS], places)
+    def end_of_strings(self, offsets: npt.NDArray[np.int64]) -> int:
+        """One past the last byte of the strings at these offsets."""
+        return StringWriter.end_of(self._revision.columns[STRINGS], offsets)
 
     def sync(self) -> None:
         """Have all files and their names on the disk before returning."""

@@ -57,7 +57,7 @@ class Opener:
 
     Args:
         folder: the buffer's.
-        place: the same, where it is held open.
+        source: where the files are opened: the folder, or the same one held open.
 
     Attributes:
         metadata: what the folder says of its buffer.
@@ -67,11 +67,11 @@ class Opener:
         CorruptBufferError: its metadata is damaged.
     """
 
-    def __init__(self, folder: Path, place: Folder) -> None:
-        self.folder, self.place = folder, place
+    def __init__(self, folder: Path, source: Folder) -> None:
+        self.folder, self.source = folder, source
         self._kept: dict[str, int] = {}
-        self._look = _look_at(place)  # before the file is read: one that comes in between is read again
-        self.metadata = parse_metadata(read_metadata_bytes(place), folder)
+        self._look = _look_at(source)  # before the file is read: one that comes in between is read again
+        self.metadata = parse_metadata(read_metadata_bytes(source), folder)
 
     def keep(self, paths: Iterable[str]) -> None:
         """Keep these files open until :meth:`release`, so that they can be read whatever comes instead of them."""
@@ -109,9 +109,9 @@ class Opener:
 
     def _open(self, path: str) -> int:
         for _ in range(ATTEMPTS):
-            current = current_path(self.place, self.metadata, path)
+            current = current_path(self.source, self.metadata, path)
             try:
-                return open_beneath(self.place, current, os.O_RDONLY)
+                return open_beneath(self.source, current, os.O_RDONLY)
             except FileNotFoundError:
                 if current == path:  # otherwise it was renamed after it had been looked for
                     raise
@@ -132,11 +132,11 @@ class Opener:
 
     def is_present(self) -> bool:
         """Whether no file of the revision was replaced so far."""
-        look = _look_at(self.place)
+        look = _look_at(self.source)
         if look is not None and look == self._look:
             return True
         try:
-            found = parse_metadata(read_metadata_bytes(self.place), self.folder)
+            found = parse_metadata(read_metadata_bytes(self.source), self.folder)
         except (BufferNotFoundError, CorruptBufferError):
             return False
         if (found.uuid, settled_number(found)) != (self.metadata.uuid, settled_number(self.metadata)):
@@ -168,12 +168,12 @@ class Revision:
 
     def __init__(self, opener: Opener, *, with_checksums: bool, lazy: bool) -> None:
         self.opener, self._lazy = opener, lazy
-        metadata, place = opener.metadata, opener.place
+        metadata, source = opener.metadata, opener.source
         open_counters = partial(opener.open, COUNTERS)
-        self.counters = Counters(place, COUNTERS, metadata.uuid, writable=False, opener=open_counters)
+        self.counters = Counters(source, COUNTERS, metadata.uuid, writable=False, opener=open_counters)
         self.counters.check()
         self.columns = {
-            path: Column(place, path, dtype, shape, opener=partial(opener.open, path))
+            path: Column(source, path, dtype, shape, opener=partial(opener.open, path))
             for path, (dtype, shape) in metadata.columns.items()
             if with_checksums or path != CHECKSUMS
         }

@@ -377,7 +377,7 @@ class FolderWriter:
         return files.capacity is not None and strings is not None and strings.end > files.most_strings
 
     def put_text(self, content: bytes) -> int:
-        """The place of a meta field's string, written if it is new."""
+        """The offset of a meta field's string, written if it is new."""
         self.begin_change()
         strings = self._files.strings
         assert strings is not None

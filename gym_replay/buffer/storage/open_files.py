@@ -167,7 +167,10 @@ class OpenFiles:
             content = record.encode(ids, starts, steps, block.flags, meta).tobytes()
         else:
             flags = [block.flags] * count if isinstance(block.flags, int) else block.flags.tolist()
-            own = values = [meta[name] for name in record.defaults]  # a recorder may know more than the buffer keeps
+            own = values = [  # a recorder may know more than the buffer keeps
+                values if isinstance(values := meta[name], bytes) else np.ascontiguousarray(values, dtype)
+                for name, dtype in record.dtypes.items()
+            ]
             content = b""
             for i, length in enumerate(lengths):
                 if count > 1:

@@ -113,6 +113,7 @@ class RecordFormat:
 
     Attributes:
         dtype: of one record.
+        dtypes: by meta field its dtype.
         defaults: by meta field the bytes of its default, or string.
     """
 
@@ -121,6 +122,7 @@ class RecordFormat:
         self.nbytes = self.dtype.itemsize
         self._salt = salt_of(uuid)
         self._columns = [(name, meta_column(name), bytes(info.nbytes)) for name, info in meta_fields.items()]
+        self.dtypes = {name: info.dtype for name, info in meta_fields.items()}
         self.defaults = {
             name: b"" if info.is_text else info.default_value().tobytes() for name, info in meta_fields.items()
         }

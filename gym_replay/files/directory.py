@@ -59,8 +59,8 @@ def refusal(error: OSError, path: Path | Directory | str, what: str) -> StorageE
     return StorageError(error.errno, f"{storage_error(error, path, 0).strerror}; {what}", str(path))
 
 
-def _open(path: Path, name: str | Path, flags: int, directory: int | None = None) -> int:
-    """``os.open`` of a new descriptor that no other program inherits; ``path`` is for the message.
+def _open(folder: Folder, relative: str, name: str | Path, flags: int, directory: int | None = None) -> int:
+    """``os.open`` of a new descriptor that no other program inherits; ``folder / relative`` is for the message.
 
     Raises:
         StorageError: there are no more descriptors, or no permission, which says nothing about the file.
@@ -69,7 +69,7 @@ def _open(path: Path, name: str | Path, flags: int, directory: int | None = None
         return os.open(name, flags | os.O_CLOEXEC, 0o666, dir_fd=directory)
     except OSError as error:
         if error.errno in NOT_THE_FILES_FAULT:
-            raise storage_error(error, path, 0) from error
+            raise storage_error(error, folder / relative, 0) from error
         raise
 
 
@@ -88,7 +88,7 @@ class Directory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = Descriptor(_open(path, path, _DIRECTORY))
+        self._file = Descriptor(_open(path, "", path, _DIRECTORY))
 
     @property
     def descriptor(self) -> int:
@@ -128,7 +128,7 @@ class Directory:
         directory = self.descriptor
         try:
             for parent in parents:
-                below = _open(self / parent, parent, _DIRECTORY | os.O_NOFOLLOW, directory)
+                below = _open(self, parent, parent, _DIRECTORY | os.O_NOFOLLOW, directory)
                 above, directory = directory, below
                 if above != self.descriptor:
                     os.close(above)
@@ -299,7 +299,7 @@ def exists_beneath(folder: Folder, relative: str) -> bool:
 def _open_plain(folder: Folder, relative: str, name: str, flags: int, directory: int | None = None) -> int:
     """Open a plain file that is no link, and for writing none that has a second name elsewhere."""
     try:
-        descriptor = _open(folder / relative, name, flags & ~os.O_TRUNC | _PLAIN, directory)
+        descriptor = _open(folder, relative, name, flags & ~os.O_TRUNC | _PLAIN, directory)
     except OSError as error:
         if error.errno in _LINK_ERRORS:
             raise _link_error(folder, relative) from None

@@ -92,7 +92,6 @@ class Counters:
         self, folder: Folder, relative: str, uuid: str, *, writable: bool, opener: Callable[[], int] | None = None
     ) -> None:
         self._folder, self._relative = folder, relative
-        self.path = folder / relative
         self._seeds = _seeds(uuid)
         try:
             flags = os.O_RDWR if writable else os.O_RDONLY
@@ -113,6 +112,11 @@ class Counters:
             os.close(descriptor)
         # A view of 64-bit numbers stores each with one instruction; format 'Q' is little-endian where this runs.
         self._words = whole[len(_HEADER) :].cast("Q")
+
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return self._folder / self._relative
 
     @staticmethod
     def create(folder: Directory, relative: str, uuid: str, *, first_id: int = 0, revision: int = 0) -> None:

@@ -277,7 +277,7 @@ class FolderReader:
 
     def _is_in_place(self, revision: Revision) -> bool:
         try:
-            return (self.folder / COUNTERS).stat().st_ino == revision.counters.inode
+            return os.stat(os.path.join(self.folder, COUNTERS)).st_ino == revision.counters.inode
         except FileNotFoundError:
             return False
 

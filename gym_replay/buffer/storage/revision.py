@@ -302,13 +302,14 @@ class Revision:
         if len(starts) == 0:
             return
         metadata = self.metadata
-        table = self.opener.folder / EPISODES
         if (lengths < 1).any() or (starts < 0).any() or lengths.max() >= 1 << 60 or starts.max() >= 1 << 60:
-            raise CorruptBufferError(f"{table}: a live episode has a negative start or no transition")
+            raise CorruptBufferError(
+                f"{self.opener.folder / EPISODES}: a live episode has a negative start or no transition"
+            )
         ends = starts + lengths + metadata.has_state
         order = np.argsort(starts, kind="stable") if metadata.circular else slice(None)
         if (starts[order][1:] < ends[order][:-1]).any():
-            raise CorruptBufferError(f"{table}: the rows of two live episodes overlap")
+            raise CorruptBufferError(f"{self.opener.folder / EPISODES}: the rows of two live episodes overlap")
         if not self._lazy:
             self._map_rows(int(ends.max()))
 

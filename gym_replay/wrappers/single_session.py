@@ -70,7 +70,7 @@ class Episode:
             self.stage.format.fields,
             self.stage.column,
             meta=self.noted,
-            episode_return=_return_of(self.stage, self.stage.pieces()),
+            episode_return=_return_of(self.stage),
             complete=self.is_complete,
         )
 
@@ -228,15 +228,20 @@ class SingleSession(Session[Episode]):
             forgotten()
 
 
-def _return_of(stage: Stage, pieces: Sequence[Piece]) -> Any:
-    """The sum of the rewards, one after another: a float, or an array for rewards of several values."""
+def _return_of(stage: Stage, pieces: Sequence[Piece] = ()) -> Any:
+    """The sum of the rewards, one after another: a float, or an array for rewards of several values.
+
+    ``pieces`` are those of the whole stage, where they are made already.
+    """
     length = len(stage)
     if stage.format.fields["reward"].shape:
         total: npt.NDArray[np.float64] = np.cumsum(stage.column("reward"), axis=0)[-1]
         return total + 0.0  # as if summed from 0.0 on: no -0.0
-    if stage.early is not None:
-        return float(np.cumsum(stage.column("reward"))[-1]) + 0.0
-    if length > _FEW:
+    if length <= _FEW and stage.early is None:
+        return float(deque(accumulate(stage.items("reward"), initial=0.0), 1)[0])
+    if pieces and stage.early is None:
         data = next(data for name, _, _, data in pieces if name == "reward")
-        return float(np.cumsum(np.frombuffer(data, np.float64, length))[-1]) + 0.0
-    return float(deque(accumulate(stage.items("reward"), initial=0.0), 1)[0])
+        rewards = np.frombuffer(data, np.float64, length)
+    else:
+        rewards = stage.column("reward")
+    return float(np.cumsum(rewards)[-1]) + 0.0

@@ -173,20 +173,26 @@ def test_there_must_be_a_buffer(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def killed_in_a_change(tmp_path, monkeypatch, **values):
+    """A folder as a process left it that was killed while it updated episode 0 of ``tmp_path / "data"``."""
+    real, calls = layout.write_metadata, 0
+
+    def write(folder, metadata):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            shutil.copytree(tmp_path / "data", tmp_path / "killed")
+        real(folder, metadata)
+
+    with make(tmp_path / "data") as buffer, monkeypatch.context() as patch:
+        patch.setattr(layout, "write_metadata", write)
+        buffer.update(0, **values)
+    return tmp_path / "killed"
+
+
 def test_an_interrupted_change_is_a_note_and_no_fault(tmp_path, monkeypatch):
-    with make(tmp_path / "data") as buffer:
-        real, calls = layout.write_metadata, 0
-
-        def write(folder, metadata):
-            nonlocal calls
-            calls += 1
-            if calls == 2:
-                shutil.copytree(tmp_path / "data", tmp_path / "killed")
-            real(folder, metadata)
-
-        monkeypatch.setattr(layout, "write_metadata", write)
-        buffer.update(0, action=[1, 2, 3])
-    report = check(tmp_path / "killed")
+    folder = killed_in_a_change(tmp_path, monkeypatch, action=[1, 2, 3])
+    report = check(folder)
     assert report.ok, str(report)
     assert len(report.notes) == 1
     assert "interrupted" in report.notes[0]
@@ -718,20 +724,7 @@ def test_a_repair_waits_for_no_writer(tmp_path):
 
 
 def test_a_repair_finishes_an_interrupted_change_first(tmp_path, monkeypatch):
-    with make(tmp_path / "data") as buffer:
-        real, calls = layout.write_metadata, 0
-
-        def write(folder, metadata):
-            nonlocal calls
-            calls += 1
-            if calls == 2:
-                shutil.copytree(tmp_path / "data", tmp_path / "killed")
-            real(folder, metadata)
-
-        monkeypatch.setattr(layout, "write_metadata", write)
-        buffer.update(0, action=[7, 7, 7])
-    monkeypatch.undo()
-    folder = tmp_path / "killed"
+    folder = killed_in_a_change(tmp_path, monkeypatch, action=[7, 7, 7])
     flip(folder, "steps/state.npy", HEADER + 8 * 5)
     assert check(folder, repair=True).dropped == ["episodes 1, whose rows are damaged"]
     assert list(folder.rglob("*.new")) == []

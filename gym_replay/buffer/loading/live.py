@@ -199,5 +199,4 @@ def _within(part: Snapshot, first: int, end: int) -> Snapshot:
     low, high = np.searchsorted(part.ids, (first, end)).tolist()
     if (low, high) == (0, len(part)):
         return part
-    names = ("ids", "slots", "starts", "lengths", "flags")
-    return replace(part, **{name: getattr(part, name)[low : max(low, high)] for name in names})
+    return part.only(slice(low, max(low, high)))

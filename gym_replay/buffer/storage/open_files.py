@@ -23,9 +23,6 @@ from gym_replay.buffer.storage.room import Room
 from gym_replay.buffer.storage.strings import STRINGS, StringWriter
 from gym_replay.files.directory import Directory
 
-FEW_RECORDS = 8
-"""Records up to which they are encoded faster one by one than as arrays ("8" of ``benchmarks.record_vector``)."""
-
 STRINGS_RUN = 1 << 20
 """Bytes of strings from which on those of a ring's episodes that have left are removed."""
 
@@ -132,7 +129,7 @@ class OpenFiles:
             column.reserve(start + rows)
         if self._power:
             _sync([*self.steps.values(), *self.elements.values()])
-        self._write_records(block, lengths, first_id, start)
+        self._write_records(block, first_id, start)
         if self._power:
             _sync([*([self.columns[STRINGS]] if self.strings else []), self.table])
         counters.put("next", first_id + len(lengths))
@@ -154,29 +151,14 @@ class OpenFiles:
         if fitting < len(rows):
             column.write(0, rows[fitting:])
 
-    def _write_records(self, block: Block, lengths: list[int], first_id: int, start: int) -> None:
+    def _write_records(self, block: Block, first_id: int, start: int) -> None:
         """Put the records of a block, whose rows begin at ``start``, into their slots."""
-        record, has_state, count = self.metadata.record, self.metadata.has_state, len(lengths)
+        record = self.metadata.record
         meta: dict[str, Any] = {**record.defaults, **block.meta}
         for name in self.metadata.text_fields:
             meta[name] = self._stored_strings(meta[name])
-        if count > FEW_RECORDS:
-            steps, ids = np.asarray(block.lengths), np.arange(first_id, first_id + count)
-            rows = steps + int(has_state)
-            starts = np.add.accumulate(rows) - rows + start
-            content = record.encode(ids, starts, steps, block.flags, meta).tobytes()
-        else:
-            flags = [block.flags] * count if isinstance(block.flags, int) else block.flags.tolist()
-            own = values = [  # a recorder may know more than the buffer keeps
-                values if isinstance(values := meta[name], bytes) else np.ascontiguousarray(values, dtype)
-                for name, dtype in record.dtypes.items()
-            ]
-            content = b""
-            for i, length in enumerate(lengths):
-                if count > 1:
-                    own = [value if isinstance(value, bytes) else value[i : i + 1] for value in values]
-                content += record.encode_one(first_id + i, start, length, flags[i], own)
-                start += length + has_state
+        has_state = self.metadata.has_state
+        content = record.encode(first_id, start, block.lengths, block.flags, meta, has_state=has_state)
         self.write_slots(self.table, first_id, content)
 
     def _stored_strings(self, texts: MetaColumn) -> Any:

@@ -46,16 +46,14 @@ _PENDING_ATTEMPTS = 30
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class Snapshot(Extents):
     """The live episodes at one moment, the oldest first.
 
     It keeps what is mapped of the files of its moment: where the buffer is cleared or updated later, that goes on to
     show what was, and rows that are not mapped yet raise BufferChangedError.
 
     Attributes:
-        ids, slots, starts, lengths: int64 ``(episodes,)``: id, table slot, first row and number of transitions T.
-        flags: uint8 ``(episodes,)``.
-        rows: how many rows of each column the episodes reach into.
+        ids, slots, starts, lengths, flags, rows: the episodes, as :class:`Extents` has them.
         choice: the part of the schema that ``metadata`` was limited to; None for all of it.
     """
 
@@ -63,12 +61,6 @@ class Snapshot:
     metadata: Metadata
     columns: Mapping[str, Column]
     counters: Counters
-    ids: npt.NDArray[np.int64]
-    slots: npt.NDArray[np.int64]
-    starts: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int64]
-    flags: npt.NDArray[np.uint8]
-    rows: int
     choice: Choice | None = None
 
     def __len__(self) -> int:
@@ -287,8 +279,7 @@ class FolderReader:
         seen = (counters.first, counters.next, counters.deletions)
         if last is not None and last[0] is revision and last[1] == seen:
             return last[2]
-        live = revision.live_episodes()
-        snapshot = Snapshot(self, revision.metadata, revision.columns, counters, *live)
+        snapshot = self._with(revision.live_episodes(), revision)
         self._last = revision, seen, snapshot
         return snapshot
 
@@ -311,8 +302,13 @@ class FolderReader:
             raise BufferChangedError(
                 f"{self.folder}: the buffer was cleared or edited since; call refresh() and make a new loader"
             )
-        snapshot = Snapshot(self, revision.metadata, revision.columns, revision.counters, *live)
+        snapshot = self._with(live, revision)
         return snapshot if choice is None else snapshot.limited_to(choice)
+
+    def _with(self, live: Extents, revision: Revision) -> Snapshot:
+        return Snapshot(
+            **vars(live), reader=self, metadata=revision.metadata, columns=revision.columns, counters=revision.counters
+        )
 
     def elements_of(
         self,

@@ -6,9 +6,10 @@ import os
 import time
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +32,12 @@ class OutdatedError(Exception):
     """The writer has switched files since these were opened."""
 
 
-class Extents(NamedTuple):
+@dataclass(frozen=True)
+class Extents:
     """The live episodes of one moment, the oldest first.
 
     Attributes:
-        ids, slots, starts, lengths: int64 ``(episodes,)``.
+        ids, slots, starts, lengths: int64 ``(episodes,)``: id, table slot, first row and number of transitions T.
         flags: uint8 ``(episodes,)``.
         rows: how many rows of each column the episodes reach into.
     """

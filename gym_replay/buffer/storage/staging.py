@@ -125,7 +125,6 @@ class Stage:
         last: the bytes that fields without items hold at the last transition, where it is not their default.
         longest: how many transitions there may be, for whoever adds them.
         watch: is given the pieces that were written early, when they were.
-        commit_id: the id under which a commit was begun.
         early: the rows that were written early.
     """
 
@@ -134,7 +133,6 @@ class Stage:
     longest = UNLIMITED
     last: Mapping[str, bytes] = _NONE
     watch: Callable[[Sequence[Piece]], None] | None = None
-    commit_id: int | None = None
     early: EarlyRows | None = None
 
     def __init__(

@@ -41,22 +41,27 @@ else:
 Folder: TypeAlias = str | os.PathLike[str] | ReplayBuffer
 
 
-class RecorderOptions(TypedDict, total=False):
-    """The keywords of both recorders; see :class:`gym_replay.RecordToBuffer`."""
+class RecordingOptions(TypedDict, total=False):
+    """The keywords of recorders that :func:`gym_replay.collect` has too; see :class:`gym_replay.RecordToBuffer`."""
 
-    max_episodes: int | None
     max_timesteps: int | None
-    max_steps: int | None
-    circular: bool
     overwrite: bool
     meta_fields: Mapping[str, FieldLike] | None
     extra_fields: Mapping[str, FieldLike] | None
     reward_shape: RewardShape | None
     dtypes: Mapping[str, Any] | None
     record_info: bool | Iterable[str]
-    on_incomplete: str
     on_episode: OnEpisode | None
     durability: str
+
+
+class RecorderOptions(RecordingOptions, total=False):
+    """The keywords of both recorders; see :class:`gym_replay.RecordToBuffer`."""
+
+    max_episodes: int | None
+    max_steps: int | None
+    circular: bool
+    on_incomplete: str
 
 
 _DEFAULTS: RecorderOptions = {

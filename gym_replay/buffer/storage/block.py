@@ -55,7 +55,7 @@ class Block(NamedTuple):
     """
 
     pieces: Iterable[Piece]
-    lengths: list[int] | npt.NDArray[np.int64]
+    lengths: Sequence[int]
     flags: int | npt.NDArray[np.uint8]
     meta: Mapping[str, MetaColumn]
     elements: Mapping[str, Sequence[int]] = MappingProxyType({})
@@ -67,22 +67,22 @@ class Block(NamedTuple):
     def of_rows(
         cls,
         rows: Mapping[str, npt.NDArray[Any] | Ragged],
-        lengths: list[int] | npt.NDArray[np.int64],
+        lengths: Sequence[int],
         flags: int | npt.NDArray[np.uint8],
         meta: Mapping[str, MetaColumn],
         *,
         sums_may_wait: bool = False,
     ) -> Block:
         """Episodes whose rows, one episode after another, are a contiguous array for each field."""
-        pieces: list[Piece] = []
+        pieces: list[Piece] = [
+            (name, False, 0, each.data) for name, each in rows.items() if isinstance(each, np.ndarray)
+        ]
         elements: dict[str, Sequence[int]] = {}
-        for name, values in rows.items():
-            if isinstance(values, Ragged):
-                counts, whole = values.compact()
+        for name, each in rows.items() if len(pieces) < len(rows) else ():
+            if isinstance(each, Ragged):
+                counts, whole = each.compact()
                 pieces += [(name, True, 0, whole.data), (name, False, 0, spans_of(counts).data)]
-                has_row_t = (len(counts) - int(np.sum(lengths))) // len(lengths)
+                has_row_t = (len(counts) - sum(lengths)) // len(lengths)
                 ends = np.cumsum(np.add(lengths, has_row_t))
                 elements[name] = np.add.reduceat(counts, [0, *ends[:-1]]).tolist()
-            else:
-                pieces.append((name, False, 0, values.data))
         return cls(pieces, lengths, flags, meta, elements, sums_may_wait=sums_may_wait)

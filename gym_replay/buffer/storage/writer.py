@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from threading import get_ident
 
-import numpy as np
-
 from gym_replay.buffer.storage.block import Block, EarlyRows, Piece
 from gym_replay.buffer.storage.checksums import Checksums
 from gym_replay.buffer.storage.columns import ColumnWriter
@@ -324,7 +322,7 @@ class FolderWriter:
         """
         self.begin_change()
         if self.is_limited:
-            self.room.require(len(block.lengths), int(np.max(block.lengths)), int(np.sum(block.lengths)))
+            self.room.require(len(block.lengths), max(block.lengths), sum(block.lengths))
         first_id = self.counters.next
         try:
             self._write(block, first_id)

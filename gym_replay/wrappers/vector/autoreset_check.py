@@ -80,7 +80,7 @@ class AutoresetCheck:
 
     def with_known_names(self, infos: Any) -> Any:
         """The infos, with last observations under the name that Gymnasium gives them."""
-        return _renamed(infos) if self.has_finals else infos
+        return _renamed(infos) if self.may_rename and self.has_finals else infos
 
     def note_start(self, columns: Mapping[str, Column]) -> None:
         """Observations of an explicit reset of all sub-environments."""

@@ -149,6 +149,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
     def _use_mode(self) -> None:
         mode = self._mode = self._check.mode
         self._is_same_step, self._is_disabled = mode is Autoreset.SAME_STEP, mode is Autoreset.DISABLED
+        self._is_checking = self._check.may_rename or not self._check.is_certain
 
     def _spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
         return self._sub.space("observation_space"), self._sub.space("action_space")
@@ -299,17 +300,14 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         terminated, truncated = self._flag("terminated", terminations), self._flag("truncated", truncations)
         staging.put(now, {"reward": rewards})
         done = terminated | truncated
-        was_on_hold = session.on_hold
-        if not self._check.is_certain:
-            self._look(infos, observations, rewards, done)
-        if self._check.may_rename:
-            infos = self._check.with_known_names(infos)
+        if self._is_checking:
+            infos = self._look(infos, observations, rewards, done)
         state, kinds, finals = session.state, None, None
-        has_done = 1 in done.tobytes()  # in a quarter of the time that NumPy takes to count them
-        if has_done or state.has_waiting or was_on_hold:
+        # Bytes are searched in a quarter of the time that NumPy takes to count them.
+        if 1 in done.tobytes() or state.has_waiting or state.ended:
             kinds = transition_kinds(self._mode, state.running, state.waiting, done)
-        if kinds is not None and has_done and self._is_same_step and kinds.ended.any():
-            finals = self._finals(np.flatnonzero(kinds.ended), infos, observations)
+            if self._is_same_step and 1 in kinds.ended.tobytes():
+                finals = self._finals(np.flatnonzero(kinds.ended), infos, observations)
         if self._infos is not None:
             ended = None if kinds is None else kinds.ended
             recorded = state.running if kinds is None else kinds.running | kinds.ended
@@ -320,9 +318,11 @@ class RecordToBuffer(Recorder, _VectorWrapper):
             self._warn_of_unreset(state.running)
         session.advance(kinds, rewards, (terminated, truncated), finals=finals, generators=generators, began=began)
 
-    def _look(self, infos: Any, observations: Any, rewards: npt.NDArray[Any], done: Mask) -> None:
-        """Look whether a step fits the autoreset mode."""
+    def _look(self, infos: Any, observations: Any, rewards: npt.NDArray[Any], done: Mask) -> Any:
+        """Look whether a step fits the autoreset mode, as long as that is not certain; the infos with known names."""
         session, state, check = self._session, self._session.state, self._check
+        if check.is_certain:
+            return check.with_known_names(infos)
         try:
             if state.has_waiting or check.is_pending:
                 before, after = (
@@ -340,6 +340,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         self._use_mode()
         if len(ended) and check.holds_commits:
             session.on_hold, session.trusts_last = True, check.is_declared
+        return check.with_known_names(infos)
 
     def _fitted_rewards(self, rewards: Any) -> npt.NDArray[Any]:
         """Rewards as floats, ``(num_envs, *reward shape)``."""

@@ -12,9 +12,8 @@ from typing import Any, Literal
 
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.epochs import EpochDataset, EpochSampler
-from gym_replay.buffer.loading.formats import Formatted, format_options
+from gym_replay.buffer.loading.formats import Formatted, checked_format
 from gym_replay.buffer.loading.goals import GoalSampler
-from gym_replay.buffer.loading.live import LiveDataset
 from gym_replay.buffer.loading.options import (
     OF_DATASETS,
     OF_LOADERS,
@@ -26,8 +25,6 @@ from gym_replay.buffer.loading.options import (
 from gym_replay.buffer.loading.ordering import OrderOptions
 from gym_replay.buffer.loading.replay_loader import ReplayLoader
 from gym_replay.buffer.loading.samples import Boundaries, Description, Names, crop, n_step, timestep, trajectory, window
-from gym_replay.buffer.loading.selection import Condition, Episodes
-from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
 from gym_replay.errors import FieldError
 
@@ -77,10 +74,8 @@ def make_dataset(
     parts: Sequence[Snapshot],
     kind: str,
     *,
-    filter_meta: Mapping[str, Condition] | None = None,
-    episodes: Episodes | None = None,
-    only: Sequence[str] | None = None,
     batch_format: Formatted | None = None,
+    only: Sequence[str] | None = None,
     **options: Any,
 ) -> ReplayDataset:
     """The dataset of one kind over snapshots.
@@ -90,13 +85,11 @@ def make_dataset(
         EmptyBufferError: there is no sample.
     """
     _check_options(kind, options, OF_DATASETS)
+    options["only"] = only
     if batch_format is not None:
-        if only is not None:
-            raise FieldError("batch_format and to_named_tuple exclude one another: a format has names of its own")
-        options = format_options(batch_format, kind, options, parts)
-    source = Source(parts, filter_meta=filter_meta, episodes=episodes)
-    description = KINDS[kind](source, **{name: options.pop(name) for name in OF_KIND[kind] & options.keys()})
-    return ReplayDataset(source, description, only=only, **options)
+        batch_format, options = checked_format(batch_format, kind, options, parts[0].metadata.fields)
+    describe = partial(KINDS[kind], **{name: options.pop(name) for name in OF_KIND[kind] & options.keys()})
+    return ReplayDataset(parts, describe, batch_format=batch_format, **options)
 
 
 def make_loader(buffer: HasSnapshots, kind: str, batch_size: int, **options: Any) -> ReplayLoader:
@@ -115,17 +108,12 @@ def make_loader(buffer: HasSnapshots, kind: str, batch_size: int, **options: Any
     device, only = options.pop("device", None), options.pop("to_named_tuple", None)
     gathered = only if only is None or order.sampler is None else [n for n in only if n not in _OF_PRIORITIES]
     dataset = make_dataset(buffer.snapshots(), kind, only=gathered, **options)
-    live = None
-    if order.refresh is not None:
-        if order.sampler is not None and len(dataset.source.parts) > 1:
-            raise FieldError("sampler: with refresh, it follows one buffer; make a loader for each")
-        if dataset.normalized is not None:  # statistics are taken once, not of each snapshot anew
-            options["normalize"] = dataset.normalized
-        live = LiveDataset(dataset, partial(make_dataset, kind=kind, only=gathered, **options))
-    sampler = EpochSampler(dataset, order, live, torch_options.get("generator"))
+    if order.refresh is not None and order.sampler is not None and len(dataset.source.parts) > 1:
+        raise FieldError("sampler: with refresh, it follows one buffer; make a loader for each")
+    sampler = EpochSampler(dataset, order, torch_options.get("generator"))
     if order.shuffle == "block":
         dataset.source.rows.expect_blocks()
-    return ReplayLoader(EpochDataset(live or dataset, sampler, only), device=device, **torch_options)
+    return ReplayLoader(EpochDataset(dataset, sampler, only), device=device, **torch_options)
 
 
 def trajectory_loader(

@@ -168,6 +168,6 @@ class OrderOptions:
 
 def _sample_bytes(dataset: ReplayDataset) -> float:
     """Bytes on the disk for each further sample: rows of the selected episodes over samples, times bytes of a row."""
-    fields = [dataset.source.fields[name] for name in dataset.read_fields]
+    fields = [dataset.source.fields[name] for name in dataset.entries.read_fields]
     row = sum(field.nbytes for field in fields if not field.ragged) + sum(16 for field in fields if field.ragged)
     return row * max(1.0, float(dataset.source.lengths.sum()) / max(len(dataset), 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, La
 from gym_replay.buffer.loading.formats import BatchFormat
 from gym_replay.buffer.loading.live import Bounds, Folders, Numbering, bounds_of, intersection
 from gym_replay.buffer.loading.nesting import BatchNames
-from gym_replay.buffer.loading.order import BlockDraw, Draw, LiveEpisodes, Moment, PriorityDraw, checked_epoch
+from gym_replay.buffer.loading.order import BlockDraw, Draw, LiveEpisodes, Moment, PriorityDraw, checked_integer
 from gym_replay.buffer.loading.plans import Anchors, Floats, Ints, draw
 from gym_replay.buffer.loading.relative_rows import BatchSamples, RelativeRows
 from gym_replay.buffer.loading.samples import Description
@@ -186,11 +187,11 @@ class ReplayDataset(Dataset[Batch]):
         source.rows.expect(entries.read_fields)
         normalized = resolve(self._normalize, source)
         transform = self._transform if self._format is None else self._format.after(self._transform, parts)
-        delivery = Delivery(**self._delivered_as, normalize=normalized, transform=transform)
-        delivery.bind(entries.shown)
+        deliver = partial(Delivery, entries.shown, **self._delivered_as, transform=transform)
+        self._delivery = deliver(normalize=normalized)
         self.source, self.anchors, self.entries = source, anchors, entries
         self.normalized = self._normalize = normalized
-        self._delivery = delivery
+        self._deliver = deliver
         self.numbering = Numbering(source, anchors, bounds, version)
 
     def renew(self, within: Bounds | None = None, gather: Callable[[Any], list[Any]] = lambda own: [own]) -> bool:
@@ -251,14 +252,13 @@ class ReplayDataset(Dataset[Batch]):
         Raises:
             FieldError: the epoch or the seed is no such integer.
         """
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer, type(None))):
-            raise FieldError(f"seed: expected an integer or None, got {seed!r}")
-        self._moment.set(self._moment.seed if seed is None else int(seed), checked_epoch(epoch))
+        seed = self._moment.seed if seed is None else checked_integer("seed", seed, -math.inf)
+        self._moment.set(seed, checked_integer("epoch", epoch, end=2**64))
 
     def normalize_with(self, statistics: Resolved) -> None:
         """Normalize with these statistics, of the same fields as so far."""
         self.normalized = self._normalize = statistics
-        self._delivery.normalize_with(statistics)
+        self._delivery = self._deliver(normalize=statistics)
 
     # --- one batch ---
 

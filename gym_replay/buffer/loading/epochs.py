@@ -19,7 +19,7 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 from gym_replay.buffer.loading.collate import named_tuple_class
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.live import Bounds
-from gym_replay.buffer.loading.order import Draw, Moment, Order, PriorityDraw, checked_epoch
+from gym_replay.buffer.loading.order import Draw, Moment, Order, PriorityDraw, checked_integer
 from gym_replay.buffer.loading.ordering import OrderOptions, Ranks, group_ranks
 from gym_replay.buffer.loading.prioritized import PriorityOrder
 from gym_replay.errors import FieldError
@@ -104,12 +104,12 @@ class EpochSampler(Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be this epoch; where it is already, the rest of one that is gone on with stays."""
-        if checked_epoch(epoch) != self.epoch and not self.repeats_epoch:
+        if checked_integer("epoch", epoch, end=2**64) != self.epoch and not self.repeats_epoch:
             self.go_to(epoch)
 
     def go_to(self, epoch: int, start: int = 0, pending: Sequence[PriorityDraw] = ()) -> None:
         """Let the next iteration be this epoch, from this batch on, where these were drawn by priority already."""
-        self.epoch, self._start, self._pending = checked_epoch(epoch), start, pending
+        self.epoch, self._start, self._pending = checked_integer("epoch", epoch, end=2**64), start, pending
         self._within = None
 
     def resume(
@@ -359,7 +359,7 @@ class EpochDataset(Dataset[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """Let positions be those of this epoch, for a DataLoader that has another sampler."""
-        self.sampler.moment.set(self.sampler.moment.seed, checked_epoch(epoch))
+        self.sampler.moment.set(self.sampler.moment.seed, checked_integer("epoch", epoch, end=2**64))
 
     def in_turn(self, epoch: Epoch) -> Iterator[Any]:
         """The batches of an epoch; where nothing depends on when they are drawn, several are gathered together."""

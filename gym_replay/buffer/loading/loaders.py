@@ -116,6 +116,11 @@ def make_loader(buffer: HasSnapshots, kind: str, batch_size: int, **options: Any
     return ReplayLoader(EpochDataset(dataset, sampler, only), device=device, **torch_options)
 
 
+def _loader_of(kind: str, given: dict[str, Any]) -> ReplayLoader:
+    """The loader of one kind of sample, with the arguments of the function that is named after it."""
+    return make_loader(kind=kind, **given.pop("options"), **given)
+
+
 def trajectory_loader(
     buffer: HasSnapshots,
     batch_size: int,
@@ -149,18 +154,7 @@ def trajectory_loader(
         >>> batch["observation"].shape, batch["_mask"].shape, batch["_lens"].shape
         (torch.Size([8, 20, 4]), torch.Size([8, 20]), torch.Size([8]))
     """
-    return make_loader(
-        buffer,
-        "trajectory",
-        batch_size,
-        fields=fields,
-        next_fields=next_fields,
-        return_mask=return_mask,
-        return_indices=return_indices,
-        return_episode_lens=return_episode_lens,
-        slice_by_episode_len=slice_by_episode_len,
-        **options,
-    )
+    return _loader_of("trajectory", locals())
 
 
 def timestep_loader(
@@ -190,15 +184,7 @@ def timestep_loader(
         >>> len(loader), next(iter(loader))["observation"].shape
         (5, torch.Size([32, 4]))
     """
-    return make_loader(
-        buffer,
-        "timestep",
-        batch_size,
-        fields=fields,
-        goal_sampler=goal_sampler,
-        return_indices=return_indices,
-        **options,
-    )
+    return _loader_of("timestep", locals())
 
 
 def n_step_loader(
@@ -248,21 +234,7 @@ def n_step_loader(
         >>> batch["next_observation"].shape, batch["n_step_return"].shape
         (torch.Size([32, 4]), torch.Size([32]))
     """
-    return make_loader(
-        buffer,
-        "n_step",
-        batch_size,
-        n_steps=n_steps,
-        current_fields=current_fields,
-        next_fields=next_fields,
-        sequence_fields=sequence_fields,
-        discount=discount,
-        reward_field=reward_field,
-        terminated_field=terminated_field,
-        goal_sampler=goal_sampler,
-        return_indices=return_indices,
-        **options,
-    )
+    return _loader_of("n_step", locals())
 
 
 def window_loader(
@@ -311,19 +283,7 @@ def window_loader(
         >>> next(iter(window_loader(buffer, 32, offsets=chunks, fields=(), shuffle=True)))["action"].shape
         torch.Size([32, 16])
     """
-    return make_loader(
-        buffer,
-        "window",
-        batch_size,
-        length=length,
-        offsets=offsets,
-        fields=fields,
-        stride=stride,
-        boundary=boundary,
-        goal_sampler=goal_sampler,
-        return_indices=return_indices,
-        **options,
-    )
+    return _loader_of("window", locals())
 
 
 def crop_loader(
@@ -365,16 +325,4 @@ def crop_loader(
         >>> batch["observation"].shape, batch["_burn_in_mask"].shape
         (torch.Size([4, 12, 4]), torch.Size([4, 12]))
     """
-    return make_loader(
-        buffer,
-        "crop",
-        batch_size,
-        crop=crop,
-        burn_in=burn_in,
-        stride=stride,
-        pad=pad,
-        fields=fields,
-        next_fields=next_fields,
-        return_indices=return_indices,
-        **options,
-    )
+    return _loader_of("crop", locals())

@@ -8,8 +8,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, SequentialSampler
 
@@ -18,6 +16,7 @@ from gym_replay.buffer.loading.devices import check_device, on_device
 from gym_replay.buffer.loading.epochs import DrawSampler, Epoch, EpochDataset, EpochSampler, unwrap
 from gym_replay.buffer.loading.options import REFUSED
 from gym_replay.buffer.loading.order import PriorityDraw
+from gym_replay.buffer.loading.prioritized import as_array
 from gym_replay.buffer.loading.statistics import Resolved, from_state, to_state
 from gym_replay.errors import FieldError
 
@@ -186,9 +185,9 @@ class ReplayLoader(DataLoader[Batch]):
         if sampler.options.sampler is not None:
             sampler.options.sampler.load_state_dict(state["sampler"])
             for taken, weights, first in state["pending"]:
-                samples = _array(taken)
+                samples = as_array(taken)
                 pending.append(
-                    PriorityDraw(samples, seed, epoch, int(first), True, weights=_array(weights), names=samples)
+                    PriorityDraw(samples, seed, epoch, int(first), True, weights=as_array(weights), names=samples)
                 )
         within = None
         if sampler.is_live and batch:
@@ -211,7 +210,3 @@ class ReplayLoader(DataLoader[Batch]):
         if before is not None and to_state(before) != to_state(mine):
             self.dataset.samples.normalize_with(before)
             self._iterator = None  # persistent workers have the others
-
-
-def _array(values: Any) -> npt.NDArray[Any]:
-    return np.asarray(torch.as_tensor(values).cpu())

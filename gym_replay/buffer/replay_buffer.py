@@ -39,6 +39,7 @@ from gym_replay.files.directory import refusal
 from gym_replay.files.folders import folder_of
 from gym_replay.files.garbage import finalize
 from gym_replay.files.lock import WriterLock
+from gym_replay.notices import tell_once
 from gym_replay.schema.fields import (
     Field,
     FieldLike,
@@ -122,6 +123,8 @@ class ReplayBuffer(Readable):
             "max_steps": _limit(max_steps),
         }
         self._open(folder, config, overwrite=overwrite, read_only=read_only, durability=durability)
+        if fields is not None and not read_only:
+            self.tell_of_episodes()
 
     def _open(
         self,
@@ -252,6 +255,15 @@ class ReplayBuffer(Readable):
         if self._writer is not None and not self._closed and self._writer.is_settled:
             return self._writer.room.num_steps
         return super().num_steps
+
+    def tell_of_episodes(self) -> None:
+        """Where there are episodes already, say once that others will be appended to them."""
+        if count := self.num_episodes:
+            tell_once(
+                str(self._folder),
+                f"{self._folder} has {count} episodes already, to which new ones are appended; overwrite=True replaces "
+                "them",
+            )
 
     def refresh(self) -> None:
         """See what another process committed, evicted or changed since."""

@@ -176,6 +176,8 @@ class Recorder(gym.utils.RecordConstructorArgs):
         observation, action = trees_of(observation_space, action_space, options["dtypes"] or {})
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
         self._buffer = open_for(observation, action, spec, buffer, options, declared=declared_shape(env))
+        if self._owns_buffer:
+            self._buffer.tell_of_episodes()
         fields = self._buffer.metadata.fields
         core = core_fields(observation, action, ())
         self._reward_field = fields["reward"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields as fields_of
 from functools import partial
@@ -123,6 +124,14 @@ def make_loader(buffer: HasSnapshots, kind: str, batch_size: int, **options: Any
             options["normalize"] = dataset.normalized
         live = LiveDataset(dataset, partial(make_dataset, kind=kind, only=gathered, **options))
     sampler = EpochSampler(dataset, order, live, torch_options.get("generator"))
+    if not len(sampler.of_this_rank()):
+        ranks = order.ranks().world_size
+        shared = f" on each of {ranks} ranks" if ranks > 1 else ""
+        warnings.warn(
+            f"an epoch has no batch: drop_last=True, and there are {len(dataset)} samples for batches of {batch_size}"
+            f"{shared}; pass a smaller batch_size or drop_last=False",
+            stacklevel=3,
+        )
     if order.shuffle == "block":
         dataset.source.rows.expect_blocks()
     return ReplayLoader(EpochDataset(live or dataset, sampler, only), device=device, **torch_options)

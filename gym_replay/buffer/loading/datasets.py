@@ -121,6 +121,7 @@ class ReplayDataset(Dataset[Batch]):
             if any(outputs):
                 self._entries.append((name, rows, outputs))
         self.read_fields = {name for name, _, _ in self._entries}
+        source.require_up_to_date(self.read_fields)
         source.rows.expect(self.read_fields)
         self.is_divisible = description.is_divisible and not any(fields[name].ragged for name in self.read_fields)
 
@@ -284,6 +285,7 @@ def _only(values: Any) -> Any:
 
 
 def _filter(source: Source, anchors: Anchors, conditions: Mapping[str, Condition]) -> Anchors:
+    source.require_up_to_date(list(conditions))
     rows = anchors.find(np.arange(len(anchors), dtype=np.int64)).rows
     mask = np.ones(len(rows), np.bool_)
     for name, condition in conditions.items():

@@ -184,6 +184,7 @@ class ReplayDataset(Dataset[Batch]):
         if len(anchors) == 0:
             raise EmptyBufferError("no sample to load: the selected episodes have no step of this kind")
         entries = Entries(source, description, **self._named)
+        source.require_up_to_date(entries.read_fields)
         source.rows.expect(entries.read_fields)
         normalized = resolve(self._normalize, source)
         transform = self._transform if self._format is None else self._format.after(self._transform, parts)
@@ -379,6 +380,7 @@ def _only(values: Any) -> Any:
 
 
 def _filter(source: Source, anchors: Anchors, conditions: Mapping[str, Condition]) -> Anchors:
+    source.require_up_to_date(list(conditions))
     rows = anchors.find(np.arange(len(anchors), dtype=np.int64)).rows
     mask = np.ones(len(rows), np.bool_)
     for name, condition in conditions.items():

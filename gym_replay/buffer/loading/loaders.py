@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields as fields_of
 from functools import partial
@@ -111,6 +112,14 @@ def make_loader(buffer: HasSnapshots, kind: str, batch_size: int, **options: Any
     if order.refresh is not None and order.sampler is not None and len(dataset.source.parts) > 1:
         raise FieldError("sampler: with refresh, it follows one buffer; make a loader for each")
     sampler = EpochSampler(dataset, order, torch_options.get("generator"))
+    if not len(sampler.of_this_rank()):
+        ranks = order.ranks().world_size
+        shared = f" on each of {ranks} ranks" if ranks > 1 else ""
+        warnings.warn(
+            f"an epoch has no batch: drop_last=True, and there are {len(dataset)} samples for batches of {batch_size}"
+            f"{shared}; pass a smaller batch_size or drop_last=False",
+            stacklevel=4,
+        )
     if order.shuffle == "block":
         dataset.source.rows.expect_blocks()
     return ReplayLoader(EpochDataset(dataset, sampler, only), device=device, **torch_options)

@@ -125,7 +125,7 @@ def make_loader(buffer: HasSnapshots, kind: str, batch_size: int, **options: Any
     return ReplayLoader(EpochDataset(dataset, sampler, only), device=device, **torch_options)
 
 
-def _loader_of(kind: str, given: dict[str, Any]) -> ReplayLoader:
+def loader_of(kind: str, given: dict[str, Any]) -> ReplayLoader:
     """The loader of one kind of sample, with the arguments of the function that is named after it."""
     return make_loader(kind=kind, **given.pop("options"), **given)
 
@@ -163,7 +163,7 @@ def trajectory_loader(
         >>> batch["observation"].shape, batch["_mask"].shape, batch["_lens"].shape
         (torch.Size([8, 20, 4]), torch.Size([8, 20]), torch.Size([8]))
     """
-    return _loader_of("trajectory", locals())
+    return loader_of("trajectory", locals())
 
 
 def timestep_loader(
@@ -193,7 +193,7 @@ def timestep_loader(
         >>> len(loader), next(iter(loader))["observation"].shape
         (5, torch.Size([32, 4]))
     """
-    return _loader_of("timestep", locals())
+    return loader_of("timestep", locals())
 
 
 def n_step_loader(
@@ -243,7 +243,7 @@ def n_step_loader(
         >>> batch["next_observation"].shape, batch["n_step_return"].shape
         (torch.Size([32, 4]), torch.Size([32]))
     """
-    return _loader_of("n_step", locals())
+    return loader_of("n_step", locals())
 
 
 def window_loader(
@@ -292,7 +292,7 @@ def window_loader(
         >>> next(iter(window_loader(buffer, 32, offsets=chunks, fields=(), shuffle=True)))["action"].shape
         torch.Size([32, 16])
     """
-    return _loader_of("window", locals())
+    return loader_of("window", locals())
 
 
 def crop_loader(
@@ -334,4 +334,4 @@ def crop_loader(
         >>> batch["observation"].shape, batch["_burn_in_mask"].shape
         (torch.Size([4, 12, 4]), torch.Size([4, 12]))
     """
-    return _loader_of("crop", locals())
+    return loader_of("crop", locals())

@@ -72,7 +72,7 @@ class Encoders:
         self.names = tuple(sorted(metadata.fields, key=lambda name: metadata.fields[name].state))
         self.num_states = sum(info.state for info in metadata.fields.values())
         self._fields = [
-            (name, make_encoder(name, metadata.fields[name]), metadata.fields[name].default_value().tobytes())
+            (name, make_encoder(name, metadata.fields[name]), metadata.fields[name].stored.default_value().tobytes())
             for name in self.names
         ]
         self._meta = {name: make_encoder(name, info) for name, info in metadata.meta_fields.items()}
@@ -463,7 +463,7 @@ def _commit_rows(
             for where, values in given[name]:
                 column[:, where] = values
             rows[name] = column.reshape(size * count, *info.shape)
-    writer.commit(Block.of_rows(rows, lengths, flags, meta))
+    writer.commit(Block.of_rows(metadata.fields, rows, lengths, flags, meta))
 
 
 def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, Any], *, complete: bool = True) -> None:

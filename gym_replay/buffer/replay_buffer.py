@@ -45,6 +45,7 @@ from gym_replay.schema.fields import (
     fit,
     parse_field,
     parse_fields,
+    require_codecs,
     stack_episodes,
     to_array,
 )
@@ -327,6 +328,7 @@ class ReplayBuffer(Readable):
         Raises:
             BufferClosedError, ReadOnlyError: nothing is written through this object.
             BufferLockedError: another writer, or another thread, writes to the folder.
+            MissingExtraError: a field has a codec of a package that is not installed.
         """
         writer = self._writer
         if writer is None:
@@ -335,6 +337,7 @@ class ReplayBuffer(Readable):
                 raise ReadOnlyError(
                     errno.EROFS, "the buffer was opened with read_only=True; open it without", str(self._folder)
                 )
+            require_codecs(self.metadata.fields)
             writer = FolderWriter(self._folder, durability=self._durability, uuid=self.metadata.uuid)
             self._own(writer)
         writer.check_owner()
@@ -517,8 +520,10 @@ class ReplayBuffer(Readable):
                 meta[name] = self._meta_values(name, info, value, len(indices), single=single)
             else:
                 info = self._known(name)
+                if info.has_elements:
+                    kind = "ragged field" if info.ragged else "field with a codec,"
+                    self.slot.require_free(f"update of the {kind} {name!r}")
                 if info.ragged:
-                    self.slot.require_free(f"update of the ragged field {name!r}")
                     value = [value] if single else value
                 elif single:
                     value = to_array(value, name)[None]

@@ -25,7 +25,7 @@ class BoundsCheck:
     """Compares rows with the bounds of their spaces, some time after they were written.
 
     Args:
-        leaves: the fields; those that are ragged, or whose dtype has no other values, are not compared.
+        leaves: the fields; those that are ragged or have a codec, or whose dtype has no other values, are not compared.
 
     Attributes:
         counts: by field, how many rows were outside.
@@ -127,7 +127,7 @@ def _bounds_of(leaf: Leaf) -> tuple[_Array, _Array] | None:
     None where every value of the dtype is inside, and of fields that are not compared.
     """
     bounds, dtype = standard_node(leaf.space).bounds(leaf.space), leaf.field.dtype
-    if bounds is None or leaf.field.ragged or not leaf.field.nbytes:
+    if bounds is None or leaf.field.has_elements or not leaf.field.nbytes:
         return None
     if dtype.kind == "b" or dtype != leaf.space.dtype:  # another storage dtype rounds, and may round out of the bounds
         return None

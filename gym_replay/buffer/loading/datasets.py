@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
+from gym_replay.buffer.loading.gather import Array
 from gym_replay.buffer.loading.nesting import BatchNames
 from gym_replay.buffer.loading.order import BlockDraw, Draw, Moment, PriorityDraw, checked_epoch
 from gym_replay.buffer.loading.plans import Anchors, Floats, Ints, draw
@@ -121,6 +122,10 @@ class ReplayDataset(Dataset[Batch]):
             if any(outputs):
                 self._entries.append((name, rows, outputs))
         self.read_fields = {name for name, _, _ in self._entries}
+        self._encoded: dict[str, list[tuple[RelativeRows, str]]] = {}
+        for name, rows, (output, *_) in self._entries:
+            if fields[name].codec is not None:
+                self._encoded.setdefault(name, []).append((rows, output))
         source.rows.expect(self.read_fields)
         self.is_divisible = description.is_divisible and not any(fields[name].ragged for name in self.read_fields)
 
@@ -204,10 +209,12 @@ class ReplayDataset(Dataset[Batch]):
 
     def _gather(self, batch: BatchSamples) -> Arrays:
         arrays = Arrays()
+        decoded = self._decoded(batch)
         for name, rows, outputs in self._entries:
             located = batch.once(rows)
             if len(outputs) == 1:
-                arrays[outputs[0]] = located.take(self.source, name)
+                array = decoded.get(outputs[0])
+                arrays[outputs[0]] = located.take(self.source, name) if array is None else array
                 if located.shown is not None:
                     arrays.valid[outputs[0]] = located.shown
             else:
@@ -219,6 +226,15 @@ class ReplayDataset(Dataset[Batch]):
         for name, output in self._meta:
             arrays[output] = self.source.meta(name)[batch.samples.episodes]
         return arrays
+
+    def _decoded(self, batch: BatchSamples) -> dict[str, Array]:
+        """The entries of fields with a codec by their outputs: a row that several of them have is decoded once."""
+        found: dict[str, Array] = {}
+        for name, entries in self._encoded.items():
+            located = [batch.once(rows) for rows, _ in entries]
+            arrays = self.source.rows.take_encoded(name, [(one.rows, one.shown) for one in located])
+            found |= {output: array for (_, output), array in zip(entries, arrays, strict=True)}
+        return found
 
     def _randoms(self, asked: Draw, count: int, episodes: Ints, steps: Ints) -> Floats:
         """So many numbers from [0, 1) for each sample, ``(count, samples)``; other ones in each epoch.

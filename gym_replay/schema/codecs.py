@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import struct
+import threading
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -26,6 +28,10 @@ IMAGE_CODECS = "imagecodecs"
 _IMAGE_PREFIX = IMAGE_CODECS + "_"
 LARGEST_ROW = 1 << 30
 """Bytes of a decoded row, at most: a few stored bytes may stand for as many."""
+
+
+_MOST_HEADS = 64
+_LEAST_WINDOW = 1 << 23
 
 
 class UndecodableError(ValueError):
@@ -197,53 +203,53 @@ class Codec:
 
     Example:
         >>> codec = Codec(parse_codec("zstd"), np.dtype("uint8"), (210, 160, 3))
-        >>> row, out = codec.encode(np.zeros((210, 160, 3), np.uint8)), np.ones((210, 160, 3), np.uint8)
-        >>> codec.decode(row, out)
-        >>> len(row) < 50, out.any()
-        (True, np.False_)
+        >>> row, rows = codec.encode(np.zeros((210, 160, 3), np.uint8)), np.ones((2, 210, 160, 3), np.uint8)
+        >>> codec.decode(row, codec.targets(rows)[1])
+        >>> len(row) < 50, rows[0].any(), rows[1].any()
+        (True, np.True_, np.False_)
     """
 
     def __init__(self, config: CodecConfig, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         self._kind, self._name = _KINDS[config["id"]], short_name(config)
-        self._codec = _made(config)
-        self._nbytes = dtype.itemsize * math.prod(shape)
+        self._dtype, nbytes = dtype, dtype.itemsize * math.prod(shape)
+        self._codec = _made(config, nbytes)
+        self._is_image = bool(self._kind.channels)
         # An image of one channel is encoded without the axis.
-        is_image = bool(self._kind.channels)
-        self._seen = shape[:2] if is_image and shape[2:] == (1,) else shape
+        self._seen = shape[:2] if self._is_image and shape[2:] == (1,) else shape
         pixels = (*shape[:2], *(shape[2:] or (1,))), dtype.name
-        self._expected: Any = pixels if is_image else self._nbytes
-        self._dtype, self._is_image = dtype, is_image
+        self._expected: Any = pixels if self._is_image else nbytes
         self._sound_heads: set[bytes] = set()
 
     def encode(self, row: npt.NDArray[Any] | bytes) -> bytes:
         """A row as it is stored, of an array ``(*shape)`` or its bytes."""
         if isinstance(row, bytes):
             row = np.frombuffer(row, self._dtype)
-        if self._is_image:
-            row = np.ascontiguousarray(row.reshape(self._seen))
-        else:
-            row = np.ascontiguousarray(row).reshape(-1).view(np.uint8)
-        return bytes(self._codec.encode(row))
+        return bytes(self._codec.encode(self.targets(np.ascontiguousarray(row)[None])[0]))
 
-    def decode(self, row: bytes, out: npt.NDArray[Any]) -> None:
-        """Decode a row into ``out``, contiguous ``(*shape)`` of the field's dtype.
+    def targets(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Contiguous rows ``(rows, *shape)``, or of one axis each, as an array over the same memory.
+
+        Each of its elements is what :meth:`decode` takes.
+        """
+        if self._is_image:
+            return rows.reshape(len(rows), *self._seen)
+        return rows.reshape(len(rows), -1).view(np.uint8)
+
+    def decode(self, row: bytes, target: npt.NDArray[Any]) -> None:
+        """Decode a row into one of the :meth:`targets`.
 
         Raises:
             UndecodableError: it is damaged, or says that it is of another size; then nothing was decoded.
         """
-        self._check_size(row)
+        head = row[: self._kind.head]
+        if not head or head not in self._sound_heads:
+            self._check_size(row, head)
         try:
-            if self._is_image:
-                self._codec.decode(row, out.reshape(self._seen))
-            else:
-                self._codec.decode(row, out.reshape(-1).view(np.uint8))
-        except (RuntimeError, ValueError, TypeError) as error:  # as the packages raise it
+            self._codec.decode(row, target)
+        except Exception as error:  # each package raises others
             raise UndecodableError(f"{self._name} cannot decode it ({error})") from None
 
-    def _check_size(self, row: bytes) -> None:
-        head = row[: self._kind.head]
-        if head and head in self._sound_heads:
-            return
+    def _check_size(self, row: bytes, head: bytes) -> None:
         try:
             claimed = self._kind.claimed(row)
         except (IndexError, struct.error):
@@ -252,7 +258,7 @@ class Codec:
             raise UndecodableError(
                 f"{self._name} has rows of {_told(self._expected)} here, and this one says {_told(claimed)}"
             )
-        if head and len(self._sound_heads) < 64:
+        if head and len(self._sound_heads) < _MOST_HEADS:
             self._sound_heads.add(head)
 
 
@@ -273,13 +279,37 @@ def codec_of(config: CodecConfig, dtype: np.dtype[Any], shape: tuple[int, ...]) 
     return _codec_of(tuple(config.items()), dtype, shape)
 
 
-def _made(config: CodecConfig) -> Any:
-    """The codec of numcodecs."""
+def _made(config: CodecConfig, nbytes: int) -> Any:
+    """What encodes rows of so many bytes, and decodes them: ``encode(row)`` and ``decode(row, out)``, of numcodecs."""
     numcodecs = _package("numcodecs", config)
+    if config["id"] == "zstd" and find_spec("zstandard") is not None:
+        return _KeptContexts(config["level"], nbytes)
     if config["id"].startswith(_IMAGE_PREFIX):
         _package(IMAGE_CODECS, config)
         import_module(f"{IMAGE_CODECS}.numcodecs").register_codecs([config["id"]], verbose=False)
     return numcodecs.get_codec(dict(config))
+
+
+class _KeptContexts(threading.local):
+    """zstd by the package zstandard: the same frames as numcodecs', with contexts that each thread keeps.
+
+    numcodecs makes a context for each row, which takes as long as a frame of 84x84 (``benchmarks.frames``).
+    """
+
+    def __init__(self, level: int, nbytes: int) -> None:
+        zstandard = import_module("zstandard")
+        self._compressor = zstandard.ZstdCompressor(level)
+        # A frame that is cut off may ask for a window of any size.
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=max(nbytes, _LEAST_WINDOW))
+
+    def encode(self, row: npt.NDArray[Any]) -> bytes:
+        encoded: bytes = self._compressor.compress(row)
+        return encoded
+
+    def decode(self, row: bytes, out: npt.NDArray[Any]) -> None:
+        with self._decompressor.stream_reader(row) as reader:
+            if (found := reader.readinto(out)) != out.nbytes:
+                raise UndecodableError(f"it has {found} bytes")
 
 
 def _package(name: str, config: CodecConfig) -> Any:

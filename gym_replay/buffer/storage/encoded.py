@@ -138,9 +138,11 @@ class Encoded:
     def __getitem__(self, index: Any) -> Any:
         first, *others = index if isinstance(index, tuple) and index else (index,)
         if isinstance(first, (int, np.integer)) and not isinstance(first, bool):
-            return self.take(np.array([range(len(self))[first]]))[(0, *others)]
+            within: tuple[Any, ...] = (0, *others)
+            return self.take(np.array([range(len(self))[first]]))[within]
         if isinstance(first, slice):
-            return self.take(np.arange(len(self))[first])[(slice(None), *others)]
+            within = (slice(None), *others)
+            return self.take(np.arange(len(self))[first])[within]
         if isinstance(first, (list, np.ndarray)) and not others:
             rows = np.arange(len(self))[first]
             return self.take(rows.reshape(-1)).reshape(*rows.shape, *self._field.shape)
@@ -230,6 +232,7 @@ def decode_rows(field: Field, parts: Sequence[tuple[Ragged, Ints]], out: Array, 
         CorruptBufferError: a row does not decode, or is not where its span says.
     """
     codec, default = field.codec_of_rows(), field.default_value()
+    targets = codec.targets(out)
     order = np.argsort(slots, kind="stable")
     begins = np.searchsorted(slots[order], np.arange(sum(len(rows) for _, rows in parts) + 1))
     out[order[: begins[0]]] = 0
@@ -249,16 +252,15 @@ def decode_rows(field: Field, parts: Sequence[tuple[Ragged, Ints]], out: Array, 
         for elements, where, first, spans, rows in pieces:
             for at, ((begin, count), row) in enumerate(zip(spans, rows, strict=True), first):
                 mine = order_list[begin_list[at] : begin_list[at + 1]]
-                target = out[mine[0]]
                 if count:
                     content = elements[begin : begin + count].tobytes()  # which a ring's writer cannot change any more
                     try:
-                        codec.decode(content, target)
+                        codec.decode(content, targets[mine[0]])
                     except UndecodableError as error:
                         raise CorruptBufferError(f"{where}row {row} cannot be decoded: {error}") from None
                 else:
-                    target[...] = default
+                    out[mine[0]] = default
                 for slot in mine[1:]:
-                    out[slot] = target
+                    out[slot] = out[mine[0]]
 
     share(work, jobs, workers)

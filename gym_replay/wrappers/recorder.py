@@ -9,6 +9,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from types import FrameType
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
@@ -18,8 +19,9 @@ from gymnasium.envs.registration import EnvSpec
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
 from gym_replay.files.folders import folder_of
+from gym_replay.schema.codec_choice import Codecs, plain_codecs
 from gym_replay.schema.fields import FieldLike, describe
-from gym_replay.spaces import Node, space_from_json, space_to_json
+from gym_replay.spaces import Leaf, Node, space_from_json, space_to_json
 from gym_replay.wrappers.infos import Infos, is_info
 from gym_replay.wrappers.recorded_schema import (
     LIMITS,
@@ -53,6 +55,7 @@ class RecorderOptions(TypedDict, total=False):
     extra_fields: Mapping[str, FieldLike] | None
     reward_shape: RewardShape | None
     dtypes: Mapping[str, Any] | None
+    codecs: Codecs | None
     record_info: bool | Iterable[str]
     on_incomplete: str
     on_episode: OnEpisode | None
@@ -69,6 +72,7 @@ _DEFAULTS: RecorderOptions = {
     "extra_fields": None,
     "reward_shape": None,
     "dtypes": None,
+    "codecs": None,
     "record_info": False,
     "on_incomplete": "keep",
     "on_episode": None,
@@ -152,6 +156,7 @@ class Recorder(gym.utils.RecordConstructorArgs):
             record_info=given["record_info"],
             on_incomplete=given["on_incomplete"],
             durability=given["durability"],
+            codecs=plain_codecs(given["codecs"]),
             **plain_arguments(given["meta_fields"], given["extra_fields"], given["dtypes"]),
             **limits,
             **others,
@@ -187,6 +192,10 @@ class Recorder(gym.utils.RecordConstructorArgs):
         self._extra_names = [name for name in fields if not (name in core or name in derived or is_info(name))]
         self._extras: dict[str, Any] = {}
         return observation, action
+
+    def _stored_leaves(self, leaves: Iterable[Leaf]) -> list[Leaf]:
+        """The leaves with the fields that the buffer has."""
+        return [replace(leaf, field=self._buffer.metadata.fields[leaf.name]) for leaf in leaves]
 
     # --- the episodes ---
 

@@ -60,7 +60,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
 
     Args:
         env: the vector environment.
-        buffer, max_episodes, max_timesteps, max_steps, circular, overwrite, meta_fields, extra_fields, dtypes,
+        buffer, max_episodes, max_timesteps, max_steps, circular, overwrite, meta_fields, extra_fields, dtypes, codecs,
         record_info, on_incomplete, on_episode, durability: as for :class:`gym_replay.RecordToBuffer`.
         reward_shape: the same; of the rewards of one sub-environment.
         autoreset_mode: how ``env`` resets its sub-environments, an ``AutoresetMode`` or its value, such as
@@ -126,7 +126,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
             num_envs=count,
             run=describe_run(),
             keep=given["on_incomplete"] == "keep",
-            bounds=BoundsCheck(leaves),
+            bounds=BoundsCheck(self._stored_leaves(leaves)),
             on_episode=given["on_episode"],
         )
         self._infos: BatchInfos | None = None

@@ -21,6 +21,7 @@ from gym_replay.wrappers.recorded_schema import warn_of_dtype
 from gym_replay.wrappers.recorder import Folder, Recorder, RecorderOptions, wrong_result
 from gym_replay.wrappers.rewards import fit_rewards, shape_of_first
 from gym_replay.wrappers.single_session import Episode, SingleSession
+from gym_replay.wrappers.vector.adapters.registry import find_adapter
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -85,9 +86,9 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
     _instead_of_pickling = ", or pickle env.spec"
 
     def __init__(self, env: gym.Env[Any, Any], buffer: Folder, **options: Unpack[RecorderOptions]) -> None:
-        if isinstance(env, gym.vector.VectorEnv):
+        if isinstance(env, gym.vector.VectorEnv) or find_adapter(env) is not None:
             raise TypeError(
-                f"expected a gymnasium.Env, got the vector environment {type(env).__name__}; wrap it in "
+                f"expected a gymnasium.Env, got the batched environment {type(env).__name__}; wrap it in "
                 "gym_replay.wrappers.vector.RecordToBuffer"
             )
         if not isinstance(env, gym.Env):

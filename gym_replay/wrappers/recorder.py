@@ -169,6 +169,7 @@ class Recorder(gym.utils.RecordConstructorArgs):
         observation_space: gym.Space[Any],
         action_space: gym.Space[Any],
         spec: EnvSpec | None,
+        num_envs: int | None = None,
     ) -> tuple[Node, Node]:
         """Open or create the buffer; the trees of the observation space and of the action space.
 
@@ -176,11 +177,12 @@ class Recorder(gym.utils.RecordConstructorArgs):
             env: the environment, single or vector.
             buffer: as passed.
             observation_space, action_space, spec: those of a single environment.
+            num_envs: how many sub-environments there are; None of a single environment.
         """
         options = self._options
         observation, action = trees_of(observation_space, action_space, options["dtypes"] or {})
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
-        self._buffer = open_for(observation, action, spec, buffer, options, declared=declared_shape(env))
+        self._buffer = open_for(observation, action, spec, buffer, options, declared=declared_shape(env, num_envs))
         if self._owns_buffer:
             self._buffer.tell_of_episodes()
         fields = self._buffer.metadata.fields

@@ -55,6 +55,8 @@ def agree(
     ]
     if faults:
         lines = "".join(f"\n  {fault}" for fault in faults)
+        if any(len(by_field[name]) > 1 and "with codec" in "".join(by_field[name]) for name in chosen):
+            lines += "\nselect(folder, copy, codecs={field: codec or None}) copies a buffer with another codec"
         raise ConfigMismatchError(
             f"the schemas of {len(schemas)} buffers differ:{lines}\nTo take what they share, name it with "
             f"fields=[...] and meta_fields=[...], or pass {COMMON!r} for either"

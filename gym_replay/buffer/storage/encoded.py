@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gym_replay.buffer.storage.ragged import SPAN, Ragged
 from gym_replay.buffer.storage.threads import share, storage_threads
 from gym_replay.errors import CorruptBufferError, StorageError
-from gym_replay.schema.codecs import UndecodableError
+from gym_replay.schema.codecs import Codec, UndecodableError
 from gym_replay.schema.fields import Field
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -203,6 +203,35 @@ class _Job(NamedTuple):
     first: int
     spans: list[list[int]]
     rows: list[int]
+
+
+def undecodable(field: Field, stored: Ragged) -> list[tuple[int, str]]:
+    """Which rows of a field with a codec cannot be decoded, in ascending order, each with the reason.
+
+    Raises:
+        CorruptBufferError: the elements are not where the spans say.
+        MissingExtraError: the package that has the codec is not installed.
+    """
+    codec, elements, spans = field.codec_of_rows(), stored.elements(), stored.spans.tolist()
+    found: list[tuple[int, str]] = []
+
+    def work(pieces: Iterator[tuple[int, int]]) -> None:
+        target = codec.targets(empty_rows(1, field))[0]
+        for begin, end in pieces:
+            for row, (first, count) in enumerate(spans[begin:end], begin):
+                if count and (reason := _fault_of(codec, elements[first : first + count].tobytes(), target)):
+                    found.append((row, reason))
+
+    share(work, _pieces(len(spans)), _workers(len(spans) * field.nbytes))
+    return sorted(found)
+
+
+def _fault_of(codec: Codec, content: bytes, target: Array) -> str | None:
+    try:
+        codec.decode(content, target)
+    except UndecodableError as error:
+        return str(error)
+    return None
 
 
 def empty_rows(count: int, field: Field) -> Array:

@@ -144,3 +144,39 @@ def test_info_of_what_no_codec_makes_smaller(tmp_path, monkeypatch, holds):
     done = run("info", "data", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "would make it" not in done.stdout
+
+
+def test_select_converts_there_and_back(tmp_path, raw):
+    done = run("select", raw, tmp_path / "small", "--codec", "zstd", "--episodes", "1:", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run("select", tmp_path / "small", tmp_path / "raw", "--codec", "observation=raw", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    small, large = ((tmp_path / name / "steps").glob("observation*") for name in ("small", "raw"))
+    assert 3 * sum(path.stat().st_size for path in small) < sum(path.stat().st_size for path in large)
+    expected = frames_of(raw)[0][1:]
+    for name, codec in (("small", {"id": "zstd", "level": 1}), ("raw", None)):
+        frames, found = frames_of(tmp_path / name)
+        assert found == codec
+        for mine, theirs in zip(frames, expected, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+        assert run("check", name, cwd=tmp_path).returncode == 0
+
+
+def test_select_in_place(tmp_path, raw):
+    assert run("select", raw, tmp_path / "data", cwd=tmp_path).returncode == 0
+    assert run("select", "data", "data", "--codec", "images=zstd", "--overwrite", cwd=tmp_path).returncode == 0
+    assert frames_of(tmp_path / "data")[1] == {"id": "zstd", "level": 1}
+    done = run("select", "data", "other", "--codec", "reword=zstd", cwd=tmp_path)
+    assert (done.returncode, "did you mean 'reward'" in done.stderr) == (2, True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_merge_of_raw_and_encoded_says_what_to_do(tmp_path, raw):
+    assert run("select", raw, "small", "--codec", "zstd", cwd=tmp_path).returncode == 0
+    done = run("merge", raw, "small", "both", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "gym-replay select FOLDER COPY --codec observation=CODEC" in " ".join(done.stderr.split())
+    assert not (tmp_path / "both").exists()
+    assert run("select", raw, "again", "--codec", "observation=zstd", cwd=tmp_path).returncode == 0
+    assert run("merge", "again", "small", "both", cwd=tmp_path).returncode == 0
+    assert len(frames_of(tmp_path / "both")[0]) == 6

@@ -10,7 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from format_helpers import change_metadata
+from internals import codecs, small_sizes
 
 from gym_replay import (
     ConcatReplayBuffer,
@@ -26,6 +28,7 @@ from gym_replay import (
     select,
     split_into,
     statistics,
+    window_loader,
 )
 
 pytest.importorskip("numcodecs")
@@ -118,6 +121,32 @@ def test_statistics_and_head_are_those_of_raw_rows(tmp_path):
         wanted = statistics(raw, progress=False)[name]
         assert np.array_equal(found.mean, wanted.mean)
         assert np.array_equal(found.max, wanted.max)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_rows_that_a_batch_has_twice_and_threads(tmp_path, monkeypatch, workers):
+    """Each distinct row is decoded once, into every entry that has it; several threads give what one gives."""
+    small_sizes(monkeypatch, threaded_bytes=1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: workers)
+    decoded, decode = [], codecs.Codec.decode
+
+    def counting(codec, row, target):
+        decoded.append(row)
+        decode(codec, row, target)
+
+    monkeypatch.setattr(codecs.Codec, "decode", counting)
+    with filled(tmp_path / "a", 3) as encoded, filled(tmp_path / "b", 3, RAW) as raw:
+        samples = np.array([0, 1, 1, 7, 2, 2, 11])
+        options = {"offsets": {"image": (-2, -1, 0, 1), "depth": (0,)}, "boundary": ("zero", "edge")}
+        parts = [filled(tmp_path / name, 3, fields) for name, fields in (("c", FIELDS), ("d", RAW))]
+        both = [ConcatReplayBuffer(pair) for pair in zip((encoded, raw), parts, strict=True)]
+        for one, other in ((encoded, raw), both):
+            found, wanted = (window_loader(buffer, 4, **options).dataset[samples] for buffer in (one, other))
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        decoded.clear()
+        batch = encoded.dataset(n_steps=1, current_fields=["image"], next_fields=["image"])[np.array([0, 1, 2, 1])]
+        assert set(batch) >= {"image", "next_image"}
+        assert len(decoded) == 4
 
 
 # --- changes ---

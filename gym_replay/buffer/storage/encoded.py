@@ -52,7 +52,7 @@ def encode_rows(field: Field, rows: Sequence[bytes] | Array) -> list[bytes]:
                 if len(row):
                     encoded[index] = codec.encode(row)
 
-    share(work, _pieces(len(rows)), _workers(len(rows) * field.nbytes))
+    share(work, _pieces(len(rows)), workers_for(len(rows) * field.nbytes))
     return encoded
 
 
@@ -74,8 +74,11 @@ def _pieces(count: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + step, count)) for begin in range(0, count, step)]
 
 
-def _workers(nbytes: int) -> int:
-    return storage_threads() if nbytes >= THREADED_BYTES else 1
+def workers_for(nbytes: int, most: int | None = None) -> int:
+    """How many threads encode or decode so many bytes: one for few, otherwise ``most``."""
+    if nbytes < THREADED_BYTES:
+        return 1
+    return storage_threads() if most is None else most
 
 
 class Encoded:
@@ -180,7 +183,7 @@ class Encoded:
         """
         out = empty_rows(len(rows), self._field)
         distinct, slots = np.unique(rows, return_inverse=True)
-        decode_rows(self._field, [(self.stored, distinct)], out, slots.reshape(-1), _workers(out.nbytes))
+        decode_rows(self._field, [(self.stored, distinct)], out, slots.reshape(-1), workers_for(out.nbytes))
         return out
 
     def __repr__(self) -> str:
@@ -222,7 +225,7 @@ def undecodable(field: Field, stored: Ragged) -> list[tuple[int, str]]:
                 if count and (reason := _fault_of(codec, elements[first : first + count].tobytes(), target)):
                     found.append((row, reason))
 
-    share(work, _pieces(len(spans)), _workers(len(spans) * field.nbytes))
+    share(work, _pieces(len(spans)), workers_for(len(spans) * field.nbytes))
     return sorted(found)
 
 

@@ -18,7 +18,14 @@ from gym_replay.schema.fields import describe, to_array
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_meta import describe_run, options_to_json
 from gym_replay.wrappers.infos import is_info
-from gym_replay.wrappers.recorder import Folder, Recorder, RecorderOptions, wrong_result
+from gym_replay.wrappers.multi_agent import refuse_multi_agent, warn_of_hidden_ends
+from gym_replay.wrappers.recorder import (
+    Folder,
+    Recorder,
+    RecorderOptions,
+    refuse_second_thread,
+    wrong_result,
+)
 from gym_replay.wrappers.rewards import fit_rewards, shape_of_first
 from gym_replay.wrappers.vector.autoreset import Autoreset, EnvIndices, Mask, transition_kinds
 from gym_replay.wrappers.vector.autoreset_check import AutoresetCheck
@@ -27,6 +34,7 @@ from gym_replay.wrappers.vector.batched_infos import (
     BatchInfos,
     InfoColumn,
     final_observations,
+    info_columns,
     lacks_final_infos,
     split_final_infos,
     split_infos,
@@ -102,6 +110,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
                 f"expected a gymnasium.vector.VectorEnv, got the single environment {type(env).__name__}; wrap it in "
                 "gym_replay.RecordToBuffer"
             )
+        refuse_multi_agent(env)
         if not is_vector:
             raise TypeError(f"expected a gymnasium.vector.VectorEnv, got {type(env).__name__}")
         self._take_options(buffer, options, autoreset_mode=autoreset_mode)
@@ -132,6 +141,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         self._infos: BatchInfos | None = None
         if given["record_info"]:
             self._infos = BatchInfos(given["record_info"], given["dtypes"] or {}, self._session)
+        warn_of_hidden_ends(env)
         self._thread = threading.get_ident()
         self._warned: set[str] = set()
         if self._sub.loses_strings():
@@ -281,7 +291,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
     def _use_thread(self) -> None:
         """Let this thread step and reset from now on, unless another one is in the middle of that."""
         self._session.refuse_within_on_episode()
-        self._refuse_second_thread()
+        refuse_second_thread(self)
         self._thread = threading.get_ident()
 
     def _store(self, result: Any, generators: npt.NDArray[np.uint64] | None, began: float) -> None:
@@ -495,18 +505,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
     def _info_columns(self, infos: list[dict[Any, Any]]) -> dict[str, Column]:
         """The info fields' values, a row for each info."""
         assert self._infos is not None
-        rows, fields = self._infos.encode(infos), self._session.fields
-        columns: dict[str, Column] = {}
-        for i, name in enumerate(self._infos.names):
-            info = fields.get(name)
-            if info is None:  # the presence of one that was added by hand
-                continue
-            data = [row[i] for row in rows]
-            if info.ragged:
-                columns[name] = ragged_column([np.frombuffer(row, info.dtype).reshape(-1, *info.shape) for row in data])
-            else:
-                columns[name] = np.frombuffer(b"".join(data), info.dtype).reshape(len(infos), *info.shape)
-        return columns
+        return info_columns(self._infos, infos, self._session)
 
     # --- what is no transition ---
 

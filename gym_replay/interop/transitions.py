@@ -49,6 +49,12 @@ class Roles:
     terminated: str | None
     truncated: str | None
 
+    @property
+    def names(self) -> list[str]:
+        """All fields that are read."""
+        flags = [name for name in (self.terminated, self.truncated) if name is not None]
+        return [*self.observations.values(), *self.actions.values(), self.reward, *flags]
+
     @classmethod
     def find(cls, schema: Mapping[str, Field], given: NamesLike | None) -> Roles:
         """The fields of a schema.
@@ -200,6 +206,7 @@ class Transitions:
                 "Field(..., state=True)"
             )
         self.source: Source = Source(buffer.snapshots(), episodes=episodes)
+        self.source.require_up_to_date(self.roles.names)
         counts = self.source.lengths - (~self.source.has_final if need_next else 0)
         self.rows = np.repeat(self.source.starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
         self.owners = np.repeat(np.arange(len(counts)), counts)

@@ -117,7 +117,7 @@ class AgentGroup(Recorder):
             num_envs=count,
             run=run,
             keep=given["on_incomplete"] == "keep",
-            bounds=BoundsCheck(leaves),
+            bounds=BoundsCheck(self._stored_leaves(leaves)),
             on_episode=given["on_episode"],
         )
         if given["record_info"]:

@@ -176,12 +176,15 @@ class Recorder(gym.utils.RecordConstructorArgs):
         observation, action = trees_of(observation_space, action_space, options["dtypes"] or {})
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
         self._buffer = open_for(observation, action, spec, buffer, options, declared=declared_shape(env))
+        if self._owns_buffer:
+            self._buffer.tell_of_episodes()
         fields = self._buffer.metadata.fields
         core = core_fields(observation, action, ())
         self._reward_field = fields["reward"]
         self._believes_rewards = options["reward_shape"] is None  # the first one decides their shape
         self._observation_names = [leaf.name for leaf in observation.leaves]
-        self._extra_names = [name for name in fields if name not in core and not is_info(name)]
+        derived = self._buffer.metadata.derived
+        self._extra_names = [name for name in fields if not (name in core or name in derived or is_info(name))]
         self._extras: dict[str, Any] = {}
         return observation, action
 

@@ -21,6 +21,7 @@ FLOORS = [
     "gym_replay.buffer",
     "gym_replay.wrappers",
     "gym_replay.collecting gym_replay.replaying gym_replay.interop",
+    "gym_replay.viewing",
     "gym_replay.cli",
     "gym_replay.__main__",
 ]

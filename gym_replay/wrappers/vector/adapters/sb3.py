@@ -58,6 +58,10 @@ class StableBaselinesAdapter(Adapter):
 
         return StableBaselinesFace
 
+    def mode(self) -> Autoreset:
+        """That of the family, whatever the metadata of a sub-environment say."""
+        return Autoreset.SAME_STEP
+
     def spec(self) -> EnvSpec | None:
         """That of a sub-environment in this process, without ``Monitor``, which changes nothing that is played.
 

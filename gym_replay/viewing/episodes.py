@@ -29,6 +29,8 @@ _OWN = ("episode_options", "episode_rng", "episode_complete", "episode_return", 
 """Meta fields that the recorder keeps for itself or that have a column of their own."""
 
 FLAGS = ("terminated", "truncated")
+NO_LAST = "no o_T"
+"""What is said of an episode whose last observation was not stored."""
 
 _MOST_BINS = 30
 
@@ -332,7 +334,7 @@ def end_of(episode: Episode) -> str:
     else:
         words += [name for name in FLAGS if name in episode and _is_set(episode[name])]
     if episode.snapshot.metadata.has_state and not episode.has_final:
-        words.append("no last observation")
+        words.append(NO_LAST)
     return ", ".join(words)
 
 

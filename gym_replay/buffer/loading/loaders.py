@@ -113,16 +113,19 @@ def make_loader(buffer: HasSnapshots, kind: str, batch_size: int, **options: Any
         raise FieldError("sampler: with refresh, it follows one buffer; make a loader for each")
     sampler = EpochSampler(dataset, order, torch_options.get("generator"))
     if not len(sampler.of_this_rank()):
-        ranks = order.ranks().world_size
-        shared = f" on each of {ranks} ranks" if ranks > 1 else ""
-        warnings.warn(
-            f"an epoch has no batch: drop_last=True, and there are {len(dataset)} samples for batches of {batch_size}"
-            f"{shared}; pass a smaller batch_size or drop_last=False",
-            stacklevel=4,
-        )
+        _warn_of_nothing(len(dataset), batch_size, order.ranks().world_size)
     if order.shuffle == "block":
         dataset.source.rows.expect_blocks()
     return ReplayLoader(EpochDataset(dataset, sampler, only), device=device, **torch_options)
+
+
+def _warn_of_nothing(samples: int, batch_size: int, ranks: int) -> None:
+    shared = f" on each of {ranks} ranks" if ranks > 1 else ""
+    warnings.warn(
+        f"an epoch has no batch: drop_last=True, and there are {samples} samples for batches of {batch_size}{shared}; "
+        "pass a smaller batch_size or drop_last=False",
+        stacklevel=5,
+    )
 
 
 def loader_of(kind: str, given: dict[str, Any]) -> ReplayLoader:

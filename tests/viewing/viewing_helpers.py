@@ -40,6 +40,7 @@ class Served:
 
     def stop(self):
         self._process.stdin.close()
+        self._process.stdout.close()
         self._process.wait(10)
 
 

@@ -206,8 +206,7 @@ class Player:
                 each.film = ui.element("div").classes(f"gr-film {'two' if len(self.shown) > 1 else ''}")
                 with each.film:
                     for name in names:
-                        shape = each.episode[name].shape[1:]
-                        self._build_camera(each, name, list(fields).index(name), shape)
+                        self._build_camera(each, name, list(fields).index(name), fields[name].shape)
                     if not names:
                         self._build_rendered(each)
 

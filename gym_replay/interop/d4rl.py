@@ -20,6 +20,7 @@ from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.files.folders import local_path
 from gym_replay.interop import old_data, require
 from gym_replay.interop.hdf5 import check_claim, data_sets
+from gym_replay.schema.arguments import checked_integer
 from gym_replay.schema.fields import Field
 from gym_replay.schema.names import encode_key
 
@@ -252,8 +253,7 @@ class _Rows:
         ends: npt.NDArray[np.bool_] = self.closed | jumps
         ends[-1:] = True
         if max_episode_steps is not None:
-            if isinstance(max_episode_steps, bool) or not isinstance(max_episode_steps, int) or max_episode_steps < 1:
-                raise FieldError(f"max_episode_steps={max_episode_steps!r}: expected a number from 1 on")
+            max_episode_steps = checked_integer("max_episode_steps", max_episode_steps, 1)
             starts = np.flatnonzero(np.append(True, ends[:-1]))
             steps = np.arange(self._count) - np.repeat(starts, np.diff(starts, append=self._count))
             full = steps % max_episode_steps == max_episode_steps - 1

@@ -6,7 +6,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, reduce
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -270,14 +270,13 @@ def named_tuple_class(names: tuple[str, ...]) -> Callable[[Iterable[Any]], tuple
     Raises:
         FieldError: a name is no Python identifier, or two become the same.
     """
-    own = [name.lstrip("_") for name in names]
+    own, define = [name.lstrip("_") for name in names], cast(Any, namedtuple)
     try:
-        fields: Any = namedtuple("Batch", own)  # type: ignore[misc]
+        made: Any = define("Batch", own)
     except ValueError as error:
         raise FieldError(f"to_named_tuple={names}: {error}; use fieldname_map to choose other names") from None
     # A worker's batches are pickled, and no module has the class.
-    reduce = {"__slots__": (), "__reduce__": lambda batch: (_named_tuple, (names, tuple(batch)))}
-    made: Any = type("Batch", (fields,), reduce)
+    made.__reduce__ = lambda batch: (_named_tuple, (names, tuple(batch)))
     make: Callable[[Iterable[Any]], tuple[Any, ...]] = made._make
     return make
 

@@ -9,7 +9,6 @@ its GCIVL, GCIQL and HIQL agents are trained with (``impls/agents``): for the va
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -20,6 +19,9 @@ import numpy.typing as npt
 from gym_replay.buffer.loading.plans import Bools, Floats, Ints, scale
 from gym_replay.buffer.loading.source import Source
 from gym_replay.errors import FieldError
+from gym_replay.schema.arguments import checked_number
+
+_WHERE = ("current", "future", "random")
 
 
 class Reaching:
@@ -99,11 +101,11 @@ class GoalMixture:
     discount: float = 0.99
 
     def __post_init__(self) -> None:
-        chances = (self.current, self.future, self.random)
-        if not all(_is_number(chance) and 0 <= chance <= 1 for chance in chances) or abs(sum(chances) - 1) > 1e-6:
-            raise FieldError(f"GoalMixture: expected three probabilities that sum up to 1, got {chances}")
-        if not _is_number(self.discount) or not 0 <= self.discount < 1:
-            raise FieldError(f"GoalMixture: discount={self.discount!r}: expected a number from 0 to below 1")
+        chances = [checked_number(f"GoalMixture: {name}", getattr(self, name), 1) for name in _WHERE]
+        if abs(sum(chances) - 1) > 1e-6:
+            raise FieldError(f"GoalMixture: expected three probabilities that sum up to 1, got {tuple(chances)}")
+        if checked_number("GoalMixture: discount", self.discount, 1) == 1:
+            raise FieldError("GoalMixture: discount: expected a number from 0 to below 1, got 1")
 
     def rows(self, steps: Ints, last: Ints, uniforms: Floats) -> tuple[Ints, Bools]:
         """The goals' rows in their own episodes, and where they are to be random ones instead.
@@ -196,7 +198,3 @@ class GoalSampler:
         """Those that goals are drawn from, by name."""
         both = {"value": self.value, "policy": self.policy}
         return {name: mixture for name, mixture in both.items() if mixture is not None}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and math.isfinite(value)

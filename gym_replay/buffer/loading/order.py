@@ -20,6 +20,7 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from gym_replay.errors import FieldError
+from gym_replay.schema.arguments import checked_integer
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -149,18 +150,6 @@ def _shared_moment(shared: Any, dtype: Any) -> Moment:
     moment = Moment.__new__(Moment)
     moment._shared = shared
     return moment
-
-
-def checked_integer(name: str, value: Any, lowest: float = 0, end: float = math.inf) -> int:
-    """An argument as one of Python's integers, which do not overflow as NumPy's do.
-
-    Raises:
-        FieldError: it is no integer, or outside of ``lowest .. end - 1``.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not lowest <= value < end:
-        within = f" from {lowest} {'on' if end == math.inf else f'to {end - 1}'}" if lowest > -math.inf else ""
-        raise FieldError(f"{name}: expected an integer{within}, got {value!r:.80}")
-    return int(value)
 
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -8,23 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.loading.plans import Ints
+from gym_replay.buffer.loading.selection import in_pieces
 from gym_replay.buffer.storage.reader import HasSnapshots
 from gym_replay.errors import FieldError
-
-_STEPS_AT_ONCE = 1 << 20
-
-
-def check_discount(discount: Any) -> float:
-    """The discount as a float.
-
-    Raises:
-        FieldError: it is no number from 0 to 1.
-    """
-    if isinstance(discount, bool) or not isinstance(discount, (int, float, np.integer, np.floating)):
-        raise FieldError(f"discount={discount!r}: expected a number from 0 to 1")
-    if not 0 <= discount <= 1:
-        raise FieldError(f"discount={discount!r}: expected a number from 0 to 1")
-    return float(discount)
+from gym_replay.schema.arguments import checked_number
 
 
 def returns_to_go(
@@ -56,7 +43,7 @@ def returns_to_go(
         >>> buffer.episode(0)["return_to_go"]
         array([2., 2., 4.])
     """
-    discount = check_discount(discount)
+    discount = checked_number("discount", discount, 1)
     parts = buffer.snapshots()
     fields = parts[0].metadata.fields
     field = fields.get(reward_field)
@@ -65,17 +52,11 @@ def returns_to_go(
         raise FieldError(f"reward_field={reward_field!r}: expected one of {fitting}")
     returns: list[npt.NDArray[Any]] = []
     for part in parts:
-        column = part.column(reward_field)
-        edges = np.cumsum(part.lengths)
-        low = 0
-        while low < len(part):
-            high = max(low + 1, int(np.searchsorted(edges, edges[low] + _STEPS_AT_ONCE)))
-            lengths = part.lengths[low:high]
-            rows = np.concatenate([column[at : at + n] for at, n in zip(part.starts[low:high], lengths, strict=True)])
-            part.require_live(int(part.ids[low]))
-            summed = discounted_sums(rows.astype(np.float64), lengths, discount)
+        for lengths, rewards in in_pieces(part, reward_field):
+            summed = discounted_sums(rewards.astype(np.float64), lengths, discount)
             returns += np.split(summed, np.cumsum(lengths)[:-1])
-            low = high
+        if len(part):
+            part.require_live(int(part.ids[0]))
     return returns
 
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from gym_replay.buffer.loading.gather import Array
 from gym_replay.buffer.loading.goals import GoalSampler
-from gym_replay.buffer.loading.order import checked_integer
 from gym_replay.buffer.loading.plans import (
     DROP,
     EDGE,
@@ -33,9 +32,9 @@ from gym_replay.buffer.loading.plans import (
     scale,
 )
 from gym_replay.buffer.loading.relative_rows import BatchSamples, RelativeRows
-from gym_replay.buffer.loading.returns import check_discount
 from gym_replay.buffer.loading.source import Source
 from gym_replay.errors import FieldError
+from gym_replay.schema.arguments import checked_integer, checked_number
 
 _FARTHEST = 1 << 40
 
@@ -252,7 +251,7 @@ def n_step(
     }
     computed["n_step_lens"] = partial(_n_step_lens, n_steps=n_steps)
     if discount is not None:
-        discount = check_discount(discount)
+        discount = checked_number("discount", discount, 1)
         _check_discounted(source, reward_field, terminated_field)
         rewards: dict[str, Any] = {"ahead": ahead, "reward": reward_field, "discount": discount}
         computed["n_step_return"] = partial(_n_step_return, **rewards)

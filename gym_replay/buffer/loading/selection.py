@@ -8,10 +8,11 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.order import Ints, checked_integer, mixed
+from gym_replay.buffer.loading.order import Ints, mixed
 from gym_replay.buffer.loading.where import Where
 from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
 from gym_replay.errors import FieldError
+from gym_replay.schema.arguments import checked_integer
 from gym_replay.schema.fields import to_array
 
 Mask = npt.NDArray[np.bool_]
@@ -31,7 +32,7 @@ Episodes: TypeAlias = (
 """Which episodes: indices, a mask over all of them, a condition such as ``"length > 100"``, or a function of their
 values by name that gives a mask."""
 
-_ROWS_AT_ONCE = 1 << 20
+ROWS_AT_ONCE = 1 << 20
 _BITS = 32
 
 
@@ -105,17 +106,23 @@ class EpisodeValues(Mapping[str, npt.NDArray[Any]]):
 
 def _returns(part: Snapshot) -> npt.NDArray[np.float64]:
     """The sum of each episode's rewards, one after another in float64, as a recorder adds them up."""
-    sums = np.zeros(len(part))
-    rewards, edges = part.column("reward"), np.concatenate(([0], np.cumsum(part.lengths)))
-    first = 0
-    while first < len(part):
-        last = max(int(np.searchsorted(edges, edges[first] + _ROWS_AT_ONCE, side="right")) - 1, first + 1)
-        lengths = part.lengths[first:last]
-        inside = np.repeat(part.starts[first:last] - (edges[first:last] - edges[first]), lengths)
-        rows = inside + np.arange(len(inside))
-        sums[first:last] = np.bincount(np.repeat(np.arange(last - first), lengths), rewards[rows], last - first)
-        first = last
-    return sums
+    sums = [
+        np.bincount(np.repeat(np.arange(len(lengths)), lengths), rewards, len(lengths))
+        for lengths, rewards in in_pieces(part, "reward")
+    ]
+    return np.concatenate([np.zeros(0), *sums])
+
+
+def in_pieces(part: Snapshot, name: str) -> Iterator[tuple[Ints, npt.NDArray[Any]]]:
+    """A field's values at the T steps of each episode, some episodes at a time: their lengths, and the values."""
+    column, edges = part.column(name), np.concatenate(([0], np.cumsum(part.lengths)))
+    low = 0
+    while low < len(part):
+        high = max(int(np.searchsorted(edges, edges[low] + ROWS_AT_ONCE, side="right")) - 1, low + 1)
+        lengths = part.lengths[low:high]
+        rows = np.repeat(part.starts[low:high] - edges[low:high], lengths) + np.arange(edges[low], edges[high])
+        yield lengths, column[rows]
+        low = high
 
 
 def selected(

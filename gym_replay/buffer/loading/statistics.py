@@ -27,6 +27,7 @@ from gym_replay.errors import EpisodeEvictedError, FieldError, GymReplayError
 from gym_replay.files.directory import Directory, open_beneath
 from gym_replay.files.documents import LARGEST, parse_json, size_fault
 from gym_replay.files.writing import replace_file
+from gym_replay.schema.arguments import checked_number
 from gym_replay.schema.fields import Field
 
 Floats = npt.NDArray[np.float64]
@@ -35,6 +36,7 @@ Ints = npt.NDArray[np.int64]
 QUANTILE_BYTES = 1 << 27
 """Of the values of one field that are kept for its quantiles."""
 
+_ARRAYS = ("count", "mean", "std", "min", "max")
 _LARGEST_ORIGIN = 1e300  # a difference to more might be no number
 
 
@@ -89,13 +91,9 @@ def field_statistics(
         if sample is not None:
             sample.add(values)
     found = sample.quantiles(quantiles) if sample is not None else ()
+    own = {name: getattr(moments, name).reshape(shape) for name in _ARRAYS}
     return FieldStatistics(
-        moments.count.reshape(shape),
-        moments.mean.reshape(shape),
-        moments.std.reshape(shape),
-        moments.min.reshape(shape),
-        moments.max.reshape(shape),
-        {probability: values.reshape(shape) for probability, values in zip(quantiles, found, strict=True)},
+        **own, quantiles={p: values.reshape(shape) for p, values in zip(quantiles, found, strict=True)}
     )
 
 
@@ -191,14 +189,13 @@ class _Sample:
 
     def add(self, values: npt.NDArray[Any]) -> None:
         """The next values, ``(rows, width)``."""
-        if self._number == self._rows:
-            self._keep(values)
-            return
-        per_row = max(1, self._per_row)
-        rows = len(values) // per_row
-        picked = self._picked(self._seen, self._seen + rows) - self._seen
-        self._keep(values.reshape(rows, -1)[picked].reshape(-1, values.shape[1]))
-        self._seen += rows
+        if self._number < self._rows:
+            rows = len(values) // max(1, self._per_row)
+            picked = self._picked(self._seen, self._seen + rows) - self._seen
+            values = values.reshape(rows, -1)[picked].reshape(-1, values.shape[1])
+            self._seen += rows
+        self._kept[self._filled : self._filled + len(values)] = values
+        self._filled += len(values)
 
     def _picked(self, begin: int, end: int) -> Ints:
         """Which rows from ``begin`` to ``end - 1`` are taken. For all at once, this takes more than they."""
@@ -208,10 +205,6 @@ class _Sample:
         chances = uniforms(stretches[:-1], 0, 0)
         rows: Ints = edges[:-1] + (chances * np.diff(edges)).astype(np.int64)
         return rows[(rows >= begin) & (rows < end)]
-
-    def _keep(self, values: npt.NDArray[Any]) -> None:
-        self._kept[self._filled : self._filled + len(values)] = values
-        self._filled += len(values)
 
     def quantiles(self, probabilities: Sequence[float]) -> Floats:
         """Float64 ``(probabilities, width)``, interpolated linearly between the values around."""
@@ -248,7 +241,7 @@ _FORMAT = {"format": "gym_replay statistics", "version": 1}
 _MOST_ENTRIES = 16
 
 
-class Statistics(Mapping[str, FieldStatistics]):
+class Statistics(dict[str, FieldStatistics]):
     """Statistics by field name.
 
     Example:
@@ -257,18 +250,6 @@ class Statistics(Mapping[str, FieldStatistics]):
         array([ 0.02, -0.11])
         >>> loader = buffer.dataloader(256, n_steps=1, normalize=found.only("observation"))  # doctest: +SKIP
     """
-
-    def __init__(self, fields: Mapping[str, FieldStatistics]) -> None:
-        self._fields = dict(fields)
-
-    def __getitem__(self, name: str) -> FieldStatistics:
-        return self._fields[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._fields)
-
-    def __len__(self) -> int:
-        return len(self._fields)
 
     def only(self, *names: str) -> Statistics:
         """Of these fields only.
@@ -363,8 +344,7 @@ def statistics_of(
     wanted = tuple(map(float, quantiles))
     if not all(0 <= probability <= 1 for probability in wanted):
         raise FieldError(f"quantiles: expected probabilities from 0 to 1, got {list(quantiles)!r}")
-    if not (isinstance(std_floor, (int, float)) and 0 <= std_floor < math.inf):
-        raise FieldError(f"std_floor: expected a number from 0 on, got {std_floor!r}")
+    std_floor = checked_number("std_floor", std_floor)
     key = _key(source, wanted) if cache and len(source.parts) == 1 else None
     found = {} if key is None else _load(source, key, wanted)
     counts = {name: int(_counts(source, name).sum()) for name in names if name not in found}
@@ -505,9 +485,6 @@ def _store(source: Source, key: str, found: Mapping[str, FieldStatistics]) -> No
     if size_fault(content) is None:
         with suppress(OSError, GymReplayError), Directory(source.parts[0].reader.folder) as directory:
             replace_file(directory, CACHE, f"{CACHE}.new", content)
-
-
-_ARRAYS = ("count", "mean", "std", "min", "max")
 
 
 def _to_json(found: FieldStatistics) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,7 +29,7 @@ def agree(
 ) -> Choice | None:
     """What is read of buffers with these schemas.
 
-    Fields are the same where dtype, shape, ``state`` and ``ragged`` are: defaults matter to writers only.
+    Fields are the same where dtype, shape, ``state``, ``ragged`` and ``codec`` are: defaults matter to writers only.
 
     Args:
         schemas: at least one.
@@ -86,6 +87,7 @@ def _look(field: Field | None) -> str:
         return "missing"
     words = [field.dtype_name, *(["of shape " + str(field.shape)] if field.shape else [])]
     words += [word for word in ("state", "ragged") if getattr(field, word)]
+    words += [f"with codec {json.dumps(field.codec)}"] if field.codec is not None else []
     return " ".join(words)
 
 

@@ -299,7 +299,7 @@ class _Check:
         there = starts + rows <= file.capacity
         for episode in ids[~there].tolist():
             self._fault(1, path, f"rows of episode {episode} are missing", episode, name)
-        elements = self._files.get(values_path(name)) if self.metadata.fields[name].ragged else None
+        elements = self._files.get(values_path(name)) if self.metadata.fields[name].has_elements else None
         if elements is None:
             return
         ids, starts, rows = ids[there], starts[there], rows[there]

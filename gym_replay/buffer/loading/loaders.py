@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields as fields_of
 from functools import partial
@@ -111,12 +112,23 @@ def make_loader(buffer: HasSnapshots, kind: str, batch_size: int, **options: Any
     if order.refresh is not None and order.sampler is not None and len(dataset.source.parts) > 1:
         raise FieldError("sampler: with refresh, it follows one buffer; make a loader for each")
     sampler = EpochSampler(dataset, order, torch_options.get("generator"))
+    if not len(sampler.of_this_rank()):
+        _warn_of_nothing(len(dataset), batch_size, order.ranks().world_size)
     if order.shuffle == "block":
         dataset.source.rows.expect_blocks()
     return ReplayLoader(EpochDataset(dataset, sampler, only), device=device, **torch_options)
 
 
-def _loader_of(kind: str, given: dict[str, Any]) -> ReplayLoader:
+def _warn_of_nothing(samples: int, batch_size: int, ranks: int) -> None:
+    shared = f" on each of {ranks} ranks" if ranks > 1 else ""
+    warnings.warn(
+        f"an epoch has no batch: drop_last=True, and there are {samples} samples for batches of {batch_size}{shared}; "
+        "pass a smaller batch_size or drop_last=False",
+        stacklevel=5,
+    )
+
+
+def loader_of(kind: str, given: dict[str, Any]) -> ReplayLoader:
     """The loader of one kind of sample, with the arguments of the function that is named after it."""
     return make_loader(kind=kind, **given.pop("options"), **given)
 
@@ -154,7 +166,7 @@ def trajectory_loader(
         >>> batch["observation"].shape, batch["_mask"].shape, batch["_lens"].shape
         (torch.Size([8, 20, 4]), torch.Size([8, 20]), torch.Size([8]))
     """
-    return _loader_of("trajectory", locals())
+    return loader_of("trajectory", locals())
 
 
 def timestep_loader(
@@ -184,7 +196,7 @@ def timestep_loader(
         >>> len(loader), next(iter(loader))["observation"].shape
         (5, torch.Size([32, 4]))
     """
-    return _loader_of("timestep", locals())
+    return loader_of("timestep", locals())
 
 
 def n_step_loader(
@@ -234,7 +246,7 @@ def n_step_loader(
         >>> batch["next_observation"].shape, batch["n_step_return"].shape
         (torch.Size([32, 4]), torch.Size([32]))
     """
-    return _loader_of("n_step", locals())
+    return loader_of("n_step", locals())
 
 
 def window_loader(
@@ -283,7 +295,7 @@ def window_loader(
         >>> next(iter(window_loader(buffer, 32, offsets=chunks, fields=(), shuffle=True)))["action"].shape
         torch.Size([32, 16])
     """
-    return _loader_of("window", locals())
+    return loader_of("window", locals())
 
 
 def crop_loader(
@@ -325,4 +337,4 @@ def crop_loader(
         >>> batch["observation"].shape, batch["_burn_in_mask"].shape
         (torch.Size([4, 12, 4]), torch.Size([4, 12]))
     """
-    return _loader_of("crop", locals())
+    return loader_of("crop", locals())

@@ -52,6 +52,7 @@ def returns_to_go(
         raise FieldError(f"reward_field={reward_field!r}: expected one of {fitting}")
     returns: list[npt.NDArray[Any]] = []
     for part in parts:
+        part.require_up_to_date([reward_field])
         for lengths, rewards in in_pieces(part, reward_field):
             summed = discounted_sums(rewards.astype(np.float64), lengths, discount)
             returns += np.split(summed, np.cumsum(lengths)[:-1])

@@ -253,6 +253,7 @@ def n_step(
     if discount is not None:
         discount = checked_number("discount", discount, 1)
         _check_discounted(source, reward_field, terminated_field)
+        source.require_up_to_date((reward_field, terminated_field))
         rewards: dict[str, Any] = {"ahead": ahead, "reward": reward_field, "discount": discount}
         computed["n_step_return"] = partial(_n_step_return, **rewards)
         computed["n_step_discount"] = partial(_n_step_discount, terminated=terminated_field, **rewards)

@@ -94,6 +94,7 @@ class EpisodeValues(Mapping[str, npt.NDArray[Any]]):
     def _read(self, name: str, part: Snapshot) -> npt.NDArray[Any]:
         if name in self.meta_fields:
             return part.meta(name)
+        part.require_up_to_date(["reward" if name == "episode_return" else name])
         if name == "episode_return":
             return _returns(part)
         if name in ("terminated", "truncated"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -93,6 +93,13 @@ class Source:
         if any(other is not first and any(other.get(s) != first.get(s) for s in spaces) for other in others):
             return None
         return first
+
+    def require_up_to_date(self, names: Iterable[str]) -> None:
+        """Raise StaleFieldError where one of the fields has no values for one of the selected episodes yet."""
+        for number, part in enumerate(self.parts):
+            if part.metadata.derived.keys() & names:
+                mine = np.isin(part.ids, self.ids[self.owners == number])
+                part.only(np.flatnonzero(mine)).require_up_to_date(names)
 
     def meta(self, name: str) -> npt.NDArray[Any]:
         """A meta field's values, ``(episodes, *field.shape)``."""

@@ -48,12 +48,14 @@ def copy_episodes(source: Snapshot, writer: FolderWriter) -> Iterator[int]:
     Raises:
         CorruptBufferError: an episode does not match its checksum, or is damaged in another way; the message names it.
         EpisodeEvictedError: an episode left a circular buffer before it was copied.
+        StaleFieldError: a derived field has no values for an episode yet.
         StorageError: the operating system refused to read or to write.
     """
     if len(source) == 0:
         return
+    source.require_up_to_date(writer.metadata.fields)
     oldest, fields = int(source.ids[0]), writer.metadata.fields.values()
-    width = sum(2 * SPAN.itemsize if info.ragged else info.nbytes for info in fields)
+    width = sum(2 * SPAN.itemsize if info.has_elements else info.nbytes for info in fields)
     with ThreadPoolExecutor(1, "gym_replay copy") as thread:
         for part in batches((source.lengths + writer.metadata.has_state) * width, BLOCK):
             some = source.only(part)
@@ -86,22 +88,22 @@ class _Pieces:
     While a piece is written, a thread goes on with the checksums of its episodes.
 
     Attributes:
-        elements: by ragged field, how many elements each episode has.
+        elements: by field that has elements, how many elements each episode has.
         sums: by field, the checksum of each episode once all pieces were asked for.
     """
 
     def __init__(self, source: Snapshot, metadata: Metadata, thread: ThreadPoolExecutor) -> None:
         self._source, self._thread = source, thread
         self._taken = source.lengths + metadata.has_state
-        self._ragged = {name: _elements_of(source, name, self._taken) for name in metadata.ragged_fields}
-        self.elements = {name: totals.tolist() for name, (_, _, totals) in self._ragged.items()}
+        self._spans = {name: _elements_of(source, name, self._taken) for name in metadata.element_fields}
+        self.elements = {name: totals.tolist() for name, (_, _, totals) in self._spans.items()}
         self.sums = {name: np.zeros(len(source), np.uint32) for name in metadata.fields}
 
     def __iter__(self) -> Iterator[Piece]:
         source, taken = self._source, self._taken
         for name, sums in self.sums.items():
-            if name in self._ragged:
-                spans, begins, totals = self._ragged[name]
+            if name in self._spans:
+                spans, begins, totals = self._spans[name]
                 sums[:] = _sums_of_spans(spans, taken)
                 for at, data in self._rows(sums, source.columns[values_path(name)], begins, totals):
                     yield name, True, at, data
@@ -155,7 +157,7 @@ def _block_of(source: Snapshot, metadata: Metadata, thread: ThreadPoolExecutor) 
 
 
 def _elements_of(source: Snapshot, name: str, taken: Ints) -> tuple[Ints, Ints, Ints]:
-    """The spans of a ragged field, moved to where the elements of these episodes lie one after another.
+    """The spans of a field that has elements, moved to where the elements of these episodes lie one after another.
 
     And of each episode the first element in the source, and how many there are.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.columns import Column
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
+from gym_replay.buffer.storage.encoded import Encoded
 from gym_replay.buffer.storage.layout import (
     METADATA,
     Choice,
@@ -38,6 +39,7 @@ from gym_replay.errors import (
     ConfigMismatchError,
     CorruptBufferError,
     EpisodeEvictedError,
+    StaleFieldError,
 )
 from gym_replay.files.directory import Directory, Folder, sync_entry
 from gym_replay.schema.fields import NO_TEXT
@@ -83,12 +85,15 @@ class Snapshot(Extents):
         complete: npt.NDArray[np.bool_] = (self.flags & COMPLETE) != 0
         return complete
 
-    def column(self, name: str) -> npt.NDArray[Any]:
-        """Read-only view of the rows of a field that is not ragged, ``(rows, *field.shape)``."""
+    def column(self, name: str) -> Any:
+        """The rows of a field that is not ragged, ``(rows, *field.shape)``: a read-only view, or :class:`Encoded`."""
+        field = self.metadata.fields[name]
+        if field.codec is not None:
+            return Encoded(self.stored(name), field)
         return self.columns[step_path(name)].view(self.rows)
 
-    def ragged(self, name: str) -> Ragged:
-        """The rows of a ragged field."""
+    def stored(self, name: str) -> Ragged:
+        """The rows of a field that has elements, as they are stored: of a field with a codec, encoded."""
         spans = self.columns[spans_path(name)]
         return Ragged(spans.view(self.rows), lambda end: self.columns[values_path(name)].view(end), spans.path)
 
@@ -154,6 +159,18 @@ class Snapshot(Extents):
     def is_live(self, oldest: int) -> bool:
         """Whether the episode with id ``oldest``, and so every newer one, still owns its rows."""
         return self.counters.first <= oldest
+
+    def require_up_to_date(self, names: Iterable[str]) -> None:
+        """Raise StaleFieldError where one of the fields has no values for one of these episodes yet."""
+        for name in self.metadata.derived.keys() & names:
+            if len(stale := self.ids[self.ids >= self.metadata.derived[name]]):
+                call = f"{name}=..." if name.isidentifier() else f"**{{{name!r}: ...}}"
+                raise StaleFieldError(
+                    f"{self.reader.folder}: field {name!r} was computed when there were fewer episodes, and has no "
+                    f"values for {len(stale)} of them (the first has the id {stale[0]}); bring it up to date with "
+                    f"buffer.update({call}), with the values of all episodes, such as returns_to_go(buffer), or leave "
+                    "out the field or these episodes"
+                )
 
     def require_live(self, oldest: int) -> None:
         """Raise EpisodeEvictedError where rows just copied may have been overwritten meanwhile."""
@@ -317,7 +334,7 @@ class FolderReader:
         rows: npt.NDArray[np.int64],
         deleted: npt.NDArray[np.bool_],
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """First element and number of elements of a ragged field, of each episode; none where a deleted one is damaged.
+        """First element of each episode, and how many it has, of a field that has them; none of a damaged deleted one.
 
         Raises:
             CorruptBufferError: the spans contradict one another, or the file has no such elements.

@@ -18,6 +18,7 @@ from gym_replay.buffer.storage.checksums import Checksums
 from gym_replay.buffer.storage.columns import ColumnWriter
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.creation import create_files
+from gym_replay.buffer.storage.encoded import Encoded
 from gym_replay.buffer.storage.layout import (
     METADATA,
     Metadata,
@@ -28,6 +29,7 @@ from gym_replay.buffer.storage.layout import (
     write_metadata,
 )
 from gym_replay.buffer.storage.open_files import OpenFiles
+from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.reader import FolderReader
 from gym_replay.buffer.storage.records import DELETED
 from gym_replay.buffer.storage.room import Room
@@ -151,7 +153,8 @@ class FolderWriter:
         """Give up a damaged record and all after it; the metadata as it is then."""
         counters.cut(episode_id)
         self._has_given_up = True
-        metadata = replace(metadata, revision=metadata.revision + 1)  # readers start anew
+        derived = {name: min(end, episode_id) for name, end in metadata.derived.items()}
+        metadata = replace(metadata, revision=metadata.revision + 1, derived=derived)  # readers start anew
         write_metadata(self.directory, metadata)
         counters.put("revision", metadata.revision)
         if self._power:  # before records of the old episodes are overwritten by new ones
@@ -308,7 +311,14 @@ class FolderWriter:
         return early
 
     def _read_early(self, name: str, rows: int, early: EarlyRows) -> bytes:
-        return self._files.steps[name].read(early.row, rows)
+        """The bytes of the first rows of a field that is not ragged, decoded where it has a codec."""
+        info, files = self.metadata.fields[name], self._files
+        if info.codec is None:
+            return files.steps[name].read(early.row, rows)
+        base = early.elements[name]
+        spans = files.steps[name].read_array(early.row, rows) - np.array([base, 0])
+        elements = files.elements[name].read_array(base, early.counts.get((name, True), 0))
+        return Encoded(Ragged(spans, lambda end: elements[:end]), info).copy().tobytes()
 
     # --- the commit ---
 
@@ -364,10 +374,10 @@ class FolderWriter:
         with self._changing() as files:
             create_files(self.directory, metadata or files.metadata, first_id=files.counters.next, sync=self._power)
 
-    def switch(self, metadata: Metadata, paths: Sequence[str]) -> None:
-        """Let the files written under ``<path>.new`` take their places, together with the metadata."""
+    def switch(self, metadata: Metadata, paths: Sequence[str], obsolete: Sequence[str] = ()) -> None:
+        """Let the files written under ``<path>.new`` take their places, together with the metadata; others go."""
         with self._changing():
-            switch_files(self.directory, metadata, paths)
+            switch_files(self.directory, metadata, paths, obsolete=obsolete)
 
     @property
     def has_idle_strings(self) -> bool:

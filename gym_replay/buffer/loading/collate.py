@@ -9,16 +9,14 @@ from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gym_replay.buffer.loading.statistics import FieldStatistics, is_image
 from gym_replay.errors import FieldError
+from gym_replay.schema.arrays import Array, Bools
 from gym_replay.schema.fields import Field
-
-Array = npt.NDArray[Any]
 
 
 class Batch(dict[str, Any]):
@@ -79,7 +77,7 @@ class Arrays(dict[str, Array]):
 
     def __init__(self, **arrays: Array) -> None:
         super().__init__(arrays)
-        self.valid: dict[str, npt.NDArray[np.bool_]] = {}
+        self.valid: dict[str, Bools] = {}
 
     def part(self, begin: int, end: int) -> Arrays:
         """Samples ``begin`` to ``end - 1``, in memory of their own."""

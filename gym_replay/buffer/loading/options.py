@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy.typing as npt
 import torch
+from typing_extensions import TypedDict
 
 from gym_replay.buffer.loading.collate import Transform
 from gym_replay.buffer.loading.formats import BatchFormat
@@ -18,11 +18,6 @@ from gym_replay.buffer.loading.selection import Condition, Episodes
 from gym_replay.buffer.loading.statistics import Normalize
 from gym_replay.errors import FieldError
 from gym_replay.schema.arguments import checked_integer
-
-if sys.version_info >= (3, 11):
-    from typing import TypedDict
-else:
-    from typing_extensions import TypedDict
 
 FormatName: TypeAlias = Literal["d4rl", "decision_transformer", "diffusion_policy", "lerobot", "ogbench", "robomimic"]
 Axes: TypeAlias = Literal["CHW", "HWC"]

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from gym_replay.buffer.loading.order import Floats, Ints, Order, PriorityDraw, uniforms
+from gym_replay.buffer.loading.order import Order, PriorityDraw, uniforms
 from gym_replay.errors import FieldError
 from gym_replay.schema.arguments import checked_number
+from gym_replay.schema.arrays import Array, Floats, Ints
 
 _STREAM = 21
 
@@ -349,7 +349,7 @@ class PriorityOrder(Order):
             yield self.draw(epoch, index)
 
 
-def as_array(values: Any) -> npt.NDArray[Any]:
+def as_array(values: Any) -> Array:
     """Return the values of an array, a list or a torch tensor, which only checkpoints need to know."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-from gym_replay.buffer.loading.plans import Ints
 from gym_replay.buffer.loading.selection import in_pieces
 from gym_replay.buffer.storage.reader import HasSnapshots
 from gym_replay.errors import FieldError
 from gym_replay.schema.arguments import checked_number
+from gym_replay.schema.arrays import Array, Floats, Ints
 
 
-def returns_to_go(
-    buffer: HasSnapshots, discount: float = 1.0, *, reward_field: str = "reward"
-) -> list[npt.NDArray[Any]]:
+def returns_to_go(buffer: HasSnapshots, discount: float = 1.0, *, reward_field: str = "reward") -> list[Array]:
     """The discounted sum of rewards from each step to its episode's end.
 
     Element t of an episode's array is ``sum(discount**k * reward[t + k])``, over the T - t rewards that are left. What
@@ -50,7 +45,7 @@ def returns_to_go(
     if field is None or field.ragged:
         fitting = [name for name, info in fields.items() if not info.ragged]
         raise FieldError(f"reward_field={reward_field!r}: expected one of {fitting}")
-    returns: list[npt.NDArray[Any]] = []
+    returns: list[Array] = []
     for part in parts:
         part.require_up_to_date([reward_field])
         for lengths, rewards in in_pieces(part, reward_field):
@@ -61,13 +56,13 @@ def returns_to_go(
     return returns
 
 
-def discounted_sums(rewards: npt.NDArray[np.float64], lengths: Ints, discount: float) -> npt.NDArray[np.float64]:
+def discounted_sums(rewards: Floats, lengths: Ints, discount: float) -> Floats:
     """:func:`returns_to_go` of episodes that lie one after another in ``rewards``, ``(steps, *shape)``.
 
     After the pass with distance d each step has the sum over the next 2d steps, so a number of passes that is the
     logarithm of the longest episode is enough.
     """
-    sums: npt.NDArray[np.float64] = rewards.copy()
+    sums: Floats = rewards.copy()
     if discount == 0:
         return sums
     left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(rewards))

@@ -14,18 +14,14 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from gym_replay.buffer.loading.gather import Array
 from gym_replay.buffer.loading.goals import GoalSampler
 from gym_replay.buffer.loading.plans import (
     DROP,
     EDGE,
     ZERO,
     Anchors,
-    Bools,
     Crops,
     Fill,
-    Floats,
-    Ints,
     Stretch,
     draw_crops,
     n_step_lengths,
@@ -35,6 +31,7 @@ from gym_replay.buffer.loading.relative_rows import BatchSamples, RelativeRows
 from gym_replay.buffer.loading.source import Source
 from gym_replay.errors import FieldError
 from gym_replay.schema.arguments import checked_integer, checked_number
+from gym_replay.schema.arrays import Array, Bools, Floats, Ints
 
 _FARTHEST = 1 << 40
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from gym_replay.buffer.loading.order import uniforms
 from gym_replay.buffer.loading.selection import Condition, Episodes
@@ -28,10 +27,8 @@ from gym_replay.files.directory import Directory, open_beneath
 from gym_replay.files.documents import LARGEST, parse_json, size_fault
 from gym_replay.files.writing import replace_file
 from gym_replay.schema.arguments import checked_number
+from gym_replay.schema.arrays import Array, Floats, Ints
 from gym_replay.schema.fields import Field
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 QUANTILE_BYTES = 1 << 27
 """Of the values of one field that are kept for its quantiles."""
@@ -71,9 +68,7 @@ def statistics_shape(field: Field) -> tuple[int, ...]:
     return (1, 1, field.shape[-1]) if is_image(field) else field.shape
 
 
-def field_statistics(
-    field: Field, rows: int, pieces: Iterator[npt.NDArray[Any]], quantiles: Sequence[float]
-) -> FieldStatistics:
+def field_statistics(field: Field, rows: int, pieces: Iterator[Array], quantiles: Sequence[float]) -> FieldStatistics:
     """The statistics of a field, with the deviation as it is.
 
     Args:
@@ -110,7 +105,7 @@ class _Moments:
         self._mean, self._squares = np.full(width, np.nan), np.full(width, np.nan)
         self.min, self.max = np.full(width, np.nan), np.full(width, np.nan)
 
-    def add(self, values: npt.NDArray[Any]) -> None:
+    def add(self, values: Array) -> None:
         """More values, ``(rows, width)``."""
         if len(values) == 0:
             return
@@ -187,7 +182,7 @@ class _Sample:
         self._kept = np.empty((self._number * max(1, self._per_row), width), field.dtype)
         self._filled = self._seen = 0
 
-    def add(self, values: npt.NDArray[Any]) -> None:
+    def add(self, values: Array) -> None:
         """The next values, ``(rows, width)``."""
         if self._number < self._rows:
             rows = len(values) // max(1, self._per_row)
@@ -218,7 +213,7 @@ class _Sample:
         return found
 
 
-def _quantiles(values: npt.NDArray[Any], probabilities: Sequence[float]) -> Floats:
+def _quantiles(values: Array, probabilities: Sequence[float]) -> Floats:
     """As ``numpy.quantile`` of one axis, in float64; ``values`` are put in another order, and not copied."""
     positions = np.asarray(probabilities) * (len(values) - 1)
     below = positions.astype(np.int64)
@@ -415,12 +410,12 @@ def _checked_names(source: Source, fields: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(fields))
 
 
-def _counts(source: Source, name: str) -> npt.NDArray[np.int64]:
+def _counts(source: Source, name: str) -> Ints:
     """How many rows of a field are recorded in each episode."""
     return source.last_rows + 1 if source.fields[name].state else source.lengths
 
 
-def _pieces(source: Source, name: str, advance: Callable[[int], Any]) -> Iterator[npt.NDArray[Any]]:
+def _pieces(source: Source, name: str, advance: Callable[[int], Any]) -> Iterator[Array]:
     """The recorded values of a field, ``(rows, *field.shape)`` each time.
 
     Raises:
@@ -493,7 +488,7 @@ def _to_json(found: FieldStatistics) -> dict[str, Any]:
     return {**lists, "quantiles": [_listed(values) for values in found.quantiles.values()]}
 
 
-def _listed(values: npt.NDArray[Any]) -> list[float | str]:
+def _listed(values: Array) -> list[float | str]:
     """A flat list of numbers, and of strings for what JSON does not have."""
     return [value if math.isfinite(value) else str(value) for value in values.reshape(-1).tolist()]
 

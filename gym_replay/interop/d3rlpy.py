@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gym_replay.errors import FieldError
-from gym_replay.interop import require
+from gym_replay.extras import require
 from gym_replay.interop.transitions import ChosenEpisodes, NamesLike, Roles, only_one
 from gym_replay.schema.arrays import Array
 

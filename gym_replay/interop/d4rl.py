@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from gym_replay.errors import CorruptBufferError, FieldError
+from gym_replay.extras import require
 from gym_replay.files.folders import local_path
-from gym_replay.interop import old_data, require
+from gym_replay.interop import old_data
 from gym_replay.interop.hdf5 import check_claim, data_sets
 from gym_replay.schema.arguments import checked_integer
 from gym_replay.schema.arrays import Array, Bools

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gym_replay.errors import FieldError
-from gym_replay.interop import require
+from gym_replay.extras import require
 from gym_replay.interop.transitions import Block, NamesLike, Transitions, recorded_space
 from gym_replay.schema.arrays import Array, Ints
 from gym_replay.schema.names import encode_siblings

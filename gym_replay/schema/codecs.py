@@ -211,7 +211,8 @@ class Codec:
 
     def __init__(self, config: CodecConfig, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         self._kind, self._name = _KINDS[config["id"]], short_name(config)
-        self._dtype, nbytes = dtype, dtype.itemsize * math.prod(shape)
+        self._dtype, self._size = dtype, math.prod(shape)
+        nbytes = dtype.itemsize * self._size
         self._codec = _made(config, nbytes)
         self._is_image = bool(self._kind.channels)
         # An image of one channel is encoded without the axis.
@@ -233,7 +234,7 @@ class Codec:
         """
         if self._is_image:
             return rows.reshape(len(rows), *self._seen)
-        return rows.reshape(len(rows), -1).view(np.uint8)
+        return rows.reshape(len(rows), self._size).view(np.uint8)
 
     def decode(self, row: bytes, target: npt.NDArray[Any]) -> None:
         """Decode a row into one of the :meth:`targets`.

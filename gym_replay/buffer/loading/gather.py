@@ -19,8 +19,7 @@ import torch
 
 from gym_replay.buffer.loading.plans import Lookup
 from gym_replay.buffer.storage import maps
-from gym_replay.buffer.storage.encoded import THREADED_BYTES as DECODED_BY_THREADS
-from gym_replay.buffer.storage.encoded import decode_rows, empty_rows
+from gym_replay.buffer.storage.encoded import decode_rows, empty_rows, workers_for
 from gym_replay.buffer.storage.maps import first_rows, join, require_mappable
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.buffer.storage.threads import share
@@ -38,6 +37,7 @@ PIECE_BYTES = 1 << 18
 _MOST_THREADS = 4  # memory is what limits the speed, and a few threads reach it
 _LARGE_ROW = 1 << 10
 _MOST_WINDOWS = 16
+_SPAN_NBYTES = 16
 _LARGEST_RUN = 1 << 30
 
 
@@ -190,17 +190,30 @@ class Rows:
         """Ask for these rows of these fields to be in memory soon; all rows read so far may go first where it is short.
 
         Args:
-            names: fields; those that have elements are passed over.
-            stretches: rows, as ranges from the first to before the last.
+            names: fields; ragged ones are passed over.
+            stretches: rows, as ranges from the first to before the last, each of one part.
         """
-        columns = [self.column(name) for name in names if not self._fields[name].has_elements]
-        for column in columns:
+        for name in names:
+            if name in self._encoded:
+                self._will_need_encoded(name, stretches)
+            column = None if self._fields[name].has_elements else self.column(name)
             if column is None or not column.nbytes:
                 continue
             begin = column.array.ctypes.data
             maps.let_go(begin, column.array.nbytes)
             for first, last in stretches:
                 maps.will_need(begin + first * column.nbytes, (last - first) * column.nbytes)
+
+    def _will_need_encoded(self, name: str, stretches: Sequence[tuple[int, int]]) -> None:
+        """Ask for the elements of these rows; to find them, the spans at both ends are read."""
+        edges = np.array(stretches, np.int64).reshape(-1, 2)
+        for part, mine in self._by_part(edges[:, 0], np.arange(len(edges))):
+            stored = self._parts[part].stored(name)
+            for first, last in (edges[mine] - self.firsts[part]).tolist():
+                ends = stored[[first, last - 1]]
+                elements, (begin, end) = ends.elements(), (int(ends.spans[0, 0]), int(ends.spans[1].sum()))
+                if 0 <= begin < end <= len(elements):
+                    maps.will_need(elements.ctypes.data + begin, end - begin)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_columns": {}}  # maps are made anew where they are used
@@ -239,6 +252,18 @@ class Rows:
             maps.expect_blocks(array)
         return Column(array)
 
+    def stored_nbytes(self, name: str, rows: Ints) -> float:
+        """Bytes on the disk of a row of a field, of one with a codec the mean of these rows."""
+        field = self._fields[name]
+        if not field.has_elements:
+            return field.nbytes
+        found = [
+            self._parts[part].stored(name)[rows[mine] - self.firsts[part]].lengths
+            for part, mine in self._by_part(rows, np.arange(len(rows)))
+        ]
+        mean = float(np.concatenate(found).clip(0, 2 * field.nbytes).mean()) if field.codec is not None else 0.0
+        return _SPAN_NBYTES + mean
+
     def take(self, name: str, rows: Ints) -> Array:
         """A field's values at rows of any shape: ``(*rows.shape, *field.shape)``, in memory of their own."""
         if name in self._encoded:
@@ -264,10 +289,12 @@ class Rows:
 
     def take_slices(self, name: str, firsts: Ints, counts: Ints, width: int) -> Array:
         """``counts[i]`` rows from ``firsts[i]`` for each i, padded with zeros: ``(len(firsts), width, *shape)``."""
-        column = None if name in self._encoded else self.column(name)
+        offsets = np.arange(width)
+        if name in self._encoded:
+            return self.take_encoded(name, [(firsts[:, None] + offsets, offsets < counts[:, None])])[0]
+        column = self.column(name)
         if column is not None:
             return column.take_slices(firsts, counts, width)
-        offsets = np.arange(width)
         there = offsets < counts[:, None]
         values = self.take(name, firsts[:, None] + np.where(there, offsets, 0))
         values[~there] = 0
@@ -297,8 +324,7 @@ class Rows:
             for part, mine in self._by_part(distinct, np.arange(len(distinct)))
         ]
         out = empty_rows(len(flat), field)
-        workers = 1 if len(distinct) * field.nbytes < DECODED_BY_THREADS else torch.get_num_threads()
-        decode_rows(field, parts, out, slots, workers)
+        decode_rows(field, parts, out, slots, workers_for(len(distinct) * field.nbytes, torch.get_num_threads()))
         ends = np.cumsum([0, *(rows.size for rows, _ in wanted)]).tolist()
         return [
             out[begin:end].reshape(*rows.shape, *field.shape)

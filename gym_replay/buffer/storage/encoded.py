@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gym_replay.buffer.storage.ragged import SPAN, Ragged
 from gym_replay.buffer.storage.threads import share, storage_threads
 from gym_replay.errors import CorruptBufferError, StorageError
-from gym_replay.schema.codecs import UndecodableError
+from gym_replay.schema.codecs import Codec, UndecodableError
 from gym_replay.schema.fields import Field
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -52,7 +52,7 @@ def encode_rows(field: Field, rows: Sequence[bytes] | Array) -> list[bytes]:
                 if len(row):
                     encoded[index] = codec.encode(row)
 
-    share(work, _pieces(len(rows)), _workers(len(rows) * field.nbytes))
+    share(work, _pieces(len(rows)), workers_for(len(rows) * field.nbytes))
     return encoded
 
 
@@ -74,8 +74,11 @@ def _pieces(count: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + step, count)) for begin in range(0, count, step)]
 
 
-def _workers(nbytes: int) -> int:
-    return storage_threads() if nbytes >= THREADED_BYTES else 1
+def workers_for(nbytes: int, most: int | None = None) -> int:
+    """How many threads encode or decode so many bytes: one for few, otherwise ``most``."""
+    if nbytes < THREADED_BYTES:
+        return 1
+    return storage_threads() if most is None else most
 
 
 class Encoded:
@@ -180,7 +183,7 @@ class Encoded:
         """
         out = empty_rows(len(rows), self._field)
         distinct, slots = np.unique(rows, return_inverse=True)
-        decode_rows(self._field, [(self.stored, distinct)], out, slots.reshape(-1), _workers(out.nbytes))
+        decode_rows(self._field, [(self.stored, distinct)], out, slots.reshape(-1), workers_for(out.nbytes))
         return out
 
     def __repr__(self) -> str:
@@ -203,6 +206,35 @@ class _Job(NamedTuple):
     first: int
     spans: list[list[int]]
     rows: list[int]
+
+
+def undecodable(field: Field, stored: Ragged) -> list[tuple[int, str]]:
+    """Which rows of a field with a codec cannot be decoded, in ascending order, each with the reason.
+
+    Raises:
+        CorruptBufferError: the elements are not where the spans say.
+        MissingExtraError: the package that has the codec is not installed.
+    """
+    codec, elements, spans = field.codec_of_rows(), stored.elements(), stored.spans.tolist()
+    found: list[tuple[int, str]] = []
+
+    def work(pieces: Iterator[tuple[int, int]]) -> None:
+        target = codec.targets(empty_rows(1, field))[0]
+        for begin, end in pieces:
+            for row, (first, count) in enumerate(spans[begin:end], begin):
+                if count and (reason := _fault_of(codec, elements[first : first + count].tobytes(), target)):
+                    found.append((row, reason))
+
+    share(work, _pieces(len(spans)), workers_for(len(spans) * field.nbytes))
+    return sorted(found)
+
+
+def _fault_of(codec: Codec, content: bytes, target: Array) -> str | None:
+    try:
+        codec.decode(content, target)
+    except UndecodableError as error:
+        return str(error)
+    return None
 
 
 def empty_rows(count: int, field: Field) -> Array:

@@ -77,7 +77,12 @@ class Ragged:
     @classmethod
     def of_lengths(cls, lengths: npt.NDArray[np.int64], values: Elements) -> Ragged:
         """Rows that lie one after another in ``values``."""
-        return cls(spans_of(lengths), lambda end: values[:end])
+        return cls.of_spans(spans_of(lengths), values)
+
+    @classmethod
+    def of_spans(cls, spans: npt.NDArray[np.int64], values: Elements) -> Ragged:
+        """Rows that lie in ``values`` where the spans say."""
+        return cls(spans, lambda end: values[:end])
 
     @classmethod
     def concatenate(cls, parts: Sequence[Ragged]) -> Ragged:

@@ -318,7 +318,7 @@ class FolderWriter:
         base = early.elements[name]
         spans = files.steps[name].read_array(early.row, rows) - np.array([base, 0])
         elements = files.elements[name].read_array(base, early.counts.get((name, True), 0))
-        return Encoded(Ragged(spans, lambda end: elements[:end]), info).copy().tobytes()
+        return Encoded(Ragged.of_spans(spans, elements), info).copy().tobytes()
 
     # --- the commit ---
 

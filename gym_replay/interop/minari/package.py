@@ -35,7 +35,7 @@ from gym_replay.errors import (
     MissingExtraError,
     UnsupportedFormatError,
 )
-from gym_replay.interop import require
+from gym_replay.extras import require
 from gym_replay.interop.hdf5 import check_claim, data_sets
 from gym_replay.interop.minari.limits import LONGEST_ARROW
 

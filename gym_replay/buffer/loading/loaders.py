@@ -115,7 +115,7 @@ def make_loader(kind: str, given: Mapping[str, Any]) -> ReplayLoader:
     if order.refresh is not None and order.sampler is not None and len(dataset.source.parts) > 1:
         raise FieldError("sampler: with refresh, it follows one buffer; make a loader for each")
     sampler = EpochSampler(dataset, order, torch_options.get("generator"))
-    if not len(sampler.of_this_rank()):
+    if order.drop_last and not len(sampler.of_this_rank()):  # without, a rank may have none of few
         _warn_of_nothing(len(dataset), batch_size, order.ranks().world_size)
     if order.shuffle == "block":
         dataset.source.rows.expect_blocks()

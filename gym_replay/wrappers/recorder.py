@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NoReturn, TypeAlias
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
+from typing_extensions import TypedDict
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
@@ -35,11 +36,6 @@ from gym_replay.wrappers.recorded_schema import (
 )
 from gym_replay.wrappers.rewards import RewardShape, declared_shape, parse_reward_shape
 from gym_replay.wrappers.session import OnEpisode, Session
-
-if sys.version_info >= (3, 11):
-    from typing import TypedDict
-else:
-    from typing_extensions import TypedDict
 
 Folder: TypeAlias = str | os.PathLike[str] | ReplayBuffer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import warnings
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Unpack
 
 from gym_replay.errors import FieldError
 from gym_replay.schema.fields import describe, to_array
@@ -42,11 +42,6 @@ from gym_replay.wrappers.vector.batched_infos import (
 from gym_replay.wrappers.vector.batches import BatchEncoder, Column, default_of, ragged_column
 from gym_replay.wrappers.vector.ended import Finals
 from gym_replay.wrappers.vector.session import VectorSession
-
-if sys.version_info >= (3, 11):
-    from typing import Unpack
-else:
-    from typing_extensions import Unpack
 
 _FLOATS, _BOOL = (np.dtype(np.float64), np.dtype(np.float32)), np.dtype(np.bool_)
 

@@ -13,7 +13,7 @@ import gym_replay
 PACKAGE = Path(gym_replay.__file__).parent
 DOCUMENT = PACKAGE.parent / "docs" / "architecture.md"
 FLOORS = [
-    "gym_replay.errors",
+    "gym_replay.errors gym_replay.notices",
     "gym_replay.files gym_replay.schema",
     "gym_replay.buffer.storage",
     "gym_replay.spaces",

@@ -15,6 +15,7 @@ from gym_replay.collecting.plan import Goal
 from gym_replay.collecting.request import Keep, Request
 from gym_replay.errors import FieldError
 from gym_replay.files.folders import folder_of
+from gym_replay.schema.codec_choice import Codecs, plain_codecs
 from gym_replay.schema.fields import FieldLike
 from gym_replay.wrappers.rewards import RewardShape
 from gym_replay.wrappers.session import OnEpisode
@@ -51,6 +52,7 @@ class CollectArguments(TypedDict, total=False):
     extra_fields: Mapping[str, FieldLike] | None
     reward_shape: RewardShape | None
     dtypes: Mapping[str, Any] | None
+    codecs: Codecs | None
     record_info: bool | Iterable[str]
     max_timesteps: int | None
     durability: str
@@ -95,6 +97,7 @@ def collect(
     extra_fields: Mapping[str, FieldLike] | None = None,
     reward_shape: RewardShape | None = None,
     dtypes: Mapping[str, Any] | None = None,
+    codecs: Codecs | None = None,
     record_info: bool | Iterable[str] = False,
     max_timesteps: int | None = None,
     durability: str = "process",
@@ -132,13 +135,15 @@ def collect(
         vectorization: with several environments, ``"sync"`` plays them in this process, ``"async"`` each in one of its
             own; ``"native"`` takes the environment's own vector environment, and warns of what is lost by that.
         deterministic: what an object's ``predict`` is told. If False, each episode draws from generators of its own.
-        batched: whether the policy sees the observations of all environments at once. None: yes, unless it is an
-            object with ``predict`` that draws at random. If False it is called for each environment by itself, and
-            copied for each where it has a ``reset``.
-        policy_name: what the folder calls the policy, to tell it from another one; by default its name in the code.
+        batched: whether the policy is called with a batch of the observations of all environments, of one too, and
+            returns a batch of actions. None: with several environments yes, unless it is an object with ``predict``
+            that draws at random; with one no. If False it is called for each environment by itself, and copied for
+            each where it has a ``reset``.
+        policy_name: tells the policy from another one by this name alone. By default it is told by its name in the
+            code, and by its code, defaults, constants and weights as far as Python lets us see them.
         keep: is called with each :class:`~gym_replay.FinishedEpisode` and says whether it is kept.
         on_episode: as for :class:`~gym_replay.RecordToBuffer`; False discards as ``keep`` does.
-        meta_fields, extra_fields, reward_shape, dtypes, record_info, max_timesteps, durability: as for
+        meta_fields, extra_fields, reward_shape, dtypes, codecs, record_info, max_timesteps, durability: as for
             :class:`~gym_replay.RecordToBuffer`. Where there are ``extra_fields``, the policy has a method ``extra()``
             with their values for the actions that it gave last.
         overwrite: replace the buffer that is in the folder.
@@ -184,6 +189,7 @@ def collect(
             "extra_fields": extra_fields,
             "reward_shape": reward_shape,
             "dtypes": dtypes,
+            "codecs": plain_codecs(codecs),
             "record_info": record_info if isinstance(record_info, (bool, str)) else list(record_info),
             "max_timesteps": max_timesteps,
             "durability": durability,

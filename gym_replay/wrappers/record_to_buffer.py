@@ -21,6 +21,7 @@ from gym_replay.wrappers.recorded_schema import warn_of_dtype
 from gym_replay.wrappers.recorder import Folder, Recorder, RecorderOptions, wrong_result
 from gym_replay.wrappers.rewards import fit_rewards, shape_of_first
 from gym_replay.wrappers.single_session import Episode, SingleSession
+from gym_replay.wrappers.vector.adapters.registry import find_adapter
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -54,6 +55,9 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
             reward, which counts more than a ``reward_space`` that the environment declares.
         dtypes: storage dtypes other than the spaces' own, by field name or by a group such as ``"observation"``; for
             an entry of infos, such as ``"info.x"``, also a :class:`Field`.
+        codecs: what fields are stored encoded with: ``{"observation": "zstd"}`` by field name or by a group such as
+            ``"observation"``, of which the images are meant (uint8 of two or three axes), as ``"images"`` means those
+            of all fields; see ``codec`` of :class:`Field`. None goes on with what the buffer in the folder has.
         record_info: True to record what is numeric in the infos, or dotted names of the entries to record. Entries
             that are not in ``dtypes`` take a wider dtype where a later value needs one.
         on_incomplete: what becomes of an episode that a reset or ``close`` cuts: ``"keep"`` commits it with
@@ -82,9 +86,9 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
     _instead_of_pickling = ", or pickle env.spec"
 
     def __init__(self, env: gym.Env[Any, Any], buffer: Folder, **options: Unpack[RecorderOptions]) -> None:
-        if isinstance(env, gym.vector.VectorEnv):
+        if isinstance(env, gym.vector.VectorEnv) or find_adapter(env) is not None:
             raise TypeError(
-                f"expected a gymnasium.Env, got the vector environment {type(env).__name__}; wrap it in "
+                f"expected a gymnasium.Env, got the batched environment {type(env).__name__}; wrap it in "
                 "gym_replay.wrappers.vector.RecordToBuffer"
             )
         if not isinstance(env, gym.Env):
@@ -107,7 +111,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
             self._buffer,
             names=[*(leaf.name for leaf in leaves), "reward", *self._extra_names],
             keep=given["on_incomplete"] == "keep",
-            bounds=BoundsCheck(leaves),
+            bounds=BoundsCheck(self._stored_leaves(leaves)),
             on_episode=given["on_episode"],
             forgotten=self._be_between_episodes,
         )

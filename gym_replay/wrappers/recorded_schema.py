@@ -17,6 +17,8 @@ from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
 from gym_replay.errors import ConfigMismatchError, FieldError
 from gym_replay.files.folders import folder_of
+from gym_replay.schema.codec_choice import RAW, Codecs, with_codecs
+from gym_replay.schema.codecs import short_name
 from gym_replay.schema.fields import Field, FieldLike, parse_fields, plain_declaration
 from gym_replay.spaces import Leaf, Node, space_to_json, space_tree
 from gym_replay.wrappers.generator_state import NUMBERS
@@ -159,6 +161,7 @@ def open_for(
             raise FieldError(f"{kind} {clash[0]!r} has the name of a field of the recorder's own; rename it")
     if reserved := [name for name in extra or () if is_info(name)]:
         raise FieldError(f"extra field {reserved[0]!r} has the name of an info; rename it")
+    core, extra = _with_codecs(core, extra, options.get("codecs"), stored, folder)
     limits = {**{name: options.get(name) for name in LIMITS}, "circular": options.get("circular") or None}
     environment = {
         "observation_space": space_to_json(observation.space, "observation"),
@@ -192,6 +195,46 @@ def _existing(buffer: str | os.PathLike[str] | ReplayBuffer, *, overwrite: bool)
     return None if overwrite or not has_buffer(folder) else read_metadata(folder)
 
 
+def _with_codecs(
+    core: dict[str, Field],
+    extra: dict[str, Field] | None,
+    codecs: Codecs | None,
+    stored: Metadata | None,
+    folder: Path,
+) -> tuple[dict[str, Field], dict[str, Field] | None]:
+    """Fields and extra fields with the codecs that are asked for; None asks for those that the buffer has.
+
+    Raises:
+        FieldError: there is no such field, or the codec does not take its values.
+        ConfigMismatchError: the buffer has another codec.
+    """
+    known = {} if stored is None else {name: info for name, info in stored.fields.items() if not is_info(name)}
+    others = {name: info for name, info in known.items() if name not in core} if extra is None else extra
+    fields = {**core, **others}
+    if codecs is None:
+        same = [name for name, info in fields.items() if name in known and known[name].without_codec() == info]
+        fields |= {name: known[name] for name in same}
+    else:
+        if infos := [name for name in codecs if is_info(name)]:
+            raise FieldError(
+                f"codecs: {infos[0]!r} is an info; dtypes={{{infos[0]!r}: Field(dtype, shape, codec=...)}} declares it"
+            )
+        fields = with_codecs(fields, codecs)
+        for name, info in fields.items():
+            if name in known and known[name].codec != info.codec:
+                codec = RAW if info.codec is None else short_name(info.codec)
+                raise ConfigMismatchError(
+                    f"{folder}: {name!r} is stored {_described(known[name])} there, and codecs asks for it "
+                    f"{_described(info)}. Leave codecs out to go on as it is, choose another folder, or convert the "
+                    f"buffer into a new one: gym-replay select {folder} NEW_FOLDER --codec {name}={codec}"
+                )
+    return {name: fields[name] for name in core}, None if extra is None else {name: fields[name] for name in extra}
+
+
+def _described(info: Field) -> str:
+    return RAW if info.codec is None else f"with codec {info.codec}"
+
+
 def _check_fields(
     stored: Metadata,
     core: dict[str, Field],
@@ -205,10 +248,16 @@ def _check_fields(
     # And who drove it, such as collect(), may have added some.
     own_meta |= {name: stored.meta_fields[name] for name in stored.recorder_meta if name not in RECORDER_META}
     infos = {name: info for name, info in stored.fields.items() if is_info(name)}
-    others = {name: info for name, info in stored.fields.items() if name not in core and name not in infos}
+    derived = {name: stored.fields[name] for name in stored.derived}
+    kept = {**core, **infos, **derived}
+    others = {name: info for name, info in stored.fields.items() if name not in kept}
+    if taken := sorted(derived.keys() & (extra or {}).keys()):
+        raise FieldError(
+            f"extra field {taken[0]!r} is a derived field of {folder}, whose values buffer.update computes; rename it"
+        )
     other_meta = {name: info for name, info in stored.meta_fields.items() if name not in own_meta}
     expected = {
-        "fields": {**core, **(others if extra is None else extra), **infos},
+        "fields": {**core, **(others if extra is None else extra), **infos, **derived},
         "meta_fields": {**own_meta, **(other_meta if meta is None else meta)},
     }
     check_match(stored, expected, folder)

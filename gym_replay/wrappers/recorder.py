@@ -9,6 +9,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from types import FrameType
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
@@ -18,8 +19,9 @@ from gymnasium.envs.registration import EnvSpec
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
 from gym_replay.files.folders import folder_of
+from gym_replay.schema.codec_choice import Codecs, plain_codecs
 from gym_replay.schema.fields import FieldLike, describe
-from gym_replay.spaces import Node, space_from_json, space_to_json
+from gym_replay.spaces import Leaf, Node, space_from_json, space_to_json
 from gym_replay.wrappers.infos import Infos, is_info
 from gym_replay.wrappers.recorded_schema import (
     LIMITS,
@@ -53,6 +55,7 @@ class RecorderOptions(TypedDict, total=False):
     extra_fields: Mapping[str, FieldLike] | None
     reward_shape: RewardShape | None
     dtypes: Mapping[str, Any] | None
+    codecs: Codecs | None
     record_info: bool | Iterable[str]
     on_incomplete: str
     on_episode: OnEpisode | None
@@ -69,6 +72,7 @@ _DEFAULTS: RecorderOptions = {
     "extra_fields": None,
     "reward_shape": None,
     "dtypes": None,
+    "codecs": None,
     "record_info": False,
     "on_incomplete": "keep",
     "on_episode": None,
@@ -152,6 +156,7 @@ class Recorder(gym.utils.RecordConstructorArgs):
             record_info=given["record_info"],
             on_incomplete=given["on_incomplete"],
             durability=given["durability"],
+            codecs=plain_codecs(given["codecs"]),
             **plain_arguments(given["meta_fields"], given["extra_fields"], given["dtypes"]),
             **limits,
             **others,
@@ -164,6 +169,7 @@ class Recorder(gym.utils.RecordConstructorArgs):
         observation_space: gym.Space[Any],
         action_space: gym.Space[Any],
         spec: EnvSpec | None,
+        num_envs: int | None = None,
     ) -> tuple[Node, Node]:
         """Open or create the buffer; the trees of the observation space and of the action space.
 
@@ -171,19 +177,27 @@ class Recorder(gym.utils.RecordConstructorArgs):
             env: the environment, single or vector.
             buffer: as passed.
             observation_space, action_space, spec: those of a single environment.
+            num_envs: how many sub-environments there are; None of a single environment.
         """
         options = self._options
         observation, action = trees_of(observation_space, action_space, options["dtypes"] or {})
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
-        self._buffer = open_for(observation, action, spec, buffer, options, declared=declared_shape(env))
+        self._buffer = open_for(observation, action, spec, buffer, options, declared=declared_shape(env, num_envs))
+        if self._owns_buffer:
+            self._buffer.tell_of_episodes()
         fields = self._buffer.metadata.fields
         core = core_fields(observation, action, ())
         self._reward_field = fields["reward"]
         self._believes_rewards = options["reward_shape"] is None  # the first one decides their shape
         self._observation_names = [leaf.name for leaf in observation.leaves]
-        self._extra_names = [name for name in fields if name not in core and not is_info(name)]
+        derived = self._buffer.metadata.derived
+        self._extra_names = [name for name in fields if not (name in core or name in derived or is_info(name))]
         self._extras: dict[str, Any] = {}
         return observation, action
+
+    def _stored_leaves(self, leaves: Iterable[Leaf]) -> list[Leaf]:
+        """The leaves with the fields that the buffer has."""
+        return [replace(leaf, field=self._buffer.metadata.fields[leaf.name]) for leaf in leaves]
 
     # --- the episodes ---
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.order import Ints, mixed
+from gym_replay.buffer.loading.order import Ints, checked_integer, mixed
 from gym_replay.buffer.loading.where import Where
 from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
 from gym_replay.errors import FieldError
@@ -93,6 +93,7 @@ class EpisodeValues(Mapping[str, npt.NDArray[Any]]):
     def _read(self, name: str, part: Snapshot) -> npt.NDArray[Any]:
         if name in self.meta_fields:
             return part.meta(name)
+        part.require_up_to_date(["reward" if name == "episode_return" else name])
         if name == "episode_return":
             return _returns(part)
         if name in ("terminated", "truncated"):
@@ -251,11 +252,9 @@ def split(
         raise FieldError(f"fractions={fractions!r}: expected at least one finite number from 0 on")
     if abs(shares.sum() - 1) > 1e-6:
         raise FieldError(f"fractions={fractions!r}: expected a sum of 1, got {shares.sum():g}")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise FieldError(f"seed={seed!r}: expected an integer from 0 on")
-    chances = [
-        chances_of(part.ids, number, int(seed)) for number, part in enumerate(buffer.snapshots())
-    ]  # in the buffer's order of episodes
+    seed = checked_integer("seed", seed)
+    # In the buffer's order of episodes.
+    chances = [chances_of(part.ids, number, seed) for number, part in enumerate(buffer.snapshots())]
     edges = np.cumsum(shares)[:-1]
     subset = np.searchsorted(edges, np.concatenate(chances), side="right") if chances else np.empty(0, np.int64)
     # A fraction of zero at the end is not reached by rounding of the sum before it.

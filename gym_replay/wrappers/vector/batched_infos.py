@@ -15,6 +15,12 @@ from gym_replay.wrappers.vector.autoreset import Mask
 FINAL = ("final_obs", "final_info")
 """Entries that tell of the episode that has ended, where the sub-environment was reset in the same step."""
 
+OTHER_NAMES = ("final_observation", "terminal_observation")
+"""What others call the entry ``final_obs``: Gymnasium before 1.0 and ManiSkill, Stable-Baselines3 and SuperSuit."""
+
+LAST_OBSERVATIONS = tuple(each for name in (FINAL[0], *OTHER_NAMES) for each in (name, f"_{name}"))
+"""The entries that last observations may be in, and which of them there are."""
+
 InfoColumn: TypeAlias = "tuple[str, npt.NDArray[Any]]"
 """A field's name, and its values: ``(num_envs, *field.shape)``, or one for all sub-environments."""
 

@@ -35,7 +35,8 @@ from gym_replay.errors import (
 from gym_replay.files.folders import folder_of
 from gym_replay.files.lock import WriterLock
 from gym_replay.files.new_folder import new_folders
-from gym_replay.schema.fields import with_codecs
+from gym_replay.schema.codec_choice import Codecs, with_codecs
+from gym_replay.schema.fields import require_codecs
 
 Ints = npt.NDArray[np.int64]
 Folder: TypeAlias = str | os.PathLike[str]
@@ -112,7 +113,7 @@ def select(
     episodes: Episodes | None = None,
     filter_meta: Mapping[str, Condition] | None = None,
     where: str | None = None,
-    codecs: Mapping[str, Any] | None = None,
+    codecs: Codecs | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> ReplayBuffer:
@@ -130,9 +131,9 @@ def select(
         where: a condition such as ``"episode_return > 300 and not truncated"``, on meta fields and on
             ``index``, ``id``, ``length``, ``complete``, ``has_final``, ``terminated`` and ``truncated`` (of the last
             step) and ``episode_return``; docs/command-line.md has the language.
-        codecs: other codecs for fields of the copy, as :class:`Field` takes them; None stores the rows as they are.
-            What was encoded without loss is decoded again, and compared row by row. Other fields keep theirs, and
-            their encoded rows are copied as they are.
+        codecs: other codecs for fields of the copy, by field or group as for ``RecordToBuffer``; ``"raw"`` stores the
+            rows as they are. What was encoded without loss is decoded again, and compared row by row. Other fields
+            keep their codecs, and their encoded rows are copied as they are.
         overwrite, progress: as for :func:`merge`.
 
     Returns:
@@ -160,7 +161,9 @@ def select(
             raise EmptyBufferError(f"select: no episode meets {given}" if given else "select: there are no episodes")
         parts = _parts_at(snapshots, np.flatnonzero(mask))
         metadata = merged_schema([(part.reader.folder, part.metadata) for part in snapshots])
-        metadata = replace(metadata, fields=with_codecs(metadata.fields, codecs or {}))
+        fields = with_codecs(metadata.fields, codecs or {})
+        require_codecs({name: info for name, info in fields.items() if info != metadata.fields[name]})
+        metadata = replace(metadata, fields=fields)
         del snapshots
         return _copy(metadata, {folder_of(folder): parts}, overwrite, progress)[0]
 

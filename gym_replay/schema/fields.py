@@ -167,6 +167,10 @@ class Field:
         """
         return codec_of(self.codec, self.dtype, self.shape)
 
+    def without_codec(self) -> Field:
+        """The same field, its rows stored as they are."""
+        return replace(self, dtype=self.dtype_name, codec=None)
+
     @property
     def dtype_name(self) -> str:
         """The name of the dtype, as a declaration has it."""
@@ -201,27 +205,6 @@ def require_codecs(fields: Mapping[str, Field]) -> None:
     for info in fields.values():
         if info.codec is not None:
             info.codec_of_rows()
-
-
-def with_codecs(fields: Mapping[str, Field], codecs: Mapping[str, Any]) -> dict[str, Field]:
-    """Fields of which some are stored with other codecs; None stands for rows as they are.
-
-    Raises:
-        FieldError: a name is unknown, or a field does not take its codec.
-        MissingExtraError: the package that has a codec is not installed.
-    """
-    if unknown := [name for name in codecs if name not in fields]:
-        raise FieldError(f"codecs: unknown field {unknown[0]!r}; there are {list(fields)}")
-    changed = {name: _with_codec(name, fields[name], codec) for name, codec in codecs.items()}
-    require_codecs(changed)
-    return {**fields, **changed}
-
-
-def _with_codec(name: str, info: Field, codec: Any) -> Field:
-    try:
-        return replace(info, dtype=info.dtype_name, codec=codec)
-    except FieldError as error:
-        raise FieldError(f"codecs: field {name!r}: {error}") from None
 
 
 def parse_field(info: FieldLike) -> Field:

@@ -80,6 +80,7 @@ SIZES = {
     "info_warnings": ["wrappers.infos._MOST_WARNINGS"],
     "rows_between_info_changes": ["wrappers.infos._ROWS_BETWEEN"],
     "free_info_changes": ["wrappers.infos._FREE_CHANGES"],
+    "worth_a_sample": ["cli.info.WORTH_A_SAMPLE"],
     "exported_steps": ["interop.transitions._STEPS_AT_ONCE"],
 }
 """For each size that tests make small, the constants of the package that say it."""

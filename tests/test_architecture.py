@@ -14,13 +14,14 @@ PACKAGE = Path(gym_replay.__file__).parent
 DOCUMENT = PACKAGE.parent / "docs" / "architecture.md"
 FLOORS = [
     "gym_replay.errors gym_replay.notices",
-    "gym_replay.files gym_replay.schema",
+    "gym_replay.extras gym_replay.files gym_replay.schema",
     "gym_replay.buffer.storage",
     "gym_replay.spaces",
     "gym_replay.buffer.loading",
     "gym_replay.buffer",
     "gym_replay.wrappers",
     "gym_replay.collecting gym_replay.replaying gym_replay.interop",
+    "gym_replay.viewing",
     "gym_replay.cli",
     "gym_replay.__main__",
 ]
@@ -196,7 +197,8 @@ def test_the_document_names_every_file():
 MOST_TEST_FILES = 19
 PUBLIC = {
     "gym_replay.cli": {"main"},
-    "gym_replay.wrappers": {"RecordToBuffer", "vector"},
+    "gym_replay.wrappers": {"RecordToBuffer", "parallel", "vector"},
+    "gym_replay.wrappers.parallel": {"RecordToBuffer"},
     "gym_replay.wrappers.vector": {"RecordToBuffer"},
 }
 A_NAME = re.compile(r"gym_replay(\.\w+)+")

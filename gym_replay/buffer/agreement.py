@@ -55,8 +55,12 @@ def agree(
     ]
     if faults:
         lines = "".join(f"\n  {fault}" for fault in faults)
-        if any(len(by_field[name]) > 1 and "with codec" in "".join(by_field[name]) for name in chosen):
-            lines += "\nselect(folder, copy, codecs={field: codec or None}) copies a buffer with another codec"
+        encoded = [name for name in chosen if len(by_field[name]) > 1 and "with codec" in "".join(by_field[name])]
+        if encoded:
+            lines += (
+                f"\nTo convert one of them: gym-replay select FOLDER COPY --codec {encoded[0]}=CODEC (raw for none), "
+                f"or select(folder, copy, codecs={{{encoded[0]!r}: codec}})"
+            )
         raise ConfigMismatchError(
             f"the schemas of {len(schemas)} buffers differ:{lines}\nTo take what they share, name it with "
             f"fields=[...] and meta_fields=[...], or pass {COMMON!r} for either"

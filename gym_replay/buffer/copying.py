@@ -131,9 +131,9 @@ def select(
         where: a condition such as ``"episode_return > 300 and not truncated"``, on meta fields and on
             ``index``, ``id``, ``length``, ``complete``, ``has_final``, ``terminated`` and ``truncated`` (of the last
             step) and ``episode_return``; docs/command-line.md has the language.
-        codecs: other codecs for fields of the copy, by field or group as for ``RecordToBuffer``; ``"raw"`` stores the
-            rows as they are. What was encoded without loss is decoded again, and compared row by row. Other fields
-            keep their codecs, and their encoded rows are copied as they are.
+        codecs: other codecs for fields of the copy, by field name or group, as :class:`RecordToBuffer` takes them;
+            ``"raw"`` stores the rows as they are. What was encoded without loss is decoded again, and compared row by
+            row. Other fields keep theirs, and their encoded rows are copied as they are.
         overwrite, progress: as for :func:`merge`.
 
     Returns:

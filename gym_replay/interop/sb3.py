@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.errors import FieldError
-from gym_replay.interop import require
+from gym_replay.extras import require
 from gym_replay.interop.transitions import Block, NamesLike, Transitions, recorded_space
 from gym_replay.schema.names import encode_siblings
 

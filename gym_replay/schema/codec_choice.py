@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from gym_replay.errors import FieldError
 from gym_replay.schema.codecs import parse_codec
-from gym_replay.schema.fields import Field
+from gym_replay.schema.fields import Field, require_codecs
 
 IMAGES, RAW = "images", "raw"
 """The group of all images, and what stands for no codec."""
@@ -43,6 +43,15 @@ def _plain(name: str, codec: Any) -> Any:
         raise FieldError(f"codecs: {name!r}: {error}") from None
 
 
+def with_codec(info: Field, codec: Any) -> Field:
+    """The field with another codec; None for raw.
+
+    Raises:
+        FieldError: the codec does not take the field's values.
+    """
+    return replace(info, dtype=info.dtype_name, codec=codec)
+
+
 def with_codecs(fields: Mapping[str, Field], codecs: Codecs) -> dict[str, Field]:
     """The fields, those that are named with other codecs.
 
@@ -56,6 +65,7 @@ def with_codecs(fields: Mapping[str, Field], codecs: Codecs) -> dict[str, Field]
 
     Raises:
         FieldError: there is no such field, the group has no image, or the codec does not take the field's values.
+        MissingExtraError: the package that has a codec is not installed.
 
     Example:
         >>> fields = {"observation.camera": Field("uint8", (96, 96, 3)), "observation.speed": Field("float")}
@@ -70,9 +80,10 @@ def with_codecs(fields: Mapping[str, Field], codecs: Codecs) -> dict[str, Field]
     for name, codec in chosen.items():
         info = fields[name]
         try:
-            made[name] = replace(info, dtype=info.dtype_name, codec=None if codec == RAW else codec)
+            made[name] = with_codec(info, None if codec == RAW else codec)
         except FieldError as error:
             raise FieldError(f"codecs: {name!r}: {error}") from None
+    require_codecs({name: made[name] for name in chosen})
     return made
 
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from functools import cached_property
 from typing import Any, TypeAlias, Union
@@ -166,10 +166,6 @@ class Field:
             MissingExtraError: the package that has the codec is not installed.
         """
         return codec_of(self.codec, self.dtype, self.shape)
-
-    def without_codec(self) -> Field:
-        """The same field, its rows stored as they are."""
-        return replace(self, dtype=self.dtype_name, codec=None)
 
     @property
     def dtype_name(self) -> str:

@@ -17,7 +17,7 @@ from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
 from gym_replay.errors import ConfigMismatchError, FieldError
 from gym_replay.files.folders import folder_of
-from gym_replay.schema.codec_choice import RAW, Codecs, with_codecs
+from gym_replay.schema.codec_choice import RAW, Codecs, with_codec, with_codecs
 from gym_replay.schema.codecs import short_name
 from gym_replay.schema.fields import Field, FieldLike, parse_fields, plain_declaration
 from gym_replay.spaces import Leaf, Node, space_to_json, space_tree
@@ -212,7 +212,7 @@ def _with_codecs(
     others = {name: info for name, info in known.items() if name not in core} if extra is None else extra
     fields = {**core, **others}
     if codecs is None:
-        same = [name for name, info in fields.items() if name in known and known[name].without_codec() == info]
+        same = [name for name, info in fields.items() if name in known and with_codec(known[name], None) == info]
         fields |= {name: known[name] for name in same}
     else:
         if infos := [name for name in codecs if is_info(name)]:

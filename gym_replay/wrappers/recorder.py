@@ -14,13 +14,14 @@ from types import FrameType
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
 from gym_replay.files.folders import folder_of
 from gym_replay.schema.codec_choice import Codecs, plain_codecs
-from gym_replay.schema.fields import FieldLike, describe
+from gym_replay.schema.fields import Field, FieldLike, describe, to_array
 from gym_replay.spaces import Leaf, Node, space_from_json, space_to_json
 from gym_replay.wrappers.infos import Infos, is_info
 from gym_replay.wrappers.recorded_schema import (
@@ -96,6 +97,21 @@ def wrong_result(call: str, result: Any, *expected: str) -> FieldError:
     return FieldError(f"{call}: expected ({', '.join(expected)}), got {got}; {remedy}")
 
 
+def parse_flag(name: str, value: Any) -> bool:
+    """``terminated`` or ``truncated`` of one environment or agent, as a bool.
+
+    Raises:
+        FieldError: it is no boolean.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if "bool" in str(getattr(value, "dtype", "")):  # arrays and tensors
+        array = to_array(value, name)
+        if array.size == 1:
+            return bool(array.item())
+    raise FieldError(f"field {name!r}: expected a bool, got {describe(value)}; return True or False")
+
+
 def refuse_other_spaces(
     error: FieldError, buffer: ReplayBuffer, observation_space: gym.Space[Any], action_space: gym.Space[Any]
 ) -> None:
@@ -121,8 +137,24 @@ def refuse_other_spaces(
             ) from error
 
 
+def refuse_second_thread(recorder: object) -> None:
+    """Raise EpisodeStateError where another thread is inside of ``step`` or ``reset`` of a recorder."""
+    codes = {getattr(getattr(type(recorder), name), "__code__", None) for name in ("step", "reset")}
+    frames = sys._current_frames()
+    del frames[threading.get_ident()]  # which would refer to itself, and keep the recorder until it is collected
+    for frame in frames.values():
+        found: FrameType | None = frame
+        while found is not None:
+            if found.f_code in codes and found.f_locals.get("self") is recorder:
+                raise EpisodeStateError(
+                    "another thread is inside of a step or reset of this recorder: one recorder belongs to one "
+                    "thread; give each thread an environment of its own with a recorder and a folder of its own"
+                )
+            found = found.f_back
+
+
 class Recorder(gym.utils.RecordConstructorArgs):
-    """A wrapper that is the only writer of its folder."""
+    """The only writer of a folder: a wrapper, or a part of one that writes to several."""
 
     _buffer: ReplayBuffer
     _session: Session[Any]
@@ -170,6 +202,7 @@ class Recorder(gym.utils.RecordConstructorArgs):
         action_space: gym.Space[Any],
         spec: EnvSpec | None,
         num_envs: int | None = None,
+        more_own_meta: Mapping[str, Field] | None = None,
     ) -> tuple[Node, Node]:
         """Open or create the buffer; the trees of the observation space and of the action space.
 
@@ -178,11 +211,15 @@ class Recorder(gym.utils.RecordConstructorArgs):
             buffer: as passed.
             observation_space, action_space, spec: those of a single environment.
             num_envs: how many sub-environments there are; None of a single environment.
+            more_own_meta: meta fields that this recorder sets beside those of all recorders.
         """
         options = self._options
         observation, action = trees_of(observation_space, action_space, options["dtypes"] or {})
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
-        self._buffer = open_for(observation, action, spec, buffer, options, declared=declared_shape(env, num_envs))
+        declared = declared_shape(env, num_envs)
+        self._buffer = open_for(
+            observation, action, spec, buffer, options, declared=declared, more_own_meta=more_own_meta
+        )
         if self._owns_buffer:
             self._buffer.tell_of_episodes()
         fields = self._buffer.metadata.fields
@@ -209,19 +246,6 @@ class Recorder(gym.utils.RecordConstructorArgs):
         """Raise a better error of a value that does not fit, where its space is not the one that was wrapped."""
         if isinstance(error, FieldError):
             refuse_other_spaces(error, self._buffer, *self._spaces())
-
-    def _refuse_second_thread(self) -> None:
-        """Raise EpisodeStateError where another thread is inside of ``step`` or ``reset``."""
-        codes = {getattr(getattr(type(self), name), "__code__", None) for name in ("step", "reset")}
-        for thread, frame in sys._current_frames().items():
-            found: FrameType | None = frame if thread != threading.get_ident() else None
-            while found is not None:
-                if found.f_code in codes and found.f_locals.get("self") is self:
-                    raise EpisodeStateError(
-                        "another thread is inside of a step or reset of this recorder: one recorder belongs to one "
-                        "thread; give each thread an environment of its own with a recorder and a folder of its own"
-                    )
-                found = found.f_back
 
     # --- what the user asks and adds ---
 
@@ -304,7 +328,10 @@ class Recorder(gym.utils.RecordConstructorArgs):
                 if self._owns_buffer:
                     self._buffer.release()
         finally:
-            super().close(**kwargs)  # type: ignore[misc]
+            self._close_environment(**kwargs)
+
+    def _close_environment(self, **kwargs: Any) -> None:
+        super().close(**kwargs)  # type: ignore[misc]
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -19,7 +19,8 @@ from gym_replay.schema.fields import describe, to_array
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_meta import describe_run, options_to_json
 from gym_replay.wrappers.infos import is_info
-from gym_replay.wrappers.recorder import Folder, Recorder, RecorderOptions
+from gym_replay.wrappers.multi_agent import warn_of_hidden_ends
+from gym_replay.wrappers.recorder import Folder, Recorder, RecorderOptions, refuse_second_thread
 from gym_replay.wrappers.rewards import fit_rewards, shape_of_first
 from gym_replay.wrappers.vector.adapters.adapter import Adapter
 from gym_replay.wrappers.vector.adapters.gymnasium import are_same_arrays, share_memory
@@ -33,6 +34,7 @@ from gym_replay.wrappers.vector.batched_infos import (
     BatchInfos,
     InfoColumn,
     final_observations,
+    info_columns,
     lacks_final_infos,
     split_final_infos,
     split_infos,
@@ -153,6 +155,7 @@ class RecordToBuffer(Recorder, _Face):
         self._infos: BatchInfos | None = None
         if given["record_info"]:
             self._infos = BatchInfos(given["record_info"], given["dtypes"] or {}, self._session)
+        warn_of_hidden_ends(env)
         self._thread = threading.get_ident()
         self._warned: set[str] = set()
         self._copies, self._stores_late = HostCopies(), False
@@ -347,7 +350,7 @@ class RecordToBuffer(Recorder, _Face):
     def _use_thread(self) -> None:
         """Let this thread step and reset from now on, unless another one is in the middle of that."""
         self._session.refuse_within_on_episode()
-        self._refuse_second_thread()
+        refuse_second_thread(self)
         self._thread = threading.get_ident()
 
     def _store(self, step: tuple[Any, Any, Any, Any, Any]) -> None:
@@ -557,18 +560,7 @@ class RecordToBuffer(Recorder, _Face):
     def _info_columns(self, infos: list[dict[Any, Any]]) -> dict[str, Column]:
         """The info fields' values, a row for each info."""
         assert self._infos is not None
-        rows, fields = self._infos.encode(infos), self._session.fields
-        columns: dict[str, Column] = {}
-        for i, name in enumerate(self._infos.names):
-            info = fields.get(name)
-            if info is None:  # the presence of one that was added by hand
-                continue
-            data = [row[i] for row in rows]
-            if info.ragged:
-                columns[name] = ragged_column([np.frombuffer(row, info.dtype).reshape(-1, *info.shape) for row in data])
-            else:
-                columns[name] = np.frombuffer(b"".join(data), info.dtype).reshape(len(infos), *info.shape)
-        return columns
+        return info_columns(self._infos, infos, self._session)
 
     # --- what is no transition ---
 

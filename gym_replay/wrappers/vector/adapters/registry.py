@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import gymnasium as gym
 
+from gym_replay.wrappers.multi_agent import refuse_multi_agent
 from gym_replay.wrappers.vector.adapters.adapter import Adapter, attribute_of
 from gym_replay.wrappers.vector.adapters.batched import BatchedAdapter, is_batched, missing_of_batched
 from gym_replay.wrappers.vector.adapters.envpool import EnvPoolAdapter
@@ -59,6 +60,7 @@ def adapter_for(envs: Any) -> Adapter:
     adapter = find_adapter(envs)
     if adapter is not None:
         return adapter
+    refuse_multi_agent(envs)
     name = type(envs).__name__
     if isinstance(envs, gym.Env) and not is_batched(envs):
         count = attribute_of(envs, "num_envs", None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import io
+import textwrap
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
@@ -134,6 +136,16 @@ def encode(picture: Rgb) -> tuple[bytes, str]:
         return out.getvalue(), "image/png"
     image.save(out, "JPEG", quality=88)
     return out.getvalue(), "image/jpeg"
+
+
+def written(text: str) -> bytes:
+    """A picture, as SVG, that says why there is no frame."""
+    lines = textwrap.wrap(text, 60)[:8]
+    spans = "".join(f'<tspan x="20" dy="22">{html.escape(line)}</tspan>' for line in lines)
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 480 320" font-family="sans-serif" font-size="14" '
+        f'fill="#8b8f98"><text y="60">{spans}</text></svg>'
+    ).encode()
 
 
 def find_pillow() -> Any:

@@ -14,7 +14,7 @@ from gym_replay.buffer.episode import Episode
 from gym_replay.errors import GymReplayError
 from gym_replay.viewing import charts
 from gym_replay.viewing.curves import MOST_LINES, last_t, marks, panel, panel_names, values_at
-from gym_replay.viewing.episodes import end_of
+from gym_replay.viewing.episodes import NO_LAST, end_of
 from gym_replay.viewing.frames import image_fields
 from gym_replay.viewing.rendered import recorded_environment, what_runs
 from gym_replay.viewing.text import number, short
@@ -43,12 +43,14 @@ class Shown:
         episode: the episode.
         index: where the table has it; None once it has left the buffer.
         frames: the elements that show a frame, each with the address of the episode's frames of one field.
+        film: the element that they are in.
         progress: the label that says how far rendering is, where frames are rendered.
     """
 
     episode: Episode
     index: int | None
     frames: list[tuple[Any, str]] = field(default_factory=list)
+    film: Any = None
     progress: Any = None
 
 
@@ -154,11 +156,7 @@ class Player:
             found.insert(0, (f"return {row['episode_return']}", ""))
         if row.get("episode_seed"):
             found.append((f"seed {row['episode_seed']}", ""))
-        found += [
-            (word, word.split()[0] if word != "no last observation" else "missing")
-            for word in end_of(episode).split(", ")
-            if word
-        ]
+        found += [(word, "missing" if word == NO_LAST else word) for word in end_of(episode).split(", ") if word]
         return found
 
     def _row(self, each: Shown) -> list[str]:
@@ -205,10 +203,10 @@ class Player:
                 each.frames, each.progress = [], None
                 fields = each.episode.snapshot.metadata.fields
                 names = image_fields(fields)
-                with ui.element("div").classes(f"gr-film {'two' if len(self.shown) > 1 else ''}"):
+                each.film = ui.element("div").classes(f"gr-film {'two' if len(self.shown) > 1 else ''}")
+                with each.film:
                     for name in names:
-                        shape = each.episode[name].shape[1:]
-                        self._build_camera(each, name, list(fields).index(name), shape)
+                        self._build_camera(each, name, list(fields).index(name), fields[name].shape)
                     if not names:
                         self._build_rendered(each)
 
@@ -224,8 +222,8 @@ class Player:
     def _build_rendered(self, each: Shown) -> None:
         name = recorded_environment(each.episode)
         if name is None:
-            with ui.element("div").classes("gr-noframes"):
-                ui.label("No frames: no field is an image, and no environment was recorded to render them anew.")
+            text = "No frames: no field is an image, and no environment was recorded to render them anew."
+            self._show_no_frames(each, text)
             return
         if not self._agreed():
             with ui.element("div").classes("gr-noframes"):
@@ -240,13 +238,21 @@ class Player:
             each.frames.append((frame, f"{self._view.address_of(each.episode)}/r"))
         self._rendering.activate()
 
+    def _show_no_frames(self, each: Shown, text: str) -> None:
+        each.frames, each.progress = [], None
+        each.film.clear()
+        with each.film, ui.element("div").classes("gr-noframes"):
+            ui.label(text)
+
     def _ask(self, each: Shown) -> None:
+        text, is_possible = what_runs(each.episode)
         with ui.dialog() as dialog, ui.card().classes("gr-dialog"):
             ui.label("Render frames anew?").classes("gr-title")
-            ui.label(what_runs(each.episode))
+            ui.label(text)
             with ui.element("div").classes("gr-row").style("justify-content: flex-end; width: 100%"):
                 ui.button("Cancel", on_click=dialog.close).props("flat no-caps")
-                ui.button("Run it", on_click=self._agree).props("unelevated no-caps")
+                if is_possible:
+                    ui.button("Run it", on_click=self._agree).props("unelevated no-caps")
         dialog.open()
 
     def _agree(self) -> None:
@@ -260,6 +266,9 @@ class Player:
                 continue
             count, ended, error = self._view.renderer.state(each.episode)
             running = running or not ended
+            if error and not count:
+                self._show_no_frames(each, f"Not rendered: {short(error)}")
+                continue
             so_far = f"{count} frames" if ended else f"{count} of {len(each.episode) + 1} frames"
             rendered = f"rendered anew by replaying the actions, not recorded · {so_far}"
             each.progress.text = f"not rendered: {error}" if error else rendered
@@ -338,7 +347,7 @@ class Player:
         self._clock.text = f"{t:,} / {self._last:,}"
         if self._slider.value != t:
             self._slider.value = t
-        self._time.style(f"--at: {t / max(self._last, 1):.6f}")
+        self._cursor.style(f"--at: {t / max(self._last, 1):.6f}")
         if not playing or time.monotonic() - self._values_at > _VALUES_EVERY:
             self._show_values()
 
@@ -349,8 +358,7 @@ class Player:
         if self._chosen_panels is None:
             self._chosen_panels = names[:_FIRST_PANELS]
         drawn = [name for name in names if name in self._chosen_panels] or names[:_FIRST_PANELS]
-        self._time = ui.element("div").classes("gr-time")
-        with self._time:
+        with ui.element("div").classes("gr-time"):
             with ui.element("div").classes("gr-marks"):
                 for each in self.shown:
                     for mark in marks(each.episode):
@@ -363,7 +371,7 @@ class Player:
                 self._slider.props("dense").on("focusin", js_handler="(event) => event.target.blur()")
             for name in drawn:
                 self._build_curves(name, with_axis=name == drawn[-1])
-            ui.element("div").classes("gr-cursor")
+            self._cursor = ui.element("div").classes("gr-cursor")
         if len(names) > 1:
             options = {at: short(name, 60) for at, name in enumerate(names)}
             chosen = [at for at, name in enumerate(names) if name in drawn]
@@ -374,7 +382,11 @@ class Player:
             select.on_value_change(lambda event: self._panels_changed([names[at] for at in event.value]))
 
     def _build_curves(self, name: str, *, with_axis: bool) -> None:
-        panels = [panel(each.episode, name) for each in self.shown if name in panel_names(each.episode)]
+        try:
+            panels = [panel(each.episode, name) for each in self.shown if name in panel_names(each.episode)]
+        except GymReplayError as error:
+            ui.label(f"{short(name, 80)}: {error}").classes("gr-small")
+            return
         with ui.element("div").classes("gr-curve-name"):
             ui.label(short(name, 80)).classes("field")
             if panels[0].elements > 1:

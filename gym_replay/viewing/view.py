@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import secrets
 from typing import Any
 
@@ -59,6 +60,10 @@ class View:
 
     def __repr__(self) -> str:
         return f"View({self.source!r}, {self.address})"
+
+    def _repr_html_(self) -> str:
+        address = html.escape(self.address, quote=True)
+        return f'<a href="{address}" target="_blank" rel="noreferrer">{html.escape(self.source)}</a>'
 
     # --- what the page asks ---
 

@@ -9,6 +9,7 @@ GymReplayError
  |- EpisodeTooLongError (ValueError)     one step past max_timesteps
  |- EpisodeEvictedError (IndexError)     the episode left the ring while it was being read
  |   `- BufferChangedError               what a buffer held was cleared or edited, and its files are gone
+ |- StaleFieldError (ValueError)         a derived field has no values for an episode yet
  |- EmptyBufferError (ValueError)        nothing to load from
  |- BufferClosedError (ValueError)       the buffer was closed
  |- MakeEnvError (ValueError)            the recorded environment cannot be made anew
@@ -74,6 +75,10 @@ class EpisodeEvictedError(GymReplayError, IndexError):
 
 class BufferChangedError(EpisodeEvictedError):
     """A buffer was cleared or edited since it was opened, and what was not mapped of it by then cannot be read."""
+
+
+class StaleFieldError(GymReplayError, ValueError):
+    """A field whose values are computed later than its episodes are stored has none for one of them yet."""
 
 
 class EmptyBufferError(GymReplayError, ValueError):

@@ -15,8 +15,7 @@ def keywords(function):
 
 
 def test_loaders():
-    chosen = {"episodes", "filter_meta", "batch_format"}
-    assert keywords(ReplayDataset) - {"only"} | chosen == known.OF_DATASETS
+    assert keywords(ReplayDataset) - {"only"} == known.OF_DATASETS
     own = set(inspect.signature(OrderOptions).parameters) - {"batch_size"} | {"device", "to_named_tuple", "in_order"}
     assert own | known.OF_TORCH | known.OF_DATASETS == known.OF_LOADERS
     assert set(known.SampleOptions.__annotations__) | {"n_steps"} == set().union(*OF_KIND.values())

@@ -312,8 +312,11 @@ def _copy(
 def _fill(folder: Path, metadata: Metadata, parts: Sequence[_Part], bar: Any) -> None:
     """Make a buffer of the episodes of all parts in an empty folder."""
     lock = WriterLock(folder)
+    count = sum(len(part.ids) for part in parts)
+    derived = {name: count for part in parts for name in part.metadata.derived if name in metadata.fields}
     try:
-        create_files(lock.directory, replace(metadata, uuid=uuid.uuid4().hex), sync=False)
+        metadata = replace(metadata, uuid=uuid.uuid4().hex, derived=derived)
+        create_files(lock.directory, metadata, sync=False)
         writer = FolderWriter(folder, durability="process", lock=lock)
         for part in parts:
             with part.open() as source:

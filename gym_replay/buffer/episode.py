@@ -47,6 +47,8 @@ class Episode:
         if field is None:
             hint = "; it is a meta field: episode.meta has it" if name in self._meta_fields else ""
             raise FieldError(f"unknown field {name!r}; there are {list(self)}{hint}")
+        if name in self.snapshot.metadata.derived:
+            self.snapshot.only(slice(self.index, self.index + 1)).require_up_to_date([name])
         rows = self._length + (1 if field.state and self.has_final else 0)
         mine = slice(self._start, self._start + rows)
         if field.codec is not None:

@@ -72,7 +72,11 @@ class Encoders:
         self.names = tuple(sorted(metadata.fields, key=lambda name: metadata.fields[name].state))
         self.num_states = sum(info.state for info in metadata.fields.values())
         self._fields = [
-            (name, make_encoder(name, metadata.fields[name]), metadata.fields[name].stored.default_value().tobytes())
+            (
+                name,
+                _refuse_derived(name) if name in metadata.derived else make_encoder(name, metadata.fields[name]),
+                metadata.fields[name].stored.default_value().tobytes(),
+            )
             for name in self.names
         ]
         self._meta = {name: make_encoder(name, info) for name, info in metadata.meta_fields.items()}
@@ -122,6 +126,8 @@ class Encoders:
             FieldError: it does not fit.
         """
         info = self.metadata.fields[name]
+        if name in self.metadata.derived:
+            _refuse_derived(name)(value)
         if not info.ragged:
             return np.array(fit(name, to_array(value, name), info, lead=(count,)), copy=True)
         if not hasattr(value, "__len__") or len(value) != count:
@@ -472,6 +478,8 @@ def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, A
     fields = metadata.fields
     if unknown := [name for name in values if name not in fields and name not in metadata.meta_fields]:
         raise FieldError(f"unknown field {unknown[0]!r}; there are {[*fields, *metadata.meta_fields]}")
+    for name in metadata.derived.keys() & values.keys():
+        _refuse_derived(name)(values[name])
     arrays: dict[str, Any] = {
         name: ragged_rows(name, values[name], info) if info.ragged else to_array(values[name], name)
         for name, info in fields.items()
@@ -556,6 +564,18 @@ def check_final(fields: Mapping[str, Field], values: Mapping[str, Any]) -> None:
         raise FieldError(f"field {missing[0]!r} is missing; store_final takes all state fields: {states}")
     if not states:
         raise FieldError("store_final: the buffer has no state field; declare one with Field(..., state=True)")
+
+
+def _refuse_derived(name: str) -> Callable[[Any], bytes]:
+    """An encoder of a field that takes no values with its episodes."""
+
+    def refuse(value: Any) -> bytes:
+        raise FieldError(
+            f"field {name!r} is derived: its values are computed from stored episodes, with buffer.update, and are not "
+            "stored with new ones; a field that takes them is added with add_field(..., derived=False)"
+        )
+
+    return refuse
 
 
 def _checked(known: Mapping[str, Field], name: str) -> str:

@@ -10,11 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.episode import Episode
+from gym_replay.buffer.meta_values import MetaValues
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import EmptyBufferError, FieldError
 
 if TYPE_CHECKING:
+    import pandas
+
     from gym_replay.buffer.loading.datasets import ReplayDataset
     from gym_replay.buffer.loading.options import AnyDatasetOptions, AnyLoaderOptions
     from gym_replay.buffer.loading.replay_loader import ReplayLoader
@@ -61,6 +64,31 @@ class Readable:
     def meta_fieldnames(self) -> tuple[str, ...]:
         """The names of the meta fields, in their order."""
         return tuple(self.metadata.meta_fields)
+
+    @property
+    def meta(self) -> MetaValues:
+        """The meta fields of all live episodes, the oldest first, by name.
+
+        Each is an array ``(num_episodes, *field.shape)``, of a string field a list of strings.
+
+        Example:
+            >>> buffer.meta["episode_return"].mean()  # doctest: +SKIP
+            22.4
+        """
+        return MetaValues(self.snapshots())
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A table of the live episodes, one row each: ``id``, ``length``, and all meta fields of one number or string.
+
+        The index is that of the episodes, as in ``buffer.episode(index)``.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+
+        Example:
+            >>> buffer.to_pandas().sort_values("episode_return").tail()  # doctest: +SKIP
+        """
+        return self.meta.to_pandas()
 
     def __len__(self) -> int:
         return self.num_episodes
@@ -185,10 +213,10 @@ class Readable:
             FieldError: a name is unknown, or an option does not fit the kind of sample.
             TypeError: there is no such option.
         """
-        from gym_replay.buffer.loading.loaders import make_loader
+        from gym_replay.buffer.loading.loaders import loader_of
 
         kind, given = _kind(timestep_level, n_steps, options)
-        return make_loader(self, kind, batch_size, **given)
+        return loader_of(kind, {"buffer": self, "batch_size": batch_size, "options": given})
 
 
 def _kind(timestep_level: bool, n_steps: int | None, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from gym_replay.buffer import open_episode
-from gym_replay.buffer.reading import Readable
+from gym_replay.buffer.changes import Changeable
 from gym_replay.buffer.storage import edits
 from gym_replay.buffer.storage.creation import check_config, check_target, create_files
 from gym_replay.buffer.storage.layout import METADATA, Metadata
-from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot, has_buffer
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import (
@@ -34,22 +31,16 @@ from gym_replay.errors import (
     MakeEnvError,
     ReadOnlyError,
 )
-from gym_replay.files.descriptors import require_descriptors
 from gym_replay.files.directory import refusal
 from gym_replay.files.folders import folder_of
 from gym_replay.files.garbage import finalize
 from gym_replay.files.lock import WriterLock
+from gym_replay.notices import tell_once
 from gym_replay.schema.fields import (
-    Field,
     FieldLike,
-    fit,
-    parse_field,
     parse_fields,
     require_codecs,
-    stack_episodes,
-    to_array,
 )
-from gym_replay.schema.names import check_distinct, check_field_name
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -58,7 +49,7 @@ _T = TypeVar("_T")
 _DURABILITIES = ("process", "power")
 
 
-class ReplayBuffer(Readable):
+class ReplayBuffer(Changeable):
     """Episodes in a folder of plain ``.npy`` files, one file per field.
 
     An existing folder is appended to unless ``overwrite=True``. Arguments left at None mean what is stored.
@@ -123,6 +114,8 @@ class ReplayBuffer(Readable):
             "max_steps": _limit(max_steps),
         }
         self._open(folder, config, overwrite=overwrite, read_only=read_only, durability=durability)
+        if fields is not None and not read_only:
+            self.tell_of_episodes()
 
     def _open(
         self,
@@ -254,6 +247,15 @@ class ReplayBuffer(Readable):
             return self._writer.room.num_steps
         return super().num_steps
 
+    def tell_of_episodes(self) -> None:
+        """Where there are episodes already, say once that others will be appended to them."""
+        if count := self.num_episodes:
+            tell_once(
+                str(self._folder),
+                f"{self._folder} has {count} episodes already, to which new ones are appended; overwrite=True replaces "
+                "them",
+            )
+
     def refresh(self) -> None:
         """See what another process committed, evicted or changed since."""
         self._require_open()
@@ -347,14 +349,14 @@ class ReplayBuffer(Readable):
             self._refresh("nothing was changed")
         return writer
 
-    def _editing(self) -> tuple[FolderWriter, Snapshot]:
+    def editing(self) -> tuple[FolderWriter, Snapshot]:
         """The writer, and the episodes that it is about to change."""
         writer = self.writing()
         writer.begin_change()
         return writer, self._refresh("nothing was changed")
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
+    def changing(self) -> Iterator[None]:
         """A change of what is stored: afterwards, also where it failed, this object shows what the folder holds."""
         self._reader.look_again()  # whatever comes now
         try:
@@ -496,134 +498,6 @@ class ReplayBuffer(Readable):
         writer = self.writing()
         open_episode.store_whole(writer, self.encoders(), arrays, complete=complete)
 
-    def update(self, /, episodes: int | slice | Sequence[int] | npt.NDArray[Any] | None = None, **arrays: Any) -> None:
-        """Replace stored values, all or nothing.
-
-        Each call rewrites the named columns, so one call for many episodes is much cheaper than many calls.
-
-        Args:
-            episodes: an index, a slice, indices or a mask of live episodes; None for all.
-            arrays: for a field one array ``(episodes, time, *field.shape)`` with at least as many rows as the longest
-                of them (padding is left out), or a list of one ``(T, *field.shape)`` per episode; state fields have
-                T+1 rows, or T to leave the last observation as it is. For a meta field ``(episodes, *field.shape)``.
-                For a single index, without the first axis.
-        """
-        if not arrays:
-            raise FieldError("update: expected fields to replace, got none")
-        writer, snapshot = self._editing()
-        indices, single = _indices_of(episodes, len(snapshot))
-        rows: dict[str, tuple[Any, npt.NDArray[np.int64]]] = {}
-        meta: dict[str, npt.NDArray[Any]] = {}
-        for name, value in arrays.items():
-            if name in self.metadata.meta_fields:
-                info = self.metadata.meta_fields[name]
-                meta[name] = self._meta_values(name, info, value, len(indices), single=single)
-            else:
-                info = self._known(name)
-                if info.has_elements:
-                    kind = "ragged field" if info.ragged else "field with a codec,"
-                    self.slot.require_free(f"update of the {kind} {name!r}")
-                if info.ragged:
-                    value = [value] if single else value
-                elif single:
-                    value = to_array(value, name)[None]
-                rows[name] = _rows_of(name, info, value, snapshot, indices)
-        with self._changing():
-            edits.update(writer, snapshot, indices, rows, meta)
-
-    def _meta_values(self, name: str, info: Field, value: Any, count: int, *, single: bool) -> npt.NDArray[Any]:
-        """New values of a meta field, as its column holds them: ``(count, *field.shape)``."""
-        if info.is_text:
-            texts = open_episode.encode_texts(name, [value] if single else value, count)
-            return np.array([self.writing().put_text(text) for text in texts], info.dtype)
-        array = to_array(value, name)
-        return fit(name, array[None] if single else array, info, lead=(count,))
-
-    def _known(self, name: str) -> Field:
-        if name not in self.metadata.fields:
-            known = [*self.metadata.fields, *self.metadata.meta_fields]
-            raise FieldError(f"unknown field {name!r}; there are {known}; add_field adds one")
-        return self.metadata.fields[name]
-
-    def add_field(self, name: str, info: FieldLike, values: Any = None) -> None:
-        """Add a field to all episodes; nobody sees it before it is complete.
-
-        Args:
-            name, info: as in ``fields``.
-            values: as for :meth:`update`, over all live episodes; None for the field's default.
-        """
-        self.slot.require_free("add_field")
-        check_field_name(name)
-        if name in self.metadata.fields or name in self.metadata.meta_fields:
-            raise FieldError(f"field {name!r} exists already; update(...) replaces its values")
-        check_distinct([*self.metadata.fields, name])
-        field = parse_field(info)
-        writer, snapshot = self._editing()
-        rows = None
-        if values is not None:
-            rows = _complete_rows(name, field, values, snapshot, has_state=self.metadata.has_state)
-        with self._changing():
-            edits.add_fields(writer, snapshot, {name: (field, rows)})
-
-    def widen_schema(self, fields: Mapping[str, Field], *, while_open: bool = False) -> None:
-        """Add fields that hold their defaults, and store others in a wider dtype: all at once, or nothing.
-
-        Args:
-            fields: what each is then; of one that is there already, only the dtype may be another one.
-            while_open: for who has an episode open, and sees to its rows.
-
-        Raises:
-            FieldError: a name cannot be a field, or a recorded value would change.
-            EpisodeStateError: an episode is open.
-        """
-        if not while_open:
-            self.slot.require_free("widen_schema")
-        if not fields:
-            return
-        check_distinct({**self.metadata.fields, **fields})
-        writer, snapshot = self._editing()
-        # All files are opened once more, by the writer and by a reader, while those of before are still open.
-        require_descriptors(self._folder, 2 * len(self.metadata.columns) + 4 * len(fields))
-        with self._changing():
-            edits.add_fields(writer, snapshot, {name: (info, None) for name, info in fields.items()})
-
-    def delete(self, episodes: int | slice | Sequence[int] | npt.NDArray[Any]) -> None:
-        """Hide episodes for good: all of them or, where the process is killed meanwhile, none.
-
-        Their disk space stays in use, and their ids are never used again.
-
-        Args:
-            episodes: an index, a slice, indices or a mask of live episodes.
-        """
-        if episodes is None:
-            raise FieldError("delete: expected episodes, got None; clear() removes them all")
-        writer, snapshot = self._editing()
-        indices, _ = _indices_of(episodes, len(snapshot))
-        with self._changing():
-            edits.delete(writer, snapshot, indices)
-
-    def clear(self) -> None:
-        """Remove all episodes and give their disk space back. Ids go on where they were."""
-        self.slot.require_free("clear")
-        writer = self.writing()
-        with self._changing():
-            writer.clear()
-
-    def redefine(self, fields: Mapping[str, Field], meta_fields: Mapping[str, Field]) -> None:
-        """Give the buffer other fields; it has no episodes.
-
-        Raises:
-            EpisodeStateError: it has episodes, or one is open.
-        """
-        self.slot.require_free("redefine")
-        if self.num_episodes:
-            raise EpisodeStateError(f"{self._folder} has episodes, whose fields stay as they are")
-        writer = self.writing()
-        metadata = replace(writer.metadata, fields=dict(fields), meta_fields=dict(meta_fields))
-        check_config(metadata)
-        with self._changing():
-            writer.clear(metadata)
-
     def flush(self) -> None:
         """Have all that is committed on the disk before returning, with the checksums of what was written here."""
         self._require_open()
@@ -747,76 +621,3 @@ def check_match(metadata: Metadata, config: Mapping[str, Any], folder: Path) -> 
             f"{folder} was created with a different config: {'; '.join(differences)}. Pass what is stored (or None), "
             "choose another folder, or overwrite=True to replace the buffer"
         )
-
-
-def _indices_of(episodes: Any, count: int) -> tuple[npt.NDArray[np.int64], bool]:
-    """Indices of live episodes as an array, and whether a single one was meant."""
-    if episodes is None:
-        return np.arange(count, dtype=np.int64), False
-    if isinstance(episodes, slice):
-        return np.arange(count, dtype=np.int64)[episodes], False
-    array = np.asarray(episodes)
-    if array.dtype.kind in "iu":
-        array = array.astype(np.int64)
-    if array.size == 0:
-        return np.empty(0, np.int64), False
-    if array.dtype == np.bool_ and array.shape == (count,):
-        return np.flatnonzero(array), False
-    if array.dtype.kind not in "iu" or array.ndim > 1:
-        raise FieldError(f"episodes: expected an index, indices, a slice or a mask over {count} episodes")
-    if ((array < -count) | (array >= count)).any():
-        raise IndexError(f"episodes {episodes}: there are {count}")
-    indices = np.atleast_1d(array % count).astype(np.int64)
-    if len(np.unique(indices)) != len(indices):
-        raise FieldError("episodes: an episode is named twice")
-    return indices, array.ndim == 0
-
-
-def _rows_of(
-    name: str, field: Field, value: Any, snapshot: Snapshot, indices: npt.NDArray[np.int64]
-) -> tuple[Any, npt.NDArray[np.int64]]:
-    """The rows that a value given for some episodes stands for, and how many each episode gets."""
-    lengths = snapshot.lengths[indices]
-    with_final = lengths + snapshot.has_final[indices]
-    if field.ragged:
-        return _ragged_rows_of(name, field, value, lengths, with_final)
-    if field.state:
-        try:
-            return stack_episodes(name, value, field, with_final.tolist()), with_final
-        except FieldError:
-            if (with_final == lengths).all():
-                raise
-    return stack_episodes(name, value, field, lengths.tolist()), lengths
-
-
-def _ragged_rows_of(
-    name: str, field: Field, value: Any, lengths: npt.NDArray[np.int64], with_final: npt.NDArray[np.int64]
-) -> tuple[Ragged, npt.NDArray[np.int64]]:
-    if not hasattr(value, "__len__") or len(value) != len(lengths):
-        raise FieldError(f"field {name!r}: expected a list of rows for each of {len(lengths)} episodes")
-    parts = [open_episode.ragged_rows(name, rows, field) for rows in value]
-    counts = np.array([len(part) for part in parts], np.int64)
-    if not (field.state and (counts == with_final).all()) and (counts != lengths).any():
-        expected = f"{lengths.tolist()}{' or one more each' if field.state else ''}"
-        raise FieldError(f"field {name!r}: expected {expected} rows, got {counts.tolist()}")
-    return Ragged.concatenate(parts or [Ragged.of_rows([], field.dtype, field.shape)]), counts
-
-
-def _complete_rows(name: str, field: Field, values: Any, snapshot: Snapshot, *, has_state: bool) -> Any:
-    """All rows of a new field, the default in row T where no value is given for it."""
-    indices = np.arange(len(snapshot), dtype=np.int64)
-    given, counts = _rows_of(name, field, values, snapshot, indices)
-    taken = snapshot.lengths + has_state
-    if isinstance(given, Ragged):
-        edges, empty = np.cumsum([0, *counts]), Ragged.of_rows([field.default_value()], field.dtype, field.shape)
-        parts = []
-        for low, high, rows_taken in zip(edges[:-1].tolist(), edges[1:].tolist(), taken.tolist(), strict=True):
-            parts += [given[low:high], *([empty] * (rows_taken - (high - low)))]
-        return Ragged.concatenate(parts) if parts else given
-    rows = np.empty((int(taken.sum()), *field.shape), field.dtype)
-    rows[:] = field.default_value()
-    firsts = np.cumsum(taken) - taken
-    sources = np.cumsum(counts) - counts
-    for first, source, count in zip(firsts.tolist(), sources.tolist(), counts.tolist(), strict=True):
-        rows[first : first + count] = given[source : source + count]
-    return rows

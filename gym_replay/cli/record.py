@@ -64,6 +64,13 @@ def _json_object(text: str) -> dict[str, Any]:
         help="shape of a reward of several values; nothing for one number (default: that of the first reward)",
     ),
     option("--stochastic", dest="deterministic", action="store_false", help="let predict draw its actions at random"),
+    option(
+        "--batched",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="call the policy with a batch of the observations of all environments, or of each by itself "
+        "(default: a batch where there are several)",
+    ),
     CODEC,
     option("--record-info", action="store_true", help="record the numbers and arrays in the infos too"),
     option("--ray-workers", dest="num_workers", type=int, metavar="W", help="play with Ray, in so many workers"),

@@ -70,7 +70,7 @@ CHOICE = (
     option(
         "--where",
         metavar="CONDITION",
-        help="episodes that meet a condition on meta fields and on index, id, length, complete, has_final, "
+        help="episodes that meet a condition on meta fields and on index, id, length, complete, has_final, label, "
         "terminated, truncated, episode_return, such as 'episode_return > 300 and not truncated'",
     ),
     option(

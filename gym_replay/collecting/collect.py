@@ -135,10 +135,12 @@ def collect(
         vectorization: with several environments, ``"sync"`` plays them in this process, ``"async"`` each in one of its
             own; ``"native"`` takes the environment's own vector environment, and warns of what is lost by that.
         deterministic: what an object's ``predict`` is told. If False, each episode draws from generators of its own.
-        batched: whether the policy sees the observations of all environments at once. None: yes, unless it is an
-            object with ``predict`` that draws at random. If False it is called for each environment by itself, and
-            copied for each where it has a ``reset``.
-        policy_name: what the folder calls the policy, to tell it from another one; by default its name in the code.
+        batched: whether the policy is called with a batch of the observations of all environments, of one too, and
+            returns a batch of actions. None: with several environments yes, unless it is an object with ``predict``
+            that draws at random; with one no. If False it is called for each environment by itself, and copied for
+            each where it has a ``reset``.
+        policy_name: tells the policy from another one by this name alone. By default it is told by its name in the
+            code, and by its code, defaults, constants and weights as far as Python lets us see them.
         keep: is called with each :class:`~gym_replay.FinishedEpisode` and says whether it is kept.
         on_episode: as for :class:`~gym_replay.RecordToBuffer`; False discards as ``keep`` does.
         meta_fields, extra_fields, reward_shape, dtypes, codecs, record_info, max_timesteps, durability: as for

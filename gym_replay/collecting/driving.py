@@ -20,6 +20,7 @@ from gym_replay.collecting.plan import Goal, Plan
 from gym_replay.collecting.players import open_player
 from gym_replay.collecting.request import Request
 from gym_replay.files.folders import bytes_beneath
+from gym_replay.notices import tell
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 """How often the bar is brought up to date, and how long Ctrl-C may wait."""
@@ -60,6 +61,7 @@ def collect_here(request: Request, folder: Path, goal: Goal, *, overwrite: bool,
             plan = Plan(goal, episodes_in([buffer]), journal.discarded, may_discard=request.may_discard)
             player.feed = plan
             journal.ask(goal)  # before there is anything that it is about
+            tell_of_nothing(request, plan, folder)
             drive(player, plan, journal, folder, progress=progress)
         delete_unneeded([buffer], journal.goals)
         cleanup.pop_all()
@@ -71,6 +73,13 @@ def journal_of(buffer: ReplayBuffer, request: Request) -> Journal:
     """The journal of a buffer, for what is requested; raises as :func:`~gym_replay.collecting.folder.open_journal`."""
     holds = f"{len(buffer)} episodes" if len(buffer) else ""
     return open_journal(buffer.folder, request.identity(), buffer.put_file, uuid=buffer.metadata.uuid, holds=holds)
+
+
+def tell_of_nothing(request: Request, plan: Plan, folder: Path) -> None:
+    """Where all that is asked for is there, say that nothing is played, and how the policy was compared."""
+    if plan.is_complete:
+        told_by = f"; {request.policy_told_by}" if request.policy_told_by else ""
+        tell(f"{folder}: 0 new episodes: it holds the {len(plan.kept)} that are asked for already{told_by}")
 
 
 def drive(player: Plays, plan: Plan, journal: Journal, folder: Path, *, progress: bool) -> None:

@@ -15,8 +15,8 @@ from gymnasium.envs.registration import EnvSpec
 
 from gym_replay.errors import FieldError, GymReplayError
 from gym_replay.schema.fields import to_array
+from gym_replay.wrappers.vector.adapters.gymnasium import has_strings
 from gym_replay.wrappers.vector.autoreset import Autoreset, declared_mode
-from gym_replay.wrappers.vector.sub_environments import has_strings
 
 EnvLike = str | EnvSpec | Callable[..., Any]
 

@@ -30,7 +30,7 @@ from gym_replay.files.documents import LARGEST, parse_json
 from gym_replay.schema.fields import Field
 from gym_replay.wrappers.recorded_schema import check_arguments, open_for, trees_of
 from gym_replay.wrappers.rewards import declared_shape
-from gym_replay.wrappers.vector.sub_environments import SubEnvironments
+from gym_replay.wrappers.vector.adapters.registry import adapter_for
 
 INDEX = "collect_index"
 """The meta field with an episode's index in the collection."""
@@ -100,6 +100,8 @@ class Journal:
 def open_journal(folder: Path, identity: dict[str, Any], put: PutFile, *, uuid: str = "", holds: str = "") -> Journal:
     """What was noted of the collection in a folder; of a new one, what it is to be.
 
+    Where no episode came of what was asked for so far, since the policy raised for example, other arguments begin anew.
+
     Args:
         folder: where ``collect.json`` is.
         identity: of what is collected now.
@@ -120,9 +122,10 @@ def open_journal(folder: Path, identity: dict[str, Any], put: PutFile, *, uuid: 
         raise CorruptBufferError(
             f"{folder / _NAME}: {error}; without the file nothing can be collected into the folder"
         ) from None
-    if found is not None and found["uuid"] == uuid:
+    if found is not None and found["uuid"] == uuid and (holds or _differences(found["identity"], identity) == ([], [])):
         _check_identity(folder, found["identity"], identity)
-        return Journal(identity, uuid, put, found["goals"], found["discarded"])
+        code = {**_code_of(found["identity"]), **_code_of(identity)}
+        return Journal({**identity, "code": code}, uuid, put, found["goals"], found["discarded"])
     if holds:
         raise ConfigMismatchError(
             f"{folder} holds {holds}, and nothing says how collect() made them; choose another folder, or replace them "
@@ -148,16 +151,43 @@ def _parse(document: Any) -> dict[str, Any]:
 
 
 def _check_identity(folder: Path, stored: Mapping[str, Any], passed: Mapping[str, Any]) -> None:
-    differences = [
+    arguments, functions = _differences(stored, passed)
+    remedy = "Pass what is stored, or choose another folder"
+    if functions and not arguments:
+        remedy = "Choose another folder, or replace the episodes with overwrite=True"
+        if any(difference.startswith("policy:") for difference in functions):
+            remedy += f"; policy_name={passed.get('policy')!r} says that it is the same policy all the same"
+    if arguments or functions:
+        listed = "; ".join(arguments or functions)
+        raise ConfigMismatchError(f"{folder} was collected with other arguments: {listed}. {remedy}")
+
+
+def _differences(stored: Mapping[str, Any], passed: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Which arguments differ, and which functions of the same name have other code."""
+    arguments = [
         f"{name}: stored {_brief(stored.get(name))}, passed {_brief(passed.get(name))}"
         for name in {**stored, **passed}
-        if stored.get(name) != passed.get(name)
+        if name != "code" and stored.get(name) != passed.get(name)
     ]
-    if differences:
-        raise ConfigMismatchError(
-            f"{folder} was collected with other arguments: {'; '.join(differences)}. Pass what is stored, or choose "
-            "another folder"
-        )
+    functions = [
+        f"{name}: {_brief(passed.get(name))} has other code, constants or weights than it had then"
+        for name in _changed_code(_code_of(stored), _code_of(passed))
+    ]
+    return arguments, functions
+
+
+def _code_of(identity: Mapping[str, Any]) -> dict[str, Any]:
+    code = identity.get("code")
+    return code if isinstance(code, dict) else {}
+
+
+def _changed_code(stored: Mapping[str, Any], passed: Mapping[str, Any]) -> list[str]:
+    """The functions whose code is known of both, compiled by the same version of Python, and differs."""
+    return [
+        name
+        for name, now in passed.items()
+        if isinstance(then := stored.get(name), dict) and then.get("python") == now["python"] and then != now
+    ]
 
 
 def _brief(value: Any) -> str:
@@ -186,16 +216,17 @@ def open_for_playing(env: Any, folder: Path, recorder: Mapping[str, Any], *, ove
     dtypes = dict(recorder["dtypes"] or {})
     check_arguments("discard", recorder["record_info"], dtypes)
     if isinstance(env, gym.vector.VectorEnv):
-        sub = SubEnvironments(env)
+        sub = adapter_for(env)
         observation, action, spec = sub.space("observation_space"), sub.space("action_space"), sub.spec()
+        num_envs: int | None = sub.count
     else:
-        observation, action, spec = env.observation_space, env.action_space, env.spec
+        observation, action, spec, num_envs = env.observation_space, env.action_space, env.spec, None
     buffer = open_for(
         *trees_of(observation, action, dtypes),
         spec,
         folder,
         {**recorder, "overwrite": overwrite},
-        declared=declared_shape(env),
+        declared=declared_shape(env, num_envs),
         more_own_meta={INDEX: Field("int64", default=-1)},
     )
     try:

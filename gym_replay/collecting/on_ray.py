@@ -25,7 +25,7 @@ from gym_replay.buffer.concat import ConcatReplayBuffer
 from gym_replay.buffer.door import has_buffer
 from gym_replay.buffer.finding import SHARDS
 from gym_replay.buffer.replay_buffer import ReplayBuffer
-from gym_replay.collecting.driving import drive, journal_of
+from gym_replay.collecting.driving import drive, journal_of, tell_of_nothing
 from gym_replay.collecting.folder import Journal, delete_unneeded, episodes_in, open_journal, shards_of
 from gym_replay.collecting.plan import Goal, Plan, Played, check_count
 from gym_replay.collecting.players import Player, open_player
@@ -289,6 +289,7 @@ def collect_on_ray(
         with _opened(folder, read_only=True) as buffers:
             plan = Plan(goal, episodes_in(buffers), journal.discarded, may_discard=request.may_discard)
         journal.ask(goal)  # before there is anything that it is about
+        tell_of_nothing(request, plan, folder)
         if not plan.is_complete:
             shards = [folder / SHARDS / f"worker-{number:05}" for number in range(num_workers)]
             with _running(ray):

@@ -94,15 +94,15 @@ def make_actor(policy: Any, env: Any, *, deterministic: bool, batched: bool | No
         policy: the policy, or ``"random"``.
         env: the environment.
         deterministic: what ``predict`` is told.
-        batched: in a vector environment, whether the policy is given all observations at once. None: unless it may
+        batched: whether the policy is given a batch of all observations. None: in a vector environment, unless it may
             draw at random itself.
     """
     is_vector = isinstance(env, gym.vector.VectorEnv)
     predicts = hasattr(policy, "predict")
-    if isinstance(policy, str):
+    if is_random(policy):
         policy, batched = _Random(env.single_action_space if is_vector else env.action_space), False
     elif batched is None:
-        batched = deterministic or not predicts
+        batched = is_vector and (deterministic or not predicts)
     if is_vector and not batched:
         # A policy that has a memory needs one for each of the episodes.
         copies = hasattr(policy, "reset") and not predicts
@@ -111,7 +111,8 @@ def make_actor(policy: Any, env: Any, *, deterministic: bool, batched: bool | No
             [_Predicting(one, deterministic=deterministic) if predicts else Actor(one) for one in each], env
         )
     if not predicts:
-        return Actor(policy)
+        whole = Actor(policy) if is_vector or not batched else _BatchOfOne(policy, env)
+        return whole if isinstance(policy, _Random) else _FirstLook(whole, env, in_batches=bool(is_vector or batched))
     return _Predicting(policy, deterministic=deterministic, is_batched=is_vector)
 
 
@@ -153,6 +154,99 @@ class _Predicting(Actor):
             )
         self._begun = np.zeros_like(self._begun)
         return action[()] if isinstance(action, np.ndarray) and action.ndim == 0 else action
+
+
+class _BatchOfOne(Actor):
+    """A policy of batches in a single environment."""
+
+    def __init__(self, policy: Any, env: gym.Env[Any, Any]) -> None:
+        super().__init__(policy)
+        self._observation_space, self._action_space = env.observation_space, env.action_space
+
+    def act(self, observation: Any, running: Mask) -> Any:
+        return _the_one(self._action_space, self._policy(_batch_of_one(self._observation_space, observation)))
+
+    def extra(self) -> Mapping[str, Any]:
+        return {name: value[0] for name, value in super().extra().items()}
+
+
+class _FirstLook(Actor):
+    """Looks at the first action, and says where the policy is one for batches, or is not, and is called otherwise.
+
+    Args:
+        actor: the one that it stands for.
+        env: the environment, single or vector.
+        in_batches: whether the policy is called with batches.
+
+    Raises:
+        FieldError: from :meth:`act`; the message says what to pass.
+    """
+
+    def __init__(self, actor: Actor, env: Any, *, in_batches: bool) -> None:
+        super().__init__(actor._policy)
+        self._actor, self._in_batches = actor, in_batches
+        self.begin, self.extra = actor.begin, actor.extra  # type: ignore[method-assign]
+        self._count = env.num_envs if isinstance(env, gym.vector.VectorEnv) else 1
+        single = isinstance(env, gym.Env)
+        self._observation_space = env.observation_space if single else env.single_observation_space
+        self._action_space = env.action_space if single else env.single_action_space
+        self._is_single = single
+
+    def act(self, observation: Any, running: Mask) -> Any:
+        try:
+            action = self._actor.act(observation, running)
+        except Exception as error:
+            if self._takes_the_other(observation):
+                raise self._error(f"it raised {type(error).__name__}: {error}") from error
+            raise
+        shape, one = _shape_of(action), self._action_space.shape
+        expected = one if self._is_single or one is None else (self._count, *one)
+        other = (1, *one) if self._is_single and one is not None else one
+        if shape is not None and shape != expected and shape == other:
+            raise self._error(f"it returned an action of shape {shape}, where shape {expected} is expected")
+        self.act = self._actor.act  # type: ignore[method-assign]
+        return action
+
+    def _takes_the_other(self, observation: Any) -> bool:
+        """Whether the policy gives an action where it is called in the other way."""
+        space = self._observation_space
+        try:
+            if self._in_batches:
+                batch = _batch_of_one(space, observation) if self._is_single else observation
+                first = next(iter(gym.vector.utils.iterate(gym.vector.utils.batch_space(space, self._count), batch)))
+                return bool(_shape_of(self._policy(first)) == self._action_space.shape)
+            action = self._policy(_batch_of_one(space, observation))
+            return bool(_shape_of(action) == (1, *(self._action_space.shape or ())))
+        except Exception:
+            return False
+
+    def _error(self, what: str) -> FieldError:
+        if self._in_batches:
+            call = f"a batch of {self._count} observations"
+            remedy = "batched=False calls it with one at a time"
+        else:
+            call, remedy = "one observation", "batched=True calls it with a batch of one"
+        return FieldError(f"policy: with num_envs={self._count} it is called with {call}, and {what}; {remedy}")
+
+
+def _shape_of(action: Any) -> tuple[int, ...] | None:
+    """The shape of an action; None where it is no array, and no number."""
+    if hasattr(action, "shape"):
+        return tuple(action.shape)
+    try:
+        array = np.asarray(action)
+    except (TypeError, ValueError):
+        return None
+    return array.shape if array.dtype.kind in "buif" else None
+
+
+def _batch_of_one(space: gym.Space[Any], observation: Any) -> Any:
+    empty: Any = gym.vector.utils.create_empty_array(space, n=1)
+    return gym.vector.utils.concatenate(space, [observation], empty)
+
+
+def _the_one(space: gym.Space[Any], actions: Any) -> Any:
+    return next(iter(gym.vector.utils.iterate(gym.vector.utils.batch_space(space, 1), actions)))
 
 
 class _OneByOne(Actor):
@@ -266,6 +360,11 @@ def check_policy(policy: Any) -> None:
         )
 
 
+def is_random(policy: Any) -> bool:
+    """Whether actions are drawn from the action space."""
+    return isinstance(policy, str) and policy == "random"
+
+
 def load_policy(policy: Any) -> Any:
     """The policy that a name such as ``"module:name"`` or ``"sb3:PPO:model.zip"`` means; anything else as it is.
 
@@ -276,10 +375,29 @@ def load_policy(policy: Any) -> Any:
         FieldError: there is no such policy.
         MissingExtraError: Stable-Baselines3 is not installed.
     """
-    if not isinstance(policy, str) or policy == "random":
+    if is_random(policy):
         return policy
-    if policy.startswith("sb3:"):
+    found = find_policy(policy)
+    if found is None:
         return _load_sb3(policy)
+    if isinstance(policy, str) and isinstance(found, type):
+        found = found()
+    check_policy(found)
+    return found
+
+
+def find_policy(policy: Any) -> Any:
+    """What a name such as ``"module:name"`` means: a function, object or class; anything else as it is.
+
+    None for ``"random"`` and for models of Stable-Baselines3, which no code of the user's chooses the actions of.
+
+    Raises:
+        FieldError: there is no such policy.
+    """
+    if not isinstance(policy, str):
+        return policy
+    if is_random(policy) or policy.startswith("sb3:"):
+        return None
     module, _, name = policy.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -287,9 +405,6 @@ def load_policy(policy: Any) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
         raise FieldError(f"policy={policy!r}: {error}") from error
-    if isinstance(found, type):
-        found = found()
-    check_policy(found)
     return found
 
 

@@ -33,7 +33,7 @@ class BoundsCheck:
     """
 
     def __init__(self, leaves: Sequence[Leaf]) -> None:
-        self._bounds = {leaf.name: bounds for leaf in leaves if (bounds := _bounds_of(leaf)) is not None}
+        self._bounds = {leaf.name: bounds for leaf in leaves if (bounds := bounds_of(leaf)) is not None}
         self._fields = {leaf.name: leaf.field for leaf in leaves}
         self._pending: dict[str, list[_Rows]] = {name: [] for name in self._bounds}
         self._nbytes = 0
@@ -128,7 +128,7 @@ class BoundsCheck:
         )
 
 
-def _bounds_of(leaf: Leaf) -> tuple[_Array, _Array] | None:
+def bounds_of(leaf: Leaf) -> tuple[_Array, _Array] | None:
     """Lowest and highest value of each element, each one number where all are the same.
 
     None where every value of the dtype is inside, and of fields that are not compared.

@@ -248,10 +248,16 @@ def _check_fields(
     # And who drove it, such as collect(), may have added some.
     own_meta |= {name: stored.meta_fields[name] for name in stored.recorder_meta if name not in RECORDER_META}
     infos = {name: info for name, info in stored.fields.items() if is_info(name)}
-    others = {name: info for name, info in stored.fields.items() if name not in core and name not in infos}
+    derived = {name: stored.fields[name] for name in stored.derived}
+    kept = {**core, **infos, **derived}
+    others = {name: info for name, info in stored.fields.items() if name not in kept}
+    if taken := sorted(derived.keys() & (extra or {}).keys()):
+        raise FieldError(
+            f"extra field {taken[0]!r} is a derived field of {folder}, whose values buffer.update computes; rename it"
+        )
     other_meta = {name: info for name, info in stored.meta_fields.items() if name not in own_meta}
     expected = {
-        "fields": {**core, **(others if extra is None else extra), **infos},
+        "fields": {**core, **(others if extra is None else extra), **infos, **derived},
         "meta_fields": {**own_meta, **(other_meta if meta is None else meta)},
     }
     check_match(stored, expected, folder)

@@ -412,7 +412,7 @@ class RaggedAddField(Ragged, OneShot):
     def attempt(self) -> None:
         name = f"extra{len(self.expected.added)}"
         values = [extra_of(k, length, len(self.expected.added)) for k, length in self.expected.lengths.items()]
-        self.buffer.add_field(name, Field("int64", ragged=True), values)
+        self.buffer.add_field(name, Field("int64", ragged=True), values, derived=False)
         self.expected.added.append(name)
 
 
@@ -439,7 +439,7 @@ class AddField(OneShot):
     def attempt(self) -> None:
         name = f"nested.extra{len(self.expected.added)}"
         values = [rows_of(k, length)["reward"] * 2 for k, length in self.expected.lengths.items()]
-        self.buffer.add_field(name, "float64", values)
+        self.buffer.add_field(name, "float64", values, derived=False)
         self.expected.added.append(name)
 
 

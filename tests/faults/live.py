@@ -350,7 +350,7 @@ def _write_changes(folder: Path, stop: Flag, seed: str) -> dict[str, int]:
         elif act < 0.94 and len(added) < ADDED:
             name = f"extra.number{len(added)}"
             values = [rows_of(episode.id, len(episode))["reward"] * len(added) for episode in buffer]
-            buffer.add_field(name, "float64", values or None)
+            buffer.add_field(name, "float64", values or None, derived=False)
             added.append(name)
             counts["added"] += 1
         elif act < 0.97 or len(buffer) > 60:

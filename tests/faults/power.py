@@ -195,7 +195,9 @@ def _changes(folder: Path) -> Steps:
         yield
         buffer.update([1, 3], words=[ragged_of(k, length, 1)["words"] for k, length in lengths if k in (1, 3)])
         yield
-        buffer.add_field("deep.er.extra", Field("int64", ragged=True), [extra_of(k, n, 0) for k, n in lengths])
+        buffer.add_field(
+            "deep.er.extra", Field("int64", ragged=True), [extra_of(k, n, 0) for k, n in lengths], derived=False
+        )
         yield
         buffer.add_field("label", ("float64", (), 0.5))
         yield

@@ -30,13 +30,15 @@ META = {"s": "int64", "t": "str"}
 
 def store(buffer: ReplayBuffer, number: int) -> None:
     length = 3 + number % 3
-    buffer.store_episode(
-        o=np.full((length + 1, 2), number, np.float32),
-        a=np.arange(length) + number * 10,
-        **{"deep.w": [np.full(t % 3, number, np.uint8) for t in range(length)]},
-        s=number,
-        t=f"text {number}" if number % 2 else "",
-    )
+    values = {
+        "o": np.full((length + 1, 2), number, np.float32),
+        "a": np.arange(length) + number * 10,
+        "deep.w": [np.full(t % 3, number, np.uint8) for t in range(length)],
+        "s": number,
+        "t": f"text {number}" if number % 2 else "",
+    }
+    known = (*buffer.fieldnames, *buffer.meta_fieldnames)
+    buffer.store_episode(**{name: value for name, value in values.items() if name in known})
 
 
 def step_by_step(buffer: ReplayBuffer) -> None:
@@ -60,6 +62,14 @@ CHANGES: dict[str, Callable[[ReplayBuffer], Any]] = {
     "update of meta fields": lambda buffer: buffer.update(None, s=np.arange(4), t=["x", "y", "zz", ""]),
     "update of a ragged field": lambda buffer: buffer.update(0, **{"deep.w": [np.array([7], np.uint8)] * 3}),
     "add_field": lambda buffer: buffer.add_field("new.f", "float32"),
+    "add_meta_field": lambda buffer: buffer.add_meta_field("m", ("float", 2), np.ones((4, 2))),
+    "add_meta_field of strings": lambda buffer: buffer.add_meta_field("u", "str", ["", "é", "x" * 99, "x" * 99]),
+    "rename_field": lambda buffer: buffer.rename_field("a", "new.a"),
+    "rename_field of a ragged field": lambda buffer: buffer.rename_field("deep.w", "w"),
+    "rename_field of a meta field": lambda buffer: buffer.rename_field("t", "title"),
+    "drop_field": lambda buffer: buffer.drop_field("a"),
+    "drop_field of a ragged field": lambda buffer: buffer.drop_field("deep.w"),
+    "drop_field of the strings": lambda buffer: buffer.drop_field("t"),
     "delete": lambda buffer: buffer.delete(1),
     "clear": lambda buffer: buffer.clear(),
     "flush": lambda buffer: buffer.flush(),
@@ -70,13 +80,12 @@ State = tuple[Any, ...]
 
 def state_of(buffer: ReplayBuffer) -> State:
     """All that readers see."""
-    names = tuple(buffer.metadata.fields)
-    return names, tuple(
+    names, metas = buffer.fieldnames, buffer.meta_fieldnames
+    return (*names, *metas), tuple(
         (
             episode.id,
             *(tuple(np.asarray(row).tobytes() for row in episode[name]) for name in names),
-            int(episode.meta["s"]),
-            episode.meta["t"],
+            *(np.asarray(episode.meta[name]).tolist() for name in metas),
         )
         for episode in buffer
     )

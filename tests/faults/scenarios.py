@@ -278,7 +278,8 @@ def _add_fields(folder: Path, report: Report) -> None:
                 buffer.clear()
                 for episode in range(3):
                     store(buffer, episode)
-            buffer.add_field(f"extra{number}", "float64", [rows_of(e.id, len(e))["reward"] * number for e in buffer])
+            values = [rows_of(e.id, len(e))["reward"] * number for e in buffer]
+            buffer.add_field(f"extra{number}", "float64", values, derived=False)
             report(number + 1)
             if number == 24:
                 return
@@ -413,7 +414,7 @@ def _ragged(folder: Path, report: Report) -> None:
             _update_ragged(buffer, first)
             if (added := len(_added_to(buffer))) < 5:
                 values = [extra_of(episode.id, len(episode), added) for episode in buffer]
-                buffer.add_field(f"extra{added}", Field("int64", ragged=True), values)
+                buffer.add_field(f"extra{added}", Field("int64", ragged=True), values, derived=False)
 
 
 def _update_ragged(buffer: ReplayBuffer, seed: int) -> None:

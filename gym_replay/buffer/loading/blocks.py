@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gym_replay.buffer.loading.order import BlockDraw, Ints, Order, permute, uniforms
+from gym_replay.buffer.loading.order import BlockDraw, Ints, Order, checked_integer, permute, uniforms
+from gym_replay.errors import FieldError
 
 BLOCK_BYTES = 8 << 20
 POOL_BYTES = 256 << 20
@@ -49,7 +49,7 @@ class BlockOrder(Order):
         pool_size: samples that are mixed with one another, at least ``block_size``.
 
     Raises:
-        ValueError: the pool is smaller than a block.
+        FieldError: the pool is smaller than a block.
 
     Example:
         >>> order = BlockOrder(num_samples=100, batch_size=10, shuffle=True, seed=1, block_size=5, pool_size=20)
@@ -63,9 +63,9 @@ class BlockOrder(Order):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("block_size", "pool_size"):
-            object.__setattr__(self, name, operator.index(getattr(self, name)))  # NumPy's integers overflow
-        if not 1 <= self.block_size <= self.pool_size:
-            raise ValueError(
+            object.__setattr__(self, name, checked_integer(name, getattr(self, name), 1))
+        if self.block_size > self.pool_size:
+            raise FieldError(
                 f"expected 1 <= block_size <= pool_size, got block_size={self.block_size} and "
                 f"pool_size={self.pool_size}; a pool holds several blocks"
             )
@@ -120,7 +120,7 @@ class BlockOrder(Order):
                 following = min(pool + 1, self.num_pools - 1)
                 reads = [span for later in range(asked + 1, following + 1) for span in self.spans(epoch, later)]
                 asked = pool + 1
-            yield BlockDraw(samples, self.seed, epoch, first, pool=pool, reads=reads)
+            yield BlockDraw(samples, self.seed, epoch, first, reads=reads)
 
     def _blocks(self, epoch: int, pool: int) -> _Blocks:
         """The blocks of one pool."""

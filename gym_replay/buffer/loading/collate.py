@@ -113,6 +113,7 @@ class Delivery:
     tensor is contiguous, writable, and in memory that nothing else holds.
 
     Args:
+        entries: the field that each entry of the batch shows, as name and declaration.
         dtype: of floats. None: float64 arrives in torch's default dtype, all others as stored. A torch dtype: all
             floats arrive in it. ``"stored"``: all as stored.
         image_layout: ``"CHW"`` delivers images ``(..., channels, height, width)``: the uint8 fields with three axes of
@@ -124,16 +125,17 @@ class Delivery:
             batch is made: in the worker, if there are any.
 
     Raises:
-        FieldError: an option is none of these.
+        FieldError: an option is none of these, or statistics or a layout do not fit their field.
 
     Example:
-        >>> delivery = Delivery(dtype=torch.float16, transform=lambda batch: batch | {"twice": 2 * batch["x"]})
+        >>> delivery = Delivery({}, dtype=torch.float16, transform=lambda batch: batch | {"twice": 2 * batch["x"]})
         >>> delivery({"x": np.array([1.0, 2.0])})["twice"]
         tensor([2., 4.], dtype=torch.float16)
     """
 
     def __init__(
         self,
+        entries: Mapping[str, tuple[str, Field]],
         *,
         dtype: Dtype = None,
         image_layout: Layout = None,
@@ -147,16 +149,8 @@ class Delivery:
         if transform is not None and not callable(transform):
             raise FieldError(f"transform={transform!r:.60}: expected a function from a batch to a batch")
         self._transform = transform
-        self._entries: dict[str, tuple[str, Field]] = {}
+        self._entries = dict(entries)
         self._finishers: dict[str, Callable[[Array], Any]] = {}
-
-    def bind(self, entries: Mapping[str, tuple[str, Field]]) -> None:
-        """Say which field each entry of the batch shows, as name and declaration.
-
-        Raises:
-            FieldError: statistics or a layout do not fit their field.
-        """
-        self._entries, self._finishers = dict(entries), {}
         for name, field in self._entries.values():
             if isinstance(self._layout, dict) and name in self._layout and len(field.shape) != 3:
                 raise FieldError(
@@ -164,11 +158,6 @@ class Delivery:
                 )
             if name in self._normalize:
                 _check_statistics(name, field, self._normalize[name])
-
-    def normalize_with(self, normalize: Mapping[str, FieldStatistics]) -> None:
-        """Take these statistics from now on."""
-        self._normalize = dict(normalize)
-        self.bind(self._entries)
 
     def __call__(self, arrays: Arrays, more: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
         """The batch: tensors of the arrays' shapes (but for images), and lists for arrays of objects.

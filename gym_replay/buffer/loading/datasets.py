@@ -1,10 +1,12 @@
-"""The dataset of samples of any kind; its items are whole batches."""
+"""The dataset of samples of any kind, over these snapshots or newer ones; its items are whole batches."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -16,15 +18,18 @@ import torch
 from torch.utils.data import Dataset
 
 from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
+from gym_replay.buffer.loading.formats import BatchFormat
 from gym_replay.buffer.loading.gather import Array
+from gym_replay.buffer.loading.live import Bounds, Folders, Numbering, bounds_of, intersection
 from gym_replay.buffer.loading.nesting import BatchNames
-from gym_replay.buffer.loading.order import BlockDraw, Draw, Moment, PriorityDraw, checked_epoch
+from gym_replay.buffer.loading.order import BlockDraw, Draw, LiveEpisodes, Moment, PriorityDraw, checked_integer
 from gym_replay.buffer.loading.plans import Anchors, Floats, Ints, draw
 from gym_replay.buffer.loading.relative_rows import BatchSamples, RelativeRows
 from gym_replay.buffer.loading.samples import Description
-from gym_replay.buffer.loading.selection import Condition, matches
+from gym_replay.buffer.loading.selection import Condition, Episodes, matches
 from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.loading.statistics import Normalize, Resolved, resolve
+from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 
 RUN_BYTES = 1 << 19
@@ -33,7 +38,8 @@ RUN_BYTES = 1 << 19
 _GAP_BYTES = 1 << 14
 """Up to so many bytes between two stretches are read along: they would be pieces of the same pages."""
 
-_ATTEMPTS = 100
+_ATTEMPTS, _RENEWALS = 100, 20
+_TOO_FAST = "episodes are evicted from the circular buffer faster than a batch can be copied"
 _MOST_TOGETHER = 128
 
 
@@ -43,29 +49,18 @@ def _thread(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="gym_replay-read-ahead")
 
 
-class ReplayDataset(Dataset[Batch]):
-    """Samples of selected episodes.
-
-    An integer index gives one sample, an array of sample numbers a batch, gathered in one call per field.
+class Entries:
+    """The entries of a batch: those of a description that are asked for, under their names.
 
     Args:
-        source: the selected episodes.
-        description: what one sample is.
-        filter_fields: conditions on scalar fields at the anchor step.
-        fieldname_map: other names for entries of the batch.
-        only: gather only the entries that get these names; meta fields of the recorder are among them only here
-            or where a ``fields`` argument names them.
-        dtype, image_layout, transform: see :class:`~gym_replay.buffer.loading.collate.Delivery`.
-        normalize: statistics, or names of fields, whose statistics over the selected episodes are then taken.
-        nested: put the parts of nested spaces into dicts and tuples as the space has them, instead of beside one
-            another under dotted names. A ``transform`` is given the dotted names.
+        source, description: the selected episodes, and what one sample is.
+        renamed, only, nested: ``fieldname_map``, ``only`` and ``nested`` of :class:`ReplayDataset`.
 
     Attributes:
-        anchors: the steps that are samples.
+        names: what the entries are called.
+        shown: the field that each entry shows, as name and declaration.
         read_fields: the names of the fields that batches are made of.
-        normalized: the statistics that fields are normalized with, or None.
-        is_divisible: whether several batches can be gathered as one, of which each is then a part: not where an entry
-            depends on the other samples of its batch, or on a sample's position in the epoch.
+        are_divisible: whether the entries of some samples are a part of the entries of more.
     """
 
     def __init__(
@@ -73,6 +68,105 @@ class ReplayDataset(Dataset[Batch]):
         source: Source,
         description: Description,
         *,
+        renamed: Mapping[str, str] | None,
+        only: Sequence[str] | None,
+        nested: bool,
+    ) -> None:
+        fields, entries = source.fields, {entry: name for entry, (name, _) in description.entries.items()}
+        lens = {entry: f"{entry}_lens" for entry, name in entries.items() if fields[name].ragged}
+        meta = [name for name in source.meta_fields if name in source.user_meta or name in description.named]
+        if only is not None:
+            hidden = [name for name in source.meta_fields if name not in meta and name not in entries]
+            meta += [name for name in hidden if (renamed or {}).get(name, name) in only]
+        available = [*entries, *lens.values(), *meta, *description.computed]
+        environment = (source.environment or {}) if nested else None
+        self.names = names = BatchNames(entries, available, renamed=renamed, only=only, environment=environment)
+        shown = {entry: (name, fields[name]) for entry, name in entries.items()}
+        shown |= {name: (name, source.meta_fields[name]) for name in meta}
+        self.shown = {names.out(entry): field for entry, field in shown.items()}
+        self._meta = [(name, names.out(name)) for name in meta if names.is_wanted(name)]
+        self._computed = [(names.out(n), entry) for n, entry in description.computed.items() if names.is_wanted(n)]
+        self._rows: list[tuple[str, RelativeRows, list[str]]] = []
+        # Of a ragged field come the values and their numbers, or one of them, where the other has no name.
+        for entry, (name, rows) in description.entries.items():
+            parts = (entry, lens[entry]) if entry in lens else (entry,)
+            outputs = [names.out(part) if names.is_wanted(part) else "" for part in parts]
+            if any(outputs):
+                self._rows.append((name, rows, outputs))
+        self.read_fields = {name for name, _, _ in self._rows}
+        self._encoded: dict[str, list[tuple[RelativeRows, str]]] = {}
+        for name, rows, (output, *_) in self._rows:
+            if fields[name].codec is not None:
+                self._encoded.setdefault(name, []).append((rows, output))
+        self.are_divisible = description.is_divisible and not any(fields[name].ragged for name in self.read_fields)
+
+    def gather(self, batch: BatchSamples) -> Arrays:
+        """The arrays of a batch."""
+        arrays = Arrays()
+        decoded = self._decoded(batch)
+        for name, rows, outputs in self._rows:
+            located = batch.once(rows)
+            if len(outputs) == 1:
+                array = decoded.get(outputs[0])
+                arrays[outputs[0]] = located.take(batch.source, name) if array is None else array
+                if located.shown is not None:
+                    arrays.valid[outputs[0]] = located.shown
+            else:
+                for output, array in zip(outputs, located.take_ragged(batch.source, name), strict=True):
+                    if output:
+                        arrays[output] = array
+        for output, compute in self._computed:
+            arrays[output] = compute(batch)
+        for name, output in self._meta:
+            arrays[output] = batch.source.meta(name)[batch.samples.episodes]
+        return arrays
+
+    def _decoded(self, batch: BatchSamples) -> dict[str, Array]:
+        """The entries of fields with a codec by their outputs: a row that several of them have is decoded once."""
+        found: dict[str, Array] = {}
+        for name, entries in self._encoded.items():
+            located = [batch.once(rows) for rows, _ in entries]
+            arrays = batch.source.rows.take_encoded(name, [(one.rows, one.shown) for one in located])
+            found |= {output: array for (_, output), array in zip(entries, arrays, strict=True)}
+        return found
+
+
+class ReplayDataset(Dataset[Batch]):
+    """Samples of selected episodes.
+
+    An integer index gives one sample, an array of sample numbers a batch, gathered in one call per field.
+
+    Of buffers that are still written, it goes over to new snapshots, in workers too: where it is asked to, and where a
+    draw names samples of another snapshot than its own.
+
+    Args:
+        parts: the snapshots.
+        describe: what one sample is, for the selected episodes of any snapshots of the same buffers.
+        episodes, filter_meta: which episodes, see :class:`~gym_replay.buffer.loading.source.Source`.
+        filter_fields: conditions on scalar fields at the anchor step.
+        fieldname_map: other names for entries of the batch.
+        only: gather only the entries that get these names; meta fields of the recorder are among them only here
+            or where a ``fields`` argument names them.
+        dtype, image_layout, transform: see :class:`~gym_replay.buffer.loading.collate.Delivery`.
+        normalize: statistics, or names of fields, whose statistics over the selected episodes are then taken, once.
+        batch_format: the layout of the batches, which comes after the transform.
+        nested: put the parts of nested spaces into dicts and tuples as the space has them, instead of beside one
+            another under dotted names. A ``transform`` is given the dotted names.
+
+    Attributes:
+        source, anchors: the selected episodes, and the steps that are samples.
+        entries: what a batch is made of.
+        numbering: of the samples.
+        normalized: the statistics that fields are normalized with, or None.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Snapshot],
+        describe: Callable[[Source], Description],
+        *,
+        episodes: Episodes | None = None,
+        filter_meta: Mapping[str, Condition] | None = None,
         filter_fields: Mapping[str, Condition] | None = None,
         fieldname_map: Mapping[str, str] | None = None,
         only: Sequence[str] | None = None,
@@ -80,57 +174,70 @@ class ReplayDataset(Dataset[Batch]):
         image_layout: Layout = None,
         normalize: Normalize = None,
         transform: Transform | None = None,
+        batch_format: BatchFormat | None = None,
         nested: bool = False,
     ) -> None:
-        self.source = source
         self._moment = Moment()
-        if filter_fields is not None and description.no_filter is not None:
+        self._folders = Folders(parts)
+        self._seen: list[Snapshot] = []
+        self._describe, self._filter_fields = describe, filter_fields
+        self._selection: dict[str, Any] = {"episodes": episodes, "filter_meta": filter_meta}
+        self._named: dict[str, Any] = {"renamed": fieldname_map, "only": only, "nested": nested}
+        self._delivered_as: dict[str, Any] = {"dtype": dtype, "image_layout": image_layout}
+        self._transform, self._format = transform, batch_format
+        self._normalize = normalize
+        self._show(parts, bounds_of(parts), 0)
+
+    def _show(self, parts: Sequence[Snapshot], bounds: Bounds, version: int) -> None:
+        """Serve these snapshots; where that raises, the dataset is as before."""
+        source = Source(parts, **self._selection)
+        description = self._describe(source)
+        if self._filter_fields is not None and description.no_filter is not None:
             raise FieldError(description.no_filter)
-        self.anchors = description.anchors
-        if filter_fields:
-            self.anchors = _filter(source, self.anchors, filter_fields)
-        if len(self.anchors) == 0:
+        anchors = description.anchors
+        if self._filter_fields:
+            anchors = _filter(source, anchors, self._filter_fields)
+        if len(anchors) == 0:
             raise EmptyBufferError("no sample to load: the selected episodes have no step of this kind")
-        self.normalized = resolve(normalize, source)
-        self._delivery = Delivery(
-            dtype=dtype, image_layout=image_layout, normalize=self.normalized, transform=transform
-        )
-        fields, entries = source.fields, {entry: name for entry, (name, _) in description.entries.items()}
-        lens = {entry: f"{entry}_lens" for entry, name in entries.items() if fields[name].ragged}
-        meta = [name for name in source.meta_fields if name in source.user_meta or name in description.named]
-        if only is not None:
-            hidden = [name for name in source.meta_fields if name not in meta and name not in entries]
-            meta += [name for name in hidden if (fieldname_map or {}).get(name, name) in only]
-        available = [*entries, *lens.values(), *meta, *description.computed]
-        self._names = names = BatchNames(
-            entries,
-            available,
-            renamed=fieldname_map,
-            only=only,
-            environment=(source.environment or {}) if nested else None,
-        )
-        shown = {entry: (name, fields[name]) for entry, name in entries.items()}
-        shown |= {name: (name, source.meta_fields[name]) for name in meta}
-        self._delivery.bind({names.out(entry): field for entry, field in shown.items()})
-        self._meta = [(name, names.out(name)) for name in meta if names.is_wanted(name)]
-        self._computed = [(names.out(n), entry) for n, entry in description.computed.items() if names.is_wanted(n)]
-        self._entries: list[tuple[str, RelativeRows, list[str]]] = []
-        # Of a ragged field come the values and their numbers, or one of them, where the other has no name.
-        for entry, (name, rows) in description.entries.items():
-            parts = (entry, lens[entry]) if entry in lens else (entry,)
-            outputs = [names.out(part) if names.is_wanted(part) else "" for part in parts]
-            if any(outputs):
-                self._entries.append((name, rows, outputs))
-        self.read_fields = {name for name, _, _ in self._entries}
-        self._encoded: dict[str, list[tuple[RelativeRows, str]]] = {}
-        for name, rows, (output, *_) in self._entries:
-            if fields[name].codec is not None:
-                self._encoded.setdefault(name, []).append((rows, output))
-        source.rows.expect(self.read_fields)
-        self.is_divisible = description.is_divisible and not any(fields[name].ragged for name in self.read_fields)
+        entries = Entries(source, description, **self._named)
+        source.require_up_to_date(entries.read_fields)
+        source.rows.expect(entries.read_fields)
+        normalized = resolve(self._normalize, source)
+        transform = self._transform if self._format is None else self._format.after(self._transform, parts)
+        deliver = partial(Delivery, entries.shown, **self._delivered_as, transform=transform)
+        self._delivery = deliver(normalize=normalized)
+        self.source, self.anchors, self.entries = source, anchors, entries
+        self.normalized = self._normalize = normalized
+        self._deliver = deliver
+        self.numbering = Numbering(source, anchors, bounds, version)
+
+    def renew(self, within: Bounds | None = None, gather: Callable[[Any], list[Any]] = lambda own: [own]) -> bool:
+        """Take new snapshots; return whether anything is different.
+
+        Args:
+            within: episodes outside of these bounds are left out.
+            gather: gives what all processes say that must get the same episodes: those that each of them sees.
+
+        Raises:
+            EmptyBufferError: there is no sample any more.
+            EpisodeEvictedError: the processes cannot agree, because episodes leave too fast.
+        """
+        for _ in range(_RENEWALS):
+            parts = self._folders.newest()
+            everyone = gather(bounds_of(parts))
+            bounds = intersection(everyone if within is None else [*everyone, within])
+            changed = bounds != self.numbering.bounds or [*map(id, parts)] != [*map(id, self._seen)]
+            if changed:
+                self._show(self._folders.within(parts, bounds), bounds, self.numbering.version + 1)
+                self._seen = parts
+            # Deletions between two processes' looks do not show in the bounds.
+            if len(set(gather((bounds, len(self))))) == 1:
+                return changed
+        raise EpisodeEvictedError("the episodes change faster than the ranks can agree on them")
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_moment": copy(self._moment)}  # which a copy has of its own, and a worker shares
+        # A copy has a moment of its own, which a worker shares.
+        return self.__dict__ | {"_moment": copy(self._moment), "_seen": []}
 
     def __len__(self) -> int:
         return len(self.anchors)
@@ -138,7 +245,7 @@ class ReplayDataset(Dataset[Batch]):
     def __getitem__(self, index: Any) -> Batch:
         if isinstance(index, Draw):
             self._ask_ahead(index)
-            return self._batch(index)
+            return self._batch(index) if index.live is None else self._live_batch(index, index.live)
         if isinstance(index, (int, np.integer)):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index}: there are {len(self)}")
@@ -162,14 +269,13 @@ class ReplayDataset(Dataset[Batch]):
         Raises:
             FieldError: the epoch or the seed is no such integer.
         """
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer, type(None))):
-            raise FieldError(f"seed: expected an integer or None, got {seed!r}")
-        self._moment.set(self._moment.seed if seed is None else int(seed), checked_epoch(epoch))
+        seed = self._moment.seed if seed is None else checked_integer("seed", seed, -math.inf)
+        self._moment.set(seed, checked_integer("epoch", epoch, end=2**64))
 
     def normalize_with(self, statistics: Resolved) -> None:
         """Normalize with these statistics, of the same fields as so far."""
-        self.normalized = statistics
-        self._delivery.normalize_with(statistics)
+        self.normalized = self._normalize = statistics
+        self._delivery = self._deliver(normalize=statistics)
 
     # --- one batch ---
 
@@ -187,8 +293,27 @@ class ReplayDataset(Dataset[Batch]):
             weighed = {"_samples": torch.from_numpy(names.astype(np.int64)), "_weights": weights}
         return self._delivered(arrays, weighed)
 
+    def _live_batch(self, draw: Draw, live: LiveEpisodes) -> Batch:
+        """The samples that were drawn from a snapshot which may be another one than this process has."""
+        if live.version != self.numbering.version:
+            try:
+                self._look(live, live.bounds)
+            except EmptyBufferError:  # none of those that it was drawn from is left
+                self._look(live)
+        for _ in range(_RENEWALS):
+            with suppress(EpisodeEvictedError):
+                return self._batch(self.numbering.numbered(draw, live))
+            self._look(live)
+        raise EpisodeEvictedError(_TOO_FAST)
+
+    def _look(self, live: LiveEpisodes, within: Bounds | None = None) -> None:
+        """Serve the newest snapshots, in the stead of the one that a draw is of."""
+        parts = self._folders.newest()
+        bounds = bounds_of(parts) if within is None else intersection([bounds_of(parts), within])
+        self._show(self._folders.within(parts, bounds), bounds, live.version)
+
     def _delivered(self, arrays: Arrays, more: Mapping[str, Any]) -> Batch:
-        batch = self._names.nest(self._delivery(arrays, more))
+        batch = self.entries.names.nest(self._delivery(arrays, more))
         return batch if isinstance(batch, Batch) else Batch(batch)
 
     def _taken(self, draw: Draw) -> tuple[Arrays, Ints]:
@@ -198,43 +323,14 @@ class ReplayDataset(Dataset[Batch]):
             samples = self.source.replace_evicted(samples, self.anchors)
             batch = BatchSamples(self.source, self.anchors.find(samples), partial(self._randoms, draw))
             try:
-                arrays = self._gather(batch)
+                arrays = self.entries.gather(batch)
             except CorruptBufferError:
                 if self.source.are_live(batch.all_episodes):
                     raise
                 continue  # spans of rows that were overwritten meanwhile
             if self.source.are_live(batch.all_episodes):
                 return arrays, samples
-        raise EpisodeEvictedError("episodes are evicted from the circular buffer faster than a batch can be copied")
-
-    def _gather(self, batch: BatchSamples) -> Arrays:
-        arrays = Arrays()
-        decoded = self._decoded(batch)
-        for name, rows, outputs in self._entries:
-            located = batch.once(rows)
-            if len(outputs) == 1:
-                array = decoded.get(outputs[0])
-                arrays[outputs[0]] = located.take(self.source, name) if array is None else array
-                if located.shown is not None:
-                    arrays.valid[outputs[0]] = located.shown
-            else:
-                for output, array in zip(outputs, located.take_ragged(self.source, name), strict=True):
-                    if output:
-                        arrays[output] = array
-        for output, compute in self._computed:
-            arrays[output] = compute(batch)
-        for name, output in self._meta:
-            arrays[output] = self.source.meta(name)[batch.samples.episodes]
-        return arrays
-
-    def _decoded(self, batch: BatchSamples) -> dict[str, Array]:
-        """The entries of fields with a codec by their outputs: a row that several of them have is decoded once."""
-        found: dict[str, Array] = {}
-        for name, entries in self._encoded.items():
-            located = [batch.once(rows) for rows, _ in entries]
-            arrays = self.source.rows.take_encoded(name, [(one.rows, one.shown) for one in located])
-            found |= {output: array for (_, output), array in zip(entries, arrays, strict=True)}
-        return found
+        raise EpisodeEvictedError(_TOO_FAST)
 
     def _randoms(self, asked: Draw, count: int, episodes: Ints, steps: Ints) -> Floats:
         """So many numbers from [0, 1) for each sample, ``(count, samples)``; other ones in each epoch.
@@ -269,7 +365,7 @@ class ReplayDataset(Dataset[Batch]):
             end = begin + len(drawn.samples)
             yield self._delivered(arrays if len(run) == 1 else arrays.part(begin, end), {})
             begin = end
-        return max(1, min(_MOST_TOGETHER, RUN_BYTES // max(nbytes, 1))) if self.is_divisible else 1
+        return max(1, min(_MOST_TOGETHER, RUN_BYTES // max(nbytes, 1))) if self.entries.are_divisible else 1
 
     def _ask_ahead(self, draw: Draw) -> None:
         """Where a batch of an order by blocks enters a pool, have the kernel read the next one meanwhile.
@@ -278,9 +374,9 @@ class ReplayDataset(Dataset[Batch]):
         gathered. What was read before is let go of: it may leave memory first where memory is short.
         """
         if isinstance(draw, BlockDraw) and draw.reads:
-            self.source.rows.map(self.read_fields)  # once, and not in two threads
+            self.source.rows.map(self.entries.read_fields)  # once, and not in two threads
             stretches = [stretch for first, last in draw.reads for stretch in self.stretches(first, last)]
-            _thread(os.getpid()).submit(self.source.rows.will_need, self.read_fields, stretches)
+            _thread(os.getpid()).submit(self.source.rows.will_need, self.entries.read_fields, stretches)
 
     def stretches(self, first: int, last: int) -> list[tuple[int, int]]:
         """Where the rows of samples ``first`` to ``last - 1`` are: first rows, and those past the last."""
@@ -288,7 +384,7 @@ class ReplayDataset(Dataset[Batch]):
         (begin, step), final = found.steps.tolist(), int(found.episodes[1])
         # Of the last episode no more than is needed, unless its last sample is among them: it may be all of it.
         end = int(self.source.lengths[final]) if found.left[1] == 1 else step
-        widest = max((self.source.fields[name].nbytes for name in self.read_fields), default=1)
+        widest = max((self.source.fields[name].nbytes for name in self.entries.read_fields), default=1)
         return self.source.stretches(found.episodes, (begin, end + 1), max(1, _GAP_BYTES // max(widest, 1)))
 
 
@@ -300,6 +396,7 @@ def _only(values: Any) -> Any:
 
 
 def _filter(source: Source, anchors: Anchors, conditions: Mapping[str, Condition]) -> Anchors:
+    source.require_up_to_date(list(conditions))
     rows = anchors.find(np.arange(len(anchors), dtype=np.int64)).rows
     mask = np.ones(len(rows), np.bool_)
     for name, condition in conditions.items():

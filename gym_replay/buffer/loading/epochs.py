@@ -18,8 +18,8 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from gym_replay.buffer.loading.collate import named_tuple_class
 from gym_replay.buffer.loading.datasets import ReplayDataset
-from gym_replay.buffer.loading.live import Bounds, LiveDataset
-from gym_replay.buffer.loading.order import Draw, Moment, Order, PriorityDraw, checked_epoch
+from gym_replay.buffer.loading.live import Bounds
+from gym_replay.buffer.loading.order import Draw, Moment, Order, PriorityDraw, checked_integer
 from gym_replay.buffer.loading.ordering import OrderOptions, Ranks, group_ranks
 from gym_replay.buffer.loading.prioritized import PriorityOrder
 from gym_replay.errors import FieldError
@@ -47,13 +47,14 @@ class EpochSampler(Sampler[int]):
     """In which order a loader loads, and which epoch is next. To other libraries, the positions of an epoch in turn.
 
     Args:
-        dataset: what is loaded; of a live buffer, the dataset of its first snapshot.
+        dataset: what is loaded.
         options: what the order is made of.
-        live: the dataset that takes new snapshots, where there is one.
         generator: where a seed that is not given is drawn from; None for torch's default generator.
 
     Attributes:
         order: over the samples of the newest snapshot, for a process alone.
+        numbering: of the samples that are drawn. Where episodes leave too fast, the dataset serves a newer snapshot.
+        is_live: whether new snapshots are taken.
         epoch: of the next iteration.
         repeats_epoch: whether every iteration is the same epoch.
         moment: the epoch that began last, seen by workers too.
@@ -63,10 +64,10 @@ class EpochSampler(Sampler[int]):
         self,
         dataset: ReplayDataset,
         options: OrderOptions,
-        live: LiveDataset | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        self.options, self.live = options, live
+        self.options, self.dataset, self.numbering = options, dataset, dataset.numbering
+        self.is_live = options.refresh is not None
         seed = options.seed
         if seed is None:
             seed = int(torch.randint(1 << 62, (), generator=generator).item())
@@ -79,7 +80,7 @@ class EpochSampler(Sampler[int]):
         self._within: tuple[Bounds, int] | None = None
         self._is_agreed = options.seed is not None
         self._agree(options.ranks())
-        if options.sampler is not None and live is None:
+        if options.sampler is not None and not self.is_live:
             options.sampler.follow(np.zeros(1, np.int64), np.array([len(dataset)]))
         self._follow()
 
@@ -91,9 +92,8 @@ class EpochSampler(Sampler[int]):
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker asks which samples are at which positions, and draws nothing.
-        is_settled = self.live is None and self.options.sampler is None
-        order, live = (self.order, None) if is_settled else (None, True)
-        return {"order": order, "live": live, "moment": self.moment}
+        is_settled = not self.is_live and self.options.sampler is None
+        return {"order": self.order if is_settled else None, "is_live": not is_settled, "moment": self.moment}
 
     def of_this_rank(self) -> Order:
         """The order of this process among the ranks that there are now."""
@@ -104,12 +104,12 @@ class EpochSampler(Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be this epoch; where it is already, the rest of one that is gone on with stays."""
-        if checked_epoch(epoch) != self.epoch and not self.repeats_epoch:
+        if checked_integer("epoch", epoch, end=2**64) != self.epoch and not self.repeats_epoch:
             self.go_to(epoch)
 
     def go_to(self, epoch: int, start: int = 0, pending: Sequence[PriorityDraw] = ()) -> None:
         """Let the next iteration be this epoch, from this batch on, where these were drawn by priority already."""
-        self.epoch, self._start, self._pending = checked_epoch(epoch), start, pending
+        self.epoch, self._start, self._pending = checked_integer("epoch", epoch, end=2**64), start, pending
         self._within = None
 
     def resume(
@@ -138,7 +138,7 @@ class EpochSampler(Sampler[int]):
         if group_ranks().world_size > 1:
             what = {
                 "seed=None": not self._is_agreed,
-                f"refresh={self.options.refresh!r}": self.live is not None,
+                f"refresh={self.options.refresh!r}": self.is_live,
                 "rank and world_size": self.options.world_size not in (None, 1),
             }
             if reasons := " and ".join(name for name, holds in what.items() if holds):
@@ -152,8 +152,8 @@ class EpochSampler(Sampler[int]):
             yield from self._begun(self.options.ranks()).draws
 
     def _begun(self, ranks: Ranks) -> Epoch:
-        if self.live is not None:
-            self._look_again(self.live, ranks)
+        if self.is_live:
+            self._look_again(ranks)
         order = replace(self.order, rank=ranks.rank, world_size=ranks.world_size)
         number, start, pending = self.epoch, self._start, deque(self._pending)
         self.moment.set(order.seed, number)
@@ -161,17 +161,18 @@ class EpochSampler(Sampler[int]):
             self.go_to(number + 1)
         return Epoch(number, start, order, self._draws(order, number, start, pending), pending)
 
-    def _look_again(self, live: LiveDataset, ranks: Ranks) -> None:
+    def _look_again(self, ranks: Ranks) -> None:
         """Take the snapshot of an epoch; a resumed epoch gets the episodes that it had, as far as they live."""
         within, self._within = self._within, None
-        live.renew(ranks, within=None if within is None else within[0])
-        if within is not None and len(live) != within[1] and self.options.refresh == "epoch":
+        self.dataset.renew(None if within is None else within[0], ranks.gather)
+        self.numbering = self.dataset.numbering
+        if within is not None and len(self.numbering) != within[1] and self.options.refresh == "epoch":
             warnings.warn(
-                f"resuming an epoch of {within[1]} samples, of which {len(live)} are left: episodes have gone since, "
-                "so that its order is another one",
+                f"resuming an epoch of {within[1]} samples, of which {len(self.numbering)} are left: "
+                "episodes have gone since, so that its order is another one",
                 stacklevel=5,
             )
-        self.order = self.options.order_over(live.view.dataset, self.order.seed)
+        self.order = self.options.order_over(self.dataset, self.order.seed)
         self._follow()
 
     # --- the batches of an epoch ---
@@ -180,15 +181,16 @@ class EpochSampler(Sampler[int]):
         if self.options.refresh == "batch" or isinstance(order, PriorityOrder):
             return self._one_by_one(order, epoch, start, pending)
         draws = order.draws(epoch, start)
-        return draws if self.live is None else map(self.live.named, draws)
+        return map(self.numbering.named, draws) if self.is_live else draws
 
     def _one_by_one(self, order: Order, epoch: int, start: int, pending: deque[PriorityDraw]) -> Iterator[Draw]:
         """Batches that are drawn from what is live, or has priority, when they are asked for."""
         known = deque(pending)
         for index in range(start, len(order)):
-            if self.live is not None and self.options.refresh == "batch" and self.live.renew():
+            if self.options.refresh == "batch" and self.dataset.renew():
+                self.numbering = self.dataset.numbering
                 # How many batches an epoch has was settled at its start; what they are drawn from was not.
-                newest = self.options.order_over(self.live.view.dataset, order.seed, order.num_samples)
+                newest = self.options.order_over(self.dataset, order.seed, order.num_samples)
                 order = replace(newest, rank=order.rank, world_size=order.world_size)
                 self._follow()
             if known:
@@ -197,12 +199,12 @@ class EpochSampler(Sampler[int]):
                 draw = order.draw(epoch, index)
                 if isinstance(draw, PriorityDraw):
                     pending.append(draw)
-            if self.live is None:
+            if not self.is_live:
                 yield draw
             elif self.options.sampler is None:
-                yield self.live.named(draw)
+                yield self.numbering.named(draw)
             else:
-                yield self.live.named_by(draw, *self.options.sampler.locate(draw.samples))
+                yield self.numbering.named_by(draw, *self.options.sampler.locate(draw.samples))
 
     def draw_at(self, positions: Sequence[int]) -> Draw:
         """The batch of these positions in the epoch that began last.
@@ -211,7 +213,7 @@ class EpochSampler(Sampler[int]):
             FieldError: what is at a position is not settled.
             IndexError: there is no such position.
         """
-        if self.live is not None or isinstance(self.order, PriorityOrder):
+        if self.is_live or isinstance(self.order, PriorityOrder):
             raise FieldError(
                 "batches that are drawn by priority, or of a live buffer, are in no order that another sampler could "
                 "ask for: keep the loader's batch_sampler, with drop_last=True where several processes share it out"
@@ -226,8 +228,8 @@ class EpochSampler(Sampler[int]):
 
     def _follow(self) -> None:
         """Let the priorities be those of the samples of the newest snapshot."""
-        if self.options.sampler is not None and self.live is not None:
-            self.options.sampler.follow(self.live.view.ids, np.diff(self.live.view.offsets))
+        if self.options.sampler is not None and self.is_live:
+            self.options.sampler.follow(self.numbering.ids, np.diff(self.numbering.offsets))
 
     # --- what the ranks agree on ---
 
@@ -236,7 +238,7 @@ class EpochSampler(Sampler[int]):
         asked = self.options.samples_per_epoch
         settings = self.order.settings() | {"world_size": self.options.ranks().world_size}
         settings |= {"refresh": self.options.refresh, "samples_per_epoch": None if asked is None else int(asked)}
-        return settings if self.live is None else settings | {"num_samples": None, "weights": None}
+        return settings | {"num_samples": None, "weights": None} if self.is_live else settings
 
     def _agree(self, ranks: Ranks) -> None:
         """Take the seed that rank 0 drew, where none was given; every rank must come here.
@@ -316,7 +318,7 @@ class EpochDataset(Dataset[Any]):
     """The samples of a loader by their position in an epoch; those that are asked for together are a batch.
 
     Args:
-        samples: the samples by their numbers; or those of a live buffer, as its draws name them.
+        samples: the samples by their numbers.
         sampler: says which sample is at which position.
         to_named_tuple: deliver named tuples of these entries, in this order.
 
@@ -326,7 +328,7 @@ class EpochDataset(Dataset[Any]):
 
     def __init__(
         self,
-        samples: ReplayDataset | LiveDataset,
+        samples: ReplayDataset,
         sampler: EpochSampler,
         to_named_tuple: Sequence[str] | None = None,
     ) -> None:
@@ -349,8 +351,7 @@ class EpochDataset(Dataset[Any]):
 
     def first_batch(self) -> Mapping[str, Any]:
         """A batch of the first samples in the buffer, by names also where tuples are delivered."""
-        samples = self.samples.view.dataset if isinstance(self.samples, LiveDataset) else self.samples
-        order = self.sampler.order
+        samples, order = self.samples, self.sampler.order
         numbers = np.arange(min(order.batch_size, len(samples)))
         if not isinstance(order, PriorityOrder):
             return samples[Draw(numbers)]
@@ -358,11 +359,11 @@ class EpochDataset(Dataset[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """Let positions be those of this epoch, for a DataLoader that has another sampler."""
-        self.sampler.moment.set(self.sampler.moment.seed, checked_epoch(epoch))
+        self.sampler.moment.set(self.sampler.moment.seed, checked_integer("epoch", epoch, end=2**64))
 
     def in_turn(self, epoch: Epoch) -> Iterator[Any]:
         """The batches of an epoch; where nothing depends on when they are drawn, several are gathered together."""
-        if isinstance(self.samples, LiveDataset) or isinstance(epoch.order, PriorityOrder):
+        if self.sampler.is_live or isinstance(epoch.order, PriorityOrder):
             return map(self.__getitem__, epoch.draws)
         batches = self.samples.drawn_in_order(epoch.draws)
         return batches if self._tuple_names is None else map(self._named, batches)

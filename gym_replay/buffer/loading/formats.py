@@ -53,6 +53,15 @@ class BatchFormat:
             )
         return dict(options)
 
+    def after(self, transform: Transform | None, parts: Sequence[Snapshot]) -> Transform:
+        """The function from a batch of these snapshots to the batch in this layout, after the user's own transform."""
+        # No format expects axes of one after those of the batch.
+        fields = parts[0].metadata.fields
+        names = [str(name) for name in ("reward", *_FLAGS, getattr(self, "return_to_go", "")) if name in fields]
+        axes = {n: len(fields[n].shape) for n in names if fields[n].shape and math.prod(fields[n].shape) == 1}
+        steps = [transform, partial(_without_axes, axes=axes) if axes else None, self.bind(parts)]
+        return partial(_one_by_one, steps=[step for step in steps if step is not None])
+
     def bind(self, parts: Sequence[Snapshot]) -> Transform:
         """The function from a batch to the batch in this layout."""
         return self.convert
@@ -65,10 +74,10 @@ class BatchFormat:
 Formatted: TypeAlias = BatchFormat | str
 
 
-def format_options(
-    batch_format: Formatted, kind: str, options: Mapping[str, Any], parts: Sequence[Snapshot]
-) -> dict[str, Any]:
-    """The options of a loader whose batches are in a format: it comes after the user's own transform.
+def checked_format(
+    batch_format: Formatted, kind: str, options: Mapping[str, Any], fields: Mapping[str, Field]
+) -> tuple[BatchFormat, dict[str, Any]]:
+    """The format, and the options of a loader whose batches are in it.
 
     Raises:
         FieldError: there is no such format, or it does not go with the kind of loading or an option.
@@ -83,17 +92,13 @@ def format_options(
     for other in ("nested", "fieldname_map"):
         if options.get(other):
             raise FieldError(f"batch_format and {other} exclude one another: the format has names of its own")
-    fields = parts[0].metadata.fields
+    if options.get("only") is not None:
+        raise FieldError("batch_format and to_named_tuple exclude one another: a format has names of its own")
     asked = [names for names in (options.get("fields"), options.get("current_fields")) if names is not None]
     for name, field in fields.items():
         if field.ragged and (not asked or any(name in names for names in asked)):
             raise FieldError(f"field {name!r} is ragged, which no batch_format has; leave it out with fields=[...]")
-    options = chosen.options(options, fields)
-    # No format expects axes of one after those of the batch.
-    names = [str(name) for name in ("reward", *_FLAGS, getattr(chosen, "return_to_go", "")) if name in fields]
-    axes = {n: len(fields[n].shape) for n in names if fields[n].shape and math.prod(fields[n].shape) == 1}
-    steps = [options.get("transform"), partial(_without_axes, axes=axes) if axes else None, chosen.bind(parts)]
-    return {**options, "transform": partial(_one_by_one, steps=[step for step in steps if step is not None])}
+    return chosen, chosen.options(options, fields)
 
 
 def _one_by_one(batch: Entries, *, steps: Sequence[Transform]) -> Entries:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,23 +22,42 @@ from gym_replay.buffer.loading.source import Source
 from gym_replay.errors import FieldError
 
 
-class Reaching(Protocol):
+class Reaching:
     """What a function that recomputes rewards is given: transitions t, and for each the goal of the value function.
 
     Attributes:
         reached: bool ``(batch,)``: whether the goal is the very row t.
     """
 
-    reached: Bools
+    def __init__(self, source: Source, episodes: Ints, steps: Ints, goals: tuple[Ints, Ints]) -> None:
+        self._source = source
+        self._episodes, self._steps = episodes, steps
+        self._goals = goals
+        self.reached: Bools = (goals[0] == episodes) & (goals[1] == steps)
 
     def current(self, name: str) -> npt.NDArray[Any]:
         """A field at row t, as stored: ``(batch, *field.shape)``."""
+        return self._take(name, self._episodes, self._steps, state=False)
 
     def following(self, name: str) -> npt.NDArray[Any]:
         """A state field at row t+1."""
+        if (self._steps >= self._source.last_rows[self._episodes]).any():
+            raise FieldError(
+                f"relabel: {name!r} has no row after the last step of an episode without its last observation; with "
+                "n_steps=1 such steps are no samples"
+            )
+        return self._take(name, self._episodes, self._steps + 1, state=True)
 
     def goal(self, name: str) -> npt.NDArray[Any]:
         """A state field at the goal's row."""
+        return self._take(name, *self._goals, state=True)
+
+    def _take(self, name: str, episodes: Ints, steps: Ints, *, state: bool) -> npt.NDArray[Any]:
+        field = self._source.fields.get(name)
+        if field is None or field.ragged or (state and not field.state):
+            fitting = [n for n, info in self._source.fields.items() if not info.ragged and (info.state or not state)]
+            raise FieldError(f"relabel: {name!r} is none of the fields that can be asked for here: {fitting}")
+        return self._source.rows.take(name, self._source.starts[episodes] + steps)
 
 
 Relabel: TypeAlias = Callable[[Reaching], tuple[npt.ArrayLike, npt.ArrayLike]]
@@ -108,37 +127,6 @@ class GoalMixture:
         return np.where(is_current, steps, steps + distance), kind >= inside
 
 
-class _Reached:
-    """Transitions and the goals of their value function; see :class:`Reaching`."""
-
-    def __init__(self, source: Source, episodes: Ints, steps: Ints, goals: tuple[Ints, Ints]) -> None:
-        self._source = source
-        self._episodes, self._steps = episodes, steps
-        self._goals = goals
-        self.reached: Bools = (goals[0] == episodes) & (goals[1] == steps)
-
-    def current(self, name: str) -> npt.NDArray[Any]:
-        return self._take(name, self._episodes, self._steps, state=False)
-
-    def following(self, name: str) -> npt.NDArray[Any]:
-        if (self._steps >= self._source.last_rows[self._episodes]).any():
-            raise FieldError(
-                f"relabel: {name!r} has no row after the last step of an episode without its last observation; with "
-                "n_steps=1 such steps are no samples"
-            )
-        return self._take(name, self._episodes, self._steps + 1, state=True)
-
-    def goal(self, name: str) -> npt.NDArray[Any]:
-        return self._take(name, *self._goals, state=True)
-
-    def _take(self, name: str, episodes: Ints, steps: Ints, *, state: bool) -> npt.NDArray[Any]:
-        field = self._source.fields.get(name)
-        if field is None or field.ragged or (state and not field.state):
-            fitting = [n for n, info in self._source.fields.items() if not info.ragged and (info.state or not state)]
-            raise FieldError(f"relabel: {name!r} is none of the fields that can be asked for here: {fitting}")
-        return self._source.rows.take(name, self._source.starts[episodes] + steps)
-
-
 @dataclass(frozen=True)
 class GoalSampler:
     """Adds goals to timestep, n-step and window batches, and rewards for reaching them.
@@ -192,7 +180,7 @@ class GoalSampler:
         Raises:
             FieldError: the function gives something else.
         """
-        given = self.relabel(_Reached(source, episodes, steps, goals))
+        given = self.relabel(Reaching(source, episodes, steps, goals))
         if not isinstance(given, tuple) or len(given) != 2:
             raise FieldError(f"relabel: expected a tuple of rewards and masks, got {type(given).__name__}")
         arrays = [np.array(values) for values in given]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields as fields_of
 from functools import partial
@@ -12,9 +13,8 @@ from typing import Any, Literal
 
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.epochs import EpochDataset, EpochSampler
-from gym_replay.buffer.loading.formats import Formatted, format_options
+from gym_replay.buffer.loading.formats import Formatted, checked_format
 from gym_replay.buffer.loading.goals import GoalSampler
-from gym_replay.buffer.loading.live import LiveDataset
 from gym_replay.buffer.loading.options import (
     OF_DATASETS,
     OF_LOADERS,
@@ -26,8 +26,6 @@ from gym_replay.buffer.loading.options import (
 from gym_replay.buffer.loading.ordering import OrderOptions
 from gym_replay.buffer.loading.replay_loader import ReplayLoader
 from gym_replay.buffer.loading.samples import Boundaries, Description, Names, crop, n_step, timestep, trajectory, window
-from gym_replay.buffer.loading.selection import Condition, Episodes
-from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
 from gym_replay.errors import FieldError
 
@@ -77,10 +75,8 @@ def make_dataset(
     parts: Sequence[Snapshot],
     kind: str,
     *,
-    filter_meta: Mapping[str, Condition] | None = None,
-    episodes: Episodes | None = None,
-    only: Sequence[str] | None = None,
     batch_format: Formatted | None = None,
+    only: Sequence[str] | None = None,
     **options: Any,
 ) -> ReplayDataset:
     """The dataset of one kind over snapshots.
@@ -90,13 +86,11 @@ def make_dataset(
         EmptyBufferError: there is no sample.
     """
     _check_options(kind, options, OF_DATASETS)
+    options["only"] = only
     if batch_format is not None:
-        if only is not None:
-            raise FieldError("batch_format and to_named_tuple exclude one another: a format has names of its own")
-        options = format_options(batch_format, kind, options, parts)
-    source = Source(parts, filter_meta=filter_meta, episodes=episodes)
-    description = KINDS[kind](source, **{name: options.pop(name) for name in OF_KIND[kind] & options.keys()})
-    return ReplayDataset(source, description, only=only, **options)
+        batch_format, options = checked_format(batch_format, kind, options, parts[0].metadata.fields)
+    describe = partial(KINDS[kind], **{name: options.pop(name) for name in OF_KIND[kind] & options.keys()})
+    return ReplayDataset(parts, describe, batch_format=batch_format, **options)
 
 
 def make_loader(buffer: HasSnapshots, kind: str, batch_size: int, **options: Any) -> ReplayLoader:
@@ -115,17 +109,28 @@ def make_loader(buffer: HasSnapshots, kind: str, batch_size: int, **options: Any
     device, only = options.pop("device", None), options.pop("to_named_tuple", None)
     gathered = only if only is None or order.sampler is None else [n for n in only if n not in _OF_PRIORITIES]
     dataset = make_dataset(buffer.snapshots(), kind, only=gathered, **options)
-    live = None
-    if order.refresh is not None:
-        if order.sampler is not None and len(dataset.source.parts) > 1:
-            raise FieldError("sampler: with refresh, it follows one buffer; make a loader for each")
-        if dataset.normalized is not None:  # statistics are taken once, not of each snapshot anew
-            options["normalize"] = dataset.normalized
-        live = LiveDataset(dataset, partial(make_dataset, kind=kind, only=gathered, **options))
-    sampler = EpochSampler(dataset, order, live, torch_options.get("generator"))
+    if order.refresh is not None and order.sampler is not None and len(dataset.source.parts) > 1:
+        raise FieldError("sampler: with refresh, it follows one buffer; make a loader for each")
+    sampler = EpochSampler(dataset, order, torch_options.get("generator"))
+    if not len(sampler.of_this_rank()):
+        _warn_of_nothing(len(dataset), batch_size, order.ranks().world_size)
     if order.shuffle == "block":
         dataset.source.rows.expect_blocks()
-    return ReplayLoader(EpochDataset(live or dataset, sampler, only), device=device, **torch_options)
+    return ReplayLoader(EpochDataset(dataset, sampler, only), device=device, **torch_options)
+
+
+def _warn_of_nothing(samples: int, batch_size: int, ranks: int) -> None:
+    shared = f" on each of {ranks} ranks" if ranks > 1 else ""
+    warnings.warn(
+        f"an epoch has no batch: drop_last=True, and there are {samples} samples for batches of {batch_size}{shared}; "
+        "pass a smaller batch_size or drop_last=False",
+        stacklevel=5,
+    )
+
+
+def loader_of(kind: str, given: dict[str, Any]) -> ReplayLoader:
+    """The loader of one kind of sample, with the arguments of the function that is named after it."""
+    return make_loader(kind=kind, **given.pop("options"), **given)
 
 
 def trajectory_loader(
@@ -161,18 +166,7 @@ def trajectory_loader(
         >>> batch["observation"].shape, batch["_mask"].shape, batch["_lens"].shape
         (torch.Size([8, 20, 4]), torch.Size([8, 20]), torch.Size([8]))
     """
-    return make_loader(
-        buffer,
-        "trajectory",
-        batch_size,
-        fields=fields,
-        next_fields=next_fields,
-        return_mask=return_mask,
-        return_indices=return_indices,
-        return_episode_lens=return_episode_lens,
-        slice_by_episode_len=slice_by_episode_len,
-        **options,
-    )
+    return loader_of("trajectory", locals())
 
 
 def timestep_loader(
@@ -202,15 +196,7 @@ def timestep_loader(
         >>> len(loader), next(iter(loader))["observation"].shape
         (5, torch.Size([32, 4]))
     """
-    return make_loader(
-        buffer,
-        "timestep",
-        batch_size,
-        fields=fields,
-        goal_sampler=goal_sampler,
-        return_indices=return_indices,
-        **options,
-    )
+    return loader_of("timestep", locals())
 
 
 def n_step_loader(
@@ -260,21 +246,7 @@ def n_step_loader(
         >>> batch["next_observation"].shape, batch["n_step_return"].shape
         (torch.Size([32, 4]), torch.Size([32]))
     """
-    return make_loader(
-        buffer,
-        "n_step",
-        batch_size,
-        n_steps=n_steps,
-        current_fields=current_fields,
-        next_fields=next_fields,
-        sequence_fields=sequence_fields,
-        discount=discount,
-        reward_field=reward_field,
-        terminated_field=terminated_field,
-        goal_sampler=goal_sampler,
-        return_indices=return_indices,
-        **options,
-    )
+    return loader_of("n_step", locals())
 
 
 def window_loader(
@@ -323,19 +295,7 @@ def window_loader(
         >>> next(iter(window_loader(buffer, 32, offsets=chunks, fields=(), shuffle=True)))["action"].shape
         torch.Size([32, 16])
     """
-    return make_loader(
-        buffer,
-        "window",
-        batch_size,
-        length=length,
-        offsets=offsets,
-        fields=fields,
-        stride=stride,
-        boundary=boundary,
-        goal_sampler=goal_sampler,
-        return_indices=return_indices,
-        **options,
-    )
+    return loader_of("window", locals())
 
 
 def crop_loader(
@@ -377,16 +337,4 @@ def crop_loader(
         >>> batch["observation"].shape, batch["_burn_in_mask"].shape
         (torch.Size([4, 12, 4]), torch.Size([4, 12]))
     """
-    return make_loader(
-        buffer,
-        "crop",
-        batch_size,
-        crop=crop,
-        burn_in=burn_in,
-        stride=stride,
-        pad=pad,
-        fields=fields,
-        next_fields=next_fields,
-        return_indices=return_indices,
-        **options,
-    )
+    return loader_of("crop", locals())

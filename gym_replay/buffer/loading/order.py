@@ -6,7 +6,7 @@ what the batches from k on are (``draws``), and which settings it is a function 
 
 from __future__ import annotations
 
-import operator
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -89,11 +89,9 @@ class BlockDraw(Draw):
     """A batch of an order by blocks.
 
     Attributes:
-        pool: the pool of its last sample; the pools before it will not be read again.
         reads: where the batch enters a pool: the samples of the next one, as ranges from the first to before the last.
     """
 
-    pool: int = 0
     reads: Sequence[tuple[int, int]] = ()
 
 
@@ -153,15 +151,16 @@ def _shared_moment(shared: Any, dtype: Any) -> Moment:
     return moment
 
 
-def checked_epoch(epoch: Any) -> int:
-    """The number of an epoch.
+def checked_integer(name: str, value: Any, lowest: float = 0, end: float = math.inf) -> int:
+    """An argument as one of Python's integers, which do not overflow as NumPy's do.
 
     Raises:
-        FieldError: it is no integer from 0 on.
+        FieldError: it is no integer, or outside of ``lowest .. end - 1``.
     """
-    if isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)) or not 0 <= epoch < 2**64:
-        raise FieldError(f"epoch: expected an integer from 0 on, got {epoch!r}")
-    return int(epoch)
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not lowest <= value < end:
+        within = f" from {lowest} {'on' if end == math.inf else f'to {end - 1}'}" if lowest > -math.inf else ""
+        raise FieldError(f"{name}: expected an integer{within}, got {value!r:.80}")
+    return int(value)
 
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -206,8 +205,7 @@ class Order:
         world_size: how many processes share the samples, at least 1.
 
     Raises:
-        ValueError: an argument is out of range.
-        TypeError: a size, the seed or the rank is not an integer.
+        FieldError: an argument is no integer, or out of range.
 
     Example:
         >>> order = Order(num_samples=7, batch_size=3)
@@ -231,12 +229,10 @@ class Order:
 
     def __post_init__(self) -> None:
         for name, lowest in (("num_samples", 0), ("batch_size", 1), ("seed", 0), ("rank", 0), ("world_size", 1)):
-            # Python integers do not overflow; NumPy's, which are welcome too, would.
-            object.__setattr__(self, name, _checked_integer(name, getattr(self, name), lowest))
-        if self.num_samples >= 2**63:
-            raise ValueError(f"num_samples: expected less than 2**63, got {self.num_samples}; split the data")
+            end = 2**63 if name == "num_samples" else math.inf
+            object.__setattr__(self, name, checked_integer(name, getattr(self, name), lowest, end))
         if self.rank >= self.world_size:
-            raise ValueError(
+            raise FieldError(
                 f"rank: expected 0 <= rank < world_size = {self.world_size}, got {self.rank}; ranks count from 0"
             )
         if self.repeats:
@@ -257,29 +253,16 @@ class Order:
         return {name: getattr(self, name) for name in names} | {"replacement": self.repeats}
 
     def draw(self, epoch: int, index: int) -> Draw:
-        """Return batch ``index`` of ``epoch`` on this rank, as it is asked of a dataset."""
-        return Draw(self.batch(epoch, index), self.seed, epoch, self.first_position(index), self.repeats)
+        """Return batch ``index`` of ``epoch`` on this rank. Many in a row cost far less from `draws`."""
+        return Draw(self._samples(epoch, index, 1), self.seed, epoch, self.first_position(index), self.repeats)
 
     def draws(self, epoch: int, start: int = 0) -> Iterator[Draw]:
-        """Iterate over the batches ``start``, ``start + 1``, ... of ``epoch`` on this rank."""
+        """Iterate over the batches ``start``, ``start + 1``, ... of ``epoch`` on this rank, as asked of a dataset."""
         for index, samples in enumerate(self.batches(epoch, start), start):
             yield Draw(samples, self.seed, epoch, self.first_position(index), self.repeats)
 
-    def batch(self, epoch: int, index: int) -> NDArray[np.int64]:
-        """Return batch ``index`` of ``epoch`` on this rank: sample numbers, ``(batch,)`` int64.
-
-        For one batch out of order. Many in a row cost far less from `batches`.
-
-        Raises:
-            IndexError: ``index`` is not in ``0 .. len(self) - 1``.
-        """
-        epoch = _checked_integer("epoch", epoch, 0)
-        if not 0 <= index < len(self):
-            raise IndexError(f"index: expected 0 <= index < {len(self)} batches of rank {self.rank}, got {index}")
-        return self._samples(epoch, operator.index(index), 1)
-
     def batches(self, epoch: int, start: int = 0) -> Iterator[NDArray[np.int64]]:
-        """Iterate over the batches ``start``, ``start + 1``, ... of ``epoch`` on this rank.
+        """Iterate over the sample numbers of the batches ``start``, ``start + 1``, ... of ``epoch`` on this rank.
 
         An interrupted epoch resumes exactly: the batches from ``start`` on are those that a full pass gives there, and
         none of the earlier ones is computed. A ``start`` past the end gives no batches.
@@ -287,9 +270,6 @@ class Order:
         Each batch is ``(batch,)`` int64. Batches are disjoint parts of arrays that are never written again, so they may
         be kept or changed freely; a kept one keeps its block of about 512 KiB.
         """
-        return self._generate(_checked_integer("epoch", epoch, 0), _checked_integer("start", start, 0))
-
-    def _generate(self, epoch: int, start: int) -> Iterator[NDArray[np.int64]]:
         width = self._width
         count = max(1, BLOCK_POSITIONS // width)  # of batches that are computed at once
         for first in range(start, len(self), count):
@@ -403,15 +383,11 @@ def permute(
 
     Raises:
         IndexError: a position is outside ``range(size)``.
-        ValueError: ``size``, ``seed`` or ``epoch`` is negative.
 
     Example:
         >>> sorted(permute(np.arange(5), 5, seed=0, epoch=0).tolist())
         [0, 1, 2, 3, 4]
     """
-    size, seed, epoch = (
-        _checked_integer(name, value, 0) for name, value in (("size", size), ("seed", seed), ("epoch", epoch))
-    )
     if positions.size == 0:
         return np.empty(positions.shape, np.int64)
     lowest, highest = int(positions.min()), int(positions.max())
@@ -450,7 +426,7 @@ def uniforms(positions: NDArray[np.int64], seed: int, epoch: int, stream: tuple[
         >>> uniforms(np.arange(4), seed=0, epoch=0)[2] == uniforms(np.array([2]), seed=0, epoch=0)[0]
         np.True_
     """
-    key = _stream_key(_checked_integer("seed", seed, 0), (_checked_integer("epoch", epoch, 0), *stream))
+    key = _stream_key(seed, (epoch, *stream))
     words = mixed(positions.astype(np.uint64) + key)
     numbers: NDArray[np.float64] = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return numbers
@@ -500,16 +476,6 @@ def _mix(words: NDArray[Word], keys: tuple[tuple[Word, Word], ...], bits: int) -
         words &= mask
         np.right_shift(words, half, out=upper)
         words ^= upper
-
-
-def _checked_integer(name: str, value: int, lowest: int) -> int:
-    try:
-        integer = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {value!r} of type {type(value).__name__}") from None
-    if integer < lowest:
-        raise ValueError(f"{name}: expected at least {lowest}, got {integer}")
-    return integer
 
 
 def cumulative_weights(

@@ -141,10 +141,7 @@ class OrderOptions:
         block, pool = default_sizes(_sample_bytes(dataset), count)
         pool_size = max(pool, self.block_size or 1) if self.pool_size is None else self.pool_size
         block_size = min(block, pool_size) if self.block_size is None else self.block_size
-        try:
-            return BlockOrder(count, self.batch_size, **common, block_size=block_size, pool_size=pool_size)
-        except (TypeError, ValueError) as error:
-            raise FieldError(str(error)) from None
+        return BlockOrder(count, self.batch_size, **common, block_size=block_size, pool_size=pool_size)
 
     def _cumulative(self, dataset: ReplayDataset, counts: npt.NDArray[np.int64]) -> Floats | None:
         """The weights of the dataset's episodes, added up."""
@@ -174,5 +171,5 @@ def _sample_bytes(dataset: ReplayDataset) -> float:
     source = dataset.source
     some = np.unique(np.linspace(0, len(source.starts) - 1, _LOOKED_AT).astype(np.int64))
     some = source.starts[some] + source.lengths[some] // 2
-    row = sum(source.rows.stored_nbytes(name, some) for name in dataset.read_fields)
+    row = sum(source.rows.stored_nbytes(name, some) for name in dataset.entries.read_fields)
     return row * max(1.0, float(dataset.source.lengths.sum()) / max(len(dataset), 1))

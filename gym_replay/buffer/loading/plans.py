@@ -234,12 +234,6 @@ def _more_in_a_cell(begins: Ints, shift: int) -> int:
     return max(0, int(np.bincount(inside >> shift, minlength=1).max()) - 1)
 
 
-def last_rows(lengths: Ints, has_final: Bools) -> Ints:
-    """The last row of each episode, counted from its first, that holds something recorded: T or T-1."""
-    last: Ints = lengths - 1 + has_final
-    return last
-
-
 def n_step_lengths(samples: Samples, n_steps: int) -> Ints:
     """How many of ``n_steps`` steps from each sample stay in the episode, of whose steps all with a next row count."""
     if n_steps == 1:  # all of them have a row behind them

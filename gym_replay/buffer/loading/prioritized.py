@@ -246,7 +246,7 @@ class PrioritizedSampler:
         Raises:
             FieldError: shapes differ, a priority is negative or not finite, or a sample was never drawn.
         """
-        numbers, values = _array(samples), _array(priorities).astype(np.float64)
+        numbers, values = as_array(samples), as_array(priorities).astype(np.float64)
         if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or values.shape != numbers.shape:
             raise FieldError(
                 f"expected integer samples and priorities of one shape (n,), got {numbers.dtype} {numbers.shape} and "
@@ -272,7 +272,7 @@ class PrioritizedSampler:
 
     def priorities(self, samples: Any) -> Floats:
         """Return the priorities to the power of ``alpha``, float64 ``(n,)``; 0 where the episode has gone."""
-        numbers = _array(samples).astype(np.int64)
+        numbers = as_array(samples).astype(np.int64)
         if not len(self._ids):
             return np.zeros(len(numbers))
         gone = self.locate(numbers)[0] < 0
@@ -306,8 +306,8 @@ class PrioritizedSampler:
         """
         if missing := sorted(set(PrioritizedSampler().state_dict()) - set(state)):
             raise FieldError(f"the state has no entry {missing[0]!r}; pass what state_dict() returned")
-        ids, counts, bases = (_array(state[name]).astype(np.int64) for name in ("ids", "counts", "bases"))
-        values, first, end = _array(state["values"]).astype(np.float64), int(state["first"]), int(state["end"])
+        ids, counts, bases = (as_array(state[name]).astype(np.int64) for name in ("ids", "counts", "bases"))
+        values, first, end = as_array(state["values"]).astype(np.float64), int(state["first"]), int(state["end"])
         if not ids.shape == counts.shape == bases.shape or values.shape != (end - first,):
             raise FieldError(
                 f"the state is damaged: expected as many ids, counts and bases, and {end - first} values, got "
@@ -348,7 +348,7 @@ class PriorityOrder(Order):
             yield self.draw(epoch, index)
 
 
-def _array(values: Any) -> npt.NDArray[Any]:
+def as_array(values: Any) -> npt.NDArray[Any]:
     """Return the values of an array, a list or a torch tensor, which only checkpoints need to know."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()

@@ -8,17 +8,15 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, SequentialSampler
 
 from gym_replay.buffer.loading.collate import Batch, shapes_of
 from gym_replay.buffer.loading.devices import check_device, on_device
 from gym_replay.buffer.loading.epochs import DrawSampler, Epoch, EpochDataset, EpochSampler, unwrap
-from gym_replay.buffer.loading.live import LiveDataset
 from gym_replay.buffer.loading.options import REFUSED
 from gym_replay.buffer.loading.order import PriorityDraw
+from gym_replay.buffer.loading.prioritized import as_array
 from gym_replay.buffer.loading.statistics import Resolved, from_state, to_state
 from gym_replay.errors import FieldError
 
@@ -156,11 +154,10 @@ class ReplayLoader(DataLoader[Batch]):
         if (priorities := sampler.options.sampler) is not None:
             state["sampler"] = priorities.state_dict()
             state["pending"] = [[torch.tensor(one.samples), torch.tensor(one.weights), one.first] for one in pending]
-        samples = self.dataset.samples
-        state["normalize"] = to_state(samples.normalized)
-        if isinstance(samples, LiveDataset):
-            state["episodes"] = [list(pair) for pair in samples.view.bounds]
-            state["live_samples"] = len(samples)
+        state["normalize"] = to_state(self.dataset.samples.normalized)
+        if sampler.is_live:
+            state["episodes"] = [list(pair) for pair in sampler.numbering.bounds]
+            state["live_samples"] = len(sampler.numbering)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -188,12 +185,12 @@ class ReplayLoader(DataLoader[Batch]):
         if sampler.options.sampler is not None:
             sampler.options.sampler.load_state_dict(state["sampler"])
             for taken, weights, first in state["pending"]:
-                samples = _array(taken)
+                samples = as_array(taken)
                 pending.append(
-                    PriorityDraw(samples, seed, epoch, int(first), True, weights=_array(weights), names=samples)
+                    PriorityDraw(samples, seed, epoch, int(first), True, weights=as_array(weights), names=samples)
                 )
         within = None
-        if sampler.live is not None and batch:
+        if sampler.is_live and batch:
             within = tuple((int(first), int(end)) for first, end in state["episodes"]), int(state["live_samples"])
         sampler.resume(seed, epoch, batch, pending, within)
         self._progress = epoch, batch, deque(pending)
@@ -213,7 +210,3 @@ class ReplayLoader(DataLoader[Batch]):
         if before is not None and to_state(before) != to_state(mine):
             self.dataset.samples.normalize_with(before)
             self._iterator = None  # persistent workers have the others
-
-
-def _array(values: Any) -> npt.NDArray[Any]:
-    return np.asarray(torch.as_tensor(values).cpu())

@@ -65,6 +65,7 @@ def returns_to_go(
         raise FieldError(f"reward_field={reward_field!r}: expected one of {fitting}")
     returns: list[npt.NDArray[Any]] = []
     for part in parts:
+        part.require_up_to_date([reward_field])
         column = part.column(reward_field)
         edges = np.cumsum(part.lengths)
         low = 0

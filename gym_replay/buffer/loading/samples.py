@@ -16,6 +16,7 @@ import numpy as np
 
 from gym_replay.buffer.loading.gather import Array
 from gym_replay.buffer.loading.goals import GoalSampler
+from gym_replay.buffer.loading.order import checked_integer
 from gym_replay.buffer.loading.plans import (
     DROP,
     EDGE,
@@ -234,9 +235,7 @@ def n_step(
     return_indices: bool = False,
 ) -> Description:
     """One step t a sample, with what holds n steps later, or at the episode's end where that comes first."""
-    if isinstance(n_steps, bool) or not isinstance(n_steps, (int, np.integer)) or n_steps < 1:
-        raise FieldError(f"n_steps: expected a positive integer, got {n_steps!r}")
-    n_steps = int(n_steps)
+    n_steps = checked_integer("n_steps", n_steps, 1)
     states = [name for name, info in source.fields.items() if info.state]
     following = checked_names(source, "next_fields", next_fields, states or source.fields)
     # In a schema without state fields the last transition is no sample, so every next row exists.
@@ -255,6 +254,7 @@ def n_step(
     if discount is not None:
         discount = check_discount(discount)
         _check_discounted(source, reward_field, terminated_field)
+        source.require_up_to_date((reward_field, terminated_field))
         rewards: dict[str, Any] = {"ahead": ahead, "reward": reward_field, "discount": discount}
         computed["n_step_return"] = partial(_n_step_return, **rewards)
         computed["n_step_discount"] = partial(_n_step_discount, terminated=terminated_field, **rewards)
@@ -282,7 +282,7 @@ def window(
     named = [*own, *(name for name in fields or () if name not in own)]
     alone = checked_names(source, "fields", fields, source.fields)
     if length is not None:
-        whole = np.arange(check_count("length", length, 1), dtype=np.int64)
+        whole = np.arange(checked_integer("length", length, 1, _FARTHEST), dtype=np.int64)
         own, alone = dict.fromkeys(alone, whole) | own, []
     last = {True: source.last_rows, False: source.lengths - 1}
     first_step, last_step = np.zeros_like(source.lengths), source.lengths - 1
@@ -298,7 +298,7 @@ def window(
             first_step = np.maximum(first_step, -chosen.min())
         if after == DROP:
             last_step = np.minimum(last_step, last[state] - chosen.max())
-    anchors = Anchors.strided(source.starts, first_step, last_step, check_count("stride", stride, 1))
+    anchors = Anchors.strided(source.starts, first_step, last_step, checked_integer("stride", stride, 1, _FARTHEST))
     here = RelativeRows(0)
     entries = {name: (name, around.get(name, here)) for name in source.fields if name in own or name in alone}
     computed: dict[str, Computed] = {f"{name}_is_pad": partial(_is_pad, rows=around[name]) for name in own}
@@ -345,8 +345,8 @@ def crop(
 ) -> Description:
     """A stretch of random first step and length a sample, drawn anew in each epoch, padded to one width."""
     shortest, longest = _checked_crop(crop)
-    burn_in = check_count("burn_in", burn_in, 0)
-    stride = None if stride is None else check_count("stride", stride, 1)
+    burn_in = checked_integer("burn_in", burn_in, 0, _FARTHEST)
+    stride = None if stride is None else checked_integer("stride", stride, 1, _FARTHEST)
     if pad not in ("right", "left"):
         raise FieldError(f"pad={pad!r}: expected 'right' or 'left'")
     draw = partial(_crops, shortest=shortest, longest=longest, burn_in=burn_in, stride=stride)
@@ -437,17 +437,6 @@ def checked_names(source: Source, argument: str, names: Names, default: Iterable
     return [name for name in names if name in source.fields]
 
 
-def check_count(name: str, value: Any, lowest: int) -> int:
-    """A whole number from ``lowest`` on.
-
-    Raises:
-        FieldError: it is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not lowest <= value < 1 << 40:
-        raise FieldError(f"{name}={value!r}: expected a whole number from {lowest} on")
-    return int(value)
-
-
 def _check_discounted(source: Source, reward: str, terminated: str) -> None:
     fitting = [name for name, info in source.fields.items() if not info.ragged]
     flags = [name for name in fitting if source.fields[name].shape in ((), (1,))]
@@ -460,7 +449,7 @@ def _checked_crop(crop: Any) -> tuple[int, int]:
     ends = (crop, crop) if isinstance(crop, (int, np.integer)) else crop
     if not isinstance(ends, Sequence) or isinstance(ends, str) or len(ends) != 2:
         raise FieldError(f"crop={crop!r}: expected a number of transitions, or the least and the most: (8, 32)")
-    shortest, longest = (check_count("crop", end, 1) for end in ends)
+    shortest, longest = (checked_integer("crop", end, 1, _FARTHEST) for end in ends)
     if shortest > longest:
         raise FieldError(f"crop={crop!r}: expected the least number of transitions before the most")
     return shortest, longest
@@ -487,10 +476,8 @@ def _checked_offsets(source: Source, offsets: Any) -> dict[str, Ints]:
             raise FieldError(
                 f"offsets: {name!r}: expected several offsets, got {given!r}; write ({given!r},)"
             ) from None
-        for number in numbers:
-            if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or abs(number) > _FARTHEST:
-                raise FieldError(f"offsets: {name!r}: expected whole numbers, got {number!r}")
         if not numbers:
             raise FieldError(f"offsets: {name!r}: expected at least one offset, got none; leave the field out")
-        checked[name] = np.array(numbers, np.int64)
+        whole = [checked_integer(f"offsets of {name!r}", number, -_FARTHEST, _FARTHEST) for number in numbers]
+        checked[name] = np.array(whole, np.int64)
     return checked

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.order import Ints, mixed
+from gym_replay.buffer.loading.labels import LABEL, labels_of
+from gym_replay.buffer.loading.order import Ints, checked_integer, mixed
 from gym_replay.buffer.loading.where import Where
 from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
 from gym_replay.errors import FieldError
@@ -42,6 +43,7 @@ class EpisodeValues(Mapping[str, npt.NDArray[Any]]):
 
     * ``index`` (as in ``buffer.episode(index)``), ``id`` (within its buffer) and ``length`` (T), int64;
     * ``complete`` (not cut by a reset or a close) and ``has_final`` (the last observation is there), bool;
+    * ``label``: what somebody who looked at the episodes says of them (``labels.json``), else an empty string;
     * ``terminated`` and ``truncated``: of the last step, where there is such a field of single booleans;
     * ``episode_return``: the sum of the rewards, where ``reward`` is a field of single numbers.
 
@@ -62,7 +64,7 @@ class EpisodeValues(Mapping[str, npt.NDArray[Any]]):
         self._known: dict[str, npt.NDArray[Any]] = {}
         fields, self.meta_fields = parts[0].metadata.fields, parts[0].metadata.meta_fields
         single = {name: info.dtype.kind for name, info in fields.items() if not info.ragged and info.shape == ()}
-        names = ["index", "id", "length", "complete", "has_final"]
+        names = ["index", "id", "length", "complete", "has_final", LABEL]
         names += [name for name in ("terminated", "truncated") if single.get(name) == "b"]
         names += ["episode_return"] if "reward" in single else []
         self._names = list(dict.fromkeys((*names, *self.meta_fields)))
@@ -90,9 +92,16 @@ class EpisodeValues(Mapping[str, npt.NDArray[Any]]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def forget(self, name: str) -> None:
+        """Read these values anew when they are asked for next."""
+        self._known.pop(name, None)
+
     def _read(self, name: str, part: Snapshot) -> npt.NDArray[Any]:
+        if name == LABEL and (name not in self.meta_fields or self.meta_fields[name].is_text):
+            return labels_of(part)
         if name in self.meta_fields:
             return part.meta(name)
+        part.require_up_to_date(["reward" if name == "episode_return" else name])
         if name == "episode_return":
             return _returns(part)
         if name in ("terminated", "truncated"):
@@ -251,11 +260,9 @@ def split(
         raise FieldError(f"fractions={fractions!r}: expected at least one finite number from 0 on")
     if abs(shares.sum() - 1) > 1e-6:
         raise FieldError(f"fractions={fractions!r}: expected a sum of 1, got {shares.sum():g}")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise FieldError(f"seed={seed!r}: expected an integer from 0 on")
-    chances = [
-        chances_of(part.ids, number, int(seed)) for number, part in enumerate(buffer.snapshots())
-    ]  # in the buffer's order of episodes
+    seed = checked_integer("seed", seed)
+    # In the buffer's order of episodes.
+    chances = [chances_of(part.ids, number, seed) for number, part in enumerate(buffer.snapshots())]
     edges = np.cumsum(shares)[:-1]
     subset = np.searchsorted(edges, np.concatenate(chances), side="right") if chances else np.empty(0, np.int64)
     # A fraction of zero at the end is not reached by rounding of the sum before it.

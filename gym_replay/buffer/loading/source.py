@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,14 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.loading.gather import Rows
-from gym_replay.buffer.loading.plans import Anchors, Ints, last_rows
+from gym_replay.buffer.loading.plans import Anchors, Ints
 from gym_replay.buffer.loading.selection import Condition, Episodes, EpisodeValues, selected
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError
 from gym_replay.schema.fields import Field
-
-_MANY_PARTS = 16
-"""Up to so many circular parts are all looked at for each batch; of more, those that the batch is from."""
 
 
 class Source:
@@ -85,7 +82,8 @@ class Source:
     @cached_property
     def last_rows(self) -> Ints:
         """The last row of each episode, counted from its first, that holds something recorded: T or T-1."""
-        return last_rows(self.lengths, self.has_final)
+        last: Ints = self.lengths - 1 + self.has_final
+        return last
 
     @property
     def environment(self) -> Mapping[str, Any] | None:
@@ -95,6 +93,13 @@ class Source:
         if any(other is not first and any(other.get(s) != first.get(s) for s in spaces) for other in others):
             return None
         return first
+
+    def require_up_to_date(self, names: Iterable[str]) -> None:
+        """Raise StaleFieldError where one of the fields has no values for one of the selected episodes yet."""
+        for number, part in enumerate(self.parts):
+            if part.metadata.derived.keys() & names:
+                mine = np.isin(part.ids, self.ids[self.owners == number])
+                part.only(np.flatnonzero(mine)).require_up_to_date(names)
 
     def meta(self, name: str) -> npt.NDArray[Any]:
         """A meta field's values, ``(episodes, *field.shape)``."""
@@ -130,10 +135,9 @@ class Source:
         Raises:
             EpisodeEvictedError: no selected episode of the buffer is left.
         """
-        asked = samples
-        for number in self._looked_at(lambda: anchors.find(asked).episodes):
+        for number, oldest in self._oldest.items():
             part = self.parts[number]
-            if part.is_live(self._oldest[number]):
+            if part.is_live(oldest):
                 continue
             low, high = np.searchsorted(self.owners, (number, number + 1)).tolist()
             live = low + int(np.searchsorted(self.ids[low:high], part.counters.first))
@@ -149,16 +153,8 @@ class Source:
 
     def are_live(self, episodes: Ints) -> bool:
         """Whether all these episodes of the selection still own their rows."""
-        looked_at = self._looked_at(lambda: episodes)
-        if all(self.parts[part].is_live(self._oldest[part]) for part in looked_at):
+        lost = [part for part, oldest in self._oldest.items() if not self.parts[part].is_live(oldest)]
+        if not lost:
             return True
         owners, ids = self.owners[episodes], self.ids[episodes]
-        return all(
-            self.parts[part].is_live(int(ids[owners == part].min())) for part in looked_at if (owners == part).any()
-        )
-
-    def _looked_at(self, episodes: Callable[[], Ints]) -> list[int]:
-        """The circular parts, or where there are many, those of some episodes."""
-        if len(self._oldest) <= _MANY_PARTS:
-            return list(self._oldest)
-        return [part for part in np.unique(self.owners[episodes()]).tolist() if part in self._oldest]
+        return all(self.parts[part].is_live(int(ids[owners == part].min())) for part in lost if (owners == part).any())

@@ -360,6 +360,7 @@ def statistics_of(
     from tqdm import tqdm
 
     names = _checked_names(source, fields)
+    source.require_up_to_date(names)
     wanted = tuple(map(float, quantiles))
     if not all(0 <= probability <= 1 for probability in wanted):
         raise FieldError(f"quantiles: expected probabilities from 0 to 1, got {list(quantiles)!r}")

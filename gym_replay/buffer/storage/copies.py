@@ -54,10 +54,12 @@ def copy_episodes(source: Snapshot, writer: FolderWriter) -> Iterator[int]:
     Raises:
         CorruptBufferError: an episode does not match its checksum, or is damaged in another way; the message names it.
         EpisodeEvictedError: an episode left a circular buffer before it was copied.
+        StaleFieldError: a derived field has no values for an episode yet.
         StorageError: the operating system refused to read or to write.
     """
     if len(source) == 0:
         return
+    source.require_up_to_date(writer.metadata.fields)
     oldest, fields = int(source.ids[0]), writer.metadata.fields.values()
     width = sum(2 * SPAN.itemsize if info.has_elements else info.nbytes for info in fields)
     width += sum(info.nbytes for info in converted_fields(source.metadata, writer.metadata).values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from gym_replay.buffer.storage.encoded import as_stored
 from gym_replay.buffer.storage.layout import NEW, Metadata, paths_of, spans_path, step_path, values_path
 from gym_replay.buffer.storage.ragged import Ragged, spans_of
 from gym_replay.buffer.storage.reader import Snapshot
-from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, EPISODES, Ints, meta_column
+from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, EPISODES, Ints, meta_column, slots_of
 from gym_replay.buffer.storage.strings import STRINGS, StringWriter
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import FieldError, StorageError
@@ -41,7 +41,11 @@ def update(
         meta: per meta field the new values, one per episode.
     """
     changed = snapshot.only(episodes)
-    with _changing(writer) as change:
+    derived = dict(writer.metadata.derived)
+    for name in derived.keys() & rows.keys():
+        left = np.setdiff1d(snapshot.ids[snapshot.ids >= derived[name]], changed.ids)
+        derived[name] = int(left[0]) if len(left) else writer.counters.next
+    with _changing(writer, replace(writer.metadata, derived=derived)) as change:
         for name, (values, counts) in rows.items():
             if isinstance(values, Ragged) or writer.metadata.fields[name].has_elements:
                 change.write_elements(name, snapshot, _with_rows(snapshot, name, episodes, values, counts))
@@ -78,20 +82,31 @@ def delete(writer: FolderWriter, snapshot: Snapshot, episodes: Ints) -> None:
         change.put_into_records(deleted.slots, {"flags": deleted.flags | DELETED})
 
 
-def add_fields(writer: FolderWriter, snapshot: Snapshot, fields: Mapping[str, tuple[Field, Rows | None]]) -> None:
+def add_fields(
+    writer: FolderWriter,
+    snapshot: Snapshot,
+    fields: Mapping[str, tuple[Field, Rows | None]],
+    *,
+    derived: bool = False,
+) -> None:
     """Add columns, or store columns in a wider dtype, complete for all live episodes before anybody sees them.
 
     Args:
         fields: what each field is, and the rows of all live episodes, row T included where the schema has one; None
             for the default. A field that is there already takes another dtype, and its rows are converted: those of
             all episodes, and what is written of an episode that is still open.
+        derived: whether episodes that are stored later have no values in these fields.
 
     Raises:
         FieldError: a state field for episodes that have no row T, something else lies where a file should be, or a
             recorded value would change.
     """
     known = writer.metadata.fields
-    metadata = replace(writer.metadata, fields={**known, **{name: info for name, (info, _) in fields.items()}})
+    metadata = replace(
+        writer.metadata,
+        fields={**known, **{name: info for name, (info, _) in fields.items()}},
+        derived={**writer.metadata.derived, **dict.fromkeys(fields if derived else (), writer.counters.next)},
+    )
     for name, (info, _) in fields.items():
         _check_field(writer, name, info)
         require_codecs({name: info})
@@ -104,6 +119,84 @@ def add_fields(writer: FolderWriter, snapshot: Snapshot, fields: Mapping[str, tu
             change.sum_up(name, snapshot)
 
 
+def change_meta_fields(
+    writer: FolderWriter,
+    snapshot: Snapshot,
+    meta_fields: Mapping[str, Field],
+    columns: Mapping[str, str | npt.NDArray[Any] | list[bytes]],
+) -> None:
+    """Write all records anew with other meta fields.
+
+    Args:
+        meta_fields: as they will be.
+        columns: by meta field, the one whose values it takes, or a value for each live episode; of a string field the
+            bytes of each string. Those that are not named keep what they have.
+    """
+    metadata = replace(writer.metadata, meta_fields=dict(meta_fields))
+    metadata.check_sizes()
+    takes_new_strings = any(isinstance(values, list) for values in columns.values())
+    obsolete = [STRINGS] if writer.metadata.text_fields and not metadata.text_fields else []
+    with _changing(writer, metadata, obsolete) as change:
+        stored = change.stored(EPISODES)
+        records = stored.read_array(0, stored.capacity)
+        made = np.zeros(len(records), metadata.record.dtype)
+        for name in ("id", "start", "length", "flags"):
+            made[name] = records[name]
+        # One more string field has its strings written to a new file, to which those of the others move.
+        strings = StringWriter(change.create(STRINGS), 0) if takes_new_strings else None
+        for name, info in metadata.meta_fields.items():
+            column, source = made[meta_column(name)], columns.get(name, name)
+            if isinstance(source, str) and not (info.is_text and strings is not None):
+                column[:] = records[meta_column(source)]
+                continue
+            column[:] = info.default_value()
+            if strings is not None and info.is_text:
+                texts = (
+                    [encode_text(name, text) for text in snapshot.meta(source)] if isinstance(source, str) else source
+                )
+                source = np.frombuffer(b"".join([strings.put(text) for text in texts]), np.int64)
+            column[snapshot.slots] = source
+        counters = writer.counters
+        used = slots_of(np.arange(counters.first, counters.next), counters.base, metadata.table_capacity)
+        made[used] = metadata.record.signed(made[used])
+        change.create(EPISODES).write(0, made.tobytes())
+
+
+def rename_field(writer: FolderWriter, name: str, new: str) -> None:
+    """Give a field another name, and its files another path; they are copied.
+
+    Raises:
+        FieldError: something else lies where a file should be.
+    """
+    before = writer.metadata
+    fields = {new if each == name else each: info for each, info in before.fields.items()}
+    derived = {new if each == name else each: end for each, end in before.derived.items()}
+    metadata = replace(before, fields=fields, derived=derived, environment=_environment_without(before, name))
+    _refuse_foreign(writer, new, fields[new])
+    old_paths, new_paths = before.paths_of(name), metadata.paths_of(new)
+    with _changing(writer, metadata, old_paths) as change:
+        for old_path, new_path in zip(old_paths, new_paths, strict=True):
+            change.stored(old_path).copy_to(change.create(new_path))
+        change.take_sums({new: name})
+
+
+def drop_field(writer: FolderWriter, name: str) -> None:
+    """Remove a field and its files."""
+    before = writer.metadata
+    fields = {each: info for each, info in before.fields.items() if each != name}
+    derived = {each: end for each, end in before.derived.items() if each != name}
+    metadata = replace(before, fields=fields, derived=derived, environment=_environment_without(before, name))
+    with _changing(writer, metadata, before.paths_of(name)) as change:
+        change.take_sums({})
+
+
+def _environment_without(metadata: Metadata, name: str) -> dict[str, Any] | None:
+    """The recorded environment without the space that a field is a part of."""
+    part = f"{name.partition('.')[0]}_space"
+    environment = metadata.environment
+    return environment if environment is None or part not in environment else {**environment, part: None}
+
+
 def _check_field(writer: FolderWriter, name: str, info: Field) -> None:
     """Raise FieldError where a field cannot be added, or cannot become another one."""
     if (field := writer.metadata.fields.get(name)) is not None:
@@ -114,6 +207,10 @@ def _check_field(writer: FolderWriter, name: str, info: Field) -> None:
         raise FieldError(
             f"field {name!r}: the buffer has no state field, so its episodes have no row T; pass state=False"
         )
+    _refuse_foreign(writer, name, info)
+
+
+def _refuse_foreign(writer: FolderWriter, name: str, info: Field) -> None:
     for path in paths_of(name, info):
         if writer.directory.exists(path):
             raise FieldError(f"field {name!r}: {path} holds something else; move it away, or choose another name")
@@ -185,12 +282,15 @@ def _write_rows(column: ColumnWriter, starts: Ints, counts: Ints, values: npt.ND
 
 
 @contextmanager
-def _changing(writer: FolderWriter, metadata: Metadata | None = None) -> Iterator[_Change]:
+def _changing(
+    writer: FolderWriter, metadata: Metadata | None = None, obsolete: Sequence[str] = ()
+) -> Iterator[_Change]:
     """Prepare new files; at the end of the context all of them count, together with the metadata.
 
     Args:
         writer: of the buffer.
         metadata: as it will be; None where it stays.
+        obsolete: files that go.
     """
     change = _Change(writer, writer.metadata if metadata is None else metadata)
     with writer.preparing():
@@ -205,7 +305,7 @@ def _changing(writer: FolderWriter, metadata: Metadata | None = None) -> Iterato
         finally:
             for column in change.columns.values():
                 column.close()
-    writer.switch(change.metadata, list(change.columns))
+    writer.switch(change.metadata, list(change.columns), obsolete)
 
 
 class _Change:
@@ -281,6 +381,14 @@ class _Change:
         if self._sums is None:
             self._sums = self._stored_sums()
         self._sums[name][episodes.slots] = found
+
+    def take_sums(self, renamed: Mapping[str, str]) -> None:
+        """Keep the checksums of the fields that there will be; ``renamed`` has the old names of those with new ones."""
+        self._writer.fill_checksums()
+        stored = self.stored(CHECKSUMS).read_array(0, self.stored(CHECKSUMS).capacity)
+        self._sums = np.zeros(len(stored), self.metadata.columns[CHECKSUMS][0])
+        for name in self.metadata.fields:
+            self._sums[name] = stored[renamed.get(name, name)]
 
     def write_sums(self) -> None:
         """Write the checksums where some have changed."""

@@ -67,11 +67,16 @@ _LARGEST_RECORD = 1 << 26
 
 @dataclass(frozen=True)
 class Metadata:
-    """What ``metadata.json`` says. ``revision`` grows with every change of the metadata or of the set of files."""
+    """What ``metadata.json`` says. ``revision`` grows with every change of the metadata or of the set of files.
+
+    ``derived`` has the derived fields, whose values are not stored with an episode but computed later: episodes with
+    lower ids than the number of the field have them.
+    """
 
     fields: dict[str, Field]
     meta_fields: dict[str, Field]
     recorder_meta: tuple[str, ...] = ()
+    derived: Mapping[str, int] = field(default_factory=dict)
     circular: bool = False
     max_episodes: int | None = None
     max_timesteps: int | None = None
@@ -171,7 +176,8 @@ class Choice:
         """The metadata with these fields only; those that a buffer has lost or never had are left out."""
         return replace(
             metadata,
-            fields={name: metadata.fields[name] for name in self.fields if name in metadata.fields},
+            fields=(fields := {name: metadata.fields[name] for name in self.fields if name in metadata.fields}),
+            derived={name: end for name, end in metadata.derived.items() if name in fields},
             meta_fields={name: metadata.meta_fields[name] for name in self.meta_fields if name in metadata.meta_fields},
             recorder_meta=tuple(name for name in self.recorder_meta if name in metadata.meta_fields),
         )
@@ -214,7 +220,14 @@ def metadata_to_json(metadata: Metadata) -> dict[str, Any]:
         "max_episodes": metadata.max_episodes,
         "max_timesteps": metadata.max_timesteps,
         "max_steps": metadata.max_steps,
-        "fields": [{**_field_to_json(name, info), "state": info.state} for name, info in metadata.fields.items()],
+        "fields": [
+            {
+                **_field_to_json(name, info),
+                "state": info.state,
+                **({"derived": metadata.derived[name]} if name in metadata.derived else {}),
+            }
+            for name, info in metadata.fields.items()
+        ],
         "meta_fields": [
             {**_field_to_json(name, info), "recorder": name in metadata.recorder_meta}
             for name, info in metadata.meta_fields.items()
@@ -306,6 +319,14 @@ def _take_fields(value: Mapping[str, Any], key: str, flag: str) -> tuple[dict[st
     return fields, tuple(flagged)
 
 
+def _take_derived(entries: list[dict[str, Any]]) -> dict[str, int]:
+    """Up to which id the derived fields have values."""
+    derived = {entry["name"]: _take(entry, "derived", int) for entry in entries if "derived" in entry}
+    if wrong := [name for name, end in derived.items() if not 0 <= end < 1 << 48]:
+        raise _Fault(f"'derived' of {wrong[0]!r}: expected the id of an episode")
+    return derived
+
+
 def _count(value: Any) -> int:
     """How many numbers there are in nested lists."""
     return sum(map(_count, value)) if isinstance(value, list) else 1
@@ -335,11 +356,13 @@ def metadata_from_json(value: Any, path: Path) -> Metadata:
                 "pip install --upgrade gym-replay"
             )
         fields, _ = _take_fields(value, "fields", "state")
+        derived = _take_derived(value["fields"])
         meta_fields, recorder_meta = _take_fields(value, "meta_fields", "recorder")
         metadata = Metadata(
             fields=fields,
             meta_fields=meta_fields,
             recorder_meta=recorder_meta,
+            derived=derived,
             circular=_take(value, "circular", bool),
             max_episodes=_take_limit(value, "max_episodes"),
             max_timesteps=_take_limit(value, "max_timesteps"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +39,7 @@ from gym_replay.errors import (
     ConfigMismatchError,
     CorruptBufferError,
     EpisodeEvictedError,
+    StaleFieldError,
 )
 from gym_replay.files.directory import Directory, Folder, sync_entry
 from gym_replay.schema.fields import NO_TEXT
@@ -158,6 +159,18 @@ class Snapshot(Extents):
     def is_live(self, oldest: int) -> bool:
         """Whether the episode with id ``oldest``, and so every newer one, still owns its rows."""
         return self.counters.first <= oldest
+
+    def require_up_to_date(self, names: Iterable[str]) -> None:
+        """Raise StaleFieldError where one of the fields has no values for one of these episodes yet."""
+        for name in self.metadata.derived.keys() & names:
+            if len(stale := self.ids[self.ids >= self.metadata.derived[name]]):
+                call = f"{name}=..." if name.isidentifier() else f"**{{{name!r}: ...}}"
+                raise StaleFieldError(
+                    f"{self.reader.folder}: field {name!r} was computed when there were fewer episodes, and has no "
+                    f"values for {len(stale)} of them (the first has the id {stale[0]}); bring it up to date with "
+                    f"buffer.update({call}), with the values of all episodes, such as returns_to_go(buffer), or leave "
+                    "out the field or these episodes"
+                )
 
     def require_live(self, oldest: int) -> None:
         """Raise EpisodeEvictedError where rows just copied may have been overwritten meanwhile."""

@@ -153,7 +153,8 @@ class FolderWriter:
         """Give up a damaged record and all after it; the metadata as it is then."""
         counters.cut(episode_id)
         self._has_given_up = True
-        metadata = replace(metadata, revision=metadata.revision + 1)  # readers start anew
+        derived = {name: min(end, episode_id) for name, end in metadata.derived.items()}
+        metadata = replace(metadata, revision=metadata.revision + 1, derived=derived)  # readers start anew
         write_metadata(self.directory, metadata)
         counters.put("revision", metadata.revision)
         if self._power:  # before records of the old episodes are overwritten by new ones
@@ -373,10 +374,10 @@ class FolderWriter:
         with self._changing() as files:
             create_files(self.directory, metadata or files.metadata, first_id=files.counters.next, sync=self._power)
 
-    def switch(self, metadata: Metadata, paths: Sequence[str]) -> None:
-        """Let the files written under ``<path>.new`` take their places, together with the metadata."""
+    def switch(self, metadata: Metadata, paths: Sequence[str], obsolete: Sequence[str] = ()) -> None:
+        """Let the files written under ``<path>.new`` take their places, together with the metadata; others go."""
         with self._changing():
-            switch_files(self.directory, metadata, paths)
+            switch_files(self.directory, metadata, paths, obsolete=obsolete)
 
     @property
     def has_idle_strings(self) -> bool:

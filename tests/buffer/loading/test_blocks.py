@@ -62,7 +62,7 @@ def test_resume_is_exact(ranks, epoch, start):
         assert as_lists(order.batches(epoch, start)) == batches[start:]
         if batches:
             index = start % len(batches)
-            assert order.batch(epoch, index).tolist() == batches[index]
+            assert order.draw(epoch, index).samples.tolist() == batches[index]
             assert order.visit(order.positions(index), epoch).tolist() == batches[index]
 
 
@@ -191,7 +191,7 @@ def test_memory_is_that_of_a_block_of_batches():
 
 def test_orders_never_change():
     order = BlockOrder(10, 10, True, seed=1, block_size=3, pool_size=6)
-    assert order.batch(0, 0).tolist() == ORDER
+    assert order.draw(0, 0).samples.tolist() == ORDER
 
 
 ORDER = [3, 7, 4, 6, 5, 2, 0, 1, 8, 9]

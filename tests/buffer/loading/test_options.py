@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import gym_replay
-from gym_replay import Field, ReplayBuffer
+from gym_replay import Field, ReplayBuffer, timestep_loader
 
 LOADERS = ("trajectory_loader", "timestep_loader", "n_step_loader", "window_loader", "crop_loader")
 
@@ -83,3 +83,14 @@ def test_every_argument_is_described(name):
     for argument in inspect.signature(loader).parameters:
         assert f"{argument}:" in arguments or f"{argument}," in arguments or f", {argument}" in arguments
     assert "``(batch" in text.split("Returns:\n")[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": True, "seed": 0}, {"rank": 0, "world_size": 3}])
+def test_a_loader_without_a_batch_says_so(tmp_path, options):
+    buffer = ReplayBuffer(tmp_path, fields={"x": "int"})
+    buffer.store_episode(x=np.arange(10))
+    batch_size = 16 if "rank" not in options else 4
+    with pytest.warns(UserWarning, match=f"no batch.*10 samples for batches of {batch_size}"):
+        loader = timestep_loader(buffer, batch_size, drop_last=True, **options)
+    assert list(loader) == []
+    assert len(list(timestep_loader(buffer, 5, drop_last=True))) == 2

@@ -109,7 +109,7 @@ def test_resume_is_exact(ranks, epoch, start, data):
         assert as_lists(order.batches(epoch, start)) == batches[start:]
         if batches:
             index = data.draw(st.integers(0, len(order) - 1))
-            assert order.batch(epoch, index).tolist() == batches[index]
+            assert order.draw(epoch, index).samples.tolist() == batches[index]
 
 
 @pytest.mark.parametrize("block", [1, 2, 7, 64, 1000])
@@ -117,7 +117,7 @@ def test_blocks_do_not_show(monkeypatch, block):
     small_sizes(monkeypatch, order_block=block)
     for batch_size, rank in itertools.product((1, 3, 10, 101, 1000), (0, 2)):
         order = Order(101, batch_size, shuffle=True, seed=3, rank=rank, world_size=3)
-        expected = [order.batch(1, index).tolist() for index in range(len(order))]
+        expected = [order.draw(1, index).samples.tolist() for index in range(len(order))]
         assert as_lists(order.batches(1)) == expected
         assert as_lists(order.batches(1, 2)) == expected[2:]
 
@@ -319,36 +319,27 @@ def test_epochs_and_seeds_never_repeat_an_order():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_samples": -1}, "num_samples: expected at least 0, got -1"),
-        ({"num_samples": 2**63}, "num_samples: expected less than 2"),
-        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
-        ({"seed": -5}, "seed: expected at least 0, got -5"),
-        ({"world_size": 0}, "world_size: expected at least 1, got 0"),
-        ({"rank": -1, "world_size": 2}, "rank: expected at least 0, got -1"),
+        ({"num_samples": -1}, "num_samples: expected an integer from 0 to 9223372036854775807, got -1"),
+        ({"num_samples": 2**63}, "num_samples: expected an integer from 0 to 9223372036854775807"),
+        ({"batch_size": 0}, "batch_size: expected an integer from 1 on, got 0"),
+        ({"seed": -5}, "seed: expected an integer from 0 on, got -5"),
+        ({"world_size": 0}, "world_size: expected an integer from 1 on, got 0"),
+        ({"rank": -1, "world_size": 2}, "rank: expected an integer from 0 on, got -1"),
         ({"rank": 2, "world_size": 2}, "rank: expected 0 <= rank < world_size = 2, got 2"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(FieldError, match=message):
         Order(**{"num_samples": 10, "batch_size": 2} | arguments)
 
 
 @pytest.mark.parametrize("name", ["num_samples", "batch_size", "seed", "rank", "world_size"])
 def test_arguments_that_are_no_integers(name):
-    with pytest.raises(TypeError, match=f"{name}: expected an integer, got 1.0 of type float"):
+    with pytest.raises(FieldError, match=f"{name}: expected an integer from . .*, got 1.0"):
         Order(**{"num_samples": 10, "batch_size": 2} | {name: 1.0})
 
 
-def test_indices_and_epochs_out_of_range():
-    order = Order(10, 4)
-    for index in (-1, 3):
-        with pytest.raises(IndexError, match=f"expected 0 <= index < 3 batches of rank 0, got {index}"):
-            order.batch(0, index)
-    for call in (order.batch, order.batches):
-        with pytest.raises(ValueError, match="epoch: expected at least 0, got -1"):
-            call(-1, 0)
-    with pytest.raises(ValueError, match="start: expected at least 0, got -1"):
-        order.batches(0, -1)
+def test_positions_out_of_range():
     for position in (-1, 10):
         with pytest.raises(IndexError, match="positions: expected 0 <= position < size = 10"):
             permute(np.array([3, position]), 10, 0, 0)

@@ -203,7 +203,7 @@ def test_chosen_entries_alone_are_gathered(tmp_path):
         assert batch._fields == ("action_is_pad", "chunk", "indices")
         assert batch.chunk.shape == (5, 2)
         only_mask = window_loader(buffer, 5, length=2, to_named_tuple=("action_is_pad",))
-        assert not only_mask.dataset.samples.read_fields
+        assert not only_mask.dataset.samples.entries.read_fields
         assert next(iter(only_mask))._fields == ("action_is_pad",)
 
 

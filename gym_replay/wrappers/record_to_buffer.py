@@ -106,7 +106,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
         gym.Wrapper.__init__(self, env)
         observation, action = self._open_buffer(env, buffer, env.observation_space, env.action_space, env.spec)
         self._make_encoders(observation, action)
-        given, fields = self._options, self._buffer.metadata.fields
+        given, fields = self._given, self._buffer.metadata.fields
         self._extra_encoders = {name: make_encoder(name, fields[name]) for name in self._extra_names}
         self._extra_defaults = {name: fields[name].default_value().tobytes() for name in self._extra_names}
         self._extras = self._extra_defaults

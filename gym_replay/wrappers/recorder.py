@@ -158,7 +158,7 @@ class Recorder(gym.utils.RecordConstructorArgs):
 
     _buffer: ReplayBuffer
     _session: Session[Any]
-    _options: RecorderOptions
+    _given: RecorderOptions
     _infos: Infos | None = None
     _instead_of_pickling: ClassVar[str]
 
@@ -177,7 +177,7 @@ class Recorder(gym.utils.RecordConstructorArgs):
                 hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(_DEFAULTS)}"
                 raise TypeError(f"RecordToBuffer: unexpected keyword argument {name!r}{hint}")
         given: RecorderOptions = {**_DEFAULTS, **options}
-        self._options = given
+        self._given = given
         given["record_info"] = check_arguments(given["on_incomplete"], given["record_info"], given["dtypes"])
         parse_reward_shape(given["reward_shape"])
         limits: dict[str, Any] = {name: value for name, value in given.items() if name in LIMITS}
@@ -213,7 +213,7 @@ class Recorder(gym.utils.RecordConstructorArgs):
             num_envs: how many sub-environments there are; None of a single environment.
             more_own_meta: meta fields that this recorder sets beside those of all recorders.
         """
-        options = self._options
+        options = self._given
         observation, action = trees_of(observation_space, action_space, options["dtypes"] or {})
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
         declared = declared_shape(env, num_envs)

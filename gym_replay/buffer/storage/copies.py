@@ -321,8 +321,10 @@ def _compare(source: Snapshot, metadata: Metadata, summed: int, sums: Mapping[st
     stored = source.columns[CHECKSUMS].view(int(slots.max()) + 1)[slots]
     # Where row T is left behind, what was summed is not what was copied.
     is_whole = source.metadata.has_state == metadata.has_state
-    for name, found in sums.items():
-        wrong = known[stored[name] != (found if is_whole else _sums_of(source, name))[known]]
+    for at, name in enumerate(source.metadata.fields):
+        if (found := sums.get(name)) is None:
+            continue
+        wrong = known[stored[:, at] != (found if is_whole else _sums_of(source, name))[known]]
         if len(wrong):
             more = f" (nor do those of {len(wrong) - 1} more)" if len(wrong) > 1 else ""
             what = f"the rows of field {name!r} do not match their checksum{more}"

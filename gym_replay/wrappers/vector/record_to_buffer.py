@@ -130,7 +130,7 @@ class RecordToBuffer(Recorder, _Face):
         self._check = AutoresetCheck(adapter, autoreset_mode)
         self._use_mode()
         observation, action = self._open_buffer(env, buffer, *self._spaces(), adapter.spec(), adapter.count)
-        count, given = adapter.count, self._options
+        count, given = adapter.count, self._given
         self._flags_shape = (count,)
         self._use_rewards()
         self._observations = BatchEncoder(observation, count)
@@ -565,13 +565,17 @@ class RecordToBuffer(Recorder, _Face):
     # --- what is no transition ---
 
     def _step_between_episodes(self, actions: Any) -> tuple[Any, Any, Any, Any, Any]:
+        self._warn_of_pause(stacklevel=4)
+        return self._envs.step(actions)  # type: ignore[no-any-return]
+
+    def _warn_of_pause(self, stacklevel: int) -> None:
+        """A step begins that is no transition of any sub-environment."""
         warnings.warn(
             "a step without a running episode is not recorded; call reset() after an exception inside a step, after "
             "the buffer was released, and, where autoreset is disabled, after episodes have ended",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
         self._extras = {}
-        return self._envs.step(actions)  # type: ignore[no-any-return]
 
     def _warn_of_unreset(self, running: Mask) -> None:
         if not running.all():

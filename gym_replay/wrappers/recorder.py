@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NoReturn, TypeAlias
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
+from typing_extensions import TypedDict
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
@@ -36,21 +37,13 @@ from gym_replay.wrappers.recorded_schema import (
 from gym_replay.wrappers.rewards import RewardShape, declared_shape, parse_reward_shape
 from gym_replay.wrappers.session import OnEpisode, Session
 
-if sys.version_info >= (3, 11):
-    from typing import TypedDict
-else:
-    from typing_extensions import TypedDict
-
 Folder: TypeAlias = str | os.PathLike[str] | ReplayBuffer
 
 
-class RecorderOptions(TypedDict, total=False):
-    """The keywords of both recorders; see :class:`gym_replay.RecordToBuffer`."""
+class RecordingOptions(TypedDict, total=False):
+    """The keywords of recorders that :func:`gym_replay.collect` has too; see :class:`gym_replay.RecordToBuffer`."""
 
-    max_episodes: int | None
     max_timesteps: int | None
-    max_steps: int | None
-    circular: bool
     overwrite: bool
     meta_fields: Mapping[str, FieldLike] | None
     extra_fields: Mapping[str, FieldLike] | None
@@ -58,9 +51,17 @@ class RecorderOptions(TypedDict, total=False):
     dtypes: Mapping[str, Any] | None
     codecs: Codecs | None
     record_info: bool | Iterable[str]
-    on_incomplete: str
     on_episode: OnEpisode | None
     durability: str
+
+
+class RecorderOptions(RecordingOptions, total=False):
+    """The keywords of both recorders; see :class:`gym_replay.RecordToBuffer`."""
+
+    max_episodes: int | None
+    max_steps: int | None
+    circular: bool
+    on_incomplete: str
 
 
 _DEFAULTS: RecorderOptions = {
@@ -158,7 +159,7 @@ class Recorder(gym.utils.RecordConstructorArgs):
 
     _buffer: ReplayBuffer
     _session: Session[Any]
-    _options: RecorderOptions
+    _given: RecorderOptions
     _infos: Infos | None = None
     _instead_of_pickling: ClassVar[str]
 
@@ -177,7 +178,7 @@ class Recorder(gym.utils.RecordConstructorArgs):
                 hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(_DEFAULTS)}"
                 raise TypeError(f"RecordToBuffer: unexpected keyword argument {name!r}{hint}")
         given: RecorderOptions = {**_DEFAULTS, **options}
-        self._options = given
+        self._given = given
         given["record_info"] = check_arguments(given["on_incomplete"], given["record_info"], given["dtypes"])
         parse_reward_shape(given["reward_shape"])
         limits: dict[str, Any] = {name: value for name, value in given.items() if name in LIMITS}
@@ -213,7 +214,7 @@ class Recorder(gym.utils.RecordConstructorArgs):
             num_envs: how many sub-environments there are; None of a single environment.
             more_own_meta: meta fields that this recorder sets beside those of all recorders.
         """
-        options = self._options
+        options = self._given
         observation, action = trees_of(observation_space, action_space, options["dtypes"] or {})
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
         declared = declared_shape(env, num_envs)

@@ -16,7 +16,7 @@ from wrappers.parallel.matches import ByHand, assert_streams, play
 from gym_replay.wrappers import vector
 from gym_replay.wrappers.parallel import RecordToBuffer
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*render method")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*render method", "ignore:.*render_mode")
 
 KAZ = "pettingzoo.butterfly.knights_archers_zombies_v11"
 
@@ -88,3 +88,20 @@ def test_as_a_vector_environment(tmp_path):
         for name in ("observation", "action", "terminated", "truncated"):
             np.testing.assert_array_equal(one[name], other[name])
         np.testing.assert_array_equal(one["reward"].astype(np.float32), other["reward"])  # as SuperSuit has them
+
+
+def test_as_a_vector_environment_of_stable_baselines3(tmp_path):
+    pytest.importorskip("stable_baselines3")
+    spread = supersuit.pettingzoo_env_to_vec_env_v1(import_module("mpe2.simple_spread_v3").parallel_env(max_cycles=10))
+    env = vector.RecordToBuffer(supersuit.concat_vec_envs_v1(spread, 2, base_class="stable_baselines3"), tmp_path)
+    env.reset()
+    for _ in range(9):
+        env.step(np.ones(6, np.int64))
+    with pytest.warns(UserWarning, match="TimeLimit.truncated"):
+        env.step(np.ones(6, np.int64))
+    env.step(np.ones(6, np.int64))
+    env.close()
+    ended = [episode for episode in env.buffer if episode.complete]
+    assert [len(episode) for episode in ended] == [10] * 6
+    assert all(episode["terminated"][-1] and episode.has_final for episode in ended)
+    assert not any((episode["observation"][-1] == episode["observation"][0]).all() for episode in ended)

@@ -105,7 +105,7 @@ class AgentGroup(Recorder):
         self._take_options(buffer, options)
         self._env, self._agents = env, tuple(agents)
         observation, action = self._open_buffer(env, buffer, *self._spaces(), None, more_own_meta=_OWN_META)
-        fields, given, count = self._buffer.metadata.fields, self._options, len(agents)
+        fields, given, count = self._buffer.metadata.fields, self._given, len(agents)
         self._observations, self._actions = BatchEncoder(observation, count), BatchEncoder(action, count)
         self._extra_defaults = {name: default_of(fields[name]) for name in self._extra_names}
         leaves = [*observation.leaves, *action.leaves]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -233,6 +234,17 @@ class Adapter:
     def statistics(self) -> tuple[str, ...]:
         """Entries of the infos that a wrapper adds, and that tell of episodes that have ended."""
         return ()
+
+
+def spec_of_all(specs: Sequence[EnvSpec | None]) -> EnvSpec | None:
+    """The spec that is kept of sub-environments: that of the first one, with a warning where others have other ids."""
+    if len(known := {None if spec is None else spec.id for spec in specs}) > 1:
+        warnings.warn(
+            f"the sub-environments have different specs, {sorted(map(str, known))}; the buffer keeps that of the first "
+            f"one, {specs[0] and specs[0].id}",
+            stacklevel=5,
+        )
+    return specs[0]
 
 
 _NOTHING = object()

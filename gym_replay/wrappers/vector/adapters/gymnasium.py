@@ -16,7 +16,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from gym_replay.errors import FieldError
 from gym_replay.spaces.node import standard_node
 from gym_replay.wrappers.generator_state import NUMBERS, generator_state
-from gym_replay.wrappers.vector.adapters.adapter import Adapter
+from gym_replay.wrappers.vector.adapters.adapter import Adapter, spec_of_all
 from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, declared_mode
 
 _MOST_WORK = 10_000
@@ -58,14 +58,7 @@ class GymnasiumAdapter(Adapter):
     def spec(self) -> EnvSpec | None:
         """That of a single sub-environment."""
         if self.can_be_asked:
-            specs = [env.spec for env in self._base.envs]
-            if len(known := {None if spec is None else spec.id for spec in specs}) > 1:
-                warnings.warn(
-                    f"the sub-environments have different specs, {sorted(map(str, known))}; the buffer keeps that of "
-                    f"the first one, {specs[0] and specs[0].id}",
-                    stacklevel=4,
-                )
-            return specs[0]  # type: ignore[no-any-return]
+            return spec_of_all([env.spec for env in self._base.envs])
         if self._async:
             return self._spec_of_another()
         spec = super().spec()

@@ -13,10 +13,18 @@ from gym_replay.wrappers.vector.adapters.envpool import EnvPoolAdapter
 from gym_replay.wrappers.vector.adapters.gymnasium import GymnasiumAdapter
 from gym_replay.wrappers.vector.adapters.isaac import IsaacAdapter
 from gym_replay.wrappers.vector.adapters.maniskill import ManiSkillAdapter
+from gym_replay.wrappers.vector.adapters.sb3 import StableBaselinesAdapter
 
 AdapterClass = TypeVar("AdapterClass", bound=type[Adapter])
 
-_FAMILIES: list[type[Adapter]] = [EnvPoolAdapter, ManiSkillAdapter, IsaacAdapter, GymnasiumAdapter, BatchedAdapter]
+_FAMILIES: list[type[Adapter]] = [
+    StableBaselinesAdapter,
+    EnvPoolAdapter,
+    ManiSkillAdapter,
+    IsaacAdapter,
+    GymnasiumAdapter,
+    BatchedAdapter,
+]
 _registered: list[type[Adapter]] = []
 
 

@@ -199,7 +199,7 @@ PUBLIC = {
     "gym_replay.cli": {"main"},
     "gym_replay.wrappers": {"RecordToBuffer", "parallel", "vector"},
     "gym_replay.wrappers.parallel": {"RecordToBuffer"},
-    "gym_replay.wrappers.vector": {"RecordToBuffer"},
+    "gym_replay.wrappers.vector": {"Adapter", "Autoreset", "RecordToBuffer", "ResetCall", "register_adapter"},
 }
 A_NAME = re.compile(r"gym_replay(\.\w+)+")
 
@@ -251,11 +251,11 @@ def test_what_is_internal(code, found):
 def test_few_test_files_reach_inside_the_package():
     """Tests assert what users see, so that the inside can be rebuilt under them.
 
-    Public are the names that `gym_replay` exports, both `RecordToBuffer`, `gym_replay.cli.main` and the exported
-    functions where `gym_replay.interop` defines them. What a test needs inside only to make a size small, or to watch
-    or refuse single calls, it has from `tests/internals.py`, which counts as one file. The others that are counted
-    test one module as a unit: arithmetic, a codec or a table of which no user could reach all cases. This file names
-    modules, and imports none.
+    Public are the names that `gym_replay` and `gym_replay.wrappers.vector` export, each `RecordToBuffer`,
+    `gym_replay.cli.main` and the exported functions where `gym_replay.interop` defines them. What a test needs inside
+    only to make a size small, or to watch or refuse single calls, it has from `tests/internals.py`, which counts as one
+    file. The others that are counted test one module as a unit: arithmetic, a codec or a table of which no user could
+    reach all cases. This file names modules, and imports none.
     """
     tests = Path(__file__).parent
     files = {path.relative_to(tests).as_posix(): ast.parse(path.read_text()) for path in sorted(tests.rglob("*.py"))}

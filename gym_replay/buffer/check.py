@@ -375,10 +375,13 @@ class _Check:
         match = np.ones(len(ids), np.bool_)
         total = sum(files[0].row_nbytes for files in whole.values()) * int(rows.sum())
         with tqdm(total=total, unit="B", unit_scale=True, desc="check", disable=not self._progress) as bar:
-            for name, (file, *elements) in whole.items():
+            for at, name in enumerate(self.metadata.fields):
+                if name not in whole:
+                    continue
+                file, *elements = whole[name]
                 for part in batches(rows * max(file.row_nbytes, 1), _BATCH):
                     found = field_checksums(file, elements[0] if elements else None, starts[part], rows[part])
-                    is_equal = found == stored[name][part]
+                    is_equal = found == stored[part, at]
                     match[part] &= is_equal
                     for episode in ids[part][~is_equal].tolist():
                         message = f"the rows of episode {episode} in field {name!r} do not match their checksum"

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from gym_replay.cli.verbs import VERBS
 from gym_replay.errors import GymReplayError, printable
 
-MODULES = ("record", "info", "episodes", "looking", "view", "replay", "copies", "formats")
+MODULES = ("record", "info", "episodes", "looking", "view", "label", "replay", "copies", "formats")
 """The modules of this package that declare verbs, in the order of the help."""
 
 _GROUPS = {

@@ -12,6 +12,7 @@ from nicegui import run, ui
 from gym_replay.errors import GymReplayError
 from gym_replay.viewing.charts import histogram
 from gym_replay.viewing.episodes import Choice, Distribution, EpisodeTable
+from gym_replay.viewing.labelling import apply_labels
 from gym_replay.viewing.outliers import OutlierReport, find_outliers
 from gym_replay.viewing.text import number
 
@@ -71,6 +72,7 @@ class Browser:
             with ui.element("div").classes("gr-row").style("margin-top: 8px; min-height: 22px"):
                 self._count = ui.label().classes("gr-small gr-number")
                 self._chips = ui.element("div").classes("gr-row")
+                self._labelled = ui.label().classes("gr-small gr-link gr-labelled").on("click", self._ask_to_apply)
             with ui.element("div").classes("gr-histograms"):
                 for column in self._table.distributed:
                     self._build_histogram(column.name, column.title)
@@ -92,8 +94,9 @@ class Browser:
             chart = ui.echart({"series": []}, on_point_click=lambda event: self._pick(name, event.data_index))
             self._charts[name] = chart.classes("gr-histogram")
 
-    def _build_table(self) -> None:
-        columns = [
+    def _columns(self) -> list[dict[str, Any]]:
+        """The columns as Quasar wants them; titles are values, and never names."""
+        return [
             {
                 "name": f"c{at}",
                 "field": f"c{at}",
@@ -103,9 +106,13 @@ class Browser:
             }
             for at, column in enumerate(self._table.columns)
         ]
+
+    def _build_table(self) -> None:
         pagination = {"rowsPerPage": _PER_PAGE, "page": 1, "rowsNumber": len(self._table)}
-        self._view = ui.table(columns=columns, rows=[], row_key="index", pagination=pagination)
-        self._view.classes("gr-table").props('dense flat binary-state-sort :rows-per-page-options="[50]"')
+        self._view = ui.table(columns=self._columns(), rows=[], row_key="index", pagination=pagination)
+        self._view.classes("gr-table").props(
+            'dense flat binary-state-sort :rows-per-page-options="[50]" no-data-label="no episodes"'
+        )
         self._view.add_slot("body", _BODY)
         self._view.on("request", self._requested, ["pagination"])
         self._view.on("chosen", lambda event: self._on_open(int(event.args)))
@@ -130,6 +137,7 @@ class Browser:
         whole, part = len(table), len(self.chosen)
         self._count.text = f"{part:,} of {whole:,} episodes" if part < whole else f"all {whole:,} episodes"
         self._show_chips()
+        self._show_labelled()
         for name in self._charts:
             self._show_histogram(name)
         self.show_rows()
@@ -142,6 +150,32 @@ class Browser:
                 with ui.element("span").classes("gr-chip"):
                     ui.label(f"{number(low)} ≤ {titles[name]} < {number(high)}")
                     ui.button(icon="close", on_click=lambda name=name: self._drop(name)).props("flat dense")
+
+    def _show_labelled(self) -> None:
+        count = sum(self._table.labelled.values())
+        self._labelled.text = f"{count:,} labelled · make a meta field" if count else ""
+
+    def _ask_to_apply(self) -> None:
+        with ui.dialog() as dialog, ui.card().classes("gr-dialog"):
+            ui.label("Make a meta field of the labels?").classes("gr-title")
+            ui.label(
+                "Writes the labels into the records of their episodes, as the meta field 'label', and takes them out "
+                "of labels.json. Copies and exports then have them. Nobody may record into the folder at the time."
+            )
+            with ui.element("div").classes("gr-row").style("justify-content: flex-end; width: 100%"):
+                ui.button("Cancel", on_click=dialog.close).props("flat no-caps")
+                ui.button("Make it", on_click=lambda: self._apply(dialog)).props("unelevated no-caps")
+        dialog.open()
+
+    async def _apply(self, dialog: Any) -> None:
+        dialog.close()
+        try:
+            for folder in self._table.labelled:
+                await run.io_bound(apply_labels, folder)
+            await run.io_bound(self._table.refresh)
+        except (GymReplayError, OSError) as error:
+            ui.notify(str(error), type="negative", multi_line=True)
+        await self.show()
 
     def _show_histogram(self, name: str) -> None:
         found = self._distributions.get(name)
@@ -171,6 +205,8 @@ class Browser:
             "sortBy": sort,
             "descending": self._choice.descending,
         }
+        if self._view.columns != (columns := self._columns()):
+            self._view.columns = columns
         self._view.rows = rows
 
     async def _requested(self, event: Any) -> None:

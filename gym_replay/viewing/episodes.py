@@ -6,8 +6,10 @@ are made of the rows that are looked at, so that a table of a million episodes o
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,8 @@ _OWN = ("episode_options", "episode_rng", "episode_complete", "episode_return", 
 """Meta fields that the recorder keeps for itself or that have a column of their own."""
 
 FLAGS = ("terminated", "truncated")
+NO_LAST = "no o_T"
+"""What is said of an episode whose last observation was not stored."""
 
 _MOST_BINS = 30
 
@@ -63,13 +67,6 @@ class Choice:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     sort: str = ""
     descending: bool = False
-
-    @property
-    def condition(self) -> str:
-        """All that is chosen as one condition."""
-        parts = [f"({self.where})"] if self.where and self.ranges else [self.where] if self.where else []
-        parts += [f"{low:.17g} <= {name} < {high:.17g}" for name, (low, high) in self.ranges.items()]
-        return " and ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ class EpisodeTable:
             self.values = EpisodeValues(parts)
             self._offsets = np.cumsum([0, *map(len, parts)])
             self.columns = self._columns()
-            self._labels = [read_labels(part.reader.folder, part.metadata.uuid) for part in parts]
+            self._labels = [_labels_in(part) for part in parts]
         return changed
 
     def refresh(self) -> bool:
@@ -213,8 +210,11 @@ class EpisodeTable:
 
     def place(self, index: int) -> tuple[Snapshot, int]:
         """The part that an episode is in, and its index there."""
-        at = int(np.searchsorted(self._offsets, index, side="right")) - 1
+        at = self._part_at(index)
         return self._parts[at], index - int(self._offsets[at])
+
+    def _part_at(self, index: int) -> int:
+        return int(np.searchsorted(self._offsets, index, side="right")) - 1
 
     def episode(self, index: int) -> Episode:
         """An episode of the moment that the table shows.
@@ -286,7 +286,7 @@ class EpisodeTable:
         if name == "episode_return" and name not in meta:
             return number(np.sum(episode["reward"], dtype=np.float64)) if "reward" in episode else ""
         if name == "episode_seed" and name in meta:
-            return "" if int(meta[name]) < 0 else str(int(meta[name]))
+            return "" if meta[name] < 0 else number(meta[name])
         return short(meta[name], 60) if name in meta else ""
 
     def _ends(self) -> npt.NDArray[Any]:
@@ -303,7 +303,7 @@ class EpisodeTable:
     def label(self, index: int) -> str:
         """What is said of an episode; empty where nothing is."""
         part, inside = self.place(index)
-        given = self._labels[self._parts.index(part)].get(int(part.ids[inside]))
+        given = self._labels[self._part_at(index)].get(int(part.ids[inside]))
         if given is not None:
             return short(given)
         info = part.metadata.meta_fields.get(LABEL)
@@ -316,12 +316,35 @@ class EpisodeTable:
             FieldError: the text is too long.
             StorageError: the folder cannot be written to.
         """
-        part, inside = self.place(index)
-        folder, uuid = part.reader.folder, part.metadata.uuid
-        set_labels(folder, uuid, {int(part.ids[inside]): text})
-        self._labels[self._parts.index(part)] = read_labels(folder, uuid)
+        self.set_labels([index], text)
+
+    def set_labels(self, indices: Iterable[int], text: str) -> None:
+        """Say the same of several episodes, as :meth:`set_label` does of one."""
+        labels: dict[int, dict[int, str | None]] = defaultdict(dict)
+        for index in indices:
+            at = self._part_at(index)
+            says_nothing = not text and LABEL not in self._parts[at].metadata.meta_fields
+            labels[at][int(self._parts[at].ids[index - self._offsets[at]])] = None if says_nothing else text
+        for at, given in labels.items():
+            folder, uuid = self._parts[at].reader.folder, self._parts[at].metadata.uuid
+            set_labels(folder, uuid, given)
+            self._labels[at] = read_labels(folder, uuid)
         self.values.forget(LABEL)
         self.moment += 1
+
+    @property
+    def labelled(self) -> dict[Path, int]:
+        """The folders of buffers with a ``labels.json`` that says something of them, and of how many episodes."""
+        found = zip(self._parts, self._labels, strict=True)
+        return {part.reader.folder: len(labels) for part, labels in found if labels}
+
+
+def _labels_in(part: Snapshot) -> dict[int, str]:
+    """What ``labels.json`` says; nothing where it is damaged, which the first label that is set tells."""
+    try:
+        return read_labels(part.reader.folder, part.metadata.uuid)
+    except CorruptBufferError:
+        return {}
 
 
 def end_of(episode: Episode) -> str:
@@ -332,7 +355,7 @@ def end_of(episode: Episode) -> str:
     else:
         words += [name for name in FLAGS if name in episode and _is_set(episode[name])]
     if episode.snapshot.metadata.has_state and not episode.has_final:
-        words.append("no last observation")
+        words.append(NO_LAST)
     return ", ".join(words)
 
 

@@ -16,6 +16,7 @@ from nicegui import run, ui
 from gym_replay.errors import GymReplayError, printable
 from gym_replay.viewing.browsing import Browser
 from gym_replay.viewing.charts import LEFT, RIGHT
+from gym_replay.viewing.frames import written
 from gym_replay.viewing.player import Player
 from gym_replay.viewing.view import VIEWS, View
 
@@ -51,9 +52,9 @@ def _frame(name: str, part: int, uuid: str, episode: int, field: str, t: int) ->
     try:
         found = _view(name).frame(part, uuid, episode, field, t)
     except (GymReplayError, LookupError, ValueError, OSError) as error:
-        raise HTTPException(404, printable(str(error))) from None
+        return Response(written(printable(str(error))), 404, media_type="image/svg+xml")
     if found is None:
-        raise HTTPException(404, "there is no such frame")
+        return Response(written("not there yet"), 404, media_type="image/svg+xml")
     return Response(found[0], media_type=found[1], headers=_FRAME_HEADERS)
 
 
@@ -128,6 +129,7 @@ class Page:
             await run.io_bound(table.refresh)
         except (GymReplayError, OSError) as error:
             self._live.text = str(error)
+            self._live.classes("gr-lost")
             return
         if self._moment == table.moment:
             self._live.text = ""

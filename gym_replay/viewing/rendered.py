@@ -13,6 +13,7 @@ import numpy as np
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.reading import Readable
 from gym_replay.viewing.frames import Encoded, encode
+from gym_replay.viewing.text import short
 
 _MOST_BYTES = 96 << 20
 _MOST_FRAMES = 20_000
@@ -27,8 +28,8 @@ def recorded_environment(episode: Episode) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def what_runs(episode: Episode) -> str:
-    """What is imported and run when an episode's frames are rendered: a sentence for whoever is asked.
+def what_runs(episode: Episode) -> tuple[str, bool]:
+    """What is imported and run when an episode's frames are rendered, for whoever is asked, and whether it can be.
 
     Nothing that the folder names is imported: the environment is the one that is registered here under the recorded id.
     """
@@ -37,13 +38,15 @@ def what_runs(episode: Episode) -> str:
     name = recorded_environment(episode)
     spec = None if name is None else gym.registry.get(name)
     if spec is None:
-        return f"No environment is registered here as {name!r}. Import its package first (gym-replay view --import)."
+        remedy = "start the page with --import and the package that registers it, if you trust that"
+        return f"No environment is registered here as {short(name or '', 80)!r}; {remedy}.", False
     entry = spec.entry_point
     module = entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", "?")
     return (
         f"This imports the package {module.partition('.')[0]!r} ({module}), which is installed here, makes "
         f"{spec.id!r} of it with the recorded arguments as far as they are harmless, and plays the recorded actions. "
-        "Nothing of the folder itself is run."
+        "Nothing of the folder itself is run.",
+        True,
     )
 
 
@@ -91,6 +94,13 @@ class Renderer:
                 self._thread.start()
             self._changed.notify_all()
 
+    def stop(self) -> None:
+        """Render nothing more; what is being rendered ends with its next frame."""
+        with self._changed:
+            self._waiting.clear()
+            for film in self._films.values():
+                film.wanted = False
+
     def state(self, episode: Episode) -> tuple[int, bool, str]:
         """How many frames of an episode are there, whether that is all, and why it went wrong where it did."""
         with self._changed:
@@ -104,7 +114,7 @@ class Renderer:
             if film is None:
                 return None
             self._changed.wait_for(lambda: len(film.frames) > t or film.ended, _PATIENCE)
-            return film.frames[min(t, len(film.frames) - 1)] if film.frames else None
+            return film.frames[t] if t < len(film.frames) else None
 
     def _work(self) -> None:
         while True:

@@ -7,6 +7,7 @@ import pytest
 from buffer_helpers import add, make_plain
 
 from gym_replay import ConcatReplayBuffer, CorruptBufferError, ReplayBuffer, select, timestep_loader
+from gym_replay.cli import main
 
 
 def label(folder, labels, uuid=None):
@@ -90,3 +91,62 @@ def test_a_link_is_not_followed(folder, tmp_path):
     (folder / "labels.json").symlink_to(tmp_path / "labels.json")
     with pytest.raises(CorruptBufferError, match="links"):
         steps(ReplayBuffer.from_folder(folder), "label == 'good'")
+
+
+def labels_in(folder, capsys):
+    """How many episodes have which label, as the command counts them."""
+    capsys.readouterr()
+    assert main(["label", str(folder), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["labels"]
+
+
+def test_the_command_sets_counts_and_applies_labels(folder, tmp_path, capsys):
+    assert main(["label", str(folder), "--set", "good", "--episodes", "0:2"]) == 0
+    assert main(["label", str(folder), "--set", "far", "--where", "index == 3"]) == 0
+    assert main(["label", str(folder), "--set", "", "--episodes", "0"]) == 0
+    assert labels_in(folder, capsys) == {"good": 1, "far": 1}
+    assert main(["label", str(folder), "--apply"]) == 0
+    with ReplayBuffer.from_folder(folder) as buffer:
+        assert [episode.meta["label"] for episode in buffer] == ["", "good", "", "far"]
+    with select(folder, tmp_path / "copy", where="label != ''", progress=False) as copy:
+        assert [episode.meta["label"] for episode in copy] == ["good", "far"]
+    assert main(["label", str(folder), "--apply"]) == 0  # of nothing
+    assert labels_in(folder, capsys) == {"good": 1, "far": 1}
+
+
+def test_labelling_goes_on_where_there_is_a_meta_field(folder, capsys):
+    main(["label", str(folder), "--set", "good"])
+    main(["label", str(folder), "--apply"])
+    main(["label", str(folder), "--set", "", "--episodes", "0"])
+    main(["label", str(folder), "--set", "bad", "--episodes", "1"])
+    assert labels_in(folder, capsys) == {"good": 2, "bad": 1}
+    main(["label", str(folder), "--apply"])
+    with ReplayBuffer.from_folder(folder) as buffer:
+        assert [episode.meta["label"] for episode in buffer] == ["", "bad", "good", "good"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "x" * 201], "at most 200 characters"),
+        (["--set", "good", "--apply"], "goes with no other option"),
+        (["--set", "good", "--where", "labell == 'x'"], "did you mean 'label'"),
+    ],
+)
+def test_wrong_labels_are_refused(folder, capsys, arguments, message):
+    assert main(["label", str(folder), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "labels.json").exists()
+
+
+def test_labels_are_kept_where_they_cannot_be_applied(folder, capsys):
+    main(["label", str(folder), "--set", "good"])
+    before = (folder / "labels.json").read_bytes()
+    with ReplayBuffer.from_folder(folder) as buffer:
+        add(buffer, 1)  # the lock is taken
+        assert main(["label", str(folder), "--apply"]) == 2
+    with ReplayBuffer.from_folder(folder) as buffer:
+        buffer.add_meta_field("label", "float64")
+    assert main(["label", str(folder), "--apply"]) == 2
+    assert "holds no strings" in capsys.readouterr().err
+    assert (folder / "labels.json").read_bytes() == before

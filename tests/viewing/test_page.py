@@ -80,14 +80,23 @@ def test_labels_are_on_the_disk_at_once_and_are_conditions(plain, browser, tmp_p
     browser.press(DOWN)
     browser.wait_for_episode(1)
     browser.press("l")
-    field = browser.wait(lambda: browser.driver.switch_to.active_element)
     browser.wait(lambda: browser.driver.switch_to.active_element.tag_name == "input")
     browser.driver.switch_to.active_element.send_keys("slips <i>once</i>", "\ue007")
     browser.wait(lambda: browser.cells("label")[1] == "slips <i>once</i>")
     write_condition(browser, "label == 'good'")
     browser.wait(lambda: browser.cells("id") == ["0"])
     assert len(select(plain, tmp_path / "good", where="label == 'good'", progress=False)) == 1
-    assert field is not None
+
+
+def test_labels_become_a_meta_field(plain, browser):
+    browser.press("b")
+    browser.wait(lambda: "1 labelled" in browser.text(".gr-labelled"))
+    browser.click(".gr-labelled")
+    browser.click(".gr-dialog button", 1)
+    browser.wait(lambda: browser.text(".gr-labelled") == "")
+    assert browser.cells("label")[0] == "bad"
+    with ReplayBuffer.from_folder(plain) as buffer:
+        assert [episode.meta["label"] for episode in buffer] == ["bad", "", "", "", ""]
 
 
 def test_two_episodes_are_compared(plain, browser):
@@ -218,6 +227,9 @@ def test_it_fits(tmp_path, served, browser, width, dark):
     browser.wait(lambda: len(browser.all(".gr-frame img")) == 2)
     assert browser.driver.execute_script("return document.body.classList.contains('body--dark')") is dark
     assert browser.driver.execute_script("return document.documentElement.scrollWidth") <= width
+    heights = "return [...document.querySelectorAll(arguments[0])].map(e => e.getBoundingClientRect().height)"
+    for selector in (".gr-table .q-table__middle", ".gr-histogram", ".gr-frame", ".gr-curve", ".gr-values"):
+        assert min(browser.driver.execute_script(heights, selector)) > 60, selector
     browser.shoot(f"cameras-{width}-{'dark' if dark else 'light'}")
 
 

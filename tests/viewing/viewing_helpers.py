@@ -29,8 +29,9 @@ class Served:
     """A process that serves folders."""
 
     def __init__(self):
+        environment = {"MUJOCO_GL": "egl", **os.environ}  # there is no screen
         self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def address(self, folder):
@@ -40,6 +41,7 @@ class Served:
 
     def stop(self):
         self._process.stdin.close()
+        self._process.stdout.close()
         self._process.wait(10)
 
 

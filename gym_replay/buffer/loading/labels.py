@@ -44,26 +44,27 @@ def read_labels(folder: Path, uuid: str) -> dict[int, str]:
     return _labels_of(_read(folder), uuid)
 
 
-def set_labels(folder: Path, uuid: str, labels: Mapping[int, str]) -> None:
-    """Give episodes a label, instead of the one that they have; an empty text takes it away.
+def set_labels(folder: Path, uuid: str, labels: Mapping[int, str | None]) -> None:
+    """Give episodes a label, instead of the one that they have.
 
     The file is read anew and replaced whole, so that what another process has written before is kept.
 
     Args:
         folder: the buffer's.
         uuid: the buffer's.
-        labels: by the ids of the episodes; texts of up to 200 characters.
+        labels: by the ids of the episodes; texts of up to 200 characters, or None where the file is to say nothing.
+            An empty text says that there is no label, whatever the meta field ``label`` says.
 
     Raises:
         FieldError: a label is no such text, or there is no room for more.
         CorruptBufferError: the file holds something else; it is left as it is.
         StorageError: the folder cannot be written to.
     """
-    checked = {int(episode): _checked(text) for episode, text in labels.items()}
+    checked = {int(episode): None if text is None else _checked(text) for episode, text in labels.items()}
     with _changing:
         found = _read(folder)
         changed = {**_labels_of(found, uuid), **checked}
-        kept = {str(episode): text for episode, text in sorted(changed.items()) if text}
+        kept = {str(episode): text for episode, text in sorted(changed.items()) if text is not None}
         content = json.dumps({**_FORMAT, "labels": {**found, uuid: kept}}, indent=1).encode()
         if fault := size_fault(content):
             raise FieldError(f"{folder / FILE}: there is no room for more labels ({fault}); make a meta field of them")

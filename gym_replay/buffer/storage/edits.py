@@ -16,7 +16,7 @@ from gym_replay.buffer.storage.encoded import as_stored
 from gym_replay.buffer.storage.layout import NEW, Metadata, paths_of, spans_path, step_path, values_path
 from gym_replay.buffer.storage.ragged import Ragged, spans_of
 from gym_replay.buffer.storage.reader import Snapshot
-from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, EPISODES, Ints, meta_column, slots_of
+from gym_replay.buffer.storage.records import CHECKSUM, CHECKSUMS, DELETED, EPISODES, Ints, meta_column, slots_of
 from gym_replay.buffer.storage.strings import STRINGS, StringWriter
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import FieldError, StorageError
@@ -177,7 +177,6 @@ def rename_field(writer: FolderWriter, name: str, new: str) -> None:
     with _changing(writer, metadata, old_paths) as change:
         for old_path, new_path in zip(old_paths, new_paths, strict=True):
             change.stored(old_path).copy_to(change.create(new_path))
-        change.take_sums({new: name})
 
 
 def drop_field(writer: FolderWriter, name: str) -> None:
@@ -187,7 +186,7 @@ def drop_field(writer: FolderWriter, name: str) -> None:
     derived = {each: end for each, end in before.derived.items() if each != name}
     metadata = replace(before, fields=fields, derived=derived, environment=_environment_without(before, name))
     with _changing(writer, metadata, before.paths_of(name)) as change:
-        change.take_sums({})
+        change.take_sums()
 
 
 def _environment_without(metadata: Metadata, name: str) -> dict[str, Any] | None:
@@ -321,7 +320,7 @@ class _Change:
         self.columns: dict[str, ColumnWriter] = {}
         self.end_row = writer.end_row
         """How many rows each new column must have: deleted episodes keep theirs."""
-        self._sums: npt.NDArray[Any] | None = None
+        self._sums: npt.NDArray[np.uint32] | None = None
 
     def stored(self, path: str) -> ColumnWriter:
         """A column as it is, to be read."""
@@ -364,31 +363,24 @@ class _Change:
             records[name] = values
         table.write_scattered(slots, self.metadata.record.signed(records))
 
-    def _stored_sums(self) -> npt.NDArray[Any]:
-        """The checksums of all slots, with columns for fields that are new."""
-        self._writer.fill_checksums()
-        stored = self.stored(CHECKSUMS).read_array(0, self.stored(CHECKSUMS).capacity)
-        sums = np.zeros(len(stored), self.metadata.columns[CHECKSUMS][0])
-        for name in stored.dtype.names or ():
-            sums[name] = stored[name]
-        return sums
-
     def sum_up(self, name: str, episodes: Snapshot) -> None:
         """Compute the checksums of a changed field of these episodes."""
         rows, *elements = (self.columns[path] for path in self.metadata.paths_of(name))
         taken = episodes.lengths + episodes.metadata.has_state
         found = field_checksums(rows, elements[0] if elements else None, episodes.starts, taken)
-        if self._sums is None:
-            self._sums = self._stored_sums()
-        self._sums[name][episodes.slots] = found
+        self.take_sums()[episodes.slots, list(self.metadata.fields).index(name)] = found
 
-    def take_sums(self, renamed: Mapping[str, str]) -> None:
-        """Keep the checksums of the fields that there will be; ``renamed`` has the old names of those with new ones."""
+    def take_sums(self) -> npt.NDArray[np.uint32]:
+        """The checksums of all slots, for the fields that there will be: those there are, and zeros of new fields."""
+        if self._sums is not None:
+            return self._sums
         self._writer.fill_checksums()
         stored = self.stored(CHECKSUMS).read_array(0, self.stored(CHECKSUMS).capacity)
-        self._sums = np.zeros(len(stored), self.metadata.columns[CHECKSUMS][0])
-        for name in self.metadata.fields:
-            self._sums[name] = stored[renamed.get(name, name)]
+        before, after = list(self._writer.metadata.fields), list(self.metadata.fields)
+        self._sums = np.zeros((len(stored), len(after)), CHECKSUM)
+        for name in set(before) & set(after):
+            self._sums[:, after.index(name)] = stored[:, before.index(name)]
+        return self._sums
 
     def write_sums(self) -> None:
         """Write the checksums where some have changed."""

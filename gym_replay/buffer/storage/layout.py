@@ -25,7 +25,7 @@ import numpy as np
 
 from gym_replay.buffer.storage.counters import COUNTERS, CheckValueError
 from gym_replay.buffer.storage.ragged import SPAN
-from gym_replay.buffer.storage.records import CHECKSUMS, EPISODES, RecordFormat, checksums_dtype
+from gym_replay.buffer.storage.records import CHECKSUM, CHECKSUMS, EPISODES, RecordFormat
 from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE
 from gym_replay.errors import (
     BufferNotFoundError,
@@ -145,7 +145,7 @@ class Metadata:
                 columns[spans_path(name)] = (SPAN, (2,))
             columns[paths_of(name, info)[-1]] = (info.stored.dtype, info.stored.shape)
         columns[EPISODES] = (self.record.dtype, ())
-        columns[CHECKSUMS] = (checksums_dtype(self.fields), ())
+        columns[CHECKSUMS] = (CHECKSUM, (len(self.fields),))
         if self.text_fields:
             columns[STRINGS] = (STRINGS_DTYPE, ())
         return columns

@@ -41,6 +41,10 @@ class ManiSkillAdapter(Adapter):
         single, space = (attribute_of(envs, name) for name in ("single_action_space", "action_space"))
         self.acts_on_one = self.count == 1 and single.shape == space.shape
 
+    def mode(self) -> Autoreset | None:
+        """The mode that ``auto_reset`` tells; metadata do not: all environments of a class share those of the last."""
+        return self.documented_mode
+
     def reset_call(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> ResetCall:
         call = super().reset_call(arguments, keywords)
         if call.options is None:

@@ -19,7 +19,7 @@ from gym_replay.schema.fields import describe, to_array
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_meta import describe_run, options_to_json
 from gym_replay.wrappers.infos import is_info
-from gym_replay.wrappers.multi_agent import warn_of_hidden_ends
+from gym_replay.wrappers.other_kinds import warn_of_hidden_ends
 from gym_replay.wrappers.recorder import Folder, Recorder, RecorderOptions, outside_level, refuse_second_thread
 from gym_replay.wrappers.rewards import fit_rewards, shape_of_first
 from gym_replay.wrappers.vector.adapters.adapter import Adapter

@@ -149,6 +149,21 @@ def test_rows_that_a_batch_has_twice_and_threads(tmp_path, monkeypatch, workers)
         assert len(decoded) == 4
 
 
+def test_both_packages_of_zstd_read_one_anothers_rows(monkeypatch):
+    pytest.importorskip("zstandard")
+    made = FIELDS["image"].codec, np.dtype("uint8"), (6, 5, 3)
+    one = codecs.Codec(*made)
+    monkeypatch.setattr(codecs, "find_spec", lambda name: None)
+    other, row = codecs.Codec(*made), episode(0)["image"][1]
+    for writer, reader in ((one, other), (other, one), (other, other)):
+        rows, encoded = np.zeros((1, 6, 5, 3), np.uint8), writer.encode(row)
+        reader.decode(encoded, reader.targets(rows)[0])
+        assert np.array_equal(rows[0], row)
+        for hostile in (encoded[:-3], encoded[:5] + b"\xff" + encoded[6:], b""):
+            with pytest.raises(ValueError, match=r"decode|says|no frame"):
+                reader.decode(hostile, reader.targets(rows)[0])
+
+
 # --- changes ---
 
 

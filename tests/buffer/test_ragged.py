@@ -139,7 +139,7 @@ class RaggedMachine(RuleBasedStateMachine):
         values = [[random_elements(rng, info) for _ in one["x"]] for one in self.episodes]
         if not given_values:
             values = [[np.empty(0, np.int64) for _ in one["x"]] for one in self.episodes]
-        self.buffer.add_field(name, info, values if given_values and values else None)
+        self.buffer.add_field(name, info, values if given_values and values else None, derived=False)
         self.added.append(name)
         self.episodes = [{**one, name: rows} for one, rows in zip(self.episodes, values, strict=True)]
 

@@ -306,7 +306,7 @@ class BufferMachine(RuleBasedStateMachine):
         values = None
         if given and live:
             values = [random_values(rng, info, (e.rows(info) if final else e.length,)) for e in live]
-        self.buffer.add_field(name, info, values)
+        self.buffer.add_field(name, info, values, derived=False)
         self.model.add_field(name, info, values)
 
     @precondition(lambda self: self.context is None)

@@ -78,9 +78,12 @@ def zarr(frames: Frames, folder: Path, length: int) -> Kept:
 
 
 def hdf5(frames: Frames, folder: Path, length: int) -> Kept:
-    """A chunk for each frame, gzip, read window by window."""
+    """A chunk for each frame, gzip, read window by window.
+
+    Without the cache of decoded chunks, in which a few frames as here would lie, and of many only a few.
+    """
     folder.mkdir()
-    file = import_module("h5py").File(folder / "frames.h5", "w")
+    file = import_module("h5py").File(folder / "frames.h5", "w", rdcc_nbytes=0)
     shape = frames.shape[1:]
     data = file.create_dataset("frames", data=frames, chunks=(1, *shape), compression="gzip", compression_opts=4)
     file.flush()
@@ -150,7 +153,7 @@ LOSSLESS: dict[str, Use[Keep]] = {
     "torchrl": Use(
         "torchrl", "CompressedListStorage as it comes (zlib 3 before Python 3.14); distinct rows of a batch", torchrl
     ),
-    "HDF5": Use("h5py", "a chunk a frame, gzip 4, a slice a window", hdf5),
+    "HDF5": Use("h5py", "a chunk a frame, gzip 4, a slice a window, no cache of chunks", hdf5),
     "MP4, lossless": Use(
         "PyAV",
         "H.264 with qp=0, a key frame every 10, a file an episode; seek, then decode",

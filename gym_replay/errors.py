@@ -13,7 +13,7 @@ GymReplayError
  |- EmptyBufferError (ValueError)        nothing to load from
  |- BufferClosedError (ValueError)       the buffer was closed
  |- MakeEnvError (ValueError)            the recorded environment cannot be made anew
- |- ReadOnlyError (OSError)              a write through a read-only buffer
+ |- ReadOnlyError (OSError, ValueError, NotImplementedError)  a write through a read-only buffer
  |- BufferLockedError (OSError)          another writer holds the folder
  |- BufferNotFoundError (FileNotFoundError)  the folder holds no buffer
  |- NotABufferError (FileExistsError)    the folder holds something else
@@ -93,8 +93,8 @@ class MakeEnvError(GymReplayError, ValueError):
     """The recorded environment cannot be made anew from what is stored and registered."""
 
 
-class ReadOnlyError(GymReplayError, OSError):
-    """A write was asked of a buffer that is read-only."""
+class ReadOnlyError(GymReplayError, OSError, ValueError, NotImplementedError):
+    """A write was asked of a buffer that is read-only, or of a concatenation of buffers."""
 
 
 class BufferLockedError(GymReplayError, OSError):

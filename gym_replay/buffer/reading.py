@@ -130,16 +130,19 @@ class Readable:
         """All episodes as one padded batch.
 
         Args:
-            fields, meta_fields: names to take; with both None all of them, with one None only the other's.
+            fields, meta_fields: names to take; with both None all of them and ``episode_lens``, with one None only the
+                other's.
             device: where the tensors go.
 
         Returns:
             Each field ``(num_episodes, time, *field.shape)``, padded with zeros (state fields rows 0..T-1), each meta
-            field ``(num_episodes, *field.shape)``, and ``episode_lens`` int64 ``(num_episodes,)``. A ragged field is
+            field ``(num_episodes, *field.shape)``, and where nothing was chosen ``episode_lens``, int64
+            ``(num_episodes,)``, which :attr:`episode_lens` has too. A ragged field is
             ``(num_episodes, time, longest, *field.shape)`` with ``<name>_lens`` int64 ``(num_episodes, time)``, a
             string meta field a list. Empty where there is no episode.
         """
-        if fields is None and meta_fields is None:
+        extra = ["episode_lens"] if fields is None and meta_fields is None else []
+        if extra:
             fields, meta_fields = self.fieldnames, self.meta_fieldnames
         names = [*(fields or ()), *(meta_fields or ())]
         lens = [
@@ -160,7 +163,7 @@ class Readable:
                 "trajectory",
                 fields=names,
                 fieldname_map={"_lens": "episode_lens"},
-                only=[*names, *lens, "episode_lens"],
+                only=[*names, *lens, *extra],
             )
         except EmptyBufferError:
             return {}

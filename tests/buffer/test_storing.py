@@ -266,7 +266,7 @@ def test_fields_of_size_zero(tmp_path, circular, state):
         with buffer.batched_episode(2):
             buffer.store_batch(none=np.zeros((2, 0)), x=[7, 8])
         buffer.add_field("later", ("float", (3, 0)))
-        buffer.add_field("given", ("float", 0), [np.zeros((n, 0)) for n in (3, 1, 2, 1, 1)])
+        buffer.add_field("given", ("float", 0), [np.zeros((n, 0)) for n in (3, 1, 2, 1, 1)], derived=False)
         buffer.store_episode(x=[9, 9], later=np.zeros((2, 3, 0)))
         buffer.update(0, empty=np.zeros((2, 0), np.uint8), none=np.zeros((3, 0)))
         for open_buffer in (buffer, ReplayBuffer.from_folder(tmp_path, read_only=True)):

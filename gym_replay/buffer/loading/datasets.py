@@ -389,7 +389,7 @@ def _filter(source: Source, anchors: Anchors, conditions: Mapping[str, Condition
             shape = (
                 "another number of elements in each row" if field and field.ragged else f"shape {field and field.shape}"
             )
-            what = f"has {shape}; only fields of one value can be filtered" if field else "is unknown"
+            what = f"has {shape}; only scalar fields, of one value, can be filtered" if field else "is unknown"
             raise FieldError(f"filter_fields: the field {name!r} {what}")
         mask &= matches(source.rows.take(name, rows).reshape(-1), condition, name)
     if not mask.any():

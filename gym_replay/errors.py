@@ -42,7 +42,10 @@ class GymReplayError(Exception):
     """Base of every error of this package. Its text is printable."""
 
     def __str__(self) -> str:
-        return "\n".join(map(printable, super().__str__().split("\n")))
+        text = super().__str__()
+        if isinstance(self, OSError) and self.strerror:  # without the number: the text says what it means
+            text = self.strerror if self.filename is None else f"{self.filename}: {self.strerror}"
+        return "\n".join(map(printable, text.split("\n")))
 
 
 class FieldError(GymReplayError, ValueError):

@@ -180,8 +180,8 @@ class Changeable(Readable):
             given = open_episode.encode_texts(name, values, len(snapshot))
         elif values is not None:
             given = fit(name, to_array(values, name), field, lead=(len(snapshot),))
+        meta_fields = {**self.metadata.meta_fields, name: field}
         with self.changing():
-            meta_fields = {**self.metadata.meta_fields, name: field}
             edits.change_meta_fields(writer, snapshot, meta_fields, {name: given})
 
     def rename_field(self, name: str, new: str) -> None:

@@ -17,6 +17,7 @@ from gym_replay.buffer.storage.staging import Stage
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.files.garbage import finalize
+from gym_replay.notices import did_you_mean
 from gym_replay.schema.fields import Field, elements_of, encode_text, fit, make_encoder, to_array
 
 
@@ -95,7 +96,8 @@ class Encoders:
         """
         row = [encode(values.pop(name)) if name in values else default for name, encode, default in self._fields]
         if values:
-            raise FieldError(f"unknown field {next(iter(values))!r}; there are {list(self.metadata.fields)}")
+            name = next(iter(values))
+            raise FieldError(f"unknown field {name!r}{did_you_mean(name, self.metadata.fields)}")
         return row
 
     def meta(self, values: Mapping[str, Any]) -> dict[str, bytes]:
@@ -298,7 +300,7 @@ class OpenBlock(_Stored):
     def _add(self, writer: FolderWriter, values: dict[str, Any]) -> None:
         fields = self._buffer.metadata.fields
         if unknown := [name for name in values if name not in fields]:
-            raise FieldError(f"unknown field {unknown[0]!r}; there are {list(fields)}")
+            raise FieldError(f"unknown field {unknown[0]!r}{did_you_mean(unknown[0], fields)}")
         step = self._encoded(values)
         writer.room.require(self.size, len(self._steps) + 1)
         self._steps.append(step)
@@ -501,7 +503,8 @@ def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, A
     metadata = encoders.metadata
     fields = metadata.fields
     if unknown := [name for name in values if name not in fields and name not in metadata.meta_fields]:
-        raise FieldError(f"unknown field {unknown[0]!r}; there are {[*fields, *metadata.meta_fields]}")
+        near = did_you_mean(unknown[0], [*fields, *metadata.meta_fields])
+        raise FieldError(f"unknown field {unknown[0]!r}{near}")
     for name in metadata.derived.keys() & values.keys():
         _refuse_derived(name)(values[name])
     arrays: dict[str, Any] = {
@@ -604,5 +607,5 @@ def _refuse_derived(name: str) -> Callable[[Any], bytes]:
 
 def _checked(known: Mapping[str, Field], name: str) -> str:
     if name not in known:
-        raise FieldError(f"unknown meta field {name!r}; there are {list(known)}")
+        raise FieldError(f"unknown meta field {name!r}{did_you_mean(name, known)}")
     return name

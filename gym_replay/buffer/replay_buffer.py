@@ -14,6 +14,7 @@ import numpy as np
 
 from gym_replay.buffer import open_episode
 from gym_replay.buffer.changes import Changeable
+from gym_replay.buffer.finding import what_is_there
 from gym_replay.buffer.stepwise import Stepwise
 from gym_replay.buffer.storage import edits
 from gym_replay.buffer.storage.creation import check_config, check_target, create_files
@@ -134,7 +135,8 @@ class ReplayBuffer(Stepwise, Changeable):
         try:
             if overwrite or not has_buffer(self._folder):
                 if read_only:
-                    raise BufferNotFoundError(errno.ENOENT, "no buffer here to open read-only", str(self._folder))
+                    reason = f"no buffer here to open read-only; {what_is_there(self._folder)}"
+                    raise BufferNotFoundError(errno.ENOENT, reason, str(self._folder))
                 self._create(config, overwrite=overwrite)
             self._reader = FolderReader(self._folder)
             self._reader.last_snapshot()  # so that what is damaged is an error now
@@ -159,7 +161,9 @@ class ReplayBuffer(Stepwise, Changeable):
         metadata = Metadata(**{"fields": {}, "meta_fields": {}, **given})
         if not metadata.fields and not overwrite:
             raise BufferNotFoundError(
-                errno.ENOENT, "no buffer here; check the path, or pass fields=... to create one", str(self._folder)
+                errno.ENOENT,
+                f"no buffer here; {what_is_there(self._folder)}, or pass fields=... to create one",
+                str(self._folder),
             )
         check_config(metadata)
         check_target(self._folder, overwrite=overwrite)
@@ -190,7 +194,7 @@ class ReplayBuffer(Stepwise, Changeable):
         """
         path = folder_of(folder)
         if not has_buffer(path):
-            raise BufferNotFoundError(errno.ENOENT, "no buffer here; check the path", str(path))
+            raise BufferNotFoundError(errno.ENOENT, f"no buffer here; {what_is_there(path)}", str(path))
         return cls(path, read_only=read_only)
 
     # --- what there is ---

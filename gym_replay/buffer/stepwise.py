@@ -10,6 +10,7 @@ import numpy as np
 from gym_replay.buffer import open_episode
 from gym_replay.buffer.changes import Changeable
 from gym_replay.errors import EpisodeStateError, FieldError
+from gym_replay.notices import did_you_mean
 
 _T = TypeVar("_T", open_episode.OpenEpisode, open_episode.OpenBlock)
 
@@ -90,5 +91,5 @@ class Stepwise(Changeable):
     def store_meta_datapoint(self, episode_index: int, name: str, datapoint: Any) -> None:
         """Set the meta field of one stored episode: ``update(episode_index, **{name: datapoint})``."""
         if name not in self.metadata.meta_fields:
-            raise FieldError(f"unknown meta field {name!r}; there are {list(self.metadata.meta_fields)}")
+            raise FieldError(f"unknown meta field {name!r}{did_you_mean(name, self.metadata.meta_fields)}")
         self.update(episode_index, **{name: datapoint})

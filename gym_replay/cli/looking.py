@@ -14,6 +14,7 @@ from gym_replay.buffer.reading import Readable
 from gym_replay.cli import output
 from gym_replay.cli.verbs import CHOICE, FIELDS, FOLDER, opened, option, shows_bars, verb
 from gym_replay.errors import FieldError, printable
+from gym_replay.notices import did_you_mean
 
 if TYPE_CHECKING:
     from gym_replay.buffer.loading.statistics import FieldStatistics
@@ -121,7 +122,7 @@ def head(args: argparse.Namespace) -> int:
     with opened(args) as (buffer, episodes):
         names = list(buffer.fieldnames if args.fields is None else args.fields)
         if unknown := [name for name in names if name not in buffer.fieldnames]:
-            raise FieldError(f"--fields: unknown field {unknown[0]!r}; there are {list(buffer.fieldnames)}")
+            raise FieldError(f"--fields: unknown field {unknown[0]!r}{did_you_mean(unknown[0], buffer.fieldnames)}")
         if args.steps < 0:
             raise FieldError(f"--steps: expected a number from 0 on, got {args.steps}")
         indices = range(len(buffer)) if episodes is None else episodes.tolist()

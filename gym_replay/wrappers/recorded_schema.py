@@ -174,6 +174,7 @@ def open_for(
             "environment": environment,
         }
         return open_buffer(folder, config, overwrite=overwrite, durability=durability)
+    _check_ids(stored.environment or {}, environment, folder)
     check_match(stored, limits, folder)
     _check_fields(stored, core, own_meta, extra, meta, folder)
     _check_environment(stored.environment or {}, environment, folder)
@@ -222,6 +223,17 @@ def _check_fields(
         raise ConfigMismatchError(f"{folder} was not made by RecordToBuffer; choose another folder")
 
 
+def _check_ids(stored: Mapping[str, Any], passed: Mapping[str, Any], folder: Path) -> None:
+    """Raise ConfigMismatchError where a folder was recorded from an environment of another id."""
+    specs = stored.get("env_spec"), passed["env_spec"]
+    stored_id, passed_id = (spec.get("id") if isinstance(spec, dict) else spec for spec in specs)
+    if stored and stored_id != passed_id:
+        raise ConfigMismatchError(
+            f"{folder} was recorded from {stored_id!r}, this environment is {passed_id!r}; choose another folder, or "
+            "overwrite=True to replace the buffer"
+        )
+
+
 def _check_environment(stored: Mapping[str, Any], passed: Mapping[str, Any], folder: Path) -> None:
     for name in ("observation_space", "action_space"):
         if stored.get(name) != passed[name]:
@@ -229,12 +241,6 @@ def _check_environment(stored: Mapping[str, Any], passed: Mapping[str, Any], fol
                 f"{folder} was created with a different {name.replace('_', ' ')}: stored {stored.get(name)}, "
                 f"passed {passed[name]}; choose another folder, or overwrite=True to replace the buffer"
             )
-    specs = stored.get("env_spec"), passed["env_spec"]
-    stored_id, passed_id = (spec.get("id") if isinstance(spec, dict) else spec for spec in specs)
-    if stored_id != passed_id:
-        raise ConfigMismatchError(
-            f"{folder} was recorded from {stored_id!r}, this environment is {passed_id!r}; choose another folder"
-        )
 
 
 def refuse_own_meta(meta: Iterable[str], metadata: Metadata) -> None:

@@ -224,12 +224,12 @@ def test_a_buffer_without_episodes(data, tmp_path):
     ("arguments", "message"),
     [
         ((), "the following arguments are required: VERB"),
-        (("nonsense",), "invalid choice: 'nonsense'"),
+        (("nonsense",), "there is no nonsense"),
         (("info",), "the following arguments are required: folder"),
-        (("info", "nowhere"), "nowhere: no such folder"),
+        (("info", "nowhere"), "nowhere: there is no such folder"),
         (("select", "shards", "out", "--episodes", "1-3"), "expected indices and ranges"),
         (("select", "shards", "out", "--episodes", "99"), "there are 12 episodes"),
-        (("select", "shards", "out", "--where", "length > 10000"), "no episode meets where='length > 10000'"),
+        (("select", "shards", "out", "--where", "length > 10000"), "no episode meets --where 'length > 10000'"),
         (("select", "shards", "changed"), "there is a buffer already"),
         (("split", "shards", "--into", "train"), "expected FOLDER=FRACTION"),
         (("split", "shards", "--into", "x=0.5", "y=0.6"), "expected a sum of 1"),
@@ -362,7 +362,7 @@ def test_an_output_that_is_full(data):
 def test_a_locale_without_the_characters(data):
     done = shell("gym-replay info 'hand ä'; gym-replay info 'nö'", data, PYTHONIOENCODING="ascii", LC_ALL="C")
     assert done.stdout.startswith("hand \\xe4: 3 steps in 1 episodes")
-    assert "n\\xf6: no such folder" in done.stderr
+    assert "n\\xf6: there is no such folder" in done.stderr
     done = shell("gym-replay info 'hand ä' --json", data, PYTHONIOENCODING="ascii", LC_ALL="C")
     assert json.loads(done.stdout)["folder"] == "hand ä"
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from gym_replay.buffer.loading.plans import Ints
 from gym_replay.buffer.storage.reader import HasSnapshots
 from gym_replay.errors import FieldError
+from gym_replay.notices import did_you_mean
 
 _STEPS_AT_ONCE = 1 << 20
 
@@ -62,7 +63,7 @@ def returns_to_go(
     field = fields.get(reward_field)
     if field is None or field.ragged:
         fitting = [name for name, info in fields.items() if not info.ragged]
-        raise FieldError(f"reward_field={reward_field!r}: expected one of {fitting}")
+        raise FieldError(f"reward_field={reward_field!r}: no such field{did_you_mean(reward_field, fitting)}")
     returns: list[npt.NDArray[Any]] = []
     for part in parts:
         part.require_up_to_date([reward_field])

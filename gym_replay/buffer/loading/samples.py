@@ -36,6 +36,7 @@ from gym_replay.buffer.loading.relative_rows import BatchSamples, RelativeRows
 from gym_replay.buffer.loading.returns import check_discount
 from gym_replay.buffer.loading.source import Source
 from gym_replay.errors import FieldError
+from gym_replay.notices import did_you_mean
 
 _FARTHEST = 1 << 40
 
@@ -433,7 +434,7 @@ def checked_names(source: Source, argument: str, names: Names, default: Iterable
         raise FieldError(f"{argument}={names!r}: expected a sequence of names; write ({names!r},)")
     known = (*source.fields, *source.meta_fields)
     if unknown := [name for name in names if name not in known]:
-        raise FieldError(f"{argument}: unknown field {unknown[0]!r}; there are {list(known)}")
+        raise FieldError(f"{argument}: unknown field {unknown[0]!r}{did_you_mean(unknown[0], known)}")
     return [name for name in names if name in source.fields]
 
 
@@ -469,7 +470,7 @@ def _checked_offsets(source: Source, offsets: Any) -> dict[str, Ints]:
     checked: dict[str, Ints] = {}
     for name, given in offsets.items():
         if name not in source.fields:
-            raise FieldError(f"offsets: unknown field {name!r}; there are {list(source.fields)}")
+            raise FieldError(f"offsets: unknown field {name!r}{did_you_mean(name, source.fields)}")
         try:
             numbers = list(given)
         except TypeError:

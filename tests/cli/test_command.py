@@ -61,7 +61,7 @@ def data(tmp_path_factory):
 
 def run_process(*arguments, cwd):
     options = {"capture_output": True, "text": True, "env": ENVIRONMENT, "stdin": subprocess.DEVNULL}
-    return subprocess.run([*COMMAND, *map(str, arguments)], cwd=cwd, timeout=100, **options)
+    return subprocess.run([*COMMAND, *map(str, arguments)], cwd=cwd, timeout=500, **options)
 
 
 def run(*arguments, cwd):

@@ -39,6 +39,11 @@ PACKAGES = {
     "Minari, Arrow": Package("minari", "minari[create,arrow]", ("minari", "pyarrow", "PIL")),
     "torchrl": Package("torchrl", "torchrl", ("tensordict", "torchrl.data")),
     "cpprb": Package("cpprb", "cpprb", ("cpprb",)),
+    "Lance": Package("pylance", "pylance", ("lance", "pyarrow")),
+    "zarr": Package("zarr", "zarr", ("zarr", "numcodecs")),
+    "h5py": Package("h5py", "h5py", ("h5py",)),
+    "PyAV": Package("av", "av", ("av",)),
+    "imagecodecs": Package("imagecodecs", "imagecodecs", ("imagecodecs",)),
     "Stable-Baselines3": Package("stable-baselines3", "stable-baselines3", ("stable_baselines3.common.buffers",)),
 }
 

@@ -9,6 +9,9 @@ Gymnasium's RecordEpisodeStatistics, which keeps one sum and one count, is a flo
 of transitions, as their documentation does it; none of them keeps episodes apart, and the next observation is stored a
 second time where that is how the peer does it. Before the clock starts, the recorder's episodes are compared with what
 the environment returned, and the observations that each peer stores too.
+
+Then environments that people train on, whose steps take longer, eight of each: EnvPool's, ale-py's own, and MuJoCo's in
+processes. They are recorded by ours alone.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,10 +33,12 @@ from benchmarks.record_vector_peers import PEERS, Envs, Make, Peer
 from benchmarks.report import OURS, Table, Target
 from benchmarks.suite import Suite, command, option
 from benchmarks.timing import take_turns
+from benchmarks.vector_environments import NUM_ENVS, TRAINED, actions_of
 from gym_replay.wrappers.vector import RecordToBuffer
 
 BARE = "bare loop"
 TARGETS = {8: 1.6, 1024: 2.2, 4096: 2.5}
+TRAINED_TARGET = 1.1
 NOT_MINARI = "Minari: left out, it does not record vector environments"
 
 
@@ -42,9 +48,11 @@ class Size:
     transitions: int = option(1_000_000, "of a run, at most")
     steps: int = option(5000, "of a run, at most")
     repeats: int = option(7, "runs of each contender")
+    trained: tuple[str, ...] = option(tuple(TRAINED), "environments whose steps take longer")
+    trained_steps: int = option(1000, "of a run in one of those")
 
 
-SMOKE = Size(envs=(8,), steps=100, repeats=2)
+SMOKE = Size(envs=(8,), steps=100, repeats=2, trained=("ale-py's Pong",), trained_steps=10)
 
 
 def make_envs(num_envs: int) -> Envs:
@@ -65,16 +73,16 @@ def make_recorder(envs: Envs, folder: Path, steps: int) -> Envs:
 
 def play(envs: Envs, steps: int) -> float:
     """Microseconds per step."""
-    sample = envs.action_space.sample
+    sample = actions_of(envs).sample
     began = time.perf_counter()
     for _ in range(steps):
         envs.step(sample())
     return (time.perf_counter() - began) * 1e6 / steps
 
 
-def run(make: Make, num_envs: int, steps: int, root: Path, closing: list[float]) -> float:
+def run(make: Make, make_envs: Callable[[], Envs], steps: int, root: Path, closing: list[float]) -> float:
     folder = Path(tempfile.mkdtemp(dir=root))
-    envs = make(make_envs(num_envs), folder, steps)
+    envs = make(make_envs(), folder, steps)
     envs.action_space.seed(0)
     envs.reset(seed=0)
     value = play(envs, steps)
@@ -131,22 +139,32 @@ def check_recorder(root: Path) -> None:
     envs.close()
 
 
-def compare(suite: Suite, num_envs: int, steps: int, repeats: int, peers: dict[str, Make], notes: list[str]) -> None:
-    """One table."""
-    contenders = {BARE: make_bare, "EpisodeStatistics": make_statistics, OURS: make_recorder, **peers}
+def compare(
+    suite: Suite,
+    name: str,
+    make: Callable[[], Envs],
+    num_envs: int,
+    steps: int,
+    repeats: int,
+    contenders: Mapping[str, Make],
+    target: float | None,
+    notes: list[str],
+) -> None:
+    """One table; the bare loop and ours are in each."""
+    contenders = {BARE: make_bare, OURS: make_recorder, **contenders}
     closing: dict[str, list[float]] = {name: [] for name in contenders}
     turns = {
-        name: partial(run, make, num_envs, steps, suite.folder, closing[name]) for name, make in contenders.items()
+        name: partial(run, record, make, steps, suite.folder, closing[name]) for name, record in contenders.items()
     }
     measured = take_turns(turns, repeats)
     bare = statistics.median(measured[BARE])
     suite.add(
         Table(
-            f"CartPole-v1 vectorised, {num_envs} sub-environments, {steps} steps, the whole loop",
+            f"{name}, {num_envs} sub-environments, {steps} steps, the whole loop",
             "us per step",
             BARE,
             measured,
-            targets=[Target(OURS, TARGETS[num_envs], of=BARE)] if num_envs in TARGETS else [],
+            targets=[] if target is None else [Target(OURS, target, of=BARE)],
             notes=notes,
             extras={
                 "ns added a transition": {
@@ -161,14 +179,22 @@ def compare(suite: Suite, num_envs: int, steps: int, repeats: int, peers: dict[s
 
 
 def measure(suite: Suite, size: Size) -> None:
-    """A table for each number of sub-environments."""
+    """A table for each number of sub-environments, and one for each environment that people train on."""
     check_recorder(suite.folder)
     peers, notes = suite.peers(PEERS)
     for make in peers.values():
         check(make, suite.folder)
+    others = {"EpisodeStatistics": make_statistics, **peers}
     for num_envs in size.envs:
         steps = max(min(size.transitions // num_envs, size.steps), 50)
-        compare(suite, num_envs, steps, size.repeats, peers, [*notes, NOT_MINARI])
+        make_all, target = partial(make_envs, num_envs), TARGETS.get(num_envs)
+        name = "CartPole-v1 vectorised"
+        compare(suite, name, make_all, num_envs, steps, size.repeats, others, target, [*notes, NOT_MINARI])
+    for name in size.trained:
+        if (why := TRAINED[name].package.missing()) is not None:
+            suite.leave_out(f"{name}: {why}")
+            continue
+        compare(suite, name, TRAINED[name].make, NUM_ENVS, size.trained_steps, size.repeats, {}, TRAINED_TARGET, [])
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from gym_replay.interop.trajectories import from_trajectories
     from gym_replay.replaying import ReplayReport, replay
     from gym_replay.spaces import register_space
+    from gym_replay.viewing.opening import view
+    from gym_replay.viewing.view import View
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
     from gym_replay.wrappers.session import FinishedEpisode
 
@@ -99,6 +101,8 @@ _LAZY = {
     "timestep_loader": "gym_replay.buffer.loading.loaders",
     "trajectory_loader": "gym_replay.buffer.loading.loaders",
     "window_loader": "gym_replay.buffer.loading.loaders",
+    "View": "gym_replay.viewing.view",
+    "view": "gym_replay.viewing.opening",
     "fill_sb3": "gym_replay.interop.sb3",
     "from_d4rl": "gym_replay.interop.d4rl",
     "from_memmap_replay_buffer": "gym_replay.interop.memmap_replay_buffer",
@@ -153,6 +157,7 @@ __all__ = [
     "StorageError",
     "UnsupportedFormatError",
     "UnsupportedSpaceError",
+    "View",
     "check_buffer",
     "collect",
     "crop_loader",
@@ -178,6 +183,7 @@ __all__ = [
     "to_sb3",
     "to_torchrl",
     "trajectory_loader",
+    "view",
     "window_loader",
 ]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.door import Metadata, Snapshot
+from gym_replay.buffer.door import Encoded, Metadata, Snapshot, as_stored
 from gym_replay.buffer.env_spec import make_env, require_harmless
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.reading import Readable
@@ -47,8 +47,9 @@ class ReplayReport:
 
     Attributes:
         episode: the episode's id.
-        status: ``"equal"``: every observation, reward and flag is the recorded one, bit for bit. ``"differs"``: one is
-            not. ``"not replayable"``: what decided the episode was not recorded, so that nothing is said about it.
+        status: ``"equal"``: every observation, reward and flag is the recorded one, bit for bit; of a field with a
+            lossy codec, what the codec makes of it, as ``detail`` says then. ``"differs"``: one is not. ``"not
+            replayable"``: what decided the episode was not recorded, so that nothing is said about it.
         origin: what the episode was executed from, such as ``"seed 3"``; empty where there was nothing.
         step: the t of the first ``env.step(a_t)`` that returned something else, -1 where ``reset`` did, or None.
         what: ``"observation"``, ``"reward"``, ``"terminated"`` or ``"truncated"``: what was the first to differ.
@@ -107,7 +108,9 @@ def replay(
     The environment is reset with the recorded seed and options. Where no seed was given, its generator is put into
     the state that it had before the recorded reset. Then the recorded actions follow. What the environment returns is
     converted to the stored dtypes and compared bit for bit, except for the ``truncated`` flag that the recorder set
-    at the last step of a cut episode.
+    at the last step of a cut episode. What a lossy codec keeps of an observation is not the observation: there the
+    replayed one is encoded and decoded too, and the results are compared, bit for bit again. Another version of the
+    codec's package may give other values; the report's ``detail`` names such fields.
 
     Some environments carry more than their generator from one episode to the next, such as Atari games with sticky
     actions, which have a second generator inside, and BipedalWalker. So where an episode differs, the episodes before
@@ -217,7 +220,7 @@ def _report(episode: Episode, make: Callable[[], _Player]) -> ReplayReport:
     for origin in _origins(episode):
         difference = next(_differences(make(), episode, origin), None)
         if difference is None:
-            return ReplayReport(episode.id, "equal", origin.name)
+            return ReplayReport(episode.id, "equal", origin.name, detail=_note_on_lossy(episode))
         found.append((origin, difference))
     if not found:
         detail = "neither a seed nor the state of a generator was kept"
@@ -232,7 +235,16 @@ def _report(episode: Episode, make: Callable[[], _Player]) -> ReplayReport:
         detail = f"two replays from {origin.name} differ from one another, so it depends on something else too"
     if detail:
         return ReplayReport(episode.id, "not replayable", detail=detail)
-    return ReplayReport(episode.id, "differs", origin.name, difference.step, difference.what, difference.detail)
+    detail = "; ".join(filter(None, (difference.detail, _note_on_lossy(episode))))
+    return ReplayReport(episode.id, "differs", origin.name, difference.step, difference.what, detail)
+
+
+def _note_on_lossy(episode: Episode) -> str:
+    """What to say of observations that are not stored as they were; empty where all are."""
+    lossy = [name for name, info in episode.snapshot.metadata.fields.items() if info.state and info.is_lossy]
+    if not lossy:
+        return ""
+    return f"{', '.join(lossy)}: compared after encoding, which is lossy and may depend on the version of its package"
 
 
 def _frames(episode: Episode, env: gym.Env[Any, Any] | None, *, trust: bool) -> Iterator[Any]:
@@ -339,6 +351,7 @@ class _Player:
         observation = space_tree(env.observation_space, "observation", state=True)
         leaves = _stored_leaves(metadata, observation.leaves)
         self._observation_names = [leaf.name for leaf in leaves]
+        self._lossy = {leaf.name: leaf.field for leaf in leaves if leaf.field.is_lossy}
         self._encode = make_space_encoder(observation, leaves)
         self._encode_reward = make_encoder("reward", metadata.fields["reward"])
         self._action = space_tree(env.action_space, "action")
@@ -390,9 +403,12 @@ class _Player:
 
     def _encoded(self, observation: Any) -> Mapping[str, bytes | str]:
         try:
-            return dict(zip(self._observation_names, self._encode(observation), strict=True))
+            found = dict(zip(self._observation_names, self._encode(observation), strict=True))
         except FieldError as error:
             return {"observation": str(error)}
+        for name, info in self._lossy.items():
+            found[name] = Encoded(as_stored(info, [found[name]]), info).copy().tobytes()
+        return found
 
     def _reset(self, episode: Episode) -> Any:
         restore_generator(self.env, _generator_of(episode))

@@ -19,6 +19,7 @@ from gym_replay.files.lock import WriterLock
 from gym_replay.interop.minari import exporting as minari_exporting
 from gym_replay.interop.minari import importing as minari_importing
 from gym_replay.interop.minari import parts as minari_parts
+from gym_replay.schema import codecs
 from gym_replay.spaces import space_tree, unflatten
 from gym_replay.spaces.custom import RULES
 from gym_replay.spaces.node import NODES
@@ -34,6 +35,7 @@ __all__ = [
     "Stage",
     "WriterLock",
     "checksums",
+    "codecs",
     "copies",
     "datasets",
     "edits",
@@ -62,6 +64,7 @@ SIZES = {
     "growth": ["buffer.storage.columns.FIRST_CHUNK"],
     "piece": ["buffer.storage.columns.PIECE", "buffer.storage.open_files.PIECE", "buffer.storage.edits.PIECE"],
     "strings_run": ["buffer.storage.open_files.STRINGS_RUN"],
+    "threaded_bytes": ["buffer.storage.encoded.THREADED_BYTES"],
     "checksum_run": ["buffer.storage.checksums.CHECKSUM_RUN"],
     "large_episode": ["buffer.storage.checksums.LARGE_EPISODE"],
     "records_at_once": ["buffer.storage.records.RECORDS_AT_ONCE"],
@@ -77,6 +80,7 @@ SIZES = {
     "info_warnings": ["wrappers.infos._MOST_WARNINGS"],
     "rows_between_info_changes": ["wrappers.infos._ROWS_BETWEEN"],
     "free_info_changes": ["wrappers.infos._FREE_CHANGES"],
+    "worth_a_sample": ["cli.info.WORTH_A_SAMPLE"],
     "exported_steps": ["interop.transitions._STEPS_AT_ONCE"],
 }
 """For each size that tests make small, the constants of the package that say it."""

@@ -1,6 +1,7 @@
 """What the tests of the loaders share: random buffers of every kind, and a look at batches sample by sample."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -46,12 +47,15 @@ def worlds(draw):
         "lengths": lengths,
         "finals": finals[: len(lengths)],
         "kind": draw(st.sampled_from(["plain", "circular", "deleted", "concatenated"])),
+        "encoded": draw(st.booleans()),
     }
 
 
 @contextmanager
-def world(folder, lengths, finals=None, kind="plain", fields=FIELDS):
-    """A buffer, or a concatenation of two, and its live episodes."""
+def world(folder, lengths, finals=None, kind="plain", fields=FIELDS, *, encoded=False):
+    """A buffer, or a concatenation of two, and its live episodes; observations are stored with a codec or without."""
+    if encoded:
+        fields = {**fields, "observation": replace(fields["observation"], codec="zstd")}
     finals = [True] * len(lengths) if finals is None else finals
     made = [
         {name: value for name, value in make_episode(k, n, final=final).items() if name in fields or name in META}

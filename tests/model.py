@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import numpy.typing as npt
 from format_helpers import read_counters, record_crc
@@ -199,6 +200,24 @@ def plain_path(room: str, name: str) -> str:
     return f"{room}/{name.replace('.', '/')}.npy"
 
 
+def bytes_in_files(arrays: dict[str, Array], name: str, info: Field, start: int, end: int) -> tuple[Array, bytes]:
+    """The rows from ``start`` to ``end`` of a field, decoded as its codec's own package does, and what is summed."""
+    if info.codec is None:
+        rows = arrays[plain_path("steps", name)][start:end]
+        return rows, rows.tobytes()
+    path = plain_path("steps", name).removesuffix(".npy")
+    spans, elements = arrays[f"{path}.spans.npy"][start:end], arrays[f"{path}.values.npy"]
+    assert len(spans) == end - start
+    codec, decoded = numcodecs.get_codec(info.codec), b""
+    for begin, count in spans.tolist():
+        row = codec.decode(elements[begin : begin + count].tobytes()) if count else default_of(info).tobytes()
+        assert len(row) == info.nbytes
+        decoded += row
+    relative = spans - np.array([spans[0, 0], 0])
+    own = elements[spans[0, 0] : spans[-1].sum()]
+    return np.frombuffer(decoded, info.dtype).reshape(-1, *info.shape), relative.tobytes() + own.tobytes()
+
+
 def assert_folder_holds(folder: Path, model: ModelBuffer) -> None:
     """The folder, read with nothing but json and ``numpy.load``, holds the model's episodes as the format says."""
     metadata = json.loads((folder / "metadata.json").read_text())
@@ -206,11 +225,15 @@ def assert_folder_holds(folder: Path, model: ModelBuffer) -> None:
         path.relative_to(folder).as_posix(): np.load(path, mmap_mode="r", allow_pickle=False)
         for path in sorted(folder.rglob("*.npy"))
     }
-    named = ["commit.npy", "episodes.npy", "checksums.npy", *(plain_path("steps", name) for name in model.fields)]
+    named = ["commit.npy", "episodes.npy", "checksums.npy"]
+    for name, info in model.fields.items():
+        path = plain_path("steps", name)
+        kinds = [".npy"] if info.codec is None else [".spans.npy", ".values.npy"]
+        named += [path.removesuffix(".npy") + kind for kind in kinds]
     table, sums = arrays["episodes.npy"], arrays["checksums.npy"]
     reserved = ("reserved",) if "reserved" in table.dtype.names else ()
     assert table.dtype.names == ("id", "start", "length", *model.meta_fields, *reserved, "flags", "crc")
-    assert sums.dtype.names == tuple(model.fields)
+    assert (sums.dtype, sums.shape[1:]) == (np.dtype("<u4"), (len(model.fields),))
     assert table.dtype.itemsize % 8 == 0
     assert table.dtype.fields["flags"][1] == table.dtype.itemsize - 5
     assert sorted(arrays) == sorted(named)
@@ -240,11 +263,11 @@ def assert_folder_holds(folder: Path, model: ModelBuffer) -> None:
         assert length == episode.length
         assert flags == HAS_FINAL * episode.has_final + COMPLETE * episode.complete
         for name, info in model.fields.items():
-            rows = arrays[plain_path("steps", name)][start : owned[-1][1]]
+            rows, summed = bytes_in_files(arrays, name, info, start, owned[-1][1])
             assert len(rows) == length + model.has_state
             assert_same(rows[: episode.rows(info)], episode.columns[name], name)
             if episode_id < counters["summed"]:
-                assert int(sums[name][slot]) == zlib.crc32(rows.tobytes()), name
+                assert int(sums[slot, list(model.fields).index(name)]) == zlib.crc32(summed), name
         for name in model.meta_fields:
             assert_same(record[name][0], episode.meta[name], name)
     assert not live

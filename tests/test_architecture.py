@@ -14,13 +14,14 @@ PACKAGE = Path(gym_replay.__file__).parent
 DOCUMENT = PACKAGE.parent / "docs" / "architecture.md"
 FLOORS = [
     "gym_replay.errors gym_replay.notices",
-    "gym_replay.files gym_replay.schema",
+    "gym_replay.extras gym_replay.files gym_replay.schema",
     "gym_replay.buffer.storage",
     "gym_replay.spaces",
     "gym_replay.buffer.loading",
     "gym_replay.buffer",
     "gym_replay.wrappers",
     "gym_replay.collecting gym_replay.replaying gym_replay.interop",
+    "gym_replay.viewing",
     "gym_replay.cli",
     "gym_replay.__main__",
 ]
@@ -196,8 +197,9 @@ def test_the_document_names_every_file():
 MOST_TEST_FILES = 19
 PUBLIC = {
     "gym_replay.cli": {"main"},
-    "gym_replay.wrappers": {"RecordToBuffer", "vector"},
-    "gym_replay.wrappers.vector": {"RecordToBuffer"},
+    "gym_replay.wrappers": {"RecordToBuffer", "parallel", "vector"},
+    "gym_replay.wrappers.parallel": {"RecordToBuffer"},
+    "gym_replay.wrappers.vector": {"Adapter", "Autoreset", "RecordToBuffer", "ResetCall", "register_adapter"},
 }
 A_NAME = re.compile(r"gym_replay(\.\w+)+")
 
@@ -249,11 +251,11 @@ def test_what_is_internal(code, found):
 def test_few_test_files_reach_inside_the_package():
     """Tests assert what users see, so that the inside can be rebuilt under them.
 
-    Public are the names that `gym_replay` exports, both `RecordToBuffer`, `gym_replay.cli.main` and the exported
-    functions where `gym_replay.interop` defines them. What a test needs inside only to make a size small, or to watch
-    or refuse single calls, it has from `tests/internals.py`, which counts as one file. The others that are counted
-    test one module as a unit: arithmetic, a codec or a table of which no user could reach all cases. This file names
-    modules, and imports none.
+    Public are the names that `gym_replay` and `gym_replay.wrappers.vector` export, each `RecordToBuffer`,
+    `gym_replay.cli.main` and the exported functions where `gym_replay.interop` defines them. What a test needs inside
+    only to make a size small, or to watch or refuse single calls, it has from `tests/internals.py`, which counts as one
+    file. The others that are counted test one module as a unit: arithmetic, a codec or a table of which no user could
+    reach all cases. This file names modules, and imports none.
     """
     tests = Path(__file__).parent
     files = {path.relative_to(tests).as_posix(): ast.parse(path.read_text()) for path in sorted(tests.rglob("*.py"))}

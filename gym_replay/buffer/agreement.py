@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,7 +30,7 @@ def agree(
 ) -> Choice | None:
     """What is read of buffers with these schemas.
 
-    Fields are the same where dtype, shape, ``state`` and ``ragged`` are: defaults matter to writers only.
+    Fields are the same where dtype, shape, ``state``, ``ragged`` and ``codec`` are: defaults matter to writers only.
 
     Args:
         schemas: at least one.
@@ -55,6 +56,12 @@ def agree(
     ]
     if faults:
         lines = "".join(f"\n  {fault}" for fault in faults)
+        encoded = [name for name in chosen if len(by_field[name]) > 1 and "with codec" in "".join(by_field[name])]
+        if encoded:
+            lines += (
+                f"\nTo convert one of them: gym-replay select FOLDER COPY --codec {encoded[0]}=CODEC (raw for none), "
+                f"or select(folder, copy, codecs={{{encoded[0]!r}: codec}})"
+            )
         raise ConfigMismatchError(
             f"the schemas of {len(schemas)} buffers differ:{lines}\nTo take what they share, name it with "
             f"fields=[...] and meta_fields=[...], or pass {COMMON!r} for either"
@@ -87,6 +94,7 @@ def _look(field: Field | None) -> str:
         return "missing"
     words = [field.dtype_name, *(["of shape " + str(field.shape)] if field.shape else [])]
     words += [word for word in ("state", "ragged") if getattr(field, word)]
+    words += [f"with codec {json.dumps(field.codec)}"] if field.codec is not None else []
     return " ".join(words)
 
 

@@ -72,8 +72,10 @@ class Changeable(Readable):
                 meta[name] = self._meta_values(name, info, value, len(indices), single=single)
             else:
                 info = self._known(name)
+                if info.has_elements:
+                    kind = "ragged field" if info.ragged else "field with a codec,"
+                    self.slot.require_free(f"update of the {kind} {name!r}")
                 if info.ragged:
-                    self.slot.require_free(f"update of the ragged field {name!r}")
                     value = [value] if single else value
                     rows[name] = rows_of(name, info, value, snapshot, indices)
                     continue

@@ -18,6 +18,7 @@ from gym_replay.buffer.storage.checksums import field_checksums
 from gym_replay.buffer.storage.columns import Column, ColumnWriter
 from gym_replay.buffer.storage.copies import batches, read_rows
 from gym_replay.buffer.storage.counters import COUNTERS, CheckValueError, Counters, encode_counters
+from gym_replay.buffer.storage.encoded import undecodable
 from gym_replay.buffer.storage.layout import (
     METADATA,
     NEW,
@@ -29,7 +30,7 @@ from gym_replay.buffer.storage.layout import (
     values_path,
     write_metadata,
 )
-from gym_replay.buffer.storage.ragged import SPAN, misplaced
+from gym_replay.buffer.storage.ragged import SPAN, Ragged, misplaced
 from gym_replay.buffer.storage.records import (
     CHECKSUMS,
     COMPLETE,
@@ -42,15 +43,18 @@ from gym_replay.buffer.storage.records import (
     slots_of,
 )
 from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE, read_string
-from gym_replay.errors import BufferNotFoundError, CorruptBufferError, GymReplayError
+from gym_replay.errors import BufferNotFoundError, CorruptBufferError, GymReplayError, MissingExtraError
 from gym_replay.files.directory import NOT_THE_FILES_FAULT, Directory, open_beneath, storage_error
 from gym_replay.files.folders import folder_of
 from gym_replay.files.lock import WriterLock
 from gym_replay.files.writing import replace_file
+from gym_replay.schema.fields import Field
 
 _PASSES = 20
 _BATCH = 1 << 26
 """Bytes of rows after which the bar moves."""
+_FRAMES = 256
+"""Encoded rows that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -299,7 +303,7 @@ class _Check:
         there = starts + rows <= file.capacity
         for episode in ids[~there].tolist():
             self._fault(1, path, f"rows of episode {episode} are missing", episode, name)
-        elements = self._files.get(values_path(name)) if self.metadata.fields[name].ragged else None
+        elements = self._files.get(values_path(name)) if self.metadata.fields[name].has_elements else None
         if elements is None:
             return
         ids, starts, rows = ids[there], starts[there], rows[there]
@@ -315,9 +319,36 @@ class _Check:
                 totals[index] = 0
         for episode in ids[(totals > 0) & (begins + totals > elements.capacity)].tolist():
             self._fault(12, path, f"the elements of episode {episode} are missing", episode, name)
+        if self.metadata.fields[name].codec is not None:
+            self._check_encoded(name, ids, starts, rows)
         own = (totals > 0) & (begins + totals <= elements.capacity)
         for one, other in _overlaps(ids[own], begins[own], begins[own] + totals[own]):
             self._fault(12, path, f"episodes {one} and {other} share elements", max(one, other), name)
+
+    def _check_encoded(self, name: str, ids: Ints, starts: Ints, rows: Ints) -> None:
+        """Rule 15: each row of a field with a codec can be decoded; of episodes whose elements are where they say."""
+        path, field = values_path(name), self.metadata.fields[name]
+        bad = self.bad_episodes
+        try:
+            for episode, start, count in zip(ids.tolist(), starts.tolist(), rows.tolist(), strict=True):
+                if episode not in bad:
+                    self._check_frames(name, field, episode, start, count)
+        except MissingExtraError as error:
+            self.notes.append(f"whether the rows of {path} can be decoded was not looked at: {error}")
+
+    def _check_frames(self, name: str, field: Field, episode: int, start: int, count: int) -> None:
+        """Rule 15 for one episode, of which its first row that cannot be decoded is named."""
+        spans_file, elements_file = (self._files[path] for path in self.metadata.paths_of(name))
+        for at in range(0, count, _FRAMES):
+            spans = spans_file.read_array(start + at, min(_FRAMES, count - at))
+            begin, end = int(spans[0, 0]), int(spans[-1].sum())
+            elements = elements_file.read_array(begin, end - begin) if end > begin else np.empty(0, np.uint8)
+            relative = np.where(spans[:, 1:] > 0, spans - np.array([begin, 0]), 0)
+            if found := undecodable(field, Ragged.of_spans(relative, elements)):
+                row, reason = found[0]
+                what = f"row {at + row} of episode {episode} in field {name!r} cannot be decoded: {reason}"
+                self._fault(15, values_path(name), what, episode, name)
+                return
 
     def _check_strings(self, name: str, ids: Ints, offsets: Ints) -> None:
         """Rule 13: the string of each record is there."""
@@ -344,10 +375,13 @@ class _Check:
         match = np.ones(len(ids), np.bool_)
         total = sum(files[0].row_nbytes for files in whole.values()) * int(rows.sum())
         with tqdm(total=total, unit="B", unit_scale=True, desc="check", disable=not self._progress) as bar:
-            for name, (file, *elements) in whole.items():
+            for at, name in enumerate(self.metadata.fields):
+                if name not in whole:
+                    continue
+                file, *elements = whole[name]
                 for part in batches(rows * max(file.row_nbytes, 1), _BATCH):
                     found = field_checksums(file, elements[0] if elements else None, starts[part], rows[part])
-                    is_equal = found == stored[name][part]
+                    is_equal = found == stored[part, at]
                     match[part] &= is_equal
                     for episode in ids[part][~is_equal].tolist():
                         message = f"the rows of episode {episode} in field {name!r} do not match their checksum"

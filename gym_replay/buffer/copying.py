@@ -35,6 +35,7 @@ from gym_replay.errors import (
 from gym_replay.files.folders import folder_of
 from gym_replay.files.lock import WriterLock
 from gym_replay.files.new_folder import new_folders
+from gym_replay.schema.codec_choice import Codecs, with_codecs
 
 Ints = npt.NDArray[np.int64]
 Folder: TypeAlias = str | os.PathLike[str]
@@ -111,6 +112,7 @@ def select(
     episodes: Episodes | None = None,
     filter_meta: Mapping[str, Condition] | None = None,
     where: str | None = None,
+    codecs: Codecs | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> ReplayBuffer:
@@ -128,6 +130,9 @@ def select(
         where: a condition such as ``"episode_return > 300 and not truncated"``, on meta fields and on
             ``index``, ``id``, ``length``, ``complete``, ``has_final``, ``terminated`` and ``truncated`` (of the last
             step) and ``episode_return``; docs/command-line.md has the language.
+        codecs: other codecs for fields of the copy, by field name or group, as :class:`RecordToBuffer` takes them;
+            ``"raw"`` stores the rows as they are. What was encoded without loss is decoded again, and compared row by
+            row. Other fields keep theirs, and their encoded rows are copied as they are.
         overwrite, progress: as for :func:`merge`.
 
     Returns:
@@ -135,12 +140,14 @@ def select(
 
     Raises:
         EmptyBufferError: no episode is chosen.
-        FieldError: a condition is wrong; for ``where`` the message shows where.
+        FieldError: a condition is wrong, and for ``where`` the message shows where; or a field does not take its codec.
+        MissingExtraError: the package that has a codec is not installed.
         IndexError: there is no such episode.
         GymReplayError: as for :func:`merge`.
 
     Example:
         >>> good = select("data/all", "data/good", where="episode_return > 300 and not truncated")  # doctest: +SKIP
+        >>> select("data/raw", "data/small", codecs={"observation": "zstd"})  # doctest: +SKIP
         >>> select("data/good", "data/good", overwrite=True)  # gives the room of deleted ones back  # doctest: +SKIP
     """
     with _opened(source) as buffer:
@@ -153,6 +160,7 @@ def select(
             raise EmptyBufferError(f"select: no episode meets {given}" if given else "select: there are no episodes")
         parts = _parts_at(snapshots, np.flatnonzero(mask))
         metadata = merged_schema([(part.reader.folder, part.metadata) for part in snapshots])
+        metadata = replace(metadata, fields=with_codecs(metadata.fields, codecs or {}))
         del snapshots
         return _copy(metadata, {folder_of(folder): parts}, overwrite, progress)[0]
 

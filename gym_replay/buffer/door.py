@@ -2,6 +2,7 @@
 
 from gym_replay.buffer.open_episode import Claim, Encoders
 from gym_replay.buffer.storage.block import Block, Piece
+from gym_replay.buffer.storage.encoded import Encoded, as_stored, decoded
 from gym_replay.buffer.storage.layout import Metadata, metadata_from_json, metadata_to_json, read_metadata, step_path
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.reader import Snapshot, has_buffer
@@ -13,6 +14,7 @@ __all__ = [
     "HAS_FINAL",
     "Block",
     "Claim",
+    "Encoded",
     "Encoders",
     "MetaColumn",
     "Metadata",
@@ -20,6 +22,8 @@ __all__ = [
     "Ragged",
     "Snapshot",
     "Stage",
+    "as_stored",
+    "decoded",
     "has_buffer",
     "metadata_from_json",
     "metadata_to_json",

@@ -16,7 +16,8 @@ class Episode:
     ``episode["observation"]`` has T+1 rows for a state field (T where the last observation is missing) and
     ``episode["action"]`` has T. The arrays are read-only views of the files; of a circular buffer they are good
     until the episode is evicted, and :meth:`copy` gives arrays that stay. A ragged field is a :class:`Ragged`, whose
-    rows are arrays of different lengths.
+    rows are arrays of different lengths. A field with a codec is an :class:`Encoded`, which has the shape and dtype of
+    an array and decodes what is asked for: one row, a slice, or all of them with ``numpy.asarray``.
 
     Attributes:
         id: never changes, and is never used again.
@@ -50,8 +51,10 @@ class Episode:
         if name in self.snapshot.metadata.derived:
             self.snapshot.only(slice(self.index, self.index + 1)).require_up_to_date([name])
         rows = self._length + (1 if field.state and self.has_final else 0)
-        column = self.snapshot.ragged(name) if field.ragged else self.snapshot.column(name)
-        return column[self._start : self._start + rows]
+        mine = slice(self._start, self._start + rows)
+        if field.codec is not None:
+            return self.snapshot.column(name).part(mine)
+        return (self.snapshot.stored(name) if field.ragged else self.snapshot.column(name))[mine]
 
     def __contains__(self, name: object) -> bool:
         return name in self.snapshot.metadata.fields

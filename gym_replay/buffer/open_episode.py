@@ -82,7 +82,7 @@ class Encoders:
             (
                 name,
                 _refuse_derived(name) if name in metadata.derived else make_encoder(name, metadata.fields[name]),
-                metadata.fields[name].default_value().tobytes(),
+                metadata.fields[name].stored.default_value().tobytes(),
             )
             for name in self.names
         ]
@@ -495,7 +495,7 @@ def _commit_rows(
             for where, values in given[name]:
                 column[:, where] = values
             rows[name] = column.reshape(size * count, *info.shape)
-    writer.commit(Block.of_rows(rows, lengths, flags, meta))
+    writer.commit(Block.of_rows(metadata.fields, rows, lengths, flags, meta))
 
 
 def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, Any], *, complete: bool = True) -> None:

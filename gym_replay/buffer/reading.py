@@ -229,10 +229,10 @@ class Readable:
             FieldError: a name is unknown, or an option does not fit the kind of sample.
             TypeError: there is no such option.
         """
-        from gym_replay.buffer.loading.loaders import make_loader
+        from gym_replay.buffer.loading.loaders import loader_of
 
         kind, given = _kind(timestep_level, n_steps, options)
-        return make_loader(self, kind, batch_size, **given)
+        return loader_of(kind, {"buffer": self, "batch_size": batch_size, "options": given})
 
 
 def _kind(timestep_level: bool, n_steps: int | None, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

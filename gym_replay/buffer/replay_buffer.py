@@ -41,6 +41,7 @@ from gym_replay.notices import tell_once
 from gym_replay.schema.fields import (
     FieldLike,
     parse_fields,
+    require_codecs,
 )
 
 if TYPE_CHECKING:
@@ -334,6 +335,7 @@ class ReplayBuffer(Stepwise, Changeable):
         Raises:
             BufferClosedError, ReadOnlyError: nothing is written through this object.
             BufferLockedError: another writer, or another thread, writes to the folder.
+            MissingExtraError: a field has a codec of a package that is not installed.
         """
         writer = self._writer
         if writer is None:
@@ -342,6 +344,7 @@ class ReplayBuffer(Stepwise, Changeable):
                 raise ReadOnlyError(
                     errno.EROFS, "the buffer was opened with read_only=True; open it without", str(self._folder)
                 )
+            require_codecs(self.metadata.fields)
             writer = FolderWriter(self._folder, durability=self._durability, uuid=self.metadata.uuid)
             self._own(writer)
         writer.check_owner()

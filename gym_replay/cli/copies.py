@@ -7,7 +7,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gym_replay.cli import output
-from gym_replay.cli.verbs import CHOICE, FOLDER, OUT, OVERWRITE, SOURCES, keywords, opened, option, shows_bars, verb
+from gym_replay.cli.verbs import (
+    CHOICE,
+    CODEC,
+    FOLDER,
+    OUT,
+    OVERWRITE,
+    SOURCES,
+    keywords,
+    opened,
+    option,
+    shows_bars,
+    verb,
+)
 from gym_replay.errors import FieldError, printable
 from gym_replay.files.folders import bytes_beneath
 
@@ -42,15 +54,18 @@ def merge(args: argparse.Namespace) -> int:
     "select",
     "copy chosen episodes into a new folder",
     "Copies the episodes that meet all conditions, with all meta fields. Without conditions it copies all episodes; "
-    "the copy takes no room for deleted and evicted ones.",
+    "the copy takes no room for deleted and evicted ones. --codec converts fields; each episode that was converted is "
+    "read back and compared row by row.",
     [
         "gym-replay select data/all data/good --where 'episode_return > 300 and not truncated'",
         "gym-replay select data/all data/first --episodes 0:100",
         "gym-replay select data/all data/all --overwrite",
+        "gym-replay select data/all data/small --codec observation=zstd",
     ],
     FOLDER,
     OUT,
     *CHOICE,
+    CODEC,
     OVERWRITE,
 )
 def select(args: argparse.Namespace) -> int:
@@ -60,7 +75,13 @@ def select(args: argparse.Namespace) -> int:
     where, args.where = args.where, None  # the copy is asked for it, and says it where no episode meets it
     with opened(args) as (buffer, episodes):
         made = copying.select(
-            buffer, args.out, where=where, episodes=episodes, overwrite=args.overwrite, progress=shows_bars(args)
+            buffer,
+            args.out,
+            where=where,
+            episodes=episodes,
+            codecs=args.codecs,
+            overwrite=args.overwrite,
+            progress=shows_bars(args),
         )
     return _show([made], args)
 

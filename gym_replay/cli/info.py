@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.door import Metadata
+from gym_replay.buffer.door import Metadata, Snapshot
 from gym_replay.buffer.loading.selection import EpisodeValues
+from gym_replay.buffer.sizes import SAMPLE, field_size, sampled_ratio
 from gym_replay.cli import output
 from gym_replay.cli.verbs import FOLDER, verb
-from gym_replay.errors import GymReplayError
+from gym_replay.errors import GymReplayError, MissingExtraError
 from gym_replay.files.documents import parse_json
 from gym_replay.files.folders import bytes_beneath
+from gym_replay.schema.codec_choice import is_image
+from gym_replay.schema.codecs import short_name
 from gym_replay.schema.fields import Field
 
 _ENDS = ("terminated", "truncated", "complete")
+WORTH_A_SAMPLE = 1 << 30
+"""Bytes of raw images from which on it is looked at what a codec would save."""
+SUGGESTED = "zstd"
+_WORTH_SAYING = 1.1
 _LIMITS = ("max_episodes", "max_timesteps", "max_steps")
 
 
@@ -41,6 +48,8 @@ def info(args: argparse.Namespace) -> int:
     with open_source(args.folder) as buffer:
         parts = buffer.snapshots()
         found = _describe(buffer.metadata, [part.reader.folder for part in parts], EpisodeValues(parts))
+        for field in found["fields"]:
+            field |= _sizes(buffer.metadata.fields[field["name"]], field["name"], parts)
     if args.json:
         output.write_json({"folder": args.folder, **found})
     else:
@@ -86,7 +95,21 @@ def _field(name: str, info: Field) -> dict[str, Any]:
         "shape": list(info.shape),
         "state": info.state,
         "ragged": info.ragged,
+        "codec": info.codec,
+        "lossy": info.is_lossy,
     }
+
+
+def _sizes(info: Field, name: str, parts: Sequence[Snapshot]) -> dict[str, Any]:
+    """What a field takes, and would take raw; of large raw images, how many times smaller a codec would make them."""
+    size = field_size(parts, name)
+    found: dict[str, Any] = {"bytes": size.stored, "raw_bytes": size.raw}
+    if is_image(info) and info.codec is None and size.raw >= WORTH_A_SAMPLE:
+        try:
+            found[f"{SUGGESTED}_ratio"] = sampled_ratio(parts, name, SUGGESTED)
+        except MissingExtraError as error:
+            found["hint"] = str(error)
+    return found
 
 
 def _numbers(episodes: EpisodeValues, name: str) -> npt.NDArray[Any] | None:
@@ -139,10 +162,12 @@ def _lines(place: str, found: Mapping[str, Any]) -> list[str]:
     for name, text in shown.items():
         if text:
             lines += output.labelled(name, str(text))
-    header = ("field", "dtype", "shape", "kind")
+    header = ("field", "dtype", "shape", "kind", "size")
     rows = [_row(field, "state" if field["state"] else "step") for field in found["fields"]]
     rows += [_row(field, "meta, recorder's" if field["recorder"] else "meta") for field in found["meta_fields"]]
     lines += ["", *output.table(header, rows)]
+    for field in found["fields"]:
+        lines += [line for text in _about_codec(field) for line in output.wrapped(text)]
     lines += output.histogram("length", found["episode_length"])
     lines += output.histogram("return", found["episode_return"] or {"count": 0})
     return lines
@@ -152,9 +177,29 @@ def _counts(found: Mapping[str, Any], names: Sequence[str], form: str) -> list[s
     return [form.format(name, found[name]) for name in names if found.get(name) is not None]
 
 
-def _row(field: Mapping[str, Any], kind: str) -> tuple[str, str, str, str]:
+def _row(field: Mapping[str, Any], kind: str) -> tuple[str, ...]:
     shape = str(tuple(field["shape"])) + (" each" if field["ragged"] else "")
-    return field["name"], field["dtype"], shape, f"{kind}, ragged" if field["ragged"] else kind
+    size = output.nbytes(field["bytes"]) if "bytes" in field else ""
+    return field["name"], field["dtype"], shape, f"{kind}, ragged" if field["ragged"] else kind, size
+
+
+def _about_codec(field: Mapping[str, Any]) -> Iterator[str]:
+    """What there is to say of how a field is stored, or could be."""
+    name, raw = field["name"], output.nbytes(field["raw_bytes"])
+    if field["codec"] is not None and field["bytes"]:
+        lossy = ", lossy" if field["lossy"] else ""
+        ratio = field["raw_bytes"] / field["bytes"]
+        yield (
+            f"{name}: {output.nbytes(field['bytes'])} with codec {short_name(field['codec'])}{lossy}, raw {raw}: "
+            f"{output.number(ratio, 3)} times smaller"
+        )
+    if (ratio := field.get(f"{SUGGESTED}_ratio")) is not None and ratio > _WORTH_SAYING:
+        yield (
+            f"{name}: raw {raw}; {SUGGESTED} would make it {output.number(ratio, 3)} times smaller, by a sample of "
+            f"{SAMPLE} rows: gym-replay select FOLDER NEW_FOLDER --codec {name}={SUGGESTED}"
+        )
+    if "hint" in field:
+        yield f"{name}: raw {raw}; what a codec would save is not known: {field['hint']}"
 
 
 def _space(value: Any) -> str | None:

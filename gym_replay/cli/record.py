@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gym_replay.cli.output import write_json
-from gym_replay.cli.verbs import import_from_here, keywords, option, verb
+from gym_replay.cli.verbs import CODEC, import_from_here, keywords, option, verb
 from gym_replay.errors import BufferLockedError, ConfigMismatchError, FieldError, MissingExtraError, printable
 
 
@@ -34,6 +34,7 @@ def _json_object(text: str) -> dict[str, Any]:
         "gym-replay record CartPole-v1 data/ppo --policy sb3:PPO:model.zip --steps 100000",
         "gym-replay record my_envs:Maze-v0 data/maze --policy my_policies:expert \\\n      --episodes 500 "
         "--env-kwargs '{\"size\": 9}'",
+        "gym-replay record ALE/Pong-v5 data/pong --episodes 10 --codec zstd",
         "gym-replay record HalfCheetah-v5 data/cheetah --episodes 10000 --ray-workers 16",
     ],
     option("env", metavar="ENV", help="environment id; 'module:id' imports the module that registers it"),
@@ -71,6 +72,7 @@ def _json_object(text: str) -> dict[str, Any]:
         "(default: a batch where there are several)",
     ),
     option("--policy-name", metavar="NAME", help="tell the policy from other ones by this name alone, not by its code"),
+    CODEC,
     option("--record-info", action="store_true", help="record the numbers and arrays in the infos too"),
     option("--ray-workers", dest="num_workers", type=int, metavar="W", help="play with Ray, in so many workers"),
     option("--overwrite", action="store_true", help="replace the buffer that is in the folder"),

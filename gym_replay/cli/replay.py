@@ -69,6 +69,8 @@ def replay(args: argparse.Namespace) -> int:
             f"{len(found)} episodes: "
             + ", ".join(f"{counts[status]} {_WORDS.get(status, status)}" for status in _STATUSES)
         )
+        for note in sorted({report.detail for _, report in found if report.equal and report.detail}):
+            print(printable(note))
     return 1 if counts["differs"] else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -69,7 +70,7 @@ CHOICE = (
     option(
         "--where",
         metavar="CONDITION",
-        help="episodes that meet a condition on meta fields and on index, id, length, complete, has_final, "
+        help="episodes that meet a condition on meta fields and on index, id, length, complete, has_final, label, "
         "terminated, truncated, episode_return, such as 'episode_return > 300 and not truncated'",
     ),
     option(
@@ -77,6 +78,31 @@ CHOICE = (
     ),
 )
 """The options that choose episodes."""
+
+
+class _AddCodec(argparse.Action):
+    """Makes a dict, by field or group, of codecs that are given as ``FIELD=CODEC``, or ``CODEC`` for all images."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, value: Any, name: str | None = None) -> None:
+        field, codec = "images", value
+        if not value.startswith("{"):
+            field, equals, codec = value.partition("=")
+            field, codec = (field, codec) if equals else ("images", field)
+        try:
+            parsed = json.loads(codec) if codec.startswith("{") else codec
+        except ValueError as error:
+            parser.error(f"argument --codec: not JSON: {error}")
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), field: parsed})
+
+
+CODEC = option(
+    "--codec",
+    dest="codecs",
+    action=_AddCodec,
+    metavar="[FIELD=]CODEC",
+    help="store a field encoded, or, without FIELD, all images (uint8, two or three axes): zstd, lz4, png, jpeg, a "
+    "configuration as JSON, or raw for none; may be given several times",
+)
 
 
 def verb(name: str, summary: str, description: str, examples: Sequence[str], *options: Option) -> Callable[[Run], Run]:

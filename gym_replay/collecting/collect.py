@@ -15,6 +15,7 @@ from gym_replay.collecting.plan import Goal
 from gym_replay.collecting.request import Keep, Request
 from gym_replay.errors import FieldError
 from gym_replay.files.folders import folder_of
+from gym_replay.schema.codec_choice import Codecs, plain_codecs
 from gym_replay.schema.fields import FieldLike
 from gym_replay.wrappers.rewards import RewardShape
 from gym_replay.wrappers.session import OnEpisode
@@ -51,6 +52,7 @@ class CollectArguments(TypedDict, total=False):
     extra_fields: Mapping[str, FieldLike] | None
     reward_shape: RewardShape | None
     dtypes: Mapping[str, Any] | None
+    codecs: Codecs | None
     record_info: bool | Iterable[str]
     max_timesteps: int | None
     durability: str
@@ -95,6 +97,7 @@ def collect(
     extra_fields: Mapping[str, FieldLike] | None = None,
     reward_shape: RewardShape | None = None,
     dtypes: Mapping[str, Any] | None = None,
+    codecs: Codecs | None = None,
     record_info: bool | Iterable[str] = False,
     max_timesteps: int | None = None,
     durability: str = "process",
@@ -140,7 +143,7 @@ def collect(
             code, and by its code, defaults, constants and weights as far as Python lets us see them.
         keep: is called with each :class:`~gym_replay.FinishedEpisode` and says whether it is kept.
         on_episode: as for :class:`~gym_replay.RecordToBuffer`; False discards as ``keep`` does.
-        meta_fields, extra_fields, reward_shape, dtypes, record_info, max_timesteps, durability: as for
+        meta_fields, extra_fields, reward_shape, dtypes, codecs, record_info, max_timesteps, durability: as for
             :class:`~gym_replay.RecordToBuffer`. Where there are ``extra_fields``, the policy has a method ``extra()``
             with their values for the actions that it gave last.
         overwrite: replace the buffer that is in the folder.
@@ -186,6 +189,7 @@ def collect(
             "extra_fields": extra_fields,
             "reward_shape": reward_shape,
             "dtypes": dtypes,
+            "codecs": plain_codecs(codecs),
             "record_info": record_info if isinstance(record_info, (bool, str)) else list(record_info),
             "max_timesteps": max_timesteps,
             "durability": durability,

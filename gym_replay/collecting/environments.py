@@ -15,8 +15,8 @@ from gymnasium.envs.registration import EnvSpec
 
 from gym_replay.errors import FieldError, GymReplayError
 from gym_replay.schema.fields import to_array
+from gym_replay.wrappers.vector.adapters.gymnasium import has_strings
 from gym_replay.wrappers.vector.autoreset import Autoreset, declared_mode
-from gym_replay.wrappers.vector.sub_environments import has_strings
 
 EnvLike = str | EnvSpec | Callable[..., Any]
 
@@ -64,6 +64,12 @@ class EnvMaker:
         self._fresh, self.num_envs, self._vectorization = fresh_envs, num_envs, vectorization
         # A process that this is sent to may not have imported what registers the id.
         self._spec = gym.registry.get(env) if isinstance(env, str) else None
+
+    @property
+    def module(self) -> str | None:
+        """The module that is imported to register the environment, as in ``module:Id``."""
+        module, colon, _ = self._env.partition(":") if isinstance(self._env, str) else ("", "", "")
+        return module if colon else None
 
     @property
     def is_native(self) -> bool:

@@ -30,7 +30,7 @@ from gym_replay.files.documents import LARGEST, parse_json
 from gym_replay.schema.fields import Field
 from gym_replay.wrappers.recorded_schema import check_arguments, open_for, trees_of
 from gym_replay.wrappers.rewards import declared_shape
-from gym_replay.wrappers.vector.sub_environments import SubEnvironments
+from gym_replay.wrappers.vector.adapters.registry import adapter_for
 
 INDEX = "collect_index"
 """The meta field with an episode's index in the collection."""
@@ -198,11 +198,14 @@ def _brief(value: Any) -> str:
 # --- buffers ---
 
 
-def open_for_playing(env: Any, folder: Path, recorder: Mapping[str, Any], *, overwrite: bool) -> ReplayBuffer:
+def open_for_playing(
+    env: Any, folder: Path, recorder: Mapping[str, Any], *, overwrite: bool, module: str | None = None
+) -> ReplayBuffer:
     """The buffer in a folder for what an environment, single or vector, plays; its lock is held.
 
     Args:
         recorder: the arguments of the recorder.
+        module: what is imported to register the environment.
 
     Raises:
         ConfigMismatchError: what is in the folder was recorded from something else, or with several workers.
@@ -216,17 +219,19 @@ def open_for_playing(env: Any, folder: Path, recorder: Mapping[str, Any], *, ove
     dtypes = dict(recorder["dtypes"] or {})
     check_arguments("discard", recorder["record_info"], dtypes)
     if isinstance(env, gym.vector.VectorEnv):
-        sub = SubEnvironments(env)
+        sub = adapter_for(env)
         observation, action, spec = sub.space("observation_space"), sub.space("action_space"), sub.spec()
+        num_envs: int | None = sub.count
     else:
-        observation, action, spec = env.observation_space, env.action_space, env.spec
+        observation, action, spec, num_envs = env.observation_space, env.action_space, env.spec, None
     buffer = open_for(
         *trees_of(observation, action, dtypes),
         spec,
         folder,
         {**recorder, "overwrite": overwrite},
-        declared=declared_shape(env),
+        declared=declared_shape(env, num_envs),
         more_own_meta={INDEX: Field("int64", default=-1)},
+        module=module,
     )
     try:
         buffer.acquire()

@@ -21,8 +21,8 @@ from gym_replay.schema.fields import to_array
 from gym_replay.wrappers import vector
 from gym_replay.wrappers.record_to_buffer import RecordToBuffer
 from gym_replay.wrappers.session import FinishedEpisode
+from gym_replay.wrappers.vector.adapters.adapter import RESET_MASK
 from gym_replay.wrappers.vector.autoreset import Autoreset
-from gym_replay.wrappers.vector.sub_environments import RESET_MASK
 
 _NONE = -1
 """Instead of an episode's index: no episode that is wanted."""
@@ -222,7 +222,7 @@ class _AnyOptions(vector.RecordToBuffer):
         super().__init__(*arguments, **options)
         self._warned.add("unreset")  # it would warn of those that stand still
 
-    def _options_seen(self, options: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _options_seen(self, options: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         return super()._options_seen(options) or None
 
 
@@ -340,7 +340,7 @@ def open_player(request: Request, folder: Path, *, overwrite: bool = False) -> P
     with ExitStack() as cleanup:
         env = request.make()
         cleanup.callback(env.close)
-        buffer = open_for_playing(env, folder, request.recorder, overwrite=overwrite)
+        buffer = open_for_playing(env, folder, request.recorder, overwrite=overwrite, module=request.make.module)
         cleanup.callback(buffer.close)
         kind: type[Player] = _VectorPlayer if isinstance(env, gym.vector.VectorEnv) else _SinglePlayer
         player = (_NativePlayer if request.make.is_native else kind)(env, policy, request, buffer)

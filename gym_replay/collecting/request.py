@@ -27,8 +27,8 @@ class Request:
         policy: as passed; a name is not looked up yet.
         policy_name: what the folder calls the policy; None for its name in the code.
         deterministic, batched, seed, options, keep, on_episode: as for :func:`gym_replay.collect`.
-        recorder: further arguments of the recorder: meta_fields, extra_fields, reward_shape, dtypes, record_info,
-            max_timesteps, durability.
+        recorder: further arguments of the recorder: meta_fields, extra_fields, reward_shape, dtypes, codecs,
+            record_info, max_timesteps, durability.
         code: what is seen of the policy, ``keep`` and ``on_episode`` where the call was made: in another process they
             may look different.
     """
@@ -91,5 +91,7 @@ class Request:
         identity["code"] = {name: found.as_json() for name, found in self.code.items()}
         if isinstance(self.policy, str) and self.policy.startswith("sb3:"):
             identity["policy_sha256"] = hashlib.sha256(sb3_file(self.policy).read_bytes()).hexdigest()
+        if self.recorder["codecs"] is not None:
+            identity["codecs"] = self.recorder["codecs"]
         found: dict[str, Any] = json.loads(json.dumps(identity))  # as it will be read again
         return found

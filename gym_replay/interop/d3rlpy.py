@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.errors import FieldError
-from gym_replay.interop import require
+from gym_replay.extras import require
 from gym_replay.interop.transitions import ChosenEpisodes, NamesLike, Roles, only_one
 
 if TYPE_CHECKING:

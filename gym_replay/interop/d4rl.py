@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.errors import CorruptBufferError, FieldError
+from gym_replay.extras import require
 from gym_replay.files.folders import local_path
-from gym_replay.interop import old_data, require
+from gym_replay.interop import old_data
 from gym_replay.interop.hdf5 import check_claim, data_sets
 from gym_replay.schema.fields import Field
 from gym_replay.schema.names import encode_key

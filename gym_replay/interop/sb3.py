@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.errors import FieldError
-from gym_replay.interop import require
+from gym_replay.extras import require
 from gym_replay.interop.transitions import Block, NamesLike, Transitions, recorded_space
 from gym_replay.schema.names import encode_siblings
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gym_replay.buffer.reading import Readable
 
 Array = npt.NDArray[Any]
+Ints = npt.NDArray[np.int64]
 _EXTRA = "sb3"
 
 
@@ -26,6 +27,7 @@ def to_sb3(
     buffer: Readable,
     buffer_size: int | None = None,
     *,
+    n_envs: int = 1,
     observation_space: Any = None,
     action_space: Any = None,
     device: Any = "auto",
@@ -40,7 +42,9 @@ def to_sb3(
 
     Args:
         buffer: a ReplayBuffer or ConcatReplayBuffer.
-        buffer_size: room; None for just these transitions. With more, an agent can go on recording into it.
+        buffer_size: room, of all ``n_envs`` together; None for just these transitions. With more, an agent can go on
+            recording into it.
+        n_envs: how many environments the agent steps at once, which is that of its own replay buffer.
         observation_space, action_space: those of the model; None for the recorded ones. A model of images has
             ``(channels, height, width)``: pass ``model.observation_space``.
         device, options: of its replay buffer.
@@ -58,10 +62,12 @@ def to_sb3(
     spaces = import_module("gymnasium.spaces")
     observation_space = recorded_space(buffer, "observation") if observation_space is None else observation_space
     action_space = recorded_space(buffer, "action") if action_space is None else action_space
+    if n_envs < 1:
+        raise FieldError(f"n_envs={n_envs}: expected a positive number of environments")
     transitions = Transitions(buffer, names=names, episodes=episodes)
     cls = buffers.DictReplayBuffer if isinstance(observation_space, spaces.Dict) else buffers.ReplayBuffer
-    room = len(transitions) if buffer_size is None else buffer_size
-    made = cls(room, observation_space, action_space, device=device, **options)
+    room = -(-len(transitions) // n_envs) * n_envs if buffer_size is None else buffer_size
+    made = cls(room, observation_space, action_space, device=device, n_envs=n_envs, **options)
     _fill(made, transitions, scale_actions=scale_actions)
     return made
 
@@ -81,15 +87,22 @@ def fill_sb3(
     ``truncated and not terminated``, ``common/vec_env/dummy_vec_env.py``.) Actions of a Box are scaled from its bounds
     to [-1, 1], since that is what its agents keep there (``common/off_policy_algorithm.py``, ``_sample_action``).
 
+    A replay buffer of ``n_envs`` environments has as many columns of equal length. The transitions, those with the
+    smallest ``env_index`` first and else in the order of the buffer, are divided into consecutive runs, one for each
+    column: where one recorder stepped ``n_envs`` environments, of which each step was a transition, these are the
+    columns of the agent's own collection. Where the runs would differ in length, the shorter ones go one transition
+    further, so that up to ``n_envs - 1`` are copies. Where an episode is divided, or its last transition is
+    missing, the last one before is marked as a timeout: samples of one step are the same, and those of several steps
+    end there.
+
     Args:
-        replay_buffer: a ``ReplayBuffer``, ``DictReplayBuffer``, or a subclass, which is filled through its ``add``;
-            with ``n_envs=1``.
+        replay_buffer: a ``ReplayBuffer``, ``DictReplayBuffer``, or a subclass, which is filled through its ``add``.
         buffer: a ReplayBuffer or ConcatReplayBuffer.
         scale_actions: False stores the actions of a Box as they are, for example where they were recorded scaled.
         names, episodes: as for :func:`gym_replay.to_d4rl`.
 
     Returns:
-        How many transitions were added.
+        How many transitions were added, copies included.
 
     Raises:
         MissingExtraError: Stable-Baselines3 is not installed.
@@ -101,24 +114,41 @@ def fill_sb3(
 
 
 def _fill(replay_buffer: Any, transitions: Transitions, *, scale_actions: bool) -> int:
-    if replay_buffer.n_envs != 1:
-        raise FieldError(f"expected a replay buffer with n_envs=1, got n_envs={replay_buffer.n_envs}; make one with 1")
+    order = _in_columns(transitions, replay_buffer.n_envs)
     room = replay_buffer.buffer_size - (replay_buffer.buffer_size if replay_buffer.full else replay_buffer.pos)
-    if len(transitions) > room:
+    if len(order) > room:
         raise FieldError(
-            f"{len(transitions)} transitions do not fit into the {room} free rows of the replay buffer; make it "
-            "larger, or choose some with episodes=..."
+            f"{len(transitions)} transitions do not fit into the {room * replay_buffer.n_envs} free rows of the replay "
+            "buffer; make it larger, or choose some with episodes=..."
         )
     layout = _Layout(replay_buffer, transitions)
     bounds = _bounds(replay_buffer.action_space) if scale_actions else None
-    for block in transitions.blocks():
+    is_last = transitions.is_last[order]
+    is_last[-1] = True
+    is_plain = _is_plain(replay_buffer)
+    for block in transitions.blocks(order):
         columns = _columns(replay_buffer, layout, block, bounds)
-        if _is_plain(replay_buffer):
+        if replay_buffer.handle_timeout_termination:
+            is_cut = is_last[block.index].reshape(-1) & ~columns["dones"]
+            columns["dones"] |= is_cut
+            columns["timeouts"] |= is_cut
+        if is_plain:
             _put(replay_buffer, columns)
         else:
-            for row in _rows(columns):
+            for row in _rows(columns, replay_buffer.n_envs):
                 replay_buffer.add(*row)
-    return len(transitions)
+    return order.size
+
+
+def _in_columns(transitions: Transitions, n_envs: int) -> Ints:
+    """The transitions by number, int64 ``(rows, n_envs)``: consecutive ones of an environment are in one column."""
+    count = len(transitions)
+    firsts = np.arange(n_envs) * count // n_envs
+    order: Ints = firsts + np.arange(-(-count // n_envs))[:, None]
+    if n_envs > 1 and "env_index" in transitions.source.meta_fields:
+        env_indices = transitions.source.meta("env_index")[transitions.owners]
+        order = np.argsort(env_indices, kind="stable")[order]
+    return order
 
 
 def _is_plain(replay_buffer: Any) -> bool:
@@ -198,28 +228,27 @@ def _columns(replay_buffer: Any, layout: _Layout, block: Block, bounds: tuple[Ar
 
 def _put(replay_buffer: Any, columns: dict[str, Any]) -> None:
     """Set the arrays themselves: what ``add`` does, for many steps at once."""
-    low, count = replay_buffer.pos, len(columns["rewards"])
+    low, n_envs = replay_buffer.pos, replay_buffer.n_envs
+    high = low + len(columns["rewards"]) // n_envs
     for name, values in columns.items():
         if name == "timeouts" and not replay_buffer.handle_timeout_termination:
             continue
         array = getattr(replay_buffer, name)
-        if isinstance(values, dict):
-            for key, part in values.items():
-                array[key][low : low + count, 0] = part
-        else:
-            array[low : low + count, 0] = values
-    replay_buffer.pos += count
-    if replay_buffer.pos == replay_buffer.buffer_size:
+        for key, part in values.items() if isinstance(values, dict) else ((None, values),):
+            target = array if key is None else array[key]
+            target[low:high] = part.reshape(high - low, n_envs, *part.shape[1:])
+    replay_buffer.pos = high
+    if high == replay_buffer.buffer_size:
         replay_buffer.full, replay_buffer.pos = True, 0
 
 
-def _rows(columns: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """The arguments of ``add``, one step of one environment each."""
-    for row in range(len(columns["rewards"])):
-        one = slice(row, row + 1)
+def _rows(columns: dict[str, Any], n_envs: int) -> Iterator[tuple[Any, ...]]:
+    """The arguments of ``add``, one step of each environment."""
+    for low in range(0, len(columns["rewards"]), n_envs):
+        one = slice(low, low + n_envs)
         states = [
             {key: part[one] for key, part in values.items()} if isinstance(values, dict) else values[one]
             for values in (columns["observations"], columns["next_observations"])
         ]
-        info = {"TimeLimit.truncated": bool(columns["timeouts"][row])}
-        yield (*states, columns["actions"][one], columns["rewards"][one], columns["dones"][one], [info])
+        infos = [{"TimeLimit.truncated": is_timeout} for is_timeout in columns["timeouts"][one].tolist()]
+        yield (*states, columns["actions"][one], columns["rewards"][one], columns["dones"][one], infos)

@@ -159,7 +159,7 @@ class Block:
     """Some of the transitions, in arrays ``(transitions, *field.shape)``.
 
     Args:
-        index: where they are among all of them.
+        index: where they are among all of them, or which rows of an order they are.
         observations, next_observations, actions: by what is below the part's name. There are no next observations
             where they are not needed. Integer actions of shape (1,) are single numbers where no space was recorded.
         reward: ``(transitions,)``, or ``(transitions, *shape)`` of several numbers each.
@@ -228,24 +228,30 @@ class Transitions:
         """Which ones are the last of their episode that are here, bool ``(transitions,)``."""
         return np.append(np.diff(self.owners) != 0, True)
 
-    def blocks(self) -> Iterator[Block]:
-        """All transitions, so many at once that little memory is needed.
+    def blocks(self, order: Ints | None = None) -> Iterator[Block]:
+        """Transitions, so many at once that little memory is needed.
+
+        Args:
+            order: int64 ``(count, width)``: numbers of transitions, row after row; ``index`` of a block then counts
+                these rows, and its arrays have ``width`` transitions for each. None: all transitions in their order.
 
         Raises:
             EpisodeEvictedError: an episode left its circular buffer before it was read.
         """
         largest = max(field.nbytes for field in self.schema.values() if not field.ragged)
-        at_once = max(1, min(_STEPS_AT_ONCE, _BYTES_AT_ONCE // max(1, largest)))
-        for low in range(0, len(self), at_once):
-            index = slice(low, min(low + at_once, len(self)))
-            yield self._block(index)
-            if not self.source.are_live(np.unique(self.owners[index])):
+        count, width = (len(self), 1) if order is None else order.shape
+        at_once = max(1, min(_STEPS_AT_ONCE, _BYTES_AT_ONCE // max(1, largest)) // width)
+        for low in range(0, count, at_once):
+            index = slice(low, min(low + at_once, count))
+            numbers = index if order is None else order[index].reshape(-1)
+            yield self._block(index, self.rows[numbers])
+            if not self.source.are_live(np.unique(self.owners[numbers])):
                 raise EpisodeEvictedError(
                     "an episode was evicted from the circular buffer while it was read; try again"
                 )
 
-    def _block(self, index: slice) -> Block:
-        roles, rows = self.roles, self.rows[index]
+    def _block(self, index: slice, rows: Ints) -> Block:
+        roles = self.roles
 
         def take(leaves: Mapping[str, str], later: int = 0) -> dict[str, Array]:
             return {part: self.source.rows.take(name, rows + later) for part, name in leaves.items()}

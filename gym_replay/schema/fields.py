@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
+from functools import cached_property
 from typing import Any, TypeAlias, Union
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from gym_replay.errors import FieldError
 from gym_replay.notices import did_you_mean
+from gym_replay.schema.codecs import Codec, check_encodable, codec_of, is_lossy, parse_codec
 from gym_replay.schema.names import check_distinct, check_field_name
 
 _INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -83,6 +85,9 @@ class Field:
         state: whether the field exists at T+1 points of an episode of T transitions.
         ragged: whether each row holds any number of elements, each of ``dtype`` and ``shape``: a value is an array
             ``(n, *shape)``.
+        codec: what each row is stored encoded with: ``"zstd"``, ``"lz4"`` and ``"png"`` give every value back as it
+            was, ``"jpeg"`` does not; or a configuration of numcodecs, such as ``{"id": "zstd", "level": 3}``. Values
+            are given and read as those of other fields are. Needs ``pip install 'gym-replay[codecs]'``.
 
     ``dtype`` may be ``"str"`` for a meta field: one string an episode.
 
@@ -96,6 +101,7 @@ class Field:
     default: Any = None
     state: bool = False
     ragged: bool = False
+    codec: Any = None
     is_text: bool = dataclass_field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -113,10 +119,18 @@ class Field:
             raise FieldError("a ragged field has no default but no elements; leave default out")
         if self.ragged and self.nbytes == 0:
             raise FieldError(f"a ragged field needs elements of at least one byte, got shape {self.shape}")
+        if self.codec is not None:
+            self._check_codec()
         if self.default is not None:
             filled = self._filled(self.default)
             filled.flags.writeable = False
             object.__setattr__(self, "default", filled if filled.size else None)
+
+    def _check_codec(self) -> None:
+        if self.ragged or self.is_text:
+            raise FieldError("a field with a codec is neither ragged nor of dtype 'str'; leave codec out")
+        object.__setattr__(self, "codec", parse_codec(self.codec))
+        check_encodable(self.codec, self.dtype, self.shape)
 
     def _filled(self, default: Any) -> npt.NDArray[Any]:
         array = to_array(default, "default")
@@ -138,13 +152,36 @@ class Field:
         return int(self.dtype.itemsize * math.prod(self.shape))
 
     @property
+    def has_elements(self) -> bool:
+        """Whether rows take different numbers of bytes: they are stored as elements, and spans that say where."""
+        return self.ragged or self.codec is not None
+
+    @cached_property
+    def stored(self) -> Field:
+        """What lies in the files: of a field with a codec ragged bytes, of every other the field itself."""
+        return self if self.codec is None else Field("uint8", state=self.state, ragged=True)
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether the codec gives back other values than it was given."""
+        return is_lossy(self.codec)
+
+    def codec_of_rows(self) -> Codec:
+        """What encodes and decodes the rows of a field with a codec.
+
+        Raises:
+            MissingExtraError: the package that has the codec is not installed.
+        """
+        return codec_of(self.codec, self.dtype, self.shape)
+
+    @property
     def dtype_name(self) -> str:
         """The name of the dtype, as a declaration has it."""
         return TEXT if self.is_text else str(self.dtype.name)
 
-    def as_tuple(self) -> tuple[str, tuple[int, ...], Any, bool, bool]:
+    def as_tuple(self) -> tuple[str, tuple[int, ...], Any, bool, bool, Any]:
         """The field as plain Python values, for comparison."""
-        return self.dtype_name, self.shape, default_to_json(self.default), self.state, self.ragged
+        return self.dtype_name, self.shape, default_to_json(self.default), self.state, self.ragged, self.codec
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Field) and self.as_tuple() == other.as_tuple()
@@ -154,11 +191,23 @@ class Field:
 
     def __repr__(self) -> str:
         default = default_to_json(self.default)
-        ragged = ", ragged=True" if self.ragged else ""
-        return f"Field(dtype={self.dtype_name!r}, shape={self.shape}, default={default}, state={self.state}{ragged})"
+        more = ", ragged=True" if self.ragged else ""
+        more += f", codec={self.codec}" if self.codec is not None else ""
+        return f"Field(dtype={self.dtype_name!r}, shape={self.shape}, default={default}, state={self.state}{more})"
 
 
-_ARGUMENTS = ("dtype", "shape", "default", "state", "ragged")
+_ARGUMENTS = ("dtype", "shape", "default", "state", "ragged", "codec")
+
+
+def require_codecs(fields: Mapping[str, Field]) -> None:
+    """See that the rows of all these fields can be encoded here, before the first one is to be.
+
+    Raises:
+        MissingExtraError: a package that has a codec is not installed.
+    """
+    for info in fields.values():
+        if info.codec is not None:
+            info.codec_of_rows()
 
 
 def parse_field(info: FieldLike) -> Field:
@@ -216,7 +265,7 @@ def plain_declaration(info: Any) -> str | dict[str, Any]:
     if not is_declaration(info):
         return field.dtype_name
     default = None if field.default is None else field.default.tolist()
-    arguments = (field.dtype_name, list(field.shape), default, field.state, field.ragged)
+    arguments = (field.dtype_name, list(field.shape), default, field.state, field.ragged, field.codec)
     return dict(zip(_ARGUMENTS, arguments, strict=True))
 
 

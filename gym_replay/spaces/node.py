@@ -128,12 +128,19 @@ class Node(ABC):
         """The space that was written as this JSON, which may be damaged."""
 
 
-def of_one(function: Callable[[Any], Any], value: Any, env_index: int) -> Any:
-    """What a function says of one sub-environment's value; an error of it names the sub-environment."""
+def of_one(function: Callable[[Any], Any], value: Any, whose: int | str) -> Any:
+    """What a function says of one value of several; an error of it names whose it is.
+
+    Args:
+        function: the function.
+        value: the value.
+        whose: the index of a sub-environment, or another name.
+    """
     try:
         return function(value)
     except FieldError as error:
-        raise FieldError(f"sub-environment {env_index}: {error}") from None
+        name = whose if isinstance(whose, str) else f"sub-environment {whose}"
+        raise FieldError(f"{name}: {error}") from None
 
 
 def check_items(name: str, value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.door import Piece
+from gym_replay.buffer.door import Piece, decoded
 from gym_replay.spaces import Leaf
 from gym_replay.spaces.node import standard_node
 
@@ -25,14 +25,15 @@ class BoundsCheck:
     """Compares rows with the bounds of their spaces, some time after they were written.
 
     Args:
-        leaves: the fields; those that are ragged, or whose dtype has no other values, are not compared.
+        leaves: the fields as they are stored; those that are ragged, or have a lossy codec, or whose dtype has no other
+            values, are not compared.
 
     Attributes:
         counts: by field, how many rows were outside.
     """
 
     def __init__(self, leaves: Sequence[Leaf]) -> None:
-        self._bounds = {leaf.name: bounds for leaf in leaves if (bounds := _bounds_of(leaf)) is not None}
+        self._bounds = {leaf.name: bounds for leaf in leaves if (bounds := bounds_of(leaf)) is not None}
         self._fields = {leaf.name: leaf.field for leaf in leaves}
         self._pending: dict[str, list[_Rows]] = {name: [] for name in self._bounds}
         self._nbytes = 0
@@ -45,8 +46,14 @@ class BoundsCheck:
 
     def add(self, episode: int, pieces: Sequence[Piece], ends_with_row_t: bool) -> None:
         """What was written of one episode, and whether it ends with row T."""
-        for name, _, first, data in pieces:
+        encoded: bytes | memoryview = b""
+        for name, is_elements, first, data in pieces:
             if name in self._pending:
+                if is_elements:
+                    encoded = data  # the spans come next
+                    continue
+                if self._fields[name].codec is not None:
+                    data = decoded(self._fields[name], encoded, data).tobytes()
                 self._add(name, (episode, first, (), ends_with_row_t, data))
 
     def add_block(self, first_id: int, rows: Mapping[str, Any], ends: _Array, lengths: _Array) -> None:
@@ -121,13 +128,13 @@ class BoundsCheck:
         )
 
 
-def _bounds_of(leaf: Leaf) -> tuple[_Array, _Array] | None:
+def bounds_of(leaf: Leaf) -> tuple[_Array, _Array] | None:
     """Lowest and highest value of each element, each one number where all are the same.
 
     None where every value of the dtype is inside, and of fields that are not compared.
     """
     bounds, dtype = standard_node(leaf.space).bounds(leaf.space), leaf.field.dtype
-    if bounds is None or leaf.field.ragged or not leaf.field.nbytes:
+    if bounds is None or leaf.field.ragged or leaf.field.is_lossy or not leaf.field.nbytes:
         return None
     if dtype.kind == "b" or dtype != leaf.space.dtype:  # another storage dtype rounds, and may round out of the bounds
         return None

@@ -12,15 +12,24 @@ import numpy as np
 
 from gym_replay.buffer.door import Stage
 from gym_replay.errors import FieldError
-from gym_replay.schema.fields import describe, make_encoder, to_array
+from gym_replay.schema.fields import make_encoder
 from gym_replay.spaces import Node, make_space_encoder
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_meta import describe_run, meta_of_reset
 from gym_replay.wrappers.infos import Infos
+from gym_replay.wrappers.multi_agent import refuse_multi_agent
 from gym_replay.wrappers.recorded_schema import warn_of_dtype
-from gym_replay.wrappers.recorder import Folder, Recorder, RecorderOptions, wrong_result
+from gym_replay.wrappers.recorder import (
+    Folder,
+    Recorder,
+    RecorderOptions,
+    parse_flag,
+    refuse_second_thread,
+    wrong_result,
+)
 from gym_replay.wrappers.rewards import fit_rewards, shape_of_first
 from gym_replay.wrappers.single_session import Episode, SingleSession
+from gym_replay.wrappers.vector.adapters.registry import find_adapter
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -54,6 +63,9 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
             reward, which counts more than a ``reward_space`` that the environment declares.
         dtypes: storage dtypes other than the spaces' own, by field name or by a group such as ``"observation"``; for
             an entry of infos, such as ``"info.x"``, also a :class:`Field`.
+        codecs: what fields are stored encoded with: ``{"observation": "zstd"}`` by field name or by a group such as
+            ``"observation"``, of which the images are meant (uint8 of two or three axes), as ``"images"`` means those
+            of all fields; see ``codec`` of :class:`Field`. None goes on with what the buffer in the folder has.
         record_info: True to record what is numeric in the infos, or dotted names of the entries to record. Entries
             that are not in ``dtypes`` take a wider dtype where a later value needs one.
         on_incomplete: what becomes of an episode that a reset or ``close`` cuts: ``"keep"`` commits it with
@@ -82,11 +94,12 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
     _instead_of_pickling = ", or pickle env.spec"
 
     def __init__(self, env: gym.Env[Any, Any], buffer: Folder, **options: Unpack[RecorderOptions]) -> None:
-        if isinstance(env, gym.vector.VectorEnv):
+        if isinstance(env, gym.vector.VectorEnv) or find_adapter(env) is not None:
             raise TypeError(
-                f"expected a gymnasium.Env, got the vector environment {type(env).__name__}; wrap it in "
+                f"expected a gymnasium.Env, got the batched environment {type(env).__name__}; wrap it in "
                 "gym_replay.wrappers.vector.RecordToBuffer"
             )
+        refuse_multi_agent(env)
         if not isinstance(env, gym.Env):
             remedy = f"; pass gymnasium.make({env!r:.60})" if isinstance(env, str) else ""
             raise TypeError(f"RecordToBuffer: expected a gymnasium.Env, got {type(env).__name__}{remedy}")
@@ -94,7 +107,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
         gym.Wrapper.__init__(self, env)
         observation, action = self._open_buffer(env, buffer, env.observation_space, env.action_space, env.spec)
         self._make_encoders(observation, action)
-        given, fields = self._options, self._buffer.metadata.fields
+        given, fields = self._given, self._buffer.metadata.fields
         self._extra_encoders = {name: make_encoder(name, fields[name]) for name in self._extra_names}
         self._extra_defaults = {name: fields[name].default_value().tobytes() for name in self._extra_names}
         self._extras = self._extra_defaults
@@ -108,7 +121,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
             self._buffer,
             names=[*(leaf.name for leaf in leaves), "reward", *self._extra_names],
             keep=given["on_incomplete"] == "keep",
-            bounds=BoundsCheck(leaves),
+            bounds=BoundsCheck(self._stored_leaves(leaves)),
             on_episode=given["on_episode"],
             forgotten=self._be_between_episodes,
         )
@@ -232,7 +245,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
             seen = self._encode_observation(observation)
             if self._believes_rewards:
                 room = min(room, self._believe(reward, room))
-            ends = {"terminated": _flag("terminated", terminated), "truncated": _flag("truncated", truncated)}
+            ends = {"terminated": parse_flag("terminated", terminated), "truncated": parse_flag("truncated", truncated)}
             extend = self._extend
             acts = acted if type(acted) is tuple else (acted,)
             row = [*seen, *acts, self._encode_reward(reward), *self._extras.values()]
@@ -305,7 +318,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
         """See whether the step or reset before was left in the middle; if another thread is in it, refuse this one."""
         self._session.refuse_within_on_episode()
         if room == _BROKEN:
-            self._refuse_second_thread()
+            refuse_second_thread(self)
             self._session.note_lost_step()
 
     def _make_room(self, room: int) -> int:
@@ -408,21 +421,6 @@ def _warning_encoder(tree: Node) -> Callable[[Any], Any]:
 def _single_of(encode: Callable[[Any], Any]) -> Callable[[Any], bytes]:
     """The bytes of the only field, as the fast path has them."""
     return lambda value: encode(value)[0]
-
-
-def _flag(name: str, value: Any) -> bool:
-    """A flag of an environment.
-
-    Raises:
-        FieldError: it is no boolean.
-    """
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if "bool" in str(getattr(value, "dtype", "")):  # arrays and tensors
-        array = to_array(value, name)
-        if array.size == 1:
-            return bool(array.item())
-    raise FieldError(f"field {name!r}: expected a bool, got {describe(value)}; return True or False")
 
 
 def _layer_in(env: gym.Env[Any, Any], kind: type[gym.Wrapper[Any, Any, Any, Any]]) -> Any:

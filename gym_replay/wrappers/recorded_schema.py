@@ -13,10 +13,13 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from gym_replay.buffer.door import Metadata, has_buffer, read_metadata
-from gym_replay.buffer.env_spec import spec_to_json
+from gym_replay.buffer.env_spec import spec_to_json, why_not_made_again
 from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
 from gym_replay.errors import ConfigMismatchError, FieldError
 from gym_replay.files.folders import folder_of
+from gym_replay.notices import tell
+from gym_replay.schema.codec_choice import RAW, Codecs, with_codec, with_codecs
+from gym_replay.schema.codecs import short_name
 from gym_replay.schema.fields import Field, FieldLike, parse_fields, plain_declaration
 from gym_replay.spaces import Leaf, Node, space_to_json, space_tree
 from gym_replay.wrappers.generator_state import NUMBERS
@@ -126,6 +129,7 @@ def open_for(
     *,
     declared: tuple[int, ...],
     more_own_meta: Mapping[str, Field] | None = None,
+    module: str | None = None,
 ) -> ReplayBuffer:
     """Create the buffer of a recorder, or open the one that is there where it is of the same environment and config.
 
@@ -137,6 +141,7 @@ def open_for(
         declared: the shape of rewards that the environment declares; those of an existing buffer may have another.
         more_own_meta: meta fields of whoever drives the recorder: it sets them, and loaders do not count them among
             the user's.
+        module: what is imported to register the environment, where that is known.
 
     Raises:
         ConfigMismatchError: the buffer is of another environment or config.
@@ -159,11 +164,12 @@ def open_for(
             raise FieldError(f"{kind} {clash[0]!r} has the name of a field of the recorder's own; rename it")
     if reserved := [name for name in extra or () if is_info(name)]:
         raise FieldError(f"extra field {reserved[0]!r} has the name of an info; rename it")
+    core, extra = _with_codecs(core, extra, options.get("codecs"), stored, folder)
     limits = {**{name: options.get(name) for name in LIMITS}, "circular": options.get("circular") or None}
     environment = {
         "observation_space": space_to_json(observation.space, "observation"),
         "action_space": space_to_json(action.space, "action"),
-        "env_spec": spec_to_json(spec if isinstance(spec, EnvSpec) else None),
+        "env_spec": spec_to_json(spec := spec if isinstance(spec, EnvSpec) else None, module),
     }
     if stored is None:
         config = {
@@ -173,7 +179,10 @@ def open_for(
             "recorder_meta": tuple(own_meta),
             "environment": environment,
         }
-        return open_buffer(folder, config, overwrite=overwrite, durability=durability)
+        made = open_buffer(folder, config, overwrite=overwrite, durability=durability)
+        if why := why_not_made_again(spec, environment["env_spec"]):
+            tell(f"{folder}: make_env and replay will not be able to make the environment again: {why}, or pass env=")
+        return made
     _check_ids(stored.environment or {}, environment, folder)
     check_match(stored, limits, folder)
     _check_fields(stored, core, own_meta, extra, meta, folder)
@@ -191,6 +200,46 @@ def _existing(buffer: str | os.PathLike[str] | ReplayBuffer, *, overwrite: bool)
         return buffer.metadata
     folder = folder_of(buffer)
     return None if overwrite or not has_buffer(folder) else read_metadata(folder)
+
+
+def _with_codecs(
+    core: dict[str, Field],
+    extra: dict[str, Field] | None,
+    codecs: Codecs | None,
+    stored: Metadata | None,
+    folder: Path,
+) -> tuple[dict[str, Field], dict[str, Field] | None]:
+    """Fields and extra fields with the codecs that are asked for; None asks for those that the buffer has.
+
+    Raises:
+        FieldError: there is no such field, or the codec does not take its values.
+        ConfigMismatchError: the buffer has another codec.
+    """
+    known = {} if stored is None else {name: info for name, info in stored.fields.items() if not is_info(name)}
+    others = {name: info for name, info in known.items() if name not in core} if extra is None else extra
+    fields = {**core, **others}
+    if codecs is None:
+        same = [name for name, info in fields.items() if name in known and with_codec(known[name], None) == info]
+        fields |= {name: known[name] for name in same}
+    else:
+        if infos := [name for name in codecs if is_info(name)]:
+            raise FieldError(
+                f"codecs: {infos[0]!r} is an info; dtypes={{{infos[0]!r}: Field(dtype, shape, codec=...)}} declares it"
+            )
+        fields = with_codecs(fields, codecs)
+        for name, info in fields.items():
+            if name in known and known[name].codec != info.codec:
+                codec = RAW if info.codec is None else short_name(info.codec)
+                raise ConfigMismatchError(
+                    f"{folder}: {name!r} is stored {_described(known[name])} there, and codecs asks for it "
+                    f"{_described(info)}. Leave codecs out to go on as it is, choose another folder, or convert the "
+                    f"buffer into a new one: gym-replay select {folder} NEW_FOLDER --codec {name}={codec}"
+                )
+    return {name: fields[name] for name in core}, None if extra is None else {name: fields[name] for name in extra}
+
+
+def _described(info: Field) -> str:
+    return RAW if info.codec is None else f"with codec {info.codec}"
 
 
 def _check_fields(

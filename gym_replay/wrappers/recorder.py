@@ -8,18 +8,21 @@ import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from types import FrameType
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
 from gym_replay.files.folders import folder_of
 from gym_replay.notices import did_you_mean
-from gym_replay.schema.fields import FieldLike, describe
-from gym_replay.spaces import Node, space_from_json, space_to_json
+from gym_replay.schema.codec_choice import Codecs, plain_codecs
+from gym_replay.schema.fields import Field, FieldLike, describe, to_array
+from gym_replay.spaces import Leaf, Node, space_from_json, space_to_json
 from gym_replay.wrappers.infos import Infos, is_info
 from gym_replay.wrappers.recorded_schema import (
     LIMITS,
@@ -53,6 +56,7 @@ class RecorderOptions(TypedDict, total=False):
     extra_fields: Mapping[str, FieldLike] | None
     reward_shape: RewardShape | None
     dtypes: Mapping[str, Any] | None
+    codecs: Codecs | None
     record_info: bool | Iterable[str]
     on_incomplete: str
     on_episode: OnEpisode | None
@@ -69,6 +73,7 @@ _DEFAULTS: RecorderOptions = {
     "extra_fields": None,
     "reward_shape": None,
     "dtypes": None,
+    "codecs": None,
     "record_info": False,
     "on_incomplete": "keep",
     "on_episode": None,
@@ -90,6 +95,21 @@ def wrong_result(call: str, result: Any, *expected: str) -> FieldError:
     else:
         remedy = f"return these {len(expected)} values"
     return FieldError(f"{call}: expected ({', '.join(expected)}), got {got}; {remedy}")
+
+
+def parse_flag(name: str, value: Any) -> bool:
+    """``terminated`` or ``truncated`` of one environment or agent, as a bool.
+
+    Raises:
+        FieldError: it is no boolean.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if "bool" in str(getattr(value, "dtype", "")):  # arrays and tensors
+        array = to_array(value, name)
+        if array.size == 1:
+            return bool(array.item())
+    raise FieldError(f"field {name!r}: expected a bool, got {describe(value)}; return True or False")
 
 
 def refuse_other_spaces(
@@ -117,12 +137,28 @@ def refuse_other_spaces(
             ) from error
 
 
+def refuse_second_thread(recorder: object) -> None:
+    """Raise EpisodeStateError where another thread is inside of ``step`` or ``reset`` of a recorder."""
+    codes = {getattr(getattr(type(recorder), name), "__code__", None) for name in ("step", "reset")}
+    frames = sys._current_frames()
+    del frames[threading.get_ident()]  # which would refer to itself, and keep the recorder until it is collected
+    for frame in frames.values():
+        found: FrameType | None = frame
+        while found is not None:
+            if found.f_code in codes and found.f_locals.get("self") is recorder:
+                raise EpisodeStateError(
+                    "another thread is inside of a step or reset of this recorder: one recorder belongs to one "
+                    "thread; give each thread an environment of its own with a recorder and a folder of its own"
+                )
+            found = found.f_back
+
+
 class Recorder(gym.utils.RecordConstructorArgs):
-    """A wrapper that is the only writer of its folder."""
+    """The only writer of a folder: a wrapper, or a part of one that writes to several."""
 
     _buffer: ReplayBuffer
     _session: Session[Any]
-    _options: RecorderOptions
+    _given: RecorderOptions
     _infos: Infos | None = None
     _instead_of_pickling: ClassVar[str]
 
@@ -140,7 +176,7 @@ class Recorder(gym.utils.RecordConstructorArgs):
                 near = did_you_mean(name, _DEFAULTS)
                 raise TypeError(f"RecordToBuffer: unexpected keyword argument {name!r}{near}")
         given: RecorderOptions = {**_DEFAULTS, **options}
-        self._options = given
+        self._given = given
         given["record_info"] = check_arguments(given["on_incomplete"], given["record_info"], given["dtypes"])
         parse_reward_shape(given["reward_shape"])
         limits: dict[str, Any] = {name: value for name, value in given.items() if name in LIMITS}
@@ -151,6 +187,7 @@ class Recorder(gym.utils.RecordConstructorArgs):
             record_info=given["record_info"],
             on_incomplete=given["on_incomplete"],
             durability=given["durability"],
+            codecs=plain_codecs(given["codecs"]),
             **plain_arguments(given["meta_fields"], given["extra_fields"], given["dtypes"]),
             **limits,
             **others,
@@ -163,6 +200,8 @@ class Recorder(gym.utils.RecordConstructorArgs):
         observation_space: gym.Space[Any],
         action_space: gym.Space[Any],
         spec: EnvSpec | None,
+        num_envs: int | None = None,
+        more_own_meta: Mapping[str, Field] | None = None,
     ) -> tuple[Node, Node]:
         """Open or create the buffer; the trees of the observation space and of the action space.
 
@@ -170,11 +209,16 @@ class Recorder(gym.utils.RecordConstructorArgs):
             env: the environment, single or vector.
             buffer: as passed.
             observation_space, action_space, spec: those of a single environment.
+            num_envs: how many sub-environments there are; None of a single environment.
+            more_own_meta: meta fields that this recorder sets beside those of all recorders.
         """
-        options = self._options
+        options = self._given
         observation, action = trees_of(observation_space, action_space, options["dtypes"] or {})
         self._owns_buffer = not isinstance(buffer, ReplayBuffer)
-        self._buffer = open_for(observation, action, spec, buffer, options, declared=declared_shape(env))
+        declared = declared_shape(env, num_envs)
+        self._buffer = open_for(
+            observation, action, spec, buffer, options, declared=declared, more_own_meta=more_own_meta
+        )
         if self._owns_buffer:
             self._buffer.tell_of_episodes()
         fields = self._buffer.metadata.fields
@@ -187,6 +231,10 @@ class Recorder(gym.utils.RecordConstructorArgs):
         self._extras: dict[str, Any] = {}
         return observation, action
 
+    def _stored_leaves(self, leaves: Iterable[Leaf]) -> list[Leaf]:
+        """The leaves with the fields that the buffer has."""
+        return [replace(leaf, field=self._buffer.metadata.fields[leaf.name]) for leaf in leaves]
+
     # --- the episodes ---
 
     @abstractmethod
@@ -197,19 +245,6 @@ class Recorder(gym.utils.RecordConstructorArgs):
         """Raise a better error of a value that does not fit, where its space is not the one that was wrapped."""
         if isinstance(error, FieldError):
             refuse_other_spaces(error, self._buffer, *self._spaces())
-
-    def _refuse_second_thread(self) -> None:
-        """Raise EpisodeStateError where another thread is inside of ``step`` or ``reset``."""
-        codes = {getattr(getattr(type(self), name), "__code__", None) for name in ("step", "reset")}
-        for thread, frame in sys._current_frames().items():
-            found: FrameType | None = frame if thread != threading.get_ident() else None
-            while found is not None:
-                if found.f_code in codes and found.f_locals.get("self") is self:
-                    raise EpisodeStateError(
-                        "another thread is inside of a step or reset of this recorder: one recorder belongs to one "
-                        "thread; give each thread an environment of its own with a recorder and a folder of its own"
-                    )
-                found = found.f_back
 
     # --- what the user asks and adds ---
 
@@ -291,7 +326,10 @@ class Recorder(gym.utils.RecordConstructorArgs):
                 if self._owns_buffer:
                     self._buffer.release()
         finally:
-            super().close(**kwargs)  # type: ignore[misc]
+            self._close_environment(**kwargs)
+
+    def _close_environment(self, **kwargs: Any) -> None:
+        super().close(**kwargs)  # type: ignore[misc]
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

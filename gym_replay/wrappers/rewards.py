@@ -39,13 +39,13 @@ def parse_reward_shape(shape: RewardShape | None) -> tuple[int, ...] | None:
     return sizes
 
 
-def declared_shape(env: Any) -> tuple[int, ...]:
+def declared_shape(env: Any, num_envs: int | None = None) -> tuple[int, ...]:
     """The shape of a reward of one environment that a single or vector environment declares; ``()`` where it does not.
 
     The outermost layer with a ``single_reward_space`` or a ``reward_space`` counts. In a vector environment the latter
-    is that of all sub-environments where its first axis is as long as there are sub-environments.
+    is that of all sub-environments where its first axis is as long as there are sub-environments, ``num_envs``.
     """
-    lead = (env.num_envs,) if isinstance(env, gym.vector.VectorEnv) else None
+    lead = None if num_envs is None else (num_envs,)
     for layer in _layers(env):
         for name in ("single_reward_space", "reward_space"):
             space = getattr(layer, name, None)
@@ -108,5 +108,5 @@ def _layers(env: Any) -> Iterator[Any]:
         yield env
         env = env.env
     yield env
-    if env.unwrapped is not env:
-        yield env.unwrapped
+    if (base := getattr(env, "unwrapped", env)) is not env:
+        yield base

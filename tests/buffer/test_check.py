@@ -1,5 +1,6 @@
 """check_buffer: a sound folder has no fault, and each rule that a damaged one breaks is named with its place."""
 
+import json
 import os
 import shutil
 import zlib
@@ -79,7 +80,11 @@ def flip(folder, path, offset, bit=0):
 def at(folder, path, row, column=None):
     """Where a row of a file begins, or one of its columns."""
     array = np.load(folder / path, mmap_mode="r")
-    return array.offset + row * array.strides[0] + (0 if column is None else array.dtype.fields[column][1])
+    offset = array.offset + row * array.strides[0]
+    if column is not None and array.dtype.names is None:  # of checksums
+        fields = json.loads((folder / "metadata.json").read_text())["fields"]
+        return offset + array.strides[1] * [entry["name"] for entry in fields].index(column)
+    return offset + (0 if column is None else array.dtype.fields[column][1])
 
 
 def flip_in(folder, path, row, column, bit=0):

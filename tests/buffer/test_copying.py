@@ -316,7 +316,7 @@ def flip(path, offset):
         ("steps/words.values.npy", -1, r"episode 3 \(id 3\) .*'words'"),
         ("steps/words.spans.npy", 128 + 16 * 5, r"episode 1 \(id 1\) .*'words'.*one row after another"),
         ("steps/seen.spans.npy", 128 + 16 * 5 + 8, r"episode 1 \(id 1\) .*'seen'"),
-        ("checksums.npy", ("action", 0), r"episode 0 \(id 0\) .*'action'"),
+        ("checksums.npy", 128 + 4 * list(FIELDS).index("action"), r"episode 0 \(id 0\) .*'action'"),
         ("episodes.npy", ("length", 2), "record of the episode with id 2 is damaged"),
         ("strings.npy", 128 + 9, "strings.npy: the string at 0"),
     ],

@@ -358,3 +358,16 @@ def test_an_episode_longer_than_the_ring_is_refused(tmp_path):
             with pytest.raises(EpisodeTooLongError, match="max_steps=5"):
                 buffer.store(x=5)
         assert contents(buffer) == [[0, 1, 2, 3, 4]]
+
+
+def test_a_buffer_has_hundreds_of_fields(tmp_path):
+    names = [f"field_with_a_long_name_{index}" for index in range(400)]
+    with ReplayBuffer(tmp_path, fields=dict.fromkeys(names, "int")) as buffer:
+        for length in (2, 3):
+            buffer.store_episode(**{name: np.full(length, at) for at, name in enumerate(names)})
+        buffer.drop_field(names[0])
+        buffer.update(**{names[-1]: np.zeros((2, 3), int)})
+    assert check_buffer(tmp_path).verified
+    with ReplayBuffer.from_folder(tmp_path, read_only=True) as reader:
+        assert reader[1][names[7]].tolist() == [7] * 3
+        assert reader[1][names[-1]].tolist() == [0] * 3

@@ -177,7 +177,7 @@ def forge_buffer(
     for info in fields:
         path = info["name"].replace(".", "/")
         column(f"steps/{path}.npy", info["dtype"], tuple(info["shape"]), rows)
-    column("checksums.npy", [(info["name"], "<u4") for info in fields], (), count)
+    column("checksums.npy", "<u4", (len(fields),), count)
     metas = [(m["name"], m["dtype"], tuple(m["shape"])) for m in meta if np.prod(m["shape"], dtype=float) < 1 << 26]
     dtype = np.dtype([("id", "<i8"), ("start", "<i8"), ("length", "<i8"), *metas, ("flags", "<u4"), ("crc", "<u4")])
     table = np.zeros(len(episodes), dtype)

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
 from gym_replay.buffer.loading.formats import BatchFormat
+from gym_replay.buffer.loading.gather import Array
 from gym_replay.buffer.loading.live import Bounds, Folders, Numbering, bounds_of, intersection
 from gym_replay.buffer.loading.nesting import BatchNames
 from gym_replay.buffer.loading.order import BlockDraw, Draw, LiveEpisodes, Moment, PriorityDraw, checked_integer
@@ -94,15 +95,21 @@ class Entries:
             if any(outputs):
                 self._rows.append((name, rows, outputs))
         self.read_fields = {name for name, _, _ in self._rows}
+        self._encoded: dict[str, list[tuple[RelativeRows, str]]] = {}
+        for name, rows, (output, *_) in self._rows:
+            if fields[name].codec is not None:
+                self._encoded.setdefault(name, []).append((rows, output))
         self.are_divisible = description.is_divisible and not any(fields[name].ragged for name in self.read_fields)
 
     def gather(self, batch: BatchSamples) -> Arrays:
         """The arrays of a batch."""
         arrays = Arrays()
+        decoded = self._decoded(batch)
         for name, rows, outputs in self._rows:
             located = batch.once(rows)
             if len(outputs) == 1:
-                arrays[outputs[0]] = located.take(batch.source, name)
+                array = decoded.get(outputs[0])
+                arrays[outputs[0]] = located.take(batch.source, name) if array is None else array
                 if located.shown is not None:
                     arrays.valid[outputs[0]] = located.shown
             else:
@@ -114,6 +121,15 @@ class Entries:
         for name, output in self._meta:
             arrays[output] = batch.source.meta(name)[batch.samples.episodes]
         return arrays
+
+    def _decoded(self, batch: BatchSamples) -> dict[str, Array]:
+        """The entries of fields with a codec by their outputs: a row that several of them have is decoded once."""
+        found: dict[str, Array] = {}
+        for name, entries in self._encoded.items():
+            located = [batch.once(rows) for rows, _ in entries]
+            arrays = batch.source.rows.take_encoded(name, [(one.rows, one.shown) for one in located])
+            found |= {output: array for (_, output), array in zip(entries, arrays, strict=True)}
+        return found
 
 
 class ReplayDataset(Dataset[Batch]):

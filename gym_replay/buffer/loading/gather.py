@@ -10,11 +10,8 @@ that are not single numbers. All of them are within a fifth of copying as many b
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,8 +20,10 @@ import torch
 
 from gym_replay.buffer.loading.plans import Lookup
 from gym_replay.buffer.storage import maps
+from gym_replay.buffer.storage.encoded import decode_rows, empty_rows, workers_for
 from gym_replay.buffer.storage.maps import first_rows, join, require_mappable
 from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.buffer.storage.threads import share
 
 Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
@@ -41,18 +40,13 @@ PIECE_BYTES = 1 << 18
 _MOST_THREADS = 4  # memory is what limits the speed, and a few threads reach it
 _LARGE_ROW = 1 << 10
 _MOST_WINDOWS = 16
+_SPAN_NBYTES = 16
 _LARGEST_RUN = 1 << 30
 
 
 def threads() -> int:
     """How many threads a gather may use: as many as torch in this process, which in a loader's worker is one."""
     return min(torch.get_num_threads(), _MOST_THREADS)
-
-
-@lru_cache(maxsize=1)
-def _pool(process: int, helpers: int) -> ThreadPoolExecutor:
-    """Threads beside the caller's; a forked process has none and starts its own."""
-    return ThreadPoolExecutor(helpers, thread_name_prefix="gym_replay-gather")
 
 
 def take_by_threads(array: Array, rows: Ints) -> Array:
@@ -69,19 +63,13 @@ def take_by_threads(array: Array, rows: Ints) -> Array:
         raise IndexError(f"rows {rows.min()} .. {rows.max()} of an array of {len(array)}")
     out = np.empty((len(rows), *array.shape[1:]), array.dtype)
     workers = threads()
-    pieces = iter(_pieces(len(rows), max(1, PIECE_BYTES * len(rows) // out.nbytes), workers))  # shared
 
-    def work() -> None:
+    def work(pieces: Iterator[tuple[int, int]]) -> None:
         for begin, end in pieces:
             # NumPy lets go of the interpreter while it copies. "clip" copies straight into place; nothing is clipped.
             array.take(rows[begin:end], 0, out[begin:end], "clip")
 
-    pool = _pool(os.getpid(), workers - 1)
-    helping = [pool.submit(work) for _ in range(workers - 1)]
-    work()
-    for one in helping:
-        if not one.cancel():
-            one.result()
+    share(work, _pieces(len(rows), max(1, PIECE_BYTES * len(rows) // out.nbytes), workers), workers)
     return out
 
 
@@ -186,6 +174,7 @@ class Rows:
         self._fields = self._parts[0].metadata.fields
         self.firsts = first_rows([part.rows for part in self._parts])
         self._columns: dict[str, Column | None] = {}
+        self._encoded = frozenset(name for name, info in self._fields.items() if info.codec is not None)
         self._lookup = Lookup(self.firsts)
         self._used = np.arange(len(self._parts))
         self._of_blocks = False
@@ -195,9 +184,9 @@ class Rows:
         self._of_blocks, self._columns = True, {}
 
     def map(self, names: Iterable[str]) -> None:
-        """Map these fields, but for ragged ones."""
+        """Map these fields, but for those that have elements."""
         for name in names:
-            if not self._fields[name].ragged:
+            if not self._fields[name].has_elements:
                 self.column(name)
 
     def will_need(self, names: Iterable[str], stretches: Sequence[tuple[int, int]]) -> None:
@@ -205,16 +194,29 @@ class Rows:
 
         Args:
             names: fields; ragged ones are passed over.
-            stretches: rows, as ranges from the first to before the last.
+            stretches: rows, as ranges from the first to before the last, each of one part.
         """
-        columns = [self.column(name) for name in names if not self._fields[name].ragged]
-        for column in columns:
+        for name in names:
+            if name in self._encoded:
+                self._will_need_encoded(name, stretches)
+            column = None if self._fields[name].has_elements else self.column(name)
             if column is None or not column.nbytes:
                 continue
             begin = column.array.ctypes.data
             maps.let_go(begin, column.array.nbytes)
             for first, last in stretches:
                 maps.will_need(begin + first * column.nbytes, (last - first) * column.nbytes)
+
+    def _will_need_encoded(self, name: str, stretches: Sequence[tuple[int, int]]) -> None:
+        """Ask for the elements of these rows; to find them, the spans at both ends are read."""
+        edges = np.array(stretches, np.int64).reshape(-1, 2)
+        for part, mine in self._by_part(edges[:, 0], np.arange(len(edges))):
+            stored = self._parts[part].stored(name)
+            for first, last in (edges[mine] - self.firsts[part]).tolist():
+                ends = stored[[first, last - 1]]
+                elements, (begin, end) = ends.elements(), (int(ends.spans[0, 0]), int(ends.spans[1].sum()))
+                if 0 <= begin < end <= len(elements):
+                    maps.will_need(elements.ctypes.data + begin, end - begin)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_columns": {}}  # maps are made anew where they are used
@@ -230,7 +232,7 @@ class Rows:
             require_mappable(len(self._used), len(names))
 
     def column(self, name: str) -> Column | None:
-        """A field that is not ragged, over all parts; None where its files cannot be mapped as one array."""
+        """A field without elements, over all parts; None where its files cannot be mapped as one array."""
         try:
             return self._columns[name]
         except KeyError:
@@ -253,8 +255,22 @@ class Rows:
             maps.expect_blocks(array)
         return Column(array)
 
+    def stored_nbytes(self, name: str, rows: Ints) -> float:
+        """Bytes on the disk of a row of a field, of one with a codec the mean of these rows."""
+        field = self._fields[name]
+        if not field.has_elements:
+            return field.nbytes
+        found = [
+            self._parts[part].stored(name)[rows[mine] - self.firsts[part]].lengths
+            for part, mine in self._by_part(rows, np.arange(len(rows)))
+        ]
+        mean = float(np.concatenate(found).clip(0, 2 * field.nbytes).mean()) if field.codec is not None else 0.0
+        return _SPAN_NBYTES + mean
+
     def take(self, name: str, rows: Ints) -> Array:
         """A field's values at rows of any shape: ``(*rows.shape, *field.shape)``, in memory of their own."""
+        if name in self._encoded:
+            return self.take_encoded(name, [(rows, None)])[0]
         column = self._columns.get(name) or self.column(name)
         if column is not None:
             # The smallest batches are written out here: in them a call is a part of the time.
@@ -269,21 +285,54 @@ class Rows:
 
     def take_runs(self, name: str, firsts: Ints, length: int) -> Array:
         """``length`` consecutive rows from each of ``firsts``: ``(len(firsts), length, *field.shape)``."""
-        column = self.column(name)
+        column = None if name in self._encoded else self.column(name)
         if column is None:
             return self.take(name, firsts[:, None] + np.arange(length))
         return column.take_runs(firsts, length)
 
     def take_slices(self, name: str, firsts: Ints, counts: Ints, width: int) -> Array:
         """``counts[i]`` rows from ``firsts[i]`` for each i, padded with zeros: ``(len(firsts), width, *shape)``."""
+        offsets = np.arange(width)
+        if name in self._encoded:
+            return self.take_encoded(name, [(firsts[:, None] + offsets, offsets < counts[:, None])])[0]
         column = self.column(name)
         if column is not None:
             return column.take_slices(firsts, counts, width)
-        offsets = np.arange(width)
         there = offsets < counts[:, None]
         values = self.take(name, firsts[:, None] + np.where(there, offsets, 0))
         values[~there] = 0
         return values
+
+    def take_encoded(self, name: str, wanted: Sequence[tuple[Ints, npt.NDArray[np.bool_] | None]]) -> list[Array]:
+        """The values of a field with a codec at several arrays of rows, each distinct row decoded once.
+
+        Args:
+            name: the field.
+            wanted: rows of any shape, and of the same shape False where zeros are to come; None for nowhere.
+
+        Returns:
+            For each of them ``(*rows.shape, *field.shape)``.
+
+        Raises:
+            CorruptBufferError: a row cannot be decoded.
+        """
+        field = self._fields[name]
+        flat = np.concatenate([rows.reshape(-1) for rows, _ in wanted])
+        there = np.concatenate([np.ones(r.size, bool) if some is None else some.reshape(-1) for r, some in wanted])
+        distinct, numbers = np.unique(flat[there], return_inverse=True)
+        slots = np.full(len(flat), -1, np.int64)
+        slots[there] = numbers.reshape(-1)
+        parts = [
+            (self._parts[part].stored(name), distinct[mine] - self.firsts[part])
+            for part, mine in self._by_part(distinct, np.arange(len(distinct)))
+        ]
+        out = empty_rows(len(flat), field)
+        decode_rows(field, parts, out, slots, workers_for(len(distinct) * field.nbytes, torch.get_num_threads()))
+        ends = np.cumsum([0, *(rows.size for rows, _ in wanted)]).tolist()
+        return [
+            out[begin:end].reshape(*rows.shape, *field.shape)
+            for (rows, _), begin, end in zip(wanted, ends[:-1], ends[1:], strict=True)
+        ]
 
     def take_ragged(self, name: str, rows: Ints, present: npt.NDArray[np.bool_] | None = None) -> Padded:
         """The elements of a ragged field at rows of any shape, padded, and how many there are.
@@ -300,8 +349,8 @@ class Rows:
         taken = []
         wanted = np.arange(len(flat)) if present is None else np.flatnonzero(present)
         for part, mine in self._by_part(flat, wanted):
-            elements = self._parts[part].ragged(name)[flat[mine] - self.firsts[part]]
-            elements.check()  # before anything of the size that they claim is allocated
+            elements = self._parts[part].stored(name)[flat[mine] - self.firsts[part]]
+            elements.elements()  # before anything of the size that they claim is allocated
             taken.append((mine, elements))
         lengths = np.zeros(len(flat), np.int64)
         for mine, elements in taken:

@@ -126,7 +126,7 @@ def _warn_of_nothing(samples: int, batch_size: int, ranks: int) -> None:
     )
 
 
-def _loader_of(kind: str, given: dict[str, Any]) -> ReplayLoader:
+def loader_of(kind: str, given: dict[str, Any]) -> ReplayLoader:
     """The loader of one kind of sample, with the arguments of the function that is named after it."""
     return make_loader(kind=kind, **given.pop("options"), **given)
 
@@ -164,7 +164,7 @@ def trajectory_loader(
         >>> batch["observation"].shape, batch["_mask"].shape, batch["_lens"].shape
         (torch.Size([8, 20, 4]), torch.Size([8, 20]), torch.Size([8]))
     """
-    return _loader_of("trajectory", locals())
+    return loader_of("trajectory", locals())
 
 
 def timestep_loader(
@@ -194,7 +194,7 @@ def timestep_loader(
         >>> len(loader), next(iter(loader))["observation"].shape
         (5, torch.Size([32, 4]))
     """
-    return _loader_of("timestep", locals())
+    return loader_of("timestep", locals())
 
 
 def n_step_loader(
@@ -244,7 +244,7 @@ def n_step_loader(
         >>> batch["next_observation"].shape, batch["n_step_return"].shape
         (torch.Size([32, 4]), torch.Size([32]))
     """
-    return _loader_of("n_step", locals())
+    return loader_of("n_step", locals())
 
 
 def window_loader(
@@ -293,7 +293,7 @@ def window_loader(
         >>> next(iter(window_loader(buffer, 32, offsets=chunks, fields=(), shuffle=True)))["action"].shape
         torch.Size([32, 16])
     """
-    return _loader_of("window", locals())
+    return loader_of("window", locals())
 
 
 def crop_loader(
@@ -335,4 +335,4 @@ def crop_loader(
         >>> batch["observation"].shape, batch["_burn_in_mask"].shape
         (torch.Size([4, 12, 4]), torch.Size([4, 12]))
     """
-    return _loader_of("crop", locals())
+    return loader_of("crop", locals())

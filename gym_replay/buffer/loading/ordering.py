@@ -15,6 +15,9 @@ from gym_replay.buffer.loading.order import Floats, Order, ReplacementOrder, che
 from gym_replay.buffer.loading.prioritized import PrioritizedSampler, PriorityOrder
 from gym_replay.errors import FieldError
 
+_LOOKED_AT = 64
+"""Encoded rows by whose mean size blocks are made, at most."""
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -165,6 +168,8 @@ class OrderOptions:
 
 def _sample_bytes(dataset: ReplayDataset) -> float:
     """Bytes on the disk for each further sample: rows of the selected episodes over samples, times bytes of a row."""
-    fields = [dataset.source.fields[name] for name in dataset.entries.read_fields]
-    row = sum(field.nbytes for field in fields if not field.ragged) + sum(16 for field in fields if field.ragged)
+    source = dataset.source
+    some = np.unique(np.linspace(0, len(source.starts) - 1, _LOOKED_AT).astype(np.int64))
+    some = source.starts[some] + source.lengths[some] // 2
+    row = sum(source.rows.stored_nbytes(name, some) for name in dataset.entries.read_fields)
     return row * max(1.0, float(dataset.source.lengths.sum()) / max(len(dataset), 1))

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.loading.labels import LABEL, labels_of
 from gym_replay.buffer.loading.order import Ints, checked_integer, mixed
 from gym_replay.buffer.loading.where import Where
 from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
@@ -43,6 +44,7 @@ class EpisodeValues(Mapping[str, npt.NDArray[Any]]):
 
     * ``index`` (as in ``buffer.episode(index)``), ``id`` (within its buffer) and ``length`` (T), int64;
     * ``complete`` (not cut by a reset or a close) and ``has_final`` (the last observation is there), bool;
+    * ``label``: what somebody who looked at the episodes says of them (``labels.json``), else an empty string;
     * ``terminated`` and ``truncated``: of the last step, where there is such a field of single booleans;
     * ``episode_return``: the sum of the rewards, where ``reward`` is a field of single numbers.
 
@@ -63,7 +65,7 @@ class EpisodeValues(Mapping[str, npt.NDArray[Any]]):
         self._known: dict[str, npt.NDArray[Any]] = {}
         fields, self.meta_fields = parts[0].metadata.fields, parts[0].metadata.meta_fields
         single = {name: info.dtype.kind for name, info in fields.items() if not info.ragged and info.shape == ()}
-        names = ["index", "id", "length", "complete", "has_final"]
+        names = ["index", "id", "length", "complete", "has_final", LABEL]
         names += [name for name in ("terminated", "truncated") if single.get(name) == "b"]
         names += ["episode_return"] if "reward" in single else []
         self._names = list(dict.fromkeys((*names, *self.meta_fields)))
@@ -91,7 +93,13 @@ class EpisodeValues(Mapping[str, npt.NDArray[Any]]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def forget(self, name: str) -> None:
+        """Read these values anew when they are asked for next."""
+        self._known.pop(name, None)
+
     def _read(self, name: str, part: Snapshot) -> npt.NDArray[Any]:
+        if name == LABEL and (name not in self.meta_fields or self.meta_fields[name].is_text):
+            return labels_of(part)
         if name in self.meta_fields:
             return part.meta(name)
         part.require_up_to_date(["reward" if name == "episode_return" else name])

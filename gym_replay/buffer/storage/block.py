@@ -10,13 +10,15 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.storage.encoded import as_stored
 from gym_replay.buffer.storage.ragged import Ragged, spans_of
 from gym_replay.buffer.storage.records import MetaColumn
+from gym_replay.schema.fields import Field
 
 Piece: TypeAlias = "tuple[str, bool, int, bytes | memoryview]"
-"""Bytes of one file of an episode, or of several one after another: the field, whether these are elements of a ragged
-field, the first row (or element) counted from the first one of the episode, and the bytes. The rows of a ragged field
-are spans that count from the episode's first element.
+"""Bytes of one file of an episode, or of several one after another: the field, whether these are elements of
+it, the first row (or element) counted from the first one of the episode, and the bytes. The rows of a field that has
+elements are spans that count from the episode's first element.
 """
 
 
@@ -48,7 +50,7 @@ class Block(NamedTuple):
         lengths: T of each episode, at least one.
         flags: of all episodes, or of each.
         meta: of meta fields a value for all episodes, or one for each; others hold their default.
-        elements: by ragged field, how many elements each episode has.
+        elements: by field that has elements, how many elements each episode has.
         early: of a single episode, the rows that come before the pieces.
         sums: by field the checksums of each episode, where they are known once the pieces were gone through.
         sums_may_wait: whether the checksums of short episodes are left to flush and close.
@@ -66,6 +68,7 @@ class Block(NamedTuple):
     @classmethod
     def of_rows(
         cls,
+        fields: Mapping[str, Field],
         rows: Mapping[str, npt.NDArray[Any] | Ragged],
         lengths: list[int] | npt.NDArray[np.int64],
         flags: int | npt.NDArray[np.uint8],
@@ -73,10 +76,15 @@ class Block(NamedTuple):
         *,
         sums_may_wait: bool = False,
     ) -> Block:
-        """Episodes whose rows, one episode after another, are a contiguous array for each field."""
+        """Episodes whose rows, one episode after another, are a contiguous array for each of these fields.
+
+        Those of fields with a codec are encoded here.
+        """
         pieces: list[Piece] = []
         elements: dict[str, Sequence[int]] = {}
         for name, values in rows.items():
+            if not isinstance(values, Ragged) and fields[name].codec is not None:
+                values = as_stored(fields[name], values)
             if isinstance(values, Ragged):
                 counts, whole = values.compact()
                 pieces += [(name, True, 0, whole.data), (name, False, 0, spans_of(counts).data)]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gym_replay.buffer.storage.block import Block
 from gym_replay.buffer.storage.columns import PIECE, ColumnWriter
 from gym_replay.buffer.storage.open_files import OpenFiles
-from gym_replay.buffer.storage.records import DELETED, slots_of
+from gym_replay.buffer.storage.records import CHECKSUM, DELETED, slots_of
 from gym_replay.errors import StorageError
 
 CHECKSUM_RUN = 1 << 20
@@ -70,9 +70,9 @@ class Checksums:
     def _put(self, found: Mapping[str, Any], first_id: int, count: int) -> None:
         """Write the checksums of episodes with consecutive ids."""
         files = self._files
-        sums = np.empty(count, files.sums.dtype)
-        for name, column in found.items():
-            sums[name] = column
+        sums = np.empty((count, *files.sums.shape), CHECKSUM)
+        for at, name in enumerate(files.metadata.fields):
+            sums[:, at] = found[name]
         files.write_slots(files.sums, first_id, sums.tobytes())
         files.counters.put("summed", first_id + count)
         self._unsummed = 0
@@ -132,9 +132,9 @@ class Checksums:
 
     def _summed(self, run: _Run) -> _Run:
         files = self._files
-        sums = np.zeros(len(run.ids), files.sums.dtype)
-        for name, column in files.steps.items():
-            sums[name] = field_checksums(column, files.elements.get(name), run.starts, run.rows)
+        sums = np.empty((len(run.ids), *files.sums.shape), CHECKSUM)
+        for at, name in enumerate(files.metadata.fields):
+            sums[:, at] = field_checksums(files.steps[name], files.elements.get(name), run.starts, run.rows)
         return replace(run, sums=sums)
 
     def _store(self, run: _Run | None) -> None:
@@ -155,7 +155,7 @@ class _Run:
     Attributes:
         end: one past the last id.
         ids, slots, starts, rows: of each: id, table slot, first row and number of rows.
-        sums: the checksums of each, once they are computed.
+        sums: the checksums of each, ``(episodes, fields)``, once they are computed.
     """
 
     end: int

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from zlib import crc32
 
 import numpy as np
@@ -14,14 +16,15 @@ import numpy.typing as npt
 from gym_replay.buffer.storage.block import Block, Piece
 from gym_replay.buffer.storage.checksums import field_checksums
 from gym_replay.buffer.storage.columns import Column, ColumnWriter
+from gym_replay.buffer.storage.encoded import Encoded, as_stored, undecodable
 from gym_replay.buffer.storage.layout import Metadata, current_path, spans_path, step_path, values_path
-from gym_replay.buffer.storage.ragged import SPAN, misplaced, spans_of
+from gym_replay.buffer.storage.ragged import SPAN, Ragged, misplaced, spans_of
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, HAS_FINAL, RECORDS_AT_ONCE, Ints, MetaColumn
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import CorruptBufferError, StorageError
 from gym_replay.files.writing import read_at
-from gym_replay.schema.fields import encode_text
+from gym_replay.schema.fields import Field, encode_text
 
 Sums: TypeAlias = npt.NDArray[np.uint32]
 
@@ -33,6 +36,9 @@ GAP = 1 << 14
 
 BLOCK = 1 << 24
 """Bytes of rows that are committed at once."""
+
+CONVERTED = 1 << 23
+"""Bytes of decoded rows that are encoded at a time, by several threads."""
 
 
 def copy_episodes(source: Snapshot, writer: FolderWriter) -> Iterator[int]:
@@ -55,16 +61,17 @@ def copy_episodes(source: Snapshot, writer: FolderWriter) -> Iterator[int]:
         return
     source.require_up_to_date(writer.metadata.fields)
     oldest, fields = int(source.ids[0]), writer.metadata.fields.values()
-    width = sum(2 * SPAN.itemsize if info.ragged else info.nbytes for info in fields)
+    width = sum(2 * SPAN.itemsize if info.has_elements else info.nbytes for info in fields)
+    width += sum(info.nbytes for info in converted_fields(source.metadata, writer.metadata).values())
     with ThreadPoolExecutor(1, "gym_replay copy") as thread:
         for part in batches((source.lengths + writer.metadata.has_state) * width, BLOCK):
             some = source.only(part)
             summed = source.counters.summed  # before the sums are read: those below it are there
             try:
                 source.require_live(oldest)
-                block = _block_of(some, writer.metadata, thread)
+                block, sums = _block_of(some, writer.metadata, thread)
                 writer.commit(block)
-                _compare(some, writer.metadata, summed, block.sums or {})
+                _compare(some, writer.metadata, summed, sums)
             except CorruptBufferError:
                 source.require_live(oldest)  # where it has left, what was read may be anything
                 raise
@@ -85,33 +92,81 @@ def batches(nbytes: Ints, most: int) -> Iterator[slice]:
 class _Pieces:
     """The rows of episodes as pieces of a block, read anew each time that they are gone through.
 
-    While a piece is written, a thread goes on with the checksums of its episodes.
+    While a piece is written, a thread goes on with the checksums of its episodes. Where the copy has another codec than
+    the source, rows are decoded and encoded, and what was encoded is decoded again and compared.
 
     Attributes:
-        elements: by ragged field, how many elements each episode has.
-        sums: by field, the checksum of each episode once all pieces were asked for.
+        converted: the fields that have another codec in the copy.
+        elements: by field that has elements, how many elements each episode has, of a converted one once all pieces
+            were asked for.
+        sums: by field, the checksum of each episode in the source once all pieces were asked for.
     """
 
     def __init__(self, source: Snapshot, metadata: Metadata, thread: ThreadPoolExecutor) -> None:
         self._source, self._thread = source, thread
         self._taken = source.lengths + metadata.has_state
-        self._ragged = {name: _elements_of(source, name, self._taken) for name in metadata.ragged_fields}
-        self.elements = {name: totals.tolist() for name, (_, _, totals) in self._ragged.items()}
+        self.converted = converted_fields(source.metadata, metadata)
+        with_elements = [name for name in source.metadata.element_fields if name in metadata.fields]
+        self._spans = {name: _elements_of(source, name, self._taken) for name in with_elements}
+        self.elements = {
+            name: [0] * len(source) if name in self.converted else self._spans[name][2].tolist()
+            for name in metadata.element_fields
+        }
         self.sums = {name: np.zeros(len(source), np.uint32) for name in metadata.fields}
 
     def __iter__(self) -> Iterator[Piece]:
-        source, taken = self._source, self._taken
         for name, sums in self.sums.items():
-            if name in self._ragged:
-                spans, begins, totals = self._ragged[name]
-                sums[:] = _sums_of_spans(spans, taken)
-                for at, data in self._rows(sums, source.columns[values_path(name)], begins, totals):
-                    yield name, True, at, data
-                yield name, False, 0, spans.data
-            else:
-                sums[:] = 0
-                for at, data in self._rows(sums, source.columns[step_path(name)], source.starts, taken):
-                    yield name, False, at, data
+            pieces = self._stored(name, sums)
+            if name in self.converted:
+                deque(pieces, 0)  # for the sums, and to read with pread before a map is looked at
+                pieces = self._converted(name, self.converted[name])
+            yield from pieces
+
+    def _stored(self, name: str, sums: Sums) -> Iterator[Piece]:
+        """The rows of a field as they lie in the source."""
+        source, taken = self._source, self._taken
+        if name in self._spans:
+            spans, begins, totals = self._spans[name]
+            sums[:] = _sums_of_spans(spans, taken)
+            for at, data in self._rows(sums, source.columns[values_path(name)], begins, totals):
+                yield name, True, at, data
+            yield name, False, 0, spans.data
+        else:
+            sums[:] = 0
+            for at, data in self._rows(sums, source.columns[step_path(name)], source.starts, taken):
+                yield name, False, at, data
+
+    def _converted(self, name: str, field: Field) -> Iterator[Piece]:
+        """The rows of a field as it is in the copy."""
+        column, taken = self._source.column(name), self._taken
+        heads = np.cumsum(taken) - taken
+        rows = np.repeat(self._source.starts - heads, taken) + np.arange(int(taken.sum()))
+        step, end, lengths = max(1, CONVERTED // field.nbytes), 0, []
+        for begin in range(0, len(rows), step):
+            try:
+                values = column[rows[begin : begin + step]]
+            except CorruptBufferError as error:
+                raise self._undecodable(name, rows, heads) or error from None
+            if field.codec is None:
+                yield name, False, begin, values.data
+                continue
+            counts, elements = _verified(name, field, values).compact()
+            yield name, True, end, elements.data
+            end += len(elements)
+            lengths.append(counts)
+        if field.codec is not None:
+            counts = np.concatenate(lengths)
+            self.elements[name][:] = np.add.reduceat(counts, heads).tolist()
+            yield name, False, 0, spans_of(counts).data
+
+    def _undecodable(self, name: str, rows: Ints, heads: Ints) -> CorruptBufferError | None:
+        """What is to be said of the first row that cannot be decoded; None where they all can."""
+        found = undecodable(self._source.metadata.fields[name], self._source.stored(name)[rows])
+        if not found:
+            return None
+        index = int(np.searchsorted(heads, found[0][0], side="right")) - 1
+        what = f"row {found[0][0] - int(heads[index])} of field {name!r} cannot be decoded: {found[0][1]}"
+        return _damaged(self._source, index, what)
 
     def _rows(self, sums: Sums, column: Column, starts: Ints, counts: Ints) -> Iterator[tuple[int, bytes | memoryview]]:
         """Rows in pieces, each with the number of rows before it; their checksums go on from ``sums``."""
@@ -124,6 +179,23 @@ class _Pieces:
             finally:
                 summing.result()
             at += len(data)
+
+
+def converted_fields(source: Metadata, copy: Metadata) -> dict[str, Field]:
+    """The fields of a copy that have another codec than in the source."""
+    return {name: info for name, info in copy.fields.items() if info.codec != source.fields[name].codec}
+
+
+def _verified(name: str, field: Field, values: npt.NDArray[Any]) -> Ragged:
+    """Rows encoded, which decode to what they were.
+
+    Raises:
+        StorageError: they do not.
+    """
+    stored = as_stored(field, values)
+    if not field.is_lossy and Encoded(stored, field).tobytes() != values.tobytes():
+        raise StorageError(errno.EIO, f"field {name!r}: the codec {field.codec} does not give back what it was given")
+    return stored
 
 
 def _sum_up(sums: Sums, edges: Ints, at: int, data: bytes | memoryview) -> None:
@@ -143,8 +215,11 @@ def _sum_up(sums: Sums, edges: Ints, at: int, data: bytes | memoryview) -> None:
     ]
 
 
-def _block_of(source: Snapshot, metadata: Metadata, thread: ThreadPoolExecutor) -> Block:
-    """The episodes of a snapshot as a block for a buffer with these metadata."""
+def _block_of(source: Snapshot, metadata: Metadata, thread: ThreadPoolExecutor) -> tuple[Block, dict[str, Sums]]:
+    """The episodes of a snapshot as a block for a buffer with these metadata.
+
+    And the checksums of the source by field, once the pieces of the block were gone through.
+    """
     meta: dict[str, MetaColumn] = {}
     for name, info in metadata.meta_fields.items():
         values = meta[name] = source.meta(name)
@@ -153,11 +228,12 @@ def _block_of(source: Snapshot, metadata: Metadata, thread: ThreadPoolExecutor) 
             meta[name] = [encoded[text] for text in values]
     flags = source.flags & np.uint8(255 - DELETED - (0 if metadata.has_state else HAS_FINAL))
     pieces = _Pieces(source, metadata, thread)
-    return Block(pieces, source.lengths, flags, meta, pieces.elements, sums=pieces.sums)
+    sums = None if pieces.converted else pieces.sums  # which are those of the source
+    return Block(pieces, source.lengths, flags, meta, pieces.elements, sums=sums), pieces.sums
 
 
 def _elements_of(source: Snapshot, name: str, taken: Ints) -> tuple[Ints, Ints, Ints]:
-    """The spans of a ragged field, moved to where the elements of these episodes lie one after another.
+    """The spans of a field that has elements, moved to where the elements of these episodes lie one after another.
 
     And of each episode the first element in the source, and how many there are.
     """
@@ -236,7 +312,7 @@ def _compare(source: Snapshot, metadata: Metadata, summed: int, sums: Mapping[st
         source: the episodes.
         metadata: of the copy.
         summed: the episodes with lower ids have checksums.
-        sums: what was computed of the copy, by field.
+        sums: what was computed of what was read, by field.
     """
     known = np.flatnonzero(source.ids < summed)
     if len(known) == 0:
@@ -245,8 +321,10 @@ def _compare(source: Snapshot, metadata: Metadata, summed: int, sums: Mapping[st
     stored = source.columns[CHECKSUMS].view(int(slots.max()) + 1)[slots]
     # Where row T is left behind, what was summed is not what was copied.
     is_whole = source.metadata.has_state == metadata.has_state
-    for name, found in sums.items():
-        wrong = known[stored[name] != (found if is_whole else _sums_of(source, name))[known]]
+    for at, name in enumerate(source.metadata.fields):
+        if (found := sums.get(name)) is None:
+            continue
+        wrong = known[stored[:, at] != (found if is_whole else _sums_of(source, name))[known]]
         if len(wrong):
             more = f" (nor do those of {len(wrong) - 1} more)" if len(wrong) > 1 else ""
             what = f"the rows of field {name!r} do not match their checksum{more}"

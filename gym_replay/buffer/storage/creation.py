@@ -26,7 +26,7 @@ from gym_replay.errors import CorruptBufferError, FieldError, GymReplayError, No
 from gym_replay.files.directory import Directory
 from gym_replay.files.folders import entries_beneath, is_too_deep
 from gym_replay.files.lock import LOCK_NAME, WriterLock
-from gym_replay.schema.fields import parse_fields
+from gym_replay.schema.fields import parse_fields, require_codecs
 
 _STATISTICS = "statistics.json"
 
@@ -43,8 +43,9 @@ def check_config(metadata: Metadata) -> None:
             f"field {texts[0]!r}: only meta fields can be strings; for one at each step use "
             "Field('uint8', ragged=True) and the string's UTF-8 bytes"
         )
-    if ragged := [name for name, info in metadata.meta_fields.items() if info.ragged]:
-        raise FieldError(f"meta field {ragged[0]!r}: only fields of the steps can be ragged")
+    if ragged := [name for name, info in metadata.meta_fields.items() if info.has_elements]:
+        raise FieldError(f"meta field {ragged[0]!r}: only fields of the steps can be ragged or have a codec")
+    require_codecs(metadata.fields)
     if metadata.circular and metadata.table_capacity is None:
         raise FieldError("circular=True needs max_episodes or max_steps: a ring has a size")
     for name in ("max_episodes", "max_timesteps", "max_steps"):

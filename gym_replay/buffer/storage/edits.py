@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -12,14 +12,15 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.checksums import field_checksums
 from gym_replay.buffer.storage.columns import PIECE, ColumnWriter
+from gym_replay.buffer.storage.encoded import as_stored
 from gym_replay.buffer.storage.layout import NEW, Metadata, paths_of, spans_path, step_path, values_path
 from gym_replay.buffer.storage.ragged import Ragged, spans_of
 from gym_replay.buffer.storage.reader import Snapshot
-from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, EPISODES, Ints, meta_column, slots_of
+from gym_replay.buffer.storage.records import CHECKSUM, CHECKSUMS, DELETED, EPISODES, Ints, meta_column, slots_of
 from gym_replay.buffer.storage.strings import STRINGS, StringWriter
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import FieldError, StorageError
-from gym_replay.schema.fields import Field, encode_text, widened
+from gym_replay.schema.fields import Field, encode_text, require_codecs, widened
 
 Rows = npt.NDArray[Any] | Ragged
 """Rows of several episodes of one field, one episode after another: ``(sum of rows, *field.shape)``."""
@@ -46,8 +47,8 @@ def update(
         derived[name] = int(left[0]) if len(left) else writer.counters.next
     with _changing(writer, replace(writer.metadata, derived=derived)) as change:
         for name, (values, counts) in rows.items():
-            if isinstance(values, Ragged):
-                change.write_ragged(name, snapshot, _with_rows(snapshot, name, episodes, values, counts))
+            if isinstance(values, Ragged) or writer.metadata.fields[name].has_elements:
+                change.write_elements(name, snapshot, _with_rows(snapshot, name, episodes, values, counts))
                 change.sum_up(name, snapshot)
             else:
                 _write_rows(change.copy(step_path(name)), changed.starts, counts, values)
@@ -108,6 +109,7 @@ def add_fields(
     )
     for name, (info, _) in fields.items():
         _check_field(writer, name, info)
+        require_codecs({name: info})
     with _changing(writer, metadata) as change:
         for name, (info, values) in fields.items():
             if name in known:
@@ -175,7 +177,6 @@ def rename_field(writer: FolderWriter, name: str, new: str) -> None:
     with _changing(writer, metadata, old_paths) as change:
         for old_path, new_path in zip(old_paths, new_paths, strict=True):
             change.stored(old_path).copy_to(change.create(new_path))
-        change.take_sums({new: name})
 
 
 def drop_field(writer: FolderWriter, name: str) -> None:
@@ -185,7 +186,7 @@ def drop_field(writer: FolderWriter, name: str) -> None:
     derived = {each: end for each, end in before.derived.items() if each != name}
     metadata = replace(before, fields=fields, derived=derived, environment=_environment_without(before, name))
     with _changing(writer, metadata, before.paths_of(name)) as change:
-        change.take_sums({})
+        change.take_sums()
 
 
 def _environment_without(metadata: Metadata, name: str) -> dict[str, Any] | None:
@@ -198,7 +199,7 @@ def _environment_without(metadata: Metadata, name: str) -> dict[str, Any] | None
 def _check_field(writer: FolderWriter, name: str, info: Field) -> None:
     """Raise FieldError where a field cannot be added, or cannot become another one."""
     if (field := writer.metadata.fields.get(name)) is not None:
-        if info != replace(field, dtype=info.dtype) or field.ragged:
+        if info != replace(field, dtype=info.dtype) or field.has_elements:
             raise FieldError(f"field {name!r}: it is {field}, and only another dtype can be taken; got {info}")
         return
     if info.state and not writer.metadata.has_state:
@@ -209,7 +210,7 @@ def _check_field(writer: FolderWriter, name: str, info: Field) -> None:
 
 
 def _refuse_foreign(writer: FolderWriter, name: str, info: Field) -> None:
-    for path in paths_of(name, ragged=info.ragged):
+    for path in paths_of(name, info):
         if writer.directory.exists(path):
             raise FieldError(f"field {name!r}: {path} holds something else; move it away, or choose another name")
 
@@ -228,9 +229,8 @@ def _widen_field(change: _Change, wider: Field, name: str) -> None:
 def _create_field(change: _Change, info: Field, name: str, snapshot: Snapshot, values: Rows | None) -> None:
     taken = snapshot.lengths + snapshot.metadata.has_state
     default = info.default_value()
-    if info.ragged:
-        none = Ragged.of_lengths(np.zeros(int(taken.sum()), np.int64), default)
-        change.write_ragged(name, snapshot, values if isinstance(values, Ragged) else none)
+    if info.has_elements:
+        change.write_elements(name, snapshot, _rows_of_new(info, taken, values))
         return
     column = change.create(step_path(name))
     row, end = default.tobytes(), change.end_row
@@ -243,15 +243,33 @@ def _create_field(change: _Change, info: Field, name: str, snapshot: Snapshot, v
     column.reserve(end)
 
 
-def _with_rows(snapshot: Snapshot, name: str, episodes: Ints, values: Ragged, counts: Ints) -> Ragged:
-    """The rows of a ragged field of all live episodes, one after another, with new ones where some are changed."""
-    stored, new = snapshot.ragged(name), np.zeros((2, len(snapshot)), np.int64)
+def _rows_of_new(info: Field, taken: Ints, values: Rows | None) -> Iterator[Ragged]:
+    """The rows of a new field that has elements, as they are stored: of each live episode, which takes so many."""
+    none = np.empty((0, *info.stored.shape), info.stored.dtype)
+    for end, count in zip(np.cumsum(taken).tolist(), taken.tolist(), strict=True):
+        if values is None:
+            yield Ragged.of_lengths(np.zeros(count, np.int64), none)
+        else:
+            yield _stored(info, values[end - count : end])
+
+
+def _with_rows(snapshot: Snapshot, name: str, episodes: Ints, values: Rows, counts: Ints) -> Iterator[Ragged]:
+    """The rows of a field that has elements, as they are stored, of each live episode, with new ones where it changes.
+
+    An episode may come in several parts.
+    """
+    stored, new = snapshot.stored(name), np.zeros((2, len(snapshot)), np.int64)
     new[:, episodes] = np.cumsum(counts) - counts, counts
-    parts = []
     ends = snapshot.starts + snapshot.lengths + snapshot.metadata.has_state
     for start, end, first, count in zip(snapshot.starts.tolist(), ends.tolist(), *new.tolist(), strict=True):
-        parts += [values[first : first + count], stored[start + count : end]]
-    return Ragged.concatenate(parts)
+        if count:
+            yield _stored(snapshot.metadata.fields[name], values[first : first + count])
+        yield stored[start + count : end]
+
+
+def _stored(info: Field, values: Rows) -> Ragged:
+    """Rows as a field that has elements stores them."""
+    return values if isinstance(values, Ragged) else as_stored(info, values)
 
 
 def _write_rows(column: ColumnWriter, starts: Ints, counts: Ints, values: npt.NDArray[Any]) -> None:
@@ -302,7 +320,7 @@ class _Change:
         self.columns: dict[str, ColumnWriter] = {}
         self.end_row = writer.end_row
         """How many rows each new column must have: deleted episodes keep theirs."""
-        self._sums: npt.NDArray[Any] | None = None
+        self._sums: npt.NDArray[np.uint32] | None = None
 
     def stored(self, path: str) -> ColumnWriter:
         """A column as it is, to be read."""
@@ -319,12 +337,22 @@ class _Change:
         self.stored(path).copy_to(column)
         return column
 
-    def write_ragged(self, name: str, snapshot: Snapshot, rows: Ragged) -> None:
-        """Write a ragged field's files anew: the rows of all live episodes, one episode after another."""
-        counts, elements = rows.compact()
-        self.create(values_path(name)).write(0, elements.tobytes())
-        spans = self.create(spans_path(name))
-        _write_rows(spans, snapshot.starts, snapshot.lengths + snapshot.metadata.has_state, spans_of(counts))
+    def write_elements(self, name: str, snapshot: Snapshot, rows: Iterable[Ragged]) -> None:
+        """Write the files of a field that has elements anew: the rows of all live episodes, one episode after another.
+
+        Args:
+            name: the field.
+            snapshot: the episodes.
+            rows: those of all episodes as they are stored, in parts of which one is in memory at a time.
+        """
+        column, end, counts = self.create(values_path(name)), 0, [np.empty(0, np.int64)]
+        for part in rows:
+            lengths, elements = part.compact()
+            column.write(end, elements.tobytes())
+            end += len(elements)
+            counts.append(lengths)
+        spans, taken = self.create(spans_path(name)), snapshot.lengths + snapshot.metadata.has_state
+        _write_rows(spans, snapshot.starts, taken, spans_of(np.concatenate(counts)))
         spans.reserve(self.end_row)
 
     def put_into_records(self, slots: Ints, columns: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -335,31 +363,24 @@ class _Change:
             records[name] = values
         table.write_scattered(slots, self.metadata.record.signed(records))
 
-    def _stored_sums(self) -> npt.NDArray[Any]:
-        """The checksums of all slots, with columns for fields that are new."""
-        self._writer.fill_checksums()
-        stored = self.stored(CHECKSUMS).read_array(0, self.stored(CHECKSUMS).capacity)
-        sums = np.zeros(len(stored), self.metadata.columns[CHECKSUMS][0])
-        for name in stored.dtype.names or ():
-            sums[name] = stored[name]
-        return sums
-
     def sum_up(self, name: str, episodes: Snapshot) -> None:
         """Compute the checksums of a changed field of these episodes."""
         rows, *elements = (self.columns[path] for path in self.metadata.paths_of(name))
         taken = episodes.lengths + episodes.metadata.has_state
         found = field_checksums(rows, elements[0] if elements else None, episodes.starts, taken)
-        if self._sums is None:
-            self._sums = self._stored_sums()
-        self._sums[name][episodes.slots] = found
+        self.take_sums()[episodes.slots, list(self.metadata.fields).index(name)] = found
 
-    def take_sums(self, renamed: Mapping[str, str]) -> None:
-        """Keep the checksums of the fields that there will be; ``renamed`` has the old names of those with new ones."""
+    def take_sums(self) -> npt.NDArray[np.uint32]:
+        """The checksums of all slots, for the fields that there will be: those there are, and zeros of new fields."""
+        if self._sums is not None:
+            return self._sums
         self._writer.fill_checksums()
         stored = self.stored(CHECKSUMS).read_array(0, self.stored(CHECKSUMS).capacity)
-        self._sums = np.zeros(len(stored), self.metadata.columns[CHECKSUMS][0])
-        for name in self.metadata.fields:
-            self._sums[name] = stored[renamed.get(name, name)]
+        before, after = list(self._writer.metadata.fields), list(self.metadata.fields)
+        self._sums = np.zeros((len(stored), len(after)), CHECKSUM)
+        for name in set(before) & set(after):
+            self._sums[:, after.index(name)] = stored[:, before.index(name)]
+        return self._sums
 
     def write_sums(self) -> None:
         """Write the checksums where some have changed."""

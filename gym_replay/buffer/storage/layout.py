@@ -25,7 +25,7 @@ import numpy as np
 
 from gym_replay.buffer.storage.counters import COUNTERS, CheckValueError
 from gym_replay.buffer.storage.ragged import SPAN
-from gym_replay.buffer.storage.records import CHECKSUMS, EPISODES, RecordFormat, checksums_dtype
+from gym_replay.buffer.storage.records import CHECKSUM, CHECKSUMS, EPISODES, RecordFormat
 from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE
 from gym_replay.errors import (
     BufferNotFoundError,
@@ -39,6 +39,7 @@ from gym_replay.files.documents import LARGEST, parse_json, size_fault
 from gym_replay.files.folders import entries_beneath, is_too_deep
 from gym_replay.files.lock import LOCK_NAME
 from gym_replay.files.writing import replace_file
+from gym_replay.schema.codecs import UnknownCodecError
 from gym_replay.schema.fields import Field, default_from_json, default_to_json
 from gym_replay.schema.names import check_distinct, check_field_name
 
@@ -46,8 +47,8 @@ METADATA = "metadata.json"
 NEW = ".new"
 FORMAT = "gym_replay"
 FORMAT_VERSION = 1
-RAGGED_FEATURE, TEXT_FEATURE = "ragged", "strings"
-KNOWN_FEATURES = frozenset((RAGGED_FEATURE, TEXT_FEATURE))
+RAGGED_FEATURE, TEXT_FEATURE, CODECS_FEATURE = "ragged", "strings", "codecs"
+KNOWN_FEATURES = frozenset((RAGGED_FEATURE, TEXT_FEATURE, CODECS_FEATURE))
 
 _CHECK = b',\n "crc32": '
 _CHECK_VALUE = b"%d\n}"
@@ -89,13 +90,18 @@ class Metadata:
     @property
     def features(self) -> tuple[str, ...]:
         """What a reader must understand beyond the first page of the format."""
-        used = ((RAGGED_FEATURE, bool(self.ragged_fields)), (TEXT_FEATURE, bool(self.text_fields)))
+        fields = self.fields.values()
+        used = (
+            (RAGGED_FEATURE, any(info.ragged for info in fields)),
+            (TEXT_FEATURE, bool(self.text_fields)),
+            (CODECS_FEATURE, any(info.codec is not None for info in fields)),
+        )
         return tuple(name for name, is_used in used if is_used)
 
     @cached_property
-    def ragged_fields(self) -> list[str]:
-        """The names of the ragged fields."""
-        return [name for name, info in self.fields.items() if info.ragged]
+    def element_fields(self) -> list[str]:
+        """The names of the fields whose rows are elements: of ragged fields, and of those with a codec."""
+        return [name for name, info in self.fields.items() if info.has_elements]
 
     @cached_property
     def text_fields(self) -> list[str]:
@@ -135,22 +141,22 @@ class Metadata:
         """Dtype and row shape of every array file but the counters, by path."""
         columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         for name, info in self.fields.items():
-            if info.ragged:
+            if info.has_elements:
                 columns[spans_path(name)] = (SPAN, (2,))
-            columns[paths_of(name, ragged=info.ragged)[-1]] = (info.dtype, info.shape)
+            columns[paths_of(name, info)[-1]] = (info.stored.dtype, info.stored.shape)
         columns[EPISODES] = (self.record.dtype, ())
-        columns[CHECKSUMS] = (checksums_dtype(self.fields), ())
+        columns[CHECKSUMS] = (CHECKSUM, (len(self.fields),))
         if self.text_fields:
             columns[STRINGS] = (STRINGS_DTYPE, ())
         return columns
 
     def rows_path(self, name: str) -> str:
         """Path of a field's file that has one entry per row."""
-        return spans_path(name) if self.fields[name].ragged else step_path(name)
+        return spans_path(name) if self.fields[name].has_elements else step_path(name)
 
     def paths_of(self, name: str) -> list[str]:
         """Paths of a field's files: its rows, or its spans and its elements."""
-        return paths_of(name, ragged=self.fields[name].ragged)
+        return paths_of(name, self.fields[name])
 
 
 @dataclass(frozen=True)
@@ -188,18 +194,18 @@ def step_path(name: str) -> str:
 
 
 def spans_path(name: str) -> str:
-    """Path of a ragged field's spans."""
+    """Path of the spans of a field that has elements."""
     return f"steps/{name.replace('.', '/')}.spans.npy"
 
 
 def values_path(name: str) -> str:
-    """Path of a ragged field's elements."""
+    """Path of a field's elements."""
     return f"steps/{name.replace('.', '/')}.values.npy"
 
 
-def paths_of(name: str, *, ragged: bool) -> list[str]:
+def paths_of(name: str, info: Field) -> list[str]:
     """Paths of a field's files: its rows, or its spans and its elements."""
-    return [spans_path(name), values_path(name)] if ragged else [step_path(name)]
+    return [spans_path(name), values_path(name)] if info.has_elements else [step_path(name)]
 
 
 def metadata_to_json(metadata: Metadata) -> dict[str, Any]:
@@ -239,6 +245,7 @@ def _field_to_json(name: str, info: Field) -> dict[str, Any]:
         "shape": list(info.shape),
         "default": default_to_json(info.default),
         **({"ragged": True} if info.ragged else {}),
+        **({"codec": info.codec} if info.codec is not None else {}),
     }
 
 
@@ -301,8 +308,10 @@ def _take_fields(value: Mapping[str, Any], key: str, flag: str) -> tuple[dict[st
             raise _Fault(f"{key!r}: the default of {name!r} has another shape than the field")
         ragged = "ragged" in entry and _take(entry, "ragged", bool)
         state = flag == "state" and is_flagged
-        fields[name] = Field(_take(entry, "dtype", str), shape, default, state=state, ragged=ragged)
-        if (ragged or fields[name].is_text) and flag != ("state" if ragged else "recorder"):
+        codec = _take(entry, "codec", dict) if "codec" in entry else None
+        fields[name] = Field(_take(entry, "dtype", str), shape, default, state=state, ragged=ragged, codec=codec)
+        has_elements = fields[name].has_elements
+        if (has_elements or fields[name].is_text) and flag != ("state" if has_elements else "recorder"):
             raise _Fault(f"{key!r}: {name!r} cannot be of this kind")
         if is_flagged:
             flagged.append(name)
@@ -380,6 +389,11 @@ def metadata_from_json(value: Any, path: Path) -> Metadata:
             _check_obsolete(old)
             if old in known:
                 raise _Fault(f"'obsolete': {old!r:.200} is a file of this buffer")
+    except UnknownCodecError as error:
+        raise UnsupportedFormatError(
+            f"{path}: the buffer uses a {error}; this version of gym_replay knows no other; "
+            "pip install --upgrade gym-replay"
+        ) from None
     except (_Fault, FieldError) as fault:
         raise CorruptBufferError(f"{path}: {fault}") from None
     return metadata

@@ -38,7 +38,7 @@ class OpenFiles:
     Attributes:
         columns: the writers of all array files, by path.
         steps: those of the rows of each field, or its spans.
-        elements: those of the elements of each ragged field.
+        elements: those of the elements of each field that has them.
         table, sums: of the records, and of the checksums.
         room: what is live, and where the next episodes go.
         row_nbytes: bytes of one row of all fields.
@@ -57,7 +57,7 @@ class OpenFiles:
         for column in self.columns.values():
             column.ordered = power
         self.steps = {name: self.columns[metadata.rows_path(name)] for name in metadata.fields}
-        self.elements = {name: self.columns[values_path(name)] for name in metadata.ragged_fields}
+        self.elements = {name: self.columns[values_path(name)] for name in metadata.element_fields}
         self.table, self.sums = self.columns[EPISODES], self.columns[CHECKSUMS]
         self.base, self.capacity = counters.base, metadata.table_capacity
         self.row_nbytes = sum(column.row_nbytes for column in self.steps.values())
@@ -65,7 +65,7 @@ class OpenFiles:
         ids = np.arange(counters.first, counters.next, dtype=np.int64)
         records = self.table.read_scattered(slots_of(ids, self.base, self.capacity))
         extents = records["start"], records["length"] + metadata.has_state, (records["flags"] & DELETED) != 0
-        elements = {name: reader.elements_of(name, *extents) for name in metadata.ragged_fields}
+        elements = {name: reader.elements_of(name, *extents) for name in metadata.element_fields}
         self.room = Room(metadata, counters, self.table, records, elements)
         self.strings: StringWriter | None = None
         self.most_strings = 0
@@ -79,7 +79,7 @@ class OpenFiles:
         return slot if self.capacity is None else slot % self.capacity
 
     def write(self, pieces: Iterable[Piece], row: int, elements: Mapping[str, int]) -> None:
-        """Write pieces of episodes with this first row, and this first element of each ragged field."""
+        """Write pieces of episodes with this first row, and this first element of each field that has them."""
         for name, is_elements, first, data in pieces:
             if is_elements:
                 self.elements[name].write(elements.get(name, 0) + first, data)

@@ -77,7 +77,12 @@ class Ragged:
     @classmethod
     def of_lengths(cls, lengths: npt.NDArray[np.int64], values: Elements) -> Ragged:
         """Rows that lie one after another in ``values``."""
-        return cls(spans_of(lengths), lambda end: values[:end])
+        return cls.of_spans(spans_of(lengths), values)
+
+    @classmethod
+    def of_spans(cls, spans: npt.NDArray[np.int64], values: Elements) -> Ragged:
+        """Rows that lie in ``values`` where the spans say."""
+        return cls(spans, lambda end: values[:end])
 
     @classmethod
     def concatenate(cls, parts: Sequence[Ragged]) -> Ragged:
@@ -116,17 +121,25 @@ class Ragged:
         for index in range(len(self)):
             yield self[index]
 
-    def check(self) -> None:
-        """Raise CorruptBufferError where the elements are not where the spans say."""
-        self._upto(self.spans)
+    def elements(self) -> Elements:
+        """The elements of the field, as far as the rows reach.
+
+        Raises:
+            CorruptBufferError: the elements are not where the spans say.
+        """
+        return self._upto(self.spans)
+
+    @property
+    def where(self) -> str:
+        """The file, as a message begins with it; nothing for rows that are in memory."""
+        return "" if self._path is None else f"{self._path}: "
 
     def _upto(self, spans: npt.NDArray[np.int64]) -> Elements:
         """The elements, as far as these spans reach."""
         if len(spans) == 0:
             return self._view(0)
         if spans.min() < 0 or spans.max() >= 1 << 60:
-            where = "" if self._path is None else f"{self._path}: "
-            raise CorruptBufferError(f"{where}no row has its elements at {spans.min()}, or {spans.max()} of them")
+            raise CorruptBufferError(f"{self.where}no row has its elements at {spans.min()}, or {spans.max()} of them")
         # Rows without elements may lie past the end, where a damaged episode's elements were given up.
         return self._view(int(spans.sum(axis=1).max(initial=0, where=spans[:, 1] > 0)))
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.columns import Column
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
+from gym_replay.buffer.storage.encoded import Encoded
 from gym_replay.buffer.storage.layout import (
     METADATA,
     Choice,
@@ -84,12 +85,15 @@ class Snapshot(Extents):
         complete: npt.NDArray[np.bool_] = (self.flags & COMPLETE) != 0
         return complete
 
-    def column(self, name: str) -> npt.NDArray[Any]:
-        """Read-only view of the rows of a field that is not ragged, ``(rows, *field.shape)``."""
+    def column(self, name: str) -> Any:
+        """The rows of a field that is not ragged, ``(rows, *field.shape)``: a read-only view, or :class:`Encoded`."""
+        field = self.metadata.fields[name]
+        if field.codec is not None:
+            return Encoded(self.stored(name), field)
         return self.columns[step_path(name)].view(self.rows)
 
-    def ragged(self, name: str) -> Ragged:
-        """The rows of a ragged field."""
+    def stored(self, name: str) -> Ragged:
+        """The rows of a field that has elements, as they are stored: of a field with a codec, encoded."""
         spans = self.columns[spans_path(name)]
         return Ragged(spans.view(self.rows), lambda end: self.columns[values_path(name)].view(end), spans.path)
 
@@ -330,7 +334,7 @@ class FolderReader:
         rows: npt.NDArray[np.int64],
         deleted: npt.NDArray[np.bool_],
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """First element and number of elements of a ragged field, of each episode; none where a deleted one is damaged.
+        """First element of each episode, and how many it has, of a field that has them; none of a damaged deleted one.
 
         Raises:
             CorruptBufferError: the spans contradict one another, or the file has no such elements.

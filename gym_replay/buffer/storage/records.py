@@ -2,7 +2,7 @@
 
 A record is id, start, length, every meta value, and at its end the flags and a check value over all that comes before
 it. Its length is a multiple of eight bytes, so that no page boundary divides flags and check value. The checksums of an
-episode's rows are one element of another structured array, ``checksums.npy``.
+episode's rows are one row of another array, ``checksums.npy``, a uint32 for each field.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from gym_replay.schema.fields import Field
 
 EPISODES = "episodes.npy"
 CHECKSUMS = "checksums.npy"
+CHECKSUM = np.dtype("<u4")
 
 HAS_FINAL = 1
 """Flag: row T holds the last observation."""
@@ -73,33 +74,13 @@ def _record_dtype(meta: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]) 
     if unused := -(np.dtype(columns).itemsize + _TAIL_NBYTES) % 8:
         columns.append((_PADDING, "u1", (unused,)))  # a column, since NumPy copies no bytes that lie between columns
     dtype = np.dtype([*columns, ("flags", "u1"), ("crc", "<u4")])
-    _check_header(dtype, f"{len(meta)} meta fields")
-    return dtype
-
-
-def checksums_dtype(fields: Iterable[str]) -> np.dtype[Any]:
-    """The dtype of an episode's checksums: a uint32 for each field, in the fields' order.
-
-    Raises:
-        FieldError: there are so many fields that NumPy would refuse to load the array.
-    """
-    return _checksums_dtype(tuple(fields))
-
-
-@lru_cache(maxsize=64)
-def _checksums_dtype(names: tuple[str, ...]) -> np.dtype[Any]:
-    dtype = np.dtype([(name, "<u4") for name in names])
-    _check_header(dtype, f"{len(names)} fields")
-    return dtype
-
-
-def _check_header(dtype: np.dtype[Any], what: str) -> None:
     length = len(repr(np.lib.format.dtype_to_descr(dtype)))
     if length > _LONGEST_HEADER:
         raise FieldError(
-            f"{what}, with their names, take {length} characters in the header of a .npy file, of which numpy.load "
-            f"takes {_LONGEST_HEADER}; use fewer or shorter names, or store several values as one array"
+            f"{len(meta)} meta fields, with their names, take {length} characters in the header of a .npy file, of "
+            f"which numpy.load takes {_LONGEST_HEADER}; use fewer or shorter names, or store several values as one"
         )
+    return dtype
 
 
 def salt_of(uuid: str) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.block import Block, EarlyRows, Piece
+from gym_replay.buffer.storage.encoded import encode_rows
 from gym_replay.buffer.storage.ragged import SPAN, spans_of
 from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
 from gym_replay.buffer.storage.room import UNLIMITED
@@ -33,13 +34,13 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 
 class FieldPlan(NamedTuple):
     """How the rows of a field are made of items: where its item is in a transition (None where it has none), what packs
-    several of them, whether it is a state field, or ragged, and the bytes of its default."""
+    several of them, whether it is a state field, or has elements, and the bytes of its default, as they are stored."""
 
     name: str
     item: int | None
     packer: Packer | None
     is_state: bool
-    is_ragged: bool
+    has_elements: bool
     default: bytes
 
 
@@ -65,11 +66,11 @@ class RowFormat:
         self.names = tuple(fields if names is None else names)
         self.width = len(self.names)
         self.has_state = any(info.state for info in fields.values())
-        self.has_ragged = any(info.ragged for info in fields.values())
+        self.has_elements = any(info.has_elements for info in fields.values())
         self._packers = dict(packers or {})
         self._chunk_bytes = chunk_bytes
         row_nbytes = max(sum(info.nbytes for info in fields.values()), 1)
-        longest = RAGGED_CHUNK_ROWS if self.has_ragged else CHUNK_ROWS
+        longest = RAGGED_CHUNK_ROWS if any(info.ragged for info in fields.values()) else CHUNK_ROWS
         self.chunk_rows = max(min(longest, chunk_bytes // row_nbytes), 2)
         indices = {name: index for index, name in enumerate(self.names)}
         self.plan = {
@@ -78,8 +79,8 @@ class RowFormat:
                 indices.get(name),
                 self._packers.get(name),
                 info.state,
-                info.ragged,
-                info.default_value().tobytes(),
+                info.has_elements,
+                info.stored.default_value().tobytes(),
             )
             for name, info in fields.items()
         }
@@ -98,7 +99,7 @@ class _InMemory(NamedTuple):
     """What is in memory of an episode, replaced as a whole.
 
     ``initial`` is row 0 of the state fields, and None once it is written; ``start`` the first transition, of which and
-    of those behind it ``items`` are; ``elements`` how many elements of each ragged field come before.
+    of those behind it ``items`` are; ``elements`` how many elements of each field that has them come before.
     """
 
     format: RowFormat
@@ -204,28 +205,27 @@ class Stage:
         return Block(pieces, [len(self)], flags, meta, elements, self.early)
 
     def _num_elements(self, pieces: Sequence[Piece]) -> Mapping[str, int]:
-        """How many elements each ragged field has in the episode, whose last pieces are these."""
-        if not self.format.has_ragged:
+        """How many elements each field that has them has in the episode, whose last pieces are these."""
+        if not self.format.has_elements:
             return _NONE
         return {
-            name: first + len(data) // self.format.fields[name].nbytes
+            name: first + len(data) // self.format.fields[name].stored.nbytes
             for name, is_elements, first, data in pieces
             if is_elements
         }
 
-    def _pieces(self, memory: _InMemory, *, is_last: bool, names: Sequence[str] | None = None) -> list[Piece]:
+    def _pieces(self, memory: _InMemory, *, is_last: bool, only: str | None = None) -> list[Piece]:
+        """What is in memory, encoded where the field has a codec; of ``only`` one field as its plain bytes."""
         row_format, items, last = memory.format, memory.items, self.last if is_last else {}
         initial, width, adds_row_t = memory.initial, row_format.width, is_last and row_format.has_state
         count = len(items) // width
         plan = row_format.plan
         pieces: list[Piece] = []
-        for name, item, packer, is_state, is_ragged, default in (
-            plan.values() if names is None else [plan[name] for name in names]
-        ):
+        for name, item, packer, is_state, has_elements, default in plan.values() if only is None else [plan[only]]:
             first = memory.start
             if item is not None:
                 values = items[item::width] if packer is None else [packer(items[item::width])]
-            elif is_ragged:
+            elif has_elements:
                 values = [default] * count
             elif name not in last:
                 values = [default * count]
@@ -237,12 +237,18 @@ class Stage:
                 first += 1
             elif adds_row_t:
                 values.append(default)
-            if is_ragged:
-                counts = np.fromiter(map(len, values), SPAN, len(values)) // row_format.fields[name].nbytes
+            if has_elements and only is None:
+                info = row_format.fields[name]
+                if info.codec is not None:
+                    values = encode_rows(info, values)
+                counts = np.fromiter(map(len, values), SPAN, len(values)) // info.stored.nbytes
                 elements = memory.elements.get(name, 0)
                 pieces.append((name, True, elements, b"".join(values)))
                 pieces.append((name, False, first, spans_of(counts, elements).tobytes()))
             else:
+                if has_elements:  # no bytes stand for the default
+                    plain = row_format.fields[name].default_value().tobytes()
+                    values = [value or plain for value in values]
                 pieces.append((name, False, first, b"".join(values)))
         return pieces
 
@@ -255,7 +261,7 @@ class Stage:
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """The rows of a field that is not ragged, as they will be committed, copied: ``(T or T+1, *shape)``."""
-        info, ((_, _, first, data),) = self.format.fields[name], self._pieces(self._memory, is_last=True, names=[name])
+        info, ((_, _, first, data),) = self.format.fields[name], self._pieces(self._memory, is_last=True, only=name)
         rows = len(self) + (info.state and self.has_final)
         if info.nbytes == 0:
             return np.empty((rows, *info.shape), info.dtype)

@@ -18,6 +18,7 @@ from gym_replay.buffer.storage.checksums import Checksums
 from gym_replay.buffer.storage.columns import ColumnWriter
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.creation import create_files
+from gym_replay.buffer.storage.encoded import Encoded
 from gym_replay.buffer.storage.layout import (
     METADATA,
     Metadata,
@@ -28,6 +29,7 @@ from gym_replay.buffer.storage.layout import (
     write_metadata,
 )
 from gym_replay.buffer.storage.open_files import OpenFiles
+from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.reader import FolderReader
 from gym_replay.buffer.storage.records import DELETED
 from gym_replay.buffer.storage.room import Room
@@ -309,7 +311,14 @@ class FolderWriter:
         return early
 
     def _read_early(self, name: str, rows: int, early: EarlyRows) -> bytes:
-        return self._files.steps[name].read(early.row, rows)
+        """The bytes of the first rows of a field that is not ragged, decoded where it has a codec."""
+        info, files = self.metadata.fields[name], self._files
+        if info.codec is None:
+            return files.steps[name].read(early.row, rows)
+        base = early.elements[name]
+        spans = files.steps[name].read_array(early.row, rows) - np.array([base, 0])
+        elements = files.elements[name].read_array(base, early.counts.get((name, True), 0))
+        return Encoded(Ragged.of_spans(spans, elements), info).copy().tobytes()
 
     # --- the commit ---
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gym_replay.errors import FieldError
-from gym_replay.interop import require
+from gym_replay.extras import require
 from gym_replay.interop.transitions import NamesLike, Transitions
 
 if TYPE_CHECKING:

@@ -17,49 +17,43 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.errors import FieldError
+from gym_replay.wrappers.vector.adapters.adapter import Adapter
+from gym_replay.wrappers.vector.adapters.gymnasium import KNOWN_PACKAGES
 from gym_replay.wrappers.vector.autoreset import Autoreset, EnvIndices, Mask, declared_mode
-from gym_replay.wrappers.vector.batched_infos import final_observations
+from gym_replay.wrappers.vector.batched_infos import OTHER_NAMES, final_observations
 from gym_replay.wrappers.vector.batches import BatchEncoder, Column
-
-_OTHER_NAMES = ("final_observation", "terminal_observation")
-"""What others call the infos' entry ``final_obs``: Gymnasium before 1.0, Stable-Baselines3 and SuperSuit."""
-
-_KNOWN_PACKAGES = ("gymnasium", "ale_py")
 
 
 class AutoresetCheck:
     """The autoreset mode of a vector environment, and what speaks against it.
 
     Args:
-        envs: the vector environment.
+        adapter: of the environment.
         given: the mode that the user names; None to look for it.
 
     Attributes:
         mode: the mode.
         is_certain: whether nothing needs to be looked at any more.
-        is_declared: whether the environment names it.
-        may_rename: whether last observations in the infos may have another name than Gymnasium's.
+        is_declared: whether the user or the environment names it, or it is that of a family.
     """
 
-    def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any], given: Any = None) -> None:
-        self._envs = envs
-        named = declared_mode(envs, given)
-        package = type(envs.unwrapped).__module__.partition(".")[0]
+    def __init__(self, adapter: Adapter, given: Any = None) -> None:
+        self._envs: Any = adapter.envs
+        self._count = adapter.count
+        named = adapter.mode() if given is None else declared_mode(adapter.envs, given)
         has_modes = hasattr(gym.vector, "AutoresetMode")
         self.mode = named or Autoreset.NEXT_STEP
         self.is_declared = named is not None
-        self.may_rename = package not in _KNOWN_PACKAGES
-        is_known = not self.may_rename and (self.is_declared or not has_modes)
-        self.is_certain = given is not None or is_known
+        self.is_certain = given is not None or adapter.is_trusted
         self._is_inferred = self._has_passed = False
-        self._changes_rewards = _changes_rewards(envs)
+        self._changes_rewards = _changes_rewards(self._envs)
         self._start: bytes | None = None  # of all sub-environments, where each is reset to the same observation
         self._pending: Mask | None = None  # which ended in same-step mode without a last observation
         if not self.is_declared and has_modes:
             warnings.warn(
-                f"{envs} is missing `autoreset_mode` in its metadata, so it is taken to reset a sub-environment in the "
-                "step after the one that ended its episode, unless what it returns shows another mode; name it with "
-                "autoreset_mode=; see https://farama.org/Vector-Autoreset-Mode",
+                f"{self._envs} is missing `autoreset_mode` in its metadata, so it is taken to reset a sub-environment "
+                "in the step after the one that ended its episode, unless what it returns shows another mode; name it "
+                "with autoreset_mode=; see https://farama.org/Vector-Autoreset-Mode",
                 stacklevel=4,
             )
 
@@ -98,7 +92,7 @@ class AutoresetCheck:
         Raises:
             FieldError: the infos tell of a reset in the same step and bring no last observations.
         """
-        count = self._envs.num_envs
+        count = self._count
         given, there = final_observations(_renamed(infos), count, env_indices.tolist())
         if self.mode is Autoreset.SAME_STEP:
             missing = env_indices[~np.array(there, bool)]
@@ -181,7 +175,7 @@ def _renamed(infos: Any) -> Any:
     """Infos, or a list of them, with last observations under the name that Gymnasium gives them."""
     if isinstance(infos, (list, tuple)):
         return [_renamed(info) if isinstance(info, Mapping) else info for info in infos]
-    for name in _OTHER_NAMES if isinstance(infos, Mapping) else ():
+    for name in OTHER_NAMES if isinstance(infos, Mapping) else ():
         if name in infos and "final_obs" not in infos:
             names = {name: "final_obs", f"_{name}": "_final_obs"}
             return {names.get(key, key): value for key, value in infos.items()}
@@ -219,7 +213,7 @@ def _rows_of(columns: Mapping[str, Column]) -> list[bytes]:
 def _changes_rewards(envs: Any) -> bool:
     """Whether a wrapper may make a reward out of the zero that a reset gives."""
     while isinstance(envs, gym.vector.VectorWrapper):
-        is_foreign = type(envs).__module__.partition(".")[0] not in _KNOWN_PACKAGES
+        is_foreign = type(envs).__module__.partition(".")[0] not in KNOWN_PACKAGES
         overrides = is_foreign and type(envs).step is not gym.vector.VectorWrapper.step
         if overrides or isinstance(envs, gym.vector.VectorRewardWrapper):
             return True

@@ -9,11 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.schema.fields import Field
-from gym_replay.wrappers.infos import DEEPEST, ROOT, Infos, presence_of
+from gym_replay.wrappers.infos import DEEPEST, ROOT, Infos, Schema, presence_of
 from gym_replay.wrappers.vector.autoreset import Mask
+from gym_replay.wrappers.vector.batches import Column, ragged_column
 
 FINAL = ("final_obs", "final_info")
 """Entries that tell of the episode that has ended, where the sub-environment was reset in the same step."""
+
+OTHER_NAMES = ("final_observation", "terminal_observation")
+"""What others call the entry ``final_obs``: Gymnasium before 1.0 and ManiSkill, Stable-Baselines3 and SuperSuit."""
+
+LAST_OBSERVATIONS = tuple(each for name in (FINAL[0], *OTHER_NAMES) for each in (name, f"_{name}"))
+"""The entries that last observations may be in, and which of them there are."""
 
 InfoColumn: TypeAlias = "tuple[str, npt.NDArray[Any]]"
 """A field's name, and its values: ``(num_envs, *field.shape)``, or one for all sub-environments."""
@@ -143,6 +150,28 @@ def _where(there: Mask, values: npt.NDArray[Any], field: Field) -> npt.NDArray[A
     kept: npt.NDArray[Any] = values.copy()
     kept[~there] = field.default_value()
     return kept
+
+
+def info_columns(infos: Infos, found: Sequence[Any], schema: Schema) -> dict[str, Column]:
+    """The values of the info fields, a row for each info.
+
+    Args:
+        infos: encodes them.
+        found: what ``reset`` or ``step`` gave, of several environments or agents.
+        schema: whose fields have the values.
+    """
+    rows, fields = infos.encode(found), schema.fields
+    columns: dict[str, Column] = {}
+    for i, name in enumerate(infos.names):
+        info = fields.get(name)
+        if info is None:  # the presence of one that was added by hand
+            continue
+        data = [row[i] for row in rows]
+        if info.ragged:
+            columns[name] = ragged_column([np.frombuffer(row, info.dtype).reshape(-1, *info.shape) for row in data])
+        else:
+            columns[name] = np.frombuffer(b"".join(data), info.dtype).reshape(len(found), *info.shape)
+    return columns
 
 
 def split_infos(infos: Any, count: int, env_indices: Sequence[int], *, has_finals: bool = True) -> list[dict[Any, Any]]:

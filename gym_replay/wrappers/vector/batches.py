@@ -63,30 +63,34 @@ class BatchEncoder:
             return {name: value}
         return self._fitted(self._tree.flatten_batch(value, self._count), range(self._count))
 
-    def encode_each(self, values: Sequence[Any], env_indices: Sequence[int]) -> dict[str, Column]:
-        """The columns of values of the space of one sub-environment, of these sub-environments."""
-        each = zip(values, env_indices, strict=True)
-        rows = [of_one(self._tree.flatten, value, env_index) for value, env_index in each]
-        return self._fitted(map(list, zip(*rows, strict=True)), env_indices)
+    def encode_each(self, values: Sequence[Any], whose: Sequence[int | str]) -> dict[str, Column]:
+        """The columns of values of the space of one sub-environment.
 
-    def _fitted(self, parts: Iterable[Any], env_indices: Sequence[int]) -> dict[str, Column]:
-        return {leaf.name: self._fit(leaf, part, env_indices) for leaf, part in zip(self.leaves, parts, strict=True)}
+        Args:
+            values: the values, at least one.
+            whose: the index of each one's sub-environment, or another name, for errors.
+        """
+        rows = [of_one(self._tree.flatten, value, name) for value, name in zip(values, whose, strict=True)]
+        return self._fitted(map(list, zip(*rows, strict=True)), whose)
 
-    def _fit(self, leaf: Leaf, part: Any, env_indices: Sequence[int]) -> Column:
+    def _fitted(self, parts: Iterable[Any], whose: Sequence[int | str]) -> dict[str, Column]:
+        return {leaf.name: self._fit(leaf, part, whose) for leaf, part in zip(self.leaves, parts, strict=True)}
+
+    def _fit(self, leaf: Leaf, part: Any, whose: Sequence[int | str]) -> Column:
         name, field = leaf.name, leaf.field
         if field.ragged:
-            each = zip(part, env_indices, strict=True)
+            each = zip(part, whose, strict=True)
             return ragged_column([np.array(of_one(_elements(name, field), row, i)) for row, i in each])
         try:
             array = to_array(part, name)
-            fitted = np.ascontiguousarray(fit(name, array, field, lead=(len(env_indices),)))
+            fitted = np.ascontiguousarray(fit(name, array, field, lead=(len(whose),)))
             if array.dtype not in (leaf.space.dtype, field.dtype) and isinstance(part, np.ndarray):
                 self._warn(leaf, array.dtype)
             return fitted
         except FieldError:
-            if not hasattr(part, "__len__") or len(part) != len(env_indices):
+            if not hasattr(part, "__len__") or len(part) != len(whose):
                 raise
-            return np.stack([of_one(_value(name, field), row, i) for row, i in zip(part, env_indices, strict=True)])
+            return np.stack([of_one(_value(name, field), row, i) for row, i in zip(part, whose, strict=True)])
 
     def _warn(self, leaf: Leaf, dtype: np.dtype[Any]) -> None:
         if leaf.name not in self._warned and leaf.space.dtype is not None:

@@ -110,10 +110,10 @@ class EndedEpisodes:
         """What is committed."""
         metadata = encoders.metadata
         rows: Mapping[str, Any] = self.rows
-        if len(rows) < len(metadata.fields) or metadata.ragged_fields:
+        if len(rows) < len(metadata.fields) or any(info.ragged for info in metadata.fields.values()):
             rows = self._all_rows(metadata)
         # A call for the checksum of each field of each of them would take longer than to record them.
-        return Block.of_rows(rows, self.lengths, self.flags, self.meta, sums_may_wait=True)
+        return Block.of_rows(metadata.fields, rows, self.lengths, self.flags, self.meta, sums_may_wait=True)
 
     def _all_rows(self, metadata: Metadata) -> dict[str, npt.NDArray[Any] | Ragged]:
         """The rows of all of the buffer's fields."""

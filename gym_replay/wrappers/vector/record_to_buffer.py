@@ -6,8 +6,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Mapping
+from types import new_class
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -18,15 +19,22 @@ from gym_replay.schema.fields import describe, to_array
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_meta import describe_run, options_to_json
 from gym_replay.wrappers.infos import is_info
-from gym_replay.wrappers.recorder import Folder, Recorder, RecorderOptions, wrong_result
+from gym_replay.wrappers.multi_agent import warn_of_hidden_ends
+from gym_replay.wrappers.recorder import Folder, Recorder, RecorderOptions, refuse_second_thread
 from gym_replay.wrappers.rewards import fit_rewards, shape_of_first
+from gym_replay.wrappers.vector.adapters.adapter import Adapter
+from gym_replay.wrappers.vector.adapters.gymnasium import are_same_arrays, share_memory
+from gym_replay.wrappers.vector.adapters.registry import adapter_for
+from gym_replay.wrappers.vector.adapters.tensors import HostCopies, arrays_of, held, is_tensor, mapped, tensors_in
 from gym_replay.wrappers.vector.autoreset import Autoreset, EnvIndices, Mask, transition_kinds
 from gym_replay.wrappers.vector.autoreset_check import AutoresetCheck
 from gym_replay.wrappers.vector.batched_infos import (
     FINAL,
+    LAST_OBSERVATIONS,
     BatchInfos,
     InfoColumn,
     final_observations,
+    info_columns,
     lacks_final_infos,
     split_final_infos,
     split_infos,
@@ -34,7 +42,6 @@ from gym_replay.wrappers.vector.batched_infos import (
 from gym_replay.wrappers.vector.batches import BatchEncoder, Column, default_of, ragged_column
 from gym_replay.wrappers.vector.ended import Finals
 from gym_replay.wrappers.vector.session import VectorSession
-from gym_replay.wrappers.vector.sub_environments import RESET_MASK, SubEnvironments, are_same_arrays, share_memory
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -45,12 +52,24 @@ _FLOATS, _BOOL = (np.dtype(np.float64), np.dtype(np.float32)), np.dtype(np.bool_
 
 
 if TYPE_CHECKING:
-    _VectorWrapper: TypeAlias = gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
-else:  # in Gymnasium 1.0 it takes no types
-    _VectorWrapper = gym.vector.VectorWrapper
+    _Face: TypeAlias = gym.vector.VectorWrapper[Any, Any, Any, Any, Any]
+else:  # another one for each kind of environment, see RecordToBuffer.__new__
+    _Face = object
 
 
-class RecordToBuffer(Recorder, _VectorWrapper):
+_classes: dict[tuple[type[Any], type[Any]], type[Any]] = {}
+
+
+def _with_face(recorder: type[Any], face: type[Any]) -> type[Any]:
+    """A recorder's class that is also of the kind of what it records."""
+    if (recorder, face) not in _classes:
+        names = {"__module__": recorder.__module__, "__qualname__": recorder.__qualname__, "__doc__": recorder.__doc__}
+        made = new_class(recorder.__name__, (recorder, face), exec_body=lambda body: body.update(names))
+        _classes[recorder, face] = made
+    return _classes[recorder, face]
+
+
+class RecordToBuffer(Recorder, _Face):
     """Records every episode of every sub-environment into one replay buffer, and changes nothing else.
 
     The buffer is the same as that of :class:`gym_replay.RecordToBuffer` around a single environment: the fields are
@@ -60,7 +79,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
 
     Args:
         env: the vector environment.
-        buffer, max_episodes, max_timesteps, max_steps, circular, overwrite, meta_fields, extra_fields, dtypes,
+        buffer, max_episodes, max_timesteps, max_steps, circular, overwrite, meta_fields, extra_fields, dtypes, codecs,
         record_info, on_incomplete, on_episode, durability: as for :class:`gym_replay.RecordToBuffer`.
         reward_shape: the same; of the rewards of one sub-environment.
         autoreset_mode: how ``env`` resets its sub-environments, an ``AutoresetMode`` or its value, such as
@@ -86,36 +105,40 @@ class RecordToBuffer(Recorder, _VectorWrapper):
     """
 
     _session: VectorSession
+    _adapter: Adapter
     _instead_of_pickling = ""
+
+    def __new__(cls, env: Any, *arguments: Any, **options: Any) -> RecordToBuffer:
+        """A recorder of the kind of ``env``."""
+        adapter = adapter_for(env)
+        recorder: RecordToBuffer = object.__new__(_with_face(cls, adapter.face()))
+        recorder._adapter = adapter
+        return recorder
 
     def __init__(
         self,
-        env: gym.vector.VectorEnv[Any, Any, Any],
+        env: Any,
         buffer: Folder,
         *,
         autoreset_mode: Any = None,
         **options: Unpack[RecorderOptions],
     ) -> None:
-        is_vector = isinstance(env, gym.vector.VectorEnv)  # EnvPool's are of both classes
-        if isinstance(env, gym.Env) and not is_vector:
-            raise TypeError(
-                f"expected a gymnasium.vector.VectorEnv, got the single environment {type(env).__name__}; wrap it in "
-                "gym_replay.RecordToBuffer"
-            )
-        if not is_vector:
-            raise TypeError(f"expected a gymnasium.vector.VectorEnv, got {type(env).__name__}")
         self._take_options(buffer, options, autoreset_mode=autoreset_mode)
-        gym.vector.VectorWrapper.__init__(self, env)
-        self._check = AutoresetCheck(env, autoreset_mode)
+        adapter = self._adapter
+        adapter.face().__init__(self, env)
+        self._envs = env
+        self._check = AutoresetCheck(adapter, autoreset_mode)
         self._use_mode()
-        self._sub = SubEnvironments(env)
-        observation, action = self._open_buffer(env, buffer, *self._spaces(), self._sub.spec())
-        count, given = self._sub.count, self._options
+        observation, action = self._open_buffer(env, buffer, *self._spaces(), adapter.spec(), adapter.count)
+        count, given = adapter.count, self._given
         self._flags_shape = (count,)
         self._use_rewards()
         self._observations = BatchEncoder(observation, count)
         self._actions = BatchEncoder(action, count)
-        self._statistics = self._sub.statistics()
+        self._encode_actions: Callable[[Any], dict[str, Column]] = self._actions.encode
+        if adapter.acts_on_one:
+            self._encode_actions = lambda actions: self._actions.encode(mapped(actions, _batch_of_one))
+        self._statistics = adapter.statistics()
         leaves, fields = [*observation.leaves, *action.leaves], self._buffer.metadata.fields
         self._extra_defaults = {name: default_of(fields[name]) for name in self._extra_names}
         infos = [name for name in fields if is_info(name)] if given["record_info"] else []
@@ -126,15 +149,18 @@ class RecordToBuffer(Recorder, _VectorWrapper):
             num_envs=count,
             run=describe_run(),
             keep=given["on_incomplete"] == "keep",
-            bounds=BoundsCheck(leaves),
+            bounds=BoundsCheck(self._stored_leaves(leaves)),
             on_episode=given["on_episode"],
         )
         self._infos: BatchInfos | None = None
         if given["record_info"]:
             self._infos = BatchInfos(given["record_info"], given["dtypes"] or {}, self._session)
+        warn_of_hidden_ends(env)
         self._thread = threading.get_ident()
         self._warned: set[str] = set()
-        if self._sub.loses_strings():
+        self._copies, self._stores_late = HostCopies(), False
+        self._late: Callable[[], Any] | None = None  # waits for the actions and the results of the step before
+        if self._adapter.loses_strings():
             self._warn_once(
                 "strings",
                 "an AsyncVectorEnv with shared memory returns the same strings (and OneOf values) for ever, whatever "
@@ -151,20 +177,20 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         self._is_same_step, self._is_disabled = mode is Autoreset.SAME_STEP, mode is Autoreset.DISABLED
 
     def _spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
-        return self._sub.space("observation_space"), self._sub.space("action_space")
+        return self._adapter.space("observation_space"), self._adapter.space("action_space")
 
     def _use_rewards(self) -> None:
         self._reward_field = self._buffer.metadata.fields["reward"]
-        self._rewards_shape = (self._sub.count, *self._reward_field.shape)
+        self._rewards_shape = (self._adapter.count, *self._reward_field.shape)
 
     # --- the episodes ---
 
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Reset all sub-environments, or those in ``options["reset_mask"]``, and open their episodes.
+    def reset(self, *arguments: Any, **keywords: Any) -> tuple[Any, Any]:
+        """Reset all sub-environments, or some, and open their episodes; those of them that are running are cut.
 
-        Those of them whose episodes are running are cut. ``options`` is not changed.
+        Args:
+            *arguments, **keywords: those of the environment's own ``reset``: ``seed`` and ``options`` of Gymnasium's,
+                where ``options["reset_mask"]`` is which to reset. They are not changed.
 
         Raises:
             EpisodeStateError: it is called by ``on_episode``.
@@ -172,38 +198,39 @@ class RecordToBuffer(Recorder, _VectorWrapper):
             StorageError: the disk is full; nothing is reset, and the episodes go on.
         """
         self._use_thread()
-        session = self._session
-        given = self._sub.mask_of(options)
-        mask = np.ones(self._sub.count, bool) if given is None else given
-        seeds = self._sub.seeds(seed, mask)
+        self._store_late()
+        adapter, session = self._adapter, self._session
+        call = adapter.reset_call(arguments, keywords)
+        given, seeds = call.mask, call.seeds
+        mask = np.ones(adapter.count, bool) if given is None else given
         session.settle()
         session.cut(mask)
-        unsure = session.state.waiting & mask if self._sub.forgets_resets(self._mode) else ~mask & mask
+        unsure = session.state.waiting & mask if adapter.forgets_resets(self._mode) else ~mask & mask
         session.lose(mask)
         self._forget_extras(given)
-        generators = self._sub.generators(mask & (seeds < 0), create=True)
-        if options is not None and given is not None:
-            options = dict(options)
-        seen = self._options_seen(options)
+        generators = adapter.generators(mask & (seeds < 0), create=True)
+        seen = self._options_seen(call.options)
         began = time.monotonic()
-        result = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-        if not isinstance(result, (tuple, list)) or len(result) != 2:
-            raise wrong_result("reset", result, "observations", "infos")
+        result: tuple[Any, Any] = self._envs.reset(*call.arguments, **call.keywords)
+        observations, infos = adapter.reset_result(result, call)
+        self._stores_late = adapter.stores_late(observations)
+        if tensors_in(observations):
+            observations, infos = arrays_of((observations, infos if self._infos is not None else {}))
         try:
-            columns = self._observations.encode(result[0])
+            columns = self._observations.encode(observations)
         except FieldError as error:
             self._explain(error)
             raise
         if given is None and not self._check.is_certain:
             self._check.note_start(columns)
-        if given is not None and not self._sub.honours_masks:
+        if given is not None and not adapter.honours_masks:
             mask = self._really_reset(mask, columns)
         opened = mask & ~unsure
         now, env_indices = session.state.now, np.flatnonzero(opened)
         # Those that are running keep what is in the row of now.
         some = {name: column[env_indices] for name, column in columns.items()}
         session.staging.put_some(now, some, env_indices)
-        self._stage_infos(now, result[1], env_indices)
+        self._stage_infos(now, infos, env_indices)
         written = b"" if seen is None else options_to_json(seen)
         session.open(opened, seeds, generators, written, began)
         if unsure.any():
@@ -215,9 +242,9 @@ class RecordToBuffer(Recorder, _VectorWrapper):
             )
         return result
 
-    def _options_seen(self, options: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _options_seen(self, options: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         """What the sub-environments see of the options of a reset: a dict, though an empty one, if there is a mask."""
-        return None if options is None else {key: value for key, value in options.items() if key != RESET_MASK}
+        return options
 
     def _really_reset(self, mask: Mask, columns: Mapping[str, Column]) -> Mask:
         """Which sub-environments a reset with a mask changed that may not have known of the mask."""
@@ -229,8 +256,8 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         if (changed & ~mask).any():
             self._warn_once(
                 "mask",
-                f"{self.env} does not know options['reset_mask']: it reset other sub-environments too, whose episodes "
-                "are cut",
+                f"{self._envs} does not know options['reset_mask']: it reset other sub-environments too, whose "
+                "episodes are cut",
             )
             session.cut(changed & ~mask, may_go_on=False)
         return changed
@@ -246,51 +273,91 @@ class RecordToBuffer(Recorder, _VectorWrapper):
             StorageError: the disk is full. Finished episodes are kept, and committed by the next ``step``, ``reset`` or
                 ``close`` that finds room.
         """
+        if not self._begin_step(actions):
+            return self._step_between_episodes(actions)
+        result: tuple[Any, Any, Any, Any, Any] = self._envs.step(actions)
+        self._end_step(result)
+        return result
+
+    def _begin_step(self, actions: Any) -> bool:
+        """Have room for a step, and stage its actions; whether it can be a transition, or open an episode."""
         if threading.get_ident() != self._thread:
             self._use_thread()
+        if self._late is not None:
+            self._store_late()
         session = self._session
         if not session.prepare():
-            return self._step_between_episodes(actions)
+            return False
         state, staging = session.state, session.staging
         now = state.now
-        try:
-            staging.put(now, self._actions.encode(actions))
-        except FieldError as error:
-            self._explain(error)
-            raise
+        if self._stores_late:
+            self._acted = held(actions)
+        else:
+            try:
+                staging.put(now, self._encode_actions(actions))
+            except FieldError as error:
+                self._explain(error)
+                raise
         if self._extra_names:
             staging.put(now, self._extra_defaults | self._extras)
-        generators = None
-        if state.has_waiting and self._sub.can_be_asked:  # only in next-step mode
-            generators = self._sub.generators(state.waiting, create=True)
-        began = time.monotonic()
+        self._generators = None
+        if state.has_waiting and self._adapter.can_be_asked:  # only in next-step mode
+            self._generators = self._adapter.generators(state.waiting, create=True)
+        self._began = time.monotonic()
         session.begun_at = now
         if self._extras:
             self._extras = {}
-        result = self.env.step(actions)
+        return True
+
+    def _end_step(self, result: Any) -> None:
+        """Store what the step that was begun returned, and commit what ended."""
         try:
-            self._store(result, generators, began)
+            if self._stores_late:
+                step = self._wanted(self._adapter.step_result(result))
+                self._late = self._copies.begin((self._acted, step))
+            else:
+                self._store(self._adapter.step_result(result))
         except Exception as error:
-            if session.is_broken:
-                # The environments have moved on and this step cannot be stored, so none after it may be.
-                session.settle()
-            self._explain(error)
-            raise
-        return result
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> NoReturn:
+        """Raise the error of a step that cannot be stored."""
+        if self._session.is_broken:
+            # The environments have moved on and this step cannot be stored, so none after it may be.
+            self._session.settle()
+        self._explain(error)
+        raise error
+
+    def _store_late(self) -> None:
+        """Store the step before, where it was copied from a device meanwhile."""
+        if self._late is None:
+            return
+        late, self._late = self._late, None
+        try:
+            actions, step = late()
+            self._session.staging.put(self._session.state.now, self._encode_actions(actions))
+            self._store(step)
+        except Exception as error:
+            self._give_up(error)
+
+    def _wanted(self, step: tuple[Any, Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any, Any]:
+        """What a step returned, of the infos only what is stored."""
+        *values, infos = step
+        if self._infos is None and isinstance(infos, Mapping):
+            infos = {name: infos[name] for name in LAST_OBSERVATIONS if name in infos}
+        return (*values, infos)
 
     def _use_thread(self) -> None:
         """Let this thread step and reset from now on, unless another one is in the middle of that."""
         self._session.refuse_within_on_episode()
-        self._refuse_second_thread()
+        refuse_second_thread(self)
         self._thread = threading.get_ident()
 
-    def _store(self, result: Any, generators: npt.NDArray[np.uint64] | None, began: float) -> None:
+    def _store(self, step: tuple[Any, Any, Any, Any, Any]) -> None:
         """Stage what a step returned, and commit what ended."""
-        try:
-            observations, rewards, terminations, truncations, infos = result
-        except (TypeError, ValueError):
-            names = "observations", "rewards", "terminations", "truncations", "infos"
-            raise wrong_result("step", result, *names) from None
+        if is_tensor(step[1]):
+            step = arrays_of(self._wanted(step))
+        observations, rewards, terminations, truncations, infos = step
         session = self._session
         if type(rewards) is not np.ndarray or rewards.dtype not in _FLOATS or rewards.shape != self._rewards_shape:
             rewards = self._fitted_rewards(rewards)
@@ -302,10 +369,10 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         was_on_hold = session.on_hold
         if not self._check.is_certain:
             self._look(infos, observations, rewards, done)
-        if self._check.may_rename:
-            infos = self._check.with_known_names(infos)
         state, kinds, finals = session.state, None, None
         has_done = 1 in done.tobytes()  # in a quarter of the time that NumPy takes to count them
+        if has_done or self._infos is not None:
+            infos = self._check.with_known_names(infos)
         if has_done or state.has_waiting or was_on_hold:
             kinds = transition_kinds(self._mode, state.running, state.waiting, done)
         if kinds is not None and has_done and self._is_same_step and kinds.ended.any():
@@ -318,7 +385,8 @@ class RecordToBuffer(Recorder, _VectorWrapper):
                 finals = self._with_late_infos(finals)
         if self._is_disabled:
             self._warn_of_unreset(state.running)
-        session.advance(kinds, rewards, (terminated, truncated), finals=finals, generators=generators, began=began)
+        flags = terminated, truncated
+        session.advance(kinds, rewards, flags, finals=finals, generators=self._generators, began=self._began)
 
     def _look(self, infos: Any, observations: Any, rewards: npt.NDArray[Any], done: Mask) -> None:
         """Look whether a step fits the autoreset mode."""
@@ -343,7 +411,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
 
     def _fitted_rewards(self, rewards: Any) -> npt.NDArray[Any]:
         """Rewards as floats, ``(num_envs, *reward shape)``."""
-        lead = (self._sub.count,)
+        lead = (self._adapter.count,)
         if self._believes_rewards:
             shape = shape_of_first(rewards, self._reward_field.shape, lead)
             if shape is not None and self._session.adopt_reward_shape(shape):
@@ -369,7 +437,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
 
     def _finals(self, env_indices: EnvIndices, infos: Any, observations: Any) -> Finals:
         """The last observations, and infos, of the episodes that ended."""
-        count = self._sub.count
+        count = self._adapter.count
         given, there = final_observations(infos, count, env_indices.tolist())
         has_final = np.array(there, bool)
         if not isinstance(given, list):  # dense arrays over all sub-environments
@@ -377,19 +445,15 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         else:
             for index in np.flatnonzero(has_final).tolist():
                 # That a part holds what it held in all rows before proves nothing: a flag may change in the last row.
-                if share_memory(given[index], self._sub.first_observation(int(env_indices[index]))):
+                if share_memory(given[index], self._adapter.first_observation(int(env_indices[index]))):
                     has_final[index] = False
                     self._warn_of_reused_arrays()
             finals = self._fill_final(given, has_final, env_indices)
         if not all(there):
-            self._warn_once(
-                "final",
-                "there is no infos['final_obs'] for some episodes that ended, though the autoreset mode is same-step: "
-                "they are stored without their last observation",
-            )
+            self._warn_once("final", self._adapter.without_last)
         if self._infos is not None:
             finals |= self._info_columns(self._final_infos(infos, env_indices))
-        if not self._sub.can_be_asked and isinstance(given, list):
+        if not self._adapter.can_be_asked and isinstance(given, list):
             self._look_for_reused_arrays(given, finals, observations, env_indices)
         return Finals(finals, has_final)
 
@@ -441,11 +505,12 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         is_same_step, has_finals = self._is_same_step, self._check.has_finals
         # Those that a wrapper adds in a step of this mode are of the episodes that have ended in it.
         removed = dict.fromkeys(self._statistics, ended) if is_same_step and ended is not None else {}
-        batch = self._infos.columns(infos, self._sub.count, FINAL if has_finals else (), removed)
+        batch = self._infos.columns(infos, self._adapter.count, FINAL if has_finals else (), removed)
         if batch is not None:
             self._stage_batch(time, batch, env_indices)
             return
-        if time > self._session.state.now and self._sub.joins_infos and isinstance(infos, Mapping):  # not of a reset
+        is_of_step = time > self._session.state.now
+        if is_of_step and self._adapter.joins_infos and isinstance(infos, Mapping):
             for name in self._infos.cut_entries(infos):
                 self._warn_once(
                     "cut",
@@ -453,7 +518,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
                     "the type of the first one's, and may have cut the others' fractions off; have the environment "
                     "always return a float",
                 )
-        found = split_infos(infos, self._sub.count, env_indices.tolist(), has_finals=has_finals)
+        found = split_infos(infos, self._adapter.count, env_indices.tolist(), has_finals=has_finals)
         for key, mask in removed.items():
             for info, env_index in zip(found, env_indices.tolist(), strict=True):
                 if mask[env_index]:
@@ -464,7 +529,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
         """Put values of all sub-environments, of which some are asked for, into the row of a time."""
         staging, fields = self._session.staging, self._session.fields  # not the presence of what was added by hand
         columns = {name: values for name, values in batch if name in fields}
-        if len(env_indices) == self._sub.count:
+        if len(env_indices) == self._adapter.count:
             staging.put(time, columns)
             return
         are_of_each = {name: values.ndim > len(fields[name].shape) for name, values in columns.items()}
@@ -473,7 +538,7 @@ class RecordToBuffer(Recorder, _VectorWrapper):
 
     def _final_infos(self, infos: Any, env_indices: EnvIndices) -> list[dict[Any, Any]]:
         """The infos of the last rows of the episodes that ended."""
-        count, chosen = self._sub.count, env_indices.tolist()
+        count, chosen = self._adapter.count, env_indices.tolist()
         found = split_final_infos(infos, count, chosen)
         if self._statistics:
             for info, of_step in zip(found, split_infos(infos, count, chosen), strict=True):
@@ -495,29 +560,22 @@ class RecordToBuffer(Recorder, _VectorWrapper):
     def _info_columns(self, infos: list[dict[Any, Any]]) -> dict[str, Column]:
         """The info fields' values, a row for each info."""
         assert self._infos is not None
-        rows, fields = self._infos.encode(infos), self._session.fields
-        columns: dict[str, Column] = {}
-        for i, name in enumerate(self._infos.names):
-            info = fields.get(name)
-            if info is None:  # the presence of one that was added by hand
-                continue
-            data = [row[i] for row in rows]
-            if info.ragged:
-                columns[name] = ragged_column([np.frombuffer(row, info.dtype).reshape(-1, *info.shape) for row in data])
-            else:
-                columns[name] = np.frombuffer(b"".join(data), info.dtype).reshape(len(infos), *info.shape)
-        return columns
+        return info_columns(self._infos, infos, self._session)
 
     # --- what is no transition ---
 
     def _step_between_episodes(self, actions: Any) -> tuple[Any, Any, Any, Any, Any]:
+        self._warn_of_pause(stacklevel=4)
+        return self._envs.step(actions)  # type: ignore[no-any-return]
+
+    def _warn_of_pause(self, stacklevel: int) -> None:
+        """A step begins that is no transition of any sub-environment."""
         warnings.warn(
             "a step without a running episode is not recorded; call reset() after an exception inside a step, after "
             "the buffer was released, and, where autoreset is disabled, after episodes have ended",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
         self._extras = {}
-        return self.env.step(actions)
 
     def _warn_of_unreset(self, running: Mask) -> None:
         if not running.all():
@@ -532,8 +590,18 @@ class RecordToBuffer(Recorder, _VectorWrapper):
             self._warned.add(what)
             warnings.warn(message, stacklevel=4)
 
+    def annotate(self, /, **meta: Any) -> None:
+        self._store_late()
+        super().annotate(**meta)
+
+    annotate.__doc__ = Recorder.annotate.__doc__
+
+    def _end_episodes(self) -> None:
+        self._store_late()
+        super()._end_episodes()
+
     def _encode_extra(self, name: str, value: Any) -> Column:
-        column = self._buffer.encoders().column(name, value, self._sub.count)
+        column = self._buffer.encoders().column(name, value, self._adapter.count)
         return ragged_column(column) if isinstance(column, list) else column
 
     def _forget_extras(self, mask: Mask | None) -> None:
@@ -543,6 +611,10 @@ class RecordToBuffer(Recorder, _VectorWrapper):
             return
         for name, column in self._extras.items():
             column[mask] = default_of(self._buffer.metadata.fields[name])
+
+
+def _batch_of_one(value: Any) -> Any:
+    return (value if is_tensor(value) else np.asarray(value))[None]
 
 
 def _bytes(value: Any) -> bytes:

@@ -243,6 +243,11 @@ class VectorSession(Session[EndedEpisodes]):
             stacklevel=4,
         )
 
+    def expect(self, mask: Mask) -> None:
+        """Any step may open an episode of those in a mask that are not running."""
+        state = self.state
+        self.state = State.of(state.now, state.running, mask & ~state.running, state.ended)
+
     def lose(self, mask: Mask) -> None:
         """Nothing is known of these sub-environments, none of which is running, until an episode of theirs begins."""
         state = self.state
@@ -276,12 +281,12 @@ class VectorSession(Session[EndedEpisodes]):
             ended = [*ended, *self._extract(env_indices, now, self._returns[now & 1])]
         self.state = State.of(now, running & ~mask, waiting, ended)
 
-    def annotate(self, meta: Mapping[str, Any]) -> None:
-        """Set meta fields of the user's in the running episodes."""
+    def annotate(self, meta: Mapping[str, Any], mask: Mask | None = None) -> None:
+        """Set meta fields of the user's in the running episodes, or in those of them that are in a mask."""
         columns = self.buffer.encoders().meta_columns(meta, self._num_envs)
         if not self.state.running.any():
             raise EpisodeStateError("annotate: no episode is running; call it between a reset and the episodes' ends")
-        self._meta.annotate(columns, self.state.running)
+        self._meta.annotate(columns, self.state.running if mask is None else self.state.running & mask)
 
     # --- what a session does ---
 

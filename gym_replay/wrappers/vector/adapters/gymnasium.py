@@ -1,4 +1,4 @@
-"""What a vector environment tells of its sub-environments: specs, seeds, generators, overwritten arrays."""
+"""Gymnasium's vector environments: what they tell of their sub-environments, and which arrays they overwrite."""
 
 from __future__ import annotations
 
@@ -15,33 +15,31 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from gym_replay.errors import FieldError
 from gym_replay.spaces.node import standard_node
-from gym_replay.wrappers.episode_meta import storable_seed
 from gym_replay.wrappers.generator_state import NUMBERS, generator_state
-from gym_replay.wrappers.vector.autoreset import Autoreset, Mask
+from gym_replay.wrappers.vector.adapters.adapter import Adapter, spec_of_all
+from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, declared_mode
 
-RESET_MASK = "reset_mask"
 _MOST_WORK = 10_000
+KNOWN_PACKAGES = ("gymnasium", "ale_py")
 _OF_VECTORS = ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers")
 """Arguments that ``gymnasium.make_vec`` adds to the spec, and ``gymnasium.make`` does not take."""
 
 
-class SubEnvironments:
-    """The sub-environments of a vector environment, as far as it can be asked for them.
+class GymnasiumAdapter(Adapter):
+    """Gymnasium's vector environments, ale-py's, and those that others derive from Gymnasium's class.
 
-    Args:
-        envs: the vector environment, wrapped or not.
-
-    Attributes:
-        count: how many there are.
-        can_be_asked: whether they are in this process, and tell of their generators and observations.
-        joins_infos: whether their infos are joined by Gymnasium, which may change their dtypes.
-        honours_masks: whether a reset with a mask is known to reset only what is in it.
+    Their sub-environments are asked, as far as they are in this process.
     """
 
+    forwards = False
+
+    @classmethod
+    def takes(cls, envs: Any) -> bool:
+        return isinstance(envs, gym.vector.VectorEnv)
+
     def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any]) -> None:
-        self._envs = envs
+        super().__init__(envs)
         self._base: Any = envs.unwrapped
-        self.count = envs.num_envs
         self.can_be_asked = isinstance(self._base, SyncVectorEnv)
         self._async = isinstance(self._base, AsyncVectorEnv)
         batch = getattr(self._base, "batch_size", None)
@@ -53,22 +51,18 @@ class SubEnvironments:
             )
         self.joins_infos = (self.can_be_asked or self._async) and self.count > 1
         self.honours_masks = self.can_be_asked or self._async or self._is_native_atari
+        is_known = type(self._base).__module__.partition(".")[0] in KNOWN_PACKAGES
+        has_modes = hasattr(gym.vector, "AutoresetMode")
+        self.is_trusted = is_known and (not has_modes or declared_mode(envs) is not None)
 
     def spec(self) -> EnvSpec | None:
         """That of a single sub-environment."""
         if self.can_be_asked:
-            specs = [env.spec for env in self._base.envs]
-            if len(known := {None if spec is None else spec.id for spec in specs}) > 1:
-                warnings.warn(
-                    f"the sub-environments have different specs, {sorted(map(str, known))}; the buffer keeps that of "
-                    f"the first one, {specs[0] and specs[0].id}",
-                    stacklevel=4,
-                )
-            return specs[0]  # type: ignore[no-any-return]
+            return spec_of_all([env.spec for env in self._base.envs])
         if self._async:
             return self._spec_of_another()
-        spec = self._envs.spec
-        if not isinstance(spec, EnvSpec):  # EnvPool's is something else
+        spec = super().spec()
+        if spec is None:
             return None
         kwargs = {name: value for name, value in spec.kwargs.items() if name not in _OF_VECTORS}
         longest = kwargs.pop("max_episode_steps", spec.max_episode_steps)  # a wrapper's, of a single environment
@@ -92,53 +86,13 @@ class SubEnvironments:
         finally:
             env.close()
 
-    def space(self, name: str) -> gym.Space[Any]:
-        """``observation_space`` or ``action_space`` of one sub-environment.
-
-        Some vector environments, such as SuperSuit's and EnvPool's, call it that of all of them.
-        """
-        single = getattr(self._envs, f"single_{name}", None)
-        return getattr(self._envs, name) if single is None else single  # type: ignore[no-any-return]
-
     # --- resets ---
 
-    def mask_of(self, options: Any) -> Mask | None:
-        """Which sub-environments a reset with these options resets; None where it is all of them.
-
-        Raises:
-            FieldError: ``reset_mask`` is no mask.
-        """
-        if not isinstance(options, Mapping) or RESET_MASK not in options:
-            return None
-        mask = options[RESET_MASK]
-        is_mask = isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.shape == (self.count,)
-        if not is_mask or not mask.any():
-            raise FieldError(
-                f"options['reset_mask']: expected a bool array of shape ({self.count},) that is True somewhere, got "
-                f"{mask!r:.80}"
-            )
-        return np.array(mask, bool)
-
     def seeds(self, seed: Any, mask: Mask) -> npt.NDArray[np.int64]:
-        """The seed of each sub-environment that is reset: ``seed + i`` of an integer, or those of a list; else -1."""
-        seeds = np.full(self.count, -1, np.int64)
+        """The seed of each sub-environment that is reset; ale-py counts only those that are reset."""
         env_indices = np.flatnonzero(mask)
-        if seed is None:
-            return seeds
-        if isinstance(seed, (int, np.integer)):
-            counted = np.arange(len(env_indices)) if self._is_native_atari else env_indices  # only those that are reset
-            given = [int(seed) + offset for offset in counted.tolist()]
-        else:
-            try:
-                given = list(seed)
-            except TypeError:
-                raise FieldError(f"seed: expected an integer, a list of integers, or None, got {seed!r:.80}") from None
-            if len(given) == self.count:
-                given = [given[env_index] for env_index in env_indices.tolist()]
-            if len(given) != len(env_indices):
-                return seeds  # for the environment to refuse
-        seeds[env_indices] = [storable_seed(each) for each in given]
-        return seeds
+        counted = np.arange(len(env_indices)) if self._is_native_atari else env_indices
+        return self._seeds_of(seed, env_indices, counted.tolist())
 
     def forgets_resets(self, mode: Autoreset) -> bool:
         """Whether an explicit reset leaves open if what was waiting for its reset is reset by the next step once more.
@@ -158,7 +112,7 @@ class SubEnvironments:
 
     def loses_strings(self) -> bool:
         """Whether strings in observations stay those of the beginning, as of an AsyncVectorEnv with shared memory."""
-        return self._async and bool(self._base.shared_memory) and has_strings(self._envs.single_observation_space)
+        return self._async and bool(self._base.shared_memory) and has_strings(self.space("observation_space"))
 
     def first_observation(self, env_index: int) -> Any:
         """What the last reset of a sub-environment returned itself; None where it cannot be asked."""
@@ -168,7 +122,7 @@ class SubEnvironments:
 
     def statistics(self) -> tuple[str, ...]:
         """The entries of Gymnasium's RecordEpisodeStatistics for vector environments: of episodes that have ended."""
-        keys, envs = [], self._envs
+        keys, envs = [], self.envs
         while isinstance(envs, gym.vector.VectorWrapper):
             if isinstance(envs, gym.wrappers.vector.RecordEpisodeStatistics):
                 keys.append(envs._stats_key)

@@ -1,0 +1,53 @@
+"""``gym-replay label``: what was said of episodes, on the page or here, and labels as a meta field."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+
+from gym_replay.cli import output
+from gym_replay.cli.verbs import CHOICE, FOLDER, opened, option, verb
+from gym_replay.errors import FieldError, printable
+
+
+@verb(
+    "label",
+    "list the labels of episodes, set them, or make a meta field of them",
+    "Labels are short texts of episodes that lie in labels.json beside the buffer, such as those that are given on the "
+    "page of gym-replay view; conditions call them label. Without further options, how many episodes have which label "
+    "is listed. --set gives one to the chosen episodes, and the data stay as they are. --apply writes all labels into "
+    "the meta field label, which copies take along, and empties the file.",
+    [
+        "gym-replay label data/cartpole",
+        "gym-replay label data/cartpole --set bad --where 'length < 10'",
+        "gym-replay label data/cartpole --apply",
+    ],
+    FOLDER,
+    option("--set", dest="text", metavar="TEXT", help="the label of the chosen episodes; '' takes theirs away"),
+    option("--apply", action="store_true", help="make the meta field label of all labels"),
+    *CHOICE,
+)
+def label(args: argparse.Namespace) -> int:
+    """List, set or apply labels."""
+    from gym_replay.buffer.loading.selection import EpisodeValues
+    from gym_replay.viewing.episodes import EpisodeTable
+    from gym_replay.viewing.labelling import apply_labels
+
+    if args.apply and (args.text is not None or args.where or args.episodes):
+        raise FieldError("--apply takes all labels, and goes with no other option")
+    with opened(args) as (buffer, chosen):
+        parts = buffer.snapshots()
+        indices = range(len(buffer)) if chosen is None else chosen.tolist()
+        if args.text is not None:
+            EpisodeTable(buffer).set_labels(indices, args.text)
+        counts = Counter(EpisodeValues(parts)["label"][list(indices)].tolist())
+    applied = sum(apply_labels(part.reader.folder) for part in parts) if args.apply else None
+    named = {text: count for text, count in counts.most_common() if text}
+    if args.json:
+        output.write_json({"folder": args.folder, "labels": named, "unlabelled": counts[""], "applied": applied})
+        return 0
+    rows = [[text, str(count)] for text, count in named.items()] + [["(none)", str(counts[""])]]
+    print("\n".join(output.table(["label", "episodes"], rows, right=["episodes"])))
+    if applied is not None:
+        print(printable(f"{applied} labels are in the meta field 'label' now."))
+    return 0

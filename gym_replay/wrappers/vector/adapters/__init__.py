@@ -1,0 +1,1 @@
+"""What families of batched environments do each in their own way, one adapter for each."""

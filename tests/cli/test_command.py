@@ -425,13 +425,13 @@ def test_distributions(tmp_path, capsys, values, counts):
         assert histogram == counts
 
 
-def test_tables_leave_out_what_has_no_room(tmp_path, capsys, monkeypatch):
+def test_what_has_no_room_beside_one_another_is_on_lines(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    names = [letter * 30 for letter in "abcdefgh"]
+    names = [letter * 28 for letter in "abcdefgh"]
     with ReplayBuffer(tmp_path, fields=dict.fromkeys(names, "int")) as buffer:
         buffer.store_episode(**{name: [1234567] for name in names})
     assert main(["head", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 40
-    assert lines[-1].startswith("(no room for: ")
-    assert lines[1].split()[:3] == ["0", "0", "1234567"]
+    assert lines[0] == "episode 0, step 0"
+    assert [line.split() for line in lines[1:]] == [[name, "1234567"] for name in names]

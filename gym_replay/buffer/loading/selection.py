@@ -136,7 +136,7 @@ def selected(
     Args:
         values: of all episodes.
         episodes: which of them; None for all.
-        filter_meta: conditions on meta fields.
+        filter_meta: conditions on meta fields, and on what else ``values`` has, such as ``length``.
 
     Raises:
         FieldError: it is no selection, names an episode twice, or a condition does not fit its meta field.
@@ -144,8 +144,8 @@ def selected(
     """
     mask = np.ones(values.count, np.bool_) if episodes is None else _meant(episodes, values)
     for name, condition in (filter_meta or {}).items():
-        if name not in values.meta_fields:
-            raise FieldError(f"filter_meta: unknown meta field {name!r}{did_you_mean(name, values.meta_fields)}")
+        if name not in values:
+            raise FieldError(f"filter_meta: unknown meta field {name!r}{did_you_mean(name, values)}")
         mask = mask & matches(values[name], condition, name)
     return mask
 

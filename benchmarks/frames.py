@@ -58,7 +58,7 @@ class Size:
     quick: bool = option(False, "a tenth of the frames, and one turn")
 
 
-SMOKE = Size(scenes=("camera",), megabytes=12, length=25, seconds=0.01, steps=12, repeats=2)
+SMOKE = Size(scenes=("camera",), megabytes=6, length=20, seconds=0.01, steps=12, repeats=2)
 
 
 class Sample(NamedTuple):
@@ -69,8 +69,9 @@ class Sample(NamedTuple):
     batch_size: int
 
     def of(self, shown: Scene) -> Sample:
-        """With fewer samples a batch, where the frames are large."""
-        size = self.batch_size
+        """With fewer samples a batch, where there are few, or the frames are large."""
+        episodes, length = shown.frames.shape[:2]
+        size = min(self.batch_size, episodes * (length - len(self.offsets)))
         while size > 1 and size * len(self.offsets) * shown.frame_nbytes > BATCH_NBYTES:
             size //= 2
         return self._replace(batch_size=size)
@@ -86,12 +87,11 @@ class Loaded(NamedTuple):
     rows: Any
 
 
-def ours(shown: Scene, folder: Path, codec: Any) -> int:
-    """A buffer with all frames; the bytes of its files of frames."""
-    field = Field("uint8", shown.shape, state=True) if codec is None else None
-    field = field or Field("uint8", shown.shape, state=True, codec=codec)
+def ours(shown: Scene, folder: Path, codec: Any, times: int = 1) -> int:
+    """A buffer with all frames, so many times; the bytes of its files of frames."""
+    field = Field("uint8", shown.shape, state=True, codec=codec)
     with ReplayBuffer(folder, fields={"observation": field, "action": "uint8"}) as buffer:
-        for frames in shown.frames:
+        for frames in (frames for _ in range(times) for frames in shown.frames):
             buffer.store_episode(observation=frames, action=np.zeros(len(frames) - 1, np.uint8))
     return size_of((folder / "steps").rglob("observation*"))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.frames_peers import LOSSLESS, LOSSY
 from benchmarks.peers import PACKAGES, Package, Use, installed
 from benchmarks.report import OURS, Report, Table, Target
 from benchmarks.suite import Suite
@@ -43,7 +44,10 @@ def test_all_of_them_in_a_tiny_size(tmp_path):
         assert contenders[table["baseline"]]["ratio"]["median"] == 1
 
     there = {name.split(",")[0] for table in tables for name in table["contenders"]}
+    of_frames = {use.package for use in (*LOSSLESS.values(), *LOSSY.values())} - {"torchrl"} | {"imagecodecs"}
     for name, package in PACKAGES.items():
+        if name in of_frames:  # a benchmark of its own
+            continue
         line = [line for line in found["left_out"] if line.startswith(f"{name}: left out, not installed")]
         if package.missing() is None:
             assert name.split(",")[0] in there
@@ -71,6 +75,21 @@ def test_some_of_them_by_name():
     wrong = _run("disc")
     assert wrong.returncode == 2
     assert "no benchmark is called disc" in wrong.stderr
+
+
+def test_frames(tmp_path):
+    pytest.importorskip("numcodecs")
+    command = [sys.executable, "-m", "benchmarks.frames", "--smoke", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tables = json.loads((tmp_path / "benchmarks.json").read_text())["tables"]
+    assert [table["unit"] for table in tables] == ["frames/s", "frames/s", "us added to a step"]
+    raw = f"{OURS}, raw"
+    for table in tables:
+        assert {OURS, raw, f"{OURS}, lz4"} <= set(table["contenders"])
+    assert tables[0]["extras"]["times smaller"][raw] == pytest.approx([1], rel=0.01)
+    assert tables[0]["extras"]["times smaller"][OURS][0] > 1
 
 
 TABLE = Table(

@@ -123,6 +123,25 @@ def test_words_are_every_value_and_written_the_same(tmp_path):
     assert all(today[name][0] == content for name, (content, *_) in then.items())
 
 
+def test_frames_are_every_value_and_laid_out_the_same(tmp_path):
+    """What a codec makes of a row may change with its package; what it decodes to may not."""
+    make.record_frames(tmp_path / "frames")
+    for folder in (GOLDEN / "frames", tmp_path / "frames"):
+        with ReplayBuffer.from_folder(folder, read_only=True) as buffer:
+            assert buffer.metadata.fields == make.FRAMES_FIELDS
+            assert len(buffer) == 3
+            for number, episode in enumerate(buffer):
+                for name, values in make.frames_episode(number).items():
+                    assert np.asarray(episode[name]).tobytes() == values.tobytes(), (number, name)
+            assert (np.asarray(buffer.episode(1)["depth"]) == 0.5).all()
+        assert check_buffer(folder, progress=False).verified
+    today, then = tree(tmp_path / "frames"), tree(GOLDEN / "frames")
+    assert list(today) == list(then)
+    assert today["metadata.json"][0] == then["metadata.json"][0]
+    spans = [np.load(folder / "steps/depth.spans.npy") for folder in (tmp_path / "frames", GOLDEN / "frames")]
+    assert np.array_equal(spans[0][:, 1] == 0, spans[1][:, 1] == 0)
+
+
 def test_is_recorded_to_further(kind, copied):
     env = RecordToBuffer(make.Golden(), copied, meta_fields=make.META, extra_fields=make.EXTRA, **make.KINDS[kind])
     env.reset()

@@ -36,6 +36,7 @@ from gym_replay.files.folders import folder_of
 from gym_replay.files.lock import WriterLock
 from gym_replay.files.new_folder import new_folders
 from gym_replay.schema.codec_choice import Codecs, with_codecs
+from gym_replay.schema.fields import require_codecs
 
 Ints = npt.NDArray[np.int64]
 Folder: TypeAlias = str | os.PathLike[str]
@@ -160,7 +161,9 @@ def select(
             raise EmptyBufferError(f"select: no episode meets {given}" if given else "select: there are no episodes")
         parts = _parts_at(snapshots, np.flatnonzero(mask))
         metadata = merged_schema([(part.reader.folder, part.metadata) for part in snapshots])
-        metadata = replace(metadata, fields=with_codecs(metadata.fields, codecs or {}))
+        fields = with_codecs(metadata.fields, codecs or {})
+        require_codecs({name: info for name, info in fields.items() if info != metadata.fields[name]})
+        metadata = replace(metadata, fields=fields)
         del snapshots
         return _copy(metadata, {folder_of(folder): parts}, overwrite, progress)[0]
 

@@ -124,7 +124,7 @@ class Encoders:
             array = to_array(value, name)
             if array.shape in (info.shape, ()) and array.shape != (count, *info.shape):
                 array = np.broadcast_to(array, (count, *array.shape))
-            columns[name] = np.array(fit(name, array, info, lead=(count,)))
+            columns[name] = np.array(fit(name, array, info, lead=(count,)), order="C")
         return columns
 
     def column(self, name: str, value: Any, count: int) -> npt.NDArray[Any] | list[npt.NDArray[Any]]:
@@ -353,11 +353,6 @@ class Claim:
     def is_open(self) -> bool:
         """Whether the buffer is kept for this claim's episodes."""
         return self._writer is not None
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether the buffer can be full, or evict; the claim is opened for it."""
-        return self._opened().is_limited
 
     def open(self) -> None:
         """Keep the buffer for this claim's episodes; another process or object is refused from then on.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +17,11 @@ from gym_replay.notices import did_you_mean
 
 if TYPE_CHECKING:
     import pandas
+    from typing_extensions import Unpack
 
     from gym_replay.buffer.loading.datasets import ReplayDataset
     from gym_replay.buffer.loading.options import AnyDatasetOptions, AnyLoaderOptions
     from gym_replay.buffer.loading.replay_loader import ReplayLoader
-
-    if sys.version_info >= (3, 11):
-        from typing import Unpack
-    else:
-        from typing_extensions import Unpack
 
 
 class Readable:
@@ -229,10 +224,10 @@ class Readable:
             FieldError: a name is unknown, or an option does not fit the kind of sample.
             TypeError: there is no such option.
         """
-        from gym_replay.buffer.loading.loaders import loader_of
+        from gym_replay.buffer.loading.loaders import make_loader
 
         kind, given = _kind(timestep_level, n_steps, options)
-        return loader_of(kind, {"buffer": self, "batch_size": batch_size, "options": given})
+        return make_loader(kind, {"buffer": self, "batch_size": batch_size, "options": given})
 
 
 def _kind(timestep_level: bool, n_steps: int | None, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

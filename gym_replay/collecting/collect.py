@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from gym_replay.buffer.concat import ConcatReplayBuffer
 from gym_replay.buffer.replay_buffer import ReplayBuffer
@@ -17,6 +17,7 @@ from gym_replay.errors import FieldError
 from gym_replay.files.folders import folder_of
 from gym_replay.schema.codec_choice import Codecs, plain_codecs
 from gym_replay.schema.fields import FieldLike
+from gym_replay.wrappers.recorder import RecordingOptions
 from gym_replay.wrappers.rewards import RewardShape
 from gym_replay.wrappers.session import OnEpisode
 
@@ -30,7 +31,7 @@ _LOST = (
 )
 
 
-class CollectArguments(TypedDict, total=False):
+class CollectArguments(RecordingOptions, total=False):
     """The keyword arguments of :func:`collect` beside ``engine``."""
 
     policy: str | Callable[..., Any] | Any
@@ -47,16 +48,6 @@ class CollectArguments(TypedDict, total=False):
     batched: bool | None
     policy_name: str | None
     keep: Keep | None
-    on_episode: OnEpisode | None
-    meta_fields: Mapping[str, FieldLike] | None
-    extra_fields: Mapping[str, FieldLike] | None
-    reward_shape: RewardShape | None
-    dtypes: Mapping[str, Any] | None
-    codecs: Codecs | None
-    record_info: bool | Iterable[str]
-    max_timesteps: int | None
-    durability: str
-    overwrite: bool
     progress: bool
     num_workers: int | None
     ray_options: Mapping[str, Any] | None

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
+
 from gym_replay.errors import StorageError
 from gym_replay.files.directory import Directory, storage_error, sync_descriptor
 
@@ -58,17 +60,17 @@ def read_at(descriptor: int, nbytes: int, position: int) -> bytes:
 
 
 def write_at(descriptor: int, data: Buffer, position: int, path: Path) -> None:
-    """Write all of ``data`` at a byte position.
+    """Write all of ``data``, which is contiguous, at a byte position.
 
     Raises:
         StorageError: the operating system took less than all of it.
     """
-    written, total = 0, len(data)
+    written, total = 0, memoryview(data).nbytes
     try:
         if total <= LONGEST_WRITE:
             written = os.pwrite(descriptor, data, position)
         while written < total:
-            piece = memoryview(data)[written : written + LONGEST_WRITE]
+            piece = np.frombuffer(data, np.uint8)[written : written + LONGEST_WRITE].data
             count = os.pwrite(descriptor, piece, position + written)
             if count == 0:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))

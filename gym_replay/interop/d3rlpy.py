@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gym_replay.errors import FieldError
 from gym_replay.extras import require
 from gym_replay.interop.transitions import ChosenEpisodes, NamesLike, Roles, only_one
+from gym_replay.schema.arrays import Array
 
 if TYPE_CHECKING:
     from gym_replay.buffer.episode import Episode
@@ -113,10 +113,10 @@ class _Converter:
             terminated=roles.terminated is not None and bool(episode[roles.terminated][-1]),
         )
 
-    def _observation(self, name: str, episode: Episode) -> npt.NDArray[Any]:
+    def _observation(self, name: str, episode: Episode) -> Array:
         from gym_replay.buffer.loading.statistics import is_image
 
-        values: npt.NDArray[Any] = episode[name][: len(episode)]
+        values: Array = episode[name][: len(episode)]
         if not values.shape[1:]:
             return values.reshape(-1, 1)
         return np.moveaxis(values, -1, 1) if self._as_chw and is_image(self._fields[name]) else values

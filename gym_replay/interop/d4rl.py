@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.extras import require
 from gym_replay.files.folders import local_path
 from gym_replay.interop import old_data
 from gym_replay.interop.hdf5 import check_claim, data_sets
+from gym_replay.schema.arguments import checked_integer
+from gym_replay.schema.arrays import Array, Bools
 from gym_replay.schema.fields import Field
 from gym_replay.schema.names import encode_key
-
-Array = npt.NDArray[Any]
 
 _ROOTS = {"observations": "observation", "actions": "action", "rewards": "reward"}
 _NEXT = "next_observations"
@@ -158,7 +157,7 @@ class _Rows:
             raise FieldError(f"the data set has no 'rewards', one for each transition; it has {sorted(arrays)}")
         self._count = len(arrays["rewards"])
         self._aliases: dict[str, str] = {}
-        self._flags: dict[str, npt.NDArray[np.bool_]] = {}
+        self._flags: dict[str, Bools] = {}
         for name, aliases in _FLAGS.items():
             self._find_flags(name, [alias for alias in aliases if alias in arrays], arrays)
         if "terminated" not in self._flags:
@@ -237,7 +236,7 @@ class _Rows:
         }
         return {**fields, **{name: Field("bool") for name in old_data.FLAGS}}
 
-    def find_ends(self, max_episode_steps: int | None) -> npt.NDArray[np.bool_]:
+    def find_ends(self, max_episode_steps: int | None) -> Bools:
         """Where episodes end, bool ``(rows,)``, the last row always.
 
         Raises:
@@ -250,11 +249,10 @@ class _Rows:
             )
         jumps = self._jumps()
         self._num_cuts = int((jumps & ~self.closed).sum())
-        ends: npt.NDArray[np.bool_] = self.closed | jumps
+        ends: Bools = self.closed | jumps
         ends[-1:] = True
         if max_episode_steps is not None:
-            if isinstance(max_episode_steps, bool) or not isinstance(max_episode_steps, int) or max_episode_steps < 1:
-                raise FieldError(f"max_episode_steps={max_episode_steps!r}: expected a number from 1 on")
+            max_episode_steps = checked_integer("max_episode_steps", max_episode_steps, 1)
             starts = np.flatnonzero(np.append(True, ends[:-1]))
             steps = np.arange(self._count) - np.repeat(starts, np.diff(starts, append=self._count))
             full = steps % max_episode_steps == max_episode_steps - 1
@@ -263,7 +261,7 @@ class _Rows:
                 self.closed |= full
         return ends
 
-    def _jumps(self) -> npt.NDArray[np.bool_]:
+    def _jumps(self) -> Bools:
         """Where the next observation is not the observation of the row after it."""
         jumps = np.zeros(self._count, np.bool_)
         for name, following in self._next.items():

@@ -8,12 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.interop.transitions import NamesLike, Transitions, only_one
+from gym_replay.schema.arrays import Array
 
 if TYPE_CHECKING:
     from gym_replay.buffer.loading.selection import Episodes
     from gym_replay.buffer.reading import Readable
-
-Array = npt.NDArray[Any]
 
 
 def to_d4rl(

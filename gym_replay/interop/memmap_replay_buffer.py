@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import numpy.typing as npt
 
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, UnsupportedFormatError
 from gym_replay.files.folders import local_path
 from gym_replay.interop.old_data import ImportReport, check_new, new_buffer, step_field
+from gym_replay.schema.arrays import Array
 from gym_replay.schema.fields import Field
-
-Array = npt.NDArray[Any]
 
 _CONFIG = "metadata.pkl"
 _MOST_BYTES = 1 << 20

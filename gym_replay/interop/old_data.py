@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer, open_buffer
 from gym_replay.errors import EmptyBufferError, FieldError, NotABufferError
 from gym_replay.files.folders import folder_of
 from gym_replay.files.new_folder import new_folders
+from gym_replay.schema.arrays import Array, Bools
 from gym_replay.schema.fields import Field, fit
-
-Array = npt.NDArray[Any]
 
 FLAGS = ("terminated", "truncated")
 
@@ -53,7 +51,7 @@ def step_field(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], default:
     return Field(dtype, shape, None if default is None else np.reshape(default, shape), state=state)
 
 
-def as_flags(name: str, values: Any, count: int) -> npt.NDArray[np.bool_]:
+def as_flags(name: str, values: Any, count: int) -> Bools:
     """One flag a step, bool ``(count,)``, from booleans or from the numbers 0 and 1.
 
     Raises:
@@ -65,20 +63,20 @@ def as_flags(name: str, values: Any, count: int) -> npt.NDArray[np.bool_]:
     array = array.reshape(count)
     if array.dtype.kind not in "biuf":
         raise FieldError(f"{name!r}: expected booleans, or 0 and 1, got {array.dtype}")
-    flags: npt.NDArray[np.bool_] = array == 1
+    flags: Bools = array == 1
     if (wrong := np.flatnonzero(~flags & (array != 0))).size:
         raise FieldError(f"{name!r}: expected booleans, or 0 and 1, got {array[wrong[0]]} at row {wrong[0]}")
     return flags
 
 
-def episode_flags(given: Mapping[str, npt.NDArray[np.bool_] | None], length: int) -> dict[str, npt.NDArray[np.bool_]]:
+def episode_flags(given: Mapping[str, Bools | None], length: int) -> dict[str, Bools]:
     """The flags of an episode, None of which are False everywhere; one whose end is not known was truncated there."""
     flags = {name: np.zeros(length, np.bool_) if flag is None else flag for name, flag in given.items()}
     flags["truncated"][-1:] |= ~flags["terminated"][-1:]
     return flags
 
 
-def rows_differ(own: Array, other: Array) -> npt.NDArray[np.bool_]:
+def rows_differ(own: Array, other: Array) -> Bools:
     """Which rows of two arrays of one shape differ, bool ``(rows,)``; NaN is as good as NaN.
 
     Floats of two dtypes are compared in the narrower one, since the others were rounded to it somewhere.
@@ -88,7 +86,7 @@ def rows_differ(own: Array, other: Array) -> npt.NDArray[np.bool_]:
         with np.errstate(all="ignore"):
             own, other = own.astype(narrow, copy=False), other.astype(narrow, copy=False)
     differs = (own != other) & ~((own != own) & (other != other))
-    found: npt.NDArray[np.bool_] = differs.reshape(len(own), -1).any(axis=1)
+    found: Bools = differs.reshape(len(own), -1).any(axis=1)
     return found
 
 

@@ -7,19 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gym_replay.errors import FieldError
 from gym_replay.extras import require
 from gym_replay.interop.transitions import Block, NamesLike, Transitions, recorded_space
+from gym_replay.schema.arrays import Array, Ints
 from gym_replay.schema.names import encode_siblings
 
 if TYPE_CHECKING:
     from gym_replay.buffer.loading.selection import Episodes
     from gym_replay.buffer.reading import Readable
 
-Array = npt.NDArray[Any]
-Ints = npt.NDArray[np.int64]
 _EXTRA = "sb3"
 
 

@@ -9,13 +9,11 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gym_replay.errors import EmptyBufferError, FieldError
 from gym_replay.interop import old_data
+from gym_replay.schema.arrays import Array, Bools
 from gym_replay.schema.names import encode_siblings
-
-Array = npt.NDArray[Any]
 
 _CALLED = {
     "observation": ("observations", "observation", "obs", "states", "state"),
@@ -154,7 +152,7 @@ class _Reader:
             )
         return dict(zip(self._step, step, strict=True))
 
-    def _flags(self, name: str, given: Any, length: int) -> npt.NDArray[np.bool_] | None:
+    def _flags(self, name: str, given: Any, length: int) -> Bools | None:
         if given is None:
             self._unflagged[name] += 1
             return None

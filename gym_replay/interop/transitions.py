@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gym_replay.buffer.episode import Episode
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError, FieldError
 from gym_replay.interop.old_data import as_flags, as_steps
 from gym_replay.notices import did_you_mean
+from gym_replay.schema.arrays import Array, Bools, Ints
 from gym_replay.schema.fields import Field
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from gym_replay.buffer.loading.source import Source
     from gym_replay.buffer.reading import Readable
 
-Ints = npt.NDArray[np.int64]
-Array = npt.NDArray[Any]
 NamesLike = Mapping[str, str | None]
 
 _STEPS_AT_ONCE = 1 << 14
@@ -171,8 +169,8 @@ class Block:
     next_observations: dict[str, Array]
     actions: dict[str, Array]
     reward: Array
-    terminated: npt.NDArray[np.bool_]
-    truncated: npt.NDArray[np.bool_]
+    terminated: Bools
+    truncated: Bools
 
 
 class Transitions:
@@ -224,7 +222,7 @@ class Transitions:
         return len(self.rows)
 
     @property
-    def is_last(self) -> npt.NDArray[np.bool_]:
+    def is_last(self) -> Bools:
         """Which ones are the last of their episode that are here, bool ``(transitions,)``."""
         return np.append(np.diff(self.owners) != 0, True)
 

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.errors import FieldError, MissingExtraError
+from gym_replay.errors import FieldError
+from gym_replay.extras import require
 
 CodecConfig: TypeAlias = dict[str, Any]
 """A codec as numcodecs writes it down: its ``id`` and its arguments, JSON values all of them."""
 
-IMAGE_CODECS = "imagecodecs"
-_IMAGE_PREFIX = IMAGE_CODECS + "_"
+_IMAGE_PREFIX = "imagecodecs_"
 LARGEST_ROW = 1 << 30
 """Bytes of a decoded row, at most: a few stored bytes may stand for as many."""
 
@@ -282,12 +282,13 @@ def codec_of(config: CodecConfig, dtype: np.dtype[Any], shape: tuple[int, ...]) 
 
 def _made(config: CodecConfig, nbytes: int) -> Any:
     """What encodes rows of so many bytes, and decodes them: ``encode(row)`` and ``decode(row, out)``, of numcodecs."""
-    numcodecs = _package("numcodecs", config)
+    what = f"codec {short_name(config)!r}"
+    numcodecs = require("numcodecs", "codecs", what)
     if config["id"] == "zstd" and find_spec("zstandard") is not None:
         return _KeptContexts(config["level"], nbytes)
     if config["id"].startswith(_IMAGE_PREFIX):
-        _package(IMAGE_CODECS, config)
-        import_module(f"{IMAGE_CODECS}.numcodecs").register_codecs([config["id"]], verbose=False)
+        require("imagecodecs", "codecs", what)
+        import_module("imagecodecs.numcodecs").register_codecs([config["id"]], verbose=False)
     return numcodecs.get_codec(dict(config))
 
 
@@ -311,15 +312,3 @@ class _KeptContexts(threading.local):
         with self._decompressor.stream_reader(row) as reader:
             if (found := reader.readinto(out)) != out.nbytes:
                 raise UndecodableError(f"it has {found} bytes")
-
-
-def _package(name: str, config: CodecConfig) -> Any:
-    """A package that a codec needs."""
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        # A package that is there but lacks one of its own is another fault, which keeps its own message.
-        if error.name != name:
-            raise
-        what = f"codec {short_name(config)!r} needs {name}, which is not installed"
-        raise MissingExtraError(f"{what}: pip install 'gym-replay[codecs]'") from None

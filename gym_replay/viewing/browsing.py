@@ -110,7 +110,9 @@ class Browser:
     def _build_table(self) -> None:
         pagination = {"rowsPerPage": _PER_PAGE, "page": 1, "rowsNumber": len(self._table)}
         self._view = ui.table(columns=self._columns(), rows=[], row_key="index", pagination=pagination)
-        self._view.classes("gr-table").props('dense flat binary-state-sort :rows-per-page-options="[50]"')
+        self._view.classes("gr-table").props(
+            'dense flat binary-state-sort :rows-per-page-options="[50]" no-data-label="no episodes"'
+        )
         self._view.add_slot("body", _BODY)
         self._view.on("request", self._requested, ["pagination"])
         self._view.on("chosen", lambda event: self._on_open(int(event.args)))

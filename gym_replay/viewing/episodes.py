@@ -68,13 +68,6 @@ class Choice:
     sort: str = ""
     descending: bool = False
 
-    @property
-    def condition(self) -> str:
-        """All that is chosen as one condition."""
-        parts = [f"({self.where})"] if self.where and self.ranges else [self.where] if self.where else []
-        parts += [f"{low:.17g} <= {name} < {high:.17g}" for name, (low, high) in self.ranges.items()]
-        return " and ".join(parts)
-
 
 @dataclass(frozen=True)
 class Distribution:
@@ -293,7 +286,7 @@ class EpisodeTable:
         if name == "episode_return" and name not in meta:
             return number(np.sum(episode["reward"], dtype=np.float64)) if "reward" in episode else ""
         if name == "episode_seed" and name in meta:
-            return "" if int(meta[name]) < 0 else str(int(meta[name]))
+            return "" if meta[name] < 0 else number(meta[name])
         return short(meta[name], 60) if name in meta else ""
 
     def _ends(self) -> npt.NDArray[Any]:

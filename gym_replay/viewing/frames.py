@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.episode import Episode
 from gym_replay.errors import MissingExtraError
 from gym_replay.schema.fields import Field
 
@@ -110,13 +111,29 @@ def _as_bytes(picture: npt.NDArray[Any]) -> Rgb:
     if picture.dtype == np.uint8:
         return picture
     if picture.dtype == np.bool_:
-        return picture.astype(np.uint8) * 255
+        flags: Rgb = picture.astype(np.uint8) * np.uint8(255)
+        return flags
     values = np.nan_to_num(picture.astype(np.float64), nan=0.0)
     low, high = float(values.min()), float(values.max())
     if picture.dtype.kind == "f" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     scaled: Rgb = np.round((values - low) * (255 / (high - low if high > low else 1))).astype(np.uint8)
     return scaled
+
+
+def rgb_frame(episode: Episode, name: str, t: int) -> Rgb:
+    """Row t of an image field as a picture, uint8 ``(height, width, 3)``, copied.
+
+    Raises:
+        IndexError: the episode has no such row.
+        EpisodeEvictedError: it left the circular buffer meanwhile.
+    """
+    rows = episode[name]
+    if not 0 <= t < len(rows):
+        raise IndexError(f"{name}: there are {len(rows)} rows, none is {t}")
+    picture: Rgb = to_rgb(rows[t]).copy()
+    episode.snapshot.require_live(episode.id)
+    return picture
 
 
 def encode(picture: Rgb) -> tuple[bytes, str]:

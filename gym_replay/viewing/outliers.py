@@ -6,6 +6,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.episode import Episode
-from gym_replay.errors import GymReplayError
-from gym_replay.schema.fields import Field
+from gym_replay.errors import GymReplayError, StaleFieldError
 from gym_replay.spaces import space_from_json, space_tree
 from gym_replay.viewing.curves import panel_names
 from gym_replay.viewing.episodes import EpisodeTable
@@ -158,10 +158,11 @@ class _Looks:
         fields = episode.snapshot.metadata.fields
         drawn = set(panel_names(episode))
         for name, info in fields.items():
-            if is_image(info) and info.dtype == np.uint8:
-                self._look_at_frames(index, name, episode[name])
-            elif name in drawn and math.prod(info.shape) <= _MOST_ELEMENTS:
-                self._look_at_values(index, name, info, np.asarray(episode[name]))
+            with suppress(StaleFieldError):  # nobody has computed it of this episode yet
+                if is_image(info) and info.dtype == np.uint8:
+                    self._look_at_frames(index, name, episode[name])
+                elif name in drawn and math.prod(info.shape) <= _MOST_ELEMENTS:
+                    self._look_at_values(index, name, np.asarray(episode[name]))
         episode.snapshot.require_live(episode.id)
 
     def _look_at_frames(self, index: int, name: str, rows: Any) -> None:
@@ -171,7 +172,7 @@ class _Looks:
             if all(np.array_equal(first, rows[at]) for at in {len(rows) // 3, len(rows) // 2, len(rows) - 1}):
                 self._constant[name].append(index)
 
-    def _look_at_values(self, index: int, name: str, info: Field, rows: npt.NDArray[Any]) -> None:
+    def _look_at_values(self, index: int, name: str, rows: npt.NDArray[Any]) -> None:
         if rows.dtype.kind == "f" and not np.isfinite(rows).all():
             nans, infinite = int(np.isnan(rows).sum()), int(np.isinf(rows).sum())
             parts = [f"{nans} NaN"] * bool(nans) + [f"{infinite} infinite"] * bool(infinite)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from nicegui import ui
 
 from gym_replay.buffer.episode import Episode
 from gym_replay.errors import GymReplayError
 from gym_replay.viewing import charts
+from gym_replay.viewing.cameras import Cameras
 from gym_replay.viewing.curves import MOST_LINES, last_t, marks, panel, panel_names, values_at
 from gym_replay.viewing.episodes import NO_LAST, end_of
 from gym_replay.viewing.frames import image_fields
-from gym_replay.viewing.rendered import recorded_environment, what_runs
 from gym_replay.viewing.text import number, short
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ _TICKS = 30
 _DEFAULT_RATE = 30.0
 _SPEEDS = {speed: f"{speed:g}x" for speed in (0.25, 0.5, 1, 2, 4, 8, 16)}
 _FIRST_PANELS = 5
-_COARSE = 160
-"""Frames with sides of up to so many pixels are enlarged without smoothing."""
-
 _VALUES_EVERY = 0.15
 """Seconds between two looks at the values while an episode plays."""
 
@@ -42,16 +40,10 @@ class Shown:
     Attributes:
         episode: the episode.
         index: where the table has it; None once it has left the buffer.
-        frames: the elements that show a frame, each with the address of the episode's frames of one field.
-        film: the element that they are in.
-        progress: the label that says how far rendering is, where frames are rendered.
     """
 
     episode: Episode
     index: int | None
-    frames: list[tuple[Any, str]] = field(default_factory=list)
-    film: Any = None
-    progress: Any = None
 
 
 class Player:
@@ -70,14 +62,13 @@ class Player:
         self._playing, self._since, self._position, self._values_at = False, 0.0, 0.0, 0.0
         self._speed = 1.0
         self._chosen_panels: list[str] | None = None
-        self._agreed = view.agreed
         self._compares = False
         self.label_input: Any = None
         self._root = ui.element("div").classes("gr-right")
         self._timer = ui.timer(1 / _TICKS, self._tick, active=False)
-        self._rendering = ui.timer(0.3, self._show_progress, active=False)
+        self._cameras = Cameras(view, self._build)
         with self._root:
-            self._empty("Choose an episode on the left.")
+            self._empty("There are no episodes yet; what is recorded appears here." if not len(view.table) else "…")
 
     def _empty(self, text: str) -> None:
         with ui.element("div").classes("gr-panel gr-empty"):
@@ -123,7 +114,7 @@ class Player:
                 with ui.element("div").classes("gr-panel"):
                     self._build_heads()
                     with ui.element("div").classes("gr-stage"):
-                        self._build_frames()
+                        self._cameras.build([each.episode for each in self.shown])
                         self._values = ui.element("div").classes(f"gr-values {'two' if len(self.shown) > 1 else 'one'}")
                         self._build_values()
                 with ui.element("div").classes("gr-panel"):
@@ -195,86 +186,6 @@ class Player:
         self._build()
         self._on_label()
 
-    # --- frames ---
-
-    def _build_frames(self) -> None:
-        with ui.element("div").classes("gr-cameras"):
-            for each in self.shown:
-                each.frames, each.progress = [], None
-                fields = each.episode.snapshot.metadata.fields
-                names = image_fields(fields)
-                each.film = ui.element("div").classes(f"gr-film {'two' if len(self.shown) > 1 else ''}")
-                with each.film:
-                    for name in names:
-                        self._build_camera(each, name, list(fields).index(name), fields[name].shape)
-                    if not names:
-                        self._build_rendered(each)
-
-    def _build_camera(self, each: Shown, caption: str, field_index: int, shape: tuple[int, ...]) -> None:
-        size = _size(shape)
-        with ui.element("div").classes("gr-camera").style(f"--aspect: {size[0] / size[1]:.4f}"):
-            frame = ui.interactive_image(size=size).classes("gr-frame")
-            if max(size) <= _COARSE:
-                frame.classes("coarse")
-            ui.label(short(caption, 60)).classes("gr-small")
-            each.frames.append((frame, f"{self._view.address_of(each.episode)}/{field_index}"))
-
-    def _build_rendered(self, each: Shown) -> None:
-        name = recorded_environment(each.episode)
-        if name is None:
-            text = "No frames: no field is an image, and no environment was recorded to render them anew."
-            self._show_no_frames(each, text)
-            return
-        if not self._agreed():
-            with ui.element("div").classes("gr-noframes"):
-                ui.label("No frames were recorded.")
-                ui.button("Render them anew …", on_click=lambda: self._ask(each)).props("outline dense no-caps")
-            return
-        self._view.renderer.start(each.episode)
-        with ui.element("div").classes("gr-camera") as camera:
-            frame = ui.interactive_image(size=(3, 2)).classes("gr-frame")
-            frame.on("loaded", lambda event: _fit(camera, frame, event.args), ["width", "height"])
-            each.progress = ui.label("rendering …").classes("gr-small gr-progress")
-            each.frames.append((frame, f"{self._view.address_of(each.episode)}/r"))
-        self._rendering.activate()
-
-    def _show_no_frames(self, each: Shown, text: str) -> None:
-        each.frames, each.progress = [], None
-        each.film.clear()
-        with each.film, ui.element("div").classes("gr-noframes"):
-            ui.label(text)
-
-    def _ask(self, each: Shown) -> None:
-        text, is_possible = what_runs(each.episode)
-        with ui.dialog() as dialog, ui.card().classes("gr-dialog"):
-            ui.label("Render frames anew?").classes("gr-title")
-            ui.label(text)
-            with ui.element("div").classes("gr-row").style("justify-content: flex-end; width: 100%"):
-                ui.button("Cancel", on_click=dialog.close).props("flat no-caps")
-                if is_possible:
-                    ui.button("Run it", on_click=self._agree).props("unelevated no-caps")
-        dialog.open()
-
-    def _agree(self) -> None:
-        self._view.agree()
-        self._build()
-
-    def _show_progress(self) -> None:
-        running = False
-        for each in self.shown:
-            if each.progress is None:
-                continue
-            count, ended, error = self._view.renderer.state(each.episode)
-            running = running or not ended
-            if error and not count:
-                self._show_no_frames(each, f"Not rendered: {short(error)}")
-                continue
-            so_far = f"{count} frames" if ended else f"{count} of {len(each.episode) + 1} frames"
-            rendered = f"rendered anew by replaying the actions, not recorded · {so_far}"
-            each.progress.text = f"not rendered: {error}" if error else rendered
-        if not running:
-            self._rendering.deactivate()
-
     # --- transport ---
 
     def _build_transport(self) -> None:
@@ -294,7 +205,8 @@ class Player:
     def rate(self) -> float:
         """Steps a second as the episode was recorded, 30 where that was not in real time."""
         episode = self.shown[0].episode
-        seconds = float(episode.meta.get("episode_duration", 0) or 0)
+        duration = episode.meta.get("episode_duration", 0)
+        seconds = float(duration) if isinstance(duration, (int, float, np.number)) else 0.0
         found = len(episode) / seconds if seconds > 0 else 0
         return found if 1 <= found <= 120 else _DEFAULT_RATE
 
@@ -340,10 +252,7 @@ class Player:
         self.t = t = min(max(t, 0), self._last)
         if self._playing and not playing:
             self._since, self._position = time.monotonic(), float(t)
-        for each in self.shown:
-            mine = min(t, last_t(each.episode))
-            for frame, address in each.frames:
-                frame.set_source(f"{address}/{mine}")
+        self._cameras.go(t)
         self._clock.text = f"{t:,} / {self._last:,}"
         if self._slider.value != t:
             self._slider.value = t
@@ -370,7 +279,7 @@ class Player:
                 self._slider = ui.slider(min=0, max=max(self._last, 1), value=self.t, on_change=self._scrubbed)
                 self._slider.props("dense").on("focusin", js_handler="(event) => event.target.blur()")
             for name in drawn:
-                self._build_curves(name, with_axis=name == drawn[-1])
+                self._build_curves(name, is_first=name == drawn[0], is_last=name == drawn[-1])
             self._cursor = ui.element("div").classes("gr-cursor")
         if len(names) > 1:
             options = {at: short(name, 60) for at, name in enumerate(names)}
@@ -381,7 +290,7 @@ class Player:
                 select.props("outlined dense options-dense use-chips").classes("gr-panels").style("flex: 1 1 0")
             select.on_value_change(lambda event: self._panels_changed([names[at] for at in event.value]))
 
-    def _build_curves(self, name: str, *, with_axis: bool) -> None:
+    def _build_curves(self, name: str, *, is_first: bool, is_last: bool) -> None:
         try:
             panels = [panel(each.episode, name) for each in self.shown if name in panel_names(each.episode)]
         except GymReplayError as error:
@@ -396,7 +305,7 @@ class Player:
                         ui.label(line.label)
             if panels[0].elements > MOST_LINES:
                 ui.label(f"the first {MOST_LINES} of {panels[0].elements}").classes("gr-legend")
-            if len(panels) > 1 and with_axis:
+            if len(panels) > 1 and is_first:
                 ui.label("A solid, B dashed").classes("gr-legend")
         holder = ui.element("div").on(
             "click",
@@ -404,7 +313,7 @@ class Player:
             js_handler="(event) => emit({x: event.offsetX, width: event.target.clientWidth})",
         )
         with holder:
-            ui.echart(charts.curves(panels, self._last, with_axis=with_axis)).classes("gr-curve")
+            ui.echart(charts.curves(panels, self._last, with_axis=is_last)).classes("gr-curve")
 
     def _panels_changed(self, names: list[str]) -> None:
         self._chosen_panels = names
@@ -449,21 +358,3 @@ def _tool(icon: str, tip: str, run: Callable[[], Any]) -> Any:
     with button:
         ui.tooltip(tip).props("delay=500")
     return button
-
-
-def _size(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Width and height of the pictures in rows of this shape."""
-    import numpy as np
-
-    from gym_replay.viewing.frames import to_rgb
-
-    height, width = to_rgb(np.zeros(shape, np.uint8)).shape[:2]
-    return width, height
-
-
-def _fit(camera: Any, frame: Any, found: dict[str, float]) -> None:
-    """Give a camera the shape of its pictures once one of them was seen."""
-    width, height = found.get("width"), found.get("height")
-    if width and height and frame.props.get("size") != [width, height]:
-        frame.props["size"] = [width, height]
-        camera.style(f"--aspect: {width / height:.4f}")

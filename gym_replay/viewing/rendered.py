@@ -94,6 +94,13 @@ class Renderer:
                 self._thread.start()
             self._changed.notify_all()
 
+    def stop(self) -> None:
+        """Render nothing more; what is being rendered ends with its next frame."""
+        with self._changed:
+            self._waiting.clear()
+            for film in self._films.values():
+                film.wanted = False
+
     def state(self, episode: Episode) -> tuple[int, bool, str]:
         """How many frames of an episode are there, whether that is all, and why it went wrong where it did."""
         with self._changed:

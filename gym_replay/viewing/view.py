@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import html
 import secrets
-from typing import Any
 
 from gym_replay.buffer.concat import open_source
 from gym_replay.buffer.episode import Episode
 from gym_replay.viewing.episodes import EpisodeTable
-from gym_replay.viewing.frames import Encoded, FrameCache, encode, to_rgb
+from gym_replay.viewing.frames import Encoded, FrameCache, encode, rgb_frame
 from gym_replay.viewing.rendered import Renderer
 from gym_replay.viewing.server import Server
 
@@ -24,6 +23,8 @@ class View:
         source: the folder, as it was given.
         address: of the page, with the token that lets one in.
         table: the episodes.
+        renderer: renders frames that were not recorded.
+        has_agreed: whether somebody has agreed that frames are rendered by running the recorded environment.
 
     Example:
         >>> with view("data/cartpole", browser=False) as shown:  # doctest: +SKIP
@@ -37,7 +38,7 @@ class View:
         self.table = EpisodeTable(self._buffer)
         self.renderer = Renderer(self._buffer)
         self._cache = FrameCache()
-        self._agreed = False
+        self.has_agreed = False
         self._name = secrets.token_hex(4)
         self.address = f"{server.address}/{self._name}"
         VIEWS[self._name] = self
@@ -45,6 +46,7 @@ class View:
     def close(self) -> None:
         """Stop answering, and close the buffer. Closing twice is fine."""
         if VIEWS.pop(self._name, None) is not None:
+            self.renderer.stop()
             self._buffer.close()
 
     def wait(self) -> None:
@@ -67,14 +69,6 @@ class View:
 
     # --- what the page asks ---
 
-    def agreed(self) -> bool:
-        """Whether somebody has agreed that frames are rendered by running the recorded environment."""
-        return self._agreed
-
-    def agree(self) -> None:
-        """Let frames be rendered from now on."""
-        self._agreed = True
-
     def address_of(self, episode: Episode) -> str:
         """The address of an episode's frames, to which a field and t are added."""
         part = self.table.part_of(episode)
@@ -88,21 +82,6 @@ class View:
         """
         episode = self.table.find(part, uuid, episode_id)
         if field == "r":
-            return self.renderer.frame(episode, t) if self._agreed else None
+            return self.renderer.frame(episode, t) if self.has_agreed else None
         name = list(episode)[int(field)]
         return self._cache.get((part, uuid, episode_id, field, t), lambda: encode(rgb_frame(episode, name, t)))
-
-
-def rgb_frame(episode: Episode, name: str, t: int) -> Any:
-    """Row t of an image field as a picture, uint8 ``(height, width, 3)``, copied.
-
-    Raises:
-        IndexError: the episode has no such row.
-        EpisodeEvictedError: it left the circular buffer meanwhile.
-    """
-    rows = episode[name]
-    if not 0 <= t < len(rows):
-        raise IndexError(f"{name}: there are {len(rows)} rows, none is {t}")
-    picture = to_rgb(rows[t]).copy()
-    episode.snapshot.require_live(episode.id)
-    return picture

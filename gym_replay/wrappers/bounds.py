@@ -17,8 +17,9 @@ RUN_BYTES = 1 << 18
 """Bytes that are compared at once: to compare each short episode would cost more than its steps (``record``)."""
 
 _Array: TypeAlias = "npt.NDArray[Any]"
-_Rows: TypeAlias = "tuple[int, int, Sequence[int], bool, bytes | memoryview]"
-"""The first episode's id and its first row, where each episode ends, whether each ends with row T, and all bytes."""
+_Rows: TypeAlias = "tuple[int, int, _Array | None, bool, Any]"
+"""The first episode's id and its first row, where each of several episodes ends, whether each ends with row T, and a
+buffer of all rows."""
 
 
 class BoundsCheck:
@@ -54,24 +55,24 @@ class BoundsCheck:
                     continue
                 if self._fields[name].codec is not None:
                     data = decoded(self._fields[name], encoded, data).tobytes()
-                self._add(name, (episode, first, (), ends_with_row_t, data))
+                self._add(name, (episode, first, None, ends_with_row_t, data), len(data))
 
-    def add_block(self, first_id: int, rows: Mapping[str, Any], ends: _Array, lengths: _Array) -> None:
+    def add_block(self, first_id: int, rows: Mapping[str, _Array], ends: _Array, lengths: Sequence[int]) -> None:
         """The rows of episodes that were committed together.
 
         Args:
             first_id: the id of the first.
-            rows: by field, those of all episodes.
+            rows: by field, those of all episodes; nobody changes them any more.
             ends: one past the last row of each.
             lengths: how many transitions each has.
         """
-        edges, ends_with_row_t = ends.tolist(), ends.item(0) > lengths.item(0)
+        ends_with_row_t = ends.item(0) > lengths[0]
         for name in self._bounds:
-            self._add(name, (first_id, 0, edges, ends_with_row_t, rows[name].tobytes()))
+            self._add(name, (first_id, 0, ends, ends_with_row_t, rows[name]), rows[name].nbytes)
 
-    def _add(self, name: str, rows: _Rows) -> None:
+    def _add(self, name: str, rows: _Rows, nbytes: int) -> None:
         self._pending[name].append(rows)
-        self._nbytes += len(rows[-1])
+        self._nbytes += nbytes
         if self._nbytes >= RUN_BYTES:
             self.finish()
 
@@ -85,7 +86,7 @@ class BoundsCheck:
                 for rows in given:
                     self._count(name, *rows)
 
-    def _rows(self, name: str, data: bytes | memoryview) -> _Array:
+    def _rows(self, name: str, data: Any) -> _Array:
         field = self._fields[name]
         return np.frombuffer(data, field.dtype).reshape(-1, *field.shape)
 
@@ -101,11 +102,11 @@ class BoundsCheck:
         return bool((values < low).any() or (values > high).any())
 
     def _count(
-        self, name: str, first_id: int, first: int, ends: Sequence[int], ends_with_row_t: bool, data: bytes | memoryview
+        self, name: str, first_id: int, first: int, ends: _Array | None, ends_with_row_t: bool, data: Any
     ) -> None:
         """Count the rows of some episodes that are outside, and warn of the field's first one."""
         rows, (low, high) = self._rows(name, data), self._bounds[name]
-        edges = np.array([0, *(ends or [len(rows)])])
+        edges = np.append(0, len(rows) if ends is None else ends)
         outside = (rows < low) | (rows > high)
         if ends_with_row_t and not self._fields[name].state:  # row T is no value of it
             outside[edges[1:] - 1] = False

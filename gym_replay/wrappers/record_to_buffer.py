@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
+from typing_extensions import Unpack
 
 from gym_replay.buffer.door import Stage
 from gym_replay.errors import FieldError
@@ -30,11 +30,6 @@ from gym_replay.wrappers.recorder import (
 from gym_replay.wrappers.rewards import fit_rewards, shape_of_first
 from gym_replay.wrappers.single_session import Episode, SingleSession
 from gym_replay.wrappers.vector.adapters.registry import find_adapter
-
-if sys.version_info >= (3, 11):
-    from typing import Unpack
-else:
-    from typing_extensions import Unpack
 
 _LOOKS = 20
 _ndarray, _float64 = np.ndarray, np.float64  # found at once: a step asks for them several times

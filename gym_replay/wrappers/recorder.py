@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NoReturn, TypeAlias
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
+from typing_extensions import TypedDict
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
@@ -36,21 +37,13 @@ from gym_replay.wrappers.recorded_schema import (
 from gym_replay.wrappers.rewards import RewardShape, declared_shape, parse_reward_shape
 from gym_replay.wrappers.session import OnEpisode, Session
 
-if sys.version_info >= (3, 11):
-    from typing import TypedDict
-else:
-    from typing_extensions import TypedDict
-
 Folder: TypeAlias = str | os.PathLike[str] | ReplayBuffer
 
 
-class RecorderOptions(TypedDict, total=False):
-    """The keywords of both recorders; see :class:`gym_replay.RecordToBuffer`."""
+class RecordingOptions(TypedDict, total=False):
+    """The keywords of recorders that :func:`gym_replay.collect` has too; see :class:`gym_replay.RecordToBuffer`."""
 
-    max_episodes: int | None
     max_timesteps: int | None
-    max_steps: int | None
-    circular: bool
     overwrite: bool
     meta_fields: Mapping[str, FieldLike] | None
     extra_fields: Mapping[str, FieldLike] | None
@@ -58,9 +51,17 @@ class RecorderOptions(TypedDict, total=False):
     dtypes: Mapping[str, Any] | None
     codecs: Codecs | None
     record_info: bool | Iterable[str]
-    on_incomplete: str
     on_episode: OnEpisode | None
     durability: str
+
+
+class RecorderOptions(RecordingOptions, total=False):
+    """The keywords of both recorders; see :class:`gym_replay.RecordToBuffer`."""
+
+    max_episodes: int | None
+    max_steps: int | None
+    circular: bool
+    on_incomplete: str
 
 
 _DEFAULTS: RecorderOptions = {

@@ -1,8 +1,8 @@
 """Makes the golden folders: ``PYTHONPATH=tests python tests/golden/make.py``. Only for a new version of the format.
 
 ``plain`` is what a recorder leaves behind with no limits, one of its episodes cut; ``ring`` has lost its oldest
-episodes; ``words`` has ragged fields and strings, and was stored by hand. All values are sums of powers of two, and so
-the same on every machine.
+episodes; ``words`` has ragged fields and strings, ``frames`` fields with codecs, and both were stored by hand. All
+values are sums of powers of two, and so the same on every machine.
 """
 
 from __future__ import annotations
@@ -134,6 +134,32 @@ def record_words(folder: Path) -> None:
     (folder / "writer.lock").unlink()
 
 
+FRAMES_FIELDS = {
+    "pixels": Field("uint8", (6, 5, 3), state=True, codec="zstd"),
+    "depth": Field("float32", (4, 3), default=0.5, codec={"id": "lz4", "acceleration": 2}),
+    "x": Field("int64"),
+}
+
+
+def frames_episode(number: int) -> dict[str, Any]:
+    """T = number + 2; in the second episode no depth is given."""
+    length = number + 2
+    pixels = (np.arange(length + 1)[:, None, None, None] + np.arange(90).reshape(6, 5, 3) * number).astype(np.uint8)
+    depth = (np.arange(length)[:, None, None] / 4 + np.arange(12).reshape(4, 3) / 8 + number).astype(np.float32)
+    values = {"pixels": pixels, "depth": depth, "x": np.arange(length) - number}
+    return {name: value for name, value in values.items() if (name, number) != ("depth", 1)}
+
+
+def record_frames(folder: Path) -> None:
+    """Write the golden buffer of fields with codecs."""
+    with mock.patch("uuid.uuid4", return_value=FIXED):
+        buffer = ReplayBuffer(folder, fields=FRAMES_FIELDS)
+    for number in range(3):
+        buffer.store_episode(**frames_episode(number))
+    buffer.close()
+    (folder / "writer.lock").unlink()
+
+
 def expected(number: int) -> tuple[dict[str, np.ndarray], dict[str, Any], bool]:
     """Fields and meta fields in the stored order (a Dict space sorts its keys), and whether it is complete."""
     length = length_of(number)
@@ -179,3 +205,5 @@ if __name__ == "__main__":
         record(HERE / kind, kind)
     shutil.rmtree(HERE / "words", ignore_errors=True)
     record_words(HERE / "words")
+    shutil.rmtree(HERE / "frames", ignore_errors=True)
+    record_frames(HERE / "frames")

@@ -227,6 +227,9 @@ def test_it_fits(tmp_path, served, browser, width, dark):
     browser.wait(lambda: len(browser.all(".gr-frame img")) == 2)
     assert browser.driver.execute_script("return document.body.classList.contains('body--dark')") is dark
     assert browser.driver.execute_script("return document.documentElement.scrollWidth") <= width
+    heights = "return [...document.querySelectorAll(arguments[0])].map(e => e.getBoundingClientRect().height)"
+    for selector in (".gr-table .q-table__middle", ".gr-histogram", ".gr-frame", ".gr-curve", ".gr-values"):
+        assert min(browser.driver.execute_script(heights, selector)) > 60, selector
     browser.shoot(f"cameras-{width}-{'dark' if dark else 'light'}")
 
 

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gym_replay.buffer.loading.order import BlockDraw, Ints, Order, checked_integer, permute, uniforms
+from gym_replay.buffer.loading.order import BlockDraw, Order, permute, uniforms
 from gym_replay.errors import FieldError
+from gym_replay.schema.arguments import checked_integer
+from gym_replay.schema.arrays import Ints
 
 BLOCK_BYTES = 8 << 20
 POOL_BYTES = 256 << 20

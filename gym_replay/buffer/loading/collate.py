@@ -6,19 +6,17 @@ from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, reduce
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gym_replay.buffer.loading.statistics import FieldStatistics, is_image
 from gym_replay.errors import FieldError
+from gym_replay.schema.arrays import Array, Bools
 from gym_replay.schema.fields import Field
-
-Array = npt.NDArray[Any]
 
 
 class Batch(dict[str, Any]):
@@ -79,7 +77,7 @@ class Arrays(dict[str, Array]):
 
     def __init__(self, **arrays: Array) -> None:
         super().__init__(arrays)
-        self.valid: dict[str, npt.NDArray[np.bool_]] = {}
+        self.valid: dict[str, Bools] = {}
 
     def part(self, begin: int, end: int) -> Arrays:
         """Samples ``begin`` to ``end - 1``, in memory of their own."""
@@ -270,14 +268,13 @@ def named_tuple_class(names: tuple[str, ...]) -> Callable[[Iterable[Any]], tuple
     Raises:
         FieldError: a name is no Python identifier, or two become the same.
     """
-    own = [name.lstrip("_") for name in names]
+    own, define = [name.lstrip("_") for name in names], cast(Any, namedtuple)
     try:
-        fields: Any = namedtuple("Batch", own)  # type: ignore[misc]
+        made: Any = define("Batch", own)
     except ValueError as error:
         raise FieldError(f"to_named_tuple={names}: {error}; use fieldname_map to choose other names") from None
     # A worker's batches are pickled, and no module has the class.
-    reduce = {"__slots__": (), "__reduce__": lambda batch: (_named_tuple, (names, tuple(batch)))}
-    made: Any = type("Batch", (fields,), reduce)
+    made.__reduce__ = lambda batch: (_named_tuple, (names, tuple(batch)))
     make: Callable[[Iterable[Any]], tuple[Any, ...]] = made._make
     return make
 

@@ -19,11 +19,10 @@ from torch.utils.data import Dataset
 
 from gym_replay.buffer.loading.collate import Arrays, Batch, Delivery, Dtype, Layout, Transform
 from gym_replay.buffer.loading.formats import BatchFormat
-from gym_replay.buffer.loading.gather import Array
 from gym_replay.buffer.loading.live import Bounds, Folders, Numbering, bounds_of, intersection
 from gym_replay.buffer.loading.nesting import BatchNames
-from gym_replay.buffer.loading.order import BlockDraw, Draw, LiveEpisodes, Moment, PriorityDraw, checked_integer
-from gym_replay.buffer.loading.plans import Anchors, Floats, Ints, draw
+from gym_replay.buffer.loading.order import BlockDraw, Draw, LiveEpisodes, Moment, PriorityDraw
+from gym_replay.buffer.loading.plans import Anchors, draw
 from gym_replay.buffer.loading.relative_rows import BatchSamples, RelativeRows
 from gym_replay.buffer.loading.samples import Description
 from gym_replay.buffer.loading.selection import Condition, Episodes, matches
@@ -32,6 +31,8 @@ from gym_replay.buffer.loading.statistics import Normalize, Resolved, resolve
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
 from gym_replay.notices import did_you_mean
+from gym_replay.schema.arguments import checked_integer
+from gym_replay.schema.arrays import Array, Floats, Ints
 
 RUN_BYTES = 1 << 19
 """Batches are gathered together up to so many bytes: more would take hardly less time, and let a batch wait longer."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from gym_replay.buffer.loading.collate import Batch
 from gym_replay.errors import FieldError
+
+_T = TypeVar("_T")
 
 AHEAD = 2
 """Batches that are on their way while another is in use."""
@@ -36,28 +38,13 @@ def check_device(device: Any) -> torch.device | None:
     return found
 
 
-def to_device(batch: Mapping[str, Any], device: Any, *, non_blocking: bool = False) -> Batch:
+def to_device(batch: _T, device: Any, *, non_blocking: bool = False) -> _T:
     """The batch with every tensor on the device; also tensors in the lists, tuples and dicts in it."""
-    return Batch(
-        (name, _each(value, lambda one: one.to(device, non_blocking=non_blocking))) for name, value in batch.items()
-    )
+    moved: _T = pytree.tree_map_only(Tensor, lambda one: one.to(device, non_blocking=non_blocking), batch)
+    return moved
 
 
-def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The value with each tensor in it changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _each(inner, change) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)) and any(isinstance(inner, (Tensor, dict, list, tuple)) for inner in value):
-        changed = [_each(inner, change) for inner in value]
-        if isinstance(value, tuple):
-            return type(value)(*changed) if hasattr(value, "_fields") else tuple(changed)
-        return changed
-    return value
-
-
-def on_device(batches: Iterator[Batch], device: torch.device | None) -> Iterator[Batch]:
+def on_device(batches: Iterator[_T], device: torch.device | None) -> Iterator[_T]:
     """The batches, each with its tensors on the device. To a CUDA device they are copied ahead of their use."""
     if device is None or device.type == "cpu":
         return batches
@@ -66,7 +53,7 @@ def on_device(batches: Iterator[Batch], device: torch.device | None) -> Iterator
     return (to_device(batch, device) for batch in batches)
 
 
-def _ahead_on_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def _ahead_on_cuda(batches: Iterator[_T], device: torch.device) -> Iterator[_T]:
     """Copy on a stream of its own, ``AHEAD`` batches before they are asked for.
 
     Three things keep a copy from being read too early or overwritten too early. The stream in use waits for the
@@ -75,24 +62,21 @@ def _ahead_on_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[B
     pinned allocator, which reuses a block only after the copies from it are done.
     """
     copies: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    waiting: deque[tuple[Batch, torch.cuda.Event]] = deque()
+    waiting: deque[tuple[_T, torch.cuda.Event]] = deque()
 
-    def send(batch: Batch) -> None:
+    def send(batch: _T) -> None:
         with torch.cuda.stream(copies):
             moved = to_device(_pinned(batch), device, non_blocking=True)
             waiting.append((moved, copies.record_event()))
 
-    def receive() -> Batch:
+    def receive() -> _T:
         batch, done = waiting.popleft()
         current = torch.cuda.current_stream(device)
         current.wait_event(done)
-
-        def record(tensor: Tensor) -> Tensor:
-            if tensor.is_cuda:
-                tensor.record_stream(current)
-            return tensor
-
-        return Batch((name, _each(value, record)) for name, value in batch.items())
+        for value in pytree.tree_leaves(batch):
+            if isinstance(value, Tensor) and value.is_cuda:
+                value.record_stream(current)
+        return batch
 
     for batch in batches:
         send(batch)
@@ -102,9 +86,9 @@ def _ahead_on_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[B
         yield receive()
 
 
-def _pinned(batch: Batch) -> Batch:
+def _pinned(batch: _T) -> _T:
     """The batch in memory that is copied from without the processor; as it is where it is there already."""
-    return Batch(
-        (name, _each(value, lambda one: one if one.is_cuda or one.is_pinned() else one.pin_memory()))
-        for name, value in batch.items()
+    pinned: _T = pytree.tree_map_only(
+        Tensor, lambda one: one if one.is_cuda or one.is_pinned() else one.pin_memory(), batch
     )
+    return pinned

@@ -19,10 +19,11 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 from gym_replay.buffer.loading.collate import named_tuple_class
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.live import Bounds
-from gym_replay.buffer.loading.order import Draw, Moment, Order, PriorityDraw, checked_integer
+from gym_replay.buffer.loading.order import Draw, Moment, Order, PriorityDraw
 from gym_replay.buffer.loading.ordering import OrderOptions, Ranks, group_ranks
 from gym_replay.buffer.loading.prioritized import PriorityOrder
 from gym_replay.errors import FieldError
+from gym_replay.schema.arguments import checked_integer
 
 
 class Epoch(NamedTuple):

@@ -15,7 +15,6 @@ from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from gym_replay.buffer.loading.plans import Lookup
@@ -24,9 +23,7 @@ from gym_replay.buffer.storage.encoded import decode_rows, empty_rows, workers_f
 from gym_replay.buffer.storage.maps import first_rows, join, require_mappable
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.buffer.storage.threads import share
-
-Ints = npt.NDArray[np.int64]
-Array = npt.NDArray[Any]
+from gym_replay.schema.arrays import Array, Bools, Ints
 
 Padded: TypeAlias = tuple[Array, Ints]
 """Elements of ragged rows, padded with zeros, and how many each row has."""
@@ -303,7 +300,7 @@ class Rows:
         values[~there] = 0
         return values
 
-    def take_encoded(self, name: str, wanted: Sequence[tuple[Ints, npt.NDArray[np.bool_] | None]]) -> list[Array]:
+    def take_encoded(self, name: str, wanted: Sequence[tuple[Ints, Bools | None]]) -> list[Array]:
         """The values of a field with a codec at several arrays of rows, each distinct row decoded once.
 
         Args:
@@ -334,7 +331,7 @@ class Rows:
             for (rows, _), begin, end in zip(wanted, ends[:-1], ends[1:], strict=True)
         ]
 
-    def take_ragged(self, name: str, rows: Ints, present: npt.NDArray[np.bool_] | None = None) -> Padded:
+    def take_ragged(self, name: str, rows: Ints, present: Bools | None = None) -> Padded:
         """The elements of a ragged field at rows of any shape, padded, and how many there are.
 
         Args:

@@ -9,17 +9,20 @@ its GCIVL, GCIQL and HIQL agents are trained with (``impls/agents``): for the va
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.plans import Bools, Floats, Ints, scale
+from gym_replay.buffer.loading.plans import scale
 from gym_replay.buffer.loading.source import Source
 from gym_replay.errors import FieldError
+from gym_replay.schema.arguments import checked_number
+from gym_replay.schema.arrays import Array, Bools, Floats, Ints
+
+_WHERE = ("current", "future", "random")
 
 
 class Reaching:
@@ -35,11 +38,11 @@ class Reaching:
         self._goals = goals
         self.reached: Bools = (goals[0] == episodes) & (goals[1] == steps)
 
-    def current(self, name: str) -> npt.NDArray[Any]:
+    def current(self, name: str) -> Array:
         """A field at row t, as stored: ``(batch, *field.shape)``."""
         return self._take(name, self._episodes, self._steps, state=False)
 
-    def following(self, name: str) -> npt.NDArray[Any]:
+    def following(self, name: str) -> Array:
         """A state field at row t+1."""
         if (self._steps >= self._source.last_rows[self._episodes]).any():
             raise FieldError(
@@ -48,11 +51,11 @@ class Reaching:
             )
         return self._take(name, self._episodes, self._steps + 1, state=True)
 
-    def goal(self, name: str) -> npt.NDArray[Any]:
+    def goal(self, name: str) -> Array:
         """A state field at the goal's row."""
         return self._take(name, *self._goals, state=True)
 
-    def _take(self, name: str, episodes: Ints, steps: Ints, *, state: bool) -> npt.NDArray[Any]:
+    def _take(self, name: str, episodes: Ints, steps: Ints, *, state: bool) -> Array:
         field = self._source.fields.get(name)
         if field is None or field.ragged or (state and not field.state):
             fitting = [n for n, info in self._source.fields.items() if not info.ragged and (info.state or not state)]
@@ -99,11 +102,11 @@ class GoalMixture:
     discount: float = 0.99
 
     def __post_init__(self) -> None:
-        chances = (self.current, self.future, self.random)
-        if not all(_is_number(chance) and 0 <= chance <= 1 for chance in chances) or abs(sum(chances) - 1) > 1e-6:
-            raise FieldError(f"GoalMixture: expected three probabilities that sum up to 1, got {chances}")
-        if not _is_number(self.discount) or not 0 <= self.discount < 1:
-            raise FieldError(f"GoalMixture: discount={self.discount!r}: expected a number from 0 to below 1")
+        chances = [checked_number(f"GoalMixture: {name}", getattr(self, name), 1) for name in _WHERE]
+        if abs(sum(chances) - 1) > 1e-6:
+            raise FieldError(f"GoalMixture: expected three probabilities that sum up to 1, got {tuple(chances)}")
+        if checked_number("GoalMixture: discount", self.discount, 1) == 1:
+            raise FieldError("GoalMixture: discount: expected a number from 0 to below 1, got 1")
 
     def rows(self, steps: Ints, last: Ints, uniforms: Floats) -> tuple[Ints, Bools]:
         """The goals' rows in their own episodes, and where they are to be random ones instead.
@@ -172,9 +175,7 @@ class GoalSampler:
         if not callable(self.relabel):
             raise FieldError(f"GoalSampler: relabel={self.relabel!r}: expected a function of the samples")
 
-    def relabelled(
-        self, source: Source, episodes: Ints, steps: Ints, goals: tuple[Ints, Ints]
-    ) -> list[npt.NDArray[Any]]:
+    def relabelled(self, source: Source, episodes: Ints, steps: Ints, goals: tuple[Ints, Ints]) -> list[Array]:
         """Rewards and masks for the goals (episodes and rows) of these steps, ``(batch,)`` each.
 
         Raises:
@@ -196,7 +197,3 @@ class GoalSampler:
         """Those that goals are drawn from, by name."""
         both = {"value": self.value, "policy": self.policy}
         return {name: mixture for name, mixture in both.items() if mixture is not None}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and math.isfinite(value)

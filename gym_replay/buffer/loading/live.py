@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gym_replay.buffer.loading.order import Draw, LiveEpisodes, PriorityDraw, uniforms
-from gym_replay.buffer.loading.plans import Anchors, Bools, Floats, Ints
+from gym_replay.buffer.loading.plans import Anchors
 from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
+from gym_replay.schema.arrays import Bools, Floats, Ints
 
 Bounds: TypeAlias = tuple[tuple[int, int], ...]
 """Of each buffer, the first id in a snapshot and the one past the last."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields as fields_of
 from functools import partial
 from typing import Any, Literal
+
+from typing_extensions import Unpack
 
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.epochs import EpochDataset, EpochSampler
@@ -28,11 +29,6 @@ from gym_replay.buffer.loading.samples import Boundaries, Description, Names, cr
 from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
 from gym_replay.errors import FieldError
 from gym_replay.notices import did_you_mean
-
-if sys.version_info >= (3, 11):
-    from typing import Unpack
-else:
-    from typing_extensions import Unpack
 
 KINDS: dict[str, Callable[..., Description]] = {
     "trajectory": trajectory,
@@ -91,16 +87,23 @@ def make_dataset(
     return ReplayDataset(parts, describe, batch_format=batch_format, **options)
 
 
-def make_loader(buffer: HasSnapshots, kind: str, batch_size: int, **options: Any) -> ReplayLoader:
+def make_loader(kind: str, given: Mapping[str, Any]) -> ReplayLoader:
     """The loader of one kind of sample.
+
+    Args:
+        kind: of sample.
+        given: the arguments of the function that is named after it, ``buffer``, ``batch_size`` and ``options`` among
+            them.
 
     Raises:
         FieldError: an option belongs to another kind, has a value that there is not, or does not go with another.
         TypeError: there is no such option.
         EmptyBufferError: there is no sample.
     """
-    _check_options(kind, options, OF_LOADERS | REFUSED.keys())
-    options = {name: value for name, value in options.items() if value is not None}  # as good as not given
+    _check_options(kind, given["options"], OF_LOADERS | REFUSED.keys())
+    asked = {**given, **given["options"]}
+    buffer, batch_size, _ = (asked.pop(name) for name in ("buffer", "batch_size", "options"))
+    options = {name: value for name, value in asked.items() if value is not None}  # as good as not given
     order = OrderOptions(batch_size, **{name: options.pop(name) for name in _OF_ORDER & options.keys()})
     torch_options = {name: options.pop(name) for name in (OF_TORCH | REFUSED.keys()) & options.keys()}
     torch_options = check_torch_options(torch_options)
@@ -110,7 +113,7 @@ def make_loader(buffer: HasSnapshots, kind: str, batch_size: int, **options: Any
     if order.refresh is not None and order.sampler is not None and len(dataset.source.parts) > 1:
         raise FieldError("sampler: with refresh, it follows one buffer; make a loader for each")
     sampler = EpochSampler(dataset, order, torch_options.get("generator"))
-    if not len(sampler.of_this_rank()):
+    if order.drop_last and not len(sampler.of_this_rank()):  # without, a rank may have none of few
         _warn_of_nothing(len(dataset), batch_size, order.ranks().world_size)
     if order.shuffle == "block":
         dataset.source.rows.expect_blocks()
@@ -122,13 +125,8 @@ def _warn_of_nothing(samples: int, batch_size: int, ranks: int) -> None:
     warnings.warn(
         f"an epoch has no batch: drop_last=True, and there are {samples} samples for batches of {batch_size}{shared}; "
         "pass a smaller batch_size or drop_last=False",
-        stacklevel=5,
+        stacklevel=4,
     )
-
-
-def loader_of(kind: str, given: dict[str, Any]) -> ReplayLoader:
-    """The loader of one kind of sample, with the arguments of the function that is named after it."""
-    return make_loader(kind=kind, **given.pop("options"), **given)
 
 
 def trajectory_loader(
@@ -164,7 +162,7 @@ def trajectory_loader(
         >>> batch["observation"].shape, batch["_mask"].shape, batch["_lens"].shape
         (torch.Size([8, 20, 4]), torch.Size([8, 20]), torch.Size([8]))
     """
-    return loader_of("trajectory", locals())
+    return make_loader("trajectory", locals())
 
 
 def timestep_loader(
@@ -194,7 +192,7 @@ def timestep_loader(
         >>> len(loader), next(iter(loader))["observation"].shape
         (5, torch.Size([32, 4]))
     """
-    return loader_of("timestep", locals())
+    return make_loader("timestep", locals())
 
 
 def n_step_loader(
@@ -244,7 +242,7 @@ def n_step_loader(
         >>> batch["next_observation"].shape, batch["n_step_return"].shape
         (torch.Size([32, 4]), torch.Size([32]))
     """
-    return loader_of("n_step", locals())
+    return make_loader("n_step", locals())
 
 
 def window_loader(
@@ -293,7 +291,7 @@ def window_loader(
         >>> next(iter(window_loader(buffer, 32, offsets=chunks, fields=(), shuffle=True)))["action"].shape
         torch.Size([32, 16])
     """
-    return loader_of("window", locals())
+    return make_loader("window", locals())
 
 
 def crop_loader(
@@ -335,4 +333,4 @@ def crop_loader(
         >>> batch["observation"].shape, batch["_burn_in_mask"].shape
         (torch.Size([4, 12, 4]), torch.Size([4, 12]))
     """
-    return loader_of("crop", locals())
+    return make_loader("crop", locals())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy.typing as npt
 import torch
+from typing_extensions import TypedDict
 
 from gym_replay.buffer.loading.collate import Transform
 from gym_replay.buffer.loading.formats import BatchFormat
@@ -17,11 +17,7 @@ from gym_replay.buffer.loading.samples import Boundaries
 from gym_replay.buffer.loading.selection import Condition, Episodes
 from gym_replay.buffer.loading.statistics import Normalize
 from gym_replay.errors import FieldError
-
-if sys.version_info >= (3, 11):
-    from typing import TypedDict
-else:
-    from typing_extensions import TypedDict
+from gym_replay.schema.arguments import checked_integer
 
 FormatName: TypeAlias = Literal["d4rl", "decision_transformer", "diffusion_policy", "lerobot", "ogbench", "robomimic"]
 Axes: TypeAlias = Literal["CHW", "HWC"]
@@ -195,20 +191,14 @@ def check_torch_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("persistent_workers", "pin_memory"):
         if not isinstance(given.get(name, False), bool):
             raise FieldError(f"{name}={given[name]!r}: expected True or False")
-    workers = _checked_integer("num_workers", given.get("num_workers", 0), 0)
+    workers = checked_integer("num_workers", given.get("num_workers", 0))
     if workers == 0:
         for name in ("prefetch_factor", "persistent_workers", "timeout", "multiprocessing_context"):
             if given.get(name):
                 raise FieldError(f"{name}={given[name]!r} is for worker processes; add num_workers=1 or more")
     elif "prefetch_factor" in given:
-        _checked_integer("prefetch_factor", given["prefetch_factor"], 1)
+        checked_integer("prefetch_factor", given["prefetch_factor"], 1)
     generator = given.get("generator")
     if generator is not None and not (isinstance(generator, torch.Generator) and generator.device.type == "cpu"):
         raise FieldError(f"generator={generator!r}: expected a torch.Generator on the CPU, or pass seed=")
     return given
-
-
-def _checked_integer(name: str, value: Any, lowest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise FieldError(f"{name}={value!r}: expected an integer from {lowest} on")
-    return value

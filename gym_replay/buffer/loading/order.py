@@ -16,13 +16,11 @@ from multiprocessing.sharedctypes import RawArray
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from numpy.typing import NDArray
 
 from gym_replay.errors import FieldError
-
-Ints: TypeAlias = npt.NDArray[np.int64]
-Floats: TypeAlias = npt.NDArray[np.float64]
+from gym_replay.schema.arguments import checked_integer
+from gym_replay.schema.arrays import Floats, Ints
 
 
 class LiveEpisodes(NamedTuple):
@@ -151,18 +149,6 @@ def _shared_moment(shared: Any, dtype: Any) -> Moment:
     return moment
 
 
-def checked_integer(name: str, value: Any, lowest: float = 0, end: float = math.inf) -> int:
-    """An argument as one of Python's integers, which do not overflow as NumPy's do.
-
-    Raises:
-        FieldError: it is no integer, or outside of ``lowest .. end - 1``.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not lowest <= value < end:
-        within = f" from {lowest} {'on' if end == math.inf else f'to {end - 1}'}" if lowest > -math.inf else ""
-        raise FieldError(f"{name}: expected an integer{within}, got {value!r:.80}")
-    return int(value)
-
-
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """What SplitMix64 adds to its state for each output."""
 
@@ -261,7 +247,7 @@ class Order:
         for index, samples in enumerate(self.batches(epoch, start), start):
             yield Draw(samples, self.seed, epoch, self.first_position(index), self.repeats)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[NDArray[np.int64]]:
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Ints]:
         """Iterate over the sample numbers of the batches ``start``, ``start + 1``, ... of ``epoch`` on this rank.
 
         An interrupted epoch resumes exactly: the batches from ``start`` on are those that a full pass gives there, and
@@ -282,7 +268,7 @@ class Order:
         # A batch larger than the data is the data: without this bound its positions might not fit memory, or int64.
         return max(1, min(self.batch_size, self.num_samples))
 
-    def _samples(self, epoch: int, first: int, count: int) -> NDArray[np.int64]:
+    def _samples(self, epoch: int, first: int, count: int) -> Ints:
         """Return this rank's batches ``first .. first + count - 1`` end to end, ``(samples,)`` int64."""
         width = self._width
         begin = (first * self.world_size + self.rank) * width
@@ -294,14 +280,14 @@ class Order:
         positions = positions[: count * width - missing]
         return self.visit(positions, epoch)
 
-    def visit(self, positions: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+    def visit(self, positions: Ints, epoch: int) -> Ints:
         """Return the samples at these positions of ``epoch``, int64 of the same shape.
 
         This is what other orders replace; how positions are dealt to batches and ranks they share.
         """
         return permute(positions, self.num_samples, self.seed, epoch) if self.shuffle else positions
 
-    def positions(self, index: int) -> NDArray[np.int64]:
+    def positions(self, index: int) -> Ints:
         """Return the positions of this rank's batch ``index``, over all ranks, ``(batch,)`` int64."""
         first = self.first_position(index)
         return np.arange(first, min(first + self._width, self.num_samples), dtype=np.int64)
@@ -355,9 +341,7 @@ class ReplacementOrder(Order):
         return samples
 
 
-def permute(
-    positions: NDArray[np.int64], size: int, seed: int, epoch: int, stream: tuple[int, ...] = ()
-) -> NDArray[np.int64]:
+def permute(positions: Ints, size: int, seed: int, epoch: int, stream: tuple[int, ...] = ()) -> Ints:
     """Return the samples at ``positions`` of a pseudo-random order of ``range(size)``.
 
     For fixed ``size``, ``seed`` and ``epoch`` this is a bijection of ``range(size)``, and each element is computed on
@@ -407,7 +391,7 @@ def permute(
     return words.astype(np.int64).reshape(positions.shape)
 
 
-def uniforms(positions: NDArray[np.int64], seed: int, epoch: int, stream: tuple[int, ...] = ()) -> NDArray[np.float64]:
+def uniforms(positions: Ints, seed: int, epoch: int, stream: tuple[int, ...] = ()) -> Floats:
     """Return a pseudo-random number in [0, 1) for each position: always the same, whoever asks for it and when.
 
     For fixed ``seed``, ``epoch`` and ``stream`` these are outputs of SplitMix64 (G. Steele, D. Lea and C. Flood, "Fast
@@ -428,7 +412,7 @@ def uniforms(positions: NDArray[np.int64], seed: int, epoch: int, stream: tuple[
     """
     key = _stream_key(seed, (epoch, *stream))
     words = mixed(positions.astype(np.uint64) + key)
-    numbers: NDArray[np.float64] = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    numbers: Floats = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return numbers
 
 

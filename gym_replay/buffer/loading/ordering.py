@@ -11,9 +11,10 @@ import torch.distributed as dist
 
 from gym_replay.buffer.loading.blocks import BlockOrder, default_sizes
 from gym_replay.buffer.loading.datasets import ReplayDataset
-from gym_replay.buffer.loading.order import Floats, Order, ReplacementOrder, check_weights, cumulative_weights
+from gym_replay.buffer.loading.order import Order, ReplacementOrder, check_weights, cumulative_weights
 from gym_replay.buffer.loading.prioritized import PrioritizedSampler, PriorityOrder
 from gym_replay.errors import FieldError
+from gym_replay.schema.arrays import Floats, Ints
 
 _LOOKED_AT = 64
 """Encoded rows by whose mean size blocks are made, at most."""
@@ -143,7 +144,7 @@ class OrderOptions:
         block_size = min(block, pool_size) if self.block_size is None else self.block_size
         return BlockOrder(count, self.batch_size, **common, block_size=block_size, pool_size=pool_size)
 
-    def _cumulative(self, dataset: ReplayDataset, counts: npt.NDArray[np.int64]) -> Floats | None:
+    def _cumulative(self, dataset: ReplayDataset, counts: Ints) -> Floats | None:
         """The weights of the dataset's episodes, added up."""
         source, weights = dataset.source, self.weights
         buffer_weights = None if self.buffer_weights is None else np.asarray(self.buffer_weights, np.float64)

@@ -12,13 +12,10 @@ from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from gym_replay.buffer.loading.order import GOLDEN, finished
+from gym_replay.schema.arrays import Bools, Floats, Ints
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 Fill: TypeAlias = str
 
 EDGE, ZERO, DROP = "edge", "zero", "drop"

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from gym_replay.buffer.loading.order import Floats, Ints, Order, PriorityDraw, uniforms
+from gym_replay.buffer.loading.order import Order, PriorityDraw, uniforms
 from gym_replay.errors import FieldError
+from gym_replay.schema.arguments import checked_number
+from gym_replay.schema.arrays import Array, Floats, Ints
 
 _STREAM = 21
 
@@ -127,8 +128,8 @@ class PrioritizedSampler:
     """
 
     def __init__(self, alpha: float = 0.6, beta: float = 0.4, *, epsilon: float = 1e-6) -> None:
-        self.alpha = _checked("alpha", alpha, None)
-        self.epsilon = _checked("epsilon", epsilon, None)
+        self.alpha = checked_number("alpha", alpha)
+        self.epsilon = checked_number("epsilon", epsilon)
         self.beta = beta
         self._largest = 1.0
         self._first = self._end = 0
@@ -144,7 +145,7 @@ class PrioritizedSampler:
 
     @beta.setter
     def beta(self, value: float) -> None:
-        self._beta = _checked("beta", value, 1.0)
+        self._beta = checked_number("beta", value, 1)
 
     def __len__(self) -> int:
         """Return the number of samples that can be drawn."""
@@ -313,7 +314,7 @@ class PrioritizedSampler:
                 f"the state is damaged: expected as many ids, counts and bases, and {end - first} values, got "
                 f"{ids.shape}, {counts.shape}, {bases.shape} and {values.shape}; take an earlier checkpoint"
             )
-        settings = _checked("alpha", state["alpha"], None), _checked("epsilon", state["epsilon"], None)
+        settings = checked_number("alpha", state["alpha"]), checked_number("epsilon", state["epsilon"])
         self.beta = state["beta"]
         self.alpha, self.epsilon = settings
         self._largest, self._first, self._end = float(state["largest"]), first, end
@@ -348,16 +349,9 @@ class PriorityOrder(Order):
             yield self.draw(epoch, index)
 
 
-def as_array(values: Any) -> npt.NDArray[Any]:
+def as_array(values: Any) -> Array:
     """Return the values of an array, a list or a torch tensor, which only checkpoints need to know."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.float() if str(values.dtype) == "torch.bfloat16" else values
     return np.asarray(values)
-
-
-def _checked(name: str, value: float, highest: float | None) -> float:
-    number = float(value)
-    if not np.isfinite(number) or number < 0 or (highest is not None and number > highest):
-        raise FieldError(f"{name}: expected a number from 0 {f'to {highest:g}' if highest else 'on'}, got {value!r}")
-    return number

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from gym_replay.buffer.loading.gather import Array, Padded
-from gym_replay.buffer.loading.plans import ZERO, Bools, Fill, Floats, Ints, Samples, Stretch
+from gym_replay.buffer.loading.gather import Padded
+from gym_replay.buffer.loading.plans import ZERO, Fill, Samples, Stretch
 from gym_replay.buffer.loading.source import Source
+from gym_replay.schema.arrays import Array, Bools, Floats, Ints
 
 _T = TypeVar("_T")
 _LONG = 128

@@ -14,29 +14,25 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from gym_replay.buffer.loading.gather import Array
 from gym_replay.buffer.loading.goals import GoalSampler
-from gym_replay.buffer.loading.order import checked_integer
 from gym_replay.buffer.loading.plans import (
     DROP,
     EDGE,
     ZERO,
     Anchors,
-    Bools,
     Crops,
     Fill,
-    Floats,
-    Ints,
     Stretch,
     draw_crops,
     n_step_lengths,
     scale,
 )
 from gym_replay.buffer.loading.relative_rows import BatchSamples, RelativeRows
-from gym_replay.buffer.loading.returns import check_discount
 from gym_replay.buffer.loading.source import Source
 from gym_replay.errors import FieldError
 from gym_replay.notices import did_you_mean
+from gym_replay.schema.arguments import checked_integer, checked_number
+from gym_replay.schema.arrays import Array, Bools, Floats, Ints
 
 _FARTHEST = 1 << 40
 
@@ -253,7 +249,7 @@ def n_step(
     }
     computed["n_step_lens"] = partial(_n_step_lens, n_steps=n_steps)
     if discount is not None:
-        discount = check_discount(discount)
+        discount = checked_number("discount", discount, 1)
         _check_discounted(source, reward_field, terminated_field)
         source.require_up_to_date((reward_field, terminated_field))
         rewards: dict[str, Any] = {"ahead": ahead, "reward": reward_field, "discount": discount}

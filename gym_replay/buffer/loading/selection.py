@@ -9,35 +9,27 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.loading.labels import LABEL, labels_of
-from gym_replay.buffer.loading.order import Ints, checked_integer, mixed
+from gym_replay.buffer.loading.order import mixed
 from gym_replay.buffer.loading.where import Where
 from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
 from gym_replay.errors import FieldError
 from gym_replay.notices import did_you_mean
+from gym_replay.schema.arguments import checked_integer
+from gym_replay.schema.arrays import Array, Bools, Floats, Ints
 from gym_replay.schema.fields import to_array
 
-Mask = npt.NDArray[np.bool_]
-
-Condition: TypeAlias = Any | Collection[Any] | Callable[[npt.NDArray[Any]], Mask]
+Condition: TypeAlias = Any | Collection[Any] | Callable[[Array], Bools]
 """A value to equal, a set, list or tuple of values to be among, or a function of the values that gives a mask."""
 
-Episodes: TypeAlias = (
-    int
-    | str
-    | slice
-    | Collection[int]
-    | npt.NDArray[np.int64]
-    | Mask
-    | Callable[[Mapping[str, npt.NDArray[Any]]], Mask]
-)
+Episodes: TypeAlias = int | str | slice | Collection[int] | Ints | Bools | Callable[[Mapping[str, Array]], Bools]
 """Which episodes: indices, a mask over all of them, a condition such as ``"length > 100"``, or a function of their
 values by name that gives a mask."""
 
-_ROWS_AT_ONCE = 1 << 20
+ROWS_AT_ONCE = 1 << 20
 _BITS = 32
 
 
-class EpisodeValues(Mapping[str, npt.NDArray[Any]]):
+class EpisodeValues(Mapping[str, Array]):
     """Values of all episodes of some snapshots of one schema by name, ``(episodes, *shape)``, read when asked for.
 
     The meta fields are there under their names, and where no meta field has the name:
@@ -62,7 +54,7 @@ class EpisodeValues(Mapping[str, npt.NDArray[Any]]):
 
     def __init__(self, parts: Sequence[Snapshot]) -> None:
         self._parts = parts
-        self._known: dict[str, npt.NDArray[Any]] = {}
+        self._known: dict[str, Array] = {}
         fields, self.meta_fields = parts[0].metadata.fields, parts[0].metadata.meta_fields
         single = {name: info.dtype.kind for name, info in fields.items() if not info.ragged and info.shape == ()}
         names = ["index", "id", "length", "complete", "has_final", LABEL]
@@ -75,7 +67,7 @@ class EpisodeValues(Mapping[str, npt.NDArray[Any]]):
         """How many episodes there are."""
         return sum(len(part) for part in self._parts)
 
-    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+    def __getitem__(self, name: str) -> Array:
         if name not in self._names:
             raise FieldError(f"episodes: there are no values {name!r}{did_you_mean(name, self._names)}")
         if name not in self._known:
@@ -97,7 +89,7 @@ class EpisodeValues(Mapping[str, npt.NDArray[Any]]):
         """Read these values anew when they are asked for next."""
         self._known.pop(name, None)
 
-    def _read(self, name: str, part: Snapshot) -> npt.NDArray[Any]:
+    def _read(self, name: str, part: Snapshot) -> Array:
         if name == LABEL and (name not in self.meta_fields or self.meta_fields[name].is_text):
             return labels_of(part)
         if name in self.meta_fields:
@@ -106,31 +98,37 @@ class EpisodeValues(Mapping[str, npt.NDArray[Any]]):
         if name == "episode_return":
             return _returns(part)
         if name in ("terminated", "truncated"):
-            last: npt.NDArray[Any] = part.column(name)[part.starts + part.lengths - 1]
+            last: Array = part.column(name)[part.starts + part.lengths - 1]
             return last
         if name == "length":
             return part.lengths
         return part.ids if name in ("id", "index") else getattr(part, name)
 
 
-def _returns(part: Snapshot) -> npt.NDArray[np.float64]:
+def _returns(part: Snapshot) -> Floats:
     """The sum of each episode's rewards, one after another in float64, as a recorder adds them up."""
-    sums = np.zeros(len(part))
-    rewards, edges = part.column("reward"), np.concatenate(([0], np.cumsum(part.lengths)))
-    first = 0
-    while first < len(part):
-        last = max(int(np.searchsorted(edges, edges[first] + _ROWS_AT_ONCE, side="right")) - 1, first + 1)
-        lengths = part.lengths[first:last]
-        inside = np.repeat(part.starts[first:last] - (edges[first:last] - edges[first]), lengths)
-        rows = inside + np.arange(len(inside))
-        sums[first:last] = np.bincount(np.repeat(np.arange(last - first), lengths), rewards[rows], last - first)
-        first = last
-    return sums
+    sums = [
+        np.bincount(np.repeat(np.arange(len(lengths)), lengths), rewards, len(lengths))
+        for lengths, rewards in in_pieces(part, "reward")
+    ]
+    return np.concatenate([np.zeros(0), *sums])
+
+
+def in_pieces(part: Snapshot, name: str) -> Iterator[tuple[Ints, Array]]:
+    """A field's values at the T steps of each episode, some episodes at a time: their lengths, and the values."""
+    column, edges = part.column(name), np.concatenate(([0], np.cumsum(part.lengths)))
+    low = 0
+    while low < len(part):
+        high = max(int(np.searchsorted(edges, edges[low] + ROWS_AT_ONCE, side="right")) - 1, low + 1)
+        lengths = part.lengths[low:high]
+        rows = np.repeat(part.starts[low:high] - edges[low:high], lengths) + np.arange(edges[low], edges[high])
+        yield lengths, column[rows]
+        low = high
 
 
 def selected(
     values: EpisodeValues, episodes: Episodes | None = None, filter_meta: Mapping[str, Condition] | None = None
-) -> Mask:
+) -> Bools:
     """Which episodes meet all conditions, bool ``(episodes,)``.
 
     Args:
@@ -150,7 +148,7 @@ def selected(
     return mask
 
 
-def _meant(episodes: Any, values: EpisodeValues) -> Mask:
+def _meant(episodes: Any, values: EpisodeValues) -> Bools:
     count = values.count
     mask = np.zeros(count, np.bool_)
     if isinstance(episodes, str):
@@ -175,14 +173,14 @@ def _meant(episodes: Any, values: EpisodeValues) -> Mask:
     return mask
 
 
-def _checked_mask(expected: str, given: Any, count: int) -> Mask:
+def _checked_mask(expected: str, given: Any, count: int) -> Bools:
     mask = np.asarray(given)
     if mask.dtype != np.bool_ or mask.shape != (count,):
         raise FieldError(f"{expected} a boolean mask of shape ({count},), got {mask.dtype} of shape {mask.shape}")
     return mask
 
 
-def matches(values: npt.NDArray[Any], condition: Condition, name: str) -> npt.NDArray[np.bool_]:
+def matches(values: Array, condition: Condition, name: str) -> Bools:
     """Which of ``values``, one per row of the first axis, meet a condition.
 
     Raises:
@@ -207,11 +205,11 @@ def matches(values: npt.NDArray[Any], condition: Condition, name: str) -> npt.ND
     wanted = _as_compared(to_array(condition, name), values)
     if wanted.shape != values.shape[1:] and wanted.size != 1:
         raise FieldError(f"the condition on {name!r}: expected shape {values.shape[1:]}, got {wanted.shape}")
-    equal: npt.NDArray[np.bool_] = (values == wanted).reshape(len(values), -1).all(axis=1)
+    equal: Bools = (values == wanted).reshape(len(values), -1).all(axis=1)
     return equal
 
 
-def _as_compared(wanted: npt.NDArray[Any], values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _as_compared(wanted: Array, values: Array) -> Array:
     """What values are compared with: in a float field's own precision, so that the 0.1 that was stored is 0.1."""
     return wanted.astype(values.dtype) if values.dtype.kind == "f" else wanted
 
@@ -276,7 +274,7 @@ def split(
     return dict(zip(fractions, indices, strict=True)) if isinstance(fractions, Mapping) else indices
 
 
-def chances_of(ids: Ints, part: int, seed: int) -> npt.NDArray[np.float64]:
+def chances_of(ids: Ints, part: int, seed: int) -> Floats:
     """Return a number in [0, 1) for each episode: random, and spread evenly over consecutive ids.
 
     It is the base-2 radical inverse (J. van der Corput, 1935) of the id with A. B. Owen's nested uniform scrambling
@@ -290,7 +288,7 @@ def chances_of(ids: Ints, part: int, seed: int) -> npt.NDArray[np.float64]:
     return chances % 1.0
 
 
-def _scrambled(numbers: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.float64]:
+def _scrambled(numbers: npt.NDArray[np.uint64], key: np.uint64) -> Floats:
     """Return the scrambled radical inverses of ``numbers``, which have 32 bits (higher ones choose the scrambling)."""
     chances = np.zeros(len(numbers))
     one = np.uint64(1)

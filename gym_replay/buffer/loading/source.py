@@ -7,13 +7,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gym_replay.buffer.loading.gather import Rows
-from gym_replay.buffer.loading.plans import Anchors, Ints
+from gym_replay.buffer.loading.plans import Anchors
 from gym_replay.buffer.loading.selection import Condition, Episodes, EpisodeValues, selected
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError
+from gym_replay.schema.arrays import Array, Ints
 from gym_replay.schema.fields import Field
 
 
@@ -55,7 +55,7 @@ class Source:
         self.max_timesteps = None if None in limits else max(filter(None, limits))
         self.rows = Rows(self.parts)
         self._values = EpisodeValues(self.parts)
-        self._meta: dict[str, npt.NDArray[Any]] = {}
+        self._meta: dict[str, Array] = {}
         if self._values.count == 0:
             raise EmptyBufferError("the buffer is empty: record at least one episode before loading")
         # In the order in which they are: replacing evicted ones relies on it.
@@ -101,7 +101,7 @@ class Source:
                 mine = np.isin(part.ids, self.ids[self.owners == number])
                 part.only(np.flatnonzero(mine)).require_up_to_date(names)
 
-    def meta(self, name: str) -> npt.NDArray[Any]:
+    def meta(self, name: str) -> Array:
         """A meta field's values, ``(episodes, *field.shape)``."""
         if name not in self._meta:
             self._meta[name] = self._values[name][self.index]

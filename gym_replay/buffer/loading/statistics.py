@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from gym_replay.buffer.loading.order import uniforms
 from gym_replay.buffer.loading.selection import Condition, Episodes
@@ -28,14 +27,14 @@ from gym_replay.files.directory import Directory, open_beneath
 from gym_replay.files.documents import LARGEST, parse_json, size_fault
 from gym_replay.files.writing import replace_file
 from gym_replay.notices import did_you_mean
+from gym_replay.schema.arguments import checked_number
+from gym_replay.schema.arrays import Array, Floats, Ints
 from gym_replay.schema.fields import Field
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 QUANTILE_BYTES = 1 << 27
 """Of the values of one field that are kept for its quantiles."""
 
+_ARRAYS = ("count", "mean", "std", "min", "max")
 _LARGEST_ORIGIN = 1e300  # a difference to more might be no number
 
 
@@ -70,9 +69,7 @@ def statistics_shape(field: Field) -> tuple[int, ...]:
     return (1, 1, field.shape[-1]) if is_image(field) else field.shape
 
 
-def field_statistics(
-    field: Field, rows: int, pieces: Iterator[npt.NDArray[Any]], quantiles: Sequence[float]
-) -> FieldStatistics:
+def field_statistics(field: Field, rows: int, pieces: Iterator[Array], quantiles: Sequence[float]) -> FieldStatistics:
     """The statistics of a field, with the deviation as it is.
 
     Args:
@@ -90,13 +87,9 @@ def field_statistics(
         if sample is not None:
             sample.add(values)
     found = sample.quantiles(quantiles) if sample is not None else ()
+    own = {name: getattr(moments, name).reshape(shape) for name in _ARRAYS}
     return FieldStatistics(
-        moments.count.reshape(shape),
-        moments.mean.reshape(shape),
-        moments.std.reshape(shape),
-        moments.min.reshape(shape),
-        moments.max.reshape(shape),
-        {probability: values.reshape(shape) for probability, values in zip(quantiles, found, strict=True)},
+        **own, quantiles={p: values.reshape(shape) for p, values in zip(quantiles, found, strict=True)}
     )
 
 
@@ -113,7 +106,7 @@ class _Moments:
         self._mean, self._squares = np.full(width, np.nan), np.full(width, np.nan)
         self.min, self.max = np.full(width, np.nan), np.full(width, np.nan)
 
-    def add(self, values: npt.NDArray[Any]) -> None:
+    def add(self, values: Array) -> None:
         """More values, ``(rows, width)``."""
         if len(values) == 0:
             return
@@ -190,16 +183,15 @@ class _Sample:
         self._kept = np.empty((self._number * max(1, self._per_row), width), field.dtype)
         self._filled = self._seen = 0
 
-    def add(self, values: npt.NDArray[Any]) -> None:
+    def add(self, values: Array) -> None:
         """The next values, ``(rows, width)``."""
-        if self._number == self._rows:
-            self._keep(values)
-            return
-        per_row = max(1, self._per_row)
-        rows = len(values) // per_row
-        picked = self._picked(self._seen, self._seen + rows) - self._seen
-        self._keep(values.reshape(rows, -1)[picked].reshape(-1, values.shape[1]))
-        self._seen += rows
+        if self._number < self._rows:
+            rows = len(values) // max(1, self._per_row)
+            picked = self._picked(self._seen, self._seen + rows) - self._seen
+            values = values.reshape(rows, -1)[picked].reshape(-1, values.shape[1])
+            self._seen += rows
+        self._kept[self._filled : self._filled + len(values)] = values
+        self._filled += len(values)
 
     def _picked(self, begin: int, end: int) -> Ints:
         """Which rows from ``begin`` to ``end - 1`` are taken. For all at once, this takes more than they."""
@@ -209,10 +201,6 @@ class _Sample:
         chances = uniforms(stretches[:-1], 0, 0)
         rows: Ints = edges[:-1] + (chances * np.diff(edges)).astype(np.int64)
         return rows[(rows >= begin) & (rows < end)]
-
-    def _keep(self, values: npt.NDArray[Any]) -> None:
-        self._kept[self._filled : self._filled + len(values)] = values
-        self._filled += len(values)
 
     def quantiles(self, probabilities: Sequence[float]) -> Floats:
         """Float64 ``(probabilities, width)``, interpolated linearly between the values around."""
@@ -226,7 +214,7 @@ class _Sample:
         return found
 
 
-def _quantiles(values: npt.NDArray[Any], probabilities: Sequence[float]) -> Floats:
+def _quantiles(values: Array, probabilities: Sequence[float]) -> Floats:
     """As ``numpy.quantile`` of one axis, in float64; ``values`` are put in another order, and not copied."""
     positions = np.asarray(probabilities) * (len(values) - 1)
     below = positions.astype(np.int64)
@@ -249,7 +237,7 @@ _FORMAT = {"format": "gym_replay statistics", "version": 1}
 _MOST_ENTRIES = 16
 
 
-class Statistics(Mapping[str, FieldStatistics]):
+class Statistics(dict[str, FieldStatistics]):
     """Statistics by field name.
 
     Example:
@@ -258,18 +246,6 @@ class Statistics(Mapping[str, FieldStatistics]):
         array([ 0.02, -0.11])
         >>> loader = buffer.dataloader(256, n_steps=1, normalize=found.only("observation"))  # doctest: +SKIP
     """
-
-    def __init__(self, fields: Mapping[str, FieldStatistics]) -> None:
-        self._fields = dict(fields)
-
-    def __getitem__(self, name: str) -> FieldStatistics:
-        return self._fields[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._fields)
-
-    def __len__(self) -> int:
-        return len(self._fields)
 
     def only(self, *names: str) -> Statistics:
         """Of these fields only.
@@ -365,8 +341,7 @@ def statistics_of(
     wanted = tuple(map(float, quantiles))
     if not all(0 <= probability <= 1 for probability in wanted):
         raise FieldError(f"quantiles: expected probabilities from 0 to 1, got {list(quantiles)!r}")
-    if not (isinstance(std_floor, (int, float)) and 0 <= std_floor < math.inf):
-        raise FieldError(f"std_floor: expected a number from 0 on, got {std_floor!r}")
+    std_floor = checked_number("std_floor", std_floor)
     key = _key(source, wanted) if cache and len(source.parts) == 1 else None
     found = {} if key is None else _load(source, key, wanted)
     counts = {name: int(_counts(source, name).sum()) for name in names if name not in found}
@@ -445,12 +420,12 @@ def _checked_names(source: Source, fields: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(fields))
 
 
-def _counts(source: Source, name: str) -> npt.NDArray[np.int64]:
+def _counts(source: Source, name: str) -> Ints:
     """How many rows of a field are recorded in each episode."""
     return source.last_rows + 1 if source.fields[name].state else source.lengths
 
 
-def _pieces(source: Source, name: str, advance: Callable[[int], Any]) -> Iterator[npt.NDArray[Any]]:
+def _pieces(source: Source, name: str, advance: Callable[[int], Any]) -> Iterator[Array]:
     """The recorded values of a field, ``(rows, *field.shape)`` each time.
 
     Raises:
@@ -518,15 +493,12 @@ def _store(source: Source, key: str, found: Mapping[str, FieldStatistics]) -> No
             replace_file(directory, CACHE, f"{CACHE}.new", content)
 
 
-_ARRAYS = ("count", "mean", "std", "min", "max")
-
-
 def _to_json(found: FieldStatistics) -> dict[str, Any]:
     lists = {name: _listed(getattr(found, name)) for name in _ARRAYS}
     return {**lists, "quantiles": [_listed(values) for values in found.quantiles.values()]}
 
 
-def _listed(values: npt.NDArray[Any]) -> list[float | str]:
+def _listed(values: Array) -> list[float | str]:
     """A flat list of numbers, and of strings for what JSON does not have."""
     return [value if math.isfinite(value) else str(value) for value in values.reshape(-1).tolist()]
 

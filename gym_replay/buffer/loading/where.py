@@ -14,12 +14,10 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gym_replay.errors import FieldError
 from gym_replay.notices import did_you_mean
-
-Mask = npt.NDArray[np.bool_]
+from gym_replay.schema.arrays import Array, Bools
 
 _LONGEST = 2000
 _MOST_NODES = 500
@@ -124,7 +122,7 @@ class Where:
         offset = len(self.text.encode()[: getattr(node, "col_offset", 0)].decode(errors="ignore"))
         return FieldError(self._shown(message, offset))
 
-    def mask(self, values: Mapping[str, npt.NDArray[Any]], count: int) -> Mask:
+    def mask(self, values: Mapping[str, Array], count: int) -> Bools:
         """Which of ``count`` episodes meet the condition, bool ``(count,)``.
 
         Args:
@@ -148,7 +146,7 @@ def _kind(value: Any) -> str:
 class _Evaluation:
     """A condition over the values of episodes."""
 
-    def __init__(self, values: Mapping[str, npt.NDArray[Any]], fault: Callable[[ast.AST, str], FieldError]) -> None:
+    def __init__(self, values: Mapping[str, Array], fault: Callable[[ast.AST, str], FieldError]) -> None:
         self._values, self._fault = values, fault
 
     def condition(self, node: ast.expr) -> Any:
@@ -209,7 +207,7 @@ class _Evaluation:
             raise self._fault(node, f"it has shape {values.shape[1:]} in each episode; take one number, as in `...[0]`")
         return values
 
-    def _stored(self, node: ast.expr) -> npt.NDArray[Any]:
+    def _stored(self, node: ast.expr) -> Array:
         """The values of a name, or a part of them."""
         match node:
             case ast.Subscript(value=ast.Name(id="meta"), slice=ast.Constant(value=str() as name) as index):
@@ -235,7 +233,7 @@ class _Evaluation:
             return f"{self._dotted(node.value)}.{node.attr}"
         raise self._fault(node, f"expected a name before the dot; {_MEANINGFUL}")
 
-    def _named(self, node: ast.AST, name: str) -> npt.NDArray[Any]:
+    def _named(self, node: ast.AST, name: str) -> Array:
         if name not in self._values:
             raise self._fault(node, f"unknown name {name!r}{did_you_mean(name, self._values)}")
         return self._values[name]

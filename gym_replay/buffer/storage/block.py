@@ -57,7 +57,7 @@ class Block(NamedTuple):
     """
 
     pieces: Iterable[Piece]
-    lengths: list[int] | npt.NDArray[np.int64]
+    lengths: Sequence[int]
     flags: int | npt.NDArray[np.uint8]
     meta: Mapping[str, MetaColumn]
     elements: Mapping[str, Sequence[int]] = MappingProxyType({})
@@ -70,7 +70,7 @@ class Block(NamedTuple):
         cls,
         fields: Mapping[str, Field],
         rows: Mapping[str, npt.NDArray[Any] | Ragged],
-        lengths: list[int] | npt.NDArray[np.int64],
+        lengths: Sequence[int],
         flags: int | npt.NDArray[np.uint8],
         meta: Mapping[str, MetaColumn],
         *,
@@ -88,7 +88,7 @@ class Block(NamedTuple):
             if isinstance(values, Ragged):
                 counts, whole = values.compact()
                 pieces += [(name, True, 0, whole.data), (name, False, 0, spans_of(counts).data)]
-                has_row_t = (len(counts) - int(np.sum(lengths))) // len(lengths)
+                has_row_t = (len(counts) - sum(lengths)) // len(lengths)
                 ends = np.cumsum(np.add(lengths, has_row_t))
                 elements[name] = np.add.reduceat(counts, [0, *ends[:-1]]).tolist()
             else:

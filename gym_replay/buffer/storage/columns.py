@@ -27,7 +27,7 @@ from gym_replay.files.directory import (
     sync_descriptor,
 )
 from gym_replay.files.garbage import Descriptor
-from gym_replay.files.writing import LONGEST_WRITE, Buffer, read_at, write_at
+from gym_replay.files.writing import Buffer, read_at, write_at
 
 FIRST_CHUNK = 1 << 16
 LARGEST_CHUNK = 1 << 28
@@ -314,21 +314,11 @@ class ColumnWriter:
         Raises:
             StorageError: the disk is full, or the operating system refused for another reason.
         """
-        size = data.nbytes if type(data) is memoryview else len(data)
-        if not size:
-            return
-        width, written = self.row_nbytes, 0
-        if (end := row + size // width) > self.capacity:
-            self.reserve(end)
-        position = self._offset + row * width
-        if size <= LONGEST_WRITE:  # as write_at, without the call: an episode is a dozen small writes
-            try:
-                written = os.pwrite(self._file.number, data, position)
-            except OSError as error:
-                raise storage_error(error, self.path, size) from error
-        if written < size:
-            rest = np.frombuffer(data, np.uint8)[written:].data
-            write_at(self._file.number, rest, position + written, self.path)
+        width, size = self.row_nbytes, memoryview(data).nbytes
+        if size:
+            if row + size // width > self.capacity:
+                self.reserve(row + size // width)
+            write_at(self._file.number, data, self._offset + row * width, self.path)
 
     def write_scattered(self, rows: npt.NDArray[np.int64], values: npt.NDArray[Any]) -> None:
         """Write ``values[i]`` to ``rows[i]``, each stretch of neighbouring rows in one piece."""

@@ -222,14 +222,16 @@ def _block_of(source: Snapshot, metadata: Metadata, thread: ThreadPoolExecutor) 
     """
     meta: dict[str, MetaColumn] = {}
     for name, info in metadata.meta_fields.items():
-        values = meta[name] = source.meta(name)
+        values = source.meta(name)
         if info.is_text:
             encoded = {text: encode_text(name, text) for text in set(values)}
             meta[name] = [encoded[text] for text in values]
+        else:
+            meta[name] = np.ascontiguousarray(values, info.dtype)
     flags = source.flags & np.uint8(255 - DELETED - (0 if metadata.has_state else HAS_FINAL))
     pieces = _Pieces(source, metadata, thread)
     sums = None if pieces.converted else pieces.sums  # which are those of the source
-    return Block(pieces, source.lengths, flags, meta, pieces.elements, sums=sums), pieces.sums
+    return Block(pieces, source.lengths.tolist(), flags, meta, pieces.elements, sums=sums), pieces.sums
 
 
 def _elements_of(source: Snapshot, name: str, taken: Ints) -> tuple[Ints, Ints, Ints]:

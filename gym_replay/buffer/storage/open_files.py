@@ -117,7 +117,7 @@ class OpenFiles:
             StorageError: the operating system refused. Only where it refused to sync the counter is the block visible.
         """
         metadata, counters, room, early = self.metadata, self.counters, self.room, block.early
-        lengths = block.lengths if isinstance(block.lengths, list) else block.lengths.tolist()
+        lengths = block.lengths
         start, bases = room.find(lengths, block.elements, early) if metadata.circular else room.end
         if self._power and metadata.circular:  # before rows of episodes that have left are overwritten
             counters.sync()
@@ -153,12 +153,11 @@ class OpenFiles:
 
     def _write_records(self, block: Block, first_id: int, start: int) -> None:
         """Put the records of a block, whose rows begin at ``start``, into their slots."""
-        record = self.metadata.record
+        metadata, record = self.metadata, self.metadata.record
         meta: dict[str, Any] = {**record.defaults, **block.meta}
-        for name in self.metadata.text_fields:
+        for name in metadata.text_fields:
             meta[name] = self._stored_strings(meta[name])
-        has_state = self.metadata.has_state
-        content = record.encode(first_id, start, block.lengths, block.flags, meta, has_state=has_state)
+        content = record.encode(first_id, start, block.lengths, block.flags, meta, has_state=metadata.has_state)
         self.write_slots(self.table, first_id, content)
 
     def _stored_strings(self, texts: MetaColumn) -> Any:

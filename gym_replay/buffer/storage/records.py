@@ -8,7 +8,7 @@ episode's rows are one row of another array, ``checksums.npy``, a uint32 for eac
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 from zlib import crc32
@@ -29,9 +29,6 @@ COMPLETE = 2
 """Flag: the episode was not cut by a reset or a close."""
 DELETED = 4
 """Flag: hidden."""
-
-FEW_RECORDS = 8
-"""Records up to which they are encoded faster one by one than as arrays ("8" of ``benchmarks.record_vector``)."""
 
 RECORDS_AT_ONCE = 1 << 15
 """Records that are read in one piece, at most."""
@@ -104,11 +101,10 @@ class RecordFormat:
         self.dtype = record_dtype(meta_fields)
         self.nbytes = self.dtype.itemsize
         self._salt = salt_of(uuid)
-        self._columns = [(meta_column(name), bytes(info.nbytes)) for name, info in meta_fields.items()]
-        self._dtypes = {name: info.dtype for name, info in meta_fields.items()}
         self.defaults = {
             name: b"" if info.is_text else info.default_value().tobytes() for name, info in meta_fields.items()
         }
+        self._columns = [(meta_column(name), bytes(info.nbytes)) for name, info in meta_fields.items()]
         self._padding = bytes(-(sum(info.nbytes for info in meta_fields.values()) + _TAIL_NBYTES) % 8)
         # All of a record but its check value, without copying it.
         parts = {"names": ["checked"], "formats": [f"V{self.nbytes - 4}"], "offsets": [0], "itemsize": self.nbytes}
@@ -118,7 +114,7 @@ class RecordFormat:
         self,
         first_id: int,
         start: int,
-        lengths: list[int] | npt.NDArray[np.int64],
+        lengths: Sequence[int],
         flags: int | npt.NDArray[np.uint8],
         meta: Mapping[str, Any],
         *,
@@ -130,41 +126,26 @@ class RecordFormat:
             first_id, start: id and first row of the first episode.
             lengths: T of each.
             flags: of all episodes, or of each.
-            meta: of every meta field the bytes of one value for all, or an array of one for each; of string fields
-                where the strings are. There may be others, which a recorder knows and the buffer does not keep.
+            meta: of every meta field the bytes of one value for all, or an array of one for each, contiguous and of the
+                field's dtype; of string fields where the strings are. There may be others, which a recorder knows and
+                the buffer does not keep.
             has_state: whether an episode of T transitions takes T+1 rows.
         """
-        values = [
-            each if isinstance(each := meta[name], bytes) else np.ascontiguousarray(each, dtype)
-            for name, dtype in self._dtypes.items()
-        ]
-        if len(lengths) > FEW_RECORDS:
-            return self._encode_many(first_id, start, np.asarray(lengths), flags, values, has_state)
-        flags_of_each = [flags] * len(lengths) if isinstance(flags, int) else flags.tolist()
-        content = b""
-        for i, length in enumerate(lengths if isinstance(lengths, list) else lengths.tolist()):
-            own = [value if isinstance(value, bytes) else value[i : i + 1] for value in values]
-            content += self._encode_one(first_id + i, start, length, flags_of_each[i], own)
-            start += length + has_state
-        return content
-
-    def _encode_one(self, episode_id: int, start: int, length: int, flags: int, values: Iterable[Any]) -> bytes:
-        content = b"".join((_pack_head(episode_id, start, length), *values, self._padding, bytes((flags,))))
+        each = values = [meta[name] for name in self.defaults]
+        if len(lengths) > 1:
+            same = zip(values, self._columns, strict=True)
+            each = [value if isinstance(value, bytes) else zeros for value, (_, zeros) in same]
+        head, tail = _pack_head(first_id, start, lengths[0]), bytes((flags if isinstance(flags, int) else flags[0],))
+        content = b"".join((head, *each, self._padding, tail))
         assert len(content) == self.nbytes - 4, "the meta values are not of the fields"
-        return content + _pack_crc(crc32(content) ^ self._salt)
-
-    def _encode_many(
-        self, first_id: int, start: int, lengths: Ints, flags: Any, values: Sequence[Any], has_state: bool
-    ) -> bytes:
-        same = [
-            value if isinstance(value, bytes) else zeros
-            for value, (_, zeros) in zip(values, self._columns, strict=True)
-        ]
-        records = np.frombuffer(bytearray(self._encode_one(0, 0, 0, 0, same) * len(lengths)), self.dtype)
-        rows = lengths + int(has_state)
+        content += _pack_crc(crc32(content) ^ self._salt)
+        if len(lengths) == 1:
+            return content
+        records = np.frombuffer(bytearray(content * len(lengths)), self.dtype)
         records["id"] = np.arange(first_id, first_id + len(lengths))
-        records["start"] = np.add.accumulate(rows) - rows + start
         records["length"], records["flags"] = lengths, flags
+        rows = records["length"] + int(has_state)
+        records["start"] = np.add.accumulate(rows) - rows + start
         for value, (column, _) in zip(values, self._columns, strict=True):
             if not isinstance(value, bytes):
                 records[column] = value

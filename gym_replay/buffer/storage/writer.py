@@ -334,7 +334,7 @@ class FolderWriter:
         """
         self.begin_change()
         if self.is_limited:
-            self.room.require(len(block.lengths), int(np.max(block.lengths)), int(np.sum(block.lengths)))
+            self.room.require(len(block.lengths), max(block.lengths), sum(block.lengths))
         first_id = self.counters.next
         try:
             self._write(block, first_id)

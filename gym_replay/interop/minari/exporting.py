@@ -104,6 +104,7 @@ def export_minari(
         >>> dataset = export_minari("data/cartpole", "cartpole/random-v0", author="me")  # doctest: +SKIP
         >>> dataset[0].observations.shape  # (T+1, 4)  # doctest: +SKIP
     """
+    given = locals()
     minari = package.find_minari(data_format)
     limits = Limits(data_format, jpeg_encoding=jpeg_encoding, on_unsupported=on_unsupported)
     target = _free_place(dataset_id)
@@ -113,20 +114,7 @@ def export_minari(
     try:
         chosen = ChosenEpisodes(source, episodes)
         plan = _Plan(source.metadata, {"observation": observation_space, "action": action_space}, chosen, limits)
-        about = about_export(
-            source.metadata,
-            eval_env,
-            {
-                "author": author,
-                "author_email": author_email,
-                "algorithm_name": algorithm_name,
-                "code_permalink": code_permalink,
-                "description": description,
-                "requirements": requirements,
-                "ref_min_score": ref_min_score,
-                "ref_max_score": ref_max_score,
-            },
-        )
+        about = about_export(source.metadata, eval_env, given)
         with new_folders(target, parent=package.path_of("")) as (new,):
             storage = plan.new_storage(new.folder / "data")
             with package.written_once(storage):

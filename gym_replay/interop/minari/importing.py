@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
@@ -21,6 +20,7 @@ from gym_replay.interop.minari.metadata import UNKNOWN_SEED, from_entry, from_me
 from gym_replay.interop.minari.parts import by_field, cast_exactly, in_shape
 from gym_replay.interop.minari.schemas import Schema, entries_of, exported_schema, found_schema
 from gym_replay.interop.old_data import as_flags, as_steps, check_ends, check_new, new_buffer
+from gym_replay.schema.arrays import Array
 from gym_replay.schema.fields import Field, exact_cast
 from gym_replay.schema.names import check_distinct, check_field_name, encode_key
 from gym_replay.spaces import space_tree
@@ -176,7 +176,7 @@ class _Importer:
             raise CorruptBufferError(f"{unknown[0]} is no field of what was exported: {list(self._fields)}")
         return {name: value if isinstance(value, list) else self._fitted(name, value) for name, value in arrays.items()}
 
-    def _fitted(self, name: str, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _fitted(self, name: str, value: Array) -> Array:
         field = self._fields[name]
         value = in_shape(np.asarray(value), field.shape)
         if value.shape[1:] != field.shape:
@@ -217,7 +217,7 @@ class _Importer:
         self._buffer.widen_schema(new)
         return arrays
 
-    def _rows_of(self, name: str, value: Any) -> npt.NDArray[Any] | None:
+    def _rows_of(self, name: str, value: Any) -> Array | None:
         """An entry's rows as an array ``(rows, *shape)``; None where they are no numbers, which is a loss."""
         field = self._fields.get(name)
         try:
@@ -231,7 +231,7 @@ class _Importer:
             array = array.reshape(len(array), *field.shape)
         return array
 
-    def _fields_for(self, name: str, array: npt.NDArray[Any], others: list[str]) -> dict[str, Field]:
+    def _fields_for(self, name: str, array: Array, others: list[str]) -> dict[str, Field]:
         """The fields for an entry that is there for the first time; a field that is there is widened at once.
 
         Raises:
@@ -248,7 +248,7 @@ class _Importer:
                 self._buffer.widen_schema({name: wider})
         return {}
 
-    def _aligned(self, name: str, array: npt.NDArray[Any], length: int, rows: int) -> dict[str, Any]:
+    def _aligned(self, name: str, array: Array, length: int, rows: int) -> dict[str, Any]:
         """An entry with the info of ``reset`` in row 0, and where it is.
 
         Raises:

@@ -37,13 +37,19 @@ _TOLD_ELSEWHERE = frozenset(
 
 
 def about_export(metadata: Metadata, env: str | EnvSpec | gym.Env[Any, Any] | None, given: Mapping[str, Any]) -> Any:
-    """What the dataset says of itself, checked; what is not given is as in the dataset of the import."""
+    """What the dataset says of itself, checked; what is not given is as in the dataset of the import.
+
+    Args:
+        metadata: of the buffer.
+        env: the environment to evaluate in.
+        given: arguments of an export by name, those about the dataset among them.
+    """
     imported = (metadata.environment or {}).get(IMPORTED)
     before = imported if isinstance(imported, dict) else {}
     about: dict[str, Any] = {}
-    for name, passed in given.items():
-        value = before.get(name) if passed is None else passed
-        if value is not None and not (passed is None and value in _NOT_FINITE):
+    for name in (*SETS, *TEXTS, "requirements", *SCORES):
+        value = before.get(name) if given[name] is None else given[name]
+        if value is not None and not (given[name] is None and value in _NOT_FINITE):
             about[name] = _checked(name, value)
     spec = gym.spec(env) if isinstance(env, str) else env.spec if isinstance(env, gym.Env) else env
     if spec is not None:

@@ -35,6 +35,7 @@ from gym_replay.errors import (
     MissingExtraError,
     UnsupportedFormatError,
 )
+from gym_replay.extras import require
 from gym_replay.interop.hdf5 import check_claim, data_sets
 from gym_replay.interop.minari.limits import LONGEST_ARROW
 
@@ -60,15 +61,9 @@ def find_minari(data_format: str | None = None) -> Any:
     """
     if data_format is not None and data_format not in FORMATS:
         raise FieldError(f"data_format={data_format!r}: expected one of {FORMATS}")
-    try:
-        minari = import_module("minari")
-        import_module("PIL")
-        if data_format is not None:
-            import_module(_PACKAGE_OF[data_format])
-    except ImportError as error:
-        raise MissingExtraError(
-            f"Minari datasets need a package that is missing ({error}); pip install 'gym-replay[minari]'"
-        ) from error
+    for needed in ("PIL", *([] if data_format is None else [_PACKAGE_OF[data_format]])):
+        require(needed, "minari", "reading and writing Minari datasets")
+    minari = require("minari", "minari", "reading and writing Minari datasets")
     version = tuple(int(part) for part in minari.__version__.split(".")[:3] if part.isdigit())
     if version < _OLDEST:
         raise MissingExtraError(

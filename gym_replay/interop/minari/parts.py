@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from gymnasium import Space, spaces
 
 from gym_replay.buffer.episode import Episode
 from gym_replay.errors import CorruptBufferError, FieldError, UnsupportedSpaceError
 from gym_replay.interop.minari.limits import Limits, Losses
+from gym_replay.schema.arrays import Array
 from gym_replay.schema.fields import Field, encode_text, exact_cast
 from gym_replay.schema.names import Key
 from gym_replay.spaces import Node, space_to_json, space_tree
@@ -248,14 +248,14 @@ def by_field(tree: Node, values: Any) -> dict[str, Any]:
     return {tree.name: array}
 
 
-def in_shape(array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def in_shape(array: Array, shape: tuple[int, ...]) -> Array:
     """Values ``(rows, *shape)`` that came with more axes of one, or fewer: a Discrete action as ``(rows, 1)``."""
     given = [size for size in array.shape[1:] if size != 1]
     is_same = array.ndim > 0 and given == [size for size in shape if size != 1]
     return array.reshape(len(array), *shape) if is_same else array
 
 
-def cast_exactly(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def cast_exactly(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
     """The same numbers in another dtype.
 
     Raises:

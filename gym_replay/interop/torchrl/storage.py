@@ -6,7 +6,6 @@ import mmap
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 from torch import Tensor
@@ -15,6 +14,7 @@ from torchrl.data import LazyMemmapStorage
 from gym_replay.buffer.door import Snapshot, step_path
 from gym_replay.errors import FieldError, ReadOnlyError
 from gym_replay.interop.transitions import Roles, Transitions
+from gym_replay.schema.arrays import Ints
 
 
 class SharedStorage(LazyMemmapStorage):  # type: ignore[misc]
@@ -32,9 +32,7 @@ class SharedStorage(LazyMemmapStorage):  # type: ignore[misc]
         ends: bool ``(transitions,)``: whether each one is the last of its episode.
     """
 
-    def __init__(
-        self, snapshot: Snapshot, roles: Roles, rows: npt.NDArray[np.int64], episodes: npt.NDArray[np.int64]
-    ) -> None:
+    def __init__(self, snapshot: Snapshot, roles: Roles, rows: Ints, episodes: Ints) -> None:
         super().__init__(len(rows), auto_cleanup=False)
         self._arguments = snapshot, roles, rows, episodes
         self._roles = roles

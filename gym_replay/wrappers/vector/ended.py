@@ -19,7 +19,7 @@ from gym_replay.wrappers.vector.batches import Column, default_of
 from gym_replay.wrappers.vector.episode_meta import EpisodeMeta
 from gym_replay.wrappers.vector.staging import Staging
 
-_NO_FINAL, _TRUE = np.uint8(255 - HAS_FINAL), np.array(True)
+_TRUE = np.array(True)
 
 
 class Finals(NamedTuple):
@@ -41,8 +41,9 @@ class EndedEpisodes:
     Attributes:
         env_indices: the sub-environment of each.
         lengths: T of each.
-        flags: of each, as the table has them.
         ends: one past the last row of each.
+        is_complete: whether they were not cut.
+        has_final: of which ones row T is the last observation.
         rows: by field, the rows of all of them, one episode after another.
         meta: by meta field, the values of each, or the bytes of that of all.
         noted: by meta field of the user's, whether each has been given a value before its end.
@@ -51,9 +52,10 @@ class EndedEpisodes:
     """
 
     env_indices: EnvIndices
-    lengths: npt.NDArray[np.int64]
-    flags: npt.NDArray[np.uint8]
+    lengths: Sequence[int]
     ends: npt.NDArray[np.int64]
+    is_complete: bool
+    has_final: bool | Mask
     rows: dict[str, Column]
     meta: dict[str, MetaColumn]
     noted: Mapping[str, Mask] = field(default_factory=dict)
@@ -63,22 +65,14 @@ class EndedEpisodes:
     def __len__(self) -> int:
         return len(self.env_indices)
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether the episodes were not cut."""
-        return bool(self.flags[0] & COMPLETE)
-
     def finished(self, index: int, metadata: Metadata) -> FinishedEpisode:
         """One of the episodes, as ``on_episode`` sees it."""
-        begin, length, flags = (
-            int(self.ends[index - 1]) if index else 0,
-            int(self.lengths[index]),
-            int(self.flags[index]),
-        )
+        begin, length = int(self.ends[index - 1]) if index else 0, self.lengths[index]
+        has_final = self.has_final if isinstance(self.has_final, bool) else bool(self.has_final[index])
 
         def column(name: str) -> npt.NDArray[Any]:
-            has_final = bool(flags & HAS_FINAL) and metadata.fields[name].state
-            return np.array(self._rows_of(name, metadata.fields[name])[begin : begin + length + has_final])
+            info = metadata.fields[name]
+            return np.array(self._rows_of(name, info)[begin : begin + length + (has_final and info.state)])
 
         total = self.meta["episode_return"][index]
         return FinishedEpisode(
@@ -91,7 +85,7 @@ class EndedEpisodes:
                 if are_noted[index]
             },
             episode_return=total if isinstance(total, np.ndarray) else float(total),
-            complete=bool(flags & COMPLETE),
+            complete=self.is_complete,
             env_index=int(self.env_indices[index]),
         )
 
@@ -113,7 +107,9 @@ class EndedEpisodes:
         if len(rows) < len(metadata.fields) or any(info.ragged for info in metadata.fields.values()):
             rows = self._all_rows(metadata)
         # A call for the checksum of each field of each of them would take longer than to record them.
-        return Block.of_rows(metadata.fields, rows, self.lengths, self.flags, self.meta, sums_may_wait=True)
+        has_final = self.has_final if isinstance(self.has_final, bool) else self.has_final.astype(np.uint8)
+        flags = COMPLETE * self.is_complete + HAS_FINAL * has_final
+        return Block.of_rows(metadata.fields, rows, self.lengths, flags, self.meta, sums_may_wait=True)
 
     def _all_rows(self, metadata: Metadata) -> dict[str, npt.NDArray[Any] | Ragged]:
         """The rows of all of the buffer's fields."""
@@ -146,7 +142,7 @@ class EndedEpisodes:
 
     def drop_last_observations(self, fields: Mapping[str, Field]) -> None:
         """Have no last observations: they may be those of other episodes."""
-        self.flags = self.flags & _NO_FINAL
+        self.has_final = False
         for name, column in self.rows.items():
             if fields[name].state:
                 column[self.ends - 1] = default_of(fields[name])
@@ -164,9 +160,9 @@ class EndedEpisodes:
         return replace(
             self,
             env_indices=self.env_indices[is_kept],
-            lengths=self.lengths[is_kept],
-            flags=self.flags[is_kept],
+            lengths=np.array(self.lengths)[is_kept].tolist(),
             ends=counts[is_kept].cumsum(),
+            has_final=self.has_final if isinstance(self.has_final, bool) else self.has_final[is_kept],
             rows={name: column[rows] for name, column in self.rows.items()},
             meta={name: _of_kept(values, is_kept) for name, values in self.meta.items()},
             noted={name: values[is_kept] for name, values in self.noted.items()},
@@ -199,37 +195,33 @@ def extract_ended(
             true; None where the episodes are cut, which truncates them.
         finals: their last rows, where the staging has those of the next episodes.
     """
-    blocks, lengths, complete = [], until - starts, flags is not None
-    has_state, parts = metadata.has_state, [slice(None)]
-    if metadata.circular:
-        parts = _parts(lengths, *claim.largest_block())
+    blocks, lengths, complete, has_state = [], until - starts, flags is not None, metadata.has_state
     if has_state:
         staging.put_row_t(until)
-    for part in parts:
+    for part in _parts(lengths.tolist(), *claim.largest_block()) if metadata.circular else (slice(None),):
         indices, steps = env_indices[part], lengths[part]
         counts = steps + 1 if has_state else steps
         ends = np.add.accumulate(counts)
         rows, last = staging.extract(indices, starts[part], counts, ends), ends - (1 + has_state)
-        record_flags = np.empty(len(indices), np.uint8)
-        record_flags.fill(COMPLETE * complete | HAS_FINAL * has_state)
+        has_final: bool | Mask = has_state
         if finals is not None:
             for name, column in finals.columns.items():
                 if name in rows:
                     rows[name][ends - 1] = column[part]
-            record_flags[~finals.has_final[part]] &= _NO_FINAL
+            has_final = finals.has_final[part] & has_state
         for i, name in enumerate(FLAGS):
             rows[name] = flag = np.zeros(ends.item(-1), bool)
             # Environments of others may have any number for True.
             flag[last] = name == "truncated" if flags is None else flags[i][indices] & _TRUE
-        values = meta.columns(indices, returns[indices], complete=complete)
-        blocks.append(EndedEpisodes(indices, steps, record_flags, ends, rows, values, meta.noted(indices)))
+        values, noted = meta.columns(indices, returns[indices], complete=complete), meta.noted(indices)
+        blocks.append(EndedEpisodes(indices, steps.tolist(), ends, complete, has_final, rows, values, noted))
     return blocks
 
 
-def _parts(lengths: npt.NDArray[np.int64], most_episodes: int, most_steps: int) -> list[slice]:
+def _parts(lengths: Sequence[int], most_episodes: int, most_steps: int) -> list[slice]:
     """Which episodes to commit at once: so few that not many others have to leave a ring."""
     firsts, steps = [0], 0
-    for i, length in enumerate(lengths.tolist()):
+    for i, length in enumerate(lengths):
         if i > firsts[-1] and (i - firsts[-1] >= most_episodes or steps + length > most_steps):
             firsts.append(i)
             steps = 0

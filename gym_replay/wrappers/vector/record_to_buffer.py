@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import warnings
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Unpack
 
 from gym_replay.errors import FieldError
 from gym_replay.schema.fields import describe, to_array
@@ -42,11 +42,6 @@ from gym_replay.wrappers.vector.batched_infos import (
 from gym_replay.wrappers.vector.batches import BatchEncoder, Column, default_of, ragged_column
 from gym_replay.wrappers.vector.ended import Finals
 from gym_replay.wrappers.vector.session import VectorSession
-
-if sys.version_info >= (3, 11):
-    from typing import Unpack
-else:
-    from typing_extensions import Unpack
 
 _FLOATS, _BOOL = (np.dtype(np.float64), np.dtype(np.float32)), np.dtype(np.bool_)
 
@@ -366,17 +361,16 @@ class RecordToBuffer(Recorder, _Face):
         terminated, truncated = self._flag("terminated", terminations), self._flag("truncated", truncations)
         staging.put(now, {"reward": rewards})
         done = terminated | truncated
-        was_on_hold = session.on_hold
         if not self._check.is_certain:
             self._look(infos, observations, rewards, done)
         state, kinds, finals = session.state, None, None
         has_done = 1 in done.tobytes()  # in a quarter of the time that NumPy takes to count them
         if has_done or self._infos is not None:
             infos = self._check.with_known_names(infos)
-        if has_done or state.has_waiting or was_on_hold:
+        if has_done or state.has_waiting or state.ended:
             kinds = transition_kinds(self._mode, state.running, state.waiting, done)
-        if kinds is not None and has_done and self._is_same_step and kinds.ended.any():
-            finals = self._finals(np.flatnonzero(kinds.ended), infos, observations)
+            if self._is_same_step and 1 in kinds.ended.tobytes():
+                finals = self._finals(np.flatnonzero(kinds.ended), infos, observations)
         if self._infos is not None:
             ended = None if kinds is None else kinds.ended
             recorded = state.running if kinds is None else kinds.running | kinds.ended

@@ -82,6 +82,8 @@ class VectorSession(Session[EndedEpisodes]):
         self.staging = Staging({name: fields[name] for name in names}, num_envs, buffer.folder)
         self._meta = EpisodeMeta(num_envs, run, buffer)
         self._num_envs = num_envs
+        limits = buffer.max_episodes, buffer.max_timesteps, buffer.max_steps
+        self._is_limited = limits != (None, None, None)
         self._all, self._none = np.ones(num_envs, bool), np.zeros(num_envs, bool)
         self.state = State.of(0, self._none, self._none, ())
         self.starts = np.zeros(num_envs, np.int64)
@@ -130,7 +132,9 @@ class VectorSession(Session[EndedEpisodes]):
             state = self.state
         if not state.is_recording:
             return False
-        if claim.is_limited:
+        if not claim.is_open:
+            claim.open()
+        if self._is_limited:
             lengths = state.now + 1 - self.starts[state.running]
             if len(lengths):
                 claim.require_room(lengths)

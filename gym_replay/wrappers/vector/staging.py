@@ -160,7 +160,7 @@ class _Rows:
         for name, rows in by_env.items():
             offsets[name] = end
             if rows.nbytes:
-                write_at(file.number, rows.reshape(-1).view(np.uint8).data, end, folder)
+                write_at(file.number, rows.data, end, folder)
             end += rows.nbytes
         spilled = _Spilled(self.first, count, self.fields, offsets, offset, end, file, ragged)
         return replace(self, first=until, spilled=(*self.spilled, spilled))

@@ -187,6 +187,7 @@ def test_devices(buffer):
     assert moved["c"][1] == "x"
     assert moved["d"] == ["word"]
     assert moved["e"][0].is_meta
+    assert next(iter(buffer.dataloader(4, device="meta", to_named_tuple=("state",)))).state.is_meta
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -252,7 +252,7 @@ def test_goals_that_leave_while_they_are_copied(tmp_path, monkeypatch):
     [
         (lambda: GoalMixture(), "sum up"),
         (lambda: GoalMixture(0.5, 0.4), "sum up"),
-        (lambda: GoalMixture(1.5, -0.5), "sum up"),
+        (lambda: GoalMixture(1.5, -0.5), "current: expected a number from 0 to 1, got 1.5"),
         (lambda: GoalMixture(future=1, discount=1), "discount"),
         (lambda: GoalSampler(None, None), "both None"),
         (lambda: GoalSampler((1, 0, 0)), "GoalMixture"),

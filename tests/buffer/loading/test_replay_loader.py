@@ -75,6 +75,7 @@ def options_of(kind):
     return options | ({"sampler": PrioritizedSampler()} if "sampler" in options else {})
 
 
+@pytest.mark.filterwarnings("ignore:an epoch has no batch")  # where drop_last leaves nothing
 @settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),

@@ -129,7 +129,7 @@ def test_returns_to_go_equal_the_recursion(tmp_path_factory, how, discount):
 
 
 def test_returns_to_go_of_many_steps(tmp_path, monkeypatch):
-    small_sizes(monkeypatch, returns_at_once=50)
+    small_sizes(monkeypatch, episode_rows=50)
     rng = np.random.default_rng(0)
     with ReplayBuffer(tmp_path, fields={"gain": ("float32", (2,))}) as buffer:
         for length in (1, 700, 3, 49, 50, 51, 1):

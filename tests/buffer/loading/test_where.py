@@ -287,7 +287,7 @@ def buffer(tmp_path):
 
 @pytest.mark.parametrize("rows", [4, 1 << 20])
 def test_values_of_episodes(buffer, monkeypatch, rows):
-    small_sizes(monkeypatch, condition_rows=rows)  # returns are summed in stretches
+    small_sizes(monkeypatch, episode_rows=rows)  # returns are summed in stretches
     values = {}
 
     def looked_at(found):

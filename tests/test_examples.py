@@ -28,6 +28,15 @@ def test_collect_with_sb3(tmp_path):
     assert all(" 4 episodes" in line for line in lines)
 
 
+def test_record_sb3_training(tmp_path):
+    pytest.importorskip("stable_baselines3")
+    sizes = ["--steps", 512, "--epochs", 1, "--evaluation-episodes", 2]
+    lines = _run("record_sb3_training.py", "--folder", tmp_path / "ppo", *sizes).splitlines()
+    assert "of 8 environments, 512 steps" in lines[0]
+    assert [line.split()[0] for line in lines[-3:]] == ["policy", "PPO", "clone"]
+    assert all(float(line.split()[-1]) > 0 for line in lines[-2:])
+
+
 def test_collect_vector(tmp_path):
     printed = _run("collect_vector.py", "--folder", tmp_path, "--episodes", 9, "--num-envs", 3)
     assert "the same episodes: True" in printed

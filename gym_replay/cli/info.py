@@ -189,10 +189,12 @@ def _about_codec(field: Mapping[str, Any]) -> Iterator[str]:
     name, raw = field["name"], output.nbytes(field["raw_bytes"])
     if field["codec"] is not None and field["bytes"]:
         lossy = ", lossy" if field["lossy"] else ""
-        ratio = field["raw_bytes"] / field["bytes"]
+        ratio, what = field["raw_bytes"] / field["bytes"], "smaller"
+        if ratio < 1:
+            ratio, what = 1 / ratio, "larger"
         yield (
             f"{name}: {output.nbytes(field['bytes'])} with codec {short_name(field['codec'])}{lossy}, raw {raw}: "
-            f"{output.number(ratio, 3)} times smaller"
+            f"{output.number(ratio, 3)} times {what}"
         )
     if (ratio := field.get(f"{SUGGESTED}_ratio")) is not None and ratio > _WORTH_SAYING:
         yield (

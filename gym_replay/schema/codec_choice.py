@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from gym_replay.errors import FieldError
 from gym_replay.schema.codecs import parse_codec
-from gym_replay.schema.fields import Field, require_codecs
+from gym_replay.schema.fields import Field
 
 IMAGES, RAW = "images", "raw"
 """The group of all images, and what stands for no codec."""
@@ -65,7 +65,6 @@ def with_codecs(fields: Mapping[str, Field], codecs: Codecs) -> dict[str, Field]
 
     Raises:
         FieldError: there is no such field, the group has no image, or the codec does not take the field's values.
-        MissingExtraError: the package that has a codec is not installed.
 
     Example:
         >>> fields = {"observation.camera": Field("uint8", (96, 96, 3)), "observation.speed": Field("float")}
@@ -83,7 +82,6 @@ def with_codecs(fields: Mapping[str, Field], codecs: Codecs) -> dict[str, Field]
             made[name] = with_codec(info, None if codec == RAW else codec)
         except FieldError as error:
             raise FieldError(f"codecs: {name!r}: {error}") from None
-    require_codecs({name: made[name] for name in chosen})
     return made
 
 

@@ -14,7 +14,7 @@ from gym_replay.viewing.charts import histogram
 from gym_replay.viewing.episodes import Choice, Distribution, EpisodeTable
 from gym_replay.viewing.labelling import apply_labels
 from gym_replay.viewing.outliers import OutlierReport, find_outliers
-from gym_replay.viewing.text import number
+from gym_replay.viewing.text import counted, number
 
 if TYPE_CHECKING:
     from gym_replay.viewing.episodes import Ints
@@ -135,7 +135,9 @@ class Browser:
             return
         self._fault.set_visibility(False)
         whole, part = len(table), len(self.chosen)
-        self._count.text = f"{part:,} of {whole:,} episodes" if part < whole else f"all {whole:,} episodes"
+        self._count.text = (
+            f"{part:,} of {counted(whole, 'episode')}" if part < whole else f"all {counted(whole, 'episode')}"
+        )
         self._show_chips()
         self._show_labelled()
         for name in self._charts:
@@ -284,7 +286,7 @@ class Browser:
             item = ui.element("div").classes("gr-outlier")
             item.on("click", lambda index=outlier.index: self._on_open(index))
             with item:
-                ui.label(f"Episode {self._table.episode(outlier.index).id}").classes("gr-title")
+                ui.label(self._table.name_of(self._table.episode(outlier.index))).classes("gr-title")
                 for reason in outlier.reasons[:8]:
                     ui.label(reason).classes("gr-small")
 

@@ -93,7 +93,7 @@ class Cameras:
     def _build_camera(self, film: _Film, caption: str, field_index: int, shape: tuple[int, ...]) -> None:
         height, width = to_rgb(np.zeros(shape, np.uint8)).shape[:2]
         with ui.element("div").classes("gr-camera").style(f"--aspect: {width / height:.4f}"):
-            frame = ui.interactive_image(size=(width, height)).classes("gr-frame")
+            frame = ui.interactive_image(size=(width, height), sanitize=False).classes("gr-frame")
             if max(width, height) <= _COARSE:
                 frame.classes("coarse")
             ui.label(short(caption, 60)).classes("gr-small")
@@ -110,7 +110,7 @@ class Cameras:
     def _build_rendered(self, film: _Film) -> None:
         self._view.renderer.start(film.episode)
         with ui.element("div").classes("gr-camera") as camera:
-            frame = ui.interactive_image(size=(3, 2)).classes("gr-frame")
+            frame = ui.interactive_image(size=(3, 2), sanitize=False).classes("gr-frame")
             frame.on("loaded", lambda event: _fit(camera, frame, event.args), ["width", "height"])
             film.progress = ui.label("rendering …").classes("gr-small gr-progress")
             film.frames.append((frame, f"{self._view.address_of(film.episode)}/r"))

@@ -44,7 +44,13 @@ def histogram(found: Distribution, chosen_range: tuple[float, float] | None) -> 
     ]
     top = max(int(found.counts.max(initial=0)), 1)
     picked = [chosen_range is not None and (a, b) == chosen_range for a, b in zip(low, high, strict=True)]
-    bars: dict[str, Any] = {"type": "bar", "barGap": "-100%", "barCategoryGap": "12%", "animation": False}
+    bars: dict[str, Any] = {
+        "type": "bar",
+        "barGap": "-100%",
+        "barCategoryGap": "12%",
+        "barMaxWidth": 48,
+        "animation": False,
+    }
     return {
         "animation": False,
         "grid": {"left": 4, "right": 4, "top": 4, "bottom": 18},

@@ -235,6 +235,11 @@ class EpisodeTable:
                     return int(self._offsets[at]) + found
         return None
 
+    def name_of(self, episode: Episode) -> str:
+        """What an episode is called: by its id, and where there are several buffers by that of its own."""
+        folder = short(episode.snapshot.reader.folder.name, 40)
+        return f"Episode {episode.id}" + (f" of {folder}" if len(self._parts) > 1 else "")
+
     def part_of(self, episode: Episode) -> int:
         """Which of the buffers an episode is of.
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.episode import Episode
-from gym_replay.errors import GymReplayError, StaleFieldError
+from gym_replay.errors import EpisodeEvictedError, GymReplayError, StaleFieldError
 from gym_replay.spaces import space_from_json, space_tree
 from gym_replay.viewing.curves import panel_names
 from gym_replay.viewing.episodes import EpisodeTable
@@ -90,6 +90,8 @@ def find_outliers(table: EpisodeTable, *, seconds: float = 4.0) -> OutlierReport
             break
         try:
             looks.look(index, table.episode(index))
+        except EpisodeEvictedError:
+            continue
         except (GymReplayError, IndexError) as error:
             reasons[index].append(f"it cannot be read: {error}")
         looked_at += 1

@@ -18,6 +18,7 @@ from gym_replay.viewing.browsing import Browser
 from gym_replay.viewing.charts import LEFT, RIGHT
 from gym_replay.viewing.frames import written
 from gym_replay.viewing.player import Player
+from gym_replay.viewing.text import counted
 from gym_replay.viewing.view import VIEWS, View
 
 _STYLE = Template(Path(__file__).with_name("page.css").read_text()).substitute(
@@ -109,12 +110,16 @@ class Page:
 
     def _show_counts(self) -> None:
         table = self._view.table
-        self._counts.text = f"{len(table):,} episodes · {table.num_steps:,} steps"
+        self._counts.text = f"{counted(len(table), 'episode')} · {counted(table.num_steps, 'step')}"
 
     async def _begin(self) -> None:
         await self._browser.show()
-        if len(self._browser.chosen):
-            self._open(int(self._browser.chosen[0]))
+        self._open_one()
+
+    def _open_one(self) -> None:
+        """Open the first episode; of a ring the newest, because the oldest may leave at any moment."""
+        if len(chosen := self._browser.chosen):
+            self._open(int(chosen[-1 if self._view.table.buffer.metadata.circular else 0]))
 
     def _open(self, index: int) -> None:
         self._player.open(index)
@@ -135,12 +140,12 @@ class Page:
             self._live.text = ""
             return
         grown, self._moment, self._count = len(table) - self._count, table.moment, len(table)
-        self._live.text = f"● live +{grown:,}" if grown > 0 else ""
+        self._live.text = f"● live +{grown:,}" if grown > 0 else "● live"
         self._show_counts()
         self._player.follow()
         await self._browser.show()
-        if not self._player.shown and len(self._browser.chosen):
-            self._open(int(self._browser.chosen[0]))
+        if not self._player.shown:
+            self._open_one()
 
     # --- keys ---
 

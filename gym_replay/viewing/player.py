@@ -131,7 +131,7 @@ class Player:
             with ui.element("div").classes("gr-row").style("justify-content: space-between"):
                 with ui.element("div").classes("gr-row"):
                     letter = f"{'AB'[at]} · " if self._compares else ""
-                    ui.label(f"{letter}Episode {each.episode.id}").classes("gr-title gr-episode")
+                    ui.label(f"{letter}{self._view.table.name_of(each.episode)}").classes("gr-title gr-episode")
                     for text, kind in self._badges(each):
                         ui.label(text).classes(f"gr-badge {kind}")
                 if at == 0:

@@ -30,6 +30,16 @@ def number(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> counted(1, "episode"), counted(1200, "step")
+        ('1 episode', '1,200 steps')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def short(value: Any, longest: int = _LONGEST) -> str:
     """A number, an array or a string on one line, cut where it is long.
 

@@ -17,7 +17,7 @@ from gym_replay.spaces import Node, make_space_encoder
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_meta import describe_run, meta_of_reset
 from gym_replay.wrappers.infos import Infos
-from gym_replay.wrappers.multi_agent import refuse_multi_agent
+from gym_replay.wrappers.other_kinds import refuse_other_kinds
 from gym_replay.wrappers.recorded_schema import warn_of_dtype
 from gym_replay.wrappers.recorder import (
     Folder,
@@ -94,8 +94,8 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
                 f"expected a gymnasium.Env, got the batched environment {type(env).__name__}; wrap it in "
                 "gym_replay.wrappers.vector.RecordToBuffer"
             )
-        refuse_multi_agent(env)
         if not isinstance(env, gym.Env):
+            refuse_other_kinds(env)
             remedy = f"; pass gymnasium.make({env!r:.60})" if isinstance(env, str) else ""
             raise TypeError(f"RecordToBuffer: expected a gymnasium.Env, got {type(env).__name__}{remedy}")
         self._take_options(buffer, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import threading
@@ -111,6 +112,14 @@ def parse_flag(name: str, value: Any) -> bool:
         if array.size == 1:
             return bool(array.item())
     raise FieldError(f"field {name!r}: expected a bool, got {describe(value)}; return True or False")
+
+
+def outside_level() -> int:
+    """The ``stacklevel`` with which a warning of the function that asks points at the first caller outside."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith("gym_replay."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def refuse_other_spaces(

@@ -104,6 +104,12 @@ def test_info_says_what_a_field_takes(tmp_path):
     assert "times smaller" in shown
 
 
+def test_info_of_rows_that_a_codec_makes_larger(tmp_path):
+    with ReplayBuffer(tmp_path / "data", fields={"tiny": Field("uint8", (2, 2), codec="zstd")}) as buffer:
+        buffer.store_episode(tiny=np.arange(20, dtype=np.uint8).reshape(5, 2, 2))
+    assert "times larger" in run("info", "data", cwd=tmp_path).stdout
+
+
 def test_info_names_a_lossy_codec(tmp_path):
     pytest.importorskip("imagecodecs")
     collect("test/Screen-v0", tmp_path / "data", episodes=1, codecs={"images": "jpeg"}, progress=False).close()

@@ -20,7 +20,7 @@ from gym_replay.extras import require
 from gym_replay.files.folders import folder_of
 from gym_replay.schema.names import encode_siblings
 from gym_replay.wrappers.episode_meta import describe_run, options_to_json
-from gym_replay.wrappers.multi_agent import warn_of_hidden_ends
+from gym_replay.wrappers.other_kinds import warn_of_hidden_ends
 from gym_replay.wrappers.parallel.agent_group import Agent, AgentGroup, ParallelStep, by_spaces
 from gym_replay.wrappers.recorder import Folder, RecorderOptions, refuse_second_thread, wrong_result
 

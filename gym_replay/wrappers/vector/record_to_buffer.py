@@ -19,8 +19,8 @@ from gym_replay.schema.fields import describe, to_array
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_meta import describe_run, options_to_json
 from gym_replay.wrappers.infos import is_info
-from gym_replay.wrappers.multi_agent import warn_of_hidden_ends
-from gym_replay.wrappers.recorder import Folder, Recorder, RecorderOptions, refuse_second_thread
+from gym_replay.wrappers.other_kinds import warn_of_hidden_ends
+from gym_replay.wrappers.recorder import Folder, Recorder, RecorderOptions, outside_level, refuse_second_thread
 from gym_replay.wrappers.rewards import fit_rewards, shape_of_first
 from gym_replay.wrappers.vector.adapters.adapter import Adapter
 from gym_replay.wrappers.vector.adapters.gymnasium import are_same_arrays, share_memory
@@ -73,7 +73,8 @@ class RecordToBuffer(Recorder, _Face):
     step of each autoreset mode holds.
 
     Args:
-        env: the vector environment.
+        env: the vector environment, or another batch of environments: EnvPool's, ManiSkill's, Isaac Lab's, mjlab's, or
+            one that :func:`register_adapter` knows. The recorder is of the same kind, and has its attributes.
         buffer, max_episodes, max_timesteps, max_steps, circular, overwrite, meta_fields, extra_fields, dtypes, codecs,
         record_info, on_incomplete, on_episode, durability: as for :class:`gym_replay.RecordToBuffer`.
         reward_shape: the same; of the rewards of one sub-environment.
@@ -582,7 +583,7 @@ class RecordToBuffer(Recorder, _Face):
     def _warn_once(self, what: str, message: str) -> None:
         if what not in self._warned:
             self._warned.add(what)
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, stacklevel=outside_level())
 
     def annotate(self, /, **meta: Any) -> None:
         self._store_late()

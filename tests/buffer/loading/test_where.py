@@ -298,6 +298,7 @@ def test_values_of_episodes(buffer, monkeypatch, rows):
     assert set(values) == {
         "index",
         "id",
+        "label",
         "length",
         "complete",
         "has_final",

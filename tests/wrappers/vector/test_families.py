@@ -40,8 +40,9 @@ def test_isaac_lab_loses_last_observations_and_nothing_else(tmp_path, is_direct)
     envs = RecordToBuffer(gym.wrappers.OrderEnforcing(OfIsaacLab(is_direct)), tmp_path)
     assert envs.autoreset_mode == "SameStep"
     envs.reset(seed=3)
-    with pytest.warns(UserWarning, match="stored without theirs"):
+    with pytest.warns(UserWarning, match="stored without theirs") as caught:
         taken = play(envs, STEPS)
+    assert caught[0].filename.endswith("batches.py")  # where the step is
     envs.close()
     assert recorded(tmp_path, "observation.policy") == expected(taken, has_last=False)
     for episode in envs.buffer:

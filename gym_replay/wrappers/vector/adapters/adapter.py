@@ -65,7 +65,7 @@ class Adapter:
     Example:
         An environment that calls its masked resets by another name:
 
-        >>> from gym_replay.wrappers.vector import Adapter, register_adapter
+        >>> from gym_replay.wrappers.vector import Adapter, Autoreset, register_adapter
         >>> class GridAdapter(Adapter):
         ...     documented_mode = Autoreset.DISABLED
         ...

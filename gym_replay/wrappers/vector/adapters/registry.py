@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import gymnasium as gym
 
-from gym_replay.wrappers.multi_agent import refuse_multi_agent
+from gym_replay.wrappers.other_kinds import refuse_other_kinds
 from gym_replay.wrappers.vector.adapters.adapter import Adapter, attribute_of
 from gym_replay.wrappers.vector.adapters.batched import BatchedAdapter, is_batched, missing_of_batched
 from gym_replay.wrappers.vector.adapters.envpool import EnvPoolAdapter
@@ -68,7 +68,6 @@ def adapter_for(envs: Any) -> Adapter:
     adapter = find_adapter(envs)
     if adapter is not None:
         return adapter
-    refuse_multi_agent(envs)
     name = type(envs).__name__
     if isinstance(envs, gym.Env) and not is_batched(envs):
         count = attribute_of(envs, "num_envs", None)
@@ -77,6 +76,7 @@ def adapter_for(envs: Any) -> Adapter:
             f"expected a batched environment, got the single environment {name}{why}; wrap it in "
             "gym_replay.RecordToBuffer"
         )
+    refuse_other_kinds(envs)
     raise TypeError(
         f"expected a batched environment, got {name}, which lacks {', '.join(missing_of_batched(envs))}; give it what "
         "it lacks, or write an adapter for it: gym_replay.wrappers.vector.register_adapter"

@@ -13,7 +13,7 @@ GymReplayError
  |- EmptyBufferError (ValueError)        nothing to load from
  |- BufferClosedError (ValueError)       the buffer was closed
  |- MakeEnvError (ValueError)            the recorded environment cannot be made anew
- |- ReadOnlyError (OSError)              a write through a read-only buffer
+ |- ReadOnlyError (OSError, ValueError, NotImplementedError)  a write through a read-only buffer
  |- BufferLockedError (OSError)          another writer holds the folder
  |- BufferNotFoundError (FileNotFoundError)  the folder holds no buffer
  |- NotABufferError (FileExistsError)    the folder holds something else
@@ -42,7 +42,10 @@ class GymReplayError(Exception):
     """Base of every error of this package. Its text is printable."""
 
     def __str__(self) -> str:
-        return "\n".join(map(printable, super().__str__().split("\n")))
+        text = super().__str__()
+        if isinstance(self, OSError) and self.strerror:  # without the number: the text says what it means
+            text = self.strerror if self.filename is None else f"{self.filename}: {self.strerror}"
+        return "\n".join(map(printable, text.split("\n")))
 
 
 class FieldError(GymReplayError, ValueError):
@@ -93,8 +96,8 @@ class MakeEnvError(GymReplayError, ValueError):
     """The recorded environment cannot be made anew from what is stored and registered."""
 
 
-class ReadOnlyError(GymReplayError, OSError):
-    """A write was asked of a buffer that is read-only."""
+class ReadOnlyError(GymReplayError, OSError, ValueError, NotImplementedError):
+    """A write was asked of a buffer that is read-only, or of a concatenation of buffers."""
 
 
 class BufferLockedError(GymReplayError, OSError):

@@ -178,7 +178,7 @@ def shards_of(folder):
     return sorted(path.parent for path in (folder / "shards").glob("worker-*/metadata.json"))
 
 
-def assert_unlocked(folder, seconds=10):
+def assert_unlocked(folder, seconds=300):
     """A worker that was killed while it began may take a moment to be gone."""
     until = time.monotonic() + seconds
     with ReplayBuffer.from_folder(folder) as buffer:

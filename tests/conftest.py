@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import signal
+import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -12,6 +15,37 @@ from hypothesis import HealthCheck, settings
 # How long an example takes, or to make one, says nothing about what it asserts.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that ignores Ctrl-C hands that on to what it starts in the background, and tests press it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Child(subprocess.Popen):
+    """A process that a test starts: in a group of its own, which ends with the test whatever happens."""
+
+    def __init__(self, *arguments, **options):
+        if not options.get("start_new_session") and options.get("process_group") is None:
+            options["start_new_session"] = True
+        super().__init__(*arguments, **options)
+        STARTED.append(self)
+
+    def end(self):
+        """Kill all that is left of the group."""
+        with suppress(OSError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with suppress(OSError, ValueError):
+            self.wait()
+
+
+STARTED: list[Child] = []
+subprocess.Popen = Child
+
+
+def pytest_runtest_teardown():
+    while STARTED:
+        STARTED.pop().end()
+
 
 MEMORY = Path("/dev/shm")
 LEAST_MEMORY = 4 << 30

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from gym_replay.buffer.storage.layout import Choice, Metadata
 from gym_replay.errors import ConfigMismatchError, FieldError
+from gym_replay.notices import did_you_mean
 from gym_replay.schema.fields import Field
 
 Wanted: TypeAlias = "Sequence[str] | str | None"
@@ -109,7 +110,7 @@ def _chosen(
             raise FieldError(f"{kind}={wanted!r}: expected a sequence of names, or {COMMON!r}; write ({wanted!r},)")
         return common
     if unknown := [name for name in wanted if name not in looks]:
-        raise FieldError(f"{kind}: no buffer has {unknown[0]!r}; there are {list(looks)}")
+        raise FieldError(f"{kind}: no buffer has {unknown[0]!r}{did_you_mean(unknown[0], looks)}")
     return list(dict.fromkeys(wanted))
 
 

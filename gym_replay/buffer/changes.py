@@ -56,7 +56,8 @@ class Changeable(Readable):
             episodes: an index, a slice, indices or a mask of live episodes; None for all.
             arrays: for a field one array ``(episodes, time, *field.shape)`` with at least as many rows as the longest
                 of them (padding is left out), or a list of one ``(T, *field.shape)`` per episode; state fields have
-                T+1 rows, or T to leave the last observation as it is. For a meta field ``(episodes, *field.shape)``.
+                T+1 rows, or T to leave the last observation as it is. An array with fewer rows than an episode has
+                replaces its first ones, unless the field is derived. For a meta field ``(episodes, *field.shape)``.
                 For a single index, without the first axis.
         """
         if not arrays:
@@ -76,11 +77,24 @@ class Changeable(Readable):
                     self.slot.require_free(f"update of the {kind} {name!r}")
                 if info.ragged:
                     value = [value] if single else value
-                elif single:
-                    value = to_array(value, name)[None]
-                rows[name] = rows_of(name, info, value, snapshot, indices)
+                    rows[name] = rows_of(name, info, value, snapshot, indices)
+                    continue
+                is_array = not isinstance(value, (list, tuple))
+                value = to_array(value, name)[None] if single else value
+                may_be_part = is_array and name not in self.metadata.derived
+                self._check_longest(name, info, value)
+                rows[name] = rows_of(name, info, value, snapshot, indices, may_be_part=may_be_part)
         with self.changing():
             edits.update(writer, snapshot, indices, rows, meta)
+
+    def _check_longest(self, name: str, info: Field, value: Any) -> None:
+        """Raise FieldError where more rows are given than any episode may have."""
+        longest = self.metadata.max_timesteps
+        shape: tuple[int, ...] = getattr(value, "shape", ())
+        if longest is not None and len(shape) > 1 and shape[1] > longest + info.state:
+            raise FieldError(
+                f"field {name!r}: expected at most max_timesteps={longest} rows of an episode, got {shape[1]}"
+            )
 
     def _meta_values(self, name: str, info: Field, value: Any, count: int, *, single: bool) -> npt.NDArray[Any]:
         """New values of a meta field, as its column holds them: ``(count, *field.shape)``."""
@@ -168,8 +182,8 @@ class Changeable(Readable):
             given = open_episode.encode_texts(name, values, len(snapshot))
         elif values is not None:
             given = fit(name, to_array(values, name), field, lead=(len(snapshot),))
+        meta_fields = {**self.metadata.meta_fields, name: field}
         with self.changing():
-            meta_fields = {**self.metadata.meta_fields, name: field}
             edits.change_meta_fields(writer, snapshot, meta_fields, {name: given})
 
     def rename_field(self, name: str, new: str) -> None:
@@ -329,13 +343,26 @@ def indices_of(episodes: Any, count: int) -> tuple[npt.NDArray[np.int64], bool]:
 
 
 def rows_of(
-    name: str, field: Field, value: Any, snapshot: Snapshot, indices: npt.NDArray[np.int64]
+    name: str,
+    field: Field,
+    value: Any,
+    snapshot: Snapshot,
+    indices: npt.NDArray[np.int64],
+    *,
+    may_be_part: bool = False,
 ) -> tuple[Any, npt.NDArray[np.int64]]:
-    """The rows that a value given for some episodes stands for, and how many each episode gets."""
+    """The rows that a value given for some episodes stands for, and how many each episode gets.
+
+    Args:
+        may_be_part: whether an array with too few rows stands for the first rows of the longer episodes.
+    """
     lengths = snapshot.lengths[indices]
     with_final = lengths + snapshot.has_final[indices]
     if field.ragged:
         return _ragged_rows_of(name, field, value, lengths, with_final)
+    if may_be_part and len(lengths) and (array := to_array(value, name)).ndim > 1 and array.shape[1] < lengths.max():
+        counts = np.minimum(lengths, array.shape[1])
+        return stack_episodes(name, array, field, counts.tolist()), counts
     if field.state:
         try:
             return stack_episodes(name, value, field, with_final.tolist()), with_final

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer, open_lazily
 from gym_replay.buffer.storage.layout import Choice, Metadata
 from gym_replay.buffer.storage.maps import require_mappable
 from gym_replay.buffer.storage.reader import Snapshot
-from gym_replay.errors import BufferClosedError, EmptyBufferError, FieldError
+from gym_replay.errors import BufferClosedError, EmptyBufferError, FieldError, ReadOnlyError
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -145,6 +146,18 @@ class ConcatReplayBuffer(Readable):
         return True
 
     @property
+    def max_episodes(self) -> int | None:
+        """How many live episodes all buffers may have together; None where one has no limit."""
+        limits = [buffer.max_episodes for buffer in self.buffers]
+        return None if None in limits else sum(filter(None, limits))
+
+    @property
+    def max_timesteps(self) -> int | None:
+        """The longest episode of any buffer, in transitions; None where one has no limit."""
+        limits = [buffer.max_timesteps for buffer in self.buffers]
+        return None if None in limits else max(filter(None, limits))
+
+    @property
     def metadata(self) -> Metadata:
         metadata = self.buffers[0].metadata
         return metadata if self._choice is None else self._choice.of(metadata)
@@ -251,6 +264,21 @@ class ConcatReplayBuffer(Readable):
             path for source in self._sources if not isinstance(source, ReplayBuffer) for path in find_buffers(source)
         ]
         self._open([path for path in paths if os.path.realpath(path) not in known])
+
+    def _refuse(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Refuse to write.
+
+        Raises:
+            ReadOnlyError: always.
+        """
+        raise ReadOnlyError(
+            errno.EROFS,
+            "a concatenation reads; store into, or change, one of its buffers: ReplayBuffer.from_folder(folder)",
+            str(self.folders[0]),
+        )
+
+    store = store_final = store_batch = store_episode = one_episode = batched_episode = _refuse
+    update = delete = clear = add_field = add_meta_field = rename_field = drop_field = _refuse
 
     def close(self) -> None:
         """Close the buffers that were opened here. Closing twice is fine; views handed out stay good."""

@@ -70,8 +70,11 @@ class _NotJson(Exception):
     """A value that JSON cannot keep."""
 
 
-def spec_to_json(spec: EnvSpec | None) -> dict[str, Json] | None:
+def spec_to_json(spec: EnvSpec | None, module: str | None = None) -> dict[str, Json] | None:
     """What can be kept of an environment's spec as JSON; never raises.
+
+    ``"module"`` is the module to import so that the id is registered: the one that is given, as in ``module:Id``, or
+    the package of the entry point. It is told to people, and never imported unless they name it.
 
     Values are kept where they come back equal: numbers (NumPy scalars as Python numbers), strings, lists, dicts,
     tuples, and NumPy arrays. An argument that holds anything else is left out, and ``"dropped"`` lists its dotted
@@ -83,6 +86,7 @@ def spec_to_json(spec: EnvSpec | None) -> dict[str, Json] | None:
     value: dict[str, Json] = {}
     for name, kinds in _SPEC_MEMBERS.items():
         value[name] = _keep(getattr(spec, name, None), name, dropped, kinds)
+    value["module"] = module or _package_of(getattr(spec, "entry_point", None))
     value["kwargs"] = _keep_kwargs(getattr(spec, "kwargs", None), "kwargs", dropped)
     wrappers = getattr(spec, "additional_wrappers", ())
     value["additional_wrappers"] = [
@@ -91,6 +95,40 @@ def spec_to_json(spec: EnvSpec | None) -> dict[str, Json] | None:
     ]
     value["dropped"] = dropped
     return value
+
+
+def _package_of(entry_point: Any) -> str | None:
+    """The package that an entry point is in; None of one of the script itself, and where there is none."""
+    module = entry_point.partition(":")[0] if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
+    package = str(module or "").partition(".")[0]
+    return package if package not in ("", "__main__") else None
+
+
+def why_not_made_again(spec: EnvSpec | None, spec_json: Json) -> str:
+    """Why an environment cannot be made again from its spec as JSON, and what to do; empty where it can be.
+
+    Args:
+        spec: as it was recorded.
+        spec_json: what :func:`spec_to_json` gave.
+    """
+    register = "register it in a module, gymnasium.register(id, 'module:Class'), and make it by its id"
+    if spec is None or spec_json is None:
+        return f"it was not made by gymnasium.make; {register}"
+    entry_point = spec.entry_point
+    if not isinstance(entry_point, str) and getattr(entry_point, "__module__", "") == "__main__":
+        name = getattr(entry_point, "__qualname__", repr(entry_point))
+        return f"its entry point is {name} of this script, which others cannot import; {register}"
+    for index, wrapper in enumerate(spec_json["additional_wrappers"]):
+        where = f"additional_wrappers.{index}."
+        lost = [name.removeprefix(where) for name in spec_json["dropped"] if name.startswith(where)]
+        if wrapper["entry_point"] in _LEFT_OUT:
+            continue
+        if lost or wrapper["kwargs"] is None or _find_wrapper(wrapper["entry_point"]) is None:
+            what = f"its {', '.join(lost)} cannot be kept" if lost else "it is none of gymnasium.wrappers"
+            return f"{what}: the wrapper {wrapper['name']}; put the recorder inside of it"
+    if lost := [name for name in spec_json["dropped"] if name.startswith("kwargs.")]:
+        return f"{', '.join(lost)} cannot be kept; pass it to make_env"
+    return ""
 
 
 def _wrapper_to_json(wrapper: Any, place: str, dropped: list[str]) -> dict[str, Json]:
@@ -293,7 +331,7 @@ def make_env(spec_json: Json, /, *, trust: bool = False, **kwargs: Any) -> gym.E
     if spec_json is None:
         raise MakeEnvError("no environment spec was recorded; build the environment yourself")
     recorded = spec_from_json(spec_json)
-    registered = _find_registered(recorded.id, spec_json.get("entry_point"))
+    registered = _find_registered(recorded.id, spec_json)
     lost = [name for name in spec_json["dropped"] if name.startswith("kwargs.") and name[7:] not in kwargs]
     if lost:
         warnings.warn(
@@ -337,7 +375,7 @@ def _require_harmless(recorded: EnvSpec, arguments: Mapping[str, Any]) -> None:
             require_harmless(wrapper.kwargs, f"{recorded.id}: the recorded arguments of {wrapper.name!r:.60}")
 
 
-def _find_registered(env_id: str, entry_point: str | None) -> EnvSpec:
+def _find_registered(env_id: str, spec_json: Mapping[str, Any]) -> EnvSpec:
     if ":" in env_id:
         module, _, name = env_id.partition(":")
         raise MakeEnvError(
@@ -347,11 +385,12 @@ def _find_registered(env_id: str, entry_point: str | None) -> EnvSpec:
     registered: EnvSpec | None = gym.registry.get(env_id)
     if registered is not None:
         return registered
-    package = entry_point.partition(":")[0].partition(".")[0] if entry_point else ""
+    entry_point, kept = spec_json.get("entry_point"), spec_json.get("module")
+    registers = kept if isinstance(kept, str) else _package_of(entry_point)
+    made_by = f"its recorded entry point was {entry_point!r}: " if isinstance(entry_point, str) else ""
     remedy = (
-        f"its recorded entry point was {entry_point!r}: `import {package}` may register it (gym-replay replay "
-        f"--import {package})"
-        if package
+        f"{made_by}`import {registers}` may register it (gym-replay replay --import {registers})"
+        if registers
         else "import the package that registers it"
     )
     raise MakeEnvError(f"environment {env_id!r} is not registered; {remedy}, or use gymnasium.register")

@@ -7,6 +7,7 @@ from typing import Any
 
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import CorruptBufferError, FieldError
+from gym_replay.notices import did_you_mean
 
 
 class Episode:
@@ -45,8 +46,8 @@ class Episode:
             return self._arrays[name]
         field = self.snapshot.metadata.fields.get(name)
         if field is None:
-            hint = "; it is a meta field: episode.meta has it" if name in self._meta_fields else ""
-            raise FieldError(f"unknown field {name!r}; there are {list(self)}{hint}")
+            hint = "; it is a meta field: episode.meta has it"
+            raise FieldError(f"unknown field {name!r}{hint if name in self._meta_fields else did_you_mean(name, self)}")
         if name in self.snapshot.metadata.derived:
             self.snapshot.only(slice(self.index, self.index + 1)).require_up_to_date([name])
         rows = self._length + (1 if field.state and self.has_final else 0)

@@ -13,6 +13,7 @@ from gym_replay.buffer.storage.layout import foreign_files
 from gym_replay.buffer.storage.reader import has_buffer
 from gym_replay.errors import BufferNotFoundError, ConfigMismatchError, StorageError
 from gym_replay.files.folders import entries_beneath, local_path
+from gym_replay.notices import did_you_mean
 
 SHARDS = "shards"
 """The folder below a data set's own in which each worker has a buffer."""
@@ -92,11 +93,29 @@ def require_distinct(folders: Sequence[Path]) -> None:
         seen[real] = folder
 
 
+def what_is_there(folder: Path) -> str:
+    """What a folder without a buffer holds, and what to do about it."""
+    if not folder.is_dir():
+        parent = folder.parent
+        names = [child.name for child in _folders_in(parent)] if parent.is_dir() else []
+        near = did_you_mean(folder.name, names) if names else ""
+        return "there is no such folder" + (near if near.startswith("; did") else "; check the path")
+    room = folder / SHARDS if (folder / SHARDS).is_dir() else folder
+    found = sorted(filter(has_buffer, _folders_in(room)), key=natural_key)
+    if not found:
+        return "check the path"
+    below = ", ".join(path.relative_to(folder).as_posix() for path in found[:3])
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return (
+        f"there are buffers below it ({below}{more}): open one of them, or all as ConcatReplayBuffer({str(folder)!r})"
+    )
+
+
 def _buffers_of(folder: Path) -> list[Path]:
     if has_buffer(folder):
         return [folder]
     if not folder.is_dir():
-        raise BufferNotFoundError(errno.ENOENT, "no such folder; check the path", str(folder))
+        raise BufferNotFoundError(errno.ENOENT, what_is_there(folder), str(folder))
     room = folder / SHARDS if (folder / SHARDS).is_dir() else folder
     children = sorted(_folders_in(room), key=lambda path: natural_key(path.name))
     found: list[Path] = []

@@ -17,6 +17,7 @@ from gym_replay.buffer.storage.staging import Stage
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.files.garbage import finalize
+from gym_replay.notices import did_you_mean
 from gym_replay.schema.fields import Field, elements_of, encode_text, fit, make_encoder, to_array
 
 
@@ -25,10 +26,17 @@ class EpisodeSlot:
 
     Attributes:
         holder: what is open; None where nothing is.
+        abandoned: a context that is still entered, and whose episode was discarded by a release.
     """
 
     def __init__(self) -> None:
         self.holder: _Stored | Claim | None = None
+        self.abandoned: _Stored | None = None
+
+    def require_openable(self) -> None:
+        """Raise EpisodeStateError where a value belongs to an episode that was discarded."""
+        if self.abandoned is not None:
+            raise EpisodeStateError("the episode was discarded by release(), and its context is not left yet")
 
     def require_free(self, what: str) -> None:
         """Raise EpisodeStateError where an episode is open; ``what`` is what cannot be done then."""
@@ -38,9 +46,8 @@ class EpisodeSlot:
                 "has one recorder at a time: another one needs a folder of its own"
             )
         if self.holder is not None:
-            raise EpisodeStateError(
-                f"{what} while an episode is open; end the episode first, or discard it with release()"
-            )
+            remedy = "advance_episode()" if self.holder.is_implicit else "release() discards it"
+            raise EpisodeStateError(f"{what} while an episode is open; end the episode first ({remedy})")
 
 
 class WritableBuffer(Protocol):
@@ -89,7 +96,8 @@ class Encoders:
         """
         row = [encode(values.pop(name)) if name in values else default for name, encode, default in self._fields]
         if values:
-            raise FieldError(f"unknown field {next(iter(values))!r}; there are {list(self.metadata.fields)}")
+            name = next(iter(values))
+            raise FieldError(f"unknown field {name!r}{did_you_mean(name, self.metadata.fields)}")
         return row
 
     def meta(self, values: Mapping[str, Any]) -> dict[str, bytes]:
@@ -142,6 +150,11 @@ class _Stored:
     """
 
     _opened_by = ""
+    is_implicit = False
+    """Whether ``store`` opened it, outside of a context; ``advance_episode`` ends it."""
+
+    is_complete = True
+    """Whether it is not cut by the buffer's being closed."""
 
     def __init__(self, buffer: WritableBuffer) -> None:
         self._buffer = buffer
@@ -165,6 +178,12 @@ class _Stored:
                 self._commit(self._running())
         finally:
             self.discard()
+            self._buffer.slot.abandoned = None
+
+    def end(self, *, complete: bool = True) -> None:
+        """Commit what was stored, as at the end of the context; ``complete`` is False where it is cut."""
+        self.is_complete = complete
+        self.__exit__(None)
 
     def _running(self) -> FolderWriter:
         if self._writer is None or self._buffer.slot.holder is not self:
@@ -192,6 +211,7 @@ class _Stored:
         """Forget what was stored; without effect where it has ended."""
         if self._buffer.slot.holder is self:
             self._buffer.slot.holder = None
+            self._buffer.slot.abandoned = self
 
     # What differs: one episode, or several.
 
@@ -254,7 +274,7 @@ class OpenEpisode(_Stored):
         stage.has_final = self._has_final
         self._end_last(self._final or encoders.row({})[self._num_others :])
         meta = {**self._meta, **encoders.meta(self.final_meta)}
-        writer.commit(stage.block(stage.pieces(), meta, complete=True))
+        writer.commit(stage.block(stage.pieces(), meta, complete=self.is_complete))
 
 
 class OpenBlock(_Stored):
@@ -266,23 +286,23 @@ class OpenBlock(_Stored):
         if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
             raise FieldError(f"batch_size: expected a positive integer, got {batch_size!r}")
         super().__init__(buffer)
-        self._size = int(batch_size)
-        self._meta = buffer.encoders().meta_columns(meta, self._size)
+        self.size = int(batch_size)
+        self._meta = buffer.encoders().meta_columns(meta, self.size)
         self._steps: list[dict[str, Any]] = []
 
     def _begin(self, writer: FolderWriter) -> None:
-        writer.room.require(self._size, 1)
+        writer.room.require(self.size, 1)
 
     def _encoded(self, values: dict[str, Any]) -> dict[str, Any]:
         encoders = self._buffer.encoders()
-        return {name: encoders.column(name, value, self._size) for name, value in values.items()}
+        return {name: encoders.column(name, value, self.size) for name, value in values.items()}
 
     def _add(self, writer: FolderWriter, values: dict[str, Any]) -> None:
         fields = self._buffer.metadata.fields
         if unknown := [name for name in values if name not in fields]:
-            raise FieldError(f"unknown field {unknown[0]!r}; there are {list(fields)}")
+            raise FieldError(f"unknown field {unknown[0]!r}{did_you_mean(unknown[0], fields)}")
         step = self._encoded(values)
-        writer.room.require(self._size, len(self._steps) + 1)
+        writer.room.require(self.size, len(self._steps) + 1)
         self._steps.append(step)
 
     def _add_final(self, values: dict[str, Any]) -> None:
@@ -296,9 +316,9 @@ class OpenBlock(_Stored):
         given: dict[str, list[tuple[int | slice, Any]]] = {
             name: [(t, step[name]) for t, step in enumerate(steps) if name in step] for name in encoders.metadata.fields
         }
-        meta = {**self._meta, **encoders.meta_columns(self.final_meta, self._size)}
-        flags = COMPLETE | (HAS_FINAL if self._has_final else 0)
-        _commit_rows(writer, given, [length] * self._size, flags, meta)
+        meta = {**self._meta, **encoders.meta_columns(self.final_meta, self.size)}
+        flags = (COMPLETE if self.is_complete else 0) | (HAS_FINAL if self._has_final else 0)
+        _commit_rows(writer, given, [length] * self.size, flags, meta)
 
 
 class Claim:
@@ -322,6 +342,12 @@ class Claim:
         self._writer: FolderWriter | None = None
         self._ends_before: FolderWriter | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
+
+    is_implicit = False
+    """A recorder's episodes are its own to end."""
+
+    def end(self, *, complete: bool = True) -> None:
+        """Nothing: see :attr:`is_implicit`."""
 
     @property
     def is_open(self) -> bool:
@@ -472,7 +498,8 @@ def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, A
     metadata = encoders.metadata
     fields = metadata.fields
     if unknown := [name for name in values if name not in fields and name not in metadata.meta_fields]:
-        raise FieldError(f"unknown field {unknown[0]!r}; there are {[*fields, *metadata.meta_fields]}")
+        near = did_you_mean(unknown[0], [*fields, *metadata.meta_fields])
+        raise FieldError(f"unknown field {unknown[0]!r}{near}")
     for name in metadata.derived.keys() & values.keys():
         _refuse_derived(name)(values[name])
     arrays: dict[str, Any] = {
@@ -575,5 +602,5 @@ def _refuse_derived(name: str) -> Callable[[Any], bytes]:
 
 def _checked(known: Mapping[str, Field], name: str) -> str:
     if name not in known:
-        raise FieldError(f"unknown meta field {name!r}; there are {list(known)}")
+        raise FieldError(f"unknown meta field {name!r}{did_you_mean(name, known)}")
     return name

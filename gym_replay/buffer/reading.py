@@ -13,6 +13,7 @@ from gym_replay.buffer.meta_values import MetaValues
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import EmptyBufferError, FieldError
+from gym_replay.notices import did_you_mean
 
 if TYPE_CHECKING:
     import pandas
@@ -109,7 +110,19 @@ class Readable:
         raise AssertionError
 
     def __getitem__(self, index: int) -> Episode:
-        return self.episode(index)
+        if isinstance(index, (int, np.integer)):
+            return self.episode(int(index))
+        if isinstance(index, slice):
+            shown = ":".join("" if part is None else str(part) for part in (index.start, index.stop))
+            raise FieldError(
+                f"buffer[{shown}]: an index gives one episode; [buffer[i] for i in range(len(buffer))[{shown}]] are "
+                f"these, and episodes=slice({index.start}, {index.stop}) loads them"
+            )
+        what = f"buffer[{index!r:.60}]: an index gives one episode"
+        if index in (*self.fieldnames, *self.meta_fieldnames):
+            where = "buffer.meta[...]" if index in self.meta_fieldnames else "buffer.get_all_data()[...]"
+            raise FieldError(f"{what}; {where} has a field of all episodes")
+        raise FieldError(f"{what}, got {type(index).__name__}")
 
     def __iter__(self) -> Iterator[Episode]:
         for part in self.snapshots():
@@ -125,16 +138,19 @@ class Readable:
         """All episodes as one padded batch.
 
         Args:
-            fields, meta_fields: names to take; with both None all of them, with one None only the other's.
+            fields, meta_fields: names to take; with both None all of them and ``episode_lens``, with one None only the
+                other's.
             device: where the tensors go.
 
         Returns:
             Each field ``(num_episodes, time, *field.shape)``, padded with zeros (state fields rows 0..T-1), each meta
-            field ``(num_episodes, *field.shape)``, and ``episode_lens`` int64 ``(num_episodes,)``. A ragged field is
+            field ``(num_episodes, *field.shape)``, and where nothing was chosen ``episode_lens``, int64
+            ``(num_episodes,)``, which :attr:`episode_lens` has too. A ragged field is
             ``(num_episodes, time, longest, *field.shape)`` with ``<name>_lens`` int64 ``(num_episodes, time)``, a
             string meta field a list. Empty where there is no episode.
         """
-        if fields is None and meta_fields is None:
+        extra = ["episode_lens"] if fields is None and meta_fields is None else []
+        if extra:
             fields, meta_fields = self.fieldnames, self.meta_fieldnames
         names = [*(fields or ()), *(meta_fields or ())]
         lens = [
@@ -145,8 +161,8 @@ class Readable:
             ("meta_fields", meta_fields, self.meta_fieldnames),
         ):
             if unknown := [name for name in given or () if name not in known]:
-                raise FieldError(f"{argument}: unknown name {unknown[0]!r}; there are {list(known)}")
-        from gym_replay.buffer.loading.devices import to_device
+                raise FieldError(f"{argument}: unknown name {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+        from gym_replay.buffer.loading.devices import check_device, to_device
         from gym_replay.buffer.loading.loaders import make_dataset
 
         try:
@@ -155,12 +171,12 @@ class Readable:
                 "trajectory",
                 fields=names,
                 fieldname_map={"_lens": "episode_lens"},
-                only=[*names, *lens, "episode_lens"],
+                only=[*names, *lens, *extra],
             )
         except EmptyBufferError:
             return {}
         batch = dataset[np.arange(len(dataset))]
-        return batch if device is None else to_device(batch, device)
+        return batch if device is None else to_device(batch, check_device(device))
 
     def dataset(
         self,

@@ -14,6 +14,8 @@ import numpy as np
 
 from gym_replay.buffer import open_episode
 from gym_replay.buffer.changes import Changeable
+from gym_replay.buffer.finding import what_is_there
+from gym_replay.buffer.stepwise import Stepwise
 from gym_replay.buffer.storage import edits
 from gym_replay.buffer.storage.creation import check_config, check_target, create_files
 from gym_replay.buffer.storage.layout import METADATA, Metadata
@@ -49,7 +51,7 @@ _T = TypeVar("_T")
 _DURABILITIES = ("process", "power")
 
 
-class ReplayBuffer(Changeable):
+class ReplayBuffer(Stepwise, Changeable):
     """Episodes in a folder of plain ``.npy`` files, one file per field.
 
     An existing folder is appended to unless ``overwrite=True``. Arguments left at None mean what is stored.
@@ -134,7 +136,8 @@ class ReplayBuffer(Changeable):
         try:
             if overwrite or not has_buffer(self._folder):
                 if read_only:
-                    raise BufferNotFoundError(errno.ENOENT, "no buffer here to open read-only", str(self._folder))
+                    reason = f"no buffer here to open read-only; {what_is_there(self._folder)}"
+                    raise BufferNotFoundError(errno.ENOENT, reason, str(self._folder))
                 self._create(config, overwrite=overwrite)
             self._reader = FolderReader(self._folder)
             self._reader.last_snapshot()  # so that what is damaged is an error now
@@ -159,7 +162,9 @@ class ReplayBuffer(Changeable):
         metadata = Metadata(**{"fields": {}, "meta_fields": {}, **given})
         if not metadata.fields and not overwrite:
             raise BufferNotFoundError(
-                errno.ENOENT, "no buffer here; check the path, or pass fields=... to create one", str(self._folder)
+                errno.ENOENT,
+                f"no buffer here; {what_is_there(self._folder)}, or pass fields=... to create one",
+                str(self._folder),
             )
         check_config(metadata)
         check_target(self._folder, overwrite=overwrite)
@@ -190,7 +195,7 @@ class ReplayBuffer(Changeable):
         """
         path = folder_of(folder)
         if not has_buffer(path):
-            raise BufferNotFoundError(errno.ENOENT, "no buffer here; check the path", str(path))
+            raise BufferNotFoundError(errno.ENOENT, f"no buffer here; {what_is_there(path)}", str(path))
         return cls(path, read_only=read_only)
 
     # --- what there is ---
@@ -422,12 +427,14 @@ class ReplayBuffer(Changeable):
     def store(self, /, **fields: Any) -> None:
         """Store one transition of the open episode; a field left out takes its default.
 
+        Outside of :meth:`one_episode` the first call opens an episode, which :meth:`advance_episode` ends.
+
         Raises:
             FieldError: a field is unknown, or a value does not fit; nothing of the transition is stored.
             EpisodeTooLongError: the episode has ``max_timesteps`` transitions already.
-            EpisodeStateError: no episode is open, or its last observation is stored already.
+            EpisodeStateError: several episodes are open, or the last observation is stored already.
         """
-        self._single("store").store(fields)
+        self._single("store", opens=True).store(fields)
 
     def store_final(self, /, **state_fields: Any) -> None:
         """Store the observation that the last transition led to, row T of the state fields.
@@ -443,11 +450,13 @@ class ReplayBuffer(Changeable):
         else:
             self._single("store_final").store_final(state_fields)
 
-    def _single(self, what: str) -> open_episode.OpenEpisode:
+    def _single(self, what: str, *, opens: bool = False) -> open_episode.OpenEpisode:
         episode = self.slot.holder
         if isinstance(episode, open_episode.OpenEpisode):
             return episode
         self._require_open()
+        if opens and episode is None:
+            return self.opened(open_episode.OpenEpisode(self, {}))
         remedy = "store_batch" if episode is not None else "`with buffer.one_episode():`"
         raise EpisodeStateError(f"{what} outside of an episode; use {remedy}")
 
@@ -469,14 +478,20 @@ class ReplayBuffer(Changeable):
     def store_batch(self, /, **fields: Any) -> None:
         """Store one transition of each open episode: every value is ``(batch_size, *field.shape)``.
 
+        Outside of :meth:`batched_episode` the first call opens as many episodes as the values are for, which
+        :meth:`advance_episode` ends.
+
         Raises:
             FieldError: a field is unknown, or a value does not fit; nothing is stored.
-            EpisodeStateError: no :meth:`batched_episode` is open.
+            BufferFullError: there is no room for so many episodes.
+            EpisodeStateError: a single episode is open.
         """
         block = self.slot.holder
-        if not isinstance(block, open_episode.OpenBlock):
+        if block is None:
             self._require_open()
-            raise EpisodeStateError("store_batch outside of `with buffer.batched_episode(batch_size):`")
+            block = self.open_block_for(fields)
+        if not isinstance(block, open_episode.OpenBlock):
+            raise EpisodeStateError("store_batch while a single episode is open; use store, or end the episode first")
         block.store(fields)
 
     def store_episode(self, /, **arrays: Any) -> None:
@@ -518,14 +533,18 @@ class ReplayBuffer(Changeable):
     def release(self) -> None:
         """Stop writing: an open episode is discarded, checksums are completed, and the lock is let go.
 
+        An episode that ``store`` opened, outside of a context, is committed as one that was cut.
+
         Reading goes on, and the next write takes the lock again.
         """
         writer = self._writer
         if writer is None:
             return
         writer.check_thread()
-        if self.slot.holder is not None:
-            self.slot.holder.discard()
+        if (holder := self.slot.holder) is not None:
+            if holder.is_implicit:
+                holder.end(complete=False)
+            holder.discard()
         try:
             writer.close()
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -16,8 +17,10 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
+from gym_replay.cli import output
 from gym_replay.cli.verbs import VERBS
 from gym_replay.errors import GymReplayError, printable
+from gym_replay.notices import did_you_mean
 
 MODULES = ("record", "info", "episodes", "looking", "view", "label", "replay", "copies", "formats")
 """The modules of this package that declare verbs, in the order of the help."""
@@ -34,10 +37,29 @@ OK, FOUND, ERROR, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says on one line what is wrong."""
+    """A parser that says in a sentence what is wrong, and names what may have been meant."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(ERROR, f"{self.prog}: error: {message} ({self.prog} --help shows how it is used)\n")
+        if choice := _CHOICE.match(message):
+            known = [word.strip().strip("'") for word in choice["known"].split(",")]
+            message = f"{choice['argument']}: there is no {choice['given']}{did_you_mean(choice['given'], known)}"
+        _print_error(_fitting(f"{self.prog}: error: {message}\n({self.prog} --help shows how it is used)"))
+        self.exit(ERROR)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            verb: argparse.ArgumentParser = getattr(found, "parser", self)
+            name = unknown[0].partition("=")[0]
+            options = [each for action in verb._actions for each in action.option_strings]
+            hint = did_you_mean(name, options) if name.startswith("-") else ""
+            hint = hint if hint.startswith("; did") else ""
+            verb.error(f"{'unknown option' if name.startswith('-') else 'unexpected argument'} {unknown[0]!r}{hint}")
+        return found
+
+
+_CHOICE = re.compile(r"argument (?P<argument>.*?): invalid choice: '(?P<given>.*)' \(choose from (?P<known>.*)\)")
+"""How argparse says that a value is none of those that there are."""
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -71,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
             made = _add_parser(verbs, group, summary, f"{summary.capitalize()}.", examples)
             formats[group] = made.add_subparsers(dest="format", metavar="FORMAT", required=True)
         one = _add_parser(formats.get(group, verbs), name, verb.summary, verb.description, verb.examples)
-        one.set_defaults(run=verb.run)
+        one.set_defaults(run=verb.run, parser=one)
         one.add_argument("--json", action="store_true", help="write JSON to the standard output, and nothing else")
         one.add_argument("--debug", action="store_true", help="show the traceback of an error")
         for names, settings in verb.options:
@@ -119,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # also what an environment raises while it is replayed
         if getattr(args, "debug", False):
             _print_error(traceback.format_exc().rstrip())
-        _say(f"error: {_described(error)}")
+        _say(f"error: {_in_its_words(_described(error), args.parser)}")
         _drop_output()
         return ERROR
     return status
@@ -135,8 +157,39 @@ def _described(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split()) + " (--debug shows where)"
 
 
+def _in_its_words(text: str, parser: argparse.ArgumentParser) -> str:
+    """A message of the library in the words of a verb's options: ``--episodes 3`` instead of ``episodes=3``."""
+    options: dict[str, dict[str, str]] = {}
+    for action in parser._actions:
+        for flag in action.option_strings[-2:]:
+            value = str(action.const if action.const is not None else not flag.startswith("--no-"))
+            takes_none = action.nargs == 0
+            options.setdefault(action.dest, {})[value if takes_none else ""] = flag
+
+    def worded(found: re.Match[str]) -> str:
+        flags, value = options[found["name"]], found["value"]
+        if value in flags:
+            return flags[value]
+        flag = next(iter(flags.values()))
+        return flag if value in ("...", "None", "True", "False") else f"{flag} {value}"
+
+    names = "|".join(map(re.escape, options))
+    text = re.sub(rf"(?<![\w.-])(?P<name>{names})=(?P<value>'[^']*'|\"[^\"]*\"|[\w.+-]+|\.\.\.)", worded, text)
+    return re.sub(rf"^(?P<name>{names}): ", lambda found: f"{next(iter(options[found['name']].values()))}: ", text)
+
+
+def _fitting(text: str) -> str:
+    """A text wrapped to the terminal; what is redirected stays on its lines, for whoever searches them."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return " ".join(text.split("\n")) if "\n  " not in text else text
+    lines = text.split("\n")
+    return "\n".join(
+        part for line in lines for part in (output.wrapped(line) if len(line) > output.width() else [line])
+    )
+
+
 def _say(message: str) -> None:
-    _print_error(f"gym-replay: {message}")
+    _print_error(_fitting(f"gym-replay: {message}"))
 
 
 def _print_error(text: str) -> None:

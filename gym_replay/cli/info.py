@@ -162,7 +162,7 @@ def _lines(place: str, found: Mapping[str, Any]) -> list[str]:
     for name, text in shown.items():
         if text:
             lines += output.labelled(name, str(text))
-    header = ("field", "dtype", "shape", "kind", "size")
+    header = ("field", "values", "kind", "size")
     rows = [_row(field, "state" if field["state"] else "step") for field in found["fields"]]
     rows += [_row(field, "meta, recorder's" if field["recorder"] else "meta") for field in found["meta_fields"]]
     lines += ["", *output.table(header, rows)]
@@ -178,9 +178,10 @@ def _counts(found: Mapping[str, Any], names: Sequence[str], form: str) -> list[s
 
 
 def _row(field: Mapping[str, Any], kind: str) -> tuple[str, ...]:
-    shape = str(tuple(field["shape"])) + (" each" if field["ragged"] else "")
+    values = field["dtype"] + (f" {tuple(field['shape'])}" if field["shape"] else "")
+    values = f"any number of {values}" if field["ragged"] else values
     size = output.nbytes(field["bytes"]) if "bytes" in field else ""
-    return field["name"], field["dtype"], shape, f"{kind}, ragged" if field["ragged"] else kind, size
+    return field["name"], values, kind, size
 
 
 def _about_codec(field: Mapping[str, Any]) -> Iterator[str]:
@@ -220,7 +221,8 @@ def _when(recorded: Mapping[str, float] | None) -> str | None:
     if recorded is None:
         return None
     first, last = output.moment(recorded["first"]), output.moment(recorded["last"])
-    return f"{first}{'' if first == last else f' to {last}'}, episodes took {recorded['duration']:.1f} s"
+    until = "" if first == last else f" to {last}"
+    return f"{first}{until}, {recorded['duration']:.1f} s of play, added up over all episodes"
 
 
 def _versions(runs: Sequence[Mapping[str, Any]]) -> str | None:

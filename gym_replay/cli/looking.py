@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from gym_replay.buffer.reading import Readable
 from gym_replay.cli import output
 from gym_replay.cli.verbs import CHOICE, FIELDS, FOLDER, opened, option, shows_bars, verb
 from gym_replay.errors import FieldError, printable
+from gym_replay.notices import did_you_mean
 
 if TYPE_CHECKING:
     from gym_replay.buffer.loading.statistics import FieldStatistics
@@ -22,7 +24,8 @@ _QUANTILES = (0.01, 0.5, 0.99)
 _MOST_ROWS = 12
 """Elements of one field that are shown without --all."""
 
-_LONGEST_CELL = 30
+_LONGEST_CELL, _LEAST_CELL = 30, 16
+"""To which a cell is cut anyway, and where there is no room for it, before each field gets a line."""
 
 
 @verb(
@@ -121,7 +124,7 @@ def head(args: argparse.Namespace) -> int:
     with opened(args) as (buffer, episodes):
         names = list(buffer.fieldnames if args.fields is None else args.fields)
         if unknown := [name for name in names if name not in buffer.fieldnames]:
-            raise FieldError(f"--fields: unknown field {unknown[0]!r}; there are {list(buffer.fieldnames)}")
+            raise FieldError(f"--fields: unknown field {unknown[0]!r}{did_you_mean(unknown[0], buffer.fieldnames)}")
         if args.steps < 0:
             raise FieldError(f"--steps: expected a number from 0 on, got {args.steps}")
         indices = range(len(buffer)) if episodes is None else episodes.tolist()
@@ -131,8 +134,22 @@ def head(args: argparse.Namespace) -> int:
         output.write_json([dict(zip(header, row, strict=True)) for row in rows])
     else:
         cells = [[str(row[0]), str(row[1]), *map(_cell, row[2:])] for row in rows]
-        print("\n".join(output.table(header, cells, right=header[:2])))
+        columns = zip(header, *cells, strict=True)
+        widths = [max(len(name), min(max(map(len, (name, *column))), _LEAST_CELL)) for name, *column in columns]
+        if sum(widths) + 2 * (len(widths) - 1) <= output.width():
+            print("\n".join(output.table(header, cells, right=header[:2])))
+        else:
+            print("\n\n".join(_on_lines(header, row) for row in cells))
     return 0
+
+
+def _on_lines(header: Sequence[str], cells: Sequence[str]) -> str:
+    """A transition with a line for each field, where they do not fit beside one another."""
+    longest = max(map(len, header[2:]), default=0)
+    lines = [f"episode {cells[0]}, step {cells[1]}"]
+    for name, cell in zip(header[2:], cells[2:], strict=True):
+        lines.append(output.cut(f"  {printable(name):<{longest}}  {printable(cell)}", output.width()))
+    return "\n".join(lines)
 
 
 def _transitions(buffer: Readable, indices: Sequence[int], names: Sequence[str]) -> Iterator[list[Any]]:
@@ -144,9 +161,13 @@ def _transitions(buffer: Readable, indices: Sequence[int], names: Sequence[str])
 
 
 def _cell(value: Any) -> str:
-    """A value on one line, large ones cut."""
+    """A value on one line, large ones cut; bytes that are text, as a Text space has them, as the text."""
     if value.ndim == 0:
         return output.number(value[()].item())
+    if value.ndim == 1 and value.dtype == np.uint8 and value.size:
+        with suppress(UnicodeDecodeError):
+            if (text := value.tobytes().decode()).isprintable():
+                return repr(output.cut(text, _LONGEST_CELL))
     shown: list[str] = []
     for item in value.reshape(-1)[: _LONGEST_CELL // 2]:
         shown.append(output.number(item.item()))

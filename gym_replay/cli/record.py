@@ -10,7 +10,7 @@ from typing import Any
 
 from gym_replay.cli.output import write_json
 from gym_replay.cli.verbs import CODEC, import_from_here, keywords, option, verb
-from gym_replay.errors import printable
+from gym_replay.errors import BufferLockedError, ConfigMismatchError, FieldError, MissingExtraError, printable
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -71,6 +71,7 @@ def _json_object(text: str) -> dict[str, Any]:
         help="call the policy with a batch of the observations of all environments, or of each by itself "
         "(default: a batch where there are several)",
     ),
+    option("--policy-name", metavar="NAME", help="tell the policy from other ones by this name alone, not by its code"),
     CODEC,
     option("--record-info", action="store_true", help="record the numbers and arrays in the infos too"),
     option("--ray-workers", dest="num_workers", type=int, metavar="W", help="play with Ray, in so many workers"),
@@ -92,8 +93,9 @@ def record(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         _report(args, folder, "interrupted", "stopped; the same command goes on from here")
         raise
-    except Exception:
-        if _folders_in(folder):
+    except Exception as error:
+        has_begun = not isinstance(error, (ConfigMismatchError, FieldError, BufferLockedError, MissingExtraError))
+        if has_begun and _folders_in(folder):
             _report(args, folder, "failed", "stopped; what had ended by then is in the folder")
         raise
     _report(args, folder, "complete", "complete")

@@ -54,7 +54,7 @@ class Verb(NamedTuple):
 VERBS: list[Verb] = []
 """The verbs, in the order of the help; those of a module are there once it is imported."""
 
-_OF_ALL = ("run", "json", "debug", "format")
+_OF_ALL = ("run", "parser", "json", "debug", "format")
 """What the parsed arguments of every verb hold."""
 
 _SOURCE = "a buffer's folder, a folder of such folders (shards), or a quoted pattern such as 'data/run-*'"

@@ -27,7 +27,9 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 
 _SECONDS_BETWEEN_NOTES = 10.0
 _SECONDS_BETWEEN_SIZES = 5.0
-_SECONDS_BETWEEN_LINES = 30.0
+_SECONDS_BETWEEN_BARS = 0.2
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} {remaining}{postfix}"
+"""What is shown whole on 80 columns; the bar takes what is left."""
 
 
 class Plays(Protocol):
@@ -118,16 +120,16 @@ class _Bar:
         self._began, self._size, self._sized = time.monotonic(), "", 0.0
         self._counts_steps = plan.goal.episodes is None
         self._total = (plan.goal.steps if self._counts_steps else plan.goal.episodes) or 0
-        # Where nobody watches, a line now and then is enough.
-        interval = 0.2 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
-        hidden: dict[str, Any] = {} if is_shown else {"disable": True}  # not given, it is as TQDM_DISABLE says
+        # Not given, it is as TQDM_DISABLE says; what is redirected has no bar.
+        hidden: dict[str, Any] = {} if is_shown and sys.stderr.isatty() else {"disable": True}
         self._bar: Any = tqdm(
             total=self._total,
             initial=self._count(),
             unit=" steps" if self._counts_steps else " episodes",
             unit_scale=self._counts_steps,
-            mininterval=interval,
-            maxinterval=interval,
+            mininterval=_SECONDS_BETWEEN_BARS,
+            maxinterval=_SECONDS_BETWEEN_BARS,
+            bar_format=_BAR,
             dynamic_ncols=True,
             **hidden,
         )
@@ -150,8 +152,7 @@ class _Bar:
         rate = size(played / max(now - self._began, 1e-9))
         episodes = len(self._plan.kept)
         mean = self._plan.returns / episodes if episodes else float("nan")
-        other = f"{episodes} episodes" if self._counts_steps else f"{size(self._plan.steps)} steps"
-        self._bar.set_postfix_str(f"{other}, {rate} steps/s, return {mean:.4g}, {self._size}", refresh=False)
+        self._bar.set_postfix_str(f"{rate} steps/s, return {mean:.4g}, {self._size}", refresh=False)
         self._bar.update(self._count() - self._bar.n)
         if is_last:
             self._bar.refresh()

@@ -66,6 +66,12 @@ class EnvMaker:
         self._spec = gym.registry.get(env) if isinstance(env, str) else None
 
     @property
+    def module(self) -> str | None:
+        """The module that is imported to register the environment, as in ``module:Id``."""
+        module, colon, _ = self._env.partition(":") if isinstance(self._env, str) else ("", "", "")
+        return module if colon else None
+
+    @property
     def is_native(self) -> bool:
         """Whether the environment's own vector environment plays, and resets itself."""
         return self._vectorization == "native"

@@ -198,11 +198,14 @@ def _brief(value: Any) -> str:
 # --- buffers ---
 
 
-def open_for_playing(env: Any, folder: Path, recorder: Mapping[str, Any], *, overwrite: bool) -> ReplayBuffer:
+def open_for_playing(
+    env: Any, folder: Path, recorder: Mapping[str, Any], *, overwrite: bool, module: str | None = None
+) -> ReplayBuffer:
     """The buffer in a folder for what an environment, single or vector, plays; its lock is held.
 
     Args:
         recorder: the arguments of the recorder.
+        module: what is imported to register the environment.
 
     Raises:
         ConfigMismatchError: what is in the folder was recorded from something else, or with several workers.
@@ -228,6 +231,7 @@ def open_for_playing(env: Any, folder: Path, recorder: Mapping[str, Any], *, ove
         {**recorder, "overwrite": overwrite},
         declared=declared_shape(env, num_envs),
         more_own_meta={INDEX: Field("int64", default=-1)},
+        module=module,
     )
     try:
         buffer.acquire()

@@ -340,7 +340,7 @@ def open_player(request: Request, folder: Path, *, overwrite: bool = False) -> P
     with ExitStack() as cleanup:
         env = request.make()
         cleanup.callback(env.close)
-        buffer = open_for_playing(env, folder, request.recorder, overwrite=overwrite)
+        buffer = open_for_playing(env, folder, request.recorder, overwrite=overwrite, module=request.make.module)
         cleanup.callback(buffer.close)
         kind: type[Player] = _VectorPlayer if isinstance(env, gym.vector.VectorEnv) else _SinglePlayer
         player = (_NativePlayer if request.make.is_native else kind)(env, policy, request, buffer)

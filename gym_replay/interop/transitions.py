@@ -13,6 +13,7 @@ import numpy as np
 from gym_replay.buffer.episode import Episode
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError, FieldError
 from gym_replay.interop.old_data import as_flags, as_steps
+from gym_replay.notices import did_you_mean
 from gym_replay.schema.arrays import Array, Bools, Ints
 from gym_replay.schema.fields import Field
 
@@ -66,7 +67,7 @@ class Roles:
             FieldError: a name is given for something else, a part is missing, is ragged, or a flag is no single value.
         """
         if unknown := [name for name in given or () if name not in _NAMES]:
-            raise FieldError(f"names: unknown part {unknown[0]!r}; the parts of a transition are {list(_NAMES)}")
+            raise FieldError(f"names: unknown part {unknown[0]!r}{did_you_mean(unknown[0], _NAMES)}")
         names: dict[str, Any] = {**_NAMES, **(given or {})}
         observations, actions = (_leaves_below(schema, names[root]) for root in ("observation", "action"))
         check_flags(schema, names["terminated"], names["truncated"])
@@ -77,7 +78,7 @@ class Roles:
 def _leaves_below(schema: Mapping[str, Field], root: str) -> dict[str, str]:
     found = {name.removeprefix(root).removeprefix("."): name for name in schema if f"{name}.".startswith(f"{root}.")}
     if not found:
-        raise FieldError(f"there is no field {root!r}; there are {list(schema)}: say which it is with names={{...}}")
+        raise FieldError(f"there is no field {root!r}{did_you_mean(root, schema)}: say which it is with names={{...}}")
     if ragged := [name for name in found.values() if schema[name].ragged]:
         raise FieldError(f"field {ragged[0]!r} is ragged; arrays of one shape cannot hold it")
     return found

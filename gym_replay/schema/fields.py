@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.errors import FieldError
+from gym_replay.notices import did_you_mean
 from gym_replay.schema.codecs import Codec, check_encodable, codec_of, is_lossy, parse_codec
 from gym_replay.schema.names import check_distinct, check_field_name
 
@@ -25,6 +27,9 @@ NUMERIC = ("bool", "float16", "float32", "float64", *_INTEGERS)
 _DTYPES = {"float": "float32", "int": "int64", **{name: name for name in NUMERIC}}
 
 TEXT = "str"
+_MEANT = {"string": TEXT, "text": TEXT, "object": TEXT, "double": "float64", "long": "int64", "boolean": "bool"}
+"""Other names of dtypes, and what they mean here."""
+
 NO_TEXT = -1
 """The slot of the empty string, which is not written."""
 LARGEST_TEXT = 1 << 26
@@ -52,7 +57,9 @@ def parse_dtype(dtype: Any) -> np.dtype[Any]:
         except (TypeError, ValueError):
             name = repr(dtype)
     if name not in _DTYPES:
-        raise FieldError(f"dtype {dtype!r:.60}: expected one of {', '.join(_DTYPES)}")
+        near = [_MEANT[name]] if name in _MEANT else difflib.get_close_matches(str(name), (*_DTYPES, TEXT), 1, 0.75)
+        hint = f" (did you mean {near[0]!r}?)" if near and isinstance(dtype, str) else ""
+        raise FieldError(f"dtype {dtype!r:.60}{hint}: expected one of {', '.join(_DTYPES)}, and for meta fields {TEXT}")
     parsed: np.dtype[Any] = np.dtype(_DTYPES[name]).newbyteorder("<")
     return parsed
 
@@ -213,7 +220,8 @@ def parse_field(info: FieldLike) -> Field:
         return info
     if isinstance(info, Mapping):
         if unknown := [name for name in info if name not in _ARGUMENTS]:
-            raise FieldError(f"field {dict(info)!r:.200}: {unknown[0]!r} is none of {_ARGUMENTS}")
+            near = did_you_mean(unknown[0], _ARGUMENTS)
+            raise FieldError(f"field {dict(info)!r:.200}: unknown argument {unknown[0]!r}{near}")
         return Field(**{"dtype": None, **info})
     if isinstance(info, list):
         info = tuple(info)
@@ -230,6 +238,10 @@ def parse_fields(fields: Mapping[str, FieldLike], kind: str = "field") -> dict[s
     Raises:
         FieldError: a name or a declaration is wrong; the message names the field.
     """
+    if not isinstance(fields, Mapping):
+        names = [fields] if isinstance(fields, str) else [name for name in fields if isinstance(name, str)]
+        example = ", ".join(f"{name!r}: 'float'" for name in names[:3]) or "'task': 'str'"
+        raise FieldError(f"{kind}s: expected a dict of names and dtypes, such as {{{example}}}, got {describe(fields)}")
     parsed: dict[str, Field] = {}
     for name, info in fields.items():
         check_field_name(name)

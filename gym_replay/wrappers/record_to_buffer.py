@@ -96,7 +96,8 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
             )
         if not isinstance(env, gym.Env):
             refuse_other_kinds(env)
-            raise TypeError(f"expected a gymnasium.Env, got {type(env).__name__}")
+            remedy = f"; pass gymnasium.make({env!r:.60})" if isinstance(env, str) else ""
+            raise TypeError(f"RecordToBuffer: expected a gymnasium.Env, got {type(env).__name__}{remedy}")
         self._take_options(buffer, options)
         gym.Wrapper.__init__(self, env)
         observation, action = self._open_buffer(env, buffer, env.observation_space, env.action_space, env.spec)

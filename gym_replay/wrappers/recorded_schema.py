@@ -13,10 +13,11 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from gym_replay.buffer.door import Metadata, has_buffer, read_metadata
-from gym_replay.buffer.env_spec import spec_to_json
+from gym_replay.buffer.env_spec import spec_to_json, why_not_made_again
 from gym_replay.buffer.replay_buffer import ReplayBuffer, check_match, open_buffer
 from gym_replay.errors import ConfigMismatchError, FieldError
 from gym_replay.files.folders import folder_of
+from gym_replay.notices import tell
 from gym_replay.schema.codec_choice import RAW, Codecs, with_codec, with_codecs
 from gym_replay.schema.codecs import short_name
 from gym_replay.schema.fields import Field, FieldLike, parse_fields, plain_declaration
@@ -128,6 +129,7 @@ def open_for(
     *,
     declared: tuple[int, ...],
     more_own_meta: Mapping[str, Field] | None = None,
+    module: str | None = None,
 ) -> ReplayBuffer:
     """Create the buffer of a recorder, or open the one that is there where it is of the same environment and config.
 
@@ -139,6 +141,7 @@ def open_for(
         declared: the shape of rewards that the environment declares; those of an existing buffer may have another.
         more_own_meta: meta fields of whoever drives the recorder: it sets them, and loaders do not count them among
             the user's.
+        module: what is imported to register the environment, where that is known.
 
     Raises:
         ConfigMismatchError: the buffer is of another environment or config.
@@ -166,7 +169,7 @@ def open_for(
     environment = {
         "observation_space": space_to_json(observation.space, "observation"),
         "action_space": space_to_json(action.space, "action"),
-        "env_spec": spec_to_json(spec if isinstance(spec, EnvSpec) else None),
+        "env_spec": spec_to_json(spec := spec if isinstance(spec, EnvSpec) else None, module),
     }
     if stored is None:
         config = {
@@ -176,7 +179,11 @@ def open_for(
             "recorder_meta": tuple(own_meta),
             "environment": environment,
         }
-        return open_buffer(folder, config, overwrite=overwrite, durability=durability)
+        made = open_buffer(folder, config, overwrite=overwrite, durability=durability)
+        if why := why_not_made_again(spec, environment["env_spec"]):
+            tell(f"{folder}: make_env and replay will not be able to make the environment again: {why}, or pass env=")
+        return made
+    _check_ids(stored.environment or {}, environment, folder)
     check_match(stored, limits, folder)
     _check_fields(stored, core, own_meta, extra, meta, folder)
     _check_environment(stored.environment or {}, environment, folder)
@@ -265,6 +272,17 @@ def _check_fields(
         raise ConfigMismatchError(f"{folder} was not made by RecordToBuffer; choose another folder")
 
 
+def _check_ids(stored: Mapping[str, Any], passed: Mapping[str, Any], folder: Path) -> None:
+    """Raise ConfigMismatchError where a folder was recorded from an environment of another id."""
+    specs = stored.get("env_spec"), passed["env_spec"]
+    stored_id, passed_id = (spec.get("id") if isinstance(spec, dict) else spec for spec in specs)
+    if stored and stored_id != passed_id:
+        raise ConfigMismatchError(
+            f"{folder} was recorded from {stored_id!r}, this environment is {passed_id!r}; choose another folder, or "
+            "overwrite=True to replace the buffer"
+        )
+
+
 def _check_environment(stored: Mapping[str, Any], passed: Mapping[str, Any], folder: Path) -> None:
     for name in ("observation_space", "action_space"):
         if stored.get(name) != passed[name]:
@@ -272,12 +290,6 @@ def _check_environment(stored: Mapping[str, Any], passed: Mapping[str, Any], fol
                 f"{folder} was created with a different {name.replace('_', ' ')}: stored {stored.get(name)}, "
                 f"passed {passed[name]}; choose another folder, or overwrite=True to replace the buffer"
             )
-    specs = stored.get("env_spec"), passed["env_spec"]
-    stored_id, passed_id = (spec.get("id") if isinstance(spec, dict) else spec for spec in specs)
-    if stored_id != passed_id:
-        raise ConfigMismatchError(
-            f"{folder} was recorded from {stored_id!r}, this environment is {passed_id!r}; choose another folder"
-        )
 
 
 def refuse_own_meta(meta: Iterable[str], metadata: Metadata) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import sys
@@ -22,6 +21,7 @@ from typing_extensions import TypedDict
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
 from gym_replay.files.folders import folder_of
+from gym_replay.notices import did_you_mean
 from gym_replay.schema.codec_choice import Codecs, plain_codecs
 from gym_replay.schema.fields import Field, FieldLike, describe, to_array
 from gym_replay.spaces import Leaf, Node, space_from_json, space_to_json
@@ -183,9 +183,8 @@ class Recorder(gym.utils.RecordConstructorArgs):
         """
         for name in options:
             if name not in _DEFAULTS:
-                near = difflib.get_close_matches(name, _DEFAULTS, 1, 0.5)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(_DEFAULTS)}"
-                raise TypeError(f"RecordToBuffer: unexpected keyword argument {name!r}{hint}")
+                near = did_you_mean(name, _DEFAULTS)
+                raise TypeError(f"RecordToBuffer: unexpected keyword argument {name!r}{near}")
         given: RecorderOptions = {**_DEFAULTS, **options}
         self._given = given
         given["record_info"] = check_arguments(given["on_incomplete"], given["record_info"], given["dtypes"])
@@ -292,9 +291,8 @@ class Recorder(gym.utils.RecordConstructorArgs):
             FieldError: a field is unknown or its value does not fit.
         """
         if unknown := [name for name in extra if name not in self._extra_names]:
-            raise FieldError(
-                f"unknown extra field {unknown[0]!r}; there are {self._extra_names}; declare it in extra_fields"
-            )
+            near = did_you_mean(unknown[0], self._extra_names)
+            raise FieldError(f"unknown extra field {unknown[0]!r}{near}; extra_fields declares one")
         self._extras = {**self._extras, **{name: self._encode_extra(name, value) for name, value in extra.items()}}
 
     @abstractmethod

@@ -169,7 +169,7 @@ os.ftruncate = trim
 try:
     del buffer
     gc.collect()
-    time.sleep(20)
+    time.sleep(300)
 except KeyboardInterrupt:
     sys.exit(8)
 print("it went on")

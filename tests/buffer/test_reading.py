@@ -226,9 +226,9 @@ def test_get_all_data(tmp_path):
         assert data["score"].tolist() == [[1, 2], [0, 0]]
         assert data["episode_lens"].tolist() == [2, 1]
         assert data["episode_lens"].dtype == torch.int64
-        assert set(buffer.get_all_data(fields=["action"])) == {"action", "episode_lens"}
-        assert set(buffer.get_all_data(meta_fields=["seed"])) == {"seed", "episode_lens"}
-        assert set(buffer.get_all_data(["action"], ["seed"], device="cpu")) == {"action", "seed", "episode_lens"}
+        assert set(buffer.get_all_data(fields=["action"])) == {"action"}
+        assert set(buffer.get_all_data(meta_fields=["seed"])) == {"seed"}
+        assert set(buffer.get_all_data(["action"], ["seed"], device="cpu")) == {"action", "seed"}
         for wrong in ({"fields": ["seed"]}, {"meta_fields": ["action"]}, {"fields": ["nothing"]}):
             with pytest.raises(FieldError, match="unknown name"):
                 buffer.get_all_data(**wrong)

@@ -25,7 +25,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), s
 
 def record(*arguments, cwd=None):
     command = [*ENTRY, "record", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, timeout=500)
 
 
 def test_a_run_and_its_continuation(tmp_path):
@@ -133,14 +133,14 @@ def test_ctrl_c(tmp_path, more):
         start_new_session=True,
     )
     folder = tmp_path / "data"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while time.monotonic() < until and process.poll() is None:
         folders = shards_of(folder) if more[:1] == ["--ray-workers"] else [folder] * (folder / "collect.json").exists()
         if sum(len(ReplayBuffer.from_folder(each, read_only=True)) for each in folders) >= 5:
             break
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    printed, said = process.communicate(timeout=60)
+    printed, said = process.communicate(timeout=300)
     assert process.returncode == 130, said
     assert "stopped; the same command goes on from here: " in said
     assert "Traceback" not in said

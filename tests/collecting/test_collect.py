@@ -1,4 +1,7 @@
+import io
 import json
+import re
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -602,14 +605,24 @@ def test_an_older_gymnasium_plays_one_at_a_time(tmp_path, monkeypatch):
 # --- the bar ---
 
 
-def test_the_bar(tmp_path, capsys):
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stderr", _Terminal())
     collect("CartPole-v1", tmp_path, episodes=3)
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert "3/3" in printed.err
-    assert all(word in printed.err for word in ("episodes", "steps/s", "return", "B"))
-    collect("CartPole-v1", tmp_path, episodes=4, progress=False)
-    assert capsys.readouterr().err == ""
+    shown = sys.stderr.getvalue().rstrip().split("\r")[-1]
+    assert re.fullmatch(r"100%\|.{10,}\| 3/3 episodes 00:00, [\d.]+k? steps/s, return [\d.]+, [\d.]+[kM]?B", shown), (
+        shown
+    )
+    assert len(shown) <= 80
+    monkeypatch.setattr("sys.stderr", redirected := io.StringIO())
+    collect("CartPole-v1", tmp_path, episodes=4)
+    collect("CartPole-v1", tmp_path, episodes=5, progress=False)
+    assert redirected.getvalue() == ""
 
 
 @pytest.mark.parametrize("later", [1, 12, 30])

@@ -30,6 +30,7 @@ from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.loading.statistics import Normalize, Resolved, resolve
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
+from gym_replay.notices import did_you_mean
 from gym_replay.schema.arguments import checked_integer
 from gym_replay.schema.arrays import Array, Floats, Ints
 
@@ -401,13 +402,11 @@ def _filter(source: Source, anchors: Anchors, conditions: Mapping[str, Condition
     rows = anchors.find(np.arange(len(anchors), dtype=np.int64)).rows
     mask = np.ones(len(rows), np.bool_)
     for name, condition in conditions.items():
-        field = source.fields.get(name)
-        if field is None or field.ragged or field.nbytes != field.dtype.itemsize:
-            shape = (
-                "another number of elements in each row" if field and field.ragged else f"shape {field and field.shape}"
-            )
-            what = f"has {shape}; only fields of one value can be filtered" if field else "is unknown"
-            raise FieldError(f"filter_fields: the field {name!r} {what}")
+        if (field := source.fields.get(name)) is None:
+            raise FieldError(f"filter_fields: unknown field {name!r}{did_you_mean(name, source.fields)}")
+        if field.ragged or field.nbytes != field.dtype.itemsize:
+            shape = "another number of elements in each row" if field.ragged else f"shape {field.shape}"
+            raise FieldError(f"filter_fields: the field {name!r} has {shape}; only scalar fields can be filtered")
         mask &= matches(source.rows.take(name, rows).reshape(-1), condition, name)
     if not mask.any():
         raise EmptyBufferError(f"no step matches filter_fields={dict(conditions)!r}")

@@ -27,9 +27,15 @@ def check_device(device: Any) -> torch.device | None:
     if device is None:
         return None
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise FieldError(f"device={device!r}: {str(error).splitlines()[0]}") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise FieldError(
+            f"device={device!r}: this torch ({torch.__version__}) finds no CUDA device; pass device='cpu', or leave it "
+            "out"
+        )
+    return found
 
 
 def to_device(batch: _T, device: Any, *, non_blocking: bool = False) -> _T:

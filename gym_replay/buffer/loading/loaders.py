@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -29,6 +28,7 @@ from gym_replay.buffer.loading.replay_loader import ReplayLoader
 from gym_replay.buffer.loading.samples import Boundaries, Description, Names, crop, n_step, timestep, trajectory, window
 from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
 from gym_replay.errors import FieldError
+from gym_replay.notices import did_you_mean
 
 KINDS: dict[str, Callable[..., Description]] = {
     "trajectory": trajectory,
@@ -62,9 +62,7 @@ def _check_options(kind: str, options: Iterable[str], others: Collection[str]) -
             )
         if owners := [other for other in KINDS if name in OF_KIND[other]]:
             raise FieldError(f"{name} goes with {' and '.join(owners)} loading, not with {kind} loading")
-        near = difflib.get_close_matches(name, known, 1, 0.5)
-        meant = f"did you mean {near[0]!r}?" if near else f"{kind} loading takes {known}"
-        raise TypeError(f"unexpected keyword {name!r}; {meant}")
+        raise TypeError(f"unexpected keyword {name!r} of {kind} loading{did_you_mean(name, known)}")
 
 
 def make_dataset(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gym_replay.errors import CorruptBufferError, FieldError
+from gym_replay.notices import did_you_mean
 from gym_replay.schema.names import encode_siblings
 
 OWN = "%values"
@@ -45,7 +46,7 @@ class BatchNames:
         self._renamed, self._only = dict(renamed or {}), only
         self._root: dict[str, str] = {}
         if unknown := [name for name in self._renamed if name not in available]:
-            raise FieldError(f"fieldname_map: unknown entry {unknown[0]!r}; the batch has {available}")
+            raise FieldError(f"fieldname_map: unknown entry {unknown[0]!r}{did_you_mean(unknown[0], available)}")
         _check_distinct([self.out(name) for name in available])
         members: dict[str, tuple[str, dict[tuple[str, ...], Any]]] = {}
         for entry, name in entries.items() if environment is not None else ():

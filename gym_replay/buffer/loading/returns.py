@@ -7,8 +7,11 @@ import numpy as np
 from gym_replay.buffer.loading.selection import in_pieces
 from gym_replay.buffer.storage.reader import HasSnapshots
 from gym_replay.errors import FieldError
+from gym_replay.notices import did_you_mean
 from gym_replay.schema.arguments import checked_number
 from gym_replay.schema.arrays import Array, Floats, Ints
+
+_STEPS_AT_ONCE = 1 << 20
 
 
 def returns_to_go(buffer: HasSnapshots, discount: float = 1.0, *, reward_field: str = "reward") -> list[Array]:
@@ -44,7 +47,7 @@ def returns_to_go(buffer: HasSnapshots, discount: float = 1.0, *, reward_field: 
     field = fields.get(reward_field)
     if field is None or field.ragged:
         fitting = [name for name, info in fields.items() if not info.ragged]
-        raise FieldError(f"reward_field={reward_field!r}: expected one of {fitting}")
+        raise FieldError(f"reward_field={reward_field!r}: no such field{did_you_mean(reward_field, fitting)}")
     returns: list[Array] = []
     for part in parts:
         part.require_up_to_date([reward_field])

@@ -30,6 +30,7 @@ from gym_replay.buffer.loading.plans import (
 from gym_replay.buffer.loading.relative_rows import BatchSamples, RelativeRows
 from gym_replay.buffer.loading.source import Source
 from gym_replay.errors import FieldError
+from gym_replay.notices import did_you_mean
 from gym_replay.schema.arguments import checked_integer, checked_number
 from gym_replay.schema.arrays import Array, Bools, Floats, Ints
 
@@ -429,7 +430,7 @@ def checked_names(source: Source, argument: str, names: Names, default: Iterable
         raise FieldError(f"{argument}={names!r}: expected a sequence of names; write ({names!r},)")
     known = (*source.fields, *source.meta_fields)
     if unknown := [name for name in names if name not in known]:
-        raise FieldError(f"{argument}: unknown field {unknown[0]!r}; there are {list(known)}")
+        raise FieldError(f"{argument}: unknown field {unknown[0]!r}{did_you_mean(unknown[0], known)}")
     return [name for name in names if name in source.fields]
 
 
@@ -465,7 +466,7 @@ def _checked_offsets(source: Source, offsets: Any) -> dict[str, Ints]:
     checked: dict[str, Ints] = {}
     for name, given in offsets.items():
         if name not in source.fields:
-            raise FieldError(f"offsets: unknown field {name!r}; there are {list(source.fields)}")
+            raise FieldError(f"offsets: unknown field {name!r}{did_you_mean(name, source.fields)}")
         try:
             numbers = list(given)
         except TypeError:

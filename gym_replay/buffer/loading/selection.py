@@ -13,6 +13,7 @@ from gym_replay.buffer.loading.order import mixed
 from gym_replay.buffer.loading.where import Where
 from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
 from gym_replay.errors import FieldError
+from gym_replay.notices import did_you_mean
 from gym_replay.schema.arguments import checked_integer
 from gym_replay.schema.arrays import Array, Bools, Floats, Ints
 from gym_replay.schema.fields import to_array
@@ -68,7 +69,7 @@ class EpisodeValues(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         if name not in self._names:
-            raise FieldError(f"episodes: there are no values {name!r}; there are {self._names}")
+            raise FieldError(f"episodes: there are no values {name!r}{did_you_mean(name, self._names)}")
         if name not in self._known:
             self._known[name] = np.concatenate([self._read(name, part) for part in self._parts])
             if name == "index" and name not in self.meta_fields:
@@ -133,7 +134,7 @@ def selected(
     Args:
         values: of all episodes.
         episodes: which of them; None for all.
-        filter_meta: conditions on meta fields.
+        filter_meta: conditions on meta fields, and on what else ``values`` has, such as ``length``.
 
     Raises:
         FieldError: it is no selection, names an episode twice, or a condition does not fit its meta field.
@@ -141,8 +142,8 @@ def selected(
     """
     mask = np.ones(values.count, np.bool_) if episodes is None else _meant(episodes, values)
     for name, condition in (filter_meta or {}).items():
-        if name not in values.meta_fields:
-            raise FieldError(f"filter_meta: unknown meta field {name!r}; there are {list(values.meta_fields)}")
+        if name not in values:
+            raise FieldError(f"filter_meta: unknown meta field {name!r}{did_you_mean(name, values)}")
         mask = mask & matches(values[name], condition, name)
     return mask
 
@@ -249,6 +250,9 @@ def split(
         >>> train, valid = split(buffer, (0.9, 0.1), seed=0)  # doctest: +SKIP
         >>> subsets = split(buffer, {"train": 0.8, "valid": 0.1, "test": 0.1})  # doctest: +SKIP
     """
+    if isinstance(fractions, (int, float, np.number)):
+        rest = f"({fractions}, {1 - fractions:g})" if 0 < fractions < 1 else "(0.8, 0.2)"
+        raise FieldError(f"fractions={fractions}: expected how much each subset gets, such as {rest}")
     values = list(fractions.values()) if isinstance(fractions, Mapping) else list(fractions)
     try:
         shares = np.array(values, np.float64)

@@ -26,6 +26,7 @@ from gym_replay.errors import EpisodeEvictedError, FieldError, GymReplayError
 from gym_replay.files.directory import Directory, open_beneath
 from gym_replay.files.documents import LARGEST, parse_json, size_fault
 from gym_replay.files.writing import replace_file
+from gym_replay.notices import did_you_mean
 from gym_replay.schema.arguments import checked_number
 from gym_replay.schema.arrays import Array, Floats, Ints
 from gym_replay.schema.fields import Field
@@ -253,7 +254,7 @@ class Statistics(dict[str, FieldStatistics]):
             FieldError: there are none of one of them.
         """
         if unknown := [name for name in names if name not in self]:
-            raise FieldError(f"no statistics of {unknown[0]!r}; there are {list(self)}")
+            raise FieldError(f"no statistics of {unknown[0]!r}{did_you_mean(unknown[0], self)}")
         return Statistics({name: self[name] for name in names})
 
     def __repr__(self) -> str:
@@ -363,6 +364,15 @@ def resolve(normalize: Normalize, source: Source) -> Resolved | None:
     """
     if normalize is None or isinstance(normalize, Resolved):
         return normalize
+    given: Any = normalize
+    if given is False:
+        return None
+    if given is True or not hasattr(normalize, "__len__"):
+        floats = tuple(name for name, info in source.fields.items() if info.dtype.kind == "f" and not info.ragged)
+        raise FieldError(
+            f"normalize={normalize!r:.60}: expected names of fields, such as {floats[:1] or ('observation',)}, or "
+            "statistics(buffer), which normalizes all floating-point fields"
+        )
     if not isinstance(normalize, Mapping) and not normalize:
         return None
     if isinstance(normalize, str):
@@ -370,7 +380,7 @@ def resolve(normalize: Normalize, source: Source) -> Resolved | None:
     if isinstance(normalize, Mapping):
         known = source.fields
         if unknown := [name for name in normalize if name not in known]:
-            raise FieldError(f"normalize: unknown field {unknown[0]!r}; there are {list(known)}")
+            raise FieldError(f"normalize: unknown field {unknown[0]!r}{did_you_mean(unknown[0], known)}")
         return Resolved((name, found) for name, found in normalize.items() if known[name].dtype.kind == "f")
     return Resolved(statistics_of(source, list(normalize)))
 
@@ -404,7 +414,7 @@ def _checked_names(source: Source, fields: Sequence[str] | None) -> list[str]:
         return [name for name, field in source.fields.items() if not field.ragged]
     for name in fields:
         if name not in source.fields:
-            raise FieldError(f"statistics: unknown field {name!r}; there are {list(source.fields)}")
+            raise FieldError(f"statistics: unknown field {name!r}{did_you_mean(name, source.fields)}")
         if source.fields[name].ragged:
             raise FieldError(f"statistics: field {name!r} is ragged, which has no statistics; leave it out")
     return list(dict.fromkeys(fields))

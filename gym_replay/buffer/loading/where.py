@@ -7,7 +7,6 @@ Only the nodes that are named below mean anything, and nothing of the text is ev
 from __future__ import annotations
 
 import ast
-import difflib
 import operator
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gym_replay.errors import FieldError
+from gym_replay.notices import did_you_mean
 from gym_replay.schema.arrays import Array, Bools
 
 _LONGEST = 2000
@@ -235,10 +235,7 @@ class _Evaluation:
 
     def _named(self, node: ast.AST, name: str) -> Array:
         if name not in self._values:
-            known = list(self._values)
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise self._fault(node, f"unknown name {name!r}{hint} There are: {', '.join(known)}")
+            raise self._fault(node, f"unknown name {name!r}{did_you_mean(name, self._values)}")
         return self._values[name]
 
     def _comparison(self, node: ast.Compare) -> Any:

@@ -408,7 +408,7 @@ def test_get_all_data(tmp_path):
         assert data["episode_lens"].tolist() == [3, 5]
         assert data["task"].tolist() == [0, 1]
         assert not data["reward"][0, 3:].any()
-        assert set(buffer.get_all_data(fields=("action",))) == {"action", "episode_lens"}
-        assert set(buffer.get_all_data(meta_fields=("task",))) == {"task", "episode_lens"}
+        assert set(buffer.get_all_data(fields=("action",))) == {"action"}
+        assert set(buffer.get_all_data(meta_fields=("task",))) == {"task"}
         with pytest.raises(FieldError, match="nothing"):
             buffer.get_all_data(fields=("nothing",))

@@ -154,7 +154,21 @@ def test_conditions_are_compared_as_stored(tmp_path):
 def test_ragged_and_wide_fields_cannot_be_filtered(tmp_path):
     with world(tmp_path, [3]) as (buffer, _):
         for name in ("observation", "words"):
-            with pytest.raises(FieldError, match="one value"):
+            with pytest.raises(FieldError, match="only scalar fields"):
                 timestep_loader(buffer, 2, filter_fields={name: 1})
         with pytest.raises(FieldError, match="nothing"):
             timestep_loader(buffer, 2, filter_fields={"nothing": 1})
+
+
+def test_the_length_works_in_every_kind_of_condition(tmp_path):
+    buffer = ReplayBuffer(tmp_path, fields={"x": "int"})
+    for length in (2, 5, 3):
+        buffer.store_episode(x=np.arange(length))
+    for chosen in (
+        {"episodes": "length > 2"},
+        {"episodes": lambda values: values["length"] > 2},
+        {"filter_meta": {"length": lambda lengths: lengths > 2}},
+        {"filter_meta": {"length": {3, 5}}},
+    ):
+        (batch,) = buffer.dataloader(10, **chosen)
+        assert batch["_lens"].tolist() == [5, 3]

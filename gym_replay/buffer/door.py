@@ -5,7 +5,7 @@ from gym_replay.buffer.storage.block import Block, Piece
 from gym_replay.buffer.storage.encoded import Encoded, as_stored, decoded
 from gym_replay.buffer.storage.layout import Metadata, metadata_from_json, metadata_to_json, read_metadata, step_path
 from gym_replay.buffer.storage.ragged import Ragged
-from gym_replay.buffer.storage.reader import Snapshot, has_buffer
+from gym_replay.buffer.storage.reader import Snapshot, has_buffer, require_buffer, snapshots_of
 from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
 from gym_replay.buffer.storage.staging import Stage
 
@@ -28,5 +28,7 @@ __all__ = [
     "metadata_from_json",
     "metadata_to_json",
     "read_metadata",
+    "require_buffer",
+    "snapshots_of",
     "step_path",
 ]

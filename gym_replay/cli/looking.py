@@ -38,7 +38,7 @@ _LONGEST_CELL, _LEAST_CELL = 30, 16
     option(
         "--repair",
         action="store_true",
-        help="repair the folder: keep all sound episodes, and delete damaged ones for good",
+        help="keep all sound episodes, and delete damaged ones for good",
     ),
 )
 def check(args: argparse.Namespace) -> int:

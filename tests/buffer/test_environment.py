@@ -584,7 +584,7 @@ def test_a_lost_argument_is_warned_of_unless_the_caller_gives_it():
 
 def test_an_unknown_id_names_the_package_to_import():
     env = gym.make("CartPole-v1")
-    value = {**spec_to_json(env.spec), "id": "Nowhere/Pong-v5", "entry_point": "ale_py.env:AtariEnv"}
+    value = {**spec_to_json(env.spec), "id": "Nowhere/Pong-v5", "entry_point": "ale_py.env:AtariEnv", "module": None}
     with pytest.raises(MakeEnvError, match=r"'Nowhere/Pong-v5' is not registered.*`import ale_py`"):
         make_env(value)
     with pytest.raises(MakeEnvError, match=r"import the package that registers it"):

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -22,9 +23,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 class Child(subprocess.Popen):
-    """A process that a test starts: in a group of its own, which ends with the test whatever happens."""
+    """A process that a test starts: in a group of its own, which ends with the test whatever happens.
+
+    Those of Ray, which several tests share, are ended by Ray.
+    """
 
     def __init__(self, *arguments, **options):
+        if sys._getframe(1).f_globals.get("__name__", "").startswith("ray."):
+            super().__init__(*arguments, **options)
+            return
         if not options.get("start_new_session") and options.get("process_group") is None:
             options["start_new_session"] = True
         super().__init__(*arguments, **options)

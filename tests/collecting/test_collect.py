@@ -324,7 +324,7 @@ def test_all_differences_are_listed(tmp_path):
 
 def test_another_environment_is_refused(tmp_path):
     collect("CartPole-v1", tmp_path, episodes=1, progress=False).close()
-    with pytest.raises(ConfigMismatchError, match=r"observation|fields"):
+    with pytest.raises(ConfigMismatchError, match=r"recorded from 'CartPole-v1', this environment is 'FrozenLake-v1'"):
         collect("FrozenLake-v1", tmp_path, episodes=2, progress=False)
     with pytest.raises(ConfigMismatchError, match="CartPole-v1"):
         collect(gym.spec("CartPole-v0"), tmp_path, episodes=2, progress=False)

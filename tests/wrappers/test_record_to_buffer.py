@@ -301,7 +301,7 @@ def test_another_environment_is_refused(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         older = gym.make("CartPole-v0")
-    with pytest.raises(ConfigMismatchError, match="observation"):
+    with pytest.raises(ConfigMismatchError, match="recorded from 'CartPole-v1', this environment is 'Pendulum-v1'"):
         RecordToBuffer(gym.make("Pendulum-v1"), tmp_path)
     with pytest.raises(ConfigMismatchError, match="CartPole-v0"):
         RecordToBuffer(older, tmp_path)

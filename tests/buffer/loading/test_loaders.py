@@ -198,7 +198,7 @@ def test_filters(tmp_path):
             buffer.dataset(filter_meta={"task": 9})
         with pytest.raises(FieldError, match="nothing"):
             buffer.dataset(filter_meta={"nothing": 9})
-        with pytest.raises(FieldError, match="one value"):
+        with pytest.raises(FieldError, match="only scalar fields"):
             buffer.dataset(timestep_level=True, filter_fields={"observation": 1})
         with pytest.raises(FieldError, match="filter_meta"):
             buffer.dataset(filter_fields={"action": 1})

@@ -141,7 +141,7 @@ def wait_once(batch):
     mark = Path(batch["name"][0])
     if not mark.exists():
         mark.touch()
-        time.sleep(1.5)
+        time.sleep(3)
     return batch
 
 
@@ -152,7 +152,7 @@ def test_an_epoch_goes_on_after_a_timeout(tmp_path, persistent):
             buffer.store_episode(x=[number] * 4, name=str(tmp_path / f"mark {number // 4}"))
         (tmp_path / "mark 0").touch()
         options = {"num_workers": 1, "multiprocessing_context": "fork", "persistent_workers": persistent}
-        loader = loader_of(buffer, shuffle=False, transform=wait_once, timeout=0.5, **options)
+        loader = loader_of(buffer, shuffle=False, transform=wait_once, timeout=2, **options)
         found = []
         with pytest.raises(RuntimeError, match="timed out"):
             found.extend(values([batch])[0] for batch in loader)

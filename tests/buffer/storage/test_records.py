@@ -35,6 +35,9 @@ def _bytes(name, value):
     return value if name == "text" else np.array(value, DTYPES[name]).tobytes()
 
 
+FIELDS = {"x": Field("int", state=True)}
+
+
 def _is_for_all(name, value):
     return not isinstance(value, list)
 
@@ -50,7 +53,7 @@ def _block(lengths, flags, meta):
         for name, value in meta.items()
     }
     given_flags = flags[0] if len(set(flags)) == 1 else np.array(flags, np.uint8)
-    return Block.of_rows({"x": rows}, lengths, given_flags, columns)
+    return Block.of_rows(FIELDS, {"x": rows}, lengths, given_flags, columns)
 
 
 def _write(writer, count, one_by_one, meta, lengths, flags):
@@ -67,7 +70,7 @@ def _write(writer, count, one_by_one, meta, lengths, flags):
 @settings(max_examples=60, deadline=None)
 def test_each_record_has_its_values(tmp_path_factory, limits, steps, repeats, data):
     folder = tmp_path_factory.mktemp("records") / "buffer"
-    buffer = ReplayBuffer(folder, fields={"x": Field("int", state=True)}, meta_fields=META, **limits)
+    buffer = ReplayBuffer(folder, fields=FIELDS, meta_fields=META, **limits)
     writer = buffer.writing()
     expected = []
     for count, one_by_one, meta in steps * repeats:

@@ -28,16 +28,27 @@ def tell_once(subject: str, text: str) -> None:
         tell(text)
 
 
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest one that there is, or all of them.
+def did_you_mean(name: object, known: Iterable[str], *, remedy: str = "") -> str:
+    """The end of a message about an unknown name: the nearest one that there is, or all of them and a remedy.
+
+    Args:
+        name: the unknown name.
+        known: those that there are.
+        remedy: what to do where none of them is near.
 
     Example:
         >>> did_you_mean("obsevation", ["observation", "action"])
         "; did you mean 'observation'?"
         >>> did_you_mean("x", ["observation", "action"])
         "; there are ['observation', 'action']"
+        >>> did_you_mean("obs", ["observation", "action"])
+        "; did you mean 'observation'?"
     """
     known = list(known)
     folded = {each.casefold(): each for each in known}
     near = difflib.get_close_matches(str(name).casefold(), folded, 1, 0.5)
-    return f"; did you mean {folded[near[0]]!r}?" if near else f"; there are {known}"
+    if not near and len(str(name)) > 2:  # a beginning is far from a long name
+        near = [each for each in folded if each.startswith(str(name).casefold())][:1]
+    if near:
+        return f"; did you mean {folded[near[0]]!r}?"
+    return f"; there {f'are {known}' if known else 'is none'}" + (f"; {remedy}" if remedy else "")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.door import Encoded, Metadata, Snapshot, as_stored
+from gym_replay.buffer.door import Encoded, Metadata, Snapshot, as_stored, require_buffer
 from gym_replay.buffer.env_spec import make_env, require_harmless
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.reading import Readable
@@ -153,6 +153,7 @@ def replay(
         >>> print(replay(env.buffer, 0))
         episode 0: equal, from seed 3
     """
+    require_buffer(buffer)
     if not isinstance(episode, Episode):
         episode = buffer.episode(episode)
     if episode.snapshot.metadata.environment is None:

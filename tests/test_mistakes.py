@@ -25,6 +25,7 @@ from gym_replay import (
     ReplayBuffer,
     StorageError,
     collect,
+    replay,
     select,
     split,
     statistics,
@@ -244,6 +245,49 @@ IN_PYTHON = {
         ConfigMismatchError,
         "was recorded from 'CartPole-v1', this environment is 'Acrobot-v1'; choose another folder, or overwrite=True",
     ),
+    "the beginning of a name": (
+        lambda f: timestep_loader(by_hand(f), 2, fields=("obs",)),
+        FieldError,
+        "fields: unknown field 'obs'; did you mean 'observation'?",
+    ),
+    "a field to drop": (lambda f: by_hand(f).drop_field("acton"), FieldError, "; did you mean 'action'?$"),
+    "a field to rename, of no near name": (
+        lambda f: by_hand(f).rename_field("xyz", "x"),
+        FieldError,
+        r"unknown field 'xyz'; there are \[.*\]; add_field and add_meta_field add one$",
+    ),
+    "a meta field of an episode's meta": (
+        lambda f: by_hand(f).episode(0).meta["tsk"],
+        KeyError,
+        "unknown meta field 'tsk'; did you mean 'task'?",
+    ),
+    "a keyword of dataloader": (
+        lambda f: by_hand(f).dataloader(2, timestep_levels=True),
+        TypeError,
+        "'timestep_levels' .*; did you mean 'timestep_level'?",
+    ),
+    "a keyword of dataloader for a function": (
+        lambda f: timestep_loader(by_hand(f), 2, timestep_level=True),
+        TypeError,
+        "timestep_level is a keyword of dataloader",
+    ),
+    "an option of another kind": (
+        lambda f: by_hand(f).dataloader(2, discount=0.9),
+        FieldError,
+        r"discount goes with n_step loading, not with trajectory loading, .*dataloader takes n_steps=\.\.\. for that",
+    ),
+    "a folder instead of a buffer": (
+        lambda f: timestep_loader(f / "x", 2),
+        TypeError,
+        r"expected a ReplayBuffer or a ConcatReplayBuffer, got PosixPath; pass ReplayBuffer.from_folder\(",
+    ),
+    "a folder to split": (lambda f: split("data", (0.5, 0.5)), TypeError, r"from_folder\('data'\)"),
+    "a folder to replay": (lambda f: replay("data", 0), TypeError, r"from_folder\('data'\)"),
+    "the return in a condition": (
+        lambda f: select(by_hand(f), f / "x", where="length > 1 and return > 3"),
+        FieldError,
+        "where: 'return' is a word of Python's own; did you mean 'episode_return'?",
+    ),
     "a policy": (
         lambda f: collect("CartPole-v1", f / "x", policy="randm", episodes=1),
         FieldError,
@@ -278,6 +322,9 @@ ON_THE_COMMAND_LINE = {
     "a format": (["export", "minary", "{hand}", "x/y-v0"], "did you mean 'minari'?"),
     "a folder": (["info", "{parent}/hnad"], "did you mean 'hand'?"),
     "a folder that is taken": (["select", "{hand}", "{hand2}"], "--overwrite to replace it"),
+    "the return in a condition": (["head", "{hand}", "--where", "return > 3"], "did you mean 'episode_return'?"),
+    "fractions": (["split", "{hand}", "--into", "{new}=0.9"], "--into: expected a sum of 1 of all fractions, got 0.9"),
+    "other fields": (["merge", "{hand}", "{taken}", "{new}"], "--fields common --meta-fields common"),
     "a choice": (
         ["record", "CartPole-v1", "{new}", "--episodes", "3", "--vectorization", "asink"],
         "did you mean 'async'?",

@@ -63,8 +63,9 @@ def agree(
                 f"or select(folder, copy, codecs={{{encoded[0]!r}: codec}})"
             )
         raise ConfigMismatchError(
-            f"the schemas of {len(schemas)} buffers differ:{lines}\nTo take what they share, name it with "
-            f"fields=[...] and meta_fields=[...], or pass {COMMON!r} for either"
+            f"the schemas of {len(schemas)} buffers differ:{lines}\nRead them one at a time, or take what they share: "
+            f"fields=[...] and meta_fields=[...], or {COMMON!r} for either; with gym-replay merge it is "
+            f"--fields {COMMON} --meta-fields {COMMON}"
         )
     if not chosen:
         raise FieldError("fields: expected at least one that all buffers have, got none")

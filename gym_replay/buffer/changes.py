@@ -106,8 +106,8 @@ class Changeable(Readable):
 
     def _known(self, name: str) -> Field:
         if name not in self.metadata.fields:
-            near = did_you_mean(name, [*self.metadata.fields, *self.metadata.meta_fields])
-            raise FieldError(f"unknown field {name!r}{near}; add_field and add_meta_field add one")
+            known, remedy = [*self.metadata.fields, *self.metadata.meta_fields], "add_field and add_meta_field add one"
+            raise FieldError(f"unknown field {name!r}{did_you_mean(name, known, remedy=remedy)}")
         return self.metadata.fields[name]
 
     def _require_new(self, name: str) -> None:

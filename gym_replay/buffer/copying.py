@@ -119,7 +119,7 @@ def select(
 ) -> ReplayBuffer:
     """Copy chosen episodes into a new folder, in the source's order; see :func:`merge` for how.
 
-    Without conditions all episodes are copied, which leaves behind what deleted and evicted ones take. With
+    Without conditions all live episodes are copied, and the copy takes no disk space for deleted and evicted ones. With
     ``overwrite=True`` the folder may be the source's own, where nobody writes to it.
 
     Args:

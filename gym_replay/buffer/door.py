@@ -6,7 +6,7 @@ from gym_replay.buffer.storage.encoded import Encoded, as_stored, decoded
 from gym_replay.buffer.storage.labels import LABEL, labels_of, read_labels, set_labels
 from gym_replay.buffer.storage.layout import Metadata, metadata_from_json, metadata_to_json, read_metadata, step_path
 from gym_replay.buffer.storage.ragged import Ragged
-from gym_replay.buffer.storage.reader import Snapshot, has_buffer
+from gym_replay.buffer.storage.reader import Snapshot, has_buffer, require_buffer, snapshots_of
 from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
 from gym_replay.buffer.storage.staging import Stage
 
@@ -32,6 +32,8 @@ __all__ = [
     "metadata_to_json",
     "read_labels",
     "read_metadata",
+    "require_buffer",
     "set_labels",
+    "snapshots_of",
     "step_path",
 ]

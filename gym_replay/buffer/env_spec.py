@@ -329,7 +329,9 @@ def make_env(spec_json: Json, /, *, trust: bool = False, **kwargs: Any) -> gym.E
         500
     """
     if spec_json is None:
-        raise MakeEnvError("no environment spec was recorded; build the environment yourself")
+        raise MakeEnvError(
+            "no environment spec was recorded; build the environment yourself, and pass it as env= to replay in Python"
+        )
     recorded = spec_from_json(spec_json)
     registered = _find_registered(recorded.id, spec_json)
     lost = [name for name in spec_json["dropped"] if name.startswith("kwargs.") and name[7:] not in kwargs]

@@ -10,6 +10,13 @@ from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.notices import did_you_mean
 
 
+class _Meta(dict[str, Any]):
+    """The meta fields of an episode: a dict that names the nearest one where there is none of a name."""
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(f"unknown meta field {name!r}{did_you_mean(name, self)}")
+
+
 class Episode:
     """An episode of T transitions: a mapping from field names to arrays, of length T.
 
@@ -84,7 +91,7 @@ class Episode:
             meta = self.snapshot.meta_of(self.index)
             self.snapshot.require_live(self.id)
             self._meta = meta
-        return dict(self._meta)
+        return _Meta(self._meta)
 
     def copy(self) -> Episode:
         """The same episode with arrays in memory of their own.

@@ -342,6 +342,8 @@ class Claim:
         self._writer: FolderWriter | None = None
         self._ends_before: FolderWriter | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
+        self._written: Mapping[str, Field | None] = {}
+        self._compared: Metadata | None = None
 
     is_implicit = False
     """A recorder's episodes are its own to end."""
@@ -354,10 +356,34 @@ class Claim:
         """Whether the buffer is kept for this claim's episodes."""
         return self._writer is not None
 
+    def require_fields(self, fields: Mapping[str, Field | None]) -> None:
+        """Refuse to open from now on where a field that the recorder writes was renamed, dropped or replaced.
+
+        Args:
+            fields: by name, the declaration that the recorder knows; None where it may become another one.
+        """
+        self._written, self._compared = dict(fields), None
+
+    def _compare_fields(self) -> None:
+        if (metadata := self._buffer.metadata) is self._compared:
+            return
+        for name, info in self._written.items():
+            if name not in metadata.fields:
+                raise FieldError(
+                    f"field {name!r} was renamed or dropped, and this recorder writes it; make a new recorder"
+                )
+            if info is not None and metadata.fields[name] != info:
+                raise FieldError(
+                    f"field {name!r} was replaced by one of another declaration, and this recorder writes it; make a "
+                    "new recorder"
+                )
+        self._compared = metadata
+
     def open(self) -> None:
         """Keep the buffer for this claim's episodes; another process or object is refused from then on.
 
         Raises:
+            FieldError: a field that the recorder writes was renamed or dropped.
             EpisodeStateError: an episode of somebody else is open.
             BufferLockedError: another writer, or another thread, writes to the folder.
         """
@@ -365,6 +391,7 @@ class Claim:
         if buffer.slot.holder is not self:
             buffer.slot.require_free("recording an episode")
         writer = buffer.writing()
+        self._compare_fields()
         buffer.slot.holder = self
         self._writer = writer
         if self._ends_before is not writer and (owner := self._owner()) is not None:

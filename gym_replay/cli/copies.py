@@ -116,6 +116,8 @@ def split(args: argparse.Namespace) -> int:
         if folder in fractions:
             raise FieldError(f"--into: {folder!r} is named twice")
         fractions[folder] = value
+    if abs(sum(fractions.values()) - 1) > 1e-6:
+        raise FieldError(f"--into: expected a sum of 1 of all fractions, got {sum(fractions.values()):g}")
     with open_source(args.folder) as buffer:
         made = split_into(buffer, fractions, seed=args.seed, overwrite=args.overwrite, progress=shows_bars(args))
     return _show(made, args)

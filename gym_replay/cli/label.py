@@ -13,17 +13,17 @@ from gym_replay.errors import FieldError, printable
 @verb(
     "label",
     "list the labels of episodes, set them, or make a meta field of them",
-    "Labels are short texts of episodes that lie in labels.json beside the buffer, such as those that are given on the "
-    "page of gym-replay view; conditions call them label. Without further options, how many episodes have which label "
-    "is listed. --set gives one to the chosen episodes, and the data stay as they are. --apply writes all labels into "
-    "the meta field label, which copies take along, and empties the file.",
+    "A label is a short text that an episode was given here, or on the page of gym-replay view. Labels are stored in "
+    "labels.json in the buffer's folder, and conditions know them as label. Without further options the command lists "
+    "how many episodes have each label. --set gives the chosen episodes a label, and changes nothing else. --apply "
+    "writes all labels into the meta field label, which copies keep, and empties labels.json.",
     [
         "gym-replay label data/cartpole",
         "gym-replay label data/cartpole --set bad --where 'length < 10'",
         "gym-replay label data/cartpole --apply",
     ],
     FOLDER,
-    option("--set", dest="text", metavar="TEXT", help="the label of the chosen episodes; '' takes theirs away"),
+    option("--set", dest="text", metavar="TEXT", help="the label of the chosen episodes; '' removes theirs"),
     option("--apply", action="store_true", help="make the meta field label of all labels"),
     *CHOICE,
 )

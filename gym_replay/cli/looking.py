@@ -35,7 +35,11 @@ _LONGEST_CELL, _LEAST_CELL = 30, 16
     "else 1. Meant for folders that nobody writes at the time.",
     ["gym-replay check data/cartpole", "gym-replay check data/cartpole --repair"],
     FOLDER,
-    option("--repair", action="store_true", help="then keep what is sound, and delete damaged episodes for good"),
+    option(
+        "--repair",
+        action="store_true",
+        help="keep all sound episodes, and delete damaged ones for good",
+    ),
 )
 def check(args: argparse.Namespace) -> int:
     """Check every buffer in a folder."""

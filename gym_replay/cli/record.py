@@ -26,9 +26,9 @@ def _json_object(text: str) -> dict[str, Any]:
 @verb(
     "record",
     "collect episodes of an environment and a policy",
-    "Collect episodes of an environment and a policy into a folder, until it holds as many as asked for. The numbers "
-    "of episodes and steps are totals: the same command again completes what is there. Ctrl-C ends after the step "
-    "under way, with every finished episode in the folder.",
+    "Collect episodes of an environment and a policy into a folder, until it holds as many as asked for. --episodes "
+    "and --steps are totals of the folder: the same command, run again, records what is missing. Ctrl-C ends after the "
+    "step under way, with every finished episode in the folder.",
     [
         "gym-replay record CartPole-v1 data/random --episodes 1000",
         "gym-replay record CartPole-v1 data/ppo --policy sb3:PPO:model.zip --steps 100000",
@@ -71,7 +71,7 @@ def _json_object(text: str) -> dict[str, Any]:
         help="call the policy with a batch of the observations of all environments, or of each by itself "
         "(default: a batch where there are several)",
     ),
-    option("--policy-name", metavar="NAME", help="tell the policy from other ones by this name alone, not by its code"),
+    option("--policy-name", metavar="NAME", help="identify the policy by this name alone, not by its code"),
     CODEC,
     option("--record-info", action="store_true", help="record the numbers and arrays in the infos too"),
     option("--ray-workers", dest="num_workers", type=int, metavar="W", help="play with Ray, in so many workers"),

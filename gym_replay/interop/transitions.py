@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gym_replay.buffer.door import require_buffer, snapshots_of
 from gym_replay.buffer.episode import Episode
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError, FieldError
 from gym_replay.interop.old_data import as_flags, as_steps
@@ -78,7 +79,8 @@ class Roles:
 def _leaves_below(schema: Mapping[str, Field], root: str) -> dict[str, str]:
     found = {name.removeprefix(root).removeprefix("."): name for name in schema if f"{name}.".startswith(f"{root}.")}
     if not found:
-        raise FieldError(f"there is no field {root!r}{did_you_mean(root, schema)}: say which it is with names={{...}}")
+        near = did_you_mean(root, schema)
+        raise FieldError(f"there is no field {root!r} (names={{...}} says what it is called here){near}")
     if ragged := [name for name in found.values() if schema[name].ragged]:
         raise FieldError(f"field {ragged[0]!r} is ragged; arrays of one shape cannot hold it")
     return found
@@ -136,7 +138,7 @@ class ChosenEpisodes(Sequence[Episode]):
     def __init__(self, buffer: Readable, episodes: Episodes | None) -> None:
         from gym_replay.buffer.loading.selection import EpisodeValues, selected  # Source would import torch
 
-        self._parts = buffer.snapshots()
+        self._parts = snapshots_of(buffer)
         self._firsts = np.cumsum([0, *map(len, self._parts)])
         self.indices = np.flatnonzero(selected(EpisodeValues(self._parts), episodes))
         if not len(self.indices):
@@ -194,6 +196,7 @@ class Transitions:
     ) -> None:
         from gym_replay.buffer.loading.source import Source
 
+        require_buffer(buffer)
         self.schema = buffer.metadata.fields
         self.roles = Roles.find(self.schema, names)
         self._need_next = need_next

@@ -180,7 +180,8 @@ def open_for(
             "environment": environment,
         }
         made = open_buffer(folder, config, overwrite=overwrite, durability=durability)
-        if why := why_not_made_again(spec, environment["env_spec"]):
+        is_of_many = "agent" in own_meta  # of which no spec can tell
+        if not is_of_many and (why := why_not_made_again(spec, environment["env_spec"])):
             tell(f"{folder}: make_env and replay will not be able to make the environment again: {why}, or pass env=")
         return made
     _check_ids(stored.environment or {}, environment, folder)

@@ -291,8 +291,8 @@ class Recorder(gym.utils.RecordConstructorArgs):
             FieldError: a field is unknown or its value does not fit.
         """
         if unknown := [name for name in extra if name not in self._extra_names]:
-            near = did_you_mean(unknown[0], self._extra_names)
-            raise FieldError(f"unknown extra field {unknown[0]!r}{near}; extra_fields declares one")
+            near = did_you_mean(unknown[0], self._extra_names, remedy="extra_fields=... of the recorder declares one")
+            raise FieldError(f"unknown extra field {unknown[0]!r}{near}")
         self._extras = {**self._extras, **{name: self._encode_extra(name, value) for name, value in extra.items()}}
 
     @abstractmethod

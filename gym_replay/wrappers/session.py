@@ -20,6 +20,7 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
 from gym_replay.schema.fields import Field
 from gym_replay.wrappers.bounds import BoundsCheck
+from gym_replay.wrappers.infos import is_info
 from gym_replay.wrappers.recorded_schema import refuse_own_meta
 from gym_replay.wrappers.rewards import adopt_reward_shape
 
@@ -123,6 +124,9 @@ class Session(ABC, Generic[_E]):
     ) -> None:
         self.buffer, self.bounds = buffer, bounds
         self.claim = buffer.claim(owner, self.end, self._give_up)
+        fields, derived = buffer.metadata.fields, buffer.metadata.derived
+        written = {name: info for name, info in fields.items() if not (is_info(name) or name in derived)}
+        self.claim.require_fields({name: None if name == "reward" else info for name, info in written.items()})
         self._keep, self._on_episode = keep, on_episode
         self._is_shown = False  # an episode is looked at just now
         self._error: BaseException | None = None  # of looking at episodes, until all that ended are committed

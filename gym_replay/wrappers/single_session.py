@@ -149,6 +149,7 @@ class SingleSession(Session[Episode]):
         """
         if (names := (*self._step_names, *info_names)) != self._names:
             self._names = names
+        self.claim.open()
         has_numbers = not self.buffer.metadata.fields["reward"].shape
         episode.stage = stage = self.claim.stage(episode.initial, self._names, _NUMBERS if has_numbers else {})
         stage.watch = self._watch

@@ -246,6 +246,68 @@ def test_of_a_recorded_buffer(tmp_path):
         assert buffer.episode(0)["state"].shape == (len(buffer.episode(0)) + 1, 4)
 
 
+CHANGES_IN_USE = {
+    "rename observation": ("observation", lambda buffer, name: buffer.rename_field(name, "other")),
+    **{
+        f"{change} {name}": (name, function)
+        for change, function in {
+            "rename": lambda buffer, name: buffer.rename_field(name, "other"),
+            "drop": lambda buffer, name: buffer.drop_field(name),
+            "replace": lambda buffer, name: (buffer.drop_field(name), buffer.add_field(name, ("float", 7))),
+        }.items()
+        for name in ("action", "terminated", "log_prob")
+    },
+    "drop reward": ("reward", lambda buffer, name: buffer.drop_field(name)),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES_IN_USE)
+def test_while_a_recorder_is_in_use(tmp_path, case):
+    """Its next episode would lose what it has no field for any more; the step says so before the environment's."""
+    name, change = CHANGES_IN_USE[case]
+    one = gym.make("CartPole-v1", max_episode_steps=3)
+    with RecordToBuffer(one, tmp_path, extra_fields={"log_prob": "float"}) as env:
+        env.reset(seed=0)
+        for _ in range(3):
+            env.step(0)
+        change(env.buffer, name)
+        observation, _ = env.reset(seed=1)
+        for _ in range(2):
+            with pytest.raises(FieldError, match=f"field '{name}' was .* make a new recorder"):
+                env.step(0)
+        np.testing.assert_allclose(env.unwrapped.state, observation, 1e-5)
+    with ReplayBuffer.from_folder(tmp_path) as buffer:
+        assert buffer.episode_lens.tolist() == [3]
+    assert check_buffer(tmp_path, progress=False).verified
+
+
+@pytest.mark.parametrize("change", ["rename", "drop"])
+def test_of_a_field_with_a_codec(tmp_path, change):
+    pytest.importorskip("numcodecs")
+    images = np.random.default_rng(0).integers(0, 9, (6, 8, 9, 3), np.uint8)
+    fields = {
+        "camera": Field("uint8", (8, 9, 3), state=True, codec="zstd"),
+        "depth": Field("uint8", (8, 9), codec="zstd"),
+        "other": "float",
+    }
+    with ReplayBuffer(tmp_path, fields=fields) as buffer:
+        buffer.store_episode(camera=images, depth=images[:5, ..., 0])
+        buffer.store_episode(camera=images[::-1], depth=images[:5, ..., 1])
+        if change == "rename":
+            buffer.rename_field("camera", "view.front")
+        else:
+            buffer.drop_field("depth")
+        name = {"rename": "view.front", "drop": "camera"}[change]
+        buffer.store_episode(**{name: images})
+        for episode, expected in zip(buffer, (images, images[::-1], images), strict=True):
+            np.testing.assert_array_equal(np.asarray(episode[name]), expected)
+    with ReplayBuffer.from_folder(tmp_path, read_only=True) as buffer:
+        kept = {"rename": ("view.front", "depth", "other"), "drop": ("camera", "other")}[change]
+        assert buffer.fieldnames == kept
+        np.testing.assert_array_equal(np.asarray(buffer.episode(1)[name]), images[::-1])
+    assert check_buffer(tmp_path, progress=False).verified
+
+
 # --- meta values of all episodes ---
 
 

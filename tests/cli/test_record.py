@@ -33,6 +33,7 @@ def test_a_run_and_its_continuation(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "complete: 5 episodes" in done.stderr
+    assert "5/5" not in done.stderr  # nobody sees a bar that is written to a file
     done = record("CartPole-v1", tmp_path / "data", "--episodes", 8, "--seed", 3, "--quiet", "--json")
     assert done.returncode == 0, done.stderr
     assert "it/s" not in done.stderr

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from gym_replay import BufferLockedError, CorruptBufferError, ReplayBuffer
+from gym_replay import BufferLockedError, CorruptBufferError, RecordToBuffer, ReplayBuffer
 
 
 @pytest.fixture
@@ -73,6 +73,27 @@ def test_one_at_a_time_and_who_it_is(folder):
         locked(folder)
     end(other)
     locked(folder).close()
+
+
+def test_the_second_process_that_records_is_told_of_the_first(tmp_path):
+    gymnasium = pytest.importorskip("gymnasium")
+    with RecordToBuffer(gymnasium.make("CartPole-v1"), tmp_path / "data") as env:
+        env.reset(seed=0)
+        env.step(0)
+    process = holder(tmp_path / "data")
+    with RecordToBuffer(gymnasium.make("CartPole-v1"), tmp_path / "data") as env:
+        env.reset(seed=0)
+        with pytest.raises(BufferLockedError, match=f"process {process.pid} is writing") as caught:
+            env.step(0)
+    command = [sys.executable, "-m", "gym_replay", "record", "CartPole-v1", str(tmp_path / "data"), "--episodes", "9"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    for text in (str(caught.value), done.stderr):
+        assert f"process {process.pid} is writing" in text
+        assert "Errno" not in text
+    end(process)
+    with ReplayBuffer.from_folder(tmp_path / "data", read_only=True) as buffer:
+        assert buffer.episode_lens.tolist() == [1]
 
 
 def test_a_process_id_that_comes_again_is_not_this_process(folder):

@@ -26,7 +26,7 @@ from gym_replay.buffer.loading.options import (
 from gym_replay.buffer.loading.ordering import OrderOptions
 from gym_replay.buffer.loading.replay_loader import ReplayLoader
 from gym_replay.buffer.loading.samples import Boundaries, Description, Names, crop, n_step, timestep, trajectory, window
-from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
+from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot, snapshots_of
 from gym_replay.errors import FieldError
 from gym_replay.notices import did_you_mean
 
@@ -41,6 +41,16 @@ OF_KIND = {kind: frozenset(inspect.signature(describe).parameters) - {"source"} 
 """The keywords of each kind of sample."""
 
 _OF_ORDER = frozenset(field.name for field in fields_of(OrderOptions))
+_OF_DATALOADER = ("timestep_level", "n_steps")
+_ASKED_FOR = {
+    "trajectory": "none of timestep_level, n_steps, length, offsets and crop",
+    "timestep": "timestep_level=True",
+    "n_step": "n_steps=...",
+    "window": "length=... or offsets=...",
+    "crop": "crop=...",
+}
+"""With which keyword of ``dataloader`` each kind of loading is asked for."""
+
 _OF_PRIORITIES = ("_samples", "_weights")
 
 
@@ -61,8 +71,17 @@ def _check_options(kind: str, options: Iterable[str], others: Collection[str]) -
                 "fields is current_fields here"
             )
         if owners := [other for other in KINDS if name in OF_KIND[other]]:
-            raise FieldError(f"{name} goes with {' and '.join(owners)} loading, not with {kind} loading")
-        raise TypeError(f"unexpected keyword {name!r} of {kind} loading{did_you_mean(name, known)}")
+            asked = " or ".join(_ASKED_FOR[other] for other in owners)
+            raise FieldError(
+                f"{name} goes with {' and '.join(owners)} loading, not with {kind} loading, which was asked for; "
+                f"dataloader takes {asked} for that"
+            )
+        if name in _OF_DATALOADER:
+            raise TypeError(
+                f"{name} is a keyword of dataloader; timestep_loader and n_step_loader have it in their name"
+            )
+        near = did_you_mean(name, [*_OF_DATALOADER, *known])
+        raise TypeError(f"unexpected keyword {name!r} of {kind} loading{near}")
 
 
 def make_dataset(
@@ -109,7 +128,7 @@ def make_loader(kind: str, given: Mapping[str, Any]) -> ReplayLoader:
     torch_options = check_torch_options(torch_options)
     device, only = options.pop("device", None), options.pop("to_named_tuple", None)
     gathered = only if only is None or order.sampler is None else [n for n in only if n not in _OF_PRIORITIES]
-    dataset = make_dataset(buffer.snapshots(), kind, only=gathered, **options)
+    dataset = make_dataset(snapshots_of(buffer), kind, only=gathered, **options)
     if order.refresh is not None and order.sampler is not None and len(dataset.source.parts) > 1:
         raise FieldError("sampler: with refresh, it follows one buffer; make a loader for each")
     sampler = EpochSampler(dataset, order, torch_options.get("generator"))

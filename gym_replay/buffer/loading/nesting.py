@@ -12,6 +12,9 @@ from gym_replay.schema.names import encode_siblings
 OWN = "%values"
 """The key of a field that lies where other fields are below: the items of a sequence beside their lengths."""
 
+_LENS = "%lens"
+"""What the lengths of a ragged field are called in a path, where they lie beside its leaf; no component is."""
+
 _MISSING = object()
 
 
@@ -21,6 +24,9 @@ class BatchNames:
     The parts of a Dict space become a dict with the space's own keys, and those of a Tuple space a tuple, or a dict by
     index where some of them are not in the batch. Below other spaces, and in fields that no space describes, the keys
     are the components of the name, as they are. Entries that were renamed are in no tree.
+
+    The lengths of a ragged part lie beside it, ``batch["observation"]["words_lens"]``, where its key is a string. Those
+    of an element of a tuple, and of a whole observation, have a tree of their own, ``batch["observation_lens"]``.
 
     Args:
         entries: of those that show a field, its name.
@@ -49,12 +55,20 @@ class BatchNames:
             raise FieldError(f"fieldname_map: unknown entry {unknown[0]!r}{did_you_mean(unknown[0], available)}")
         _check_distinct([self.out(name) for name in available])
         members: dict[str, tuple[str, dict[tuple[str, ...], Any]]] = {}
+        spaces: dict[str, Any] = {}
         for entry, name in entries.items() if environment is not None else ():
             first, *below = name.split(".")
-            for whole in (entry, f"{entry}_lens", f"{entry}_is_pad"):
-                if whole in available and whole not in self._renamed:
-                    self._root[whole] = root = f"{entry.removesuffix(name)}{first}{whole.removeprefix(entry)}"
-                    members.setdefault(root, (first, {}))[1][tuple(below)] = whole
+            if first not in spaces:
+                spaces[first] = _space(environment or {}, f"{first}_space")
+            own_root = f"{entry.removesuffix(name)}{first}"
+            for suffix in ("", "_lens", "_is_pad"):
+                if (whole := f"{entry}{suffix}") not in available or whole in self._renamed:
+                    continue
+                root, path = f"{own_root}{suffix}", tuple(below)
+                if suffix == "_lens" and _has_text_key(spaces[first], path):
+                    root, path = own_root, (*path, _LENS)
+                self._root[whole] = root
+                members.setdefault(root, (first, {}))[1][path] = whole
         flat = [self.out(name) for name in available if name not in self._root]
         outputs = [*dict.fromkeys(self._root.values()), *flat]
         _check_distinct(outputs)
@@ -63,7 +77,7 @@ class BatchNames:
         self._trees: dict[str, Any] = {}
         for root, (first, parts) in members.items():
             if only is None or root in only:
-                self._trees[root] = _tree(_space(environment or {}, f"{first}_space"), parts)
+                self._trees[root] = _tree(spaces[first], parts)
 
     def out(self, name: str) -> str:
         """What an entry is called, where it is in no tree."""
@@ -109,6 +123,23 @@ def _parts_of(space: Any) -> dict[Any, Any] | tuple[Any, ...] | None:
     return None if space is None else standard_node(space).parts_of(space)
 
 
+def _has_text_key(space: Any, path: tuple[str, ...]) -> bool:
+    """Whether the last key of a path below a space is a string of a dict, beside which there is room for another."""
+    if not path:
+        return False
+    for component in path[:-1]:
+        space = _child(space, component)[1]
+    return isinstance(_child(space, path[-1])[0], str)
+
+
+def _child(space: Any, component: str) -> tuple[Any, Any]:
+    """The key, and the space, that a component of a field's name stands for below a space."""
+    children = _parts_of(space) or {}
+    keyed = dict(enumerate(children)) if isinstance(children, tuple) else children
+    found = dict(zip(encode_siblings(keyed), keyed.items(), strict=True))
+    return found.get(component, (component, None))
+
+
 def _tree(space: Any, parts: dict[tuple[str, ...], Any]) -> Any:
     """The tree of the entries at these paths below a space: dicts, tuples, and the entries' names."""
     children = _parts_of(space)
@@ -124,12 +155,19 @@ def _tree(space: Any, parts: dict[tuple[str, ...], Any]) -> Any:
             tree[OWN] = entry
     for (key, child), component in zip(keyed.items(), encode_siblings(keyed), strict=True):
         inside = below.pop(component, {})
+        lens = inside.pop((_LENS,), None)
         if inside or _parts_of(child) in ({}, ()):  # a space without parts, which no field tells of
             tree[key] = _tree(child, inside)
+        if lens is not None:
+            tree[f"{key}_lens"] = lens
     for component, inside in below.items():
+        lens = inside.pop((_LENS,), None)
         if component in tree:
             raise FieldError(f"nested=True: two fields would be at the key {component!r}; use nested=False")
-        tree[component] = _tree(None, inside)
+        if inside:
+            tree[component] = _tree(None, inside)
+        if lens is not None:
+            tree[f"{component}_lens"] = lens
     return tuple(tree.values()) if isinstance(children, tuple) and len(tree) == len(children) else tree
 
 

@@ -95,8 +95,10 @@ class OrderOptions:
             raise FieldError("weights and sampler exclude one another: priorities are weights")
         if self.samples_per_epoch is not None and not drawn:
             raise FieldError("samples_per_epoch goes with draws with replacement: replacement=True, weights or sampler")
-        if self.refresh == "batch" and self.shuffle is False and self.sampler is None and not weighted:
-            raise FieldError("refresh='batch' draws at random from what is live; pass shuffle=True or a sampler")
+        if self.refresh == "batch" and not (self.shuffle or self.replacement or self.sampler is not None or weighted):
+            raise FieldError(
+                "refresh='batch' draws at random from what is live; pass shuffle=True, weights or a sampler"
+            )
         self.replacement = drawn
         if self.refresh is not None and self.weights is not None and not isinstance(self.weights, str):
             raise FieldError("weights: with refresh, episodes come and go; name a meta field that holds their weights")

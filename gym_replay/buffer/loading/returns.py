@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gym_replay.buffer.loading.selection import in_pieces
-from gym_replay.buffer.storage.reader import HasSnapshots
+from gym_replay.buffer.storage.reader import HasSnapshots, snapshots_of
 from gym_replay.errors import FieldError
 from gym_replay.notices import did_you_mean
 from gym_replay.schema.arguments import checked_number
@@ -40,7 +40,7 @@ def returns_to_go(buffer: HasSnapshots, discount: float = 1.0, *, reward_field: 
         array([2., 2., 4.])
     """
     discount = checked_number("discount", discount, 1)
-    parts = buffer.snapshots()
+    parts = snapshots_of(buffer)
     fields = parts[0].metadata.fields
     field = fields.get(reward_field)
     if field is None or field.ragged:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gym_replay.buffer.loading.order import mixed
 from gym_replay.buffer.loading.where import Where
 from gym_replay.buffer.storage.labels import LABEL, labels_of
-from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
+from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot, snapshots_of
 from gym_replay.errors import FieldError
 from gym_replay.notices import did_you_mean
 from gym_replay.schema.arguments import checked_integer
@@ -264,7 +264,7 @@ def split(
         raise FieldError(f"fractions={fractions!r}: expected a sum of 1, got {shares.sum():g}")
     seed = checked_integer("seed", seed)
     # In the buffer's order of episodes.
-    chances = [chances_of(part.ids, number, seed) for number, part in enumerate(buffer.snapshots())]
+    chances = [chances_of(part.ids, number, seed) for number, part in enumerate(snapshots_of(buffer))]
     edges = np.cumsum(shares)[:-1]
     subset = np.searchsorted(edges, np.concatenate(chances), side="right") if chances else np.empty(0, np.int64)
     # A fraction of zero at the end is not reached by rounding of the sum before it.

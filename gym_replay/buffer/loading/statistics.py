@@ -21,7 +21,7 @@ import numpy as np
 from gym_replay.buffer.loading.order import uniforms
 from gym_replay.buffer.loading.selection import Condition, Episodes
 from gym_replay.buffer.loading.source import Source
-from gym_replay.buffer.storage.reader import HasSnapshots
+from gym_replay.buffer.storage.reader import HasSnapshots, snapshots_of
 from gym_replay.errors import EpisodeEvictedError, FieldError, GymReplayError
 from gym_replay.files.directory import Directory, open_beneath
 from gym_replay.files.documents import LARGEST, parse_json, size_fault
@@ -320,7 +320,7 @@ def statistics(
         >>> statistics(buffer, ["observation"], episodes=range(100))["observation"].std  # doctest: +SKIP
         array([0.56, 0.91])
     """
-    source = Source(buffer.snapshots(), filter_meta=filter_meta, episodes=episodes)
+    source = Source(snapshots_of(buffer), filter_meta=filter_meta, episodes=episodes)
     return statistics_of(source, fields, quantiles=quantiles, std_floor=std_floor, cache=cache, progress=progress)
 
 

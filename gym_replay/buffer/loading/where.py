@@ -7,7 +7,9 @@ Only the nodes that are named below mean anything, and nothing of the text is ev
 from __future__ import annotations
 
 import ast
+import keyword
 import operator
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from functools import reduce
@@ -22,6 +24,9 @@ from gym_replay.schema.arrays import Array, Bools
 _LONGEST = 2000
 _MOST_NODES = 500
 _DEEPEST = 60
+_WORD = re.compile(r"\w+")
+_WORDS = ("and", "or", "not", "in", "True", "False")
+"""The words of Python's own that conditions have."""
 _SHOWN = 100
 """Characters of the text beside what is wrong in it."""
 
@@ -94,7 +99,11 @@ class Where:
                 self._body = ast.parse(self.text, mode="eval").body
         except SyntaxError as error:
             at = error.offset - 1 if error.offset else len(self.text)  # the parser says 0 of the end
-            raise FieldError(self._shown(error.msg or "invalid syntax", at)) from None
+            message = error.msg or "invalid syntax"
+            if keyword.iskeyword(word := (_WORD.match(self.text, at) or [""])[0]) and word not in _WORDS:
+                near = "; did you mean 'episode_return'?" if word == "return" else ""
+                message = f"{word!r} is a word of Python's own{near}"
+            raise FieldError(self._shown(message, at)) from None
         except (ValueError, MemoryError, RecursionError) as error:
             raise FieldError(self._shown(f"it cannot be parsed ({error or type(error).__name__})", 0)) from None
         self._check_size()

@@ -188,6 +188,25 @@ class HasSnapshots(Protocol):
         """The live episodes of each folder."""
 
 
+def require_buffer(buffer: object) -> None:
+    """Raise TypeError where something else is given than a buffer, such as its path."""
+    if not hasattr(buffer, "snapshots"):
+        remedy = "env.buffer" if hasattr(buffer, "buffer") else "a buffer"
+        if isinstance(buffer, (str, bytes, os.PathLike)):
+            remedy = f"ReplayBuffer.from_folder({buffer!r:.200})"
+        raise TypeError(f"expected a ReplayBuffer or a ConcatReplayBuffer, got {type(buffer).__name__}; pass {remedy}")
+
+
+def snapshots_of(buffer: HasSnapshots) -> list[Snapshot]:
+    """The live episodes of each folder of a buffer.
+
+    Raises:
+        TypeError: it is no buffer.
+    """
+    require_buffer(buffer)
+    return buffer.snapshots()
+
+
 class FolderReader:
     """A buffer's files, for reading. Locks nothing and blocks nobody.
 

@@ -89,8 +89,8 @@ def check_id(dataset_id: str) -> str | None:
         namespace: str | None = parse(dataset_id)[0]
     except (ValueError, TypeError):  # a TypeError where the version is missing
         raise FieldError(
-            f"dataset id {dataset_id!r}: expected (namespace/)name-v(version), such as 'cartpole/random-v0', of "
-            "letters, digits, - and _, and in the namespace at least two of them"
+            f"dataset id {dataset_id!r}: expected NAME-vVERSION or NAMESPACE/NAME-vVERSION, such as "
+            "'cartpole/random-v0', made of letters, digits, - and _; a namespace has at least two characters"
         ) from None
     return namespace
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gym_replay.buffer.door import snapshots_of
 from gym_replay.errors import FieldError
 from gym_replay.extras import require
 from gym_replay.interop.transitions import NamesLike, Transitions
@@ -55,7 +56,7 @@ def to_torchrl(
         >>> slices = to_torchrl(buffer, 256, slice_len=16).sample().reshape(-1, 16)  # doctest: +SKIP
     """
     data = require("torchrl.data", "torchrl", "to_torchrl")
-    parts = buffer.snapshots()
+    parts = snapshots_of(buffer)
     if len(parts) != 1 or parts[0].metadata.circular:
         raise FieldError(
             "to_torchrl takes one buffer that is not circular: its files are shared as they are. Join several with "

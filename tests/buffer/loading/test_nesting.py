@@ -66,7 +66,7 @@ def assert_same(found, observations):
     first = observations[0]
     if isinstance(first, dict):
         assert isinstance(found, dict)
-        assert list(found) == list(first)
+        assert [key for key in found if not str(key).endswith("_lens")] == list(first)
         for key in first:
             assert_same(found[key], [observation[key] for observation in observations])
     elif isinstance(first, tuple):
@@ -127,14 +127,29 @@ def test_what_belongs_to_a_field_is_nested_beside_it(tmp_path):
         offsets = {"observation.said": (0, 1), "observation.x": (-1, 0)}
         (batch,) = window_loader(buffer, 4, offsets=offsets, nested=True, goal_sampler=GoalSampler())
         lens = [[len(seen[t + k]["said"]) for k in (0, 1)] for t in range(4)]
-        assert batch["observation_lens"]["said"].tolist() == lens
+        assert batch["observation"]["said_lens"].tolist() == lens
         assert batch["observation_is_pad"]["x"].tolist() == [[True, False], *[[False, False]] * 3]
         assert batch["value_goal_observation"]["x"].shape == (4,)
         assert set(batch) == {
-            "observation", "observation_lens", "observation_is_pad", "action", "reward", "terminated", "truncated",
-            "value_goal_observation", "value_goal_observation_lens", "goal_reward", "goal_mask",
-            "policy_goal_observation", "policy_goal_observation_lens",
+            "observation", "observation_is_pad", "action", "reward", "terminated", "truncated",
+            "value_goal_observation", "goal_reward", "goal_mask", "policy_goal_observation",
         }  # fmt: skip
+
+
+def test_lengths_lie_beside_a_part_with_a_name_and_else_in_a_tree_of_their_own(tmp_path):
+    space = spaces.Tuple([spaces.Text(8), spaces.Dict({"a.b": spaces.Text(8), "x": box()})])
+    buffer, seen, _ = record(tmp_path, space, spaces.Text(8))
+    with buffer:
+        (batch,) = timestep_loader(buffer, 4, nested=True)
+        assert isinstance(batch["observation"], tuple)
+        assert list(batch["observation"][1]) == ["a.b", "a.b_lens", "x"]
+        assert batch["observation"][1]["a.b_lens"].tolist() == [len(one[1]["a.b"]) for one in seen[:-1]]
+        assert list(batch["observation_lens"]) == [0]
+        assert batch["observation_lens"][0].tolist() == [len(one[0]) for one in seen[:-1]]
+        assert batch["action_lens"].shape == (4,)
+        (batch,) = timestep_loader(buffer, 4, nested=True, fieldname_map={"observation.1.a%2Eb_lens": "sizes"})
+        assert list(batch["observation"][1]) == ["a.b", "x"]
+        assert batch["sizes"].shape == (4,)
 
 
 def test_some_of_the_parts(tmp_path):
@@ -180,12 +195,13 @@ def test_sequences_choices_and_graphs(tmp_path):
     with buffer:
         (batch,) = timestep_loader(buffer, 4, nested=True)
         tree = batch["observation"]
-        assert set(tree) == {"items", "words", "one", "map"}
-        assert set(tree["items"]) >= {"a.b", "c"}
-        assert set(tree["words"]) == {"%values", "%lengths"}
+        assert set(tree) == {"items", "words", "words_lens", "one", "map"}
+        assert set(tree["items"]) == {"a.b", "a.b_lens", "c", "c_lens"}
+        assert set(tree["words"]) == {"%values", "%lengths", "%lengths_lens"}
         assert {0, 1, "index"} == set(tree["one"])
-        assert set(tree["one"][1]) == {"z"}
-        assert set(tree["map"]) == {"nodes", "edges", "edge_links", "has_edges", "has_edge_links"}
+        assert set(tree["one"][1]) == {"z", "z_lens"}
+        ragged = {"nodes", "edges", "edge_links"}
+        assert set(tree["map"]) == {*ragged, *(f"{name}_lens" for name in ragged), "has_edges", "has_edge_links"}
         (flat,) = timestep_loader(buffer, 4)
         assert torch.equal(tree["items"]["a.b"], flat["observation.items.a%2Eb"])
         assert torch.equal(tree["words"]["%values"], flat["observation.words"])

@@ -3,6 +3,7 @@
 from gym_replay.buffer.open_episode import Claim, Encoders
 from gym_replay.buffer.storage.block import Block, Piece
 from gym_replay.buffer.storage.encoded import Encoded, as_stored, decoded
+from gym_replay.buffer.storage.labels import LABEL, labels_of, read_labels, set_labels
 from gym_replay.buffer.storage.layout import Metadata, metadata_from_json, metadata_to_json, read_metadata, step_path
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.reader import Snapshot, has_buffer
@@ -12,6 +13,7 @@ from gym_replay.buffer.storage.staging import Stage
 __all__ = [
     "COMPLETE",
     "HAS_FINAL",
+    "LABEL",
     "Block",
     "Claim",
     "Encoded",
@@ -25,8 +27,11 @@ __all__ = [
     "as_stored",
     "decoded",
     "has_buffer",
+    "labels_of",
     "metadata_from_json",
     "metadata_to_json",
+    "read_labels",
     "read_metadata",
+    "set_labels",
     "step_path",
 ]

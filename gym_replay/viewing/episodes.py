@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.concat import ConcatReplayBuffer
-from gym_replay.buffer.door import Snapshot
+from gym_replay.buffer.door import LABEL, Snapshot, read_labels, set_labels
 from gym_replay.buffer.episode import Episode
-from gym_replay.buffer.loading.labels import LABEL, read_labels, set_labels
 from gym_replay.buffer.loading.selection import EpisodeValues, selected
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import CorruptBufferError, EpisodeEvictedError, FieldError

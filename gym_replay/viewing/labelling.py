@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gym_replay.buffer.loading.labels import LABEL, labels_of, read_labels, set_labels
+from gym_replay.buffer.door import LABEL, labels_of, read_labels, set_labels
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import FieldError
 

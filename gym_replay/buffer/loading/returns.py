@@ -11,8 +11,6 @@ from gym_replay.notices import did_you_mean
 from gym_replay.schema.arguments import checked_number
 from gym_replay.schema.arrays import Array, Floats, Ints
 
-_STEPS_AT_ONCE = 1 << 20
-
 
 def returns_to_go(buffer: HasSnapshots, discount: float = 1.0, *, reward_field: str = "reward") -> list[Array]:
     """The discounted sum of rewards from each step to its episode's end.

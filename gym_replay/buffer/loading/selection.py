@@ -8,9 +8,9 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.loading.labels import LABEL, labels_of
 from gym_replay.buffer.loading.order import mixed
 from gym_replay.buffer.loading.where import Where
+from gym_replay.buffer.storage.labels import LABEL, labels_of
 from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot
 from gym_replay.errors import FieldError
 from gym_replay.notices import did_you_mean

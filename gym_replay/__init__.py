@@ -66,6 +66,9 @@ if TYPE_CHECKING:
     from gym_replay.replaying import ReplayReport, replay
     from gym_replay.spaces import register_space
     from gym_replay.viewing.opening import view
+    from gym_replay.viewing.plots import plot
+    from gym_replay.viewing.sheet import contact_sheet
+    from gym_replay.viewing.video import video
     from gym_replay.viewing.view import View
     from gym_replay.wrappers.record_to_buffer import RecordToBuffer
     from gym_replay.wrappers.session import FinishedEpisode
@@ -102,6 +105,9 @@ _LAZY = {
     "trajectory_loader": "gym_replay.buffer.loading.loaders",
     "window_loader": "gym_replay.buffer.loading.loaders",
     "View": "gym_replay.viewing.view",
+    "contact_sheet": "gym_replay.viewing.sheet",
+    "plot": "gym_replay.viewing.plots",
+    "video": "gym_replay.viewing.video",
     "view": "gym_replay.viewing.opening",
     "fill_sb3": "gym_replay.interop.sb3",
     "from_d4rl": "gym_replay.interop.d4rl",
@@ -160,6 +166,7 @@ __all__ = [
     "View",
     "check_buffer",
     "collect",
+    "contact_sheet",
     "crop_loader",
     "export_minari",
     "fill_sb3",
@@ -169,6 +176,7 @@ __all__ = [
     "import_minari",
     "merge",
     "n_step_loader",
+    "plot",
     "register_space",
     "replay",
     "returns_to_go",
@@ -183,6 +191,7 @@ __all__ = [
     "to_sb3",
     "to_torchrl",
     "trajectory_loader",
+    "video",
     "view",
     "window_loader",
 ]

@@ -14,7 +14,7 @@ PACKAGE = Path(gym_replay.__file__).parent
 DOCUMENT = PACKAGE.parent / "docs" / "architecture.md"
 FLOORS = [
     "gym_replay.errors gym_replay.notices",
-    "gym_replay.extras gym_replay.files gym_replay.schema",
+    "gym_replay.extras gym_replay.files gym_replay.markup gym_replay.schema",
     "gym_replay.buffer.storage",
     "gym_replay.spaces",
     "gym_replay.buffer.loading",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -37,6 +38,20 @@ def open_source(source: str | os.PathLike[str]) -> ReplayBuffer | ConcatReplayBu
     if len(folders) == 1:
         return ReplayBuffer.from_folder(folders[0], read_only=True)
     return ConcatReplayBuffer(folders)
+
+
+@contextmanager
+def opened(source: str | os.PathLike[str] | Readable) -> Iterator[Readable]:
+    """The reading side of a source; what is at a path is opened read-only, and closed at the end.
+
+    Raises:
+        BufferNotFoundError: there is none.
+    """
+    if isinstance(source, Readable):
+        yield source
+    else:
+        with open_source(source) as buffer:
+            yield buffer
 
 
 class ConcatReplayBuffer(Readable):

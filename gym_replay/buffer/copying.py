@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.agreement import Wanted, merged_schema
-from gym_replay.buffer.concat import open_source
+from gym_replay.buffer.concat import opened
 from gym_replay.buffer.finding import find_buffers
 from gym_replay.buffer.loading.selection import Condition, Episodes, EpisodeValues, selected, split
 from gym_replay.buffer.reading import Readable
@@ -151,7 +151,7 @@ def select(
         >>> select("data/raw", "data/small", codecs={"observation": "zstd"})  # doctest: +SKIP
         >>> select("data/good", "data/good", overwrite=True)  # gives the room of deleted ones back  # doctest: +SKIP
     """
-    with _opened(source) as buffer:
+    with opened(source) as buffer:
         snapshots = buffer.snapshots()
         values = EpisodeValues(snapshots)
         mask = selected(values, episodes, filter_meta) & selected(values, where)
@@ -200,7 +200,7 @@ def split_into(
     folders = [folder_of(folder) for folder in fractions]
     if len(set(folders)) < len(folders):
         raise FieldError(f"split_into: a folder is named twice in {[str(folder) for folder in folders]}")
-    with _opened(source) as buffer:
+    with opened(source) as buffer:
         snapshots = buffer.snapshots()
         subsets = split(buffer, list(fractions.values()), seed)
         targets = {folder: _parts_at(snapshots, indices) for folder, indices in zip(folders, subsets, strict=True)}
@@ -255,16 +255,6 @@ class _Part:
                     "copied; choose newer ones with episodes=..., or copy while nothing is recorded"
                 )
             yield snapshot.only(np.searchsorted(snapshot.ids, self.ids))
-
-
-@contextmanager
-def _opened(source: Copied) -> Iterator[Readable]:
-    """The reading side of a source; a folder is opened read-only, and closed at the end."""
-    if isinstance(source, Readable):
-        yield source
-    else:
-        with open_source(source) as buffer:
-            yield buffer
 
 
 def _parts_of(source: Copied) -> list[_Part]:

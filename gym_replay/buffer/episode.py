@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gym_replay.buffer.notebook import html_of_episode
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.notices import did_you_mean
@@ -108,6 +109,12 @@ class Episode:
         copied._meta = dict(self.meta)
         self.snapshot.require_live(self.id)
         return copied
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
+
+    def _repr_html_(self) -> str:
+        return html_of_episode(self)
 
     def __repr__(self) -> str:
         return f"Episode(id={self.id}, length={self._length}, fields={list(self)})"

@@ -52,6 +52,9 @@ class MetaValues(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._fields)
 
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
+
     def __repr__(self) -> str:
         return f"MetaValues({list(self)} of {sum(map(len, self._parts))} episodes)"
 

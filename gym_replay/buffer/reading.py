@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.meta_values import MetaValues
+from gym_replay.buffer.notebook import html_of_schema
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.reader import Snapshot
-from gym_replay.errors import EmptyBufferError, FieldError
+from gym_replay.errors import EmptyBufferError, FieldError, GymReplayError
 from gym_replay.notices import did_you_mean
 
 if TYPE_CHECKING:
@@ -128,6 +129,13 @@ class Readable:
         for part in self.snapshots():
             for index in range(len(part)):
                 yield Episode(part, index)
+
+    def _repr_html_(self) -> str:
+        try:
+            schema = self.metadata
+        except GymReplayError:  # it is closed
+            schema = None
+        return html_of_schema(repr(self), schema)
 
     def get_all_data(
         self,

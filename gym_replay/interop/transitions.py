@@ -142,7 +142,7 @@ class ChosenEpisodes(Sequence[Episode]):
         self._firsts = np.cumsum([0, *map(len, self._parts)])
         self.indices = np.flatnonzero(selected(EpisodeValues(self._parts), episodes))
         if not len(self.indices):
-            raise EmptyBufferError("there is no episode to export; record some, or choose others")
+            raise EmptyBufferError("there is no episode to take; record some, or choose others")
 
     def __len__(self) -> int:
         return len(self.indices)

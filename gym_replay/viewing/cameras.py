@@ -10,8 +10,8 @@ import numpy as np
 from nicegui import ui
 
 from gym_replay.buffer.episode import Episode
+from gym_replay.schema.pictures import image_fields, to_rgb
 from gym_replay.viewing.curves import last_t
-from gym_replay.viewing.frames import image_fields, to_rgb
 from gym_replay.viewing.rendered import recorded_environment, what_runs
 from gym_replay.viewing.text import short
 

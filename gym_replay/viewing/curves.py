@@ -14,8 +14,8 @@ from gym_replay.buffer.door import Ragged
 from gym_replay.buffer.episode import Episode
 from gym_replay.errors import GymReplayError
 from gym_replay.schema.fields import Field
+from gym_replay.schema.pictures import is_image
 from gym_replay.viewing.episodes import FLAGS
-from gym_replay.viewing.frames import is_image
 from gym_replay.viewing.text import short
 
 RETURN = "return so far"

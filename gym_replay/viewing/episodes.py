@@ -34,6 +34,7 @@ NO_LAST = "no o_T"
 """What is said of an episode whose last observation was not stored."""
 
 _MOST_BINS = 30
+_DEFAULT_RATE = 30.0
 
 
 @dataclass(frozen=True)
@@ -361,6 +362,14 @@ def end_of(episode: Episode) -> str:
     if episode.snapshot.metadata.has_state and not episode.has_final:
         words.append(NO_LAST)
     return ", ".join(words)
+
+
+def recorded_rate(episode: Episode) -> float:
+    """Steps a second as an episode was recorded; 30 where that was not in real time, below 1 or above 120."""
+    duration = episode.meta.get("episode_duration", 0)
+    seconds = float(duration) if isinstance(duration, (int, float, np.number)) else 0.0
+    found = len(episode) / seconds if seconds > 0 else 0
+    return found if 1 <= found <= 120 else _DEFAULT_RATE
 
 
 def _is_set(flags: Any) -> bool:

@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from gym_replay.buffer.episode import Episode
 from gym_replay.errors import EpisodeEvictedError, GymReplayError, StaleFieldError
+from gym_replay.schema.pictures import is_image
 from gym_replay.spaces import space_from_json, space_tree
 from gym_replay.viewing.curves import panel_names
 from gym_replay.viewing.episodes import EpisodeTable
-from gym_replay.viewing.frames import is_image
 from gym_replay.viewing.text import number
 from gym_replay.wrappers.bounds import bounds_of
 

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from nicegui import ui
 
 from gym_replay.buffer.episode import Episode
 from gym_replay.errors import GymReplayError
+from gym_replay.schema.pictures import image_fields
 from gym_replay.viewing import charts
 from gym_replay.viewing.cameras import Cameras
 from gym_replay.viewing.curves import MOST_LINES, last_t, marks, panel, panel_names, values_at
-from gym_replay.viewing.episodes import NO_LAST, end_of
-from gym_replay.viewing.frames import image_fields
+from gym_replay.viewing.episodes import NO_LAST, end_of, recorded_rate
 from gym_replay.viewing.text import number, short
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 _TICKS = 30
 """Frames a second, at most, while an episode plays."""
 
-_DEFAULT_RATE = 30.0
 _SPEEDS = {speed: f"{speed:g}x" for speed in (0.25, 0.5, 1, 2, 4, 8, 16)}
 _FIRST_PANELS = 5
 _VALUES_EVERY = 0.15
@@ -204,11 +202,7 @@ class Player:
     @property
     def rate(self) -> float:
         """Steps a second as the episode was recorded, 30 where that was not in real time."""
-        episode = self.shown[0].episode
-        duration = episode.meta.get("episode_duration", 0)
-        seconds = float(duration) if isinstance(duration, (int, float, np.number)) else 0.0
-        found = len(episode) / seconds if seconds > 0 else 0
-        return found if 1 <= found <= 120 else _DEFAULT_RATE
+        return recorded_rate(self.shown[0].episode)
 
     def _speed_changed(self, event: Any) -> None:
         self._speed = float(event.value)

@@ -12,6 +12,7 @@ import numpy as np
 
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.reading import Readable
+from gym_replay.schema.pictures import Rgb
 from gym_replay.viewing.frames import Encoded, encode
 from gym_replay.viewing.text import short
 
@@ -38,7 +39,7 @@ def what_runs(episode: Episode) -> tuple[str, bool]:
     name = recorded_environment(episode)
     spec = None if name is None else gym.registry.get(name)
     if spec is None:
-        remedy = "start the page with --import and the package that registers it, if you trust that"
+        remedy = "start with --import and the package that registers it, if you trust that"
         return f"No environment is registered here as {short(name or '', 80)!r}; {remedy}.", False
     entry = spec.entry_point
     module = entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", "?")
@@ -134,7 +135,7 @@ class Renderer:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 for picture in replay(self._buffer, episode, render=True):
-                    self._add(film, encode(_as_picture(picture)))
+                    self._add(film, encode(as_picture(picture)))
                     if not film.wanted or len(film.frames) >= _MOST_FRAMES:
                         break
         except Exception as error:  # whatever the environment raises
@@ -150,7 +151,12 @@ class Renderer:
             self._changed.notify_all()
 
 
-def _as_picture(rendered: Any) -> Any:
+def as_picture(rendered: Any) -> Rgb:
+    """What an environment rendered, as a picture.
+
+    Raises:
+        ValueError: it is none.
+    """
     picture = np.asarray(rendered)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
         raise ValueError(f"the environment rendered {picture.dtype} of shape {picture.shape}, and no RGB picture")

@@ -12,6 +12,9 @@ _OTHERS = {
     ("pettingzoo", "AECEnv"): (
         f"an environment of several agents; wrap its pettingzoo.utils.aec_to_parallel(env) in {_PARALLEL}"
     ),
+    ("envpool", "DMEnvPoolMixin"): (
+        "EnvPool's environments as dm_env has them, which lacks batched spaces; record envpool.make_gymnasium(...)"
+    ),
     ("gym", "Env"): (
         "an environment of the old gym; record shimmy.GymV26CompatibilityV0(env=env), or of a gym before 0.26 "
         "shimmy.GymV21CompatibilityV0(env=env)"

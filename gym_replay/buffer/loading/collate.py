@@ -31,6 +31,9 @@ class Batch(dict[str, Any]):
         )
     """
 
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
+
     def __repr__(self) -> str:
         return "\n  ".join(["Batch(", *(f"{name}: {what}" for name, what in shapes_of(self).items())]) + "\n)"
 

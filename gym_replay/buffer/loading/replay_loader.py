@@ -19,6 +19,7 @@ from gym_replay.buffer.loading.order import PriorityDraw
 from gym_replay.buffer.loading.prioritized import as_array
 from gym_replay.buffer.loading.statistics import Resolved, from_state, to_state
 from gym_replay.errors import FieldError
+from gym_replay.markup import heading, table
 
 _OF_ORDER = ("batch_size", "shuffle", "sampler", "drop_last", "collate_fn")
 
@@ -114,14 +115,24 @@ class ReplayLoader(DataLoader[Batch]):
             state["_progress"] = number + 1, 0, ()
 
     def __repr__(self) -> str:
-        order = self.sampler.of_this_rank()
-        said = f"{type(self).__name__}: {len(order)} batches of {order.batch_size} of {order.num_samples} samples"
+        said = self._described()
         try:
             shapes = shapes_of(self.dataset.first_batch())
         except Exception as error:  # whatever a transform or a buffer that is closed may raise: this only tells
             return f"<{said}, of which none can be looked at: {error}>"
         width = max(map(len, shapes), default=0)
         return "\n".join([f"<{said}, such as", *(f"  {name:<{width}}  {what}" for name, what in shapes.items())]) + ">"
+
+    def _repr_html_(self) -> str:
+        try:
+            shapes = shapes_of(self.dataset.first_batch())
+        except Exception as error:  # as for repr
+            return heading(f"{self._described()}, of which none can be looked at: {error}")
+        return heading(self._described()) + table(("entry", "such as"), shapes.items())
+
+    def _described(self) -> str:
+        order = self.sampler.of_this_rank()
+        return f"{type(self).__name__}: {len(order)} batches of {order.batch_size} of {order.num_samples} samples"
 
     @property
     def epoch(self) -> int:

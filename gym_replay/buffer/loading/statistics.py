@@ -26,6 +26,7 @@ from gym_replay.errors import EpisodeEvictedError, FieldError, GymReplayError
 from gym_replay.files.directory import Directory, open_beneath
 from gym_replay.files.documents import LARGEST, parse_json, size_fault
 from gym_replay.files.writing import replace_file
+from gym_replay.markup import numbers, table
 from gym_replay.notices import did_you_mean
 from gym_replay.schema.arguments import checked_number
 from gym_replay.schema.arrays import Array, Floats, Ints
@@ -259,6 +260,11 @@ class Statistics(dict[str, FieldStatistics]):
 
     def __repr__(self) -> str:
         return f"Statistics({', '.join(self)})"
+
+    def _repr_html_(self) -> str:
+        columns = ("mean", "std", "min", "max")
+        rows = ([name, *(numbers(getattr(found, column)) for column in columns)] for name, found in self.items())
+        return table(("field", *columns), rows)
 
 
 Normalize: TypeAlias = Mapping[str, FieldStatistics] | Collection[str] | None

@@ -49,8 +49,22 @@ STARTED: list[Child] = []
 subprocess.Popen = Child
 
 
-def pytest_runtest_teardown():
-    while STARTED:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """End what a test started; what a fixture of several tests started goes on until the end of all tests."""
+    before = len(STARTED)
+    try:
+        return (yield)
+    finally:
+        _end_from(before)
+
+
+def pytest_sessionfinish():
+    _end_from(0)
+
+
+def _end_from(first):
+    while len(STARTED) > first:
         STARTED.pop().end()
 
 

@@ -173,6 +173,7 @@ def split_into(
     fractions: Fractions,
     *,
     seed: int = 0,
+    episodes: Episodes | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> list[ReplayBuffer]:
@@ -185,6 +186,7 @@ def split_into(
         source: a folder, a ReplayBuffer or a ConcatReplayBuffer.
         fractions: how much each folder gets; they add up to 1.
         seed: any integer from 0 on.
+        episodes: which episodes are copied, as for :func:`split`; None for all.
         overwrite, progress: as for :func:`merge`.
 
     Returns:
@@ -202,7 +204,7 @@ def split_into(
         raise FieldError(f"split_into: a folder is named twice in {[str(folder) for folder in folders]}")
     with opened(source) as buffer:
         snapshots = buffer.snapshots()
-        subsets = split(buffer, list(fractions.values()), seed)
+        subsets = split(buffer, list(fractions.values()), seed, episodes=episodes)
         targets = {folder: _parts_at(snapshots, indices) for folder, indices in zip(folders, subsets, strict=True)}
         metadata = merged_schema([(part.reader.folder, part.metadata) for part in snapshots])
         del snapshots

@@ -89,10 +89,14 @@ def select(args: argparse.Namespace) -> int:
 @verb(
     "split",
     "copy each episode into one of several folders, at random",
-    "Copies each episode into one of several new folders. Which one depends on its id, the seed and the fractions "
-    "only, so that an episode stays in its subset when more are recorded.",
-    ["gym-replay split data/all --into data/train=0.9 data/val=0.1 --seed 0"],
+    "Copies each episode that meets the conditions into one of several new folders. Which one depends on its id, the "
+    "seed and the fractions only, so that an episode stays in its subset when more are recorded.",
+    [
+        "gym-replay split data/all --into data/train=0.9 data/val=0.1 --seed 0",
+        "gym-replay split data/all --into data/train=0.9 data/val=0.1 --where \"label == 'good'\"",
+    ],
     FOLDER,
+    *CHOICE,
     option(
         "--into", nargs="+", required=True, metavar="FOLDER=FRACTION", help="the new folders; fractions add up to 1"
     ),
@@ -101,7 +105,6 @@ def select(args: argparse.Namespace) -> int:
 )
 def split(args: argparse.Namespace) -> int:
     """Copy each episode into one of several folders."""
-    from gym_replay.buffer.concat import open_source
     from gym_replay.buffer.copying import split_into
 
     fractions: dict[str, float] = {}
@@ -118,8 +121,10 @@ def split(args: argparse.Namespace) -> int:
         fractions[folder] = value
     if abs(sum(fractions.values()) - 1) > 1e-6:
         raise FieldError(f"--into: expected a sum of 1 of all fractions, got {sum(fractions.values()):g}")
-    with open_source(args.folder) as buffer:
-        made = split_into(buffer, fractions, seed=args.seed, overwrite=args.overwrite, progress=shows_bars(args))
+    with opened(args) as (buffer, episodes):
+        made = split_into(
+            buffer, fractions, seed=args.seed, episodes=episodes, overwrite=args.overwrite, progress=shows_bars(args)
+        )
     return _show(made, args)
 
 

@@ -218,15 +218,24 @@ def _as_compared(wanted: Array, values: Array) -> Array:
 
 
 @overload
-def split(buffer: HasSnapshots, fractions: Mapping[str, float], seed: int = 0) -> dict[str, Ints]: ...
-@overload
-def split(buffer: HasSnapshots, fractions: Sequence[float], seed: int = 0) -> tuple[Ints, ...]: ...
 def split(
-    buffer: HasSnapshots, fractions: Mapping[str, float] | Sequence[float], seed: int = 0
+    buffer: HasSnapshots, fractions: Mapping[str, float], seed: int = 0, *, episodes: Episodes | None = None
+) -> dict[str, Ints]: ...
+@overload
+def split(
+    buffer: HasSnapshots, fractions: Sequence[float], seed: int = 0, *, episodes: Episodes | None = None
+) -> tuple[Ints, ...]: ...
+def split(
+    buffer: HasSnapshots,
+    fractions: Mapping[str, float] | Sequence[float],
+    seed: int = 0,
+    *,
+    episodes: Episodes | None = None,
 ) -> dict[str, Ints] | tuple[Ints, ...]:
     """Divide the episodes into subsets, at random.
 
-    No episode is in two subsets, and each is in one, so that no step of a validation episode is ever trained on.
+    No episode is in two subsets, and each that is chosen is in one, so that no step of a validation episode is ever
+    trained on.
 
     Where an episode goes depends on the seed, the fractions, and its id (in a concatenation also on the index of its
     buffer), and on nothing else. So an episode stays in its subset when others are appended, evicted or deleted, and
@@ -238,13 +247,17 @@ def split(
         buffer: a ReplayBuffer or ConcatReplayBuffer.
         fractions: how much each subset gets, by name or in order; they add up to 1.
         seed: any integer from 0 on; other seeds give other divisions.
+        episodes: which episodes are divided: indices, a slice, a mask, a condition such as ``"label == 'good'"``, or a
+            function of the values of all episodes; None for all. Which subset an episode is in does not depend on it.
 
     Returns:
         For names a dict, else a tuple: the indices of the episodes of each subset, int64, ascending. An index is the
         episode's index among those live now, as in ``buffer.episode(index)``.
 
     Raises:
-        FieldError: the fractions are negative, not finite, or do not add up to 1, or the seed is negative.
+        FieldError: the fractions are negative, not finite, or do not add up to 1, the seed is negative, or the
+            condition is none.
+        IndexError: there is no such episode.
 
     Example:
         >>> train, valid = split(buffer, (0.9, 0.1), seed=0)  # doctest: +SKIP
@@ -264,12 +277,15 @@ def split(
         raise FieldError(f"fractions={fractions!r}: expected a sum of 1, got {shares.sum():g}")
     seed = checked_integer("seed", seed)
     # In the buffer's order of episodes.
-    chances = [chances_of(part.ids, number, seed) for number, part in enumerate(snapshots_of(buffer))]
+    parts = snapshots_of(buffer)
+    chances = [chances_of(part.ids, number, seed) for number, part in enumerate(parts)]
     edges = np.cumsum(shares)[:-1]
     subset = np.searchsorted(edges, np.concatenate(chances), side="right") if chances else np.empty(0, np.int64)
     # A fraction of zero at the end is not reached by rounding of the sum before it.
     last = int(np.flatnonzero(shares)[-1])
     subset = np.minimum(subset, last)
+    if episodes is not None:
+        subset[~selected(EpisodeValues(parts), episodes)] = -1
     indices = tuple(np.flatnonzero(subset == number).astype(np.int64) for number in range(len(shares)))
     return dict(zip(fractions, indices, strict=True)) if isinstance(fractions, Mapping) else indices
 

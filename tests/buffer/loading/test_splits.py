@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gym_replay import ConcatReplayBuffer, FieldError, ReplayBuffer, split
+from gym_replay import ConcatReplayBuffer, FieldError, ReplayBuffer, split, split_into
 
 
 def of(*parts):
@@ -113,3 +113,18 @@ def test_fractions_that_cannot_be(fractions, message):
         split(of([0, 1]), fractions)
     with pytest.raises(FieldError, match="seed"):
         split(of([0]), (1.0,), -1)
+
+
+def test_chosen_episodes_are_divided_as_all_would_be(tmp_path):
+    with ReplayBuffer(tmp_path / "all", fields={"x": "int"}, meta_fields={"skill": "int"}) as buffer:
+        for number in range(30):
+            buffer.store_episode(x=np.arange(3), skill=number % 3)
+        whole = split(buffer, (0.5, 0.5), seed=2)
+        chosen = split(buffer, (0.5, 0.5), seed=2, episodes="skill == 1")
+        assert [indices.tolist() for indices in chosen] == [[n for n in part.tolist() if n % 3 == 1] for part in whole]
+        with pytest.raises(FieldError, match="skil"):
+            split(buffer, (0.5, 0.5), episodes="skil == 1")
+        folders = {tmp_path / "train": 0.5, tmp_path / "held out": 0.5}
+        for made, indices in zip(split_into(buffer, folders, seed=2, episodes="skill == 1"), chosen, strict=True):
+            with made:
+                assert made.meta["skill"].tolist() == [1] * len(indices)

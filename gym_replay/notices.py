@@ -7,10 +7,18 @@ Without any set-up Python's logging writes them to the standard error.
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from typing_extensions import ParamSpec
 
 from gym_replay.errors import printable
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _LOGGER = logging.getLogger("gym_replay")
 _told: set[str] = set()
@@ -52,3 +60,25 @@ def did_you_mean(name: object, known: Iterable[str], *, remedy: str = "") -> str
     if near:
         return f"; did you mean {folded[near[0]]!r}?"
     return f"; there {f'are {known}' if known else 'is none'}" + (f"; {remedy}" if remedy else "")
+
+
+def names_nearest_keyword(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Have a function's TypeError for an unknown keyword name the nearest one that there is.
+
+    Example:
+        >>> @names_nearest_keyword
+        ... def play(env, *, episodes=1): ...
+        >>> play("CartPole-v1", episode=2)
+        Traceback (most recent call last):
+        TypeError: play() has no keyword 'episode'; did you mean 'episodes'?
+    """
+    known = [name for name, each in inspect.signature(function).parameters.items() if each.kind is not each.VAR_KEYWORD]
+
+    @functools.wraps(function)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"{function.__name__}() has no keyword {name!r}{did_you_mean(name, known)}")
+        return function(*args, **kwargs)
+
+    return checked

@@ -22,6 +22,7 @@ from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.reading import Readable
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError, EpisodeStateError, FieldError
 from gym_replay.files.documents import parse_json
+from gym_replay.notices import names_nearest_keyword
 from gym_replay.schema.fields import make_encoder, parse_fields
 from gym_replay.spaces import Leaf, make_space_encoder, space_to_json, space_tree, unflatten
 from gym_replay.wrappers.generator_state import NUMBERS, restore_generator
@@ -95,6 +96,7 @@ def replay(
     render: Literal[True],
     trust: bool = False,
 ) -> Iterator[Any]: ...
+@names_nearest_keyword
 def replay(
     buffer: Readable,
     episode: int | Episode,

@@ -261,6 +261,16 @@ IN_PYTHON = {
         KeyError,
         "unknown meta field 'tsk'; did you mean 'task'?",
     ),
+    "a keyword of collect": (
+        lambda f: collect("CartPole-v1", f, episode=1),
+        TypeError,
+        r"collect\(\) has no keyword 'episode'; did you mean 'episodes'\?",
+    ),
+    "a keyword of select": (
+        lambda f: select(f, f / "out", wher="length > 3"),
+        TypeError,
+        r"select\(\) has no keyword 'wher'; did you mean 'where'\?",
+    ),
     "a keyword of dataloader": (
         lambda f: by_hand(f).dataloader(2, timestep_levels=True),
         TypeError,

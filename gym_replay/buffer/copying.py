@@ -35,6 +35,7 @@ from gym_replay.errors import (
 from gym_replay.files.folders import folder_of
 from gym_replay.files.lock import WriterLock
 from gym_replay.files.new_folder import new_folders
+from gym_replay.notices import names_nearest_keyword
 from gym_replay.schema.codec_choice import Codecs, with_codecs
 from gym_replay.schema.fields import require_codecs
 
@@ -47,6 +48,7 @@ Fractions: TypeAlias = Mapping[str, float] | Mapping[Path, float] | Mapping[Fold
 """How much each folder gets."""
 
 
+@names_nearest_keyword
 def merge(
     sources: Sequence[Copied],
     folder: Folder,
@@ -106,6 +108,7 @@ def merge(
     return _copy(metadata, {folder_of(folder): parts}, overwrite, progress)[0]
 
 
+@names_nearest_keyword
 def select(
     source: Copied,
     folder: Folder,
@@ -168,6 +171,7 @@ def select(
         return _copy(metadata, {folder_of(folder): parts}, overwrite, progress)[0]
 
 
+@names_nearest_keyword
 def split_into(
     source: Copied,
     fractions: Fractions,

@@ -93,7 +93,7 @@ def select(args: argparse.Namespace) -> int:
     "seed and the fractions only, so that an episode stays in its subset when more are recorded.",
     [
         "gym-replay split data/all --into data/train=0.9 data/val=0.1 --seed 0",
-        "gym-replay split data/all --into data/train=0.9 data/val=0.1 --where \"label == 'good'\"",
+        "gym-replay split data/all --into train=0.9 val=0.1 --where \"label == 'good'\"",
     ],
     FOLDER,
     *CHOICE,

@@ -15,6 +15,7 @@ from gym_replay.collecting.plan import Goal
 from gym_replay.collecting.request import Keep, Request
 from gym_replay.errors import FieldError
 from gym_replay.files.folders import folder_of
+from gym_replay.notices import names_nearest_keyword
 from gym_replay.schema.codec_choice import Codecs, plain_codecs
 from gym_replay.schema.fields import FieldLike
 from gym_replay.wrappers.recorder import RecordingOptions
@@ -65,6 +66,7 @@ def collect(
 def collect(
     env: EnvLike, folder: str | os.PathLike[str], *, engine: Literal["ray"], **arguments: Unpack[CollectArguments]
 ) -> ConcatReplayBuffer: ...
+@names_nearest_keyword
 def collect(
     env: EnvLike,
     folder: str | os.PathLike[str],

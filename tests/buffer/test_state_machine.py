@@ -276,7 +276,10 @@ class BufferMachine(RuleBasedStateMachine):
             columns[name] = pieces
             arrays[name] = pieces
             if padded and (final or not info.state):
-                array = random_values(rng, info, (len(places), max(counts) + int(rng.integers(0, 3))))
+                width, longest = max(counts) + int(rng.integers(0, 3)), self.buffer.metadata.max_timesteps
+                if longest is not None:  # more rows than any episode may have are refused
+                    width = min(width, longest + info.state)
+                array = random_values(rng, info, (len(places), width))
                 for row, piece in zip(array, pieces, strict=True):
                     row[: len(piece)] = piece
                 arrays[name] = array

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from gym_replay.cli.verbs import (
     FIELDS,
     FOLDER,
     Option,
-    import_from_here,
+    import_modules,
+    importing,
     keywords,
     opened,
     option,
@@ -30,14 +30,7 @@ _RENDERING = (
         action="store_true",
         help="play the episodes again and render them; imports and runs the recorded environment as installed here",
     ),
-    option(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import a module first, which registers the environment; may be given several times",
-    ),
+    importing("; may be given several times"),
 )
 _REPLACE = option("--overwrite", action="store_true", help="replace a file that is there, once the new one is complete")
 
@@ -115,9 +108,7 @@ def plot(args: argparse.Namespace) -> int:
 
 
 def _make(args: argparse.Namespace, make: Callable[..., Path], **options: Any) -> int:
-    for module in getattr(args, "modules", ()):
-        import_from_here()
-        import_module(module)
+    import_modules(getattr(args, "modules", ()))
     with opened(args) as (buffer, chosen):
         given = keywords(args, "folder", "out", "modules", "where", "episodes")
         path = make(buffer, args.out, episodes=chosen, **given, **options)

@@ -6,12 +6,11 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gym_replay.buffer.reading import Readable
 from gym_replay.cli import output
-from gym_replay.cli.verbs import CHOICE, FOLDER, import_from_here, opened, option, shows_bars, verb
+from gym_replay.cli.verbs import CHOICE, FOLDER, import_modules, importing, opened, option, shows_bars, verb
 from gym_replay.errors import printable
 
 if TYPE_CHECKING:
@@ -29,14 +28,7 @@ _WORDS = {"differs": "different"}
     "recorded are named, and count as no difference.",
     ["gym-replay replay data/cartpole", "gym-replay replay data/maze --episodes 0:10 --import my_envs"],
     FOLDER,
-    option(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import a module first, which registers the environment; may be given several times",
-    ),
+    importing("; may be given several times"),
     option(
         "--trust",
         action="store_true",
@@ -48,9 +40,7 @@ def replay(args: argparse.Namespace) -> int:
     """Replay the episodes."""
     from tqdm import tqdm
 
-    for module in args.modules:
-        import_from_here()
-        import_module(module)
+    import_modules(args.modules)
     with opened(args) as (buffer, episodes):
         indices = list(range(len(buffer))) if episodes is None else episodes.tolist()
         found = []

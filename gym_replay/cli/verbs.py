@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -175,6 +176,25 @@ def import_from_here() -> None:
     """Let modules in the folder that one is in be imported, as `python -m` has it."""
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
+
+
+def importing(which: str) -> Option:
+    """The option ``--import``, whose modules :func:`import_modules` imports."""
+    return option(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help=f"import a module first, which registers the environment{which}",
+    )
+
+
+def import_modules(modules: Sequence[str]) -> None:
+    """Import what ``--import`` names."""
+    for module in modules:
+        import_from_here()
+        import_module(module)
 
 
 def shows_bars(args: argparse.Namespace) -> bool:

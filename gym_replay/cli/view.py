@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from importlib import import_module
 
 from gym_replay.cli import output
-from gym_replay.cli.verbs import FOLDER, import_from_here, option, verb
+from gym_replay.cli.verbs import FOLDER, import_modules, importing, option, verb
 from gym_replay.errors import printable
 
 
@@ -20,22 +19,13 @@ from gym_replay.errors import printable
     FOLDER,
     option("--port", type=int, default=0, help="where the page is served (any free port)"),
     option("--no-browser", dest="browser", action="store_false", help="only print the address"),
-    option(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import a module first, which registers the environment that renders frames anew",
-    ),
+    importing(" that renders frames anew"),
 )
 def view(args: argparse.Namespace) -> int:
     """Serve the page until it is interrupted."""
     from gym_replay.viewing.opening import view as open_view
 
-    for module in args.modules:
-        import_from_here()
-        import_module(module)
+    import_modules(args.modules)
     with open_view(args.folder, port=args.port, browser=args.browser) as shown:
         if args.json:
             output.write_json({"folder": args.folder, "address": shown.address})

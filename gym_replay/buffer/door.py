@@ -1,8 +1,8 @@
 """The door to the storage: what rooms above the buffer may know of the files, and nothing else."""
 
 from gym_replay.buffer.open_episode import Claim, Encoders
-from gym_replay.buffer.storage.block import Block, Piece
-from gym_replay.buffer.storage.encoded import Encoded, as_stored, decoded
+from gym_replay.buffer.storage.block import Block
+from gym_replay.buffer.storage.encoded import Encoded, as_stored
 from gym_replay.buffer.storage.labels import LABEL, labels_of, read_labels, set_labels
 from gym_replay.buffer.storage.layout import Metadata, metadata_from_json, metadata_to_json, read_metadata, step_path
 from gym_replay.buffer.storage.ragged import Ragged
@@ -20,12 +20,10 @@ __all__ = [
     "Encoders",
     "MetaColumn",
     "Metadata",
-    "Piece",
     "Ragged",
     "Snapshot",
     "Stage",
     "as_stored",
-    "decoded",
     "has_buffer",
     "labels_of",
     "metadata_from_json",

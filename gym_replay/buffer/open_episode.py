@@ -473,10 +473,7 @@ class Claim:
             StorageError: the operating system refused. The same block can be committed again, unless
                 :meth:`is_committed` says that it is visible.
         """
-        writer = self._opened()
-        if writer.metadata.circular:
-            self.open()  # a ring makes room for strings when it is opened
-        writer.commit(block)
+        self._opened().commit(block)
 
     def is_committed(self, first_id: int | None) -> bool:
         """Whether a commit that was begun under this id came through, whatever exception came then."""

@@ -124,7 +124,7 @@ class Session(ABC, Generic[_E]):
         fields, derived = buffer.metadata.fields, buffer.metadata.derived
         written = {name: info for name, info in fields.items() if not (is_info(name) or name in derived)}
         self.claim.require_fields({name: None if name == "reward" else info for name, info in written.items()})
-        self._keep, self._on_episode = keep, on_episode
+        self._keep, self._on_episode, self._is_circular = keep, on_episode, buffer.circular
         self._is_shown = False  # an episode is looked at just now
         self._error: BaseException | None = None  # of looking at episodes, until all that ended are committed
         self._is_behind = False  # the buffer's fields may have changed, and those of the open episodes not yet
@@ -285,6 +285,8 @@ class Session(ABC, Generic[_E]):
             self.ended = [ended, *others]
         block, claim = ended.block(self.buffer), self.claim
         if ended.first_id is None or not claim.is_committed(ended.first_id):
+            if self._is_circular:
+                claim.open()  # which makes room for strings
             ended.first_id = claim.next_id
             claim.commit(block)
         self.ended = others

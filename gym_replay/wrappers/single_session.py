@@ -22,6 +22,9 @@ from gym_replay.wrappers.session import FinishedEpisode, OnEpisode, Session
 _NUMBERS: Mapping[str, Callable[[list[Any]], Any]] = {"reward": partial(array, "d")}
 """Rewards are kept as they are until the commit, buffers of their bytes: to take these costs more."""
 
+_CUT = {"truncated": FLAG_BYTES[True]}
+"""What the last transition of an episode holds that no step has ended."""
+
 
 class Episode:
     """An episode of a single environment, from its reset to its commit.
@@ -33,7 +36,6 @@ class Episode:
     Attributes:
         noted: the user's meta fields.
         stage: the rows; None before the first step.
-        ended_at: its length, where a step ended it.
         is_broken: a step was lost, so none may follow.
         is_complete: at its end, whether it was not cut.
         verdicts: whether it is kept, once ``on_episode`` has seen it.
@@ -44,7 +46,7 @@ class Episode:
         self.initial, self.meta = initial, meta
         self.noted: dict[str, Any] = {}
         self.stage: Stage | None = None
-        self.ended_at, self.is_broken, self.is_complete = -1, False, False
+        self.is_broken, self.is_complete = False, False
         self.verdicts: list[bool] = []
         self.first_id: int | None = None
 
@@ -54,7 +56,7 @@ class Episode:
     @property
     def has_ended(self) -> bool:
         """Whether the last transition ended the episode."""
-        return self.stage is not None and self.ended_at == len(self.stage)
+        return self.stage is not None and self.stage.has_ended
 
     def finished(self, index: int, metadata: Metadata) -> FinishedEpisode:
         """The episode, as ``on_episode`` sees it."""
@@ -142,7 +144,7 @@ class SingleSession(Session[Episode]):
         self.claim.open()
         has_numbers = not self.buffer.metadata.fields["reward"].shape
         episode.stage = stage = self.claim.stage(episode.initial, self._names, _NUMBERS if has_numbers else {})
-        stage.watch = self._watch
+        stage.watch, stage.cut = self._watch, _CUT
         return stage
 
     def _watch(self, rows: Mapping[str, Any], first: int, end: int) -> None:
@@ -157,12 +159,10 @@ class SingleSession(Session[Episode]):
             is_plain = isinstance(value, (str, bool, int, float))
             self.episode.noted[name] = value if is_plain else np.array(to_array(value, name))
 
-    def note_end(self, *, terminated: bool, truncated: bool) -> None:
-        """The transition that is added next ends the episode; where an interrupt keeps it away, nothing does."""
-        episode = self.episode
-        if episode is not None and episode.stage is not None:  # and was not given up inside the step
-            episode.stage.last = {"terminated": FLAG_BYTES[terminated], "truncated": FLAG_BYTES[truncated]}
-            episode.ended_at = len(episode.stage) + 1
+    def add_last(self, items: Sequence[Any], *, terminated: bool, truncated: bool) -> None:
+        """Add the transition that ends the episode."""
+        if (stage := self.stage) is not None:  # it was not given up inside the step
+            stage.end(items, {"terminated": FLAG_BYTES[terminated], "truncated": FLAG_BYTES[truncated]})
 
     def note_lost_step(self) -> None:
         """A step was begun and did not end: the episode ends with the one before."""
@@ -201,10 +201,8 @@ class SingleSession(Session[Episode]):
         episode = self.episode
         if episode is None or (stage := episode.stage) is None:
             return
-        episode.is_complete = complete = episode.has_ended
-        if complete or (self._keep and len(stage)):
-            if not complete:
-                stage.last = {"truncated": FLAG_BYTES[True]}
+        episode.is_complete = stage.has_ended
+        if stage.has_ended or (self._keep and len(stage)):
             self.ended = [episode]
             try:
                 self.commit()

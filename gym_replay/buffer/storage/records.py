@@ -146,8 +146,7 @@ class RecordFormat:
             content = b"".join((_pack_head(first_id, start, lengths[0]), *each, self._padding, flag))
             assert len(content) == self.nbytes - 4, "the meta values are not of the fields"
             return content + _pack_crc(crc32(content) ^ self._salt)
-        differing = [(name, value) for name, value in zip(self._columns, each, strict=True) if type(value) is not bytes]
-        same = [value if type(value) is bytes else value[0].tobytes() for value in each]
+        same = [value if type(value) is bytes else bytes(value.nbytes // len(value)) for value in each]
         content = b"".join((_pack_head(0, 0, 0), *same, self._padding, flag, _pack_crc(0)))
         records = np.frombuffer(bytearray(content * len(lengths)), self.dtype)
         records["id"] = np.arange(first_id, first_id + len(lengths))
@@ -156,8 +155,9 @@ class RecordFormat:
         records["start"] = np.add.accumulate(rows) - rows + start
         if not isinstance(flags, int):
             records["flags"] = flags
-        for column, value in differing:
-            records[column] = value
+        for column, value in zip(self._columns, each, strict=True):
+            if type(value) is not bytes:
+                records[column] = value
         return self.signed(records).tobytes()
 
     def signed(self, records: npt.NDArray[Any]) -> npt.NDArray[Any]:

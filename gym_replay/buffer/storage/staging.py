@@ -81,9 +81,10 @@ class RowFormat:
         longest = RAGGED_CHUNK_ROWS if any(info.ragged for info in fields.values()) else CHUNK_ROWS
         self.chunk_rows = max(min(longest, chunk_bytes // row_nbytes), 2)
         self.defaults = {name: info.stored.default_value().tobytes() for name, info in fields.items()}
+        items = [(item, name, fields[name]) for item, name in enumerate(self.names) if name in fields]
         self.plan = [
             FieldPlan(name, item, self._packers.get(name), info.state, info.has_elements, self.defaults[name])
-            for item, (name, info) in enumerate((name, fields[name]) for name in self.names)
+            for item, name, info in items
         ]
 
     def with_fields(self, fields: Mapping[str, Field], *, bring_items: bool = True) -> RowFormat:
@@ -104,12 +105,14 @@ class _InMemory(NamedTuple):
         states: the row of the state fields that the first of the transitions starts from.
         items: of the transitions, the last one of the episode among them.
         early: the rows before them.
+        last: once the episode has ended, the bytes that fields without items hold at its last transition.
     """
 
     format: RowFormat
     states: Mapping[str, bytes]
     items: list[Any]
-    early: EarlyRows | None
+    early: EarlyRows | None = None
+    last: Mapping[str, bytes] | None = None
 
 
 class Stage:
@@ -126,7 +129,7 @@ class Stage:
 
     Attributes:
         has_final: whether the last transition brought a state.
-        last: the bytes that fields without items hold at the last transition, where it is not their default.
+        cut: the bytes that fields without items hold at the last transition of an episode that is cut.
         longest: how many transitions there may be, for whoever adds them.
         watch: is given the rows that were written early: by field, the first of them, and one past the last one.
     """
@@ -134,13 +137,13 @@ class Stage:
     # What most episodes never change is not made for each of them.
     has_final = True
     longest = UNLIMITED
-    last: Mapping[str, bytes] = _NONE
+    cut: Mapping[str, bytes] = _NONE
     watch: Callable[[Mapping[str, Rows], int, int], None] | None = None
 
     def __init__(
         self, row_format: RowFormat, initial: Mapping[str, bytes], write_early: WriteEarly, read_early: ReadEarly
     ) -> None:
-        self._memory = _InMemory(row_format, initial, [], None)
+        self._memory = _InMemory(row_format, initial, [])
         self._write_early, self._read_early = write_early, read_early
 
     @property
@@ -148,8 +151,13 @@ class Stage:
         """What each transition brings."""
         return self._memory.format
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is the last transition."""
+        return self._memory.last is not None
+
     def __len__(self) -> int:
-        row_format, _, items, early = self._memory
+        row_format, _, items, early, _ = self._memory
         count = len(items) // row_format.width
         return count if early is None else count + early.length
 
@@ -161,6 +169,11 @@ class Stage:
     def extend(self) -> Callable[[Sequence[Any]], None]:
         """Adds the items of a transition, whatever room there is."""
         return self._memory.items.extend
+
+    def end(self, items: Sequence[Any], last: Mapping[str, bytes]) -> None:
+        """Add the items of the last transition, and what fields without items hold there: all at once or nothing."""
+        memory = self._memory
+        self._memory = memory._replace(items=[*memory.items, *items], last=last)
 
     def make_room(self) -> tuple[Callable[[Sequence[Any]], None], int]:
         """A function that takes the items of one transition, and how often it may be called.
@@ -180,7 +193,7 @@ class Stage:
         Raises:
             StorageError: the operating system refused, and all is as before.
         """
-        row_format, states, items, early = self._memory
+        row_format, states, items, early, last = self._memory
         width = row_format.width
         written, left = items[:-width], items[-width:]
         if not written:
@@ -188,7 +201,7 @@ class Stage:
         rows, before = self._rows(row_format, states, written), 0 if early is None else early.length
         early = self._write_early(rows, len(written) // width, early)
         states = {name: written[item - width] for name, item, _, is_state, _, _ in row_format.plan if is_state}
-        self._memory = _InMemory(row_format, states, left, early)
+        self._memory = _InMemory(row_format, states, left, early, last)
         if self.watch is not None:
             self.watch(rows, before, early.length)
 
@@ -202,11 +215,11 @@ class Stage:
 
     def _converted(self, row_format: RowFormat) -> _InMemory:
         """What is in memory with other fields: new ones hold their default, and others another dtype."""
-        before, states, items, early = self._memory
+        before, states, items, early, last = self._memory
 
         def wider(name: str, item: bytes) -> bytes:
-            old, new = before.fields[name], row_format.fields[name]
-            if old.dtype == new.dtype:
+            old, new = before.fields.get(name), row_format.fields.get(name)
+            if old is None or new is None or old.dtype == new.dtype:
                 return item
             return widened(name, np.frombuffer(item, old.dtype), new.dtype).tobytes()
 
@@ -216,22 +229,29 @@ class Stage:
             old = zip(before.names, items[at : at + before.width], strict=True)
             changed += [*(wider(name, item) for name, item in old), *new]
         states = {name: wider(name, state) for name, state in states.items()}
-        return _InMemory(row_format, states, changed, early)
+        return _InMemory(row_format, states, changed, early, last)
 
     # --- the commit ---
 
     def block(self, meta: Mapping[str, MetaColumn], *, complete: bool) -> Block:
         """The episode as a commit takes it."""
-        row_format, states, items, early = self._memory
-        rows, length = self._rows(row_format, states, items, is_last=True), len(self)
-        flags = (HAS_FINAL if self.has_final and row_format.has_state else 0) | (COMPLETE if complete else 0)
-        return Block(rows, [length], flags, meta, early)
+        memory = self._memory
+        flags = (HAS_FINAL if self.has_final and memory.format.has_state else 0) | (COMPLETE if complete else 0)
+        return Block(self._last_rows(memory), [len(self)], flags, meta, memory.early)
+
+    def _last_rows(self, memory: _InMemory) -> dict[str, Any]:
+        """The rows in memory by field, as a block has them: row T, too, and what is known of the last transition."""
+        row_format, states, items, _, last = memory
+        rows, count = self._rows(row_format, states, items, is_last=True), len(items) // row_format.width
+        for name, value in (self.cut if last is None else last).items():
+            default = row_format.defaults[name]
+            rows[name] = default * (count - 1) + value + default * row_format.has_state
+        return rows
 
     def _rows(
         self, row_format: RowFormat, states: Mapping[str, bytes], items: list[Any], *, is_last: bool = False
     ) -> dict[str, Any]:
-        """The rows of transitions by field, as a block has them; ``is_last`` adds row T, and what is known of the last
-        one."""
+        """The rows of transitions by field, as a block has them; ``is_last`` adds row T."""
         width, rows = row_format.width, dict[str, Any]()
         adds_row_t = is_last and row_format.has_state
         for name, item, packer, is_state, has_elements, default in row_format.plan:
@@ -243,10 +263,6 @@ class Stage:
             elif adds_row_t:
                 values.append(default)
             rows[name] = values if has_elements else b"".join(values)
-        if is_last:
-            for name, value in self.last.items():
-                default = row_format.defaults[name]
-                rows[name] = default * (len(items) // width - 1) + value + default * adds_row_t
         return rows
 
     # --- reading ---
@@ -256,11 +272,11 @@ class Stage:
 
         ``rows`` are those in memory, where they were made already.
         """
-        row_format, states, items, early = self._memory
-        info = row_format.fields[name]
+        memory = self._memory
+        info, early = memory.format.fields[name], memory.early
         count = len(self) + (info.state and self.has_final)
         if rows is None:
-            rows = self._rows(row_format, states, items, is_last=True).get(name, [b""] * count)
+            rows = self._last_rows(memory).get(name, [b""] * count)
         if isinstance(rows, list):  # no bytes stand for the default
             default = info.default_value().tobytes()
             rows = b"".join([row or default for row in rows])

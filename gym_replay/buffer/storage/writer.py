@@ -287,8 +287,6 @@ class FolderWriter:
         Raises:
             BufferFullError: there is no room for one more.
         """
-        if self.is_limited:
-            self.room.require(1, 1)
         metadata, known = self.metadata, self._format
         if known is None or known[0] is not metadata or known[1] is not names:
             size = RING_CHUNK_BYTES if metadata.circular else CHUNK_BYTES
@@ -296,6 +294,7 @@ class FolderWriter:
         self._early = None
         stage = Stage(known[2], initial or {}, self._write_early, self._read_early)
         if self.is_limited:
+            self.room.require(1, 1)
             stage.longest = self.room.longest()
         return stage
 

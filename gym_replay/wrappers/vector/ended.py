@@ -189,10 +189,9 @@ def extract_ended(
                 rows[name][ends - 1] = column
         bits = np.where(finals.has_final, bits, COMPLETE * complete).astype(np.uint8)
     for name, mask in zip(FLAGS, flags, strict=True):
-        are_set = mask[env_indices] & _TRUE  # environments of others may have any number for True
-        if 1 in are_set.tobytes():  # mostly one of the flags is nowhere
+        if mask.tobytes() != bytes(len(mask)):  # mostly one of the flags is nowhere
             rows[name] = flag = np.zeros(ends.item(-1), bool)
-            flag[last] = are_set
+            flag[last] = mask[env_indices] & _TRUE  # environments of others may have any number for True
     values, noted = meta.columns(env_indices, returns[env_indices], complete=complete), meta.noted(env_indices)
     return EndedEpisodes(env_indices, lengths.tolist(), ends, complete, bits, rows, values, noted)
 

@@ -83,8 +83,7 @@ class VectorSession(Session[EndedEpisodes]):
         self._meta = EpisodeMeta(num_envs, run, buffer)
         self._num_envs = num_envs
         limits = buffer.max_episodes, buffer.max_timesteps, buffer.max_steps
-        self._is_limited, self._is_circular = limits != (None, None, None), buffer.circular
-        self._has_state = buffer.metadata.has_state
+        self._is_limited, self._has_state = limits != (None, None, None), buffer.metadata.has_state
         self._all, self._none = np.ones(num_envs, bool), np.zeros(num_envs, bool)
         self.state = State.of(0, self._none, self._none, ())
         self.starts = np.zeros(num_envs, np.int64)

@@ -9,7 +9,7 @@ if sys.platform == "win32":  # pragma: no cover
     raise ImportError("gym_replay runs on Linux and macOS; on Windows use it inside WSL 2")
 
 from gym_replay.buffer.concat import ConcatReplayBuffer
-from gym_replay.buffer.door import Ragged
+from gym_replay.buffer.door import Ragged, ReferenceReturns, normalized_score
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import (
@@ -54,6 +54,9 @@ if TYPE_CHECKING:
     from gym_replay.buffer.loading.selection import split
     from gym_replay.buffer.loading.statistics import FieldStatistics, Statistics, statistics
     from gym_replay.collecting.collect import collect
+    from gym_replay.collecting.evaluate import evaluate
+    from gym_replay.collecting.evaluation import Evaluation
+    from gym_replay.collecting.reference import measure_reference
     from gym_replay.interop.d3rlpy import to_d3rlpy
     from gym_replay.interop.d4rl import from_d4rl
     from gym_replay.interop.flat import to_d4rl, to_ogbench
@@ -78,6 +81,7 @@ __version__ = "0.1.0"
 # Imported at first use: the loaders need torch, the recorder gymnasium, the checker tqdm.
 _LAZY = {
     "CheckReport": "gym_replay.buffer.check",
+    "Evaluation": "gym_replay.collecting.evaluation",
     "Fault": "gym_replay.buffer.check",
     "FieldStatistics": "gym_replay.buffer.loading.statistics",
     "FinishedEpisode": "gym_replay.wrappers.session",
@@ -88,6 +92,8 @@ _LAZY = {
     "Statistics": "gym_replay.buffer.loading.statistics",
     "check_buffer": "gym_replay.buffer.check",
     "collect": "gym_replay.collecting.collect",
+    "evaluate": "gym_replay.collecting.evaluate",
+    "measure_reference": "gym_replay.collecting.reference",
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
     "crop_loader": "gym_replay.buffer.loading.loaders",
     "merge": "gym_replay.buffer.copying",
@@ -139,6 +145,7 @@ __all__ = [
     "EpisodeEvictedError",
     "EpisodeStateError",
     "EpisodeTooLongError",
+    "Evaluation",
     "Fault",
     "Field",
     "FieldError",
@@ -156,6 +163,7 @@ __all__ = [
     "Ragged",
     "ReadOnlyError",
     "RecordToBuffer",
+    "ReferenceReturns",
     "ReplayBuffer",
     "ReplayReport",
     "StaleFieldError",
@@ -168,14 +176,17 @@ __all__ = [
     "collect",
     "contact_sheet",
     "crop_loader",
+    "evaluate",
     "export_minari",
     "fill_sb3",
     "from_d4rl",
     "from_memmap_replay_buffer",
     "from_trajectories",
     "import_minari",
+    "measure_reference",
     "merge",
     "n_step_loader",
+    "normalized_score",
     "plot",
     "register_space",
     "replay",

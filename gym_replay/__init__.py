@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from gym_replay.interop.sb3 import fill_sb3, to_sb3
     from gym_replay.interop.torchrl import to_torchrl
     from gym_replay.interop.trajectories import from_trajectories
-    from gym_replay.replaying import ReplayReport, replay
+    from gym_replay.replaying.replay import ReplayReport, replay
     from gym_replay.spaces import register_space
     from gym_replay.viewing.opening import view
     from gym_replay.viewing.plots import plot
@@ -88,7 +88,7 @@ _LAZY = {
     "GoalMixture": "gym_replay.buffer.loading.goals",
     "GoalSampler": "gym_replay.buffer.loading.goals",
     "PrioritizedSampler": "gym_replay.buffer.loading.prioritized",
-    "ReplayReport": "gym_replay.replaying",
+    "ReplayReport": "gym_replay.replaying.replay",
     "Statistics": "gym_replay.buffer.loading.statistics",
     "check_buffer": "gym_replay.buffer.check",
     "collect": "gym_replay.collecting.collect",
@@ -102,7 +102,7 @@ _LAZY = {
     "n_step_loader": "gym_replay.buffer.loading.loaders",
     "register_space": "gym_replay.spaces",
     "returns_to_go": "gym_replay.buffer.loading.returns",
-    "replay": "gym_replay.replaying",
+    "replay": "gym_replay.replaying.replay",
     "select": "gym_replay.buffer.copying",
     "split": "gym_replay.buffer.loading.selection",
     "split_into": "gym_replay.buffer.copying",

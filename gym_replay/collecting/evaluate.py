@@ -86,11 +86,15 @@ def evaluate(
             "vectorization='native': what is played would depend on num_envs; use 'sync' or 'async', or collect() with "
             "'native' and Evaluation.of(buffer)"
         )
-    making = {"env_kwargs": env_kwargs, "max_episode_steps": max_episode_steps, "fresh_envs": fresh_envs}
-    playing = {"deterministic": deterministic, "batched": batched, "seed": seed, "options": options}
-    several = {"num_envs": num_envs, "vectorization": vectorization}
+    making: dict[str, Any] = {
+        "env_kwargs": env_kwargs,
+        "max_episode_steps": max_episode_steps,
+        "fresh_envs": fresh_envs,
+    }
+    playing: dict[str, Any] = {"deterministic": deterministic, "batched": batched, "seed": seed, "options": options}
+    several: dict[str, Any] = {"num_envs": num_envs, "vectorization": vectorization}
     if folder is not None:
-        recording = {"episodes": episodes, "overwrite": overwrite, "progress": progress}
+        recording: dict[str, Any] = {"episodes": episodes, "overwrite": overwrite, "progress": progress}
         with collect(env, folder, policy=policy, **making, **playing, **several, **recording) as buffer:
             return _first(buffer, episodes)
     if overwrite:

@@ -64,16 +64,18 @@ def measure_reference(
         return buffer.make_env(trust=trust, **kwargs)
 
     def mean_of(policy: Any, **calling: Any) -> float:
-        playing = {"episodes": episodes, "seed": seed, "num_envs": num_envs, "env_kwargs": env_kwargs}
-        return _number(evaluate(policy, make if env is None else env, progress=progress, **playing, **calling))
+        playing: dict[str, Any] = {"episodes": episodes, "seed": seed, "num_envs": num_envs}
+        playing |= {"env_kwargs": env_kwargs, "progress": progress}
+        return _number(evaluate(policy, make if env is None else env, **playing, **calling))
 
     if random is None:
         random = mean_of("random")
+    found: Any = expert
     if expert is None:
-        expert = (buffer.reference_returns or ReferenceReturns()).expert
+        found = (buffer.reference_returns or ReferenceReturns()).expert
     elif isinstance(expert, str) or not isinstance(expert, (int, float, np.integer, np.floating)):
-        expert = mean_of(expert, deterministic=deterministic, batched=batched)
-    return ReferenceReturns(random=random, expert=expert)
+        found = mean_of(expert, deterministic=deterministic, batched=batched)
+    return ReferenceReturns(random=random, expert=found)
 
 
 def _number(found: Evaluation) -> float:

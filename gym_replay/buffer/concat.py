@@ -20,6 +20,7 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer, open_lazily
 from gym_replay.buffer.storage.layout import Choice, Metadata
 from gym_replay.buffer.storage.maps import require_mappable
 from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.buffer.storage.reference_returns import ReferenceReturns
 from gym_replay.errors import BufferClosedError, EmptyBufferError, FieldError, ReadOnlyError
 
 if TYPE_CHECKING:
@@ -249,6 +250,12 @@ class ConcatReplayBuffer(Readable):
         """
         return self._agreed("env_spec").env_spec
 
+    @property
+    def reference_returns(self) -> ReferenceReturns | None:
+        self._require_open()
+        found = {buffer.reference_returns for buffer in self.buffers}
+        return found.pop() if len(found) == 1 else None
+
     def make_env(self, **kwargs: Any) -> gym.Env[Any, Any]:
         """Make the recorded environment anew, where it is the same in all buffers; see :meth:`ReplayBuffer.make_env`.
 
@@ -294,6 +301,7 @@ class ConcatReplayBuffer(Readable):
 
     store = store_final = store_batch = store_episode = one_episode = batched_episode = _refuse
     update = delete = clear = add_field = add_meta_field = rename_field = drop_field = _refuse
+    set_reference_returns = _refuse
 
     def close(self) -> None:
         """Close the buffers that were opened here. Closing twice is fine; views handed out stay good."""

@@ -8,6 +8,7 @@ from gym_replay.buffer.storage.layout import Metadata, metadata_from_json, metad
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.reader import Snapshot, has_buffer, require_buffer, snapshots_of
 from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
+from gym_replay.buffer.storage.reference_returns import HasReferenceReturns, ReferenceReturns, normalized_score
 from gym_replay.buffer.storage.staging import Stage
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     "Claim",
     "Encoded",
     "Encoders",
+    "HasReferenceReturns",
     "MetaColumn",
     "Metadata",
     "Piece",
     "Ragged",
+    "ReferenceReturns",
     "Snapshot",
     "Stage",
     "as_stored",
@@ -30,6 +33,7 @@ __all__ = [
     "labels_of",
     "metadata_from_json",
     "metadata_to_json",
+    "normalized_score",
     "read_labels",
     "read_metadata",
     "require_buffer",

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         trajectory_loader,
         window_loader,
     )
+    from gym_replay.buffer.loading.mixing import Mixture, mix
     from gym_replay.buffer.loading.prioritized import PrioritizedSampler
     from gym_replay.buffer.loading.returns import returns_to_go
     from gym_replay.buffer.loading.selection import split
@@ -99,6 +100,8 @@ _LAZY = {
     "merge": "gym_replay.buffer.copying",
     "export_minari": "gym_replay.interop.minari",
     "import_minari": "gym_replay.interop.minari",
+    "Mixture": "gym_replay.buffer.loading.mixing",
+    "mix": "gym_replay.buffer.loading.mixing",
     "n_step_loader": "gym_replay.buffer.loading.loaders",
     "register_space": "gym_replay.spaces",
     "returns_to_go": "gym_replay.buffer.loading.returns",
@@ -158,6 +161,7 @@ __all__ = [
     "LeRobotFormat",
     "MakeEnvError",
     "MissingExtraError",
+    "Mixture",
     "NotABufferError",
     "PrioritizedSampler",
     "Ragged",
@@ -185,6 +189,7 @@ __all__ = [
     "import_minari",
     "measure_reference",
     "merge",
+    "mix",
     "n_step_loader",
     "normalized_score",
     "plot",

@@ -117,6 +117,7 @@ class ConcatReplayBuffer(Readable):
         self.buffers: list[ReplayBuffer] = []
         self._opened: list[ReplayBuffer] = []
         self._forget()
+        self._forget_samplers()
 
     def _open(self, found: Sequence[Path | ReplayBuffer]) -> None:
         """Open what was found and add it, all of it or nothing."""
@@ -185,6 +186,24 @@ class ConcatReplayBuffer(Readable):
                 self._kept = [self._snapshot(index) for index in range(len(self.buffers))]
             return self._kept.copy()
         return [self._snapshot(index) for index in range(len(self.buffers))]
+
+    def newest(self) -> list[Snapshot]:
+        self._require_open()
+        for buffer in self.buffers:
+            buffer.newest()
+        parts = [self._snapshot(index) for index in range(len(self.buffers))]
+        if self._kept is not None and [*map(id, self._kept)] != [*map(id, parts)]:
+            self._kept = self._offsets = None
+        return parts
+
+    def sample(self, n: int, *, include_open: bool = False, **options: Any) -> Any:
+        """A batch of random transitions of all buffers; see :meth:`ReplayBuffer.sample`.
+
+        ``include_open`` is for one buffer: what a recorder has open is not in a concatenation.
+        """
+        if include_open:
+            raise FieldError("include_open=True samples one buffer; sample the one that is recorded into by itself")
+        return super().sample(n, **options)
 
     def _snapshot(self, index: int) -> Snapshot:
         (part,) = self.buffers[index].snapshots()
@@ -307,6 +326,7 @@ class ConcatReplayBuffer(Readable):
         """Close the buffers that were opened here. Closing twice is fine; views handed out stay good."""
         self._closed = True
         self._forget()
+        self._forget_samplers()
         for buffer in self._opened:
             buffer.close()
 

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from gym_replay.interop.sb3 import fill_sb3, to_sb3
     from gym_replay.interop.torchrl import to_torchrl
     from gym_replay.interop.trajectories import from_trajectories
+    from gym_replay.remote.pull import pull
+    from gym_replay.remote.push import Pushed, push
     from gym_replay.replaying import ReplayReport, replay
     from gym_replay.spaces import register_space
     from gym_replay.viewing.opening import view
@@ -94,6 +96,9 @@ _LAZY = {
     "export_minari": "gym_replay.interop.minari",
     "import_minari": "gym_replay.interop.minari",
     "n_step_loader": "gym_replay.buffer.loading.loaders",
+    "Pushed": "gym_replay.remote.push",
+    "pull": "gym_replay.remote.pull",
+    "push": "gym_replay.remote.push",
     "register_space": "gym_replay.spaces",
     "returns_to_go": "gym_replay.buffer.loading.returns",
     "replay": "gym_replay.replaying",
@@ -153,6 +158,7 @@ __all__ = [
     "MissingExtraError",
     "NotABufferError",
     "PrioritizedSampler",
+    "Pushed",
     "Ragged",
     "ReadOnlyError",
     "RecordToBuffer",
@@ -177,6 +183,8 @@ __all__ = [
     "merge",
     "n_step_loader",
     "plot",
+    "pull",
+    "push",
     "register_space",
     "replay",
     "returns_to_go",

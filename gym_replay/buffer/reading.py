@@ -14,6 +14,7 @@ from gym_replay.buffer.notebook import html_of_schema
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.open_rows import OpenRows
 from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.buffer.storage.reference_returns import ReferenceReturns, normalized_score
 from gym_replay.errors import EmptyBufferError, FieldError, GymReplayError
 from gym_replay.notices import did_you_mean
 
@@ -88,6 +89,36 @@ class Readable:
             22.4
         """
         return MetaValues(self.snapshots())
+
+    @property
+    def reference_returns(self) -> ReferenceReturns | None:
+        """The mean returns of a random and of an expert policy in the environment, where they are stored; else None."""
+        return self.metadata.reference_returns
+
+    def normalized_score(self, returns: Any = None) -> Any:
+        """Returns as scores: 0 is the return of a random policy in the buffer's environment, and 100 an expert's.
+
+        See :func:`~gym_replay.normalized_score` for the formula.
+
+        Args:
+            returns: one return, or an array of any shape; None for those of the buffer's episodes, float64
+                ``(num_episodes,)``, the oldest first.
+
+        Returns:
+            A float, or float64 of the same shape.
+
+        Raises:
+            FieldError: a reference return is not stored, or the episodes have no returns of single numbers.
+
+        Example:
+            >>> buffer.normalized_score().mean()  # doctest: +SKIP
+            41.7
+        """
+        if returns is None:
+            from gym_replay.buffer.loading.selection import EpisodeValues
+
+            returns = EpisodeValues(self.snapshots())["episode_return"]
+        return normalized_score(returns, self)
 
     def to_pandas(self) -> pandas.DataFrame:
         """A table of the live episodes, one row each: ``id``, ``length``, and all meta fields of one number or string.

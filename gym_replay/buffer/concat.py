@@ -20,6 +20,7 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer, open_lazily
 from gym_replay.buffer.storage.layout import Choice, Metadata
 from gym_replay.buffer.storage.maps import require_mappable
 from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.buffer.storage.reference_returns import ReferenceReturns
 from gym_replay.errors import BufferClosedError, EmptyBufferError, FieldError, ReadOnlyError
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class ConcatReplayBuffer(Readable):
         self.buffers: list[ReplayBuffer] = []
         self._opened: list[ReplayBuffer] = []
         self._forget()
+        self._forget_samplers()
 
     def _open(self, found: Sequence[Path | ReplayBuffer]) -> None:
         """Open what was found and add it, all of it or nothing."""
@@ -185,6 +187,24 @@ class ConcatReplayBuffer(Readable):
             return self._kept.copy()
         return [self._snapshot(index) for index in range(len(self.buffers))]
 
+    def newest(self) -> list[Snapshot]:
+        self._require_open()
+        for buffer in self.buffers:
+            buffer.newest()
+        parts = [self._snapshot(index) for index in range(len(self.buffers))]
+        if self._kept is not None and [*map(id, self._kept)] != [*map(id, parts)]:
+            self._kept = self._offsets = None
+        return parts
+
+    def sample(self, n: int, *, include_open: bool = False, **options: Any) -> Any:
+        """A batch of random transitions of all buffers; see :meth:`ReplayBuffer.sample`.
+
+        ``include_open`` is for one buffer: what a recorder has open is not in a concatenation.
+        """
+        if include_open:
+            raise FieldError("include_open=True samples one buffer; sample the one that is recorded into by itself")
+        return super().sample(n, **options)
+
     def _snapshot(self, index: int) -> Snapshot:
         (part,) = self.buffers[index].snapshots()
         if self._choice is None:
@@ -249,6 +269,12 @@ class ConcatReplayBuffer(Readable):
         """
         return self._agreed("env_spec").env_spec
 
+    @property
+    def reference_returns(self) -> ReferenceReturns | None:
+        self._require_open()
+        found = {buffer.reference_returns for buffer in self.buffers}
+        return found.pop() if len(found) == 1 else None
+
     def make_env(self, **kwargs: Any) -> gym.Env[Any, Any]:
         """Make the recorded environment anew, where it is the same in all buffers; see :meth:`ReplayBuffer.make_env`.
 
@@ -294,11 +320,13 @@ class ConcatReplayBuffer(Readable):
 
     store = store_final = store_batch = store_episode = one_episode = batched_episode = _refuse
     update = delete = clear = add_field = add_meta_field = rename_field = drop_field = _refuse
+    set_reference_returns = _refuse
 
     def close(self) -> None:
         """Close the buffers that were opened here. Closing twice is fine; views handed out stay good."""
         self._closed = True
         self._forget()
+        self._forget_samplers()
         for buffer in self._opened:
             buffer.close()
 

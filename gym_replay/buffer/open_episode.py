@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.block import Block
 from gym_replay.buffer.storage.layout import Metadata
+from gym_replay.buffer.storage.open_rows import OpenRows, StagedRows
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
 from gym_replay.buffer.storage.staging import Stage
@@ -207,6 +209,10 @@ class _Stored:
         self._add_final(values)
         self._has_final = True
 
+    def open_rows(self) -> OpenRows | None:
+        """The rows of what is open; None where there is no transition whose next state is known."""
+        return None
+
     def discard(self) -> None:
         """Forget what was stored; without effect where it has ended."""
         if self._buffer.slot.holder is self:
@@ -239,6 +245,7 @@ class OpenEpisode(_Stored):
     def _begin(self, writer: FolderWriter) -> None:
         self._encoders = encoders = self._buffer.encoders()
         self._stage = writer.stage(names=encoders.names)
+        self._rows = StagedRows(self._stage, partial(decoded_meta, encoders.metadata, self._meta))
         self._num_others = len(encoders.names) - encoders.num_states
 
     def _add(self, writer: FolderWriter, values: dict[str, Any]) -> None:
@@ -266,6 +273,9 @@ class OpenEpisode(_Stored):
 
     def _add_final(self, values: dict[str, Any]) -> None:
         self._final = self._encoders.row(values)[self._num_others :]
+
+    def open_rows(self) -> OpenRows | None:
+        return self._rows.follow()
 
     def _commit(self, writer: FolderWriter) -> None:
         encoders, stage = self._encoders, self._stage
@@ -332,13 +342,20 @@ class Claim:
         end: a method that commits what is open, and closes the claim; called where ``owner`` is garbage or the
             interpreter exits, before the buffer lets its folder go. It knows nothing of ``owner``.
         forget: a method that forgets what is open; called where the buffer is released.
+        rows: a method that gives the rows of what is open.
     """
 
     def __init__(
-        self, buffer: WritableBuffer, owner: object, end: Callable[[], None], forget: Callable[[], None]
+        self,
+        buffer: WritableBuffer,
+        owner: object,
+        end: Callable[[], None],
+        forget: Callable[[], None],
+        rows: Callable[[], OpenRows | None],
     ) -> None:
         self._buffer, self._owner = buffer, weakref.ref(owner)
         self._end, self._forget = weakref.WeakMethod(end), weakref.WeakMethod(forget)  # of who holds this claim
+        self._rows = weakref.WeakMethod(rows)
         self._writer: FolderWriter | None = None
         self._ends_before: FolderWriter | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
@@ -355,6 +372,11 @@ class Claim:
     def is_open(self) -> bool:
         """Whether the buffer is kept for this claim's episodes."""
         return self._writer is not None
+
+    def open_rows(self) -> OpenRows | None:
+        """The rows of what is open; None where there is no transition."""
+        rows = self._rows()
+        return None if rows is None else rows()
 
     def require_fields(self, fields: Mapping[str, Field | None]) -> None:
         """Refuse to open from now on where a field that the recorder writes was renamed, dropped or replaced.
@@ -625,6 +647,18 @@ def _refuse_derived(name: str) -> Callable[[Any], bytes]:
         )
 
     return refuse
+
+
+def decoded_meta(metadata: Metadata, values: Mapping[str, bytes]) -> dict[str, npt.NDArray[Any]]:
+    """The meta fields of one episode, given as bytes, as arrays ``(1, *field.shape)``; strings as objects."""
+    found: dict[str, npt.NDArray[Any]] = {}
+    for name, value in values.items():
+        info = metadata.meta_fields[name]
+        if info.is_text:
+            found[name] = np.array([value.decode("utf-8", "surrogatepass")], object)
+        else:
+            found[name] = np.frombuffer(value, info.dtype).reshape(1, *info.shape)
+    return found
 
 
 def _checked(known: Mapping[str, Field], name: str) -> str:

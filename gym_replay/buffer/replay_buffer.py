@@ -19,6 +19,7 @@ from gym_replay.buffer.stepwise import Stepwise
 from gym_replay.buffer.storage import edits
 from gym_replay.buffer.storage.creation import check_config, check_target, create_files
 from gym_replay.buffer.storage.layout import METADATA, Metadata
+from gym_replay.buffer.storage.open_rows import OpenRows
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot, has_buffer
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import (
@@ -156,6 +157,7 @@ class ReplayBuffer(Stepwise, Changeable):
         self.slot = open_episode.EpisodeSlot()
         self._closed = False
         self._encoders: open_episode.Encoders | None = None
+        self._forget_samplers()
 
     def _create(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
         given = {name: value for name, value in config.items() if value is not None}
@@ -239,6 +241,15 @@ class ReplayBuffer(Stepwise, Changeable):
     def snapshots(self) -> list[Snapshot]:
         self._require_open()
         return [self._reader.refresh() if self._writer is not None else self._reader.last_snapshot()]
+
+    def newest(self) -> list[Snapshot]:
+        self._require_open()
+        return [self._reader.refresh()]
+
+    def open_rows(self) -> OpenRows | None:
+        holder, writer = self.slot.holder, self._writer
+        # A forked child has a copy of what its parent had open then.
+        return None if holder is None or writer is None or not writer.is_settled else holder.open_rows()
 
     @property
     def num_episodes(self) -> int:
@@ -381,15 +392,22 @@ class ReplayBuffer(Stepwise, Changeable):
                 raise
             raise refusal(error, self._folder, otherwise) from error
 
-    def claim(self, owner: object, end: Callable[[], None], forget: Callable[[], None]) -> open_episode.Claim:
+    def claim(
+        self,
+        owner: object,
+        end: Callable[[], None],
+        forget: Callable[[], None],
+        rows: Callable[[], OpenRows | None],
+    ) -> open_episode.Claim:
         """For recorders: the right to commit episodes that are open somewhere else.
 
         Args:
             owner: the recorder.
             end: commits what is open; called where ``owner`` is garbage, or the interpreter exits.
             forget: a method that forgets what is open; called by :meth:`release`.
+            rows: a method that gives the rows of what is open.
         """
-        return open_episode.Claim(self, owner, end, forget)
+        return open_episode.Claim(self, owner, end, forget, rows)
 
     def put_file(self, name: str, content: bytes) -> None:
         """Put a file beside the buffer's into its folder, whole or not at all.
@@ -572,6 +590,7 @@ class ReplayBuffer(Stepwise, Changeable):
         finally:
             if self._writer is None:
                 self._closed = True
+                self._forget_samplers()
                 if hasattr(self, "_reader"):
                     self._reader.close()
 

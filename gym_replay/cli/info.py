@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,11 @@ def info(args: argparse.Namespace) -> int:
 
     with open_source(args.folder) as buffer:
         parts = buffer.snapshots()
-        found = _describe(buffer.metadata, [part.reader.folder for part in parts], EpisodeValues(parts))
+        found = _describe(
+            replace(buffer.metadata, reference_returns=buffer.reference_returns),
+            [part.reader.folder for part in parts],
+            EpisodeValues(parts),
+        )
         for field in found["fields"]:
             field |= _sizes(buffer.metadata.fields[field["name"]], field["name"], parts)
     if args.json:
@@ -76,6 +81,7 @@ def _describe(metadata: Metadata, folders: Sequence[Path], episodes: EpisodeValu
         "env_spec": spec,
         "observation_space": environment.get("observation_space"),
         "action_space": environment.get("action_space"),
+        "reference_returns": None if metadata.reference_returns is None else vars(metadata.reference_returns),
         "circular": metadata.circular,
         **{name: getattr(metadata, name) for name in _LIMITS},
         "episode_length": output.distribution(lengths),
@@ -154,6 +160,7 @@ def _lines(place: str, found: Mapping[str, Any]) -> list[str]:
         "environment": found["env_id"],
         "observations": _space(found["observation_space"]),
         "actions": _space(found["action_space"]),
+        "references": ", ".join(_counts(found["reference_returns"] or {}, ("random", "expert"), "{} return {:.6g}")),
         "limits": ", ".join(limits),
         "recorded": _when(found["recorded"]),
         "by": _versions(found["runs"]),

@@ -22,9 +22,8 @@ import numpy as np
 import torch
 
 from examples.offline_rl import iql, td3_bc
-from examples.offline_rl.evaluation import evaluate
 from examples.offline_rl.networks import Array, Policy
-from gym_replay import RecordToBuffer, ReplayBuffer, select
+from gym_replay import RecordToBuffer, ReplayBuffer, evaluate, select
 
 ANYWHERE = {"x_init": np.pi, "y_init": 8.0}
 """Options of a reset: any angle, any speed."""
@@ -115,7 +114,8 @@ def with_defect(buffer: ReplayBuffer, defect: str, folder: Path) -> ReplayBuffer
 def reached(buffer: ReplayBuffer, method: str, seed: int = 0) -> float:
     """The mean return of what was learned, in whole episodes of fresh seeds."""
     policy = METHODS[method](buffer, seed)
-    return evaluate(policy.act, make, episodes=20, seed=1_000_000, num_envs=20).mean
+    options: dict[str, Any] = {"episodes": 20, "seed": 1_000_000, "num_envs": 20, "progress": False}
+    return float(evaluate(policy.act, make, **options).mean)
 
 
 def main() -> None:

@@ -11,19 +11,18 @@ that was interrupted goes on with what is missing.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from stable_baselines3 import SAC
 
-from examples.offline_rl.evaluation import evaluate
-from gym_replay import RecordToBuffer, ReplayBuffer, collect, fill_sb3, returns_to_go
+from gym_replay import RecordToBuffer, ReferenceReturns, ReplayBuffer, collect, evaluate, fill_sb3, returns_to_go
+
+EVALUATION: dict[str, Any] = {"episodes": 20, "num_envs": 10, "progress": False}
 
 
 @dataclass(frozen=True)
@@ -91,33 +90,37 @@ def play(of: Recording, folder: Path, name: str, seed: int) -> None:
     collect(of.env_id, folder / name, policy=policy, steps=of.played, deterministic=False, seed=seed, progress=False)
 
 
-def add_returns_to_go(folder: Path) -> None:
-    """Give the buffer the field that the Decision Transformer is asked with."""
+def complete(folder: Path, reference: ReferenceReturns) -> None:
+    """Give a recording what it takes to ask a Decision Transformer for a return, and to make a score of one."""
     with ReplayBuffer.from_folder(folder) as buffer:
         if "return_to_go" not in buffer.fieldnames:
             buffer.add_field("return_to_go", "float64", returns_to_go(buffer))
+        buffer.set_reference_returns(reference)
+        print(f"{folder}: {len(buffer)} episodes, mean return {buffer.meta['episode_return'].mean():.1f}", flush=True)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether nothing is missing in a recording."""
+    if not (folder / "metadata.json").exists():
+        return False
+    return ReplayBuffer.from_folder(folder, read_only=True).reference_returns is not None
 
 
 def record(name: str, of: Recording, folder: Path, seed: int) -> None:
     """Everything of one environment that is not there yet."""
-    reference = folder / "reference.json"
-    if reference.exists():  # it is written last
+    parts = [folder / part for part in ("replay", "medium", "final")]
+    if all(map(is_complete, parts)):
         return
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     learn(of, folder, seed)
-    print(f"{name}: {of.steps} steps of SAC, {time.perf_counter() - begin:.0f} s of them now", flush=True)
+    print(f"{name}: {of.steps} steps of SAC, the last of them in {time.perf_counter() - begin:.0f} s", flush=True)
     for number, policy in enumerate(("medium", "final")):
         play(of, folder, policy, seed + 1 + number)
-    for part in ("replay", "medium", "final"):
-        add_returns_to_go(folder / part)
-        returns = np.asarray(ReplayBuffer.from_folder(folder / part, read_only=True).meta["episode_return"])
-        print(f"{name}/{part}: {len(returns)} episodes, mean return {returns.mean():.1f}", flush=True)
-    found = {
-        kind: evaluate(policy, of.env_id, episodes=20, seed=seed + 10_000).mean
-        for kind, policy in (("random", "random"), ("expert", f"sb3:SAC:{folder / 'final'}.zip"))
-    }
-    reference.write_text(json.dumps(found) + "\n")
+    expert = evaluate(f"sb3:SAC:{folder / 'final'}.zip", of.env_id, **EVALUATION, seed=seed + 10_000).mean
+    random = evaluate("random", of.env_id, **EVALUATION, seed=seed + 10_000).mean
+    for part in parts:
+        complete(part, ReferenceReturns(random=random, expert=expert))
 
 
 def main() -> None:

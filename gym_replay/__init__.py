@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from gym_replay.interop.sb3 import fill_sb3, to_sb3
     from gym_replay.interop.torchrl import to_torchrl
     from gym_replay.interop.trajectories import from_trajectories
+    from gym_replay.remote.pull import pull
+    from gym_replay.remote.push import Pushed, push
     from gym_replay.replaying.replay import ReplayReport, replay
     from gym_replay.spaces import register_space
     from gym_replay.viewing.opening import view
@@ -103,6 +105,9 @@ _LAZY = {
     "Mixture": "gym_replay.buffer.loading.mixing",
     "mix": "gym_replay.buffer.loading.mixing",
     "n_step_loader": "gym_replay.buffer.loading.loaders",
+    "Pushed": "gym_replay.remote.push",
+    "pull": "gym_replay.remote.pull",
+    "push": "gym_replay.remote.push",
     "register_space": "gym_replay.spaces",
     "returns_to_go": "gym_replay.buffer.loading.returns",
     "replay": "gym_replay.replaying.replay",
@@ -164,6 +169,7 @@ __all__ = [
     "Mixture",
     "NotABufferError",
     "PrioritizedSampler",
+    "Pushed",
     "Ragged",
     "ReadOnlyError",
     "RecordToBuffer",
@@ -193,6 +199,8 @@ __all__ = [
     "n_step_loader",
     "normalized_score",
     "plot",
+    "pull",
+    "push",
     "register_space",
     "replay",
     "returns_to_go",

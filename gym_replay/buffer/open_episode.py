@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.block import Block
+from gym_replay.buffer.storage.encoded import Encoded
 from gym_replay.buffer.storage.layout import Metadata
 from gym_replay.buffer.storage.open_rows import OpenRows, StagedRows
 from gym_replay.buffer.storage.ragged import Ragged
@@ -517,7 +518,8 @@ def _commit_rows(
 
     Args:
         given: by field, the values of some rows, ``(episodes, *field.shape)`` of one or ``(episodes, rows,
-            *field.shape)`` of a slice of them, of ragged fields as lists of arrays; other rows hold the default.
+            *field.shape)`` of a slice of them, of ragged fields as lists of arrays; other rows hold the default. Of a
+            single episode the first rows may be :class:`Encoded`.
         lengths: T of each episode.
         flags: of all of them.
         meta: the values of meta fields; others hold their default.
@@ -533,6 +535,9 @@ def _commit_rows(
                 for episode, value in zip(episodes, values, strict=True):
                     episode[where] = value
             rows[name] = Ragged.of_rows([row for episode in episodes for row in episode], info.dtype, info.shape)
+        elif given[name] and isinstance(given[name][0][1], Encoded):
+            lengths_of_rows, elements = given[name][0][1].stored.compact()
+            rows[name] = Ragged.of_lengths(np.pad(lengths_of_rows, (0, count - len(lengths_of_rows))), elements)
         else:
             column = np.empty((size, count, *info.shape), info.dtype)
             column[:] = default
@@ -552,20 +557,30 @@ def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, A
     for name in metadata.derived.keys() & values.keys():
         _refuse_derived(name)(values[name])
     arrays: dict[str, Any] = {
-        name: ragged_rows(name, values[name], info) if info.ragged else to_array(values[name], name)
-        for name, info in fields.items()
-        if name in values
+        name: _rows_of(name, values[name], info) for name, info in fields.items() if name in values
     }
     length, has_final = _length_of(fields, arrays)
     given: dict[str, list[tuple[int | slice, Any]]] = {name: [] for name in fields}
     for name, array in arrays.items():
         info, count = fields[name], len(array)
-        rows = [list(array)] if info.ragged else fit(name, array, info, lead=(count,))[None]
+        if isinstance(array, Encoded):
+            rows: Any = array
+        else:
+            rows = [list(array)] if info.ragged else fit(name, array, info, lead=(count,))[None]
         given[name].append((slice(0, count), rows))
     values_of_meta = {name: value for name, value in values.items() if name in metadata.meta_fields}
     meta = encoders.meta(values_of_meta)
     flags = (HAS_FINAL if has_final else 0) | (COMPLETE if complete else 0)
     _commit_rows(writer, given, [length], flags, meta)
+
+
+def _rows_of(name: str, value: Any, info: Field) -> Any:
+    """The rows of a field; those that are encoded as the field has them stay so, also where its codec is lossy."""
+    if info.ragged:
+        return ragged_rows(name, value, info)
+    if isinstance(value, Encoded) and value.field.stored_alike(info):
+        return value
+    return to_array(value, name)
 
 
 def ragged_rows(name: str, value: Any, info: Field) -> Ragged:

@@ -104,6 +104,13 @@ class Entries:
 
     def gather(self, batch: BatchSamples) -> Arrays:
         """The arrays of a batch."""
+        if batch.source.rows.are_mirrored:
+            with batch.source.rows.holding():
+                batch.source.rows.fetch((name, batch.once(rows).rows) for name, rows, _ in self._rows)
+                return self._gathered(batch)
+        return self._gathered(batch)
+
+    def _gathered(self, batch: BatchSamples) -> Arrays:
         arrays = Arrays()
         decoded = self._decoded(batch)
         for name, rows, outputs in self._rows:

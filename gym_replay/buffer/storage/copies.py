@@ -64,18 +64,22 @@ def copy_episodes(source: Snapshot, writer: FolderWriter) -> Iterator[int]:
     oldest, fields = int(source.ids[0]), writer.metadata.fields.values()
     width = sum(2 * SPAN.itemsize if info.has_elements else info.nbytes for info in fields)
     width += sum(info.nbytes for info in converted_fields(source.metadata, writer.metadata).values())
+    parts = [*batches((source.lengths + writer.metadata.has_state) * width, BLOCK)]
     with ThreadPoolExecutor(1, "gym_replay copy") as thread:
-        for part in batches((source.lengths + writer.metadata.has_state) * width, BLOCK):
+        for part, following in zip(parts, [*parts[1:], slice(0)], strict=True):
             some = source.only(part)
+            source.only(following).expect(writer.metadata.fields)
             summed = source.counters.summed  # before the sums are read: those below it are there
             try:
                 source.require_live(oldest)
-                pieces = _Pieces(some, writer, thread)
-                with writer.preparing():
-                    for path, row, data in pieces:
-                        writer.column(path).write(row, data)
-                writer.commit(_block_of(some, writer.metadata, pieces))
-                _compare(some, writer.metadata, summed, pieces.sums)
+                with source.reader.hold():
+                    some.expect(writer.metadata.fields)
+                    pieces = CopiedPieces(some, writer.metadata, thread, EarlyRows(*writer.room.end))
+                    with writer.preparing():
+                        for path, row, data in pieces:
+                            writer.column(path).write(row, data)
+                    writer.commit(_block_of(some, writer.metadata, pieces))
+                    _compare(some, writer.metadata, summed, pieces.sums)
             except CorruptBufferError:
                 source.require_live(oldest)  # where it has left, what was read may be anything
                 raise
@@ -93,7 +97,7 @@ def batches(nbytes: Ints, most: int) -> Iterator[slice]:
         first = last
 
 
-class _Pieces:
+class CopiedPieces:
     """The rows of episodes in pieces, which are written into another buffer's files before they are committed.
 
     A piece is the path of a file, a row (or element) of it, and bytes. While one is written, a thread goes on with the
@@ -106,8 +110,9 @@ class _Pieces:
         sums: by field, the checksum of each episode in the source once all were asked for.
     """
 
-    def __init__(self, source: Snapshot, writer: FolderWriter, thread: ThreadPoolExecutor) -> None:
-        metadata = writer.metadata
+    def __init__(
+        self, source: Snapshot, metadata: Metadata, thread: ThreadPoolExecutor, early: EarlyRows | None = None
+    ) -> None:
         self._source, self._thread = source, thread
         self._taken = source.lengths + metadata.has_state
         self.converted = converted_fields(source.metadata, metadata)
@@ -115,7 +120,7 @@ class _Pieces:
         self._spans = {name: _elements_of(source, name, self._taken) for name in with_elements}
         self._counts = dict.fromkeys(metadata.element_fields, 0)
         self._counts |= {name: int(self._spans[name][2].sum()) for name in self._spans if name not in self.converted}
-        self.early = EarlyRows(*writer.room.end, int(self._taken.sum()), self._counts)
+        self.early = (early or EarlyRows(0, {}))._replace(length=int(self._taken.sum()), counts=self._counts)
         self.sums = {name: np.zeros(len(source), np.uint32) for name in metadata.fields}
 
     def __iter__(self) -> Iterator[_Piece]:
@@ -219,7 +224,7 @@ def _sum_up(sums: Sums, edges: Ints, at: int, data: bytes | memoryview) -> None:
     ]
 
 
-def _block_of(source: Snapshot, metadata: Metadata, pieces: _Pieces) -> Block:
+def _block_of(source: Snapshot, metadata: Metadata, pieces: CopiedPieces) -> Block:
     """The episodes of a snapshot, whose pieces are written, as a block for a buffer with these metadata."""
     meta: dict[str, MetaColumn] = {}
     for name, info in metadata.meta_fields.items():
@@ -278,6 +283,7 @@ def read_rows(column: Column, starts: Ints, counts: Ints) -> Iterator[bytes | me
     apart = np.flatnonzero((starts[1:] < ends[:-1]) | (starts[1:] - ends[:-1] > GAP // width)) + 1
     longest = max(PIECE // width, 1)
     with column.opened(int(ends.max())) as (descriptor, offset):
+        column.need(starts, ends)
         for low, high in pairwise([0, *apart.tolist(), len(starts)]):
             begin, end = int(starts[low]), int(ends[high - 1])
             kept = _kept(starts[low:high], ends[low:high])

@@ -224,7 +224,7 @@ def _sync(columns: Iterable[ColumnWriter]) -> None:
 
 def _as_elements(field: Field, rows: Rows) -> Elements:
     """Rows of a field that has elements as they are stored: how many elements each has, and all elements."""
-    if field.codec is not None and len(rows):
+    if field.codec is not None and len(rows) and not isinstance(rows, Ragged):
         rows = encode_rows(field, rows)
     if isinstance(rows, np.ndarray):
         rows = Ragged.of_rows(rows.tolist(), field.dtype, field.shape)

@@ -75,10 +75,11 @@ class RowFormat:
         self.names = tuple(fields if names is None else names)
         self.width = len(self.names)
         self.has_state = any(info.state for info in fields.values())
+        self.has_ragged = any(info.ragged for info in fields.values())
         self._packers = dict(packers or {})
         self._chunk_bytes = chunk_bytes
         row_nbytes = max(sum(info.nbytes for info in fields.values()), 1)
-        longest = RAGGED_CHUNK_ROWS if any(info.ragged for info in fields.values()) else CHUNK_ROWS
+        longest = RAGGED_CHUNK_ROWS if self.has_ragged else CHUNK_ROWS
         self.chunk_rows = max(min(longest, chunk_bytes // row_nbytes), 2)
         self.defaults = {name: info.stored.default_value().tobytes() for name, info in fields.items()}
         items = [(item, name, fields[name]) for item, name in enumerate(self.names) if name in fields]
@@ -97,7 +98,7 @@ class RowFormat:
         return RowFormat({**self.fields, **fields}, names, self._packers, chunk_bytes=self._chunk_bytes)
 
 
-class _InMemory(NamedTuple):
+class Staged(NamedTuple):
     """What is in memory of an episode, replaced as a whole.
 
     Attributes:
@@ -113,6 +114,16 @@ class _InMemory(NamedTuple):
     items: list[Any]
     early: EarlyRows | None = None
     last: Mapping[str, bytes] | None = None
+
+    @property
+    def start(self) -> int:
+        """How many transitions went to the files before them."""
+        return 0 if self.early is None else self.early.length
+
+    @property
+    def end(self) -> int:
+        """How many transitions the episode has; the list of items may go on to grow."""
+        return self.start + len(self.items) // self.format.width
 
 
 class Stage:
@@ -131,6 +142,7 @@ class Stage:
         has_final: whether the last transition brought a state.
         cut: the bytes that fields without items hold at the last transition of an episode that is cut.
         longest: how many transitions there may be, for whoever adds them.
+        staged: what is in memory.
         watch: is given the rows that were written early: by field, the first of them, and one past the last one.
     """
 
@@ -143,37 +155,35 @@ class Stage:
     def __init__(
         self, row_format: RowFormat, initial: Mapping[str, bytes], write_early: WriteEarly, read_early: ReadEarly
     ) -> None:
-        self._memory = _InMemory(row_format, initial, [])
+        self.staged = Staged(row_format, initial, [])
         self._write_early, self._read_early = write_early, read_early
 
     @property
     def format(self) -> RowFormat:
         """What each transition brings."""
-        return self._memory.format
+        return self.staged.format
 
     @property
     def has_ended(self) -> bool:
         """Whether there is the last transition."""
-        return self._memory.last is not None
+        return self.staged.last is not None
 
     def __len__(self) -> int:
-        row_format, _, items, early, _ = self._memory
-        count = len(items) // row_format.width
-        return count if early is None else count + early.length
+        return self.staged.end
 
     def begin(self, initial: Mapping[str, bytes]) -> None:
         """Have this row 0, before the first transition."""
-        self._memory = self._memory._replace(states=initial)
+        self.staged = self.staged._replace(states=initial)
 
     @property
     def extend(self) -> Callable[[Sequence[Any]], None]:
         """Adds the items of a transition, whatever room there is."""
-        return self._memory.items.extend
+        return self.staged.items.extend
 
     def end(self, items: Sequence[Any], last: Mapping[str, bytes]) -> None:
         """Add the items of the last transition, and what fields without items hold there: all at once or nothing."""
-        memory = self._memory
-        self._memory = memory._replace(items=[*memory.items, *items], last=last)
+        memory = self.staged
+        self.staged = memory._replace(items=[*memory.items, *items], last=last)
 
     def make_room(self) -> tuple[Callable[[Sequence[Any]], None], int]:
         """A function that takes the items of one transition, and how often it may be called.
@@ -181,10 +191,10 @@ class Stage:
         Raises:
             StorageError: rows had to be written early, and the operating system refused.
         """
-        width, rows = self._memory.format.width, self._memory.format.chunk_rows
-        if len(self._memory.items) >= rows * width:
+        width, rows = self.staged.format.width, self.staged.format.chunk_rows
+        if len(self.staged.items) >= rows * width:
             self.write_early()
-        items = self._memory.items
+        items = self.staged.items
         return items.extend, rows - len(items) // width
 
     def write_early(self) -> None:
@@ -193,7 +203,7 @@ class Stage:
         Raises:
             StorageError: the operating system refused, and all is as before.
         """
-        row_format, states, items, early, last = self._memory
+        row_format, states, items, early, last = self.staged
         width = row_format.width
         written, left = items[:-width], items[-width:]
         if not written:
@@ -201,21 +211,21 @@ class Stage:
         rows, before = self._rows(row_format, states, written), 0 if early is None else early.length
         early = self._write_early(rows, len(written) // width, early)
         states = {name: written[item - width] for name, item, _, is_state, _, _ in row_format.plan if is_state}
-        self._memory = _InMemory(row_format, states, left, early, last)
+        self.staged = Staged(row_format, states, left, early, last)
         if self.watch is not None:
             self.watch(rows, before, early.length)
 
     def check(self, fields: Mapping[str, Field]) -> None:
         """Raise FieldError where a value in memory would change in the wider dtype of a field; others are new."""
-        self._converted(self._memory.format.with_fields(fields))
+        self._converted(self.staged.format.with_fields(fields))
 
     def change_format(self, row_format: RowFormat) -> None:
         """Go on with other fields; the buffer has converted or filled in what was written early."""
-        self._memory = self._converted(row_format)
+        self.staged = self._converted(row_format)
 
-    def _converted(self, row_format: RowFormat) -> _InMemory:
+    def _converted(self, row_format: RowFormat) -> Staged:
         """What is in memory with other fields: new ones hold their default, and others another dtype."""
-        before, states, items, early, last = self._memory
+        before, states, items, early, last = self.staged
 
         def wider(name: str, item: bytes) -> bytes:
             old, new = before.fields.get(name), row_format.fields.get(name)
@@ -229,17 +239,17 @@ class Stage:
             old = zip(before.names, items[at : at + before.width], strict=True)
             changed += [*(wider(name, item) for name, item in old), *new]
         states = {name: wider(name, state) for name, state in states.items()}
-        return _InMemory(row_format, states, changed, early, last)
+        return Staged(row_format, states, changed, early, last)
 
     # --- the commit ---
 
     def block(self, meta: Mapping[str, MetaColumn], *, complete: bool) -> Block:
         """The episode as a commit takes it."""
-        memory = self._memory
+        memory = self.staged
         flags = (HAS_FINAL if self.has_final and memory.format.has_state else 0) | (COMPLETE if complete else 0)
         return Block(self._last_rows(memory), [len(self)], flags, meta, memory.early)
 
-    def _last_rows(self, memory: _InMemory) -> dict[str, Any]:
+    def _last_rows(self, memory: Staged) -> dict[str, Any]:
         """The rows in memory by field, as a block has them: row T, too, and what is known of the last transition."""
         row_format, states, items, _, last = memory
         rows, count = self._rows(row_format, states, items, is_last=True), len(items) // row_format.width
@@ -272,7 +282,7 @@ class Stage:
 
         ``rows`` are those in memory, where they were made already.
         """
-        memory = self._memory
+        memory = self.staged
         info, early = memory.format.fields[name], memory.early
         count = len(self) + (info.state and self.has_final)
         if rows is None:

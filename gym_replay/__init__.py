@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from gym_replay.interop.sb3 import fill_sb3, to_sb3
     from gym_replay.interop.torchrl import to_torchrl
     from gym_replay.interop.trajectories import from_trajectories
+    from gym_replay.playing.person import Intent, Scene
+    from gym_replay.playing.play import play
     from gym_replay.replaying import ReplayReport, replay
     from gym_replay.spaces import register_space
     from gym_replay.viewing.opening import view
@@ -90,6 +92,9 @@ _LAZY = {
     "collect": "gym_replay.collecting.collect",
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
     "crop_loader": "gym_replay.buffer.loading.loaders",
+    "Intent": "gym_replay.playing.person",
+    "Scene": "gym_replay.playing.person",
+    "play": "gym_replay.playing.play",
     "merge": "gym_replay.buffer.copying",
     "export_minari": "gym_replay.interop.minari",
     "import_minari": "gym_replay.interop.minari",
@@ -148,6 +153,7 @@ __all__ = [
     "GoalSampler",
     "GymReplayError",
     "ImportReport",
+    "Intent",
     "LeRobotFormat",
     "MakeEnvError",
     "MissingExtraError",
@@ -158,6 +164,7 @@ __all__ = [
     "RecordToBuffer",
     "ReplayBuffer",
     "ReplayReport",
+    "Scene",
     "StaleFieldError",
     "Statistics",
     "StorageError",
@@ -176,6 +183,7 @@ __all__ = [
     "import_minari",
     "merge",
     "n_step_loader",
+    "play",
     "plot",
     "register_space",
     "replay",

@@ -21,6 +21,7 @@ FLOORS = [
     "gym_replay.buffer",
     "gym_replay.wrappers",
     "gym_replay.collecting gym_replay.replaying gym_replay.interop",
+    "gym_replay.playing",
     "gym_replay.viewing",
     "gym_replay.cli",
     "gym_replay.__main__",
@@ -146,7 +147,7 @@ def test_what_a_room_must_not_know(room, unknown):
 
 def test_heavy_packages_wait_until_they_are_needed():
     """torch belongs to loading, gymnasium to spaces and what stands on it; others import them inside of functions."""
-    rooms = (".wrappers", ".spaces", ".collecting", ".interop")
+    rooms = (".wrappers", ".spaces", ".collecting", ".playing", ".interop")
     for name, tree in trees().items():
         packages = packages_in(tree.body)
         if "torch" in packages:

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from gym_replay.cli.output import write_json
-from gym_replay.cli.verbs import CODEC, import_from_here, keywords, option, verb
+from gym_replay.cli.verbs import CODEC, import_from_here, json_object, keywords, option, verb
 from gym_replay.errors import BufferLockedError, ConfigMismatchError, FieldError, MissingExtraError, printable
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("expected a JSON object, such as '{\"size\": 9}'")
-    return value
 
 
 @verb(
@@ -52,10 +41,10 @@ def _json_object(text: str) -> dict[str, Any]:
     option(
         "--vectorization", choices=("sync", "async", "native"), default="sync", help="how several environments are run"
     ),
-    option("--env-kwargs", type=_json_object, metavar="JSON", help="arguments of the environment"),
+    option("--env-kwargs", type=json_object, metavar="JSON", help="arguments of the environment"),
     option("--max-episode-steps", type=int, metavar="N", help="truncate episodes there"),
     option("--fresh-envs", action="store_true", help="make the environment anew for each episode"),
-    option("--options", type=_json_object, metavar="JSON", help="options of each reset"),
+    option("--options", type=json_object, metavar="JSON", help="options of each reset"),
     option(
         "--reward-shape",
         type=int,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from gym_replay.playing.controls import Controls, Help, known_name
 from gym_replay.playing.devices import Input
-from gym_replay.playing.person import Intent
+from gym_replay.playing.person import Intent, Wish
 
 Command: TypeAlias = Literal["keep", "discard", "repeat", "quit", "pause", "take over"]
 
@@ -56,8 +56,9 @@ def choose_keys(taken: frozenset[str]) -> dict[str, Command]:
 class Pilot:
     """A person at a keyboard or a gamepad.
 
-    Without a policy the person always acts. With one, the policy acts until a key or a stick of the controls is used,
-    as long as it is; the key for taking over gives the person the controls until it is pressed again.
+    Without a policy the person always acts, and each episode begins with a key or a stick of the controls. With one,
+    the policy acts until one of these is used, as long as it is; the key for taking over gives the person the controls
+    until it is pressed again.
 
     Args:
         controls: make the actions.
@@ -76,56 +77,63 @@ class Pilot:
         self._presses: deque[str] = deque()
         self.is_paused = False
         self.has_controls = self.is_acting = not has_policy
+        self._begins = False
 
-    def intend(self, seen: Input, *, is_over: bool) -> Intent:
+    def intend(self, seen: Input, *, is_first: bool, is_over: bool) -> Intent:
         """What the person wants.
 
         Args:
             seen: what the devices say.
-            is_over: whether the episode is, and it is asked what becomes of it.
+            is_first: whether the next step is the first of its episode.
+            is_over: whether the episode is over, and it is asked what becomes of it.
         """
+        self._begins = is_first and not self._has_policy
         if seen.is_closed:
             return Intent(wish="quit")
-        for command in self._commands_in(seen.pressed, is_over=is_over):
-            if command == "pause":
-                self.is_paused = not (self.is_paused or is_over)
-            elif command == "take over":
-                self.has_controls = not self._has_policy or not self.has_controls
-            else:
-                self._let_go()
-                self.is_paused = False
-                return Intent(wish=command)
-        if is_over or self.is_paused:
-            self._let_go()
-            return Intent(wish="wait")
-        return self._act(seen)
-
-    def _commands_in(self, pressed: Iterable[str], *, is_over: bool) -> Iterable[Command]:
         commands = {**self._commands, **(_BUTTONS_AT_END if is_over else {})}
-        return [commands[name] for name in pressed if name in commands]
+        self._presses += (name for name in seen.pressed if name in commands or self._is_step(name))
+        pressed = None
+        while self._presses and pressed is None:
+            name = self._presses.popleft()
+            if name not in commands:
+                pressed = None if is_over or self.is_paused else name
+            elif (wish := self._obey(commands[name], is_over=is_over)) is not None:
+                self._controls.let_go()
+                return Intent(wish=wish)
+        if is_over or self.is_paused:
+            self._controls.let_go()
+            return Intent(wish="wait")
+        return self._act(seen, pressed)
 
-    def _act(self, seen: Input) -> Intent:
-        action = self._controls.act(*self._held(seen))
+    def _is_step(self, name: str) -> bool:
+        """Whether a press is a step of its own."""
+        return self._waits and known_name(name, self._controls.names) is not None
+
+    def _obey(self, command: Command, *, is_over: bool) -> Wish | None:
+        """Do what a command says, or return it where that is not for the pilot to do."""
+        if command == "pause":
+            self.is_paused = not (self.is_paused or is_over)
+        elif command == "take over":
+            self.has_controls = not self._has_policy or not self.has_controls
+        else:
+            self.is_paused = False
+            return command
+        return None
+
+    def _act(self, seen: Input, pressed: str | None) -> Intent:
+        held, axes = list(seen.held), seen.axes
+        if self._waits:
+            later = {pressed, *self._presses}
+            held, axes = [name for name in held if name not in later], seen.axes if pressed else {}
+            held = [*held, pressed] if pressed else []
+        action = self._controls.act(held, axes)
         self.is_acting = action is not None or self.has_controls
         if action is None and not self.has_controls:
             self._controls.let_go()
             return Intent()
-        if action is None and self._waits:
+        if action is None and (self._waits or self._begins):
             return Intent(wish="wait")
         return Intent(self._controls.idle() if action is None else action)
-
-    def _held(self, seen: Input) -> tuple[list[str], Mapping[str, float]]:
-        if not self._waits:
-            return list(seen.held), seen.axes
-        self._presses += (name for name in seen.pressed if known_name(name, self._controls.names) is not None)
-        if not self._presses:
-            return [], {}
-        now = self._presses.popleft()
-        return [*(name for name in seen.held if name != now and name not in self._presses), now], seen.axes
-
-    def _let_go(self) -> None:
-        self._presses.clear()
-        self._controls.let_go()
 
     # --- for the screen ---
 
@@ -134,8 +142,10 @@ class Pilot:
         """Who acts."""
         if self.is_paused:
             return "paused"
+        if self._begins:
+            return "it begins with a key of the actions"
         if not self._has_policy:
-            return "you play" + (" - it waits for your keys" if self._waits else "")
+            return "you play" + (" - each key is a step" if self._waits else "")
         return "YOU PLAY" if self.is_acting else "the policy plays"
 
     @property

@@ -23,7 +23,12 @@ _WIDTH = 480
 
 _MARGIN, _FONT_SIZE, _LINE = 8, 20, 20
 _BLACK, _BAR, _TEXT, _KEY = (0, 0, 0), (24, 26, 32), (222, 222, 222), (130, 190, 255)
-_STATES = {"paused": (255, 200, 60), "you play": (120, 230, 130), "the policy plays": (140, 170, 255)}
+_STATES = {
+    "paused": (255, 200, 60),
+    "it begins": (255, 200, 60),
+    "you play": (120, 230, 130),
+    "the policy plays": (140, 170, 255),
+}
 _QUESTION = (255, 255, 255)
 
 
@@ -73,7 +78,7 @@ class Window:
         self._show(scene)
         self._clock.tick(self._fps)
         seen = self._devices.look(self._pygame.event.get())
-        return self._pilot.intend(seen, is_over=scene.finished is not None)
+        return self._pilot.intend(seen, is_first=scene.step == 0, is_over=scene.finished is not None)
 
     # --- what is shown ---
 

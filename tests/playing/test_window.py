@@ -90,20 +90,22 @@ def played(tmp_path, space, events, **arguments):
 
 
 def test_keys_that_are_held_and_taps(tmp_path):
+    """The episode begins with the first of them."""
     events = {1: [("press", "2")], 3: [("press", "3")], 4: [("let go", "3")], 5: [("let go", "2"), *tap("4")]}
     episodes, _, _ = played(tmp_path, spaces.Discrete(5), events, length=20)
-    assert episodes == [[0, 1, 1, 2, 1, 3]]
+    assert episodes == [[1, 1, 2, 1, 3]]
 
 
 def test_what_is_held_when_the_window_is_left_is_held_no_more(tmp_path):
     events = {1: [("press", "2")], 3: [("leave",)], 4: []}
     episodes, _, _ = played(tmp_path, spaces.Discrete(5), events, length=20)
-    assert episodes == [[0, 1, 1, 0, 0]]
+    assert episodes == [[1, 1, 0, 0]]
 
 
 def test_keep_discard_repeat_pause_and_quit(tmp_path):
     """Six steps to each end; then a question, which lasts until it is answered."""
     events = {
+        0: [("press", "2")],  # each episode begins at once
         2: tap("p"),
         5: tap("p"),  # steps at the frames 0, 1, 5, 6, 7, 8; the question at 9
         11: tap("return"),  # steps at 12 .. 17, the question at 18
@@ -119,7 +121,9 @@ def test_keep_discard_repeat_pause_and_quit(tmp_path):
 
 
 def test_no_question(tmp_path):
-    _, buffer, _ = played(tmp_path, spaces.Discrete(3), {13: tap("r"), 15: tap("return")}, ask=False, seed=0)
+    _, buffer, _ = played(
+        tmp_path, spaces.Discrete(3), {0: [("press", "2")], 13: tap("r"), 15: tap("return")}, ask=False, seed=0
+    )
     assert [len(episode) for episode in buffer] == [6, 6, 1]
     assert buffer.meta["episode_seed"].tolist() == [0, 1, 2]
 
@@ -151,7 +155,7 @@ def test_a_key_moves_a_continuous_action_at_a_rate_and_a_stick_at_once(tmp_path)
     }
     episodes, buffer, _ = played(tmp_path, spaces.Box(-2, 2, (1,)), events, length=50, fps=1000, ramp=0.004)
     found = [action[0] for action in episodes[0]]
-    assert found == [0, 0.5, 1, 1.5, 2, 2, 1.5, 1, 0.5, 0, -1, -0.5, 0]
+    assert found == [0.5, 1, 1.5, 2, 2, 1.5, 1, 0.5, 0, -1, -0.5, 0]
     assert buffer.episode(0)["action"].dtype == np.float32
 
 
@@ -166,7 +170,7 @@ def test_what_goes_one_way_only_has_one_key_and_a_trigger(tmp_path):
         5: [("axis", 5, -1.0), ("axis", 0, 1.0)],
     }
     episodes, _, _ = played(tmp_path, space, events, length=50, rest=0)
-    assert episodes == [[[0, 0, 0], [-1, 1, 0], [1, 0, 1], [0, 0, 0], [0, 0.5, 0]]]
+    assert episodes == [[[-1, 1, 0], [1, 0, 1], [0, 0, 0], [0, 0.5, 0]]]
 
 
 def test_keys_of_ones_own_for_parts_of_an_action(tmp_path):
@@ -180,19 +184,19 @@ def test_keys_of_ones_own_for_parts_of_an_action(tmp_path):
     }
     space = spaces.Box(-np.inf, np.inf, (2, 2), np.float64)
     episodes, _, _ = played(tmp_path, space, events, keys=keys, idle=[[0, 0.25], [0, 0]], length=50, rest=0)
-    rest, left, right = [[0, 0.25], [0, 0]], [[-3.5, 0.25], [0, 0]], [[1, 0.25], [0, 2]]
-    assert episodes == [[rest, left, right, [[0, 1], [-0.5, 0]]]]
+    left, right = [[-3.5, 0.25], [0, 0]], [[1, 0.25], [0, 2]]
+    assert episodes == [[left, right, [[0, 1], [-0.5, 0]]]]
 
 
 def test_parts_that_are_choices(tmp_path):
     events = {1: [*tap("2"), *tap("q")], 2: [*tap("1"), *tap("2"), *tap("e")], 3: []}
     episodes, _, _ = played(tmp_path, spaces.MultiDiscrete([3, 4], start=[5, 0]), events, length=50, rest=0)
-    assert episodes == [[[5, 0], [7, 1], [7, 3]]]
+    assert episodes == [[[7, 1], [7, 3]]]
 
 
 def test_switches(tmp_path):
     episodes, _, _ = played(tmp_path, spaces.MultiBinary(4), {1: [*tap("1"), *tap("4")], 2: []}, length=50, rest=0)
-    assert episodes == [[[0, 0, 0, 0], [1, 0, 0, 1]]]
+    assert episodes == [[[1, 0, 0, 1]]]
 
 
 # --- keys of the environment, and gamepads ---
@@ -214,33 +218,46 @@ def test_keys_of_the_environment_and_what_stands_for_them(tmp_path):
         9: [],
     }
     episodes, _, _ = played(tmp_path, spaces.Discrete(5), events, own=OWN, length=50, rest=0)
-    assert episodes == [[0, 2, 3, 4, 2, 2, 4, 0, 3]]
+    assert episodes == [[2, 3, 4, 2, 2, 4, 0, 3]]
 
 
 def test_a_gamepad_answers_the_question(tmp_path):
-    events = {7: [("button", 1), ("button up", 1)], 14: [("button", 2)], 15: [("button up", 2)], 22: [("button", 0)]}
+    events = {
+        0: [("press", "1")],
+        7: [("button", 1), ("button up", 1)],
+        14: [("button", 2)],
+        15: [("button up", 2)],
+        22: [("button", 0)],
+    }
     _, buffer, _ = played(tmp_path, spaces.Discrete(3), events, seed=0)
     assert buffer.meta["episode_seed"].tolist() == [1]
 
 
 def test_an_environment_that_waits(tmp_path):
     """Each press is a step, those that came at once too, one after another."""
-    events = {3: tap("1"), 6: [*tap("2"), *tap("3")], 10: [("press", "2")], 15: [("let go", "2")]}
-    episodes, _, _ = played(tmp_path, spaces.Discrete(3), events, waits=True, length=50)
-    assert episodes == [[0, 1, 2, 1]]
+    events = {
+        3: tap("1"),
+        6: [*tap("2"), *tap("3")],
+        10: [("press", "2")],
+        15: [("let go", "2")],
+        20: [*tap("3"), *tap("return"), *tap("1")],
+        30: [*tap("p"), *tap("2"), *tap("p"), *tap("3")],
+    }
+    episodes, _, _ = played(tmp_path, spaces.Discrete(3), events, waits=True, length=50, rest=9)
+    assert episodes == [[0, 1, 2, 1, 2], [0, 2]]
 
 
 def test_commands_keep_away_from_the_keys_of_the_actions(tmp_path):
     own = {"p": 1, "return": 2, "escape": 3, "r": 4}
     events = {1: tap("p"), 2: tap("return"), 3: tap("escape"), 4: tap("r"), 5: tap("k"), 6: tap("f10")}
     episodes, _, _ = played(tmp_path, spaces.Discrete(5), events, keys=own, length=50, rest=9)
-    assert episodes == [[0, 1, 2, 3, 4]]
+    assert episodes == [[1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize(
     ("env", "presses", "actions"),
     [
-        ("CartPole-v1", [[], ["right"], [], ["left"], []], [0, 1, 1, 0, 0]),
+        ("CartPole-v1", [["right"], [], ["left"], []], [1, 1, 0, 0]),
         ("Acrobot-v1", [["left"], [], ["right"]], [0, 1, 2]),
         ("MountainCar-v0", [["left"], [], ["right"]], [0, 1, 2]),
         ("FrozenLake-v1", [["right"], ["w"], ["up"]], [2, 3]),
@@ -311,7 +328,7 @@ def test_whole_actions_of_any_space(tmp_path):
     zero, one = ({"x": x, "y": np.full(1, x, np.float32)} for x in range(2))
     env = Hands(space, {1: tap("a"), 2: []}, length=50)
     buffer = play(env, tmp_path / "data", keys={"a": one}, idle=zero)
-    assert buffer.episode(0)["action.x"].tolist() == [0, 1, 0]
+    assert buffer.episode(0)["action.x"].tolist() == [1, 0]
 
 
 def test_an_environment_that_renders_nothing(tmp_path):

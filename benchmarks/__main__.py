@@ -24,7 +24,6 @@ MODULES: dict[str, Any] = {
 }
 ELSEWHERE = """\
 Not in this run, because they take longer or need more rights:
-  python -m benchmarks.load --large   100 million steps in a million episodes; 2.4 GB of disk
   python -m benchmarks.load_disk      data four times larger than memory; needs a control group
   python -m benchmarks.frames         frames stored encoded, next to peers; needs games and a renderer
   python -m benchmarks.frames_memory  the same, raw four times larger than memory; needs a control group"""

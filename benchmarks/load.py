@@ -4,8 +4,6 @@ In each table the contenders take turns, and each goes on where it stopped the t
 the page cache, after every one of them was asked for a batch that was compared with what was stored. Batches are torch
 tensors of the loader that users call; a floor copies the same rows, chosen before the clock starts, with one NumPy or
 torch call per field, and nothing else. No loader has worker processes.
-
-``--large`` adds 100 million steps in a million episodes, which take 2.4 GB of disk and minutes to write.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ import numpy.typing as npt
 
 from benchmarks.floors import bare, column
 from benchmarks.load_frames import frames
-from benchmarks.load_large import large
 from benchmarks.load_peers import ALL, TRAJECTORIES, TRANSITIONS, WINDOWS, Batch, Data, Stored, check
 from benchmarks.report import OURS, Target
 from benchmarks.suite import Suite, command, option
@@ -47,8 +44,7 @@ class Size:
     frames: int = option(60, "episodes of 500 frames")
     batches: int = option(1000, "batches of a run, at most")
     repeats: int = option(9, "runs of each contender")
-    only: str = option("", "only tables whose name begins so: transitions, windows, trajectories, frames, large")
-    large: bool = option(False, "also 100 million steps")
+    only: str = option("", "only tables whose name begins so: transitions, windows, trajectories, frames")
 
 
 SMOKE = Size(episodes=80, length=40, frames=2, batches=20, repeats=2)
@@ -213,8 +209,6 @@ def measure(suite: Suite, size: Size) -> None:
             "trajectories": lambda: trajectories(setting),
             "frames": lambda: frames(suite, size.frames, size.batches // 20, size.repeats),
         }
-        if size.large:
-            tables["large"] = lambda: large(suite, size.batches, size.repeats)
         for name, table in tables.items():
             if name.startswith(size.only):
                 table()

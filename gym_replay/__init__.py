@@ -9,7 +9,7 @@ if sys.platform == "win32":  # pragma: no cover
     raise ImportError("gym_replay runs on Linux and macOS; on Windows use it inside WSL 2")
 
 from gym_replay.buffer.concat import ConcatReplayBuffer
-from gym_replay.buffer.door import Ragged
+from gym_replay.buffer.door import Ragged, ReferenceReturns, normalized_score
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import (
@@ -49,11 +49,15 @@ if TYPE_CHECKING:
         trajectory_loader,
         window_loader,
     )
+    from gym_replay.buffer.loading.mixing import Mixture, mix
     from gym_replay.buffer.loading.prioritized import PrioritizedSampler
     from gym_replay.buffer.loading.returns import returns_to_go
     from gym_replay.buffer.loading.selection import split
     from gym_replay.buffer.loading.statistics import FieldStatistics, Statistics, statistics
     from gym_replay.collecting.collect import collect
+    from gym_replay.collecting.evaluate import evaluate
+    from gym_replay.collecting.evaluation import Evaluation
+    from gym_replay.collecting.reference import measure_reference
     from gym_replay.interop.d3rlpy import to_d3rlpy
     from gym_replay.interop.d4rl import from_d4rl
     from gym_replay.interop.flat import to_d4rl, to_ogbench
@@ -65,7 +69,9 @@ if TYPE_CHECKING:
     from gym_replay.interop.trajectories import from_trajectories
     from gym_replay.playing.person import Intent, Scene
     from gym_replay.playing.play import play
-    from gym_replay.replaying import ReplayReport, replay
+    from gym_replay.remote.pull import pull
+    from gym_replay.remote.push import Pushed, push
+    from gym_replay.replaying.replay import ReplayReport, replay
     from gym_replay.spaces import register_space
     from gym_replay.viewing.opening import view
     from gym_replay.viewing.plots import plot
@@ -80,16 +86,19 @@ __version__ = "0.1.0"
 # Imported at first use: the loaders need torch, the recorder gymnasium, the checker tqdm.
 _LAZY = {
     "CheckReport": "gym_replay.buffer.check",
+    "Evaluation": "gym_replay.collecting.evaluation",
     "Fault": "gym_replay.buffer.check",
     "FieldStatistics": "gym_replay.buffer.loading.statistics",
     "FinishedEpisode": "gym_replay.wrappers.session",
     "GoalMixture": "gym_replay.buffer.loading.goals",
     "GoalSampler": "gym_replay.buffer.loading.goals",
     "PrioritizedSampler": "gym_replay.buffer.loading.prioritized",
-    "ReplayReport": "gym_replay.replaying",
+    "ReplayReport": "gym_replay.replaying.replay",
     "Statistics": "gym_replay.buffer.loading.statistics",
     "check_buffer": "gym_replay.buffer.check",
     "collect": "gym_replay.collecting.collect",
+    "evaluate": "gym_replay.collecting.evaluate",
+    "measure_reference": "gym_replay.collecting.reference",
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
     "crop_loader": "gym_replay.buffer.loading.loaders",
     "Intent": "gym_replay.playing.person",
@@ -98,10 +107,15 @@ _LAZY = {
     "merge": "gym_replay.buffer.copying",
     "export_minari": "gym_replay.interop.minari",
     "import_minari": "gym_replay.interop.minari",
+    "Mixture": "gym_replay.buffer.loading.mixing",
+    "mix": "gym_replay.buffer.loading.mixing",
     "n_step_loader": "gym_replay.buffer.loading.loaders",
+    "Pushed": "gym_replay.remote.push",
+    "pull": "gym_replay.remote.pull",
+    "push": "gym_replay.remote.push",
     "register_space": "gym_replay.spaces",
     "returns_to_go": "gym_replay.buffer.loading.returns",
-    "replay": "gym_replay.replaying",
+    "replay": "gym_replay.replaying.replay",
     "select": "gym_replay.buffer.copying",
     "split": "gym_replay.buffer.loading.selection",
     "split_into": "gym_replay.buffer.copying",
@@ -144,6 +158,7 @@ __all__ = [
     "EpisodeEvictedError",
     "EpisodeStateError",
     "EpisodeTooLongError",
+    "Evaluation",
     "Fault",
     "Field",
     "FieldError",
@@ -157,11 +172,14 @@ __all__ = [
     "LeRobotFormat",
     "MakeEnvError",
     "MissingExtraError",
+    "Mixture",
     "NotABufferError",
     "PrioritizedSampler",
+    "Pushed",
     "Ragged",
     "ReadOnlyError",
     "RecordToBuffer",
+    "ReferenceReturns",
     "ReplayBuffer",
     "ReplayReport",
     "Scene",
@@ -175,16 +193,22 @@ __all__ = [
     "collect",
     "contact_sheet",
     "crop_loader",
+    "evaluate",
     "export_minari",
     "fill_sb3",
     "from_d4rl",
     "from_memmap_replay_buffer",
     "from_trajectories",
     "import_minari",
+    "measure_reference",
     "merge",
+    "mix",
     "n_step_loader",
+    "normalized_score",
     "play",
     "plot",
+    "pull",
+    "push",
     "register_space",
     "replay",
     "returns_to_go",

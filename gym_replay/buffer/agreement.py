@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from gym_replay.buffer.storage.layout import Choice, Metadata
+from gym_replay.buffer.storage.reference_returns import ReferenceReturns
 from gym_replay.errors import ConfigMismatchError, FieldError
 from gym_replay.notices import did_you_mean
 from gym_replay.schema.fields import Field
@@ -146,7 +147,14 @@ def merged_schema(schemas: Schemas, fields: Wanted = None, meta_fields: Wanted =
         meta_fields=chosen.meta_fields,
         recorder_meta=chosen.recorder_meta,
         environment=_environment(schemas, chosen.fields),
+        reference_returns=_reference_returns(schemas),
     )
+
+
+def _reference_returns(schemas: Schemas) -> ReferenceReturns | None:
+    """Those that all buffers have alike."""
+    found = {metadata.reference_returns for _, metadata in schemas}
+    return found.pop() if len(found) == 1 else None
 
 
 def _check_environments(schemas: Schemas) -> None:

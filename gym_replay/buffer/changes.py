@@ -17,6 +17,7 @@ from gym_replay.buffer.storage import edits
 from gym_replay.buffer.storage.creation import check_config
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.buffer.storage.reference_returns import ReferenceReturns
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import EpisodeStateError, FieldError
 from gym_replay.files.descriptors import require_descriptors
@@ -237,6 +238,30 @@ class Changeable(Readable):
             )
         with self.changing():
             edits.drop_field(writer, name)
+
+    def set_reference_returns(self, reference: ReferenceReturns | None) -> None:
+        """Store the mean returns of a random and of an expert policy in the buffer's environment, instead of others.
+
+        :func:`~gym_replay.measure_reference` measures them. Copies have them where all sources have the same ones.
+
+        Args:
+            reference: both returns; None forgets what is stored.
+
+        Raises:
+            TypeError: it is something else.
+            EpisodeStateError: an episode is open.
+
+        Example:
+            >>> buffer.set_reference_returns(ReferenceReturns(random=22.4, expert=500.0))  # doctest: +SKIP
+        """
+        if reference is not None and not isinstance(reference, ReferenceReturns):
+            raise TypeError(
+                f"reference returns: expected ReferenceReturns(random=..., expert=...), got {reference!r:.60}"
+            )
+        self.slot.require_free("set_reference_returns")
+        writer, _ = self.editing()
+        with self.changing():
+            edits.set_reference_returns(writer, reference)
 
     def _own_meta_fields(self, name: str) -> dict[str, Field] | None:
         """All meta fields where a name is that of one which may be changed; None where it is a field's.

@@ -22,7 +22,21 @@ from gym_replay.cli.verbs import VERBS
 from gym_replay.errors import GymReplayError, printable
 from gym_replay.notices import did_you_mean
 
-MODULES = ("record", "play", "info", "episodes", "looking", "view", "media", "label", "replay", "copies", "formats")
+MODULES = (
+    "record",
+    "play",
+    "evaluate",
+    "info",
+    "episodes",
+    "looking",
+    "view",
+    "media",
+    "label",
+    "replay",
+    "copies",
+    "remote",
+    "formats",
+)
 """The modules of this package that declare verbs, in the order of the help."""
 
 _GROUPS = {

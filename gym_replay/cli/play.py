@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gym_replay.cli.output import write_json
-from gym_replay.cli.verbs import CODEC, import_from_here, import_modules, importing, json_object, keywords, option, verb
+from gym_replay.cli.playing import ENV, ENV_KWARGS, import_for, json_object
+from gym_replay.cli.verbs import CODEC, import_modules, importing, keywords, option, verb
 from gym_replay.errors import GymReplayError, printable
 
 
@@ -36,7 +37,7 @@ def _json_value(text: str) -> Any:
         "gym-replay play CarRacing-v3 data/car --policy sb3:PPO:model.zip",
         'gym-replay play Pendulum-v1 data/swing --keys \'{"left": {"0": -2}, "right": {"0": 2}}\' --ramp 0.5',
     ],
-    option("env", metavar="ENV", help="environment id; 'module:id' imports the module that registers it"),
+    ENV,
     option("folder", metavar="FOLDER", help="where the episodes go"),
     option("--policy", help="acts until you do: 'random', 'module:name' or 'sb3:ALGO:PATH', as for record"),
     option("--player", default="person", metavar="NAME", help="who plays, kept with each episode (default: person)"),
@@ -69,7 +70,7 @@ def _json_value(text: str) -> Any:
         default="keep",
         help="forget the episode in the middle of which you quit",
     ),
-    option("--env-kwargs", type=json_object, metavar="JSON", help="arguments of the environment"),
+    ENV_KWARGS,
     option("--max-episode-steps", type=int, metavar="N", help="truncate episodes there"),
     option("--options", type=json_object, metavar="JSON", help="options of each reset"),
     option("--stochastic", dest="deterministic", action="store_false", help="let predict draw its actions at random"),
@@ -85,8 +86,7 @@ def play(args: argparse.Namespace) -> int:
 
     folder = folder_of(args.folder)
     import_modules(args.modules)
-    if ":" in args.env + (args.policy or ""):  # module:name; a model may need its module, too
-        import_from_here()
+    import_for(args.env, args.policy)
     try:
         play_here(args.env, folder, **keywords(args, "env", "folder", "modules")).close()
     except BaseException as error:

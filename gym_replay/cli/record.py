@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gym_replay.cli.output import write_json
-from gym_replay.cli.verbs import CODEC, import_from_here, json_object, keywords, option, verb
+from gym_replay.cli.playing import CALLING, ENV, ENV_KWARGS, EPISODE, POLICY, QUIET, import_for
+from gym_replay.cli.verbs import CODEC, keywords, option, verb
 from gym_replay.errors import BufferLockedError, ConfigMismatchError, FieldError, MissingExtraError, printable
 
 
@@ -26,25 +27,17 @@ from gym_replay.errors import BufferLockedError, ConfigMismatchError, FieldError
         "gym-replay record ALE/Pong-v5 data/pong --episodes 10 --codec zstd",
         "gym-replay record HalfCheetah-v5 data/cheetah --episodes 10000 --ray-workers 16",
     ],
-    option("env", metavar="ENV", help="environment id; 'module:id' imports the module that registers it"),
+    ENV,
     option("folder", metavar="FOLDER", help="where the episodes go"),
-    option(
-        "--policy",
-        default="random",
-        help="'random', 'module:name' (a function from observations to actions, an object with predict, or a class of "
-        "either), or 'sb3:ALGO:PATH'; the last two run the code in the module or the model's file (default: random)",
-    ),
+    POLICY,
     option("--episodes", type=int, metavar="N", help="how many episodes in total"),
     option("--steps", type=int, metavar="N", help="how many steps in total, reached by whole episodes"),
-    option("--num-envs", type=int, default=1, metavar="K", help="environments at once (default: 1)"),
-    option("--seed", type=int, default=0, metavar="S", help="of environment and policy (default: 0)"),
+    *CALLING,
     option(
         "--vectorization", choices=("sync", "async", "native"), default="sync", help="how several environments are run"
     ),
-    option("--env-kwargs", type=json_object, metavar="JSON", help="arguments of the environment"),
-    option("--max-episode-steps", type=int, metavar="N", help="truncate episodes there"),
-    option("--fresh-envs", action="store_true", help="make the environment anew for each episode"),
-    option("--options", type=json_object, metavar="JSON", help="options of each reset"),
+    ENV_KWARGS,
+    *EPISODE,
     option(
         "--reward-shape",
         type=int,
@@ -52,20 +45,12 @@ from gym_replay.errors import BufferLockedError, ConfigMismatchError, FieldError
         metavar="N",
         help="shape of a reward of several values; nothing for one number (default: that of the first reward)",
     ),
-    option("--stochastic", dest="deterministic", action="store_false", help="let predict draw its actions at random"),
-    option(
-        "--batched",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="call the policy with a batch of the observations of all environments, or of each by itself "
-        "(default: a batch where there are several)",
-    ),
     option("--policy-name", metavar="NAME", help="identify the policy by this name alone, not by its code"),
     CODEC,
     option("--record-info", action="store_true", help="record the numbers and arrays in the infos too"),
     option("--ray-workers", dest="num_workers", type=int, metavar="W", help="play with Ray, in so many workers"),
     option("--overwrite", action="store_true", help="replace the buffer that is in the folder"),
-    option("--quiet", dest="progress", action="store_false", help="show no bar"),
+    QUIET,
 )
 def record(args: argparse.Namespace) -> int:
     """Collect; what ends it early is raised again after a report."""
@@ -74,8 +59,7 @@ def record(args: argparse.Namespace) -> int:
     from gym_replay.files.folders import folder_of
 
     folder = folder_of(args.folder)
-    if ":" in args.env + args.policy:  # module:name; a model may need its module, too
-        import_from_here()
+    import_for(args.env, args.policy)
     engine: Any = "local" if args.num_workers is None else "ray"
     try:
         collect(args.env, folder, engine=engine, **keywords(args, "env", "folder")).close()

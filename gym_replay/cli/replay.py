@@ -14,7 +14,7 @@ from gym_replay.cli.verbs import CHOICE, FOLDER, import_modules, importing, open
 from gym_replay.errors import printable
 
 if TYPE_CHECKING:
-    from gym_replay.replaying import ReplayReport
+    from gym_replay.replaying.replay import ReplayReport
 
 _STATUSES = ("equal", "differs", "not replayable")
 _WORDS = {"differs": "different"}
@@ -70,8 +70,8 @@ def _replayed(buffer: Readable, indices: list[int], *, trust: bool) -> Iterator[
     So each goes on from the one before, as when they were recorded, and the environment is made once. An episode that
     does not come out equal gets a fresh one before its report counts.
     """
-    from gym_replay import replaying
     from gym_replay.buffer.env_spec import make_env
+    from gym_replay.replaying import replay as replaying
 
     made_of: Any = None
     with ExitStack() as stack:

@@ -167,17 +167,6 @@ def parse_indices(text: str, count: int) -> list[int]:
     return found
 
 
-def json_object(text: str) -> dict[str, Any]:
-    """The type of an option that is an object of JSON."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("expected a JSON object, such as '{\"size\": 9}'")
-    return value
-
-
 def keywords(args: argparse.Namespace, *others: str) -> dict[str, Any]:
     """The options as keyword arguments of a function, without the others named here and those of all verbs."""
     return {name: value for name, value in vars(args).items() if name not in (*_OF_ALL, *others)}

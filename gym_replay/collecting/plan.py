@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,13 +88,13 @@ class Played:
     Attributes:
         index: in the collection.
         length: T.
-        episode_return: the sum of its rewards; of rewards of several values that of all.
+        episode_return: the sum of its rewards, a float, or an array for rewards of several values.
         is_kept: whether it is in the folder.
     """
 
     index: int
     length: int
-    episode_return: float = 0.0
+    episode_return: Any = 0.0
     is_kept: bool = True
 
 
@@ -111,7 +111,7 @@ class Plan:
     Attributes:
         end: M, once it is known.
         kept: the lengths of the kept episodes, by index.
-        steps, returns: the sums of their lengths and of their returns.
+        steps, returns: the sums of their lengths and of their returns, of rewards of several values that of all.
 
     Example:
         >>> plan = Plan(Goal(steps=5), [Played(1, 4)])
@@ -205,7 +205,7 @@ class Plan:
     def _keep(self, episode: Played) -> None:
         self.kept[episode.index] = episode.length
         self.steps += episode.length
-        self.returns += episode.episode_return
+        self.returns += float(np.sum(episode.episode_return))
 
     def _is_settled(self, index: int) -> bool:
         return index in self.kept or index in self.discarded

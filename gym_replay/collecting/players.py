@@ -1,4 +1,4 @@
-"""Playing episodes in a single environment or in a vector environment, and recording them."""
+"""Playing episodes in a single environment or in a vector environment, recorded or not."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from gym_replay.collecting.plan import Played, Seeds, seeds_of
 from gym_replay.collecting.policies import Mask, load_policy, make_actor
 from gym_replay.collecting.request import Request
 from gym_replay.errors import FieldError
+from gym_replay.schema.arrays import Floats
 from gym_replay.schema.fields import to_array
 from gym_replay.wrappers import vector
 from gym_replay.wrappers.record_to_buffer import RecordToBuffer
@@ -49,13 +50,13 @@ class Feed(Protocol):
 
 
 class Player:
-    """Plays the episodes of a feed, and records them.
+    """Plays the episodes of a feed, and records them where there is a buffer.
 
     Args:
         env: the environment; it is closed in the end.
         policy: the policy itself.
         request: how it is played.
-        buffer: where the episodes go; it is left open.
+        buffer: where the episodes go; it is left open. None to record nothing.
 
     Attributes:
         feed: which episodes; set before the first :meth:`play`.
@@ -67,30 +68,40 @@ class Player:
     _recorder: ClassVar[Any]
     _is_native = False
 
-    def __init__(self, env: Any, policy: Any, request: Request, buffer: ReplayBuffer) -> None:
-        self._base, self._request, self.buffer = env, request, buffer
+    def __init__(self, env: Any, policy: Any, request: Request, buffer: ReplayBuffer | None) -> None:
+        self._base, self._request, self._buffer = env, request, buffer
         self.stopped = False
         self.steps = 0
         self._refused: set[int] = set()
         self._unjudged: set[int] = set()
         self._ending = ExitStack()
         self._ending.callback(self._delete_unjudged)
-        self._env = self._recorder(
-            env,
-            buffer,
-            on_incomplete="discard",
-            on_episode=self._judge if request.may_discard or self._is_native else None,
-            **request.recorder,
-        )
+        self._env = env if buffer is None else self._recording(env, buffer)
         self._ending.callback(self._env.close)
         self._actor = make_actor(policy, env, deterministic=request.deterministic, batched=request.batched)
-        self._has_extras = bool(request.recorder.get("extra_fields"))
+        self._has_extras = buffer is not None and bool(request.recorder.get("extra_fields"))
         self._count = env.num_envs if isinstance(env, gym.vector.VectorEnv) else 1
         self._all: Mask = np.ones(self._count, bool)
         self._indices = np.full(self._count, _NONE, np.int64)
         self._lengths, self._returns = np.zeros(self._count, np.int64), np.zeros(self._count)
         self._observation: Any = None
         self._has_begun = False
+
+    @property
+    def buffer(self) -> ReplayBuffer:
+        """Where the episodes go, of a player that records."""
+        assert self._buffer is not None
+        return self._buffer
+
+    def _recording(self, env: Any, buffer: ReplayBuffer) -> Any:
+        request = self._request
+        return self._recorder(
+            env,
+            buffer,
+            on_incomplete="discard",
+            on_episode=self._judge if request.may_discard or self._is_native else None,
+            **request.recorder,
+        )
 
     def play(self, until: float) -> bool:
         """Go on until ``time.monotonic()`` is past a time; whether there is something left to play."""
@@ -120,7 +131,8 @@ class Player:
             mask[env_index], policy_seeds[env_index] = True, seeds[env_index].policy
             self._indices[env_index] = index
             self._lengths[env_index], self._returns[env_index] = 0, 0.0
-        self._annotate()
+        if self._buffer is not None:
+            self._annotate()
         # The first time all, so that a policy can set up a row for each, even if some are never played.
         self._actor.begin(mask if self._has_begun else self._all.copy(), policy_seeds)
         self._has_begun = True
@@ -138,7 +150,8 @@ class Player:
         """Tell what became of the episode that ended in the last step of a sub-environment."""
         index = int(self._indices[env_index])
         self._indices[env_index] = _NONE
-        length, episode_return = int(self._lengths[env_index]), float(self._returns[env_index])
+        length, found = int(self._lengths[env_index]), self._returns[env_index]
+        episode_return = found.copy() if found.ndim else float(found)
         self.feed.settle(Played(index, length, episode_return, index not in self._refused))
 
     def _judge(self, episode: FinishedEpisode) -> Mapping[str, Any] | bool | None:
@@ -162,7 +175,8 @@ class Player:
 
     def _delete_unjudged(self) -> None:
         """Delete the episodes whose judging raised, since the recorder has them committed."""
-        delete_episodes(self.buffer, self._unjudged)
+        if self._unjudged:
+            delete_episodes(self.buffer, self._unjudged)
 
 
 class _SinglePlayer(Player):
@@ -197,19 +211,27 @@ class _SinglePlayer(Player):
         """Play the episode under way, and say whether it ended."""
         act = self._act if self._has_extras else self._actor.act
         step, running, now = self._env.step, self._all, time.monotonic
-        observation, rewards, length, done = self._observation, 0.0, 0, False
+        observation, length, done = self._observation, 0, False
+        rewards: Any = self._returns[0]  # so that when it is time to return does not change a sum's last bit
+        rewards = rewards if rewards.ndim else float(rewards)
         try:
             while not done and not self.stopped and now() < until:
                 observation, reward, terminated, truncated, _ = step(act(observation, running))
-                rewards += reward if type(reward) is float else float(np.sum(to_array(reward, "reward")))
+                rewards = rewards + (reward if type(reward) is float else _values_of(reward))
                 length += 1
                 done = terminated or truncated
         finally:
             self._observation = observation
             self.steps += length
             self._lengths += length
-            self._returns += rewards
+            self._returns = np.asarray(rewards, np.float64)[None]
         return done
+
+
+def _values_of(reward: Any) -> Any:
+    """A reward as float64: a number where it has one value, whatever its shape."""
+    values = to_array(reward, "reward").astype(np.float64)
+    return values.reshape(()) if values.size == 1 else values
 
 
 class _AnyOptions(vector.RecordToBuffer):
@@ -250,7 +272,7 @@ class _VectorPlayer(Player):
                 running = self._running
             self._observation, rewards, terminated, truncated, _ = self._env.step(self._act(self._observation, running))
             self._lengths += running
-            self._returns += np.asarray(rewards, np.float64).reshape(self._count, -1).sum(axis=1)
+            self._add(np.asarray(rewards, np.float64))
             self.steps += int(np.count_nonzero(running))
             self._done_before, self._done = self._done, terminated | truncated
             ended = self._done & running
@@ -262,6 +284,12 @@ class _VectorPlayer(Player):
             if time.monotonic() >= until:
                 return True
         return True
+
+    def _add(self, rewards: Floats) -> None:
+        if rewards.size == self._count:
+            rewards = rewards.reshape(self._count)
+        # Rewards turn out to have several values at the first step of all, when every return is zero.
+        self._returns = rewards + (self._returns if self._returns.shape == rewards.shape else 0.0)
 
     def _fill(self, free: Mask) -> bool:
         """Begin episodes in sub-environments that are free, and say whether any is under way."""
@@ -329,8 +357,10 @@ class _NativePlayer(_VectorPlayer):
         return {env_index: index for env_index, index in taken.items() if index is not None}
 
 
-def open_player(request: Request, folder: Path, *, overwrite: bool = False) -> Player:
-    """A player of the request's policy in its environment, whose episodes go to a buffer in a folder; its lock is held.
+def open_player(request: Request, folder: Path | None, *, overwrite: bool = False) -> Player:
+    """A player of the request's policy in its environment.
+
+    Its episodes go to a buffer in the folder, whose lock is held; where there is no folder, nowhere.
 
     Raises:
         ConfigMismatchError: what is in the folder was recorded from something else.
@@ -340,8 +370,10 @@ def open_player(request: Request, folder: Path, *, overwrite: bool = False) -> P
     with ExitStack() as cleanup:
         env = request.make()
         cleanup.callback(env.close)
-        buffer = open_for_playing(env, folder, request.recorder, overwrite=overwrite, module=request.make.module)
-        cleanup.callback(buffer.close)
+        buffer = None
+        if folder is not None:
+            buffer = open_for_playing(env, folder, request.recorder, overwrite=overwrite, module=request.make.module)
+            cleanup.callback(buffer.close)
         kind: type[Player] = _VectorPlayer if isinstance(env, gym.vector.VectorEnv) else _SinglePlayer
         player = (_NativePlayer if request.make.is_native else kind)(env, policy, request, buffer)
         cleanup.pop_all()

@@ -66,7 +66,7 @@ class Film:
             yield [rgb_frame(episode, name, min(t, len(episode[name]) - 1)) for name in self._names]
 
     def _rendered(self, episode: Episode, wanted: Sequence[int]) -> Iterator[list[Rgb]]:
-        from gym_replay.replaying import replay
+        from gym_replay.replaying.replay import replay
 
         left = set(wanted)
         for t, rendered in enumerate(replay(self._buffer, episode, render=True)):

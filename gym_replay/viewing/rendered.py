@@ -129,7 +129,7 @@ class Renderer:
                 self._render(episode, film)
 
     def _render(self, episode: Episode, film: _Film) -> None:
-        from gym_replay.replaying import replay
+        from gym_replay.replaying.replay import replay
 
         try:
             with warnings.catch_warnings():

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gym_replay import Field, ReplayBuffer, StorageError, check_buffer
+from gym_replay import Field, ReferenceReturns, ReplayBuffer, StorageError, check_buffer
 
 CALLS = ("open", "replace", "unlink", "pwrite", "ftruncate", "fsync", "mkdir", "rmdir", "listdir")
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EINTR, errno.EMFILE)
@@ -70,6 +70,7 @@ CHANGES: dict[str, Callable[[ReplayBuffer], Any]] = {
     "drop_field": lambda buffer: buffer.drop_field("a"),
     "drop_field of a ragged field": lambda buffer: buffer.drop_field("deep.w"),
     "drop_field of the strings": lambda buffer: buffer.drop_field("t"),
+    "set_reference_returns": lambda buffer: buffer.set_reference_returns(ReferenceReturns(1, 2)),
     "delete": lambda buffer: buffer.delete(1),
     "clear": lambda buffer: buffer.clear(),
     "flush": lambda buffer: buffer.flush(),
@@ -81,7 +82,7 @@ State = tuple[Any, ...]
 def state_of(buffer: ReplayBuffer) -> State:
     """All that readers see."""
     names, metas = buffer.fieldnames, buffer.meta_fieldnames
-    return (*names, *metas), tuple(
+    return (*names, *metas, buffer.reference_returns), tuple(
         (
             episode.id,
             *(tuple(np.asarray(row).tobytes() for row in episode[name]) for name in names),

@@ -19,6 +19,7 @@ from gym_replay import (
     FieldError,
     MissingExtraError,
     NotABufferError,
+    ReferenceReturns,
     ReplayBuffer,
     StorageError,
     UnsupportedSpaceError,
@@ -338,6 +339,22 @@ def test_about_the_dataset(tmp_path, buffer):
     with import_minari("nan-v0", tmp_path / "nan") as back:
         assert back.metadata.environment["minari"]["ref_min_score"] == "NaN"
         assert "ref_min_score" not in export_minari(back, "nan-v1").storage.metadata
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_reference_returns_are_minaris_scores(tmp_path, buffer, data_format):
+    buffer.set_reference_returns(ReferenceReturns(random=-1.25, expert=2.5))
+    dataset = export_minari(buffer, "scored-v0", data_format=data_format)
+    returns = np.array([-1.25, 0.5, 2.5])
+    assert (100 * minari.get_normalized_score(dataset, returns)).tolist() == buffer.normalized_score(returns).tolist()
+    with import_minari("scored-v0", tmp_path / "back") as back:
+        assert back.reference_returns == ReferenceReturns(-1.25, 2.5)
+        back.set_reference_returns(ReferenceReturns(0.0, 5.0))  # which goes before what the dataset said
+        found = export_minari(back, "scored-v1", ref_max_score=7.0).storage.metadata
+        assert (found["ref_min_score"], found["ref_max_score"]) == (0.0, 7.0)
+    half = export_minari(buffer, "half-v0", ref_min_score=float("nan"))
+    with import_minari(half, tmp_path / "half") as back:
+        assert back.reference_returns == ReferenceReturns(None, 2.5)
 
 
 def test_entry_points_of_strangers_are_not_passed_on(tmp_path, datasets, buffer):

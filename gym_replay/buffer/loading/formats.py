@@ -181,7 +181,7 @@ class LeRobotFormat(BatchFormat):
 
     def bind(self, parts: Sequence[Snapshot]) -> Transform:
         fields, lengths = parts[0].metadata.fields, np.concatenate([part.lengths for part in parts])
-        keys = {name: _lerobot_key(name, field) for name, field in fields.items()} | dict(self.keys or {})
+        keys = {name: lerobot_key(name, field) for name, field in fields.items()} | dict(self.keys or {})
         tasks, column = None, parts[0].metadata.meta_fields.get(self.task)
         if column is not None and column.is_text:
             texts = np.concatenate([part.meta(self.task) for part in parts])
@@ -218,9 +218,12 @@ class LeRobotFormat(BatchFormat):
         return renamed
 
 
-def _lerobot_key(name: str, field: Field) -> str:
+def lerobot_key(name: str, field: Field) -> str:
+    """The key that a field's values have in LeRobot; names that are LeRobot's own already stay."""
     if name == "observation":
         return "observation.image" if is_image(field) else "observation.state"
+    if name == "observation.image" or name.startswith("observation.images."):
+        return name
     if name.startswith("observation.") and is_image(field):
         return f"observation.images.{name.removeprefix('observation.')}"
     return {"reward": "next.reward", "truncated": "next.truncated"}.get(name, name)

@@ -17,6 +17,7 @@ from gym_replay.buffer.storage.layout import NEW, Metadata, paths_of, spans_path
 from gym_replay.buffer.storage.ragged import Ragged, spans_of
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.buffer.storage.records import CHECKSUM, CHECKSUMS, DELETED, EPISODES, Ints, meta_column, slots_of
+from gym_replay.buffer.storage.reference_returns import ReferenceReturns
 from gym_replay.buffer.storage.strings import STRINGS, StringWriter
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import FieldError, StorageError
@@ -187,6 +188,12 @@ def drop_field(writer: FolderWriter, name: str) -> None:
     metadata = replace(before, fields=fields, derived=derived, environment=_environment_without(before, name))
     with _changing(writer, metadata, before.paths_of(name)) as change:
         change.take_sums()
+
+
+def set_reference_returns(writer: FolderWriter, reference: ReferenceReturns | None) -> None:
+    """Store other reference returns; None forgets them."""
+    with _changing(writer, replace(writer.metadata, reference_returns=reference)):
+        pass
 
 
 def _environment_without(metadata: Metadata, name: str) -> dict[str, Any] | None:

@@ -26,6 +26,12 @@ import numpy as np
 from gym_replay.buffer.storage.counters import COUNTERS, CheckValueError
 from gym_replay.buffer.storage.ragged import SPAN
 from gym_replay.buffer.storage.records import CHECKSUM, CHECKSUMS, EPISODES, RecordFormat
+from gym_replay.buffer.storage.reference_returns import (
+    REFERENCE_RETURNS,
+    ReferenceReturns,
+    reference_from_json,
+    reference_to_json,
+)
 from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE
 from gym_replay.errors import (
     BufferNotFoundError,
@@ -60,6 +66,9 @@ _OWN = re.compile(
 
 STEPS = "steps"
 """The directory of the fields' files; all others lie beside it."""
+LABELS = "labels.json"
+"""Labels of episodes, which belong to whoever looked at them; see :mod:`~gym_replay.buffer.storage.labels`."""
+
 TOP_FILES = (METADATA, COUNTERS, EPISODES, CHECKSUMS, STRINGS)
 
 _LARGEST_RECORD = 1 << 26
@@ -82,6 +91,7 @@ class Metadata:
     max_timesteps: int | None = None
     max_steps: int | None = None
     environment: dict[str, Any] | None = None
+    reference_returns: ReferenceReturns | None = None
     uuid: str = field(default_factory=lambda: uuid.uuid4().hex)
     revision: int = 0
     pending: tuple[str, ...] = ()
@@ -233,6 +243,7 @@ def metadata_to_json(metadata: Metadata) -> dict[str, Any]:
             for name, info in metadata.meta_fields.items()
         ],
         "environment": metadata.environment,
+        **({REFERENCE_RETURNS: reference_to_json(found)} if (found := metadata.reference_returns) else {}),
         "pending": list(metadata.pending),
         "obsolete": list(metadata.obsolete),
     }
@@ -327,6 +338,11 @@ def _take_derived(entries: list[dict[str, Any]]) -> dict[str, int]:
     return derived
 
 
+def _take_reference(value: Mapping[str, Any]) -> ReferenceReturns | None:
+    """The reference returns, where there are any."""
+    return reference_from_json(_take(value, REFERENCE_RETURNS, dict)) if REFERENCE_RETURNS in value else None
+
+
 def _count(value: Any) -> int:
     """How many numbers there are in nested lists."""
     return sum(map(_count, value)) if isinstance(value, list) else 1
@@ -368,6 +384,7 @@ def metadata_from_json(value: Any, path: Path) -> Metadata:
             max_timesteps=_take_limit(value, "max_timesteps"),
             max_steps=_take_limit(value, "max_steps"),
             environment=_take(value, "environment", dict, type(None)),
+            reference_returns=_take_reference(value),
             uuid=_take(value, "uuid", str),
             revision=_take(value, "revision", int),
             pending=_take_strings(value, "pending"),

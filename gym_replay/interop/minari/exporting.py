@@ -86,7 +86,8 @@ def export_minari(
         algorithm_name, code_permalink, description: texts about the dataset.
         requirements: what to install to make the environment, in the style of pip.
         eval_env: the environment to evaluate in, where it is not the recorded one.
-        ref_min_score, ref_max_score: returns of a random and of an expert policy, for normalised scores.
+        ref_min_score, ref_max_score: returns of a random and of an expert policy, for normalised scores; None for the
+            buffer's reference returns.
         progress: show a bar where it takes longer than a second.
 
     Returns:

@@ -71,7 +71,7 @@ def import_minari(
     source = package.open_dataset(dataset)
     schema = _schema_of(source, losses)
     numbers = source.episode_indices.tolist()
-    names = ("fields", "meta_fields", "recorder_meta", "environment")
+    names = ("fields", "meta_fields", "recorder_meta", "environment", "reference_returns")
     with new_buffer(target, {name: getattr(schema.metadata, name) for name in names}) as new:
         importer = _Importer(new.buffer, schema, source.id, losses)
         for number in tqdm(iterable=numbers, desc="import", unit="episode", delay=1, disable=not progress):

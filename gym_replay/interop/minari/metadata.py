@@ -10,6 +10,7 @@ options are Minari's own entries too, wherever the format takes them.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from gym_replay.buffer.door import Metadata
+from gym_replay.buffer.door import Metadata, ReferenceReturns
 from gym_replay.buffer.env_spec import spec_from_json, spec_to_json
 from gym_replay.buffer.episode import Episode
 from gym_replay.errors import CorruptBufferError, FieldError
@@ -37,7 +38,9 @@ _TOLD_ELSEWHERE = frozenset(
 
 
 def about_export(metadata: Metadata, env: str | EnvSpec | gym.Env[Any, Any] | None, given: Mapping[str, Any]) -> Any:
-    """What the dataset says of itself, checked; what is not given is as in the dataset of the import.
+    """What the dataset says of itself, checked.
+
+    What is not given is as the buffer has it (its reference returns), else as in the dataset of the import.
 
     Args:
         metadata: of the buffer.
@@ -47,8 +50,10 @@ def about_export(metadata: Metadata, env: str | EnvSpec | gym.Env[Any, Any] | No
     imported = (metadata.environment or {}).get(IMPORTED)
     before = imported if isinstance(imported, dict) else {}
     about: dict[str, Any] = {}
+    stored = scores_of(metadata.reference_returns)
     for name in (*SETS, *TEXTS, "requirements", *SCORES):
-        value = before.get(name) if given[name] is None else given[name]
+        known = before.get(name) if stored.get(name) is None else stored[name]
+        value = known if given[name] is None else given[name]
         if value is not None and not (given[name] is None and value in _NOT_FINITE):
             about[name] = _checked(name, value)
     spec = gym.spec(env) if isinstance(env, str) else env.spec if isinstance(env, gym.Env) else env
@@ -57,6 +62,25 @@ def about_export(metadata: Metadata, env: str | EnvSpec | gym.Env[Any, Any] | No
     elif isinstance(before.get("eval_env_spec"), str):
         about["eval_env_spec"] = _registered(before["eval_env_spec"])
     return about
+
+
+def scores_of(reference: ReferenceReturns | None) -> dict[str, float | None]:
+    """Reference returns under Minari's names."""
+    reference = reference or ReferenceReturns()
+    return dict(zip(SCORES, (reference.random, reference.expert), strict=True))
+
+
+def reference_of(source: Any) -> ReferenceReturns | None:
+    """The reference returns of a dataset; None where it has none. What is no finite number is left out."""
+    found = []
+    for name in SCORES:
+        value = source.storage.metadata.get(name)
+        try:
+            number = None if value is None else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = None
+        found.append(number if number is not None and math.isfinite(number) else None)
+    return None if found == [None, None] else ReferenceReturns(*found)
 
 
 def _registered(text: str) -> str:

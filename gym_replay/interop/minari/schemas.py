@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from gym_replay.buffer.door import Metadata, metadata_from_json
 from gym_replay.buffer.env_spec import spec_to_json
 from gym_replay.errors import FieldError
 from gym_replay.interop.minari.limits import IMPORTED, Losses
-from gym_replay.interop.minari.metadata import OWN, about_import
+from gym_replay.interop.minari.metadata import OWN, about_import, reference_of
 from gym_replay.interop.minari.parts import by_field, storable
 from gym_replay.interop.old_data import step_shape
 from gym_replay.schema.fields import Field
@@ -64,7 +64,7 @@ def exported_schema(source: Any, exported: Any) -> Schema:
     """
     metadata = metadata_from_json(exported, Path(source.storage.data_path) / "metadata.json")
     environment = {**(metadata.environment or {}), IMPORTED: about_import(source)}
-    object.__setattr__(metadata, "environment", environment)
+    metadata = replace(metadata, environment=environment, reference_returns=reference_of(source))
     return Schema(metadata, _roots(source), {}, is_exported=True)
 
 
@@ -98,6 +98,7 @@ def found_schema(source: Any, first: Mapping[str, Any], metadatas: Iterable[Any]
             "env_spec": spec_to_json(source.env_spec),
             IMPORTED: about_import(source),
         },
+        reference_returns=reference_of(source),
     )
     return Schema(metadata, roots, {name: key for name, (key, _) in entries.items()}, is_exported=False)
 

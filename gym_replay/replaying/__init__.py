@@ -1,0 +1,1 @@
+"""Recorded episodes executed again: compared with the record, rendered, or recorded anew with other observations."""

@@ -45,6 +45,7 @@ PACKAGES = {
     "h5py": Package("h5py", "h5py", ("h5py",)),
     "PyAV": Package("av", "av", ("av",)),
     "imagecodecs": Package("imagecodecs", "imagecodecs", ("imagecodecs",)),
+    "tianshou": Package("tianshou", "tianshou", ("tianshou.data",)),
     "Stable-Baselines3": Package("stable-baselines3", "stable-baselines3", ("stable_baselines3.common.buffers",)),
 }
 

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from gym_replay.interop.sb3 import fill_sb3, to_sb3
     from gym_replay.interop.torchrl import to_torchrl
     from gym_replay.interop.trajectories import from_trajectories
+    from gym_replay.replaying.reobserve import Reobserved, reobserve
     from gym_replay.replaying.replay import ReplayReport, replay
     from gym_replay.spaces import register_space
     from gym_replay.viewing.opening import view
@@ -88,6 +89,7 @@ _LAZY = {
     "GoalMixture": "gym_replay.buffer.loading.goals",
     "GoalSampler": "gym_replay.buffer.loading.goals",
     "PrioritizedSampler": "gym_replay.buffer.loading.prioritized",
+    "Reobserved": "gym_replay.replaying.reobserve",
     "ReplayReport": "gym_replay.replaying.replay",
     "Statistics": "gym_replay.buffer.loading.statistics",
     "check_buffer": "gym_replay.buffer.check",
@@ -102,6 +104,7 @@ _LAZY = {
     "n_step_loader": "gym_replay.buffer.loading.loaders",
     "register_space": "gym_replay.spaces",
     "returns_to_go": "gym_replay.buffer.loading.returns",
+    "reobserve": "gym_replay.replaying.reobserve",
     "replay": "gym_replay.replaying.replay",
     "select": "gym_replay.buffer.copying",
     "split": "gym_replay.buffer.loading.selection",
@@ -164,6 +167,7 @@ __all__ = [
     "ReadOnlyError",
     "RecordToBuffer",
     "ReferenceReturns",
+    "Reobserved",
     "ReplayBuffer",
     "ReplayReport",
     "StaleFieldError",
@@ -189,6 +193,7 @@ __all__ = [
     "normalized_score",
     "plot",
     "register_space",
+    "reobserve",
     "replay",
     "returns_to_go",
     "select",

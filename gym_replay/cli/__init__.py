@@ -22,7 +22,20 @@ from gym_replay.cli.verbs import VERBS
 from gym_replay.errors import GymReplayError, printable
 from gym_replay.notices import did_you_mean
 
-MODULES = ("record", "evaluate", "info", "episodes", "looking", "view", "media", "label", "replay", "copies", "formats")
+MODULES = (
+    "record",
+    "evaluate",
+    "info",
+    "episodes",
+    "looking",
+    "view",
+    "media",
+    "label",
+    "replay",
+    "reobserve",
+    "copies",
+    "formats",
+)
 """The modules of this package that declare verbs, in the order of the help."""
 
 _GROUPS = {

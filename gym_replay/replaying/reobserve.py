@@ -286,9 +286,9 @@ def _run(tasks: Sequence[_Task], specs: Mapping[str, Any], num_workers: int, bar
                 future.result()
     except BrokenProcessPool as error:
         raise GymReplayError(
-            "reobserve: a worker process ended before its time. Where memory was short, the same call goes on from what "
-            "is in the folder; where this is a script, call it below `if __name__ == '__main__':`, since each worker "
-            "imports the script"
+            "reobserve: a worker process ended before its time. Where memory was short, the same call goes on from "
+            "what is in the folder; where this is a script, call it below `if __name__ == '__main__':`, since each "
+            "worker imports the script"
         ) from error
     finally:
         stop.set()

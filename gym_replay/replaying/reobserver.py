@@ -125,8 +125,11 @@ class Reobserver:
             found.append(Watched(inner))
             return found[0]
 
-        gate = Gate(self._observed(watch))
-        self._executor = self._executor_in(found[0])
+        with ExitStack() as cleanup:
+            gate = Gate(self._observed(watch))
+            cleanup.callback(gate.close)
+            self._executor = self._executor_in(found[0])
+            cleanup.pop_all()
         return gate
 
     def _executor_in(self, env: Watched) -> Executor:

@@ -377,7 +377,6 @@ def turned(env):
     ("arguments", "error", "what"),
     [
         ({"frames": "both"}, FieldError, "expected one of"),
-        ({"frames": "only"}, TypeError, "render_mode"),
         ({"frames": "only", "env": Drifting}, FieldError, "no render mode"),
         ({"wrappers": "SeesGoal"}, FieldError, "wrappers"),
         ({"wrappers": [turned]}, ConfigMismatchError, "other actions"),

@@ -66,15 +66,14 @@ for each in (env, plain):
         while not any(each.step(each.action_space.sample())[2:4]):
             pass
     each.close()
-camera = {"camera_id": 3, **small}
 frames = []
 for source in ("with", "without"):  # rendering changes what the environment does next, so neither can be executed so
-    options = {"frames": "only", "env_kwargs": camera, "progress": False}
+    options = {"frames": "only", "env_kwargs": small, "progress": False}
     found = reobserve(folder + "/" + source, folder + "/frames " + source, **options)
     assert found.restored == (0, 1) and not found.left_out, found
     frames.append([np.asarray(episode["observation"]) for episode in found.buffer])
 assert all(np.array_equal(one, other) for one, other in zip(*frames, strict=True))
-bare = gym.make("FetchPickAndPlace-v4", render_mode="rgb_array", **camera)
+bare = gym.make("FetchPickAndPlace-v4", render_mode="rgb_array", **small)
 for index, shown in enumerate(frames[0]):
     bare.reset(seed=index)
     episode = env.buffer[index]

@@ -15,12 +15,13 @@ DOCUMENT = PACKAGE.parent / "docs" / "architecture.md"
 FLOORS = [
     "gym_replay.errors gym_replay.notices",
     "gym_replay.extras gym_replay.files gym_replay.markup gym_replay.schema",
+    "gym_replay.remote.objects",
     "gym_replay.buffer.storage",
     "gym_replay.spaces",
     "gym_replay.buffer.loading",
     "gym_replay.buffer",
     "gym_replay.wrappers",
-    "gym_replay.collecting gym_replay.replaying gym_replay.interop",
+    "gym_replay.collecting gym_replay.replaying gym_replay.interop gym_replay.remote",
     "gym_replay.viewing",
     "gym_replay.cli",
     "gym_replay.__main__",
@@ -132,6 +133,7 @@ def packages_of(name: str) -> set[str]:
     [
         ("gym_replay.errors", {"torch", "gymnasium", "numpy"}),
         ("gym_replay.files", {"torch", "gymnasium"}),
+        ("gym_replay.remote.objects", {"torch", "gymnasium"}),
         ("gym_replay.schema", {"torch", "gymnasium"}),
         ("gym_replay.buffer.storage", {"torch", "gymnasium"}),
         ("gym_replay.buffer.loading", {"gymnasium"}),

@@ -2,7 +2,15 @@
 
 import inspect
 
-from gym_replay import collect, crop_loader, n_step_loader, timestep_loader, trajectory_loader, window_loader
+from gym_replay import (
+    ReplayBuffer,
+    collect,
+    crop_loader,
+    n_step_loader,
+    timestep_loader,
+    trajectory_loader,
+    window_loader,
+)
 from gym_replay.buffer.loading import options as known
 from gym_replay.buffer.loading.datasets import ReplayDataset
 from gym_replay.buffer.loading.loaders import OF_KIND
@@ -15,7 +23,7 @@ def keywords(function):
 
 
 def test_loaders():
-    assert keywords(ReplayDataset) - {"only"} == known.OF_DATASETS
+    assert keywords(ReplayDataset) - {"only", "open_source"} == known.OF_DATASETS
     own = set(inspect.signature(OrderOptions).parameters) - {"batch_size"} | {"device", "to_named_tuple", "in_order"}
     assert own | known.OF_TORCH | known.OF_DATASETS == known.OF_LOADERS
     assert set(known.SampleOptions.__annotations__) | {"n_steps"} == set().union(*OF_KIND.values())
@@ -27,6 +35,13 @@ def test_loaders():
         (crop_loader, "crop"),
     ):
         assert set(inspect.signature(loader).parameters) - {"buffer", "batch_size", "options"} == OF_KIND[kind]
+
+
+def test_samples_of_now():
+    of_n_step = set(inspect.signature(n_step_loader).parameters) - {"buffer", "batch_size", "options"}
+    own = keywords(ReplayBuffer.sample)
+    assert set(known.RandomOptions.__annotations__) == of_n_step - own | known.OF_DATASETS | {"device"}
+    assert own - of_n_step == {"include_open", "sampler", "seed", "generator"}
 
 
 def test_collect():

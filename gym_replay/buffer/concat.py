@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
@@ -19,9 +19,11 @@ from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.replay_buffer import ReplayBuffer, open_lazily
 from gym_replay.buffer.storage.layout import Choice, Metadata
 from gym_replay.buffer.storage.maps import require_mappable
+from gym_replay.buffer.storage.mirrored import mirrored_folders
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.buffer.storage.reference_returns import ReferenceReturns
 from gym_replay.errors import BufferClosedError, EmptyBufferError, FieldError, ReadOnlyError
+from gym_replay.remote.objects.mirror import CACHE_BYTES
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -110,6 +112,33 @@ class ConcatReplayBuffer(Readable):
             found += [source] if isinstance(source, ReplayBuffer) else find_buffers(source)
         self._open(found)
 
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        fields: Wanted = None,
+        meta_fields: Wanted = None,
+        revision: str | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> ConcatReplayBuffer:
+        """Read all buffers that were pushed to an address as one, without pulling them.
+
+        Args:
+            fields, meta_fields: as for :class:`ConcatReplayBuffer`.
+            url, revision, cache, cache_bytes, storage_options: as for :meth:`ReplayBuffer.from_url`.
+
+        Raises:
+            GymReplayError: as for both of them.
+
+        Example:
+            >>> buffer = ConcatReplayBuffer.from_url("s3://lab/shards")  # doctest: +SKIP
+        """
+        folders = mirrored_folders(url, revision, cache, cache_bytes, storage_options)
+        return cls([open_lazily(folder) for folder in folders], fields=fields, meta_fields=meta_fields)
+
     def _start(self, fields: Wanted, meta_fields: Wanted) -> None:
         self._wanted = _as_given(fields), _as_given(meta_fields)
         self._closed = False
@@ -117,6 +146,7 @@ class ConcatReplayBuffer(Readable):
         self.buffers: list[ReplayBuffer] = []
         self._opened: list[ReplayBuffer] = []
         self._forget()
+        self._forget_samplers()
 
     def _open(self, found: Sequence[Path | ReplayBuffer]) -> None:
         """Open what was found and add it, all of it or nothing."""
@@ -185,6 +215,24 @@ class ConcatReplayBuffer(Readable):
                 self._kept = [self._snapshot(index) for index in range(len(self.buffers))]
             return self._kept.copy()
         return [self._snapshot(index) for index in range(len(self.buffers))]
+
+    def newest(self) -> list[Snapshot]:
+        self._require_open()
+        for buffer in self.buffers:
+            buffer.newest()
+        parts = [self._snapshot(index) for index in range(len(self.buffers))]
+        if self._kept is not None and [*map(id, self._kept)] != [*map(id, parts)]:
+            self._kept = self._offsets = None
+        return parts
+
+    def sample(self, n: int, *, include_open: bool = False, **options: Any) -> Any:
+        """A batch of random transitions of all buffers; see :meth:`ReplayBuffer.sample`.
+
+        ``include_open`` is for one buffer: what a recorder has open is not in a concatenation.
+        """
+        if include_open:
+            raise FieldError("include_open=True samples one buffer; sample the one that is recorded into by itself")
+        return super().sample(n, **options)
 
     def _snapshot(self, index: int) -> Snapshot:
         (part,) = self.buffers[index].snapshots()
@@ -307,6 +355,7 @@ class ConcatReplayBuffer(Readable):
         """Close the buffers that were opened here. Closing twice is fine; views handed out stay good."""
         self._closed = True
         self._forget()
+        self._forget_samplers()
         for buffer in self._opened:
             buffer.close()
 
@@ -317,8 +366,8 @@ class ConcatReplayBuffer(Readable):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        sources = [part.folder if isinstance(part, ReplayBuffer) else part for part in self._sources]
-        return _reopened, (sources, self.folders, *self._wanted)
+        sources = [_as_sent(part) if isinstance(part, ReplayBuffer) else part for part in self._sources]
+        return _reopened, (sources, [_as_sent(buffer) for buffer in self.buffers], *self._wanted)
 
     def __repr__(self) -> str:
         if self._closed:
@@ -341,8 +390,13 @@ def _as_given(wanted: Wanted) -> Wanted:
     return wanted if wanted is None or isinstance(wanted, str) else tuple(wanted)
 
 
+def _as_sent(buffer: ReplayBuffer) -> Path | ReplayBuffer:
+    """What another process opens: the folder, where all of it is on this disk."""
+    return buffer if buffer.is_mirrored else buffer.folder
+
+
 def _reopened(
-    sources: list[str | Path], folders: list[Path], fields: Wanted, meta_fields: Wanted
+    sources: list[str | Path | ReplayBuffer], folders: list[Path | ReplayBuffer], fields: Wanted, meta_fields: Wanted
 ) -> ConcatReplayBuffer:
     """The concatenation of these folders, in another process."""
     buffer = ConcatReplayBuffer.__new__(ConcatReplayBuffer)

@@ -23,6 +23,7 @@ from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.buffer.storage.copies import copy_episodes
 from gym_replay.buffer.storage.creation import check_replaceable, create_files
 from gym_replay.buffer.storage.layout import Metadata
+from gym_replay.buffer.storage.mirrored import MirroredFolder
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot, has_buffer
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import (
@@ -116,6 +117,7 @@ def select(
     episodes: Episodes | None = None,
     filter_meta: Mapping[str, Condition] | None = None,
     where: str | None = None,
+    fields: Wanted = None,
     codecs: Codecs | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -134,6 +136,7 @@ def select(
         where: a condition such as ``"episode_return > 300 and not truncated"``, on meta fields and on
             ``index``, ``id``, ``length``, ``complete``, ``has_final``, ``terminated`` and ``truncated`` (of the last
             step) and ``episode_return``; docs/command-line.md has the language.
+        fields: names of the fields to copy; None for all.
         codecs: other codecs for fields of the copy, by field name or group, as :class:`RecordToBuffer` takes them;
             ``"raw"`` stores the rows as they are. What was encoded without loss is decoded again, and compared row by
             row. Other fields keep theirs, and their encoded rows are copied as they are.
@@ -163,10 +166,10 @@ def select(
             given = ", ".join(f"{name}={value!r:.80}" for name, value in conditions.items() if value is not None)
             raise EmptyBufferError(f"select: no episode meets {given}" if given else "select: there are no episodes")
         parts = _parts_at(snapshots, np.flatnonzero(mask))
-        metadata = merged_schema([(part.reader.folder, part.metadata) for part in snapshots])
-        fields = with_codecs(metadata.fields, codecs or {})
-        require_codecs({name: info for name, info in fields.items() if info != metadata.fields[name]})
-        metadata = replace(metadata, fields=fields)
+        metadata = merged_schema([(part.reader.folder, part.metadata) for part in snapshots], fields)
+        encoded = with_codecs(metadata.fields, codecs or {})
+        require_codecs({name: info for name, info in encoded.items() if info != metadata.fields[name]})
+        metadata = replace(metadata, fields=encoded)
         del snapshots
         return _copy(metadata, {folder_of(folder): parts}, overwrite, progress)[0]
 
@@ -222,13 +225,17 @@ def split_into(
 class _Part:
     """Episodes of one folder that are to be copied; its files are opened only when its turn comes."""
 
-    folder: Path
+    origin: Path | MirroredFolder
     metadata: Metadata
     ids: Ints
 
+    @property
+    def folder(self) -> Path:
+        return self.origin.folder if isinstance(self.origin, MirroredFolder) else self.origin
+
     @classmethod
     def of(cls, snapshot: Snapshot, indices: Ints | slice = slice(None)) -> _Part:
-        return cls(snapshot.reader.folder, snapshot.metadata, snapshot.ids[indices])
+        return cls(snapshot.reader.origin, snapshot.metadata, snapshot.ids[indices])
 
     @contextmanager
     def open(self) -> Iterator[Snapshot]:
@@ -241,7 +248,7 @@ class _Part:
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the reader warns about is an error here
-            reader = FolderReader(self.folder, for_copy=True)
+            reader = FolderReader(self.origin, for_copy=True)
             stack = ExitStack()
             stack.callback(reader.close)
             snapshot = reader.last_snapshot()

@@ -59,10 +59,7 @@ class Episode:
         if name in self.snapshot.metadata.derived:
             self.snapshot.only(slice(self.index, self.index + 1)).require_up_to_date([name])
         rows = self._length + (1 if field.state and self.has_final else 0)
-        mine = slice(self._start, self._start + rows)
-        if field.codec is not None:
-            return self.snapshot.column(name).part(mine)
-        return (self.snapshot.stored(name) if field.ragged else self.snapshot.column(name))[mine]
+        return self.snapshot.part(name, slice(self._start, self._start + rows))
 
     def __contains__(self, name: object) -> bool:
         return name in self.snapshot.metadata.fields

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from gym_replay.buffer.storage.block import Block
+from gym_replay.buffer.storage.encoded import Encoded
 from gym_replay.buffer.storage.layout import Metadata
+from gym_replay.buffer.storage.open_rows import OpenRows, StagedRows
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
 from gym_replay.buffer.storage.staging import Stage
@@ -207,6 +210,10 @@ class _Stored:
         self._add_final(values)
         self._has_final = True
 
+    def open_rows(self) -> OpenRows | None:
+        """The rows of what is open; None where there is no transition whose next state is known."""
+        return None
+
     def discard(self) -> None:
         """Forget what was stored; without effect where it has ended."""
         if self._buffer.slot.holder is self:
@@ -239,6 +246,7 @@ class OpenEpisode(_Stored):
     def _begin(self, writer: FolderWriter) -> None:
         self._encoders = encoders = self._buffer.encoders()
         self._stage = writer.stage(names=encoders.names)
+        self._rows = StagedRows(self._stage, partial(decoded_meta, encoders.metadata, self._meta))
         self._num_others = len(encoders.names) - encoders.num_states
 
     def _add(self, writer: FolderWriter, values: dict[str, Any]) -> None:
@@ -266,6 +274,9 @@ class OpenEpisode(_Stored):
 
     def _add_final(self, values: dict[str, Any]) -> None:
         self._final = self._encoders.row(values)[self._num_others :]
+
+    def open_rows(self) -> OpenRows | None:
+        return self._rows.follow()
 
     def _commit(self, writer: FolderWriter) -> None:
         encoders, stage = self._encoders, self._stage
@@ -332,13 +343,20 @@ class Claim:
         end: a method that commits what is open, and closes the claim; called where ``owner`` is garbage or the
             interpreter exits, before the buffer lets its folder go. It knows nothing of ``owner``.
         forget: a method that forgets what is open; called where the buffer is released.
+        rows: a method that gives the rows of what is open.
     """
 
     def __init__(
-        self, buffer: WritableBuffer, owner: object, end: Callable[[], None], forget: Callable[[], None]
+        self,
+        buffer: WritableBuffer,
+        owner: object,
+        end: Callable[[], None],
+        forget: Callable[[], None],
+        rows: Callable[[], OpenRows | None],
     ) -> None:
         self._buffer, self._owner = buffer, weakref.ref(owner)
         self._end, self._forget = weakref.WeakMethod(end), weakref.WeakMethod(forget)  # of who holds this claim
+        self._rows = weakref.WeakMethod(rows)
         self._writer: FolderWriter | None = None
         self._ends_before: FolderWriter | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
@@ -355,6 +373,11 @@ class Claim:
     def is_open(self) -> bool:
         """Whether the buffer is kept for this claim's episodes."""
         return self._writer is not None
+
+    def open_rows(self) -> OpenRows | None:
+        """The rows of what is open; None where there is no transition."""
+        rows = self._rows()
+        return None if rows is None else rows()
 
     def require_fields(self, fields: Mapping[str, Field | None]) -> None:
         """Refuse to open from now on where a field that the recorder writes was renamed, dropped or replaced.
@@ -495,7 +518,8 @@ def _commit_rows(
 
     Args:
         given: by field, the values of some rows, ``(episodes, *field.shape)`` of one or ``(episodes, rows,
-            *field.shape)`` of a slice of them, of ragged fields as lists of arrays; other rows hold the default.
+            *field.shape)`` of a slice of them, of ragged fields as lists of arrays; other rows hold the default. Of a
+            single episode the first rows may be :class:`Encoded`.
         lengths: T of each episode.
         flags: of all of them.
         meta: the values of meta fields; others hold their default.
@@ -511,6 +535,9 @@ def _commit_rows(
                 for episode, value in zip(episodes, values, strict=True):
                     episode[where] = value
             rows[name] = Ragged.of_rows([row for episode in episodes for row in episode], info.dtype, info.shape)
+        elif given[name] and isinstance(given[name][0][1], Encoded):
+            lengths_of_rows, elements = given[name][0][1].stored.compact()
+            rows[name] = Ragged.of_lengths(np.pad(lengths_of_rows, (0, count - len(lengths_of_rows))), elements)
         else:
             column = np.empty((size, count, *info.shape), info.dtype)
             column[:] = default
@@ -530,20 +557,30 @@ def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, A
     for name in metadata.derived.keys() & values.keys():
         _refuse_derived(name)(values[name])
     arrays: dict[str, Any] = {
-        name: ragged_rows(name, values[name], info) if info.ragged else to_array(values[name], name)
-        for name, info in fields.items()
-        if name in values
+        name: _rows_of(name, values[name], info) for name, info in fields.items() if name in values
     }
     length, has_final = _length_of(fields, arrays)
     given: dict[str, list[tuple[int | slice, Any]]] = {name: [] for name in fields}
     for name, array in arrays.items():
         info, count = fields[name], len(array)
-        rows = [list(array)] if info.ragged else fit(name, array, info, lead=(count,))[None]
+        if isinstance(array, Encoded):
+            rows: Any = array
+        else:
+            rows = [list(array)] if info.ragged else fit(name, array, info, lead=(count,))[None]
         given[name].append((slice(0, count), rows))
     values_of_meta = {name: value for name, value in values.items() if name in metadata.meta_fields}
     meta = encoders.meta(values_of_meta)
     flags = (HAS_FINAL if has_final else 0) | (COMPLETE if complete else 0)
     _commit_rows(writer, given, [length], flags, meta)
+
+
+def _rows_of(name: str, value: Any, info: Field) -> Any:
+    """The rows of a field; those that are encoded as the field has them stay so, also where its codec is lossy."""
+    if info.ragged:
+        return ragged_rows(name, value, info)
+    if isinstance(value, Encoded) and value.field.stored_alike(info):
+        return value
+    return to_array(value, name)
 
 
 def ragged_rows(name: str, value: Any, info: Field) -> Ragged:
@@ -625,6 +662,18 @@ def _refuse_derived(name: str) -> Callable[[Any], bytes]:
         )
 
     return refuse
+
+
+def decoded_meta(metadata: Metadata, values: Mapping[str, bytes]) -> dict[str, npt.NDArray[Any]]:
+    """The meta fields of one episode, given as bytes, as arrays ``(1, *field.shape)``; strings as objects."""
+    found: dict[str, npt.NDArray[Any]] = {}
+    for name, value in values.items():
+        info = metadata.meta_fields[name]
+        if info.is_text:
+            found[name] = np.array([value.decode("utf-8", "surrogatepass")], object)
+        else:
+            found[name] = np.frombuffer(value, info.dtype).reshape(1, *info.shape)
+    return found
 
 
 def _checked(known: Mapping[str, Field], name: str) -> str:

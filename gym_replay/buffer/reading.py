@@ -12,6 +12,7 @@ from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.meta_values import MetaValues
 from gym_replay.buffer.notebook import html_of_schema
 from gym_replay.buffer.storage.layout import Metadata
+from gym_replay.buffer.storage.open_rows import OpenRows
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.buffer.storage.reference_returns import ReferenceReturns, normalized_score
 from gym_replay.errors import EmptyBufferError, FieldError, GymReplayError
@@ -19,19 +20,33 @@ from gym_replay.notices import did_you_mean
 
 if TYPE_CHECKING:
     import pandas
+    import torch
     from typing_extensions import Unpack
 
+    from gym_replay.buffer.loading.collate import Batch
     from gym_replay.buffer.loading.datasets import ReplayDataset
-    from gym_replay.buffer.loading.options import AnyDatasetOptions, AnyLoaderOptions
+    from gym_replay.buffer.loading.options import AnyDatasetOptions, AnyLoaderOptions, RandomOptions
+    from gym_replay.buffer.loading.prioritized import PrioritizedSampler
     from gym_replay.buffer.loading.replay_loader import ReplayLoader
+    from gym_replay.buffer.loading.sampling import Samplers
 
 
 class Readable:
-    """Episodes by index, and the loaders over them."""
+    """Episodes by index, the loaders over them, and random batches of what there is now."""
+
+    _samplers: Samplers | None = None
 
     def snapshots(self) -> list[Snapshot]:
         """The live episodes of each part, as of now (of the last ``refresh`` where another process writes)."""
         raise NotImplementedError
+
+    def newest(self) -> list[Snapshot]:
+        """The live episodes of each part, with those that other processes have committed, as after ``refresh``."""
+        raise NotImplementedError
+
+    def open_rows(self) -> OpenRows | None:
+        """The rows of the episodes that this object has open; None where there is no transition."""
+        return None
 
     @property
     def metadata(self) -> Metadata:
@@ -267,6 +282,66 @@ class Readable:
 
         kind, given = _kind(timestep_level, n_steps, options)
         return make_loader(kind, {"buffer": self, "batch_size": batch_size, "options": given})
+
+    def sample(
+        self,
+        n: int,
+        *,
+        n_steps: int = 1,
+        discount: float | None = None,
+        include_open: bool = False,
+        sampler: PrioritizedSampler | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        **options: Unpack[RandomOptions],
+    ) -> Batch:
+        """A batch of random transitions of all that is committed at this moment, without a loader.
+
+        The batch has the entries that :func:`~gym_replay.n_step_loader` gives. Each transition is drawn uniformly, with
+        replacement; with ``sampler``, in proportion to its priority. What is prepared for a set of options is kept for
+        the next call: in a loop, pass the same functions, arrays and samplers again, not equal ones made anew.
+
+        It sees what other processes have committed too, as :meth:`refresh` does, but for folders that are new in a
+        concatenation. A call after a commit, an eviction or a deletion takes time in proportion to the number of
+        episodes; any other call takes a few microseconds to see that nothing has changed.
+
+        Args:
+            n: samples.
+            n_steps: how many steps each one covers, at most.
+            discount: adds ``n_step_return`` and ``n_step_discount``.
+            include_open: draw from the episodes that the recorder of this object, in this process, has open as well:
+                from all of their transitions so far, whose next observations are known. A sample near the last one
+                covers fewer steps, as at the end of an episode. Meta fields hold what was set so far. These episodes
+                are held in memory once more.
+            sampler: priorities. The batch has ``_samples`` and ``_weights``; a transition of an open episode has the
+                largest priority so far, and -1 in ``_samples``, which ``sampler.update`` leaves out.
+            seed: the first call with these options begins the sequence of this seed, the next ones go on in it.
+            generator: where random numbers come from instead; by default torch's default generator.
+            options: the other keywords of :func:`~gym_replay.n_step_loader`, but for those of orders and workers.
+
+        Returns:
+            A dict of tensors, ``(n, *field.shape)`` for each field.
+
+        Raises:
+            EmptyBufferError: there is no transition to draw from.
+            FieldError: options exclude one another, or name what there is not.
+            TypeError: there is no such option.
+
+        Example:
+            >>> batch = buffer.sample(64, n_steps=3, discount=0.99)
+            >>> batch["next_observation"].shape, batch["n_step_return"].shape
+            (torch.Size([64, 4]), torch.Size([64]))
+        """
+        if (samplers := self._samplers) is None:
+            from gym_replay.buffer.loading.sampling import Samplers
+
+            samplers = self._samplers = Samplers()
+        asked = {"n_steps": n_steps, "discount": discount, "include_open": include_open, "sampler": sampler}
+        return samplers.sample(self, n, {**asked, "seed": seed, "generator": generator, **options})
+
+    def _forget_samplers(self) -> None:
+        """Let go of what was prepared for :meth:`sample`."""
+        self._samplers = None
 
 
 def _kind(timestep_level: bool, n_steps: int | None, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

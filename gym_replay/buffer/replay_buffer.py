@@ -19,6 +19,8 @@ from gym_replay.buffer.stepwise import Stepwise
 from gym_replay.buffer.storage import edits
 from gym_replay.buffer.storage.creation import check_config, check_target, create_files
 from gym_replay.buffer.storage.layout import METADATA, Metadata
+from gym_replay.buffer.storage.mirrored import MirroredFolder, mirrored_folders
+from gym_replay.buffer.storage.open_rows import OpenRows
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot, has_buffer
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import (
@@ -38,6 +40,7 @@ from gym_replay.files.folders import folder_of
 from gym_replay.files.garbage import finalize
 from gym_replay.files.lock import WriterLock
 from gym_replay.notices import tell_once
+from gym_replay.remote.objects.mirror import CACHE_BYTES
 from gym_replay.schema.fields import (
     FieldLike,
     parse_fields,
@@ -156,6 +159,7 @@ class ReplayBuffer(Stepwise, Changeable):
         self.slot = open_episode.EpisodeSlot()
         self._closed = False
         self._encoders: open_episode.Encoders | None = None
+        self._forget_samplers()
 
     def _create(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
         given = {name: value for name, value in config.items() if value is not None}
@@ -198,12 +202,69 @@ class ReplayBuffer(Stepwise, Changeable):
             raise BufferNotFoundError(errno.ENOENT, f"no buffer here; {what_is_there(path)}", str(path))
         return cls(path, read_only=read_only)
 
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        revision: str | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> ReplayBuffer:
+        """Read a buffer that was pushed to an address, without pulling it.
+
+        The table of episodes is read now. Rows are fetched when they are read, by range requests, many at a time, and
+        compared with their checksums. ``shuffle="block"`` of the loaders asks for rows before they are needed. What was
+        fetched is kept on this disk up to a limit, by each process for itself, and removed when the process ends.
+
+        What a batch or an episode needs is copied. Code that takes all rows of a field at once, as exporters do, has
+        all of them fetched, and they stay until the buffer is garbage.
+
+        Args:
+            url: the address that ``push`` was given, such as ``s3://bucket/name``.
+            revision: the id of a revision, or how that begins; None for the newest. Whatever is pushed later, this
+                object reads the one that it opened.
+            cache: the folder for what was fetched; by default ``gym_replay`` in the user's folder of caches.
+            cache_bytes: how many bytes each process may keep there.
+            storage_options: what fsspec's file system is made with, such as credentials.
+
+        Returns:
+            A buffer that is read-only.
+
+        Raises:
+            BufferNotFoundError: there is no data set at the address, or no such revision.
+            CorruptBufferError: what is there is damaged.
+            FieldError: the data set has several buffers; :meth:`ConcatReplayBuffer.from_url` reads them as one.
+            MissingExtraError: the package of the protocol is not installed.
+            StorageError: the store refused.
+
+        Example:
+            >>> buffer = ReplayBuffer.from_url("s3://lab/cartpole")  # doctest: +SKIP
+            >>> loader = n_step_loader(buffer, batch_size=256, shuffle="block")  # doctest: +SKIP
+        """
+        folders = mirrored_folders(url, revision, cache, cache_bytes, storage_options)
+        if len(folders) > 1:
+            raise FieldError(f"{url}: there are {len(folders)} buffers; ConcatReplayBuffer.from_url reads them as one")
+        return open_lazily(folders[0])
+
     # --- what there is ---
 
     @property
     def folder(self) -> Path:
         """The absolute path of the folder."""
         return self._folder
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether only what is read of it is on this disk."""
+        return hasattr(self, "_reader") and self._reader.mirrored is not None
+
+    @property
+    def place(self) -> str:
+        """Where it is: the path of the folder, or the address that it is read from."""
+        mirrored = self._reader.mirrored if hasattr(self, "_reader") else None
+        return str(self._folder) if mirrored is None else mirrored.address
 
     @property
     def read_only(self) -> bool:
@@ -239,6 +300,15 @@ class ReplayBuffer(Stepwise, Changeable):
     def snapshots(self) -> list[Snapshot]:
         self._require_open()
         return [self._reader.refresh() if self._writer is not None else self._reader.last_snapshot()]
+
+    def newest(self) -> list[Snapshot]:
+        self._require_open()
+        return [self._reader.refresh()]
+
+    def open_rows(self) -> OpenRows | None:
+        holder, writer = self.slot.holder, self._writer
+        # A forked child has a copy of what its parent had open then.
+        return None if holder is None or writer is None or not writer.is_settled else holder.open_rows()
 
     @property
     def num_episodes(self) -> int:
@@ -381,15 +451,22 @@ class ReplayBuffer(Stepwise, Changeable):
                 raise
             raise refusal(error, self._folder, otherwise) from error
 
-    def claim(self, owner: object, end: Callable[[], None], forget: Callable[[], None]) -> open_episode.Claim:
+    def claim(
+        self,
+        owner: object,
+        end: Callable[[], None],
+        forget: Callable[[], None],
+        rows: Callable[[], OpenRows | None],
+    ) -> open_episode.Claim:
         """For recorders: the right to commit episodes that are open somewhere else.
 
         Args:
             owner: the recorder.
             end: commits what is open; called where ``owner`` is garbage, or the interpreter exits.
             forget: a method that forgets what is open; called by :meth:`release`.
+            rows: a method that gives the rows of what is open.
         """
-        return open_episode.Claim(self, owner, end, forget)
+        return open_episode.Claim(self, owner, end, forget, rows)
 
     def put_file(self, name: str, content: bytes) -> None:
         """Put a file beside the buffer's into its folder, whole or not at all.
@@ -572,6 +649,7 @@ class ReplayBuffer(Stepwise, Changeable):
         finally:
             if self._writer is None:
                 self._closed = True
+                self._forget_samplers()
                 if hasattr(self, "_reader"):
                     self._reader.close()
 
@@ -582,11 +660,13 @@ class ReplayBuffer(Stepwise, Changeable):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self._reader.mirrored is not None:
+            return open_lazily, (self._reader.mirrored,)
         return ReplayBuffer.from_folder, (self._folder, True)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.num_episodes} episodes, {self.num_steps} steps"
-        return f"ReplayBuffer({str(self._folder)!r}, {state})"
+        return f"ReplayBuffer({self.place!r}, {state})"
 
 
 def _let_go(writer: FolderWriter, buffer: weakref.ref[ReplayBuffer]) -> None:
@@ -611,10 +691,11 @@ def open_buffer(
     return buffer
 
 
-def open_lazily(folder: Path) -> ReplayBuffer:
+def open_lazily(folder: Path | MirroredFolder) -> ReplayBuffer:
     """Open one of many buffers, read-only: the rows of its fields are mapped when they are read."""
     buffer = ReplayBuffer.__new__(ReplayBuffer)
-    buffer._begin(folder, read_only=True, durability="process")
+    path = folder.folder if isinstance(folder, MirroredFolder) else folder
+    buffer._begin(path, read_only=True, durability="process")
     buffer._reader = FolderReader(folder, lazy=True)
     buffer._reader.last_snapshot()  # so that what is damaged is an error now
     return buffer

@@ -34,6 +34,7 @@ MODULES = (
     "replay",
     "reobserve",
     "copies",
+    "remote",
     "formats",
 )
 """The modules of this package that declare verbs, in the order of the help."""

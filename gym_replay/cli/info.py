@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gym_replay.buffer.door import Metadata, Snapshot
 from gym_replay.buffer.loading.selection import EpisodeValues
+from gym_replay.buffer.provenance import numbers_of, runs_of, when_recorded
 from gym_replay.buffer.sizes import SAMPLE, field_size, sampled_ratio
 from gym_replay.cli import output
 from gym_replay.cli.verbs import FOLDER, verb
 from gym_replay.errors import GymReplayError, MissingExtraError
-from gym_replay.files.documents import parse_json
 from gym_replay.files.folders import bytes_beneath
 from gym_replay.schema.codec_choice import is_image
 from gym_replay.schema.codecs import short_name
@@ -66,7 +62,7 @@ def _describe(metadata: Metadata, folders: Sequence[Path], episodes: EpisodeValu
     """All that is shown, as plain values."""
     environment = metadata.environment or {}
     spec = environment.get("env_spec")
-    lengths, returns = episodes["length"], _numbers(episodes, "episode_return")
+    lengths, returns = episodes["length"], numbers_of(episodes, "episode_return")
     return {
         "num_episodes": episodes.count,
         "num_steps": int(lengths.sum()),
@@ -89,8 +85,8 @@ def _describe(metadata: Metadata, folders: Sequence[Path], episodes: EpisodeValu
         "ends": {
             name: int(episodes[name].sum()) for name in _ENDS if name in episodes and episodes[name].dtype == np.bool_
         },
-        "recorded": _recorded(episodes),
-        "runs": _runs(episodes),
+        "recorded": when_recorded(episodes),
+        "runs": runs_of(episodes),
     }
 
 
@@ -115,38 +111,6 @@ def _sizes(info: Field, name: str, parts: Sequence[Snapshot]) -> dict[str, Any]:
             found[f"{SUGGESTED}_ratio"] = sampled_ratio(parts, name, SUGGESTED)
         except MissingExtraError as error:
             found["hint"] = str(error)
-    return found
-
-
-def _numbers(episodes: EpisodeValues, name: str) -> npt.NDArray[Any] | None:
-    """What is known of each episode as one number; None where there is no such number: a user may take any name."""
-    if name not in episodes:
-        return None
-    values = episodes[name]
-    return values if values.ndim == 1 and values.dtype.kind in "buif" else None
-
-
-def _recorded(episodes: EpisodeValues) -> dict[str, float] | None:
-    """When the first episode began, when the last one ended, and how long all of them took, in seconds."""
-    starts, durations = (_numbers(episodes, name) for name in ("episode_start", "episode_duration"))
-    if episodes.count == 0 or starts is None or durations is None:
-        return None
-    return {
-        "first": float(starts.min()),
-        "last": float((starts.astype(np.float64) + durations).max()),
-        "duration": math.fsum(durations[np.isfinite(durations)].tolist()),
-    }
-
-
-def _runs(episodes: EpisodeValues) -> list[dict[str, Any]]:
-    """The recorders' runs in their order: id, when it began, versions, and how many episodes it made."""
-    if "episode_run" not in episodes or episodes["episode_run"].dtype != np.dtype(object):
-        return []
-    found = []
-    for text, count in Counter(episodes["episode_run"].tolist()).items():
-        with suppress(ValueError):  # any string may be stored
-            told = parse_json(text.encode(), finite=False)
-            found += [{**told, "episodes": count}] if isinstance(told, dict) else []
     return found
 
 

@@ -291,6 +291,20 @@ def open_beneath(folder: Folder, relative: str, flags: int) -> int:
         return directory.open(relative, flags)
 
 
+def content_beneath(folder: Folder, relative: str, most: int) -> bytes | None:
+    """The content of a small file, or its first ``most + 1`` bytes; None where there is no such file.
+
+    Raises:
+        CorruptBufferError: a component of the path is a link, or the end is no plain file.
+    """
+    try:
+        descriptor = open_beneath(folder, relative, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(descriptor, "rb") as stream:
+        return stream.read(most + 1)
+
+
 def exists_beneath(folder: Folder, relative: str) -> bool:
     """As :meth:`Directory.exists`, also for a folder that is not held open."""
     return folder.exists(relative) if isinstance(folder, Directory) else os.path.lexists(folder / relative)

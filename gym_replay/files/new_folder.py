@@ -35,10 +35,11 @@ class NewFolder:
         target: where the folder will be.
         parent: where the hidden folder is, on the same file system and above the target; the target's own parent where
             it is left out.
+        resume: begin with what :meth:`leave`, or a killed process, left of this folder.
 
     Attributes:
         target: where the folder will be.
-        folder: where it is made; empty.
+        folder: where it is made; empty, unless ``resume`` found something.
         is_published: whether it has taken its name.
 
     Raises:
@@ -48,7 +49,7 @@ class NewFolder:
         OSError: the operating system refused.
     """
 
-    def __init__(self, target: Path, parent: Path | None = None) -> None:
+    def __init__(self, target: Path, parent: Path | None = None, *, resume: bool = False) -> None:
         self.target = target
         parent = target.parent if parent is None else parent
         name = "-".join(target.relative_to(parent).parts)
@@ -61,9 +62,9 @@ class NewFolder:
         self._lock = self._take()
         try:
             self._recover()
-            if self.folder.exists():
+            if self.folder.exists() and not (resume and not self.folder.is_symlink()):
                 shutil.rmtree(self.folder)
-            self.folder.mkdir()
+            self.folder.mkdir(exist_ok=resume)
         except BaseException:
             self._lock.release()
             raise
@@ -146,6 +147,10 @@ class NewFolder:
         except OSError:
             os.rename(self._old, self.target)
             raise
+
+    def leave(self) -> None:
+        """Keep what was made so far for the next one that resumes it."""
+        self._lock.release()
 
     def discard(self) -> None:
         """Remove what was not published, and what was replaced."""

@@ -183,8 +183,15 @@ class NewBuffer:
         Raises:
             FieldError: it does not fit the fields, or is more than one episode.
         """
-        arrays = {name: as_steps(name, value) if name in self._fields else value for name, value in values.items()}
+        arrays = {
+            name: as_steps(name, value) if name in self._fields and isinstance(value, np.ndarray) else value
+            for name, value in values.items()
+        }
         check_ends(arrays, length)
+        self.put(arrays, length, complete=complete)
+
+    def put(self, arrays: Mapping[str, Any], length: int, *, complete: bool) -> None:
+        """Add an episode as it is, which was one in a buffer before; the rest as for :meth:`store`."""
         for name, array in arrays.items():
             is_float = isinstance(array, np.ndarray) and array.dtype.kind == "f"
             self._not_finite[name] += bool(is_float and not np.isfinite(array).all())

@@ -7,7 +7,7 @@ import difflib
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from functools import cached_property
 from typing import Any, TypeAlias, Union
@@ -165,6 +165,10 @@ class Field:
     def is_lossy(self) -> bool:
         """Whether the codec gives back other values than it was given."""
         return is_lossy(self.codec)
+
+    def stored_alike(self, other: Field) -> bool:
+        """Whether the stored bytes of a row mean the same value in both fields: ``state`` may differ, nothing else."""
+        return replace(self, dtype=self.dtype_name, state=other.state) == other
 
     def codec_of_rows(self) -> Codec:
         """What encodes and decodes the rows of a field with a codec.

@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.door import Block, Encoders, Metadata
+from gym_replay.buffer.door import Block, Encoders, Metadata, OpenRows
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
 from gym_replay.schema.fields import Field
@@ -123,7 +123,7 @@ class Session(ABC, Generic[_E]):
         self, owner: object, buffer: ReplayBuffer, *, keep: bool, bounds: BoundsCheck, on_episode: OnEpisode | None
     ) -> None:
         self.buffer, self.bounds = buffer, bounds
-        self.claim = buffer.claim(owner, self.end, self._give_up)
+        self.claim = buffer.claim(owner, self.end, self._give_up, self.open_rows)
         fields, derived = buffer.metadata.fields, buffer.metadata.derived
         written = {name: info for name, info in fields.items() if not (is_info(name) or name in derived)}
         self.claim.require_fields({name: None if name == "reward" else info for name, info in written.items()})
@@ -172,6 +172,10 @@ class Session(ABC, Generic[_E]):
     @abstractmethod
     def has_open(self) -> bool:
         """Whether there is anything that is not committed, or is not known to be."""
+
+    @abstractmethod
+    def open_rows(self) -> OpenRows | None:
+        """The rows of the episodes that are running; None where there is no transition of them."""
 
     @abstractmethod
     def forget(self) -> None:

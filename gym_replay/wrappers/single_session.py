@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.door import Block, Encoders, Metadata, Piece, Stage
+from gym_replay.buffer.door import Block, Encoders, Metadata, OpenRows, Piece, Stage, StagedRows, decoded_meta
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError
 from gym_replay.schema.fields import Field, to_array
@@ -128,6 +128,7 @@ class SingleSession(Session[Episode]):
         self._forgotten = weakref.WeakMethod(forgotten)
         self.ended: Sequence[Episode] = []
         self.episode: Episode | None = None
+        self._rows: StagedRows | None = None
 
     @property
     def stage(self) -> Stage | None:
@@ -205,6 +206,16 @@ class SingleSession(Session[Episode]):
     def has_open(self) -> bool:
         return self.stage is not None
 
+    def open_rows(self) -> OpenRows | None:
+        episode, rows = self.episode, self._rows
+        if episode is None or (stage := episode.stage) is None:
+            return None
+        if rows is None or rows.stage is not stage:
+            noted = partial(_noted, episode.noted, self.buffer)
+            rows = self._rows = StagedRows(stage, noted)
+        # One that has ended is about to be committed, with flags that its last transition does not have yet.
+        return rows.follow(None if episode.ended_at < 0 else episode.ended_at - 1)
+
     def _cut_all(self) -> None:
         self.catch_up()
         episode, stage = self.episode, self.stage
@@ -224,9 +235,15 @@ class SingleSession(Session[Episode]):
 
     def forget(self) -> None:
         self.claim.close()
-        self.episode, self.ended = None, []
+        self.episode, self.ended, self._rows = None, [], None
         if (forgotten := self._forgotten()) is not None:
             forgotten()
+
+
+def _noted(noted: Mapping[str, Any], buffer: ReplayBuffer) -> Mapping[str, npt.NDArray[Any]]:
+    """What the user noted of an open episode."""
+    encoders = buffer.encoders()
+    return decoded_meta(encoders.metadata, encoders.meta(noted)) if noted else {}
 
 
 def _return_of(stage: Stage, pieces: Sequence[Piece] = ()) -> Any:

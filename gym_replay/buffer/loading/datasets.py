@@ -104,6 +104,13 @@ class Entries:
 
     def gather(self, batch: BatchSamples) -> Arrays:
         """The arrays of a batch."""
+        if batch.source.rows.are_mirrored:
+            with batch.source.rows.holding():
+                batch.source.rows.fetch((name, batch.once(rows).rows) for name, rows, _ in self._rows)
+                return self._gathered(batch)
+        return self._gathered(batch)
+
+    def _gathered(self, batch: BatchSamples) -> Arrays:
         arrays = Arrays()
         decoded = self._decoded(batch)
         for name, rows, outputs in self._rows:
@@ -154,6 +161,7 @@ class ReplayDataset(Dataset[Batch]):
         batch_format: the layout of the batches, which comes after the transform.
         nested: put the parts of nested spaces into dicts and tuples as the space has them, instead of beside one
             another under dotted names. A ``transform`` is given the dotted names.
+        open_source: gives the episodes instead; ``parts`` then say only what there is to know of them.
 
     Attributes:
         source, anchors: the selected episodes, and the steps that are samples.
@@ -178,12 +186,13 @@ class ReplayDataset(Dataset[Batch]):
         transform: Transform | None = None,
         batch_format: BatchFormat | None = None,
         nested: bool = False,
+        open_source: Callable[[Sequence[Snapshot]], Source] | None = None,
     ) -> None:
         self._moment = Moment()
         self._folders = Folders(parts)
         self._seen: list[Snapshot] = []
         self._describe, self._filter_fields = describe, filter_fields
-        self._selection: dict[str, Any] = {"episodes": episodes, "filter_meta": filter_meta}
+        self._open_source = open_source or partial(Source, episodes=episodes, filter_meta=filter_meta)
         self._named: dict[str, Any] = {"renamed": fieldname_map, "only": only, "nested": nested}
         self._delivered_as: dict[str, Any] = {"dtype": dtype, "image_layout": image_layout}
         self._transform, self._format = transform, batch_format
@@ -192,7 +201,7 @@ class ReplayDataset(Dataset[Batch]):
 
     def _show(self, parts: Sequence[Snapshot], bounds: Bounds, version: int) -> None:
         """Serve these snapshots; where that raises, the dataset is as before."""
-        source = Source(parts, **self._selection)
+        source = self._open_source(parts)
         description = self._describe(source)
         if self._filter_fields is not None and description.no_filter is not None:
             raise FieldError(description.no_filter)
@@ -212,6 +221,14 @@ class ReplayDataset(Dataset[Batch]):
         self.normalized = self._normalize = normalized
         self._deliver = deliver
         self.numbering = Numbering(source, anchors, bounds, version)
+
+    def show(self, parts: Sequence[Snapshot]) -> None:
+        """Serve other snapshots of the same buffers from now on.
+
+        Raises:
+            EmptyBufferError: there is no sample in them; the dataset is as before.
+        """
+        self._show(parts, bounds_of(parts), self.numbering.version + 1)
 
     def renew(self, within: Bounds | None = None, gather: Callable[[Any], list[Any]] = lambda own: [own]) -> bool:
         """Take new snapshots; return whether anything is different.
@@ -287,13 +304,11 @@ class ReplayDataset(Dataset[Batch]):
         Raises:
             EpisodeEvictedError: their episodes leave the circular buffer faster than they can be copied.
         """
-        arrays, served = self._taken(draw)
+        arrays, served = self.taken(draw)
         weighed: dict[str, Any] = {}
         if isinstance(draw, PriorityDraw):
-            names = np.where(served == draw.samples, draw.names, -1)
-            weights = torch.from_numpy(draw.weights.copy()).to(torch.get_default_dtype())
-            weighed = {"_samples": torch.from_numpy(names.astype(np.int64)), "_weights": weights}
-        return self._delivered(arrays, weighed)
+            weighed = priority_entries(np.where(served == draw.samples, draw.names, -1), draw.weights)
+        return self.delivered(arrays, weighed)
 
     def _live_batch(self, draw: Draw, live: LiveEpisodes) -> Batch:
         """The samples that were drawn from a snapshot which may be another one than this process has."""
@@ -314,11 +329,12 @@ class ReplayDataset(Dataset[Batch]):
         bounds = bounds_of(parts) if within is None else intersection([bounds_of(parts), within])
         self._show(self._folders.within(parts, bounds), bounds, live.version)
 
-    def _delivered(self, arrays: Arrays, more: Mapping[str, Any]) -> Batch:
+    def delivered(self, arrays: Arrays, more: Mapping[str, Any]) -> Batch:
+        """The batch of gathered arrays, with these entries more."""
         batch = self.entries.names.nest(self._delivery(arrays, more))
         return batch if isinstance(batch, Batch) else Batch(batch)
 
-    def _taken(self, draw: Draw) -> tuple[Arrays, Ints]:
+    def taken(self, draw: Draw) -> tuple[Arrays, Ints]:
         """What is gathered for a draw, and the samples that it is of: evicted ones were replaced."""
         samples = draw.samples
         for _ in range(_ATTEMPTS):
@@ -360,12 +376,12 @@ class ReplayDataset(Dataset[Batch]):
         whole = run[0]
         if len(run) > 1:
             whole = replace(whole, samples=np.concatenate([drawn.samples for drawn in run]))
-        arrays = self._taken(whole)[0]
+        arrays = self.taken(whole)[0]
         nbytes = sum(array.nbytes for array in arrays.values()) // len(run)
         begin = 0
         for drawn in run:
             end = begin + len(drawn.samples)
-            yield self._delivered(arrays if len(run) == 1 else arrays.part(begin, end), {})
+            yield self.delivered(arrays if len(run) == 1 else arrays.part(begin, end), {})
             begin = end
         return max(1, min(_MOST_TOGETHER, RUN_BYTES // max(nbytes, 1))) if self.entries.are_divisible else 1
 
@@ -388,6 +404,12 @@ class ReplayDataset(Dataset[Batch]):
         end = int(self.source.lengths[final]) if found.left[1] == 1 else step
         widest = max((self.source.fields[name].nbytes for name in self.entries.read_fields), default=1)
         return self.source.stretches(found.episodes, (begin, end + 1), max(1, _GAP_BYTES // max(widest, 1)))
+
+
+def priority_entries(names: Ints, weights: Floats) -> dict[str, Any]:
+    """The entries that only batches drawn by priority have."""
+    tensor = torch.from_numpy(weights.copy()).to(torch.get_default_dtype())
+    return {"_samples": torch.from_numpy(names.astype(np.int64)), "_weights": tensor}
 
 
 def _only(values: Any) -> Any:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from gym_replay.buffer.loading.collate import Transform
-from gym_replay.buffer.loading.statistics import is_image
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import FieldError
 from gym_replay.schema.fields import Field
+from gym_replay.schema.pictures import is_frame, lerobot_key
 
 Entries: TypeAlias = dict[str, Any]
 
@@ -135,7 +135,7 @@ def _as_unit(images: Tensor) -> Tensor:
 
 
 def _image_names(parts: Sequence[Snapshot]) -> list[str]:
-    return [name for name, field in parts[0].metadata.fields.items() if is_image(field)]
+    return [name for name, field in parts[0].metadata.fields.items() if is_frame(field)]
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class LeRobotFormat(BatchFormat):
 
     def bind(self, parts: Sequence[Snapshot]) -> Transform:
         fields, lengths = parts[0].metadata.fields, np.concatenate([part.lengths for part in parts])
-        keys = {name: _lerobot_key(name, field) for name, field in fields.items()} | dict(self.keys or {})
+        keys = {name: lerobot_key(name, field) for name, field in fields.items()} | dict(self.keys or {})
         tasks, column = None, parts[0].metadata.meta_fields.get(self.task)
         if column is not None and column.is_text:
             texts = np.concatenate([part.meta(self.task) for part in parts])
@@ -216,14 +216,6 @@ class LeRobotFormat(BatchFormat):
         else:
             renamed["task_index"] = torch.zeros_like(episode) if given is None else given.to(torch.int64)
         return renamed
-
-
-def _lerobot_key(name: str, field: Field) -> str:
-    if name == "observation":
-        return "observation.image" if is_image(field) else "observation.state"
-    if name.startswith("observation.") and is_image(field):
-        return f"observation.images.{name.removeprefix('observation.')}"
-    return {"reward": "next.reward", "truncated": "next.truncated"}.get(name, name)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ that are not single numbers. All of them are within a fifth of copying as many b
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,7 +21,9 @@ import torch
 from gym_replay.buffer.loading.plans import Lookup
 from gym_replay.buffer.storage import maps
 from gym_replay.buffer.storage.encoded import decode_rows, empty_rows, workers_for
+from gym_replay.buffer.storage.layout import values_path
 from gym_replay.buffer.storage.maps import first_rows, join, require_mappable
+from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.buffer.storage.threads import share
 from gym_replay.schema.arrays import Array, Bools, Ints
@@ -175,6 +178,35 @@ class Rows:
         self._lookup = Lookup(self.firsts)
         self._used = np.arange(len(self._parts))
         self._of_blocks = False
+        self.are_mirrored = any(part.reader.mirrored is not None for part in self._parts)
+        self._process = os.getpid()
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keep rows that are fetched until the end of the context, where the parts are not all on this disk."""
+        if not self.are_mirrored:
+            yield
+            return
+        if self._process != os.getpid():  # a forked process has maps, and files, of its own
+            self._process, self._columns = os.getpid(), {}
+        with ExitStack() as stack:
+            mirrored = [part.reader.mirrored for part in self._parts]
+            for mirror in {id(one.mirror): one.mirror for one in mirrored if one is not None}.values():
+                stack.enter_context(mirror.hold())
+            yield
+
+    def fetch(self, wanted: Iterable[tuple[str, Ints]]) -> None:
+        """Have rows of fields fetched that are about to be taken, all at once; does nothing for parts on this disk."""
+        if self.are_mirrored:
+            for name, rows in wanted:
+                self._ask(name, rows.reshape(-1), wait=False)
+
+    def _ask(self, name: str, rows: Ints, *, wait: bool) -> None:
+        """Have rows fetched, or those of a field that has elements, without its elements."""
+        for part, mine in self._by_part(rows, np.arange(len(rows))):
+            snapshot = self._parts[part]
+            column, own = snapshot.columns[snapshot.metadata.rows_path(name)], rows[mine] - self.firsts[part]
+            (column.need if wait else column.expect)(own, own + 1)
 
     def expect_blocks(self) -> None:
         """Have maps of its own from now on, of which only what :meth:`will_need` asks for is read."""
@@ -193,6 +225,10 @@ class Rows:
             names: fields; ragged ones are passed over.
             stretches: rows, as ranges from the first to before the last, each of one part.
         """
+        if self.are_mirrored:
+            with self.holding():
+                self._expect_stretches(names, stretches)
+            return
         for name in names:
             if name in self._encoded:
                 self._will_need_encoded(name, stretches)
@@ -203,6 +239,22 @@ class Rows:
             maps.let_go(begin, column.array.nbytes)
             for first, last in stretches:
                 maps.will_need(begin + first * column.nbytes, (last - first) * column.nbytes)
+
+    def _expect_stretches(self, names: Iterable[str], stretches: Sequence[tuple[int, int]]) -> None:
+        """Have stretches of rows fetched."""
+        edges = np.array(stretches, np.int64).reshape(-1, 2)
+        parts = [
+            (self._parts[part], edges[mine] - self.firsts[part])
+            for part, mine in self._by_part(edges[:, 0], np.arange(len(edges)))
+        ]
+        for name in names:
+            for part, own in parts:
+                part.columns[part.metadata.rows_path(name)].expect(own[:, 0], own[:, 1])
+        for name in names:
+            if self._fields[name].has_elements:
+                for part, own in parts:
+                    first, last = part.spans_of(name, own[:, 0]), part.spans_of(name, own[:, 1] - 1)
+                    part.columns[values_path(name)].expect(first[:, 0], last.sum(axis=1))
 
     def _will_need_encoded(self, name: str, stretches: Sequence[tuple[int, int]]) -> None:
         """Ask for the elements of these rows; to find them, the spans at both ends are read."""
@@ -241,16 +293,21 @@ class Rows:
         field = self._fields[name]
         if field.nbytes == 0:
             return Column(np.empty((int(self.firsts[-1]), *field.shape), field.dtype))
-        if len(self._parts) == 1 and not self._of_blocks:
-            return Column(self._parts[0].column(name))
+        if len(self._parts) == 1 and (self.are_mirrored or not self._of_blocks):
+            return Column(self._mapped(0, name))
         used = [self._parts[part] for part in self._used.tolist()]
         files = [part.columns[part.metadata.rows_path(name)] for part in used]
         array = join(files, [part.rows for part in used], np.append(self.firsts[self._used], self.firsts[-1]))
         if array is None:
-            return Column(self._parts[0].column(name)) if len(self._parts) == 1 else None
+            return Column(self._mapped(0, name)) if len(self._parts) == 1 else None
         if self._of_blocks:
             maps.expect_blocks(array)
         return Column(array)
+
+    def _mapped(self, part: int, name: str) -> Array:
+        """The rows of one part, of which those that were fetched are there."""
+        snapshot = self._parts[part]
+        return snapshot.columns[snapshot.metadata.rows_path(name)].mapped(snapshot.rows)
 
     def stored_nbytes(self, name: str, rows: Ints) -> float:
         """Bytes on the disk of a row of a field, of one with a codec the mean of these rows."""
@@ -258,7 +315,7 @@ class Rows:
         if not field.has_elements:
             return field.nbytes
         found = [
-            self._parts[part].stored(name)[rows[mine] - self.firsts[part]].lengths
+            self._parts[part].spans_of(name, rows[mine] - self.firsts[part])[:, 1]
             for part, mine in self._by_part(rows, np.arange(len(rows)))
         ]
         mean = float(np.concatenate(found).clip(0, 2 * field.nbytes).mean()) if field.codec is not None else 0.0
@@ -268,6 +325,13 @@ class Rows:
         """A field's values at rows of any shape: ``(*rows.shape, *field.shape)``, in memory of their own."""
         if name in self._encoded:
             return self.take_encoded(name, [(rows, None)])[0]
+        if self.are_mirrored:
+            with self.holding():
+                self._ask(name, rows.reshape(-1), wait=True)
+                return self._taken(name, rows)
+        return self._taken(name, rows)
+
+    def _taken(self, name: str, rows: Ints) -> Array:
         column = self._columns.get(name) or self.column(name)
         if column is not None:
             # The smallest batches are written out here: in them a call is a part of the time.
@@ -277,12 +341,12 @@ class Rows:
         field = self._fields[name]
         flat, out = rows.reshape(-1), np.empty((rows.size, *field.shape), field.dtype)
         for part, mine in self._by_part(flat, np.arange(len(flat))):
-            out[mine] = self._parts[part].column(name).take(flat[mine] - self.firsts[part], 0)
+            out[mine] = self._mapped(part, name).take(flat[mine] - self.firsts[part], 0)
         return out.reshape(*rows.shape, *field.shape)
 
     def take_runs(self, name: str, firsts: Ints, length: int) -> Array:
         """``length`` consecutive rows from each of ``firsts``: ``(len(firsts), length, *field.shape)``."""
-        column = None if name in self._encoded else self.column(name)
+        column = None if name in self._encoded or self.are_mirrored else self.column(name)
         if column is None:
             return self.take(name, firsts[:, None] + np.arange(length))
         return column.take_runs(firsts, length)
@@ -292,7 +356,7 @@ class Rows:
         offsets = np.arange(width)
         if name in self._encoded:
             return self.take_encoded(name, [(firsts[:, None] + offsets, offsets < counts[:, None])])[0]
-        column = self.column(name)
+        column = None if self.are_mirrored else self.column(name)
         if column is not None:
             return column.take_slices(firsts, counts, width)
         there = offsets < counts[:, None]
@@ -313,6 +377,10 @@ class Rows:
         Raises:
             CorruptBufferError: a row cannot be decoded.
         """
+        with self.holding():
+            return self._decoded(name, wanted)
+
+    def _decoded(self, name: str, wanted: Sequence[tuple[Ints, Bools | None]]) -> list[Array]:
         field = self._fields[name]
         flat = np.concatenate([rows.reshape(-1) for rows, _ in wanted])
         there = np.concatenate([np.ones(r.size, bool) if some is None else some.reshape(-1) for r, some in wanted])
@@ -320,7 +388,7 @@ class Rows:
         slots = np.full(len(flat), -1, np.int64)
         slots[there] = numbers.reshape(-1)
         parts = [
-            (self._parts[part].stored(name), distinct[mine] - self.firsts[part])
+            self._stored(part, name, distinct[mine] - self.firsts[part])
             for part, mine in self._by_part(distinct, np.arange(len(distinct)))
         ]
         out = empty_rows(len(flat), field)
@@ -330,6 +398,12 @@ class Rows:
             out[begin:end].reshape(*rows.shape, *field.shape)
             for (rows, _), begin, end in zip(wanted, ends[:-1], ends[1:], strict=True)
         ]
+
+    def _stored(self, part: int, name: str, rows: Ints) -> tuple[Ragged, Ints]:
+        """Rows of a field that has elements, and which of them."""
+        if self.are_mirrored:
+            return self._parts[part].stored_rows(name, rows), np.arange(len(rows))
+        return self._parts[part].stored(name), rows
 
     def take_ragged(self, name: str, rows: Ints, present: Bools | None = None) -> Padded:
         """The elements of a ragged field at rows of any shape, padded, and how many there are.
@@ -342,11 +416,15 @@ class Rows:
         Returns:
             ``(*rows.shape, longest, *field.shape)``, padded with zeros on the right, and int64 ``rows.shape``.
         """
+        with self.holding():
+            return self._padded(name, rows, present)
+
+    def _padded(self, name: str, rows: Ints, present: Bools | None) -> Padded:
         flat = rows.reshape(-1)
         taken = []
         wanted = np.arange(len(flat)) if present is None else np.flatnonzero(present)
         for part, mine in self._by_part(flat, wanted):
-            elements = self._parts[part].stored(name)[flat[mine] - self.firsts[part]]
+            elements = self._parts[part].stored_rows(name, flat[mine] - self.firsts[part])
             elements.elements()  # before anything of the size that they claim is allocated
             taken.append((mine, elements))
         lengths = np.zeros(len(flat), np.int64)

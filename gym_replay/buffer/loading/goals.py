@@ -134,10 +134,10 @@ class GoalMixture:
 class GoalSampler:
     """Adds goals to timestep, n-step and window batches, and rewards for reaching them.
 
-    With ``value`` the batch gets ``value_goal_<field>`` (batch, *field.shape), ``goal_reward`` and ``goal_mask``
-    (batch,); with ``policy`` it gets ``policy_goal_<field>``. The recorded ``reward`` stays beside them. The defaults
-    are OGBench's. Goals are drawn anew in each epoch, and depend on nothing but the loader's seed, the epoch and the
-    sample; in draws with replacement each draw of a sample has goals of its own.
+    With ``value`` the batch gets ``value_goal_<field>`` ``(batch, *field.shape)``, ``goal_reward`` and ``goal_mask``
+    ``(batch,)``; with ``policy`` it gets ``policy_goal_<field>``. The recorded ``reward`` stays beside them. The
+    defaults are OGBench's. Goals are drawn anew in each epoch, and depend on nothing but the loader's seed, the epoch
+    and the sample; in draws with replacement each draw of a sample has goals of its own.
 
     Args:
         value: how goals of the value function are drawn; None for none.

@@ -26,6 +26,7 @@ from gym_replay.buffer.loading.options import (
 from gym_replay.buffer.loading.ordering import OrderOptions
 from gym_replay.buffer.loading.replay_loader import ReplayLoader
 from gym_replay.buffer.loading.samples import Boundaries, Description, Names, crop, n_step, timestep, trajectory, window
+from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.storage.reader import HasSnapshots, Snapshot, snapshots_of
 from gym_replay.errors import FieldError
 from gym_replay.notices import did_you_mean
@@ -90,9 +91,10 @@ def make_dataset(
     *,
     batch_format: Formatted | None = None,
     only: Sequence[str] | None = None,
+    open_source: Callable[[Sequence[Snapshot]], Source] | None = None,
     **options: Any,
 ) -> ReplayDataset:
-    """The dataset of one kind over snapshots.
+    """The dataset of one kind over snapshots, or over what ``open_source`` gives instead.
 
     Raises:
         FieldError: an option belongs to another kind.
@@ -103,7 +105,7 @@ def make_dataset(
     if batch_format is not None:
         batch_format, options = checked_format(batch_format, kind, options, parts[0].metadata.fields)
     describe = partial(KINDS[kind], **{name: options.pop(name) for name in OF_KIND[kind] & options.keys()})
-    return ReplayDataset(parts, describe, batch_format=batch_format, **options)
+    return ReplayDataset(parts, describe, batch_format=batch_format, open_source=open_source, **options)
 
 
 def make_loader(kind: str, given: Mapping[str, Any]) -> ReplayLoader:

@@ -162,6 +162,19 @@ class AnyLoaderOptions(LoaderOptions, SampleOptions, total=False):
     """The keywords of :meth:`gym_replay.ReplayBuffer.dataloader`."""
 
 
+class RandomOptions(DatasetOptions, total=False):
+    """The keywords of :meth:`gym_replay.ReplayBuffer.sample` that :func:`gym_replay.n_step_loader` has too."""
+
+    current_fields: Sequence[str] | None
+    next_fields: Sequence[str] | None
+    sequence_fields: Sequence[str] | None
+    reward_field: str
+    terminated_field: str
+    goal_sampler: GoalSampler | None
+    return_indices: bool
+    device: torch.device | str | int | None
+
+
 OF_DATASETS = frozenset(DatasetOptions.__annotations__)
 OF_TORCH = frozenset(TorchOptions.__annotations__)
 OF_LOADERS = frozenset(LoaderOptions.__annotations__)

@@ -225,16 +225,44 @@ class PrioritizedSampler:
         Raises:
             FieldError: every priority is zero, which needs an ``epsilon`` of 0.
         """
-        if not self._tree.total > 0:
+        return self.pick(uniforms(positions, seed, epoch, (_STREAM,)))
+
+    def pick(self, chances: Floats, unnumbered: int = 0) -> tuple[Ints, Floats]:
+        """Draw a sample for each number from [0, 1), from the priorities as they are now.
+
+        Args:
+            chances: float64 ``(batch,)``.
+            unnumbered: how many samples there are beside those that are followed; they have the largest priority so
+                far, and their numbers here go on behind all others, from :attr:`end` on.
+
+        Returns:
+            Numbers of samples, int64 ``(batch,)``, and importance weights, float64 ``(batch,)``.
+
+        Raises:
+            FieldError: every priority is zero, which needs an ``epsilon`` of 0.
+        """
+        tree, of_new = self._tree, self._largest**self.alpha
+        total = tree.total + unnumbered * of_new
+        if not total > 0:
             raise FieldError("sampler: all priorities are 0; use an epsilon above 0")
-        count = len(positions)
-        chances = (np.arange(count) + uniforms(positions, seed, epoch, (_STREAM,))) / count
-        places = self._tree.find(chances * self._tree.total)
-        probabilities = self._tree.values[places] / self._tree.total
-        weights = (len(self) * probabilities) ** -self._beta
+        count = len(chances)
+        sums = (np.arange(count) + chances) / count * total
+        known = int(np.searchsorted(sums, tree.total)) if unnumbered else count  # sums ascend
+        places = tree.find(sums[:known]) if known else np.zeros(0, np.int64)
         # Numbers from the first on, as they lie in the ring of leaves.
-        samples: Ints = self._first + (places - self._first) % self._tree.capacity
+        samples: Ints = self._first + (places - self._first) % tree.capacity
+        values = tree.values[places]
+        if known < count:
+            others = np.minimum(((sums[known:] - tree.total) / of_new).astype(np.int64), unnumbered - 1)
+            samples = np.concatenate((samples, self._end + others))
+            values = np.concatenate((values, np.full(count - known, of_new)))
+        weights = ((len(self) + unnumbered) * (values / total)) ** -self._beta
         return samples, weights / weights.max()
+
+    @property
+    def end(self) -> int:
+        """One past the largest number of a sample."""
+        return self._end
 
     def update(self, samples: Any, priorities: Any) -> None:
         """Set the priorities of samples, such as absolute temporal-difference errors.

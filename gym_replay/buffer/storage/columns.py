@@ -34,7 +34,7 @@ LARGEST_CHUNK = 1 << 28
 PIECE = 1 << 23
 """Bytes handled at a time where a column is copied or summed."""
 
-_LONGEST_HEADER = 1 << 14
+LONGEST_HEADER = 1 << 14
 _MAGIC = b"\x93NUMPY\x01\x00"
 _MAGIC_3 = b"\x93NUMPY\x03\x00"
 _HEAD_NBYTES_3 = 12
@@ -97,7 +97,7 @@ def _rows_in_header(head: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -
 
 def _check_header(descriptor: int, path: Path | str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows that the file really holds, and the header's length."""
-    head = os.pread(descriptor, _LONGEST_HEADER, 0)
+    head = os.pread(descriptor, LONGEST_HEADER, 0)
     rows, row_nbytes = _rows_in_header(head, dtype, shape), dtype.itemsize * math.prod(shape)
     if rows is None or row_nbytes == 0:
         rows, length = _check_foreign_header(head, path, dtype, shape)
@@ -195,6 +195,20 @@ class Column:
         if rows > self._rows:
             self._require(rows, self.rows_held(rows))
         return self._array[:rows] if self.row_nbytes else self._without_bytes(rows)
+
+    def mapped(self, rows: int) -> npt.NDArray[Any]:
+        """:meth:`view`, in which of a file that is not all on this disk only what was asked for with ``need`` is there.
+
+        Raises:
+            CorruptBufferError: the file holds fewer rows.
+        """
+        return self.view(rows)
+
+    def need(self, firsts: npt.NDArray[np.int64], lasts: npt.NDArray[np.int64]) -> None:
+        """Have the rows ``firsts[i]`` to ``lasts[i] - 1`` there, for each i, where the file is not all on this disk."""
+
+    def expect(self, firsts: npt.NDArray[np.int64], lasts: npt.NDArray[np.int64]) -> None:
+        """Have somebody fetch the rows ``firsts[i]`` to ``lasts[i] - 1``, for each i, and do not wait for them."""
 
     def rows_held(self, rows: int) -> int:
         """How many rows there are to view, up to ``rows`` at least where the file holds them."""

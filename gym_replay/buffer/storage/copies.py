@@ -63,15 +63,19 @@ def copy_episodes(source: Snapshot, writer: FolderWriter) -> Iterator[int]:
     oldest, fields = int(source.ids[0]), writer.metadata.fields.values()
     width = sum(2 * SPAN.itemsize if info.has_elements else info.nbytes for info in fields)
     width += sum(info.nbytes for info in converted_fields(source.metadata, writer.metadata).values())
+    parts = [*batches((source.lengths + writer.metadata.has_state) * width, BLOCK)]
     with ThreadPoolExecutor(1, "gym_replay copy") as thread:
-        for part in batches((source.lengths + writer.metadata.has_state) * width, BLOCK):
+        for part, following in zip(parts, [*parts[1:], slice(0)], strict=True):
             some = source.only(part)
+            source.only(following).expect(writer.metadata.fields)
             summed = source.counters.summed  # before the sums are read: those below it are there
             try:
                 source.require_live(oldest)
-                block, sums = _block_of(some, writer.metadata, thread)
-                writer.commit(block)
-                _compare(some, writer.metadata, summed, sums)
+                with source.reader.hold():
+                    some.expect(writer.metadata.fields)
+                    block, sums = _block_of(some, writer.metadata, thread)
+                    writer.commit(block)
+                    _compare(some, writer.metadata, summed, sums)
             except CorruptBufferError:
                 source.require_live(oldest)  # where it has left, what was read may be anything
                 raise
@@ -89,7 +93,7 @@ def batches(nbytes: Ints, most: int) -> Iterator[slice]:
         first = last
 
 
-class _Pieces:
+class CopiedPieces:
     """The rows of episodes as pieces of a block, read anew each time that they are gone through.
 
     While a piece is written, a thread goes on with the checksums of its episodes. Where the copy has another codec than
@@ -229,7 +233,7 @@ def _block_of(source: Snapshot, metadata: Metadata, thread: ThreadPoolExecutor) 
         else:
             meta[name] = np.ascontiguousarray(values, info.dtype)
     flags = source.flags & np.uint8(255 - DELETED - (0 if metadata.has_state else HAS_FINAL))
-    pieces = _Pieces(source, metadata, thread)
+    pieces = CopiedPieces(source, metadata, thread)
     sums = None if pieces.converted else pieces.sums  # which are those of the source
     return Block(pieces, source.lengths.tolist(), flags, meta, pieces.elements, sums=sums), pieces.sums
 
@@ -278,6 +282,7 @@ def read_rows(column: Column, starts: Ints, counts: Ints) -> Iterator[bytes | me
     apart = np.flatnonzero((starts[1:] < ends[:-1]) | (starts[1:] - ends[:-1] > GAP // width)) + 1
     longest = max(PIECE // width, 1)
     with column.opened(int(ends.max())) as (descriptor, offset):
+        column.need(starts, ends)
         for low, high in pairwise([0, *apart.tolist(), len(starts)]):
             begin, end = int(starts[low]), int(ends[high - 1])
             kept = _kept(starts[low:high], ends[low:high])

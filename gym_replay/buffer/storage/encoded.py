@@ -93,6 +93,7 @@ class Encoded:
 
     Attributes:
         stored: the encoded rows, ragged bytes.
+        field: dtype, shape, default and codec of a row.
 
     Example:
         >>> field = Field("uint8", (2, 2), codec="zstd")
@@ -102,18 +103,18 @@ class Encoded:
     """
 
     def __init__(self, stored: Ragged, field: Field) -> None:
-        self.stored, self._field = stored, field
+        self.stored, self.field = stored, field
 
     @property
     def shape(self) -> tuple[int, ...]:
         """``(rows, *field.shape)``."""
-        shape: tuple[int, ...] = (len(self.stored), *self._field.shape)
+        shape: tuple[int, ...] = (len(self.stored), *self.field.shape)
         return shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the decoded values."""
-        dtype: np.dtype[Any] = self._field.dtype
+        dtype: np.dtype[Any] = self.field.dtype
         return dtype
 
     @property
@@ -129,14 +130,14 @@ class Encoded:
     @property
     def nbytes(self) -> int:
         """Bytes of all rows when they are decoded."""
-        return len(self) * self._field.nbytes
+        return len(self) * self.field.nbytes
 
     def __len__(self) -> int:
         return len(self.stored)
 
     def part(self, rows: slice) -> Encoded:
         """Some of the rows, not decoded yet."""
-        return Encoded(self.stored[rows], self._field)
+        return Encoded(self.stored[rows], self.field)
 
     def __getitem__(self, index: Any) -> Any:
         first, *others = index if isinstance(index, tuple) and index else (index,)
@@ -148,7 +149,7 @@ class Encoded:
             return self.take(np.arange(len(self))[first])[within]
         if isinstance(first, (list, np.ndarray)) and not others:
             rows = np.arange(len(self))[first]
-            return self.take(rows.reshape(-1)).reshape(*rows.shape, *self._field.shape)
+            return self.take(rows.reshape(-1)).reshape(*rows.shape, *self.field.shape)
         return np.asarray(self)[index]
 
     def __iter__(self) -> Iterator[Array]:
@@ -181,13 +182,13 @@ class Encoded:
             CorruptBufferError: one does not decode; the message names it.
             StorageError: they do not fit into memory.
         """
-        out = empty_rows(len(rows), self._field)
+        out = empty_rows(len(rows), self.field)
         distinct, slots = np.unique(rows, return_inverse=True)
-        decode_rows(self._field, [(self.stored, distinct)], out, slots.reshape(-1), workers_for(out.nbytes))
+        decode_rows(self.field, [(self.stored, distinct)], out, slots.reshape(-1), workers_for(out.nbytes))
         return out
 
     def __repr__(self) -> str:
-        return f"Encoded({len(self)} rows of {self.dtype.name} {self._field.shape}, {self._field.codec['id']})"
+        return f"Encoded({len(self)} rows of {self.dtype.name} {self.field.shape}, {self.field.codec['id']})"
 
 
 class _Job(NamedTuple):

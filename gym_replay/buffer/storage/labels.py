@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.storage.layout import LABELS as FILE
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import CorruptBufferError, FieldError, printable
 from gym_replay.files.directory import Directory, open_beneath
 from gym_replay.files.documents import LARGEST, parse_json, size_fault
 from gym_replay.files.writing import replace_file
 
-FILE = "labels.json"
 LABEL = "label"
 """The name under which conditions see labels, and that of the meta field that they become."""
 

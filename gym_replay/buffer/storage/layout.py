@@ -66,6 +66,9 @@ _OWN = re.compile(
 
 STEPS = "steps"
 """The directory of the fields' files; all others lie beside it."""
+LABELS = "labels.json"
+"""Labels of episodes, which belong to whoever looked at them; see :mod:`~gym_replay.buffer.storage.labels`."""
+
 TOP_FILES = (METADATA, COUNTERS, EPISODES, CHECKSUMS, STRINGS)
 
 _LARGEST_RECORD = 1 << 26

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from gym_replay.buffer.storage.layout import (
     step_path,
     values_path,
 )
+from gym_replay.buffer.storage.mirrored import MirroredFolder, MirrorOpener
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.records import (
     COMPLETE,
@@ -97,6 +98,64 @@ class Snapshot(Extents):
         spans = self.columns[spans_path(name)]
         return Ragged(spans.view(self.rows), lambda end: self.columns[values_path(name)].view(end), spans.path)
 
+    def part(self, name: str, rows: slice) -> Any:
+        """Some rows of a field of any kind: views, an :class:`Encoded` or a :class:`Ragged`.
+
+        Of a buffer that is not all on this disk, they are in memory of their own.
+        """
+        field = self.metadata.fields[name]
+        if self.reader.mirrored is not None:
+            return self._fetched(name, np.arange(rows.start, rows.stop))
+        if field.codec is not None:
+            return self.column(name).part(rows)
+        return (self.stored(name) if field.ragged else self.column(name))[rows]
+
+    def _fetched(self, name: str, rows: npt.NDArray[np.int64]) -> Any:
+        field = self.metadata.fields[name]
+        with self.reader.hold():
+            if field.has_elements:
+                stored = self.stored_rows(name, rows).copy()
+                return stored if field.codec is None else Encoded(stored, field)
+            column = self.columns[step_path(name)]
+            column.need(rows, rows + 1)
+            return column.mapped(self.rows)[rows]
+
+    def stored_rows(self, name: str, rows: npt.NDArray[np.int64]) -> Ragged:
+        """Some rows of a field that has elements, as :meth:`stored` gives all of them.
+
+        Of a buffer that is not all on this disk, their elements are there while somebody holds what is asked for.
+        """
+        if self.reader.mirrored is None:
+            some: Ragged = self.stored(name)[rows]
+            return some
+        column, values = self.columns[spans_path(name)], self.columns[values_path(name)]
+        spans = self.spans_of(name, rows)
+        if len(spans) and (spans.min() < 0 or spans.max() >= 1 << 60):
+            raise CorruptBufferError(f"{column.path}: the elements of a row are not where it says")
+        full = spans[spans[:, 1] > 0]
+        values.need(full[:, 0], full.sum(axis=1))
+        return Ragged(spans, values.mapped, column.path)
+
+    def expect(self, names: Collection[str]) -> None:
+        """Have the rows of these episodes fetched, where they are not all on this disk, and do not wait for them."""
+        if self.reader.mirrored is None or len(self) == 0:
+            return
+        lasts = self.starts + self.lengths + self.metadata.has_state
+        for name in names:
+            self.columns[self.metadata.rows_path(name)].expect(self.starts, lasts)
+        for name in self.metadata.element_fields:
+            if name in names:
+                first, last = self.spans_of(name, self.starts), self.spans_of(name, lasts - 1)
+                self.columns[values_path(name)].expect(first[:, 0], last.sum(axis=1))
+
+    def spans_of(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The spans of some rows of a field that has elements, int64 ``(rows, 2)``, copied."""
+        column = self.columns[spans_path(name)]
+        with self.reader.hold():
+            column.need(rows, rows + 1)
+            spans: npt.NDArray[np.int64] = column.mapped(self.rows)[rows]
+            return spans
+
     @property
     def _live(self) -> Extents:
         return Extents(self.ids, self.slots, self.starts, self.lengths, self.flags, self.rows)
@@ -154,7 +213,7 @@ class Snapshot(Extents):
 
     def __reduce__(self) -> tuple[Any, ...]:
         identity = self.metadata.uuid, settled_number(self.metadata)
-        return _reopen_snapshot, (self.reader.folder, self.reader.lazy, self._live, identity, self.choice)
+        return _reopen_snapshot, (self.reader.origin, self.reader.lazy, self._live, identity, self.choice)
 
     def is_live(self, oldest: int) -> bool:
         """Whether the episode with id ``oldest``, and so every newer one, still owns its rows."""
@@ -213,12 +272,16 @@ class FolderReader:
     No file stays open, but for a copy.
 
     Args:
-        folder: the buffer's.
+        folder: the buffer's, or its files in a mirror.
         for_copy: read the file of checksums too, and keep all files open until :meth:`close`, so that a copy is of one
             moment.
         lazy: map the rows of a field when they are asked for, and not all of them now. Then what they hold, and that
             they are there at all, is found out when they are asked for.
         directory: the folder where it is held open: then it is not looked up by its path.
+
+    Attributes:
+        origin: ``folder`` as it was given.
+        folder: its path.
 
     Raises:
         BufferNotFoundError: there is no buffer in the folder.
@@ -227,18 +290,33 @@ class FolderReader:
     """
 
     def __init__(
-        self, folder: Path, *, for_copy: bool = False, lazy: bool = False, directory: Directory | None = None
+        self,
+        folder: Path | MirroredFolder,
+        *,
+        for_copy: bool = False,
+        lazy: bool = False,
+        directory: Directory | None = None,
     ) -> None:
-        self.folder = folder
-        self.lazy = lazy
-        self._source: Folder = folder if directory is None else directory
+        self.origin = folder
+        self.folder = folder.folder if isinstance(folder, MirroredFolder) else folder
+        self.lazy = lazy or self.mirrored is not None
+        self._source: Folder = self.folder if directory is None else directory
         self._for_copy = for_copy
         self._last: tuple[Revision, tuple[int, ...], Snapshot] | None = None
         self._revision = self._open_revision()
 
+    @property
+    def mirrored(self) -> MirroredFolder | None:
+        """The files in their mirror, where they are not all on this disk."""
+        return self.origin if isinstance(self.origin, MirroredFolder) else None
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Keep rows that are asked for with ``need`` on this disk until the end of the context, and no longer."""
+        return nullcontext() if self.mirrored is None else self.mirrored.hold()
+
     def _open_revision(self) -> Revision:
         for attempt in range(ATTEMPTS):
-            opener = Opener(self.folder, self._source)
+            opener = Opener(self.folder, self._source) if self.mirrored is None else MirrorOpener(self.mirrored)
             try:
                 if self._for_copy:
                     opener.keep(opener.metadata.columns)
@@ -397,7 +475,7 @@ class FolderReader:
 
 
 def _reopen_snapshot(
-    folder: Path, lazy: bool, live: Extents, identity: tuple[str, int], choice: Choice | None
+    folder: Path | MirroredFolder, lazy: bool, live: Extents, identity: tuple[str, int], choice: Choice | None
 ) -> Snapshot:
     """A snapshot in another process: rows come as a path, never as data."""
     return FolderReader(folder, lazy=lazy).same_snapshot(live, identity, choice)

@@ -109,6 +109,10 @@ class Opener:
             os.close(descriptor)  # the switch has ended: <path>.new may belong to the next one, which is being prepared
         raise CorruptBufferError(f"{self.folder}: the files change faster than they can be read")
 
+    def column(self, path: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Column:
+        """The reading side of a file of the revision."""
+        return Column(self.source, path, dtype, shape, opener=partial(self.open, path))
+
     def _open(self, path: str) -> int:
         for _ in range(ATTEMPTS):
             current = current_path(self.source, self.metadata, path)
@@ -175,7 +179,7 @@ class Revision:
         self.counters = Counters(source, COUNTERS, metadata.uuid, writable=False, opener=open_counters)
         self.counters.check()
         self.columns = {
-            path: Column(source, path, dtype, shape, opener=partial(opener.open, path))
+            path: opener.column(path, dtype, shape)
             for path, (dtype, shape) in metadata.columns.items()
             if with_checksums or path != CHECKSUMS
         }

@@ -67,10 +67,11 @@ class RowFormat:
         self.width = len(self.names)
         self.has_state = any(info.state for info in fields.values())
         self.has_elements = any(info.has_elements for info in fields.values())
+        self.has_ragged = any(info.ragged for info in fields.values())
         self._packers = dict(packers or {})
         self._chunk_bytes = chunk_bytes
         row_nbytes = max(sum(info.nbytes for info in fields.values()), 1)
-        longest = RAGGED_CHUNK_ROWS if any(info.ragged for info in fields.values()) else CHUNK_ROWS
+        longest = RAGGED_CHUNK_ROWS if self.has_ragged else CHUNK_ROWS
         self.chunk_rows = max(min(longest, chunk_bytes // row_nbytes), 2)
         indices = {name: index for index, name in enumerate(self.names)}
         self.plan = {
@@ -107,6 +108,20 @@ class _InMemory(NamedTuple):
     start: int
     items: list[Any]
     elements: Mapping[str, int]
+
+
+class Staged(NamedTuple):
+    """The transitions of a stage that are in memory, the items of each behind those of the one before.
+
+    ``initial`` is row 0 of the state fields, and None once it went to the files; ``start`` and ``end`` say which
+    transitions of the episode these are.
+    """
+
+    format: RowFormat
+    initial: Mapping[str, bytes] | None
+    start: int
+    end: int
+    items: list[Any]
 
 
 class Stage:
@@ -258,6 +273,12 @@ class Stage:
         """The items of a field that are still in memory."""
         memory = self._memory
         return memory.items[memory.format.plan[name].item :: memory.format.width]
+
+    def staged(self) -> Staged:
+        """What is in memory at this moment; the list of items may go on to grow."""
+        memory = self._memory
+        end = memory.start + len(memory.items) // memory.format.width
+        return Staged(memory.format, memory.initial, memory.start, end, memory.items)
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """The rows of a field that is not ragged, as they will be committed, copied: ``(T or T+1, *shape)``."""

@@ -48,10 +48,10 @@ class RecordToBuffer(_Wrapper):  # type: ignore[misc]
     Args:
         env: the environment, a ``pettingzoo.ParallelEnv`` with ``possible_agents``.
         buffer: a folder, which is created or appended to, or where all agents have equal spaces a
-            :class:`ReplayBuffer` that was made by recording.
-        max_episodes, max_timesteps, max_steps, circular, overwrite, meta_fields, extra_fields, reward_shape, dtypes,
-        record_info, on_incomplete, on_episode, durability: as for :class:`gym_replay.RecordToBuffer`; limits are those
-            of each buffer, and an episode is that of one agent.
+            :class:`ReplayBuffer` that was made by recording. The other arguments are those of
+            :class:`gym_replay.RecordToBuffer`: ``max_episodes``, ``max_timesteps``, ``max_steps`` and ``circular`` of
+            each buffer, ``overwrite``, ``meta_fields``, ``extra_fields``, ``reward_shape``, ``dtypes``,
+            ``record_info``, ``on_incomplete``, ``durability``, and ``on_episode`` for an episode of one agent.
 
     Raises:
         MissingExtraError: PettingZoo is not installed (raised where this module is imported).

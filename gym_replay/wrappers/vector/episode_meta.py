@@ -84,6 +84,16 @@ class EpisodeMeta:
             return {}
         return {name: are_noted[env_indices] for name, (_, are_noted) in self._noted.items()}
 
+    def noted_values(self, env_indices: EnvIndices) -> dict[str, npt.NDArray[Any]]:
+        """The user's meta fields of the episodes of some sub-environments; strings as objects."""
+        found = {}
+        for name, (values, _) in self._noted.items():
+            column = values[env_indices]
+            if values.dtype == object:
+                column = np.array([value.decode("utf-8", "surrogatepass") for value in column.tolist()], object)
+            found[name] = column
+        return found
+
     def columns(self, env_indices: EnvIndices, returns: npt.NDArray[Any], *, complete: bool) -> dict[str, MetaColumn]:
         """The meta fields of the episodes of some sub-environments; what is the same in all of them as one value."""
         took = time.monotonic() - self._began[env_indices]  # no clock that somebody may set back

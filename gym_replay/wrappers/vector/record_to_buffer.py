@@ -75,8 +75,9 @@ class RecordToBuffer(Recorder, _Face):
     Args:
         env: the vector environment, or another batch of environments: EnvPool's, ManiSkill's, Isaac Lab's, mjlab's, or
             one that :func:`register_adapter` knows. The recorder is of the same kind, and has its attributes.
-        buffer, max_episodes, max_timesteps, max_steps, circular, overwrite, meta_fields, extra_fields, dtypes, codecs,
-        record_info, on_incomplete, on_episode, durability: as for :class:`gym_replay.RecordToBuffer`.
+        buffer: the folder, or a buffer, as for :class:`gym_replay.RecordToBuffer`. So are ``max_episodes``,
+            ``max_timesteps``, ``max_steps``, ``circular``, ``overwrite``, ``meta_fields``, ``extra_fields``,
+            ``dtypes``, ``codecs``, ``record_info``, ``on_incomplete``, ``on_episode`` and ``durability``.
         reward_shape: the same; of the rewards of one sub-environment.
         autoreset_mode: how ``env`` resets its sub-environments, an ``AutoresetMode`` or its value, such as
             ``"SameStep"``. None: what its metadata name; and where it is no environment of Gymnasium's or ale-py's, or
@@ -185,7 +186,7 @@ class RecordToBuffer(Recorder, _Face):
         """Reset all sub-environments, or some, and open their episodes; those of them that are running are cut.
 
         Args:
-            *arguments, **keywords: those of the environment's own ``reset``: ``seed`` and ``options`` of Gymnasium's,
+            arguments, keywords: those of the environment's own ``reset``: ``seed`` and ``options`` of Gymnasium's,
                 where ``options["reset_mask"]`` is which to reset. They are not changed.
 
         Raises:

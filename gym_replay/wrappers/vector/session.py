@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.door import OpenRows
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, StorageError
 from gym_replay.schema.fields import Field
@@ -17,6 +19,7 @@ from gym_replay.wrappers.session import OnEpisode, Session
 from gym_replay.wrappers.vector.autoreset import EnvIndices, Mask, TransitionKinds
 from gym_replay.wrappers.vector.ended import EndedEpisodes, Finals, extract_ended
 from gym_replay.wrappers.vector.episode_meta import EpisodeMeta
+from gym_replay.wrappers.vector.open_rows import VectorRows
 from gym_replay.wrappers.vector.staging import Staging
 
 
@@ -316,6 +319,21 @@ class VectorSession(Session[EndedEpisodes]):
     def _restage(self) -> None:
         self.staging.change_fields({"reward": self.buffer.metadata.fields["reward"]}, self.state.now)
         self._clear_returns()
+
+    def open_rows(self) -> OpenRows | None:
+        while True:
+            state = self.state
+            env_indices = np.flatnonzero(state.running & (self.starts < state.now))
+            firsts = self.starts[env_indices]
+            if self.state is state:  # or another thread has stepped meanwhile
+                break
+        if not len(env_indices):
+            return None
+        meta, now = partial(self._meta.noted_values, env_indices), state.now
+        return VectorRows(self.staging, env_indices, firsts, now, meta=meta, are_running=self._are_running)
+
+    def _are_running(self, env_indices: EnvIndices, firsts: npt.NDArray[np.int64]) -> bool:
+        return bool((self.state.running[env_indices] & (self.starts[env_indices] == firsts)).all())
 
     @property
     def has_open(self) -> bool:

@@ -267,6 +267,26 @@ class Staging:
         rows = self._rows
         return np.array(rows.arrays[name][time & rows.mask])
 
+    def take(self, name: str, times: Ints, env_indices: Ints) -> Column:
+        """A copy of a field's values in the rows of times that are needed, each of one sub-environment.
+
+        Args:
+            name: the field.
+            times, env_indices: of any shape, the same.
+
+        Returns:
+            ``(*times.shape, *field.shape)``.
+        """
+        rows = self._rows
+        found: Column = rows.flat[name].take((times & rows.mask) * self._num_envs + env_indices, axis=0)
+        if rows.spilled:
+            flat = found.reshape(-1, *found.shape[times.ndim :])
+            of_each = zip(times.ravel().tolist(), env_indices.ravel().tolist(), strict=True)
+            for index, (time, env_index) in enumerate(of_each):
+                if time < rows.first:
+                    self._read_spilled(env_index, time, {name: flat[index : index + 1]})
+        return found
+
     # --- whole episodes ---
 
     def extract(self, env_indices: EnvIndices, starts: Ints, counts: Ints, ends: Ints) -> dict[str, Column]:

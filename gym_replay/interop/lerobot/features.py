@@ -1,0 +1,219 @@
+"""Which field of a buffer is which feature of a LeRobot dataset, and the other way round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gym_replay.buffer.door import Metadata
+from gym_replay.errors import CorruptBufferError, FieldError
+from gym_replay.interop.lerobot.layout import BOOKKEEPING, Info
+from gym_replay.interop.old_data import FLAGS, step_shape
+from gym_replay.notices import did_you_mean
+from gym_replay.schema.fields import Field
+from gym_replay.schema.names import check_distinct, check_field_name, encode_key
+from gym_replay.schema.pictures import is_frame, lerobot_key
+
+REWARD, DONE, TRUNCATED = "next.reward", "next.done", "next.truncated"
+
+IMPORTED = "lerobot"
+"""The member of a buffer's environment that holds what a dataset said of itself when it was imported."""
+
+TASK = "task"
+"""The meta field with an episode's task, and the step field with the number of a step's, where they differ."""
+
+_ROOTS = ("observation", "action")
+_MOST_AXES = 5
+_LARGEST_VALUE = 1 << 27
+"""Numbers of one value of a feature, at most."""
+
+_IMAGE_AXES = ["height", "width", "channels"]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A field whose values a feature has.
+
+    Args:
+        field: its name.
+        key: of the feature.
+        info: of the field.
+        dtype: of the feature: ``"image"``, ``"video"``, or that of the field.
+    """
+
+    field: str
+    key: str
+    info: Field
+    dtype: str
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether the values are images, in files of video or in the tables."""
+        return self.dtype in ("image", "video")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one value, as LeRobot has it: a single number has one axis, and a frame of video three channels."""
+        if self.dtype == "video":
+            return (*self.info.shape[:2], 3)
+        return self.info.shape or (1,)
+
+    def to_json(self, fps: int) -> dict[str, Any]:
+        """The entry of ``meta/info.json``, but for what is known of a file of video."""
+        if not self.is_picture:
+            return {"dtype": self.dtype, "shape": list(self.shape), "names": None, "fps": fps}
+        return {"dtype": self.dtype, "shape": list(self.shape), "names": _IMAGE_AXES}
+
+
+def own_features(metadata: Metadata, keys: Mapping[str, str | None] | None, *, as_video: bool) -> list[Feature]:
+    """The fields that become features: observations, actions, rewards, what an import brought, and what is asked for.
+
+    Args:
+        metadata: of the buffer.
+        keys: by field, another key, or None for no feature.
+        as_video: whether images go to files of video.
+
+    Raises:
+        FieldError: a field of ``keys`` is unknown, LeRobot cannot hold it, or two features have one key.
+    """
+    fields, chosen = metadata.fields, _default_keys(metadata)
+    for name, key in (keys or {}).items():
+        if name not in fields:
+            raise FieldError(f"keys: unknown field {name!r}{did_you_mean(name, fields)}")
+        if key is not None and (fault := _fault(fields[name], key)) is not None:
+            raise FieldError(f"keys: field {name!r} as {key!r}: {fault}")
+        chosen[name] = key
+    features: dict[str, Feature] = {}
+    for name, info in fields.items():
+        key = chosen.get(name)
+        if key is None or _fault(info, key) is not None:
+            continue
+        if key in features:
+            raise FieldError(
+                f"the fields {features[key].field!r} and {name!r} are both the feature {key!r}; name others with "
+                f"keys={{{name!r}: ...}}, or None to leave it out"
+            )
+        dtype = str(info.dtype.name)
+        if is_frame(info):
+            dtype = "video" if as_video and info.shape[2] != 4 else "image"
+        features[key] = Feature(name, key, info, dtype)
+    return list(features.values())
+
+
+def _default_keys(metadata: Metadata) -> dict[str, str | None]:
+    imported = imported_from(metadata)
+    known = imported.get("features", {}) if imported is not None else {}
+    keys: dict[str, str | None] = {}
+    for name, info in metadata.fields.items():
+        if isinstance(known, dict) and isinstance(known.get(name), str):
+            keys[name] = known[name]
+        elif name == "reward" or name.partition(".")[0] in _ROOTS:
+            keys[name] = lerobot_key(name, info)
+    return keys
+
+
+def imported_from(metadata: Metadata) -> dict[str, Any] | None:
+    """What was noted of the dataset that a buffer was imported from, if it was."""
+    found = (metadata.environment or {}).get(IMPORTED)
+    return found if isinstance(found, dict) else None
+
+
+def _fault(info: Field, key: str) -> str | None:
+    """Why LeRobot cannot hold a field under a key, or None."""
+    if not key or "/" in key or "\0" in key:
+        return "no feature has such a key"
+    if key in (TASK, *BOOKKEEPING):
+        return "LeRobot needs this key for itself"
+    if info.ragged:
+        return "its rows have different sizes"
+    if len(info.shape) > _MOST_AXES or 0 in info.shape:
+        return f"no feature has values of shape {info.shape}"
+    return None
+
+
+# --- of a dataset that was not exported from here ---
+
+
+@dataclass(frozen=True)
+class Found:
+    """The fields of the buffer that a dataset becomes.
+
+    Args:
+        features: which feature becomes which field.
+        left_out: lines about the others.
+        flags: the keys of ``next.done`` and ``next.truncated``, where both are there and say how episodes ended.
+    """
+
+    features: list[Feature]
+    left_out: list[str]
+    flags: bool
+
+
+def found_features(info: Info) -> Found:
+    """The fields for the features of a dataset.
+
+    Raises:
+        CorruptBufferError: a feature has values larger than any file could hold.
+        FieldError: two of them would be one field.
+    """
+    has_flags = all(_is_flag(info.features.get(key)) for key in (DONE, TRUNCATED))
+    features: list[Feature] = []
+    left_out: list[str] = []
+    for key, entry in info.features.items():
+        if (key in BOOKKEEPING and key != "timestamp") or (has_flags and key in (DONE, TRUNCATED)):
+            continue
+        made = _found(key, entry)
+        if isinstance(made, str):
+            left_out.append(f"{key}: {made}")
+        else:
+            features.append(made)
+    names = [each.field for each in features]
+    check_distinct([check_field_name(name) for name in (*names, *FLAGS)])
+    return Found(sorted(features, key=lambda each: not _is_observation(each.field)), left_out, has_flags)
+
+
+def _is_flag(entry: Mapping[str, Any] | None) -> bool:
+    return entry is not None and entry["dtype"] == "bool" and entry["shape"] in ((), (1,))
+
+
+def _is_observation(name: str) -> bool:
+    return f"{name}.".startswith("observation.")
+
+
+def _found(key: str, entry: Mapping[str, Any]) -> Feature | str:
+    """A feature as a field, or why it is left out."""
+    name = "reward" if key == REWARD else ".".join(encode_key(part) for part in key.split("."))
+    shape, dtype = entry["shape"], entry["dtype"]
+    if math.prod(shape) > _LARGEST_VALUE:
+        raise CorruptBufferError(f"feature {key!r:.100}: a value of shape {shape} is larger than any that is read")
+    if dtype in ("image", "video"):
+        return _found_picture(key, name, entry)
+    try:
+        numeric = np.dtype(dtype)
+    except TypeError:
+        return f"its values are {dtype!r:.40}, and a field holds numbers"
+    if numeric.kind not in "biuf" or numeric.itemsize > 8 or 0 in shape or len(shape) > _MOST_AXES:
+        return f"its values are {dtype!r:.40} of shape {shape}, and no field has such"
+    is_state = _is_observation(name)
+    field = Field(numeric, step_shape(name, numeric, shape), state=is_state)
+    if not is_state and name.partition(".")[0] != "action" and shape == (1,):
+        field = Field(numeric)
+    return Feature(name, key, field, str(numeric.name))
+
+
+def _found_picture(key: str, name: str, entry: Mapping[str, Any]) -> Feature | str:
+    about = {**(entry.get("video_info") or {}), **(entry.get("info") or {})}
+    if about.get("is_depth_map") or about.get("video.is_depth_map"):
+        return "it is a map of depth in LeRobot's own numbers, not an image"
+    shape, axes = entry["shape"], entry.get("names")
+    if len(shape) != 3:
+        return f"an image of shape {shape} has not height, width and channels"
+    if isinstance(axes, list) and len(axes) == 3 and str(axes[0]).startswith("channel"):
+        shape = (*shape[1:], shape[0])
+    if shape[2] not in (1, 3, 4) or 0 in shape:
+        return f"images of {shape[2]} channels are not read"
+    return Feature(name, key, Field("uint8", shape, state=_is_observation(name)), str(entry["dtype"]))

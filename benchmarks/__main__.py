@@ -11,7 +11,7 @@ import argparse
 import time
 from typing import Any
 
-from benchmarks import disk, load, record, record_vector
+from benchmarks import disk, learning, load, record, record_vector
 from benchmarks import open as opening
 from benchmarks.suite import Measure, add_common, run_all, show
 
@@ -19,6 +19,7 @@ MODULES: dict[str, Any] = {
     "record": record,
     "record_vector": record_vector,
     "load": load,
+    "learning": learning,
     "open": opening,
     "disk": disk,
 }

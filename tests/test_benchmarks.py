@@ -29,7 +29,7 @@ def test_all_of_them_in_a_tiny_size(tmp_path):
     found = json.loads((tmp_path / "results" / "benchmarks.json").read_text())
 
     tables = found["tables"]
-    counts = {"record": 4, "record_vector": 2, "load": 4, "open": 2, "disk": 2}
+    counts = {"record": 4, "record_vector": 2, "load": 4, "learning": 2, "open": 2, "disk": 2}
     assert [table["benchmark"] for table in tables] == [name for name, count in counts.items() for _ in range(count)]
     for table in tables:
         contenders = table["contenders"]

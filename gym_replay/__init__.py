@@ -61,9 +61,12 @@ if TYPE_CHECKING:
     from gym_replay.interop.d3rlpy import to_d3rlpy
     from gym_replay.interop.d4rl import from_d4rl
     from gym_replay.interop.flat import to_d4rl, to_ogbench
+    from gym_replay.interop.lerobot import ExportReport, export_lerobot, import_lerobot
     from gym_replay.interop.memmap_replay_buffer import from_memmap_replay_buffer
     from gym_replay.interop.minari import export_minari, import_minari
+    from gym_replay.interop.ogbench import from_ogbench
     from gym_replay.interop.old_data import ImportReport
+    from gym_replay.interop.robomimic import from_robomimic
     from gym_replay.interop.sb3 import fill_sb3, to_sb3
     from gym_replay.interop.torchrl import to_torchrl
     from gym_replay.interop.trajectories import from_trajectories
@@ -100,6 +103,9 @@ _LAZY = {
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
     "crop_loader": "gym_replay.buffer.loading.loaders",
     "merge": "gym_replay.buffer.copying",
+    "ExportReport": "gym_replay.interop.lerobot",
+    "export_lerobot": "gym_replay.interop.lerobot",
+    "import_lerobot": "gym_replay.interop.lerobot",
     "export_minari": "gym_replay.interop.minari",
     "import_minari": "gym_replay.interop.minari",
     "Mixture": "gym_replay.buffer.loading.mixing",
@@ -126,6 +132,8 @@ _LAZY = {
     "fill_sb3": "gym_replay.interop.sb3",
     "from_d4rl": "gym_replay.interop.d4rl",
     "from_memmap_replay_buffer": "gym_replay.interop.memmap_replay_buffer",
+    "from_ogbench": "gym_replay.interop.ogbench",
+    "from_robomimic": "gym_replay.interop.robomimic",
     "from_trajectories": "gym_replay.interop.trajectories",
     "to_d3rlpy": "gym_replay.interop.d3rlpy",
     "to_d4rl": "gym_replay.interop.flat",
@@ -154,6 +162,7 @@ __all__ = [
     "EpisodeStateError",
     "EpisodeTooLongError",
     "Evaluation",
+    "ExportReport",
     "Fault",
     "Field",
     "FieldError",
@@ -187,11 +196,15 @@ __all__ = [
     "contact_sheet",
     "crop_loader",
     "evaluate",
+    "export_lerobot",
     "export_minari",
     "fill_sb3",
     "from_d4rl",
     "from_memmap_replay_buffer",
+    "from_ogbench",
+    "from_robomimic",
     "from_trajectories",
+    "import_lerobot",
     "import_minari",
     "measure_reference",
     "merge",

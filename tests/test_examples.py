@@ -49,9 +49,17 @@ def test_collect_ray(tmp_path):
     assert "next_observation   (256, 4)" in printed
 
 
+def test_offline_to_online(tmp_path):
+    sizes = ["--record", 500, "--offline", 60, "--online", 250, "--episodes", 1]
+    lines = _run("offline_to_online.py", "--folder", tmp_path, "--env", "Pendulum-v1", *sizes).splitlines()
+    assert lines[0] == "recorded: 3 episodes, 500 steps"
+    assert [line.split()[0] for line in lines[1:]] == ["recorded", "offline", "online"]
+    assert all(float(line.split()[3]) < 0 for line in lines[1:])
+
+
 @pytest.mark.parametrize("drawing", [[], ["--uniform"]])
 def test_online_dqn(tmp_path, drawing):
-    printed = _run("online_dqn.py", "--folder", tmp_path, "--steps", 1200, "--passing-return", 0, *drawing)
+    printed = _run("online_dqn.py", "--folder", tmp_path, "--steps", 600, "--passing-return", 0, *drawing)
     numbers = [line.split() for line in printed.splitlines()[1:-1]]
     assert len(numbers) >= 3
     assert all(0 < float(loss) < 100 and float(returns) > 0 for _, _, loss, returns in numbers)

@@ -22,7 +22,7 @@ Schemas: TypeAlias = Sequence[tuple[Path, Metadata]]
 COMMON = "common"
 _MOST_FOLDERS = 3
 
-_ABOUT = ("minari",)
+_ABOUT = ("minari", "lerobot", "robomimic")
 """What is noted with the environment and is not about it: who made a data set, and of which id."""
 
 

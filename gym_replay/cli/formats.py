@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import TYPE_CHECKING, Any
 
 from gym_replay.cli import output
-from gym_replay.cli.verbs import NEW_FOLDER, keywords, option, shows_bars, verb
-from gym_replay.errors import printable
+from gym_replay.cli.verbs import CODEC, NEW_FOLDER, keywords, option, shows_bars, verb
+from gym_replay.errors import FieldError, printable
 
 if TYPE_CHECKING:
+    from gym_replay.interop.lerobot import ExportReport
     from gym_replay.interop.old_data import ImportReport
 
 _DROP_UNSUPPORTED = option(
@@ -82,6 +84,98 @@ def import_minari(args: argparse.Namespace) -> int:
     return _show(args, {"dataset_id": args.dataset_id, **found})
 
 
+_KEY = option(
+    "--key",
+    dest="keys",
+    action="append",
+    default=[],
+    metavar="FIELD=KEY",
+    help="another key for the feature of a field, such as observation.agent_pos=observation.state; FIELD= keeps the "
+    "field from LeRobot; may be given several times",
+)
+
+
+@verb(
+    "export lerobot",
+    "a LeRobot dataset, of codebase version v3.0",
+    "Writes a folder as a LeRobot dataset, and says what LeRobot does not see of it: that goes along, and an import "
+    "finds it. The dataset appears when it is complete.",
+    [
+        'gym-replay export lerobot data/pusht data/pusht-lerobot --fps 10 --task "push the T onto the T"',
+        "gym-replay export lerobot data/atari data/atari-lerobot --fps 15 --task play --no-video",
+    ],
+    option("folder", metavar="FOLDER", help="the buffer's folder"),
+    option("target", metavar="DATASET", help="the new folder of the dataset"),
+    option(
+        "--fps", type=int, metavar="N", help="frames a second; needed unless the buffer came from a LeRobot dataset"
+    ),
+    option("--task", metavar="TEXT", help="what is done in all episodes; without it the meta field task"),
+    option(
+        "--no-video",
+        dest="video",
+        action="store_const",
+        const=False,
+        default=True,
+        help="keep images in the tables, as PNG, without loss",
+    ),
+    option("--encoder", metavar="JSON", help='of videos, such as \'{"codec": "libsvtav1", "crf": 30}\''),
+    option("--robot-type", metavar="WORD", help="about the dataset"),
+    _KEY,
+)
+def export_lerobot(args: argparse.Namespace) -> int:
+    """Write a LeRobot dataset."""
+    from gym_replay.interop import lerobot
+
+    given = keywords(args, "folder", "target", "keys", "encoder", "video")
+    video = _parsed_encoder(args.encoder) if args.encoder is not None and args.video else args.video
+    keys = _parsed_keys(args.keys)
+    report = lerobot.export_lerobot(
+        args.folder, args.target, **given, keys=keys, video=video, progress=shows_bars(args)
+    )
+    return _show_lines(args, report, "num_episodes", "num_frames", "features", "unseen", "changed")
+
+
+def _parsed_encoder(text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise FieldError(f"--encoder {text!r:.80}: it is no JSON: {error}") from None
+    if not isinstance(options, dict):
+        raise FieldError(f'--encoder {text!r:.80}: expected an object, such as {{"codec": "libsvtav1"}}')
+    return options
+
+
+def _parsed_keys(given: list[str]) -> dict[str, str | None]:
+    keys: dict[str, str | None] = {}
+    for text in given:
+        field, equals, key = text.partition("=")
+        if not equals:
+            raise FieldError(f"--key {text!r:.80}: expected FIELD=KEY, or FIELD= to keep the field from LeRobot")
+        keys[field] = key or None
+    return keys
+
+
+@verb(
+    "import lerobot",
+    "a LeRobot dataset, of codebase version v3.0 or v2.1",
+    "Reads a LeRobot dataset of this machine into a new folder, videos frame by frame, and says what the dataset did "
+    "not tell. Nothing is downloaded. The new folder appears when it is complete.",
+    [
+        "gym-replay import lerobot ~/.cache/huggingface/lerobot/lerobot/pusht data/pusht",
+        "gym-replay import lerobot data/aloha-lerobot data/aloha --codec images=png",
+    ],
+    option("source", metavar="DATASET", help="the folder of the dataset, with meta/info.json in it"),
+    NEW_FOLDER,
+    CODEC,
+)
+def import_lerobot(args: argparse.Namespace) -> int:
+    """Read a LeRobot dataset."""
+    from gym_replay.interop import lerobot
+
+    report = lerobot.import_lerobot(args.source, args.folder, codecs=args.codecs, progress=shows_bars(args))
+    return _show_report(args, report)
+
+
 def _show(args: argparse.Namespace, made: dict[str, Any]) -> int:
     if args.json:
         output.write_json(made)
@@ -126,9 +220,45 @@ def import_d4rl(args: argparse.Namespace) -> int:
     return _show_report(args, from_d4rl(args.source, args.folder, **keywords(args, "source", "folder")))
 
 
+@verb(
+    "import robomimic",
+    "a data set of robomimic, HDF5",
+    "Reads an HDF5 file of robomimic into a new folder, and says what the file did not tell. The new folder appears "
+    "when it is complete.",
+    ["gym-replay import robomimic lift/ph/low_dim.hdf5 data/lift --filter-key train"],
+    option("source", metavar="SOURCE", help="the file"),
+    NEW_FOLDER,
+    option("--filter-key", metavar="NAME", help="take only the demonstrations that mask/NAME of the file names"),
+)
+def import_robomimic(args: argparse.Namespace) -> int:
+    """Read a data set of robomimic."""
+    from gym_replay.interop.robomimic import from_robomimic
+
+    return _show_report(args, from_robomimic(args.source, args.folder, **keywords(args, "source", "folder")))
+
+
+@verb(
+    "import ogbench",
+    "a file of OGBench, .npz",
+    "Reads an .npz file of OGBench into a new folder, and says what the file did not tell. The new folder appears when "
+    "it is complete.",
+    ["gym-replay import ogbench ~/.ogbench/data/antmaze-medium-navigate-v0.npz data/antmaze"],
+    option("source", metavar="SOURCE", help="the file"),
+    NEW_FOLDER,
+)
+def import_ogbench(args: argparse.Namespace) -> int:
+    """Read a file of OGBench."""
+    from gym_replay.interop.ogbench import from_ogbench
+
+    return _show_report(args, from_ogbench(args.source, args.folder))
+
+
 def _show_report(args: argparse.Namespace, report: ImportReport) -> int:
+    return _show_lines(args, report, "num_episodes", "num_steps", "not_known", "left_out", "doubtful")
+
+
+def _show_lines(args: argparse.Namespace, report: ImportReport | ExportReport, *names: str) -> int:
     if args.json:
-        names = ("num_episodes", "num_steps", "not_known", "left_out", "doubtful")
         output.write_json({"path": report.folder, **{name: getattr(report, name) for name in names}})
     else:
         for line in str(report).splitlines():

@@ -114,9 +114,9 @@ class _Converter:
         )
 
     def _observation(self, name: str, episode: Episode) -> Array:
-        from gym_replay.buffer.loading.statistics import is_image
+        from gym_replay.schema.pictures import is_frame
 
         values: Array = episode[name][: len(episode)]
         if not values.shape[1:]:
             return values.reshape(-1, 1)
-        return np.moveaxis(values, -1, 1) if self._as_chw and is_image(self._fields[name]) else values
+        return np.moveaxis(values, -1, 1) if self._as_chw and is_frame(self._fields[name]) else values

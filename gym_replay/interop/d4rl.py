@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from gym_replay.errors import CorruptBufferError, FieldError
-from gym_replay.extras import require
-from gym_replay.files.folders import local_path
+from gym_replay.errors import FieldError
 from gym_replay.interop import old_data
-from gym_replay.interop.hdf5 import check_claim, data_sets
+from gym_replay.interop.arrays import opened_arrays
 from gym_replay.schema.arguments import checked_integer
 from gym_replay.schema.arrays import Array, Bools
 from gym_replay.schema.fields import Field
@@ -76,7 +68,7 @@ def from_d4rl(
         (2, ('the last observation of 2 episodes: their last transition is no n-step sample',))
     """
     path = old_data.check_new(target)
-    with _opened(source) as (arrays, links):
+    with opened_arrays(source, "from_d4rl") as (arrays, links):
         rows = _Rows(arrays)
         ends = rows.find_ends(max_episode_steps)
         with old_data.new_buffer(path, {"fields": rows.fields()}) as buffer:
@@ -85,63 +77,6 @@ def from_d4rl(
                 buffer.store(rows.episode(start, end), end - start, complete=bool(rows.closed[end - 1]))
                 start = end
             return buffer.report(rows.not_known(), [*links, *rows.left_out], rows.doubtful())
-
-
-@contextmanager
-def _opened(source: Any) -> Iterator[tuple[Mapping[str, Any], list[str]]]:
-    """Arrays by name, of which rows can be taken without reading all of them, and lines about links among them."""
-    if isinstance(source, Mapping):
-        yield _flattened(source), []
-        return
-    path = Path(local_path(source))
-    with open(path, "rb") as file:
-        magic = file.read(8)
-    with ExitStack() as stack:
-        if magic.startswith(b"PK"):
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gym-replay-"))
-            yield _unpacked(path, Path(folder)), []
-        elif magic == b"\x89HDF\r\n\x1a\n":
-            h5py = require("h5py", "hdf5", "from_d4rl of an HDF5 file")
-            found, links = data_sets(stack.enter_context(h5py.File(path, "r")), path)
-            yield found, [f"{name}: it is a link" for name in links]
-        else:
-            raise CorruptBufferError(f"{path}: expected an HDF5 or an .npz file, got one that begins with {magic!r}")
-
-
-def _flattened(source: Mapping[Any, Any], root: str = "") -> dict[str, Array]:
-    """The arrays of nested mappings by their names, ``a/b`` below another.
-
-    Raises:
-        FieldError: two of them have one name.
-    """
-    flat: dict[str, Array] = {}
-    for key, value in source.items():
-        name = f"{root}{key}"
-        inner = _flattened(value, f"{name}/") if isinstance(value, Mapping) else {name: np.asarray(value)}
-        if doubled := [name for name in inner if name in flat]:
-            raise FieldError(f"the data set has {doubled[0]!r} twice; leave one out")
-        flat |= inner
-    return flat
-
-
-def _unpacked(path: Path, folder: Path) -> dict[str, Array]:
-    """The arrays of an ``.npz`` file, each unpacked into a file and mapped: none of them need fit into memory."""
-    arrays: dict[str, Array] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            check_claim(path, sum(member.file_size for member in members))
-            for number, member in enumerate(members):
-                plain = folder / f"{number}.npy"
-                with archive.open(member) as packed, open(plain, "wb") as file:
-                    shutil.copyfileobj(packed, file, 1 << 20)
-                name = member.filename.removesuffix(".npy")
-                if name in arrays:
-                    raise CorruptBufferError(f"{path}: it has {name!r} twice")
-                arrays[name] = np.load(plain, mmap_mode="r", allow_pickle=False)
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
-        raise CorruptBufferError(f"{path}: {error}") from None
-    return arrays
 
 
 class _Rows:

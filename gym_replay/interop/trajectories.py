@@ -19,11 +19,21 @@ _CALLED = {
     "observation": ("observations", "observation", "obs", "states", "state"),
     "action": ("actions", "action", "acts"),
     "reward": ("rewards", "reward", "rews"),
-    "terminated": ("terminated", "terminations", "terminals", "terminal"),
-    "truncated": ("truncated", "truncations", "timeouts"),
-    "next_observation": ("next_observations", "next_observation", "next_obs"),
+    "terminated": ("terminated", "terminateds", "terminations", "terminals", "terminal"),
+    "truncated": ("truncated", "truncateds", "truncations", "timeouts"),
+    "done": ("dones", "done"),
+    "next_observation": (
+        "next_observations",
+        "next_observation",
+        "next_obs",
+        "new_observations",
+        "new_observation",
+        "new_obs",
+        "next_states",
+        "next_state",
+    ),
 }
-_NEEDED = ("observation", "action", "reward")
+_NEEDED = ("observation", "action")
 
 
 def from_trajectories(
@@ -37,8 +47,10 @@ def from_trajectories(
     A trajectory is a mapping, or an object with attributes, of arrays with an axis of time: ``observations`` (T or T+1
     of them), ``actions``, ``rewards``, ``terminations`` and ``truncations``, also under other common names. Or it is a
     list of steps, each such a mapping of single values, or a tuple whose items ``step`` names. Observations and
-    actions may be dicts and tuples of arrays. ``terminated`` may be one flag for the whole trajectory. Rewards, flags
-    and integer actions that come as ``(T, 1)`` become fields of single numbers.
+    actions may be dicts and tuples of arrays, also inside of one another, and groups of an HDF5 file. ``terminated``
+    may be one flag for the whole trajectory. ``dones``, which are True however a trajectory ended, tell together with
+    one of the other flags what the third one is; alone they say only that it ended. Rewards may be missing. Rewards,
+    flags and integer actions that come as ``(T, 1)`` become fields of single numbers.
 
     Args:
         trajectories: any iterable; only one trajectory is in memory at a time.
@@ -79,7 +91,7 @@ def from_trajectories(
             with _named(number):
                 if odd := [name for name in (*fields, *values) if name not in fields or name not in values]:
                     raise FieldError(f"{odd[0]!r} is not in all trajectories, or only in some")
-                buffer.store(values, len(values["reward"]), complete=ended)
+                buffer.store(values, len(values["terminated"]), complete=ended)
         return buffer.report(reader.not_known(), reader.left_out())
 
 
@@ -97,6 +109,7 @@ class _Reader:
     def __init__(self, step: list[str] | None) -> None:
         self._step = step
         self._unflagged = dict.fromkeys(old_data.FLAGS, 0)
+        self._only_done = self._unrewarded = 0
         self._others: set[str] = set()
 
     def read(self, number: int, trajectory: Any) -> tuple[dict[str, Array], bool]:
@@ -111,21 +124,28 @@ class _Reader:
     def _read(self, parts: Mapping[str, Any]) -> tuple[dict[str, Array], bool]:
         if missing := [name for name in _NEEDED if name not in parts]:
             raise FieldError(f"it has no {missing[0]}s; they may be called {_CALLED[missing[0]]}")
-        rewards = _array("reward", parts["reward"])
-        if rewards.ndim == 0:
-            raise FieldError("it has a single reward; expected one for each step")
-        if rewards.dtype.kind in "biuf":
-            rewards = rewards.astype(np.float64)  # as the recorder has them, even where all of these are whole numbers
-        length = len(rewards)
         observations, actions = _flat("observation", parts["observation"]), _flat("action", parts["action"])
+        rewards = self._rewards(parts)
+        (length, *_) = map(len, rewards.values() or _timed(actions))
         if "next_observation" in parts:
             following = _flat("observation", parts["next_observation"])
             if set(following) != set(observations):
                 raise FieldError(f"next observations: expected {list(observations)}, got {list(following)}")
             observations = {name: _joined(own, following[name], length) for name, own in observations.items()}
-        given = {name: self._flags(name, parts.get(name), length) for name in old_data.FLAGS}
+        given = self._ends(parts, length)
         ended = bool(length) and any(flag is not None and bool(flag[-1]) for flag in given.values())
-        return {**observations, **actions, "reward": rewards, **old_data.episode_flags(given, length)}, ended
+        return {**observations, **actions, **rewards, **old_data.episode_flags(given, length)}, ended
+
+    def _rewards(self, parts: Mapping[str, Any]) -> dict[str, Array]:
+        if "reward" not in parts:
+            self._unrewarded += 1
+            return {}
+        rewards = _array("reward", parts["reward"])
+        if rewards.ndim == 0:
+            raise FieldError("it has a single reward; expected one for each step")
+        if rewards.dtype.kind in "biuf":
+            rewards = rewards.astype(np.float64)  # as the recorder has them, even where all of these are whole numbers
+        return {"reward": rewards}
 
     def _parts(self, trajectory: Any) -> dict[str, Any]:
         if isinstance(trajectory, (list, tuple)) and not hasattr(trajectory, "_fields"):
@@ -152,9 +172,28 @@ class _Reader:
             )
         return dict(zip(self._step, step, strict=True))
 
+    def _ends(self, parts: Mapping[str, Any], length: int) -> dict[str, Bools | None]:
+        """``terminated`` and ``truncated``, None where the trajectory does not tell them."""
+        given = {name: self._flags(name, parts.get(name), length) for name in old_data.FLAGS}
+        done = self._flags("done", parts.get("done"), length)
+        missing = [name for name, flags in given.items() if flags is None]
+        if done is None:
+            self._unflagged.update({name: self._unflagged[name] + 1 for name in missing})
+        elif len(missing) == 2:
+            self._only_done += 1
+            old_data.check_ends({"terminated": done}, length)
+        else:
+            known = np.logical_or.reduce([flags for flags in given.values() if flags is not None])
+            if (wrong := np.flatnonzero((known & ~done) if missing else (known != done))).size:
+                raise FieldError(
+                    f"'dones' contradict the other flags at step {wrong[0]}: they are True where a trajectory "
+                    "terminated or was truncated; leave one out"
+                )
+            given.update(dict.fromkeys(missing, done & ~known))
+        return given
+
     def _flags(self, name: str, given: Any, length: int) -> Bools | None:
         if given is None:
-            self._unflagged[name] += 1
             return None
         if np.ndim(given) == 0:  # of the whole trajectory
             given = old_data.as_flags(name, np.asarray(given)[None], 1) & (np.arange(length) == length - 1)
@@ -163,7 +202,12 @@ class _Reader:
     def not_known(self) -> list[str]:
         """What the trajectories did not tell, beside last observations."""
         said = {"terminated": "terminated", "truncated": "were truncated"}
-        return [
+        found = [f"the rewards of {self._unrewarded} trajectories"] if self._unrewarded else []
+        if self._only_done:
+            found.append(
+                f"whether {self._only_done} trajectories terminated or were truncated: 'dones' say only that they ended"
+            )
+        return found + [
             f"whether {count} trajectories {said[name]}: they have no such flags"
             for name, count in self._unflagged.items()
             if count
@@ -212,6 +256,17 @@ def _flat(name: str, value: Any) -> dict[str, Array]:
     for component, inner in zip(encode_siblings(value), value.values(), strict=True):
         flat |= _flat(f"{name}.{component}", inner)
     return flat
+
+
+def _timed(actions: Mapping[str, Array]) -> list[Array]:
+    """The arrays of actions, which have as many rows as there are steps where there are no rewards.
+
+    Raises:
+        FieldError: one of them is a single value.
+    """
+    if single := [name for name, array in actions.items() if array.ndim == 0]:
+        raise FieldError(f"{single[0]!r}: expected one for each step, got a single one")
+    return list(actions.values())
 
 
 def _parts_of(value: Any) -> Any:

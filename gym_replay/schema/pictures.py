@@ -38,6 +38,25 @@ def is_image(info: Field) -> bool:
     return _layout(info.shape) is not None
 
 
+def is_frame(field: Field) -> bool:
+    """Whether a field's rows are images as training code takes them: uint8, height, width and 1, 3 or 4 channels."""
+    if field.ragged or field.dtype != np.uint8 or len(field.shape) != 3:
+        return False
+    height, width, channels = field.shape
+    return channels in (1, 3, 4) and min(height, width) > channels
+
+
+def lerobot_key(name: str, field: Field) -> str:
+    """The key that a field's values have in LeRobot; names that are LeRobot's own already stay."""
+    if name == "observation":
+        return "observation.image" if is_frame(field) else "observation.state"
+    if name == "observation.image" or name.startswith("observation.images."):
+        return name
+    if name.startswith("observation.") and is_frame(field):
+        return f"observation.images.{name.removeprefix('observation.')}"
+    return {"reward": "next.reward", "truncated": "next.truncated"}.get(name, name)
+
+
 class _Layout(NamedTuple):
     """How the axes of a row are those of a picture.
 

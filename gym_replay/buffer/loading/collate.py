@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from gym_replay.buffer.loading.statistics import FieldStatistics, is_image
+from gym_replay.buffer.loading.statistics import FieldStatistics
 from gym_replay.errors import FieldError
 from gym_replay.schema.arrays import Array, Bools
 from gym_replay.schema.fields import Field
+from gym_replay.schema.pictures import is_frame
 
 
 class Batch(dict[str, Any]):
@@ -192,7 +193,7 @@ class Delivery:
         finish = _converter(dtype if scale is None else None, self._target(dtype, normalized=scale is not None))
         steps: list[Callable[[Any], Any]] = [finish] if scale is None else [_normalizer(scale), finish]
         turned = self._layout.get(name) if isinstance(self._layout, dict) else self._layout
-        if turned == "CHW" and field is not None and (isinstance(self._layout, dict) or is_image(field)):
+        if turned == "CHW" and field is not None and (isinstance(self._layout, dict) or is_frame(field)):
             steps.append(_channels_first)
         return steps[0] if len(steps) == 1 else lambda array: reduce(lambda value, step: step(value), steps, array)
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from gym_replay.buffer.loading.collate import Transform
-from gym_replay.buffer.loading.statistics import is_image
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import FieldError
 from gym_replay.schema.fields import Field
+from gym_replay.schema.pictures import is_frame, lerobot_key
 
 Entries: TypeAlias = dict[str, Any]
 
@@ -135,7 +135,7 @@ def _as_unit(images: Tensor) -> Tensor:
 
 
 def _image_names(parts: Sequence[Snapshot]) -> list[str]:
-    return [name for name, field in parts[0].metadata.fields.items() if is_image(field)]
+    return [name for name, field in parts[0].metadata.fields.items() if is_frame(field)]
 
 
 @dataclass(frozen=True)
@@ -216,17 +216,6 @@ class LeRobotFormat(BatchFormat):
         else:
             renamed["task_index"] = torch.zeros_like(episode) if given is None else given.to(torch.int64)
         return renamed
-
-
-def lerobot_key(name: str, field: Field) -> str:
-    """The key that a field's values have in LeRobot; names that are LeRobot's own already stay."""
-    if name == "observation":
-        return "observation.image" if is_image(field) else "observation.state"
-    if name == "observation.image" or name.startswith("observation.images."):
-        return name
-    if name.startswith("observation.") and is_image(field):
-        return f"observation.images.{name.removeprefix('observation.')}"
-    return {"reward": "next.reward", "truncated": "next.truncated"}.get(name, name)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from gym_replay.notices import did_you_mean
 from gym_replay.schema.arguments import checked_number
 from gym_replay.schema.arrays import Array, Floats, Ints
 from gym_replay.schema.fields import Field
+from gym_replay.schema.pictures import is_frame
 
 QUANTILE_BYTES = 1 << 27
 """Of the values of one field that are kept for its quantiles."""
@@ -57,17 +58,9 @@ class FieldStatistics:
     quantiles: Mapping[float, Floats]
 
 
-def is_image(field: Field) -> bool:
-    """Whether a field is an image: uint8, height, width and 1, 3 or 4 channels."""
-    if field.ragged or field.dtype != np.uint8 or len(field.shape) != 3:
-        return False
-    height, width, channels = field.shape
-    return channels in (1, 3, 4) and min(height, width) > channels
-
-
 def statistics_shape(field: Field) -> tuple[int, ...]:
     """The shape of a field's statistics."""
-    return (1, 1, field.shape[-1]) if is_image(field) else field.shape
+    return (1, 1, field.shape[-1]) if is_frame(field) else field.shape
 
 
 def field_statistics(field: Field, rows: int, pieces: Iterator[Array], quantiles: Sequence[float]) -> FieldStatistics:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from gym_replay.buffer.door import Metadata
-from gym_replay.buffer.loading.formats import lerobot_key
 from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.interop.lerobot.layout import BOOKKEEPING, Info
 from gym_replay.interop.old_data import FLAGS, step_shape
 from gym_replay.notices import did_you_mean
 from gym_replay.schema.fields import Field
 from gym_replay.schema.names import check_distinct, check_field_name, encode_key
+from gym_replay.schema.pictures import is_frame, lerobot_key
 
 REWARD, DONE, TRUNCATED = "next.reward", "next.done", "next.truncated"
 
@@ -69,11 +69,6 @@ class Feature:
         return {"dtype": self.dtype, "shape": list(self.shape), "names": _IMAGE_AXES}
 
 
-def is_picture(info: Field) -> bool:
-    """Whether a field's values are images for LeRobot: bytes, of height, width, and 1, 3 or 4 channels."""
-    return lerobot_key("observation", info) == "observation.image"
-
-
 def own_features(metadata: Metadata, keys: Mapping[str, str | None] | None, *, as_video: bool) -> list[Feature]:
     """The fields that become features: observations, actions, rewards, what an import brought, and what is asked for.
 
@@ -103,7 +98,7 @@ def own_features(metadata: Metadata, keys: Mapping[str, str | None] | None, *, a
                 f"keys={{{name!r}: ...}}, or None to leave it out"
             )
         dtype = str(info.dtype.name)
-        if is_picture(info):
+        if is_frame(info):
             dtype = "video" if as_video and info.shape[2] != 4 else "image"
         features[key] = Feature(name, key, info, dtype)
     return list(features.values())

@@ -40,6 +40,7 @@ class Moments:
         self._least, self._most = np.full(shape, np.inf), np.full(shape, -np.inf)
         self._sample: list[Floats] = []
 
+    @np.errstate(over="ignore", invalid="ignore")  # of squares of values near the largest ones
     def add(self, values: Array, frames: int) -> None:
         """Take in values ``(rows, *shape)``, which are of so many frames."""
         rows = values.astype(np.float64)
@@ -62,8 +63,9 @@ class Moments:
             self._sample = [np.concatenate(self._sample)[::2]]
             self._every *= 2
 
+    @np.errstate(over="ignore", invalid="ignore")
     def values(self) -> dict[str, Floats]:
-        """The statistics by name, each of the feature's shape; zeros where no value was finite."""
+        """The statistics by name, each of the feature's shape and finite; zeros where no value was finite."""
         known = self._count > 0
         found = {
             "min": np.where(known, self._least, 0.0),
@@ -74,7 +76,8 @@ class Moments:
         sample = np.concatenate(self._sample)
         sample = np.where(np.isfinite(sample), sample, self._mean)
         quantiles = np.quantile(sample, list(QUANTILES.values()), axis=0)
-        return {**found, **dict(zip(QUANTILES, quantiles, strict=True))}
+        found |= dict(zip(QUANTILES, quantiles, strict=True))
+        return {name: np.nan_to_num(each) for name, each in found.items()}
 
 
 class Statistics:

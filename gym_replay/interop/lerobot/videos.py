@@ -56,6 +56,13 @@ def checked_options(video: bool | VideoOptions) -> dict[str, Any]:
     return {"codec": codec, **_DEFAULTS.get(codec, {"g": 2}), **given}
 
 
+def _pixel_format(codec: str, *, is_even: bool) -> str:
+    """What frames are encoded in, of those that an encoder takes: 4:2:0 has one colour for two by two pixels."""
+    known = [each.name for each in find_av("a video").Codec(codec, "w").video_formats or ()]
+    wanted = ("yuv420p", "yuv444p", "rgb24", "gbrp") if is_even else ("yuv444p", "rgb24", "gbrp", "yuv420p")
+    return next((name for name in wanted if name in known), known[0] if known else wanted[0])
+
+
 class FilmRoll:
     """The files of video of one feature, on their way.
 
@@ -74,11 +81,11 @@ class FilmRoll:
         self._file = -1
         self._container: Any = None
         self._stream: Any = None
-        self._frames = 0
+        self._frames = self._first = self._nbytes = 0
 
     def begin(self) -> None:
         """Begin with an episode, in a new file where the present one is long enough."""
-        if self._container is not None and self._path.stat().st_size >= megabytes(VIDEO_MB):
+        if self._container is not None and self._nbytes >= megabytes(VIDEO_MB):
             self.close()
         if self._container is None:
             self._open()
@@ -91,7 +98,7 @@ class FilmRoll:
 
     def _open(self) -> None:
         self._file += 1
-        self._frames = 0
+        self._frames = self._nbytes = 0
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._container = find_av("a video").open(str(self._path), "w", format="mp4")
         options = {name: str(value) for name, value in self._options.items()}
@@ -103,14 +110,27 @@ class FilmRoll:
         height, width = pictures.shape[1:3]
         if self._frames == 0:
             self._stream.width, self._stream.height = width, height
-            # 4:2:0 has a colour for two by two pixels
-            self._stream.pix_fmt = self._pix_fmt or ("yuv444p" if height % 2 or width % 2 else "yuv420p")
+            self._stream.pix_fmt = self._pix_fmt or _pixel_format(self._codec, is_even=not (height % 2 or width % 2))
         for picture in pictures:
             rgb = np.broadcast_to(picture, (height, width, 3))
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
             frame.pts, frame.time_base = self._frames, Fraction(1, self._fps)
-            self._container.mux(self._stream.encode(frame))
+            self._encode(frame)
             self._frames += 1
+
+    def _encode(self, frame: Any = None) -> None:
+        """Encode a frame, or what is left of those before, and write what comes of it."""
+        av = find_av("a video")
+        try:
+            packets = self._stream.encode(frame)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise FieldError(f"video: the encoder {self._codec!r} does not take its options: {error}") from error
+        try:
+            for packet in packets:
+                self._nbytes += packet.size
+                self._container.mux(packet)
+        except av.error.FFmpegError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def end(self) -> dict[str, Any]:
         """Where the episode is: the entries of its row in the table of episodes."""
@@ -126,11 +146,11 @@ class FilmRoll:
         """End the present file."""
         if self._container is None:
             return
-        container, self._container = self._container, None
         try:
             if self._frames:
-                container.mux(self._stream.encode())
+                self._encode()
         finally:
+            container, self._container = self._container, None
             container.close()
 
     def about(self) -> dict[str, Any]:

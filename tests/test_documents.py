@@ -101,7 +101,9 @@ def test_the_reference_has_every_public_name():
 
 def test_every_example_is_on_the_site():
     text = (DOCS / "examples.md").read_text()
-    assert not [path.name for path in (ROOT / "examples").glob("*.py") if f"](../examples/{path.name})" not in text]
+    programs = [*(ROOT / "examples").glob("*.py"), *(ROOT / "examples").glob("*/__init__.py")]
+    names = [path.relative_to(ROOT).as_posix() for path in programs]
+    assert not [name for name in names if f"](../{name})" not in text]
 
 
 def test_the_replay_buffer_of_stable_baselines3_becomes_a_buffer(tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ def compare(
     suite: Suite, title: str, feeds: Mapping[str, Feed], steps: int, repeats: int, *, targets: Any, notes: Any
 ) -> None:
     """A table of learners that take turns."""
-    waited: dict[str, list[float]] = {name: [] for name in feeds}
+    waited: dict[str, list[float]] = {name: [] for name in feeds}  # of the round that does not count too
     turns = {name: partial(learn, feed, steps, waited[name]) for name, feed in feeds.items()}
     extras = {WAITING: waited}
     suite.compare(title, "steps/s", turns, repeats, targets=targets, notes=notes, extras=extras)

@@ -60,7 +60,7 @@ class Plan:
 
 NARROW = {method: {"hidden": 128} for method in ("bc", "td3_bc", "iql")}
 """Half as wide as in the papers: what 2 cores can do."""
-LONG = Plan(tuple(RECORDINGS), 3, {"pendulum": 5_000, "hopper": 15_000, "halfcheetah": 15_000}, NARROW)
+LONG = Plan(tuple(RECORDINGS), 3, {"pendulum": 5_000, "hopper": 10_000, "halfcheetah": 10_000}, NARROW)
 SHORT = Plan(("pendulum",), 1, {"pendulum": 5_000}, NARROW)
 PORTIONS = {"bc": 0.5, "td3_bc": 1.0, "iql": 1.0, "decision_transformer": 0.2}
 """What part of the gradient steps each method makes: a step of the last one takes five times as long."""

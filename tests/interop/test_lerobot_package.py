@@ -10,6 +10,7 @@ from interop_helpers import by_hand, sights
 from gym_replay import Field, ReplayBuffer, export_lerobot, import_lerobot, window_loader
 
 pytest.importorskip("lerobot")
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
 
 FPS = 10
 

@@ -64,3 +64,10 @@ def test_online_dqn(tmp_path, drawing):
     assert len(numbers) >= 3
     assert all(0 < float(loss) < 100 and float(returns) > 0 for _, _, loss, returns in numbers)
     assert "mean return of the greedy policy" in printed
+
+
+def test_dagger(tmp_path):
+    """Its exit status says whether corrections reach the expert, and as many demonstrations do not."""
+    lines = _run("dagger.py", "--folder", tmp_path, "--seeds", 1).splitlines()
+    assert [line.split()[0] for line in lines] == ["expert", "clone", "dagger"]
+    assert all(" 100 labels in" in line for line in lines[1:])

@@ -26,6 +26,7 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
+nb_output_stderr = "remove"
 os.environ.update(TQDM_DISABLE="1", SDL_VIDEODRIVER="dummy", SDL_AUDIODRIVER="dummy", PYGAME_HIDE_SUPPORT_PROMPT="1")
 os.environ["OMP_NUM_THREADS"] = "1"  # small networks, on machines where others are busy too
 

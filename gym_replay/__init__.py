@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from gym_replay.playing.play import play
     from gym_replay.remote.pull import pull
     from gym_replay.remote.push import Pushed, push
+    from gym_replay.replaying.reobserve import Reobserved, reobserve
     from gym_replay.replaying.replay import ReplayReport, replay
     from gym_replay.spaces import register_space
     from gym_replay.viewing.opening import view
@@ -96,6 +97,7 @@ _LAZY = {
     "GoalMixture": "gym_replay.buffer.loading.goals",
     "GoalSampler": "gym_replay.buffer.loading.goals",
     "PrioritizedSampler": "gym_replay.buffer.loading.prioritized",
+    "Reobserved": "gym_replay.replaying.reobserve",
     "ReplayReport": "gym_replay.replaying.replay",
     "Statistics": "gym_replay.buffer.loading.statistics",
     "check_buffer": "gym_replay.buffer.check",
@@ -121,6 +123,7 @@ _LAZY = {
     "push": "gym_replay.remote.push",
     "register_space": "gym_replay.spaces",
     "returns_to_go": "gym_replay.buffer.loading.returns",
+    "reobserve": "gym_replay.replaying.reobserve",
     "replay": "gym_replay.replaying.replay",
     "select": "gym_replay.buffer.copying",
     "split": "gym_replay.buffer.loading.selection",
@@ -189,6 +192,7 @@ __all__ = [
     "ReadOnlyError",
     "RecordToBuffer",
     "ReferenceReturns",
+    "Reobserved",
     "ReplayBuffer",
     "ReplayReport",
     "Scene",
@@ -223,6 +227,7 @@ __all__ = [
     "pull",
     "push",
     "register_space",
+    "reobserve",
     "replay",
     "returns_to_go",
     "select",

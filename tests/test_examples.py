@@ -1,4 +1,4 @@
-"""The examples of collecting run, in a small size."""
+"""The examples run, in a small size."""
 
 import os
 import subprocess
@@ -71,3 +71,22 @@ def test_dagger(tmp_path):
     lines = _run("dagger.py", "--folder", tmp_path, "--seeds", 1).splitlines()
     assert [line.split()[0] for line in lines] == ["expert", "clone", "dagger"]
     assert all(" 100 labels in" in line for line in lines[1:])
+
+
+def test_record(tmp_path):
+    for episodes in (10, 20):
+        assert f"{episodes} episodes" in _run("record.py", tmp_path / "data")
+
+
+def test_behavior_cloning(tmp_path):
+    assert "clone" in _run("behavior_cloning.py", "--folder", tmp_path / "data")
+
+
+def test_a_bad_clone_is_an_error(tmp_path):
+    with pytest.raises(AssertionError, match="475"):
+        _run("behavior_cloning.py", "--folder", tmp_path / "data", "--episodes", 1, "--epochs", 1)
+
+
+def test_every_example_is_tested():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert not [path.name for path in (ROOT / "examples").glob("*.py") if f'"{path.name}"' not in tests]

@@ -33,6 +33,7 @@ MODULES = (
     "media",
     "label",
     "replay",
+    "reobserve",
     "copies",
     "remote",
     "formats",

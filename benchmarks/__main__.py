@@ -11,7 +11,7 @@ import argparse
 import time
 from typing import Any
 
-from benchmarks import disk, load, record, record_vector
+from benchmarks import disk, learning, load, record, record_vector
 from benchmarks import open as opening
 from benchmarks.suite import Measure, add_common, run_all, show
 
@@ -19,12 +19,14 @@ MODULES: dict[str, Any] = {
     "record": record,
     "record_vector": record_vector,
     "load": load,
+    "learning": learning,
     "open": opening,
     "disk": disk,
 }
 ELSEWHERE = """\
 Not in this run, because they take longer or need more rights:
   python -m benchmarks.load_disk      data four times larger than memory; needs a control group
+  python -m benchmarks.sample         random batches while recording goes on, next to peers
   python -m benchmarks.frames         frames stored encoded, next to peers; needs games and a renderer
   python -m benchmarks.frames_memory  the same, raw four times larger than memory; needs a control group"""
 

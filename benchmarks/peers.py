@@ -39,11 +39,13 @@ PACKAGES = {
     "Minari, Arrow": Package("minari", "minari[create,arrow]", ("minari", "pyarrow", "PIL")),
     "torchrl": Package("torchrl", "torchrl", ("tensordict", "torchrl.data")),
     "cpprb": Package("cpprb", "cpprb", ("cpprb",)),
+    "d3rlpy": Package("d3rlpy", "d3rlpy", ("d3rlpy.dataset",)),
     "Lance": Package("pylance", "pylance", ("lance", "pyarrow")),
     "zarr": Package("zarr", "zarr", ("zarr", "numcodecs")),
     "h5py": Package("h5py", "h5py", ("h5py",)),
     "PyAV": Package("av", "av", ("av",)),
     "imagecodecs": Package("imagecodecs", "imagecodecs", ("imagecodecs",)),
+    "tianshou": Package("tianshou", "tianshou", ("tianshou.data",)),
     "Stable-Baselines3": Package("stable-baselines3", "stable-baselines3", ("stable_baselines3.common.buffers",)),
 }
 

@@ -24,8 +24,9 @@ myst_heading_anchors = 4
 nb_execution_mode = "cache"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
-nb_execution_timeout = 240
+nb_execution_timeout = 600
 nb_merge_streams = True
+nb_output_stderr = "remove"
 os.environ.update(TQDM_DISABLE="1", SDL_VIDEODRIVER="dummy", SDL_AUDIODRIVER="dummy", PYGAME_HIDE_SUPPORT_PROMPT="1")
 os.environ["OMP_NUM_THREADS"] = "1"  # small networks, on machines where others are busy too
 

@@ -1,35 +1,28 @@
-"""DQN while it plays: one process fills a circular buffer, another one trains from it.
+"""DQN from its first step on: each step is recorded, and a batch of all that was recorded so far is learnt from.
 
 python examples/online_dqn.py             each run replaces the folder's buffer
 
-The player records CartPole with the network's greedy actions and random ones in between. Its buffer is circular: the
-oldest episodes make room for new ones. The learner opens the same folder, draws from what is there at that moment
-(``refresh="batch"``), by priority or uniformly, and changes the network, whose weights the two processes share. Each
-waits for the other where it gets ahead, so that there is one update for each step.
+The recorder plays CartPole with the network's greedy actions and random ones in between. Its buffer is circular: the
+oldest episodes make room for new ones. ``buffer.sample`` draws from it by priority or uniformly, with the transitions
+of the episode that is being played, so that there is something to learn from after the very first step.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Iterator
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch import multiprocessing as mp
 
-from gym_replay import PrioritizedSampler, RecordToBuffer, ReplayBuffer
+from gym_replay import PrioritizedSampler, RecordToBuffer, ReplayBuffer, evaluate
 
 ENV_ID = "CartPole-v1"
 DISCOUNT = 0.99
 N_STEPS = 3
 BATCH_SIZE = 128
-WARM_UP = 500
-AHEAD = 200
 SYNC_EVERY = 200
 
 
@@ -41,60 +34,6 @@ def make_network() -> nn.Module:
 def epsilon_at(step: int, steps: int) -> float:
     """How often an action is random: from always to one in twenty, over the first third of the steps."""
     return max(0.05, 1.0 - 0.95 * step / (steps / 3))
-
-
-def play(folder: str, network: nn.Module, played: Any, learned: Any, steps: int, seed: int) -> None:
-    """The player: record episodes into the circular buffer until there were so many steps."""
-    torch.set_num_threads(1)
-    env = RecordToBuffer(gym.make(ENV_ID), folder, circular=True, max_steps=20_000, overwrite=True)
-    rng = np.random.default_rng(seed)
-    number = 0
-    while played.value < steps:
-        observation, _ = env.reset(seed=seed + number)
-        number += 1
-        done = False
-        while not done and played.value < steps:
-            while played.value - learned.value > AHEAD + WARM_UP:
-                time.sleep(0.0005)
-            if rng.random() < epsilon_at(played.value, steps):
-                action = int(rng.integers(2))
-            else:
-                with torch.inference_mode():
-                    action = int(network(torch.from_numpy(observation)).argmax())
-            observation, _, terminated, truncated, _ = env.step(action)
-            played.value += 1
-            done = terminated or truncated
-    env.close()
-
-
-def wait_for_steps(folder: str, player: Any) -> ReplayBuffer:
-    """The player's buffer, once there is something in it to learn from."""
-    while player.is_alive():
-        time.sleep(0.05)
-        try:
-            buffer = ReplayBuffer.from_folder(folder, read_only=True)
-        except FileNotFoundError:
-            continue
-        if buffer.num_steps >= WARM_UP * 3 // 4:
-            return buffer
-        buffer.close()
-    sys.exit("the player ended before there was anything to learn from")
-
-
-def batches(buffer: ReplayBuffer, sampler: PrioritizedSampler | None, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Batches without end, each drawn from what is in the buffer at that moment."""
-    loader = buffer.dataloader(
-        BATCH_SIZE,
-        n_steps=N_STEPS,
-        discount=DISCOUNT,
-        sampler=sampler,
-        shuffle=sampler is None,
-        refresh="batch",
-        drop_last=True,
-        seed=seed,
-    )
-    while True:
-        yield from loader
 
 
 def errors_of(network: nn.Module, target: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -110,60 +49,69 @@ def errors_of(network: nn.Module, target: nn.Module, batch: dict[str, Tensor]) -
     return values - goal
 
 
-def learn(
-    buffer: ReplayBuffer, network: nn.Module, played: Any, learned: Any, steps: int, *, prioritized: bool, seed: int
-) -> None:
-    """The learner: one update for each step that was played."""
-    target = make_network()
-    target.load_state_dict(network.state_dict())
-    optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
-    sampler = PrioritizedSampler(alpha=0.6, beta=0.4) if prioritized else None
-    source = batches(buffer, sampler, seed)
-    losses = []
-    print("   steps  episodes   loss  return of the last 20")
-    while learned.value + WARM_UP < steps:
-        while learned.value + WARM_UP >= played.value:
-            time.sleep(0.0005)
-        batch = next(source)
-        errors = errors_of(network, target, batch)
-        weights = batch["_weights"] if sampler else torch.ones_like(errors)
-        loss = (weights * nn.functional.smooth_l1_loss(errors, torch.zeros_like(errors), reduction="none")).mean()
-        optimizer.zero_grad()
+class Learner:
+    """A network, what it is compared with, and one update at a time.
+
+    Args:
+        buffer: what is learnt from.
+        prioritized: draw by priority instead of uniformly.
+    """
+
+    def __init__(self, buffer: ReplayBuffer, *, prioritized: bool) -> None:
+        self.network, self._target, self._buffer = make_network(), make_network(), buffer
+        self._target.load_state_dict(self.network.state_dict())
+        self._optimizer = torch.optim.Adam(self.network.parameters(), lr=5e-4)
+        self._sampler = PrioritizedSampler(alpha=0.6, beta=0.4) if prioritized else None
+        self._updates = 0
+
+    def act(self, observation: np.ndarray) -> int:
+        """The greedy action."""
+        with torch.inference_mode():
+            return int(self.network(torch.from_numpy(observation)).argmax())
+
+    def learn(self) -> float:
+        """One update from what is recorded now; the loss."""
+        batch = self._buffer.sample(
+            BATCH_SIZE, n_steps=N_STEPS, discount=DISCOUNT, include_open=True, sampler=self._sampler
+        )
+        errors = errors_of(self.network, self._target, batch)
+        loss = nn.functional.smooth_l1_loss(errors, torch.zeros_like(errors), reduction="none")
+        loss = (loss * batch["_weights"]).mean() if self._sampler else loss.mean()
+        self._optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 10.0)
-        optimizer.step()
-        if sampler:
-            sampler.update(batch["_samples"], errors.detach().abs())
-        losses.append(loss.item())
-        learned.value += 1
-        if learned.value % SYNC_EVERY == 0:
-            target.load_state_dict(network.state_dict())
-        if learned.value % max(steps // 10, 1) == 0:
-            buffer.refresh()
-            last = [float(buffer.episode(i).meta["episode_return"]) for i in range(-min(20, len(buffer)), 0)]
-            newest = buffer.episode(-1).id
-            print(f"{played.value:8} {newest + 1:9} {np.mean(losses):6.3f}  {np.mean(last):6.1f}", flush=True)
+        nn.utils.clip_grad_norm_(self.network.parameters(), 10.0)
+        self._optimizer.step()
+        if self._sampler:
+            self._sampler.update(batch["_samples"], errors.detach().abs())
+        self._updates += 1
+        if self._updates % SYNC_EVERY == 0:
+            self._target.load_state_dict(self.network.state_dict())
+        return loss.item()
+
+
+def train(folder: str, steps: int, seed: int, *, prioritized: bool) -> Learner:
+    """Play so many steps, with one update after each."""
+    env = RecordToBuffer(gym.make(ENV_ID), folder, circular=True, max_steps=20_000, overwrite=True)
+    learner, rng, losses = Learner(env.buffer, prioritized=prioritized), np.random.default_rng(seed), []
+    print("   steps  episodes   loss  return of the last 20")
+    observation, _ = env.reset(seed=seed)
+    for step in range(1, steps + 1):
+        is_random = rng.random() < epsilon_at(step, steps)
+        action = int(rng.integers(2)) if is_random else learner.act(observation)
+        observation, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            observation, _ = env.reset()
+        losses.append(learner.learn())
+        if step % max(steps // 10, 1) == 0 and len(env.buffer):
+            newest, returns = env.buffer.episode(-1).id, env.buffer.meta["episode_return"][-20:]
+            print(f"{step:8} {newest + 1:9} {np.mean(losses):6.3f}  {np.mean(returns):6.1f}", flush=True)
             losses.clear()
-
-
-def evaluate(network: nn.Module, episodes: int, seed: int) -> float:
-    """The mean return of the greedy policy."""
-    returns = []
-    with gym.make(ENV_ID) as env, torch.inference_mode():
-        for number in range(episodes):
-            observation, _ = env.reset(seed=seed + number)
-            total, done = 0.0, False
-            while not done:
-                action = int(network(torch.from_numpy(observation)).argmax())
-                observation, reward, terminated, truncated, _ = env.step(action)
-                total += float(reward)
-                done = terminated or truncated
-            returns.append(total)
-    return float(np.mean(returns))
+    env.close()
+    return learner
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Learn CartPole from a buffer that another process fills.")
+    parser = argparse.ArgumentParser(description="Learn CartPole while it is recorded.")
     parser.add_argument("--folder", default="data/online-dqn", help="a buffer in it is replaced")
     parser.add_argument("--steps", type=int, default=15_000)
     parser.add_argument("--uniform", action="store_true", help="draw uniformly instead of by priority")
@@ -173,19 +121,8 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
-    network = make_network().share_memory()
-    context = mp.get_context("spawn")
-    played, learned = context.Value("q", 0), context.Value("q", 0)
-    arguments = (args.folder, network, played, learned, args.steps, args.seed)
-    player = context.Process(target=play, args=arguments, daemon=True)
-    player.start()
-    buffer = wait_for_steps(args.folder, player)
-    learn(buffer, network, played, learned, args.steps, prioritized=not args.uniform, seed=args.seed)
-    player.join()
-    if player.exitcode:
-        sys.exit(f"the player ended with exit code {player.exitcode}")
-
-    mean = evaluate(network, episodes=10, seed=10_000_000)
+    learner = train(args.folder, args.steps, args.seed, prioritized=not args.uniform)
+    mean = evaluate(learner.act, ENV_ID, episodes=10, seed=1).mean
     print(f"mean return of the greedy policy over 10 episodes: {mean:.1f}")
     if mean < args.passing_return:
         sys.exit(f"expected at least {args.passing_return:.0f}")

@@ -10,7 +10,7 @@ import fsspec
 import numpy as np
 from fsspec.implementations.memory import MemoryFileSystem
 
-from gym_replay import Field, ReplayBuffer
+from gym_replay import Field, ReplayBuffer, crop_loader, n_step_loader, trajectory_loader, window_loader
 
 FIELDS = {
     "observation": Field("float32", (3,), state=True),
@@ -109,6 +109,14 @@ class Fails:
                 raise self.error
 
 
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def changed(content):
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
 def objects():
     """The paths of all parts in the store, the largest first."""
     found = {path: len(file.getvalue()) for path, file in FaultyFileSystem.store.items() if "/objects/" in path}
@@ -151,3 +159,15 @@ def values(episode):
 
 def all_values(buffer):
     return [values(episode) for episode in buffer]
+
+
+LOADERS = {
+    "n_step": lambda buffer, **options: n_step_loader(buffer, 32, n_steps=3, **options),
+    "window": lambda buffer, **options: window_loader(buffer, 16, length=6, **options),
+    "trajectory": lambda buffer, **options: trajectory_loader(buffer, 4, **options),
+    "crop": lambda buffer, **options: crop_loader(buffer, 8, crop=4, **options),
+}
+
+
+def batches(loader):
+    return [{name: value if isinstance(value, list) else value.tolist() for name, value in b.items()} for b in loader]

@@ -29,7 +29,7 @@ def test_all_of_them_in_a_tiny_size(tmp_path):
     found = json.loads((tmp_path / "results" / "benchmarks.json").read_text())
 
     tables = found["tables"]
-    counts = {"record": 4, "record_vector": 2, "load": 4, "open": 2, "disk": 2}
+    counts = {"record": 4, "record_vector": 2, "load": 4, "learning": 2, "open": 2, "disk": 2}
     assert [table["benchmark"] for table in tables] == [name for name, count in counts.items() for _ in range(count)]
     for table in tables:
         contenders = table["contenders"]
@@ -44,7 +44,9 @@ def test_all_of_them_in_a_tiny_size(tmp_path):
         assert contenders[table["baseline"]]["ratio"]["median"] == 1
 
     there = {name.split(",")[0] for table in tables for name in table["contenders"]}
-    of_frames = {use.package for use in (*LOSSLESS.values(), *LOSSY.values())} - {"torchrl"} | {"imagecodecs"}
+    of_frames = (
+        {use.package for use in (*LOSSLESS.values(), *LOSSY.values())} - {"torchrl"} | {"imagecodecs"} | {"tianshou"}
+    )
     for name, package in PACKAGES.items():
         if name in of_frames:  # a benchmark of its own
             continue
@@ -90,6 +92,16 @@ def test_frames(tmp_path):
         assert {OURS, raw, f"{OURS}, lz4"} <= set(table["contenders"])
     assert tables[0]["extras"]["times smaller"][raw] == pytest.approx([1], rel=0.01)
     assert tables[0]["extras"]["times smaller"][OURS][0] > 1
+
+
+def test_sample(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.sample", "--smoke", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tables = json.loads((tmp_path / "benchmarks.json").read_text())["tables"]
+    kinds = {OURS, f"{OURS}, open episodes too", f"{OURS}, by priority", f"{OURS}, n_steps=3"}
+    assert [kinds <= set(table["contenders"]) for table in tables] == [True, True]
 
 
 TABLE = Table(

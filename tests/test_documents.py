@@ -1,12 +1,12 @@
 """The documents: their code runs as it is written, their links lead somewhere, and the site has every page and name."""
 
 import ast
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import gymnasium as gym
+import numpy as np
 import pytest
 
 import gym_replay
@@ -101,29 +101,24 @@ def test_the_reference_has_every_public_name():
 
 def test_every_example_is_on_the_site():
     text = (DOCS / "examples.md").read_text()
-    assert not [path.name for path in (ROOT / "examples").glob("*.py") if f"](../examples/{path.name})" not in text]
+    programs = [*(ROOT / "examples").glob("*.py"), *(ROOT / "examples").glob("*/__init__.py")]
+    names = [path.relative_to(ROOT).as_posix() for path in programs]
+    assert not [name for name in names if f"](../{name})" not in text]
 
 
-def _run(script, *arguments):
-    command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "examples" / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TQDM_DISABLE": "1"})
-
-
-def test_record(tmp_path):
-    for episodes in (10, 20):
-        done = _run("record.py", tmp_path / "data")
-        assert done.returncode == 0, done.stderr
-        assert f"{episodes} episodes" in done.stdout
-
-
-def test_behavior_cloning(tmp_path):
-    done = _run("behavior_cloning.py", "--folder", tmp_path / "data")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "clone" in done.stdout
-
-
-@pytest.mark.parametrize("arguments", [["--episodes", "1", "--epochs", "1"]])
-def test_a_bad_clone_is_an_error(tmp_path, arguments):
-    done = _run("behavior_cloning.py", "--folder", tmp_path / "data", *arguments)
-    assert done.returncode != 0
-    assert "475" in done.stderr
+def test_the_replay_buffer_of_stable_baselines3_becomes_a_buffer(tmp_path, monkeypatch):
+    buffers = pytest.importorskip("stable_baselines3.common.buffers")
+    env = gym.make("Pendulum-v1", max_episode_steps=7)
+    old = buffers.ReplayBuffer(50, env.observation_space, env.action_space, device="cpu")
+    observation, _ = env.reset(seed=0)
+    for _ in range(20):
+        action = env.action_space.sample()
+        following, reward, terminated, truncated, _ = env.step(action)
+        done = np.array([terminated or truncated])
+        old.add(observation, following, action, np.array([reward]), done, [{"TimeLimit.truncated": truncated}])
+        observation = env.reset()[0] if done else following
+    monkeypatch.chdir(tmp_path)
+    [block] = [block for block in blocks_of("docs/coming-from.md") if "from-sb3" in block]
+    run("docs/coming-from.md", {"model": SimpleNamespace(replay_buffer=old)}, [block])
+    lengths = gym_replay.ReplayBuffer.from_folder("data/from-sb3").episode_lens
+    assert lengths.tolist() == [7, 7, 6]

@@ -1,4 +1,4 @@
-"""The examples of collecting run, in a small size."""
+"""The examples run, in a small size."""
 
 import os
 import subprocess
@@ -49,10 +49,44 @@ def test_collect_ray(tmp_path):
     assert "next_observation   (256, 4)" in printed
 
 
+def test_offline_to_online(tmp_path):
+    sizes = ["--record", 500, "--offline", 60, "--online", 250, "--episodes", 1]
+    lines = _run("offline_to_online.py", "--folder", tmp_path, "--env", "Pendulum-v1", *sizes).splitlines()
+    assert lines[0] == "recorded: 3 episodes, 500 steps"
+    assert [line.split()[0] for line in lines[1:]] == ["recorded", "offline", "online"]
+    assert all(float(line.split()[3]) < 0 for line in lines[1:])
+
+
 @pytest.mark.parametrize("drawing", [[], ["--uniform"]])
 def test_online_dqn(tmp_path, drawing):
-    printed = _run("online_dqn.py", "--folder", tmp_path, "--steps", 1200, "--passing-return", 0, *drawing)
+    printed = _run("online_dqn.py", "--folder", tmp_path, "--steps", 600, "--passing-return", 0, *drawing)
     numbers = [line.split() for line in printed.splitlines()[1:-1]]
     assert len(numbers) >= 3
     assert all(0 < float(loss) < 100 and float(returns) > 0 for _, _, loss, returns in numbers)
     assert "mean return of the greedy policy" in printed
+
+
+def test_dagger(tmp_path):
+    """Its exit status says whether corrections reach the expert, and as many demonstrations do not."""
+    lines = _run("dagger.py", "--folder", tmp_path, "--seeds", 1).splitlines()
+    assert [line.split()[0] for line in lines] == ["expert", "clone", "dagger"]
+    assert all(" 100 labels in" in line for line in lines[1:])
+
+
+def test_record(tmp_path):
+    for episodes in (10, 20):
+        assert f"{episodes} episodes" in _run("record.py", tmp_path / "data")
+
+
+def test_behavior_cloning(tmp_path):
+    assert "clone" in _run("behavior_cloning.py", "--folder", tmp_path / "data")
+
+
+def test_a_bad_clone_is_an_error(tmp_path):
+    with pytest.raises(AssertionError, match="475"):
+        _run("behavior_cloning.py", "--folder", tmp_path / "data", "--episodes", 1, "--epochs", 1)
+
+
+def test_every_example_is_tested():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert not [path.name for path in (ROOT / "examples").glob("*.py") if f'"{path.name}"' not in tests]

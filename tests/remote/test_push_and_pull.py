@@ -17,6 +17,8 @@ from remote_helpers import (
     add,
     all_values,
     behaving,
+    changed,
+    cut,
     late,
     make,
     objects,
@@ -270,14 +272,6 @@ def test_a_store_that_answers_late(tmp_path):
         push(buffer, URL)
         with behaving(late(0.01)):
             assert all_values(pull(URL, tmp_path / "back")) == all_values(buffer)
-
-
-def cut(content):
-    return content[: len(content) // 2]
-
-
-def changed(content):
-    return content[:-1] + bytes([content[-1] ^ 1])
 
 
 @pytest.mark.parametrize("damage", [cut, changed, None])

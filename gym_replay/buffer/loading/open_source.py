@@ -26,7 +26,7 @@ class RowsInMemory(Rows):
 
     def __init__(self, fields: dict[str, Field], rows: OpenRows) -> None:
         self._fields, self.open = fields, rows
-        self._encoded = frozenset()
+        self._encoded, self.are_mirrored = frozenset(), False
 
     def expect(self, names: Collection[str]) -> None:
         """Nothing is mapped."""

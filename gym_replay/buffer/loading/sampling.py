@@ -263,7 +263,10 @@ def _merged(first: Arrays, at: Ints, second: Arrays, at_others: Ints) -> Arrays:
     order = np.argsort(np.concatenate((at, at_others)))
     found = Arrays()
     for name, one in first.items():
-        found[name] = np.concatenate(_of_one_width(one, second[name])).take(order, 0)
+        other = second[name]
+        if one.shape[1:] != other.shape[1:]:
+            one, other = _of_one_width(one, other)
+        found[name] = np.concatenate((one, other)).take(order, 0)
     for name in first.valid.keys() | second.valid.keys():
         masks = [each.valid.get(name, np.ones(each[name].shape[:2], bool)) for each in (first, second)]
         found.valid[name] = np.concatenate(masks).take(order, 0)

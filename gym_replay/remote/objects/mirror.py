@@ -21,7 +21,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -201,38 +201,56 @@ class Mirror:
         """
         file = self._file(path)
         blocks = _blocks_of(begins, ends, len(file.sums))
-        if not len(blocks):
-            return
+        held = getattr(self._holds, "held", None)
         with self._changed:
             file.holders[blocks] += 1
-            if (held := getattr(self._holds, "held", None)) is not None:
+        try:
+            while (file.state[blocks] != _THERE).any():
+                with self._changed:
+                    waiting = self._ask(file, blocks, must=True)
+                wait(waiting, return_when=FIRST_COMPLETED)
+                for future in waiting:
+                    if future.done():
+                        future.result()
+        except BaseException:
+            with self._changed:
+                file.holders[blocks] -= 1
+            raise
+        with self._changed:
+            self._clock += 1
+            file.used[blocks] = self._clock
+            if held is not None:
                 held.append((file, blocks))
-            waiting = self._ask(file, blocks, must=True)
-        for future in waiting:
-            future.result()
-        if (file.state[blocks] != _THERE).any():  # what came was given back before it was held: once more
-            self.need(path, begins, ends)
 
     def expect(self, path: str, begins: Ints, ends: Ints) -> None:
         """Fetch ranges of bytes of a file as far as there is room, and do not wait for them."""
         file = self._file(path)
         blocks = _blocks_of(begins, ends, len(file.sums))
         with self._changed:
+            self._clock += 1
+            file.used[blocks] = self._clock
             self._ask(file, blocks, must=False)
 
     def _ask(self, file: _File, blocks: Ints, *, must: bool) -> list[Future[None]]:
-        """Ask for blocks that are missing; returns what is to be waited for."""
-        self._clock += 1
-        file.used[blocks] = self._clock
+        """Ask for blocks that are missing, as far as there is room; returns what is to be waited for.
+
+        Raises:
+            StorageError: there is no room, there must be, and there will be none.
+        """
         missing = blocks[file.state[blocks] == _MISSING]
-        missing = missing[: self._room_for(len(missing), must=must)]
+        missing = missing[: self._room_for(len(missing))]
         file.state[missing] = _COMING
         self._blocks += len(missing)
         for first, last in self.published.runs(file.path, missing, _MOST_BLOCKS):
             future = requests(self._process).submit(self._fetch, file, first, last)
             file.coming |= dict.fromkeys(range(first, last), future)
         coming = blocks[file.state[blocks] == _COMING].tolist()
-        return list(dict.fromkeys(file.coming[block] for block in coming if block in file.coming))
+        found = list(dict.fromkeys(file.coming[block] for block in coming))
+        if must and not found:  # what others wait for, or what somebody expects, goes first
+            found = [future for other in self._files.values() for future in set(other.coming.values())]
+            if not found and (file.state[blocks] != _THERE).any():
+                raise self._no_room(len(blocks))
+        return found
 
     def _fetch(self, file: _File, first: int, last: int) -> None:
         there = False
@@ -251,25 +269,21 @@ class Mirror:
                 for block in range(first, last):
                     file.coming.pop(block, None)
 
-    def _room_for(self, count: int, *, must: bool) -> int:
-        """For how many more blocks there is room, once others were given back.
-
-        Raises:
-            StorageError: there is not enough, and there must be.
-        """
+    def _room_for(self, count: int) -> int:
+        """For how many of so many more blocks there is room, once others were given back."""
         if self._blocks + count > self._most:
             self._give_back(max(self._blocks + count - self._most, self._most // _FREED))
-        room = max(self._most - self._blocks, 0)
-        if room < count and must:
-            why = "all of it is held" if self._can_punch else "this file system gives no room of a file back"
-            raise StorageError(
-                errno.ENOSPC,
-                f"{count * BLOCK} more bytes of {self.address} are to be read at once, and of the cache's "
-                f"{self._most * BLOCK} bytes {room * BLOCK} are free ({why}); give cache_bytes=... more, or a "
-                "cache=... on another disk, read less at once, or pull the data set",
-                str(self._folder),
-            )
-        return min(room, count)
+        return min(max(self._most - self._blocks, 0), count)
+
+    def _no_room(self, count: int) -> StorageError:
+        why = "all of it is held" if self._can_punch else "this file system gives no room of a file back"
+        return StorageError(
+            errno.ENOSPC,
+            f"{count * BLOCK} bytes of {self.address} are to be read at once, and {why} of a cache of "
+            f"{self._most * BLOCK}; give cache_bytes=... more, or a cache=... on another disk, read less at once, or "
+            "pull the data set",
+            str(self._folder),
+        )
 
     def _give_back(self, count: int) -> None:
         """Give back so many blocks, those that were asked for longest ago, as far as nobody holds them."""

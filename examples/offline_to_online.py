@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gym_replay import RecordToBuffer, ReplayBuffer, mix, statistics
+from gym_replay import RecordToBuffer, ReplayBuffer, evaluate, mix, statistics
 
 DISCOUNT, TRACKING, BATCH_SIZE, WIDTH = 0.99, 0.005, 256, 256
 NOISE, TARGET_NOISE, TARGET_CLIP, POLICY_EVERY = 0.1, 0.2, 0.5, 2
@@ -119,21 +119,6 @@ def play(
             agent.learn(draw())
 
 
-def evaluate(env_id: str, agent: Agent, episodes: int, seed: int) -> float:
-    """The mean return of the policy without noise."""
-    returns = []
-    with gym.make(env_id) as env:
-        for number in range(episodes):
-            observation, _ = env.reset(seed=seed + number)
-            total, done = 0.0, False
-            while not done:
-                observation, reward, terminated, truncated, _ = env.step(agent.act(observation))
-                total += float(reward)
-                done = terminated or truncated
-            returns.append(total)
-    return float(np.mean(returns))
-
-
 def record(env_id: str, folder: str, steps: int, seed: int) -> None:
     """Data of an agent that learns from scratch, by what it has recorded so far."""
     with RecordToBuffer(gym.make(env_id), folder, overwrite=True) as env:
@@ -167,13 +152,13 @@ def main() -> None:
         agent = Agent(env, found.mean, found.std + 1e-3)
         for _ in range(args.offline):
             agent.learn(recorded.sample(BATCH_SIZE), clones=True)
-        returned = evaluate(args.env, agent, args.episodes, 10_000_000)
-        print(f"offline    mean return {returned:9.1f}", flush=True)
+        returned = evaluate(agent.act, args.env, episodes=args.episodes, seed=1)
+        print(f"offline    mean return {returned.mean:9.1f}", flush=True)
         batches = mix(recorded, env.buffer, BATCH_SIZE, ratio=0.5, refresh="batch", include_open=True, seed=args.seed)
         play(env, agent, args.online, args.seed + 1_000_000, lambda: next(batches))
         env.close()
-        returned = evaluate(args.env, agent, args.episodes, 10_000_000)
-        print(f"online     mean return {returned:9.1f}")
+        returned = evaluate(agent.act, args.env, episodes=args.episodes, seed=1)
+        print(f"online     mean return {returned.mean:9.1f}")
 
 
 if __name__ == "__main__":

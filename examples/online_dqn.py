@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gym_replay import PrioritizedSampler, RecordToBuffer, ReplayBuffer
+from gym_replay import PrioritizedSampler, RecordToBuffer, ReplayBuffer, evaluate
 
 ENV_ID = "CartPole-v1"
 DISCOUNT = 0.99
@@ -110,21 +110,6 @@ def train(folder: str, steps: int, seed: int, *, prioritized: bool) -> Learner:
     return learner
 
 
-def evaluate(learner: Learner, episodes: int, seed: int) -> float:
-    """The mean return of the greedy policy."""
-    returns = []
-    with gym.make(ENV_ID) as env:
-        for number in range(episodes):
-            observation, _ = env.reset(seed=seed + number)
-            total, done = 0.0, False
-            while not done:
-                observation, reward, terminated, truncated, _ = env.step(learner.act(observation))
-                total += float(reward)
-                done = terminated or truncated
-            returns.append(total)
-    return float(np.mean(returns))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Learn CartPole while it is recorded.")
     parser.add_argument("--folder", default="data/online-dqn", help="a buffer in it is replaced")
@@ -137,7 +122,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     learner = train(args.folder, args.steps, args.seed, prioritized=not args.uniform)
-    mean = evaluate(learner, episodes=10, seed=10_000_000)
+    mean = evaluate(learner.act, ENV_ID, episodes=10, seed=1).mean
     print(f"mean return of the greedy policy over 10 episodes: {mean:.1f}")
     if mean < args.passing_return:
         sys.exit(f"expected at least {args.passing_return:.0f}")

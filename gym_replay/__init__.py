@@ -69,8 +69,11 @@ if TYPE_CHECKING:
     from gym_replay.interop.sb3 import fill_sb3, to_sb3
     from gym_replay.interop.torchrl import to_torchrl
     from gym_replay.interop.trajectories import from_trajectories
+    from gym_replay.playing.person import Intent, Scene
+    from gym_replay.playing.play import play
     from gym_replay.remote.pull import pull
     from gym_replay.remote.push import Pushed, push
+    from gym_replay.replaying.reobserve import Reobserved, reobserve
     from gym_replay.replaying.replay import ReplayReport, replay
     from gym_replay.schema.fields import Field
     from gym_replay.spaces import register_space
@@ -101,6 +104,7 @@ _LAZY = {
     "GoalMixture": "gym_replay.buffer.loading.goals",
     "GoalSampler": "gym_replay.buffer.loading.goals",
     "PrioritizedSampler": "gym_replay.buffer.loading.prioritized",
+    "Reobserved": "gym_replay.replaying.reobserve",
     "ReplayReport": "gym_replay.replaying.replay",
     "Statistics": "gym_replay.buffer.loading.statistics",
     "check_buffer": "gym_replay.buffer.check",
@@ -109,6 +113,9 @@ _LAZY = {
     "measure_reference": "gym_replay.collecting.reference",
     "RecordToBuffer": "gym_replay.wrappers.record_to_buffer",
     "crop_loader": "gym_replay.buffer.loading.loaders",
+    "Intent": "gym_replay.playing.person",
+    "Scene": "gym_replay.playing.person",
+    "play": "gym_replay.playing.play",
     "merge": "gym_replay.buffer.copying",
     "ExportReport": "gym_replay.interop.lerobot",
     "export_lerobot": "gym_replay.interop.lerobot",
@@ -123,6 +130,7 @@ _LAZY = {
     "push": "gym_replay.remote.push",
     "register_space": "gym_replay.spaces",
     "returns_to_go": "gym_replay.buffer.loading.returns",
+    "reobserve": "gym_replay.replaying.reobserve",
     "replay": "gym_replay.replaying.replay",
     "select": "gym_replay.buffer.copying",
     "split": "gym_replay.buffer.loading.selection",
@@ -179,6 +187,7 @@ __all__ = [
     "GoalSampler",
     "GymReplayError",
     "ImportReport",
+    "Intent",
     "LeRobotFormat",
     "MakeEnvError",
     "MissingExtraError",
@@ -190,8 +199,10 @@ __all__ = [
     "ReadOnlyError",
     "RecordToBuffer",
     "ReferenceReturns",
+    "Reobserved",
     "ReplayBuffer",
     "ReplayReport",
+    "Scene",
     "StaleFieldError",
     "Statistics",
     "StorageError",
@@ -218,10 +229,12 @@ __all__ = [
     "mix",
     "n_step_loader",
     "normalized_score",
+    "play",
     "plot",
     "pull",
     "push",
     "register_space",
+    "reobserve",
     "replay",
     "returns_to_go",
     "select",

@@ -81,6 +81,8 @@ SIZES = {
     "free_info_changes": ["wrappers.infos._FREE_CHANGES"],
     "worth_a_sample": ["cli.info.WORTH_A_SAMPLE"],
     "exported_steps": ["interop.transitions._STEPS_AT_ONCE"],
+    "lerobot_piece": ["interop.lerobot.exporting._BYTES_AT_ONCE"],
+    "lerobot_file": ["interop.lerobot.tables._FILE_BYTES"],
 }
 """For each size that tests make small, the constants of the package that say it."""
 

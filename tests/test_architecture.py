@@ -22,6 +22,7 @@ FLOORS = [
     "gym_replay.buffer",
     "gym_replay.wrappers",
     "gym_replay.collecting gym_replay.replaying gym_replay.interop gym_replay.remote",
+    "gym_replay.playing",
     "gym_replay.viewing",
     "gym_replay.cli",
     "gym_replay.__main__",
@@ -148,7 +149,7 @@ def test_what_a_room_must_not_know(room, unknown):
 
 def test_heavy_packages_wait_until_they_are_needed():
     """torch belongs to loading, gymnasium to spaces and what stands on it; others import them inside of functions."""
-    rooms = (".wrappers", ".spaces", ".collecting", ".interop")
+    rooms = (".wrappers", ".spaces", ".collecting", ".playing", ".replaying", ".interop")
     for name, tree in trees().items():
         packages = packages_in(tree.body)
         if "torch" in packages:
@@ -199,7 +200,7 @@ def test_the_document_names_every_file():
 MOST_TEST_FILES = 19
 PUBLIC = {
     "gym_replay.cli": {"main"},
-    "gym_replay.wrappers": {"RecordToBuffer", "parallel", "vector"},
+    "gym_replay.wrappers": {"RecordToBuffer", "SimulatorState", "mujoco_state", "parallel", "restore_mujoco", "vector"},
     "gym_replay.wrappers.parallel": {"RecordToBuffer"},
     "gym_replay.wrappers.vector": {"Adapter", "Autoreset", "RecordToBuffer", "ResetCall", "register_adapter"},
 }

@@ -24,6 +24,7 @@ from gym_replay.notices import did_you_mean
 
 MODULES = (
     "record",
+    "play",
     "evaluate",
     "info",
     "episodes",
@@ -32,6 +33,7 @@ MODULES = (
     "media",
     "label",
     "replay",
+    "reobserve",
     "copies",
     "remote",
     "formats",

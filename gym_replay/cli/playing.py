@@ -9,7 +9,8 @@ from typing import Any
 from gym_replay.cli.verbs import import_from_here, option
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """The type of an option that is an object of JSON."""
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -27,7 +28,7 @@ POLICIES = (
 
 ENV = option("env", metavar="ENV", help="environment id; 'module:id' imports the module that registers it")
 POLICY = option("--policy", default="random", help=f"{POLICIES} (default: random)")
-ENV_KWARGS = option("--env-kwargs", type=_json_object, metavar="JSON", help="arguments of the environment")
+ENV_KWARGS = option("--env-kwargs", type=json_object, metavar="JSON", help="arguments of the environment")
 QUIET = option("--quiet", dest="progress", action="store_false", help="show no bar")
 
 CALLING = (
@@ -47,7 +48,7 @@ CALLING = (
 EPISODE = (
     option("--max-episode-steps", type=int, metavar="N", help="truncate episodes there"),
     option("--fresh-envs", action="store_true", help="make the environment anew for each episode"),
-    option("--options", type=_json_object, metavar="JSON", help="options of each reset"),
+    option("--options", type=json_object, metavar="JSON", help="options of each reset"),
 )
 """What an episode is."""
 

@@ -32,11 +32,15 @@ _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} {remaining}{postfix}
 """What is shown whole on 80 columns; the bar takes what is left."""
 
 
-class Plays(Protocol):
-    """Who plays the episodes of a plan: one player here, or a crew of workers."""
+class Stoppable(Protocol):
+    """What a signal handler can stop."""
 
     stopped: bool
     """Set by a signal handler: it returns after the step that it is in."""
+
+
+class Plays(Stoppable, Protocol):
+    """Who plays the episodes of a plan: one player here, or a crew of workers."""
 
     steps: int
     """How many transitions were played, those of running and discarded episodes included."""
@@ -93,7 +97,7 @@ def drive(player: Plays, plan: Plan, journal: Journal, folder: Path, *, progress
     if plan.is_complete:
         return
     bar = _Bar(plan, folder, is_shown=progress)
-    with _stopped_by_interrupt(player):
+    with stopped_by_interrupt(player):
         try:
             with closing(player):
                 while not plan.is_complete and player.play(time.monotonic() + _SECONDS_BETWEEN_LOOKS):
@@ -160,7 +164,7 @@ class _Bar:
 
 
 @contextmanager
-def _stopped_by_interrupt(player: Plays) -> Iterator[None]:
+def stopped_by_interrupt(player: Stoppable) -> Iterator[None]:
     """A context in which the first Ctrl-C only stops a player, and is raised at the end; the second one is as ever.
 
     Only in the main thread, where Python lets signals be handled, and where Ctrl-C is not ignored.

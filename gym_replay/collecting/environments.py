@@ -194,7 +194,7 @@ def describe(value: Any) -> Any:
     return name_of(value)
 
 
-class _Hidden(gym.Wrapper[Any, Any, Any, Any]):
+class Hidden(gym.Wrapper[Any, Any, Any, Any]):
     """A wrapper that is no part of the recorded environment."""
 
     @property
@@ -203,7 +203,7 @@ class _Hidden(gym.Wrapper[Any, Any, Any, Any]):
         return self.env.spec
 
 
-class _Fresh(_Hidden):
+class _Fresh(Hidden):
     """An environment that is made anew for each episode after the first, as some carry more than a seed decides."""
 
     _was_reset = False
@@ -220,7 +220,7 @@ class _Fresh(_Hidden):
         return self.env.reset(seed=seed, options=options)
 
 
-class Parkable(_Hidden):
+class Parkable(Hidden):
     """A sub-environment that can stand still while the others have episodes to play and it has none.
 
     A ``reset`` without a seed parks it: it returns the last observation and touches nothing, and so does each step

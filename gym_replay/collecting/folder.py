@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -297,3 +297,19 @@ def delete_unneeded(buffers: Sequence[ReplayBuffer], goals: Iterable[Goal]) -> N
     indices = unneeded({episode.index: episode.length for episode in episodes_in(buffers)}, goals)
     for buffer in buffers:
         delete_episodes(buffer, indices)
+
+
+def give_same_fields(buffers: Sequence[ReplayBuffer]) -> None:
+    """Give all shards the same fields, so that they can be read as one buffer.
+
+    An entry of the infos that came up in one shard only is a field of the others too, with nothing in it, and one whose
+    numbers needed a wider dtype in one shard has it in all.
+    """
+    fields: dict[str, Field] = {}
+    for buffer in buffers:
+        for name, info in buffer.metadata.fields.items():
+            dtype = np.promote_types(info.dtype, fields.get(name, info).dtype)
+            fields[name] = replace(info, dtype=dtype)
+    for buffer in buffers:
+        known = buffer.metadata.fields
+        buffer.widen_schema({name: info for name, info in fields.items() if known.get(name) != info})

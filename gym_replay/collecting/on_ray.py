@@ -15,24 +15,28 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from gym_replay.buffer.concat import ConcatReplayBuffer
 from gym_replay.buffer.door import has_buffer
 from gym_replay.buffer.finding import SHARDS
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.collecting.driving import drive, journal_of, tell_of_nothing
-from gym_replay.collecting.folder import Journal, delete_unneeded, episodes_in, open_journal, shards_of
+from gym_replay.collecting.folder import (
+    Journal,
+    delete_unneeded,
+    episodes_in,
+    give_same_fields,
+    open_journal,
+    shards_of,
+)
 from gym_replay.collecting.plan import Goal, Plan, Played, check_count
 from gym_replay.collecting.players import Player, open_player
 from gym_replay.collecting.request import Request
 from gym_replay.errors import BufferLockedError, ConfigMismatchError, EmptyBufferError, MissingExtraError
 from gym_replay.files.lock import WriterLock
-from gym_replay.schema.fields import Field
 
 _SECONDS_BETWEEN_ANSWERS = 0.5
 _LOCK_SECONDS = 30.0
@@ -321,18 +325,7 @@ def _opened(folder: Path, *, read_only: bool) -> Iterator[list[ReplayBuffer]]:
 
 
 def _finish(folder: Path, journal: Journal) -> None:
-    """Delete what does not belong to the collection, and give all shards the same fields.
-
-    An entry of the infos that came up in one shard only is a field of the others too, with nothing in it, and one whose
-    numbers needed a wider dtype in one shard has it in all.
-    """
+    """Delete what does not belong to the collection, and give all shards the same fields."""
     with _opened(folder, read_only=False) as buffers:
         delete_unneeded(buffers, journal.goals)
-        fields: dict[str, Field] = {}
-        for buffer in buffers:
-            for name, info in buffer.metadata.fields.items():
-                dtype = np.promote_types(info.dtype, fields.get(name, info).dtype)
-                fields[name] = replace(info, dtype=dtype)
-        for buffer in buffers:
-            known = buffer.metadata.fields
-            buffer.widen_schema({name: info for name, info in fields.items() if known.get(name) != info})
+        give_same_fields(buffers)

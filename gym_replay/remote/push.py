@@ -296,6 +296,6 @@ class _Sender:
 
 def _content_of(place: Store, name: str) -> bytes | None:
     try:
-        return place.read(name)
+        return place.read_anew(name, LARGEST)
     except FileNotFoundError:
         return None

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from internals import small_sizes
 from interop_helpers import Sights, by_hand, cartpole, pendulum, record, sights
 
 from gym_replay import (
@@ -122,10 +123,7 @@ def test_chosen_episodes_of_a_ring_and_of_several_buffers(tmp_path):
 
 def test_long_episodes_come_in_pieces(tmp_path, monkeypatch):
     """Rows are written and read piece by piece, with the images of an episode in several row groups and files."""
-    module = pytest.importorskip("gym_replay.interop.lerobot.exporting")
-    monkeypatch.setattr(module, "_BYTES_AT_ONCE", 5 * 32 * 40 * 3)
-    tables = pytest.importorskip("gym_replay.interop.lerobot.tables")
-    monkeypatch.setattr(tables, "megabytes", lambda count: 2000)
+    small_sizes(monkeypatch, lerobot_piece=5 * 32 * 40 * 3, lerobot_file=2000)
     buffer = record(tmp_path / "a", Sights(40), 4, codecs={"images": "zstd"})
     with buffer, back(buffer, tmp_path) as found:
         assert_same(found, buffer)

@@ -211,3 +211,70 @@ def test_mappings_that_are_no_dicts_are_nested_observations(tmp_path):
     with ReplayBuffer.from_folder(tmp_path / "a") as buffer:
         assert buffer.episode(0)["observation.a"].tolist() == [0, 1, 2, 3]
         assert buffer.episode(0)["observation.b.c"].shape == (4, 2)
+
+
+def test_other_names_and_groups_inside_of_groups(tmp_path):
+    one = {
+        "obs": {"robot": {"arm": np.arange(3.0)[:, None], "hand": np.zeros((3, 2))}, "door": np.ones(3)},
+        "new_obs": {"robot": {"arm": np.arange(1.0, 4)[:, None], "hand": np.zeros((3, 2))}, "door": np.ones(3)},
+        "acts": {"move": np.zeros((3, 2)), "grip": [0, 1, 0]},
+        "rews": np.ones(3),
+        "terminateds": [0, 0, 1],
+        "truncateds": [0, 0, 0],
+        "lives": 3,
+    }
+    report = from_trajectories([one], tmp_path / "a")
+    assert (report.not_known, report.left_out) == ((), ("lives: it is no part of a transition",))
+    with ReplayBuffer.from_folder(tmp_path / "a") as buffer:
+        episode = buffer.episode(0)
+        assert episode["observation.robot.arm"][:, 0].tolist() == [0, 1, 2, 3]
+        assert episode["action.grip"].tolist() == [0, 1, 0]
+        assert episode["terminated"].tolist() == [False, False, True]
+
+
+def test_trajectories_without_rewards(tmp_path):
+    report = from_trajectories([plain(rewards=None)] * 2, tmp_path / "a")
+    assert report.not_known == ("the rewards of 2 trajectories",)
+    with ReplayBuffer.from_folder(tmp_path / "a") as buffer:
+        assert "reward" not in buffer.fieldnames
+        assert len(buffer.episode(0)) == 3
+    with pytest.raises(FieldError, match="trajectory 1: 'reward' is not in all trajectories"):
+        from_trajectories([plain(), plain(rewards=None)], tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("given", "terminated", "truncated", "complete"),
+    [
+        ({"dones": [0, 0, 1]}, False, True, False),
+        ({"dones": [0, 0, 0]}, False, True, False),
+        ({"dones": [0, 0, 1], "terminated": [0, 0, 0]}, False, True, True),
+        ({"dones": [0, 0, 1], "terminated": [0, 0, 1]}, True, False, True),
+        ({"dones": [0, 0, 1], "truncated": [0, 0, 1]}, False, True, True),
+        ({"dones": [0, 0, 1], "truncated": [0, 0, 0]}, True, False, True),
+        ({"done": True, "terminated": False}, False, True, True),
+    ],
+)
+def test_dones_tell_what_the_other_flag_is_and_alone_only_that_it_ended(
+    tmp_path, given, terminated, truncated, complete
+):
+    report = from_trajectories([plain(terminations=None, truncations=None, **given)], tmp_path / "a")
+    with ReplayBuffer.from_folder(tmp_path / "a") as buffer:
+        episode = buffer.episode(0)
+        assert (episode["terminated"][-1], episode["truncated"][-1]) == (terminated, truncated)
+        assert episode.complete is complete
+    is_told = len(given) > 1
+    assert any("'dones' say only that they ended" in line for line in report.not_known) is not is_told
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dones": [0, 1, 1]}, "'terminated' is set at step 1 of 3|more than one episode"),
+        ({"dones": [0, 0, 0], "truncated": [0, 0, 1]}, "'dones' contradict the other flags at step 2"),
+        ({"dones": [0, 0, 1], "truncated": [0, 0, 0], "terminated": [0, 0, 0]}, "'dones' contradict the other flags"),
+    ],
+)
+def test_dones_that_contradict_something(tmp_path, given, message):
+    with pytest.raises(FieldError, match=message):
+        from_trajectories([plain(terminations=None, truncations=None, **given)], tmp_path / "a")
+    assert not any(tmp_path.iterdir())

@@ -16,6 +16,7 @@ from gym_replay.interop.lerobot.images import EXTRA
 from gym_replay.interop.lerobot.layout import DATA_MB, FILES_IN_CHUNK, filled, megabytes, naming
 from gym_replay.schema.arrays import Array
 
+_FILE_BYTES = megabytes(DATA_MB)
 _ROWS = 1024
 _PICTURES = 32
 """Rows that are read at a time, and where they have images."""
@@ -118,7 +119,7 @@ class RollingTable:
 
     def begin(self) -> tuple[int, int]:
         """Begin with what is to be in one file: the numbers of its folder and of the file."""
-        if self._writer is not None and self._path.stat().st_size >= megabytes(DATA_MB):
+        if self._writer is not None and self._path.stat().st_size >= _FILE_BYTES:
             self.close()
         if self._writer is None:
             self._open()

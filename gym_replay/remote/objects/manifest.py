@@ -258,7 +258,7 @@ class Head:
             StorageError: the store refused.
         """
         try:
-            content = store.read(HEAD, 0, LARGEST + 1)
+            content = store.read_anew(HEAD, LARGEST + 1)
         except FileNotFoundError:
             return None
         where = f"{store.url}/{HEAD}"

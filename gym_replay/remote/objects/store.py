@@ -126,6 +126,20 @@ class Store:
         found: bytes = self.asked(name, lambda: self.file_system.cat_file(path, start=begin, end=end))
         return found
 
+    def read_anew(self, name: str, most: int) -> bytes:
+        """The first bytes of an object that may have been replaced since it was read; raises as :meth:`read` does.
+
+        File systems may remember the size that an object had, and read no more than that.
+        """
+        path = self._path(name)
+
+        def ask() -> bytes:
+            self.file_system.invalidate_cache()
+            found: bytes = self.file_system.cat_file(path, start=0, end=most)
+            return found
+
+        return self.asked(name, ask)
+
     def write(self, name: str, content: bytes) -> None:
         """Put an object in place, whole or not at all, instead of one that has the name.
 

@@ -1,0 +1,112 @@
+"""``gym-replay play``: a person plays an environment, and every episode is recorded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from gym_replay.cli.output import write_json
+from gym_replay.cli.playing import ENV, ENV_KWARGS, import_for, json_object
+from gym_replay.cli.verbs import CODEC, import_modules, importing, keywords, option, verb
+from gym_replay.errors import GymReplayError, printable
+
+
+def _json_value(text: str) -> Any:
+    """A value as JSON; a word as it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        if text == "last":
+            return text
+        raise argparse.ArgumentTypeError("expected an action as JSON, or 'last'") from None
+
+
+@verb(
+    "play",
+    "play an environment yourself, alone or in turns with a policy, and record it",
+    "Opens a window and records what you play with keyboard or gamepad; the window shows the keys. With --policy the "
+    "policy acts until you press a key, and each step says who acted and what the policy would have done. Closing the "
+    "window or Ctrl-C ends it, with every finished episode in the folder. Needs the extra: "
+    "pip install 'gym-replay[play]'.",
+    [
+        "gym-replay play CartPole-v1 data/mine",
+        "gym-replay play ALE/Pong-v5 data/pong --import ale_py --codec zstd --episodes 20 --player Ada",
+        "gym-replay play CarRacing-v3 data/car --policy sb3:PPO:model.zip",
+        'gym-replay play Pendulum-v1 data/swing --keys \'{"left": {"0": -2}, "right": {"0": 2}}\' --ramp 0.5',
+    ],
+    ENV,
+    option("folder", metavar="FOLDER", help="where the episodes go"),
+    option("--policy", help="acts until you do: 'random', 'module:name' or 'sb3:ALGO:PATH', as for record"),
+    option("--player", default="person", metavar="NAME", help="who plays, kept with each episode (default: person)"),
+    option("--episodes", type=int, metavar="N", help="end when the folder holds so many (default: when you quit)"),
+    option("--seed", type=int, metavar="S", help="of the first episode, and one more for each that follows"),
+    option("--keys", type=json_object, metavar="JSON", help="actions by key, or targets of their parts by key"),
+    option("--idle", type=_json_value, metavar="ACTION", help="the action while no key is held, or 'last'"),
+    option(
+        "--wait",
+        dest="waits",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="let the environment stand still until a key is pressed (default: as is known for it)",
+    ),
+    option("--fps", type=float, metavar="N", help="steps a second at most (default: the environment's rate)"),
+    option(
+        "--ramp",
+        type=float,
+        default=0.25,
+        metavar="S",
+        help="seconds in which a key moves a continuous action to its end (default: 0.25)",
+    ),
+    option("--zoom", type=float, metavar="N", help="pixels of the screen for one of the frame"),
+    option("--no-ask", dest="ask", action="store_false", help="keep each episode that ends, without a question"),
+    option(
+        "--discard-cut",
+        dest="on_incomplete",
+        action="store_const",
+        const="discard",
+        default="keep",
+        help="forget the episode in the middle of which you quit",
+    ),
+    ENV_KWARGS,
+    option("--max-episode-steps", type=int, metavar="N", help="truncate episodes there"),
+    option("--options", type=json_object, metavar="JSON", help="options of each reset"),
+    option("--stochastic", dest="deterministic", action="store_false", help="let predict draw its actions at random"),
+    CODEC,
+    option("--record-info", action="store_true", help="record the numbers and arrays in the infos too"),
+    option("--overwrite", action="store_true", help="replace the buffer that is in the folder"),
+    importing(""),
+)
+def play(args: argparse.Namespace) -> int:
+    """Play; what ends it early is raised again after a report."""
+    from gym_replay.files.folders import folder_of
+    from gym_replay.playing.play import play as play_here
+
+    folder = folder_of(args.folder)
+    import_modules(args.modules)
+    import_for(args.env, args.policy)
+    try:
+        play_here(args.env, folder, **keywords(args, "env", "folder", "modules")).close()
+    except BaseException as error:
+        is_interrupt = isinstance(error, KeyboardInterrupt)
+        if is_interrupt or not isinstance(error, GymReplayError):  # of the environment, or of the policy
+            _report(args, folder, "interrupted" if is_interrupt else "failed")
+        raise
+    _report(args, folder, "complete")
+    return 0
+
+
+def _report(args: argparse.Namespace, folder: Path, status: str) -> None:
+    """Say what there is: a line on stderr, and JSON on stdout where it is asked for."""
+    from gym_replay.buffer.door import has_buffer
+    from gym_replay.buffer.replay_buffer import ReplayBuffer
+
+    episodes = steps = 0
+    if has_buffer(folder):
+        with ReplayBuffer.from_folder(folder, read_only=True) as buffer:
+            episodes, steps = len(buffer), buffer.num_steps
+    if args.json:
+        write_json({"status": status, "folder": folder, "num_episodes": episodes, "num_steps": steps})
+    print(printable(f"{folder}: it holds {episodes} episodes, {steps} steps"), file=sys.stderr)

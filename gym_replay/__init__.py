@@ -8,10 +8,6 @@ from typing import TYPE_CHECKING, Any
 if sys.platform == "win32":  # pragma: no cover
     raise ImportError("gym_replay runs on Linux and macOS; on Windows use it inside WSL 2")
 
-from gym_replay.buffer.concat import ConcatReplayBuffer
-from gym_replay.buffer.door import Ragged, ReferenceReturns, normalized_score
-from gym_replay.buffer.episode import Episode
-from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import (
     BufferChangedError,
     BufferClosedError,
@@ -35,11 +31,13 @@ from gym_replay.errors import (
     UnsupportedFormatError,
     UnsupportedSpaceError,
 )
-from gym_replay.schema.fields import Field
 
 if TYPE_CHECKING:
     from gym_replay.buffer.check import CheckReport, Fault, check_buffer
+    from gym_replay.buffer.concat import ConcatReplayBuffer
     from gym_replay.buffer.copying import merge, select, split_into
+    from gym_replay.buffer.door import Ragged, ReferenceReturns, normalized_score
+    from gym_replay.buffer.episode import Episode
     from gym_replay.buffer.loading.formats import DecisionTransformerFormat, LeRobotFormat
     from gym_replay.buffer.loading.goals import GoalMixture, GoalSampler
     from gym_replay.buffer.loading.loaders import (
@@ -54,6 +52,7 @@ if TYPE_CHECKING:
     from gym_replay.buffer.loading.returns import returns_to_go
     from gym_replay.buffer.loading.selection import split
     from gym_replay.buffer.loading.statistics import FieldStatistics, Statistics, statistics
+    from gym_replay.buffer.replay_buffer import ReplayBuffer
     from gym_replay.collecting.collect import collect
     from gym_replay.collecting.evaluate import evaluate
     from gym_replay.collecting.evaluation import Evaluation
@@ -66,6 +65,7 @@ if TYPE_CHECKING:
     from gym_replay.interop.minari import export_minari, import_minari
     from gym_replay.interop.ogbench import from_ogbench
     from gym_replay.interop.old_data import ImportReport
+    from gym_replay.interop.ray_data import to_ray_dataset
     from gym_replay.interop.robomimic import from_robomimic
     from gym_replay.interop.sb3 import fill_sb3, to_sb3
     from gym_replay.interop.torchrl import to_torchrl
@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from gym_replay.remote.push import Pushed, push
     from gym_replay.replaying.reobserve import Reobserved, reobserve
     from gym_replay.replaying.replay import ReplayReport, replay
+    from gym_replay.schema.fields import Field
     from gym_replay.spaces import register_space
     from gym_replay.viewing.opening import view
     from gym_replay.viewing.plots import plot
@@ -87,8 +88,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Imported at first use: the loaders need torch, the recorder gymnasium, the checker tqdm.
+# Imported at first use, so that each costs only those who use it: the loaders need torch, the recorder gymnasium.
 _LAZY = {
+    "ConcatReplayBuffer": "gym_replay.buffer.concat",
+    "Episode": "gym_replay.buffer.episode",
+    "Field": "gym_replay.schema.fields",
+    "Ragged": "gym_replay.buffer.door",
+    "ReferenceReturns": "gym_replay.buffer.door",
+    "ReplayBuffer": "gym_replay.buffer.replay_buffer",
+    "normalized_score": "gym_replay.buffer.door",
     "CheckReport": "gym_replay.buffer.check",
     "Evaluation": "gym_replay.collecting.evaluation",
     "Fault": "gym_replay.buffer.check",
@@ -146,6 +154,7 @@ _LAZY = {
     "to_d3rlpy": "gym_replay.interop.d3rlpy",
     "to_d4rl": "gym_replay.interop.flat",
     "to_ogbench": "gym_replay.interop.flat",
+    "to_ray_dataset": "gym_replay.interop.ray_data",
     "to_sb3": "gym_replay.interop.sb3",
     "to_torchrl": "gym_replay.interop.torchrl",
     "DecisionTransformerFormat": "gym_replay.buffer.loading.formats",
@@ -238,6 +247,7 @@ __all__ = [
     "to_d3rlpy",
     "to_d4rl",
     "to_ogbench",
+    "to_ray_dataset",
     "to_sb3",
     "to_torchrl",
     "trajectory_loader",

@@ -48,7 +48,7 @@ class Plan:
         seeds: how many trainings of each.
         steps: gradient steps of TD3+BC and IQL by environment; those of the others are in proportion.
         settings: of a method, where they are not its defaults.
-        episodes: for the evaluation.
+        episodes: of each evaluation.
     """
 
     environments: tuple[str, ...]
@@ -123,12 +123,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=TRAIN, default=list(TRAIN))
     parser.add_argument("--seeds", type=int, help="how many trainings of each (default: 3, with --short 1)")
     parser.add_argument("--gradient-steps", type=int, help="of TD3+BC and IQL, and of the others in proportion")
+    parser.add_argument("--episodes", type=int, default=10, help="of each evaluation")
     parser.add_argument("--sac-steps", type=int, help="as for examples.offline_rl.record")
     parser.add_argument("--share", default="0/1", help="1/3: of three processes that share the work, the second")
     args = parser.parse_args()
     torch.set_num_threads(1)
     plan = SHORT if args.short else LONG
-    plan = replace(plan, seeds=args.seeds or plan.seeds)
+    plan = replace(plan, seeds=args.seeds or plan.seeds, episodes=args.episodes)
     if args.gradient_steps is not None:
         plan = replace(plan, steps=dict.fromkeys(plan.steps, args.gradient_steps))
     folder = args.results or args.folder / "results"

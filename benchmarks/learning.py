@@ -36,9 +36,9 @@ WAITING = "% of a step waits"
 class Size:
     episodes: int = option(500, "episodes of states")
     length: int = option(1000, "steps of an episode")
-    steps: int = option(400, "gradient steps of a run, on states")
+    steps: int = option(200, "gradient steps of a run, on states")
     frames: int = option(20_000, "frames of 84x84")
-    frame_steps: int = option(10, "gradient steps of a run, on frames")
+    frame_steps: int = option(5, "gradient steps of a run, on frames")
     repeats: int = option(7, "runs of each contender")
     threads: int = option(1, "threads of torch")
 
@@ -75,7 +75,7 @@ def compare(
     suite: Suite, title: str, feeds: Mapping[str, Feed], steps: int, repeats: int, *, targets: Any, notes: Any
 ) -> None:
     """A table of learners that take turns."""
-    waited: dict[str, list[float]] = {name: [] for name in feeds}
+    waited: dict[str, list[float]] = {name: [] for name in feeds}  # of the round that does not count too
     turns = {name: partial(learn, feed, steps, waited[name]) for name, feed in feeds.items()}
     extras = {WAITING: waited}
     suite.compare(title, "steps/s", turns, repeats, targets=targets, notes=notes, extras=extras)

@@ -66,6 +66,13 @@ def test_online_dqn(tmp_path, drawing):
     assert "mean return of the greedy policy" in printed
 
 
+def test_dagger(tmp_path):
+    """Its exit status says whether corrections reach the expert, and as many demonstrations do not."""
+    lines = _run("dagger.py", "--folder", tmp_path, "--seeds", 1).splitlines()
+    assert [line.split()[0] for line in lines] == ["expert", "clone", "dagger"]
+    assert all(" 100 labels in" in line for line in lines[1:])
+
+
 def test_record(tmp_path):
     for episodes in (10, 20):
         assert f"{episodes} episodes" in _run("record.py", tmp_path / "data")

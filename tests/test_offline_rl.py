@@ -49,7 +49,7 @@ def _run(*arguments):
 
 def test_all_methods_on_all_recordings(tmp_path):
     pytest.importorskip("stable_baselines3")
-    sizes = ["--short", "--sac-steps", 1200, "--gradient-steps", 5, "--folder", tmp_path]
+    sizes = ["--short", "--sac-steps", 1200, "--gradient-steps", 10, "--folder", tmp_path]
     done = _run(*sizes)
     assert "Traceback" not in done.stderr, done.stderr
     runs = results.load(tmp_path / "results")

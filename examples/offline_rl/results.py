@@ -29,7 +29,7 @@ class Run:
         steps: gradient steps.
         seconds: for these.
         mean: the mean return on fresh seeds.
-        score: the same, where a random policy has 0 and the final one 100.
+        score: the same, where a random policy has 0 and an expert 100.
     """
 
     environment: str
@@ -113,7 +113,7 @@ def plot(runs: Sequence[Run], file: Path) -> None:
             axes.errorbar(places, middle, np.abs(ends - middle), fmt="none", ecolor="0.2", elinewidth=1)
     axes.axhline(0, color="0.2", linewidth=0.8)
     axes.set_xticks(range(len(shown)), [f"{environment}\n{dataset}" for environment, dataset in shown])
-    axes.set_ylabel("score (0: random, 100: the final policy)")
+    axes.set_ylabel("score (0: random, 100: expert)")
     axes.legend(ncols=len(names), loc="upper center", bbox_to_anchor=(0.5, 1.12), frameon=False)
     figure.savefig(file, dpi=110)
 

@@ -1,9 +1,9 @@
 """The door to the storage: what rooms above the buffer may know of the files, and nothing else."""
 
 from gym_replay.buffer.open_episode import Claim, Encoders, decoded_meta
-from gym_replay.buffer.storage.block import Block, Piece
+from gym_replay.buffer.storage.block import Block
 from gym_replay.buffer.storage.creation import check_replaceable
-from gym_replay.buffer.storage.encoded import Encoded, as_stored, decoded
+from gym_replay.buffer.storage.encoded import Encoded, as_stored
 from gym_replay.buffer.storage.frozen import Frozen, FrozenFile, frozen
 from gym_replay.buffer.storage.labels import LABEL, labels_of, read_labels, set_labels
 from gym_replay.buffer.storage.layout import (
@@ -39,7 +39,6 @@ __all__ = [
     "Metadata",
     "MirroredFolder",
     "OpenRows",
-    "Piece",
     "Ragged",
     "ReferenceReturns",
     "Snapshot",
@@ -48,7 +47,6 @@ __all__ = [
     "as_stored",
     "buffers_in",
     "check_replaceable",
-    "decoded",
     "decoded_meta",
     "frozen",
     "has_buffer",

@@ -285,7 +285,7 @@ class OpenEpisode(_Stored):
         stage.has_final = self._has_final
         self._end_last(self._final or encoders.row({})[self._num_others :])
         meta = {**self._meta, **encoders.meta(self.final_meta)}
-        writer.commit(stage.block(stage.pieces(), meta, complete=self.is_complete))
+        writer.commit(stage.block(meta, complete=self.is_complete))
 
 
 class OpenBlock(_Stored):
@@ -454,7 +454,6 @@ class Claim:
         Raises:
             BufferFullError: there is no room for one more episode.
         """
-        self.open()
         return self._opened().stage(initial, names, packers)
 
     def require_room(self, lengths: npt.NDArray[np.int64]) -> None:
@@ -488,7 +487,7 @@ class Claim:
     @property
     def next_id(self) -> int:
         """The id of the next episode that is committed."""
-        return self._opened().counters.next
+        return self._opened().next_id
 
     def commit(self, block: Block) -> None:
         """Make whole episodes visible.
@@ -497,10 +496,7 @@ class Claim:
             StorageError: the operating system refused. The same block can be committed again, unless
                 :meth:`is_committed` says that it is visible.
         """
-        writer = self._opened()
-        if writer.metadata.circular:
-            self.open()  # a ring makes room for strings when it is opened
-        writer.commit(block)
+        self._opened().commit(block)
 
     def is_committed(self, first_id: int | None) -> bool:
         """Whether a commit that was begun under this id came through, whatever exception came then."""
@@ -527,24 +523,25 @@ def _commit_rows(
     metadata, size = writer.metadata, len(lengths)
     count = lengths[0] + metadata.has_state
     rows: dict[str, Any] = {}
-    for name, info in metadata.fields.items():
+    for name, parts in given.items():
+        info = metadata.fields[name]
         default = info.default_value()
         if info.ragged:
             episodes: list[list[Any]] = [[default] * count for _ in range(size)]
-            for where, values in given[name]:
+            for where, values in parts:
                 for episode, value in zip(episodes, values, strict=True):
                     episode[where] = value
             rows[name] = Ragged.of_rows([row for episode in episodes for row in episode], info.dtype, info.shape)
-        elif given[name] and isinstance(given[name][0][1], Encoded):
-            lengths_of_rows, elements = given[name][0][1].stored.compact()
+        elif parts and isinstance(parts[0][1], Encoded):
+            lengths_of_rows, elements = parts[0][1].stored.compact()
             rows[name] = Ragged.of_lengths(np.pad(lengths_of_rows, (0, count - len(lengths_of_rows))), elements)
         else:
             column = np.empty((size, count, *info.shape), info.dtype)
             column[:] = default
-            for where, values in given[name]:
+            for where, values in parts:
                 column[:, where] = values
             rows[name] = column.reshape(size * count, *info.shape)
-    writer.commit(Block.of_rows(metadata.fields, rows, lengths, flags, meta))
+    writer.commit(Block(rows, lengths, flags, meta))
 
 
 def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, Any], *, complete: bool = True) -> None:
@@ -560,14 +557,14 @@ def store_whole(writer: FolderWriter, encoders: Encoders, values: Mapping[str, A
         name: _rows_of(name, values[name], info) for name, info in fields.items() if name in values
     }
     length, has_final = _length_of(fields, arrays)
-    given: dict[str, list[tuple[int | slice, Any]]] = {name: [] for name in fields}
+    given: dict[str, list[tuple[int | slice, Any]]] = {}
     for name, array in arrays.items():
         info, count = fields[name], len(array)
         if isinstance(array, Encoded):
             rows: Any = array
         else:
             rows = [list(array)] if info.ragged else fit(name, array, info, lead=(count,))[None]
-        given[name].append((slice(0, count), rows))
+        given[name] = [(slice(0, count), rows)]
     values_of_meta = {name: value for name, value in values.items() if name in metadata.meta_fields}
     meta = encoders.meta(values_of_meta)
     flags = (HAS_FINAL if has_final else 0) | (COMPLETE if complete else 0)

@@ -119,11 +119,14 @@ class _Noting(Plan):
 
 def _played(request: Request, episodes: int, *, progress: bool) -> Evaluation:
     plan = _Noting(episodes)
-    bar = tqdm(total=episodes, desc="evaluate", unit="episode", delay=_SECONDS_WITHOUT_A_BAR, disable=not progress)
+    # None: where the standard error is a terminal.
+    settings: dict[str, Any] = {"delay": _SECONDS_WITHOUT_A_BAR, "disable": None if progress else True}
+    bar = tqdm(total=episodes, desc="evaluate", unit="episode", **settings)
     with bar, closing(open_player(request, None)) as player:
         player.feed = plan
         while not plan.is_complete and player.play(time.monotonic() + _SECONDS_BETWEEN_LOOKS):
             bar.update(len(plan.played) - bar.n)
+        bar.update(len(plan.played) - bar.n)
     found = [plan.played[index] for index in range(episodes)]
     return Evaluation(np.array([each.episode_return for each in found]), np.array([each.length for each in found]))
 

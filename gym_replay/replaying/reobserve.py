@@ -203,8 +203,8 @@ def reobserve(
             _Task(view, recording, piece, where_to, Journal(identity, counts))
             for piece, where_to in zip(pieces, folders_of(target, len(counts)), strict=True)
         ]
-        bar = tqdm(total=len(indices), desc="reobserve", unit="episode", disable=not progress)
-        with bar:
+        disable = None if progress else True  # None: a bar on terminals only
+        with tqdm(total=len(indices), desc="reobserve", unit="episode", disable=disable) as bar:
             _run(tasks, _registered(snapshots), num_workers, bar)
         return _result(tasks, snapshots)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.door import Piece, decoded
 from gym_replay.spaces import Leaf
 from gym_replay.spaces.node import standard_node
 
@@ -17,9 +16,22 @@ RUN_BYTES = 1 << 18
 """Bytes that are compared at once: to compare each short episode would cost more than its steps (``record``)."""
 
 _Array: TypeAlias = "npt.NDArray[Any]"
-_Rows: TypeAlias = "tuple[int, int, _Array | None, bool, Any]"
-"""The first episode's id and its first row, where each of several episodes ends, whether each ends with row T, and a
-buffer of all rows."""
+
+
+class _Pending(NamedTuple):
+    """Rows of one or several episodes that are to be compared.
+
+    Attributes:
+        first_id: the first episode's id.
+        lengths: T of each episode.
+        before: rows of the first one that come before these.
+        columns: the rows of each field that is compared.
+    """
+
+    first_id: int
+    lengths: Sequence[int]
+    before: int
+    columns: Sequence[Any]
 
 
 class BoundsCheck:
@@ -35,56 +47,48 @@ class BoundsCheck:
 
     def __init__(self, leaves: Sequence[Leaf]) -> None:
         self._bounds = {leaf.name: bounds for leaf in leaves if (bounds := bounds_of(leaf)) is not None}
-        self._fields = {leaf.name: leaf.field for leaf in leaves}
-        self._pending: dict[str, list[_Rows]] = {name: [] for name in self._bounds}
-        self._nbytes = 0
+        self._fields = {leaf.name: leaf.field for leaf in leaves if leaf.name in self._bounds}
+        row_nbytes = sum(field.nbytes for field in self._fields.values())
+        self._run = RUN_BYTES // max(row_nbytes, 1)  # in steps
+        self._pending: list[_Pending] = []
+        self._steps = 0
         self.counts: dict[str, int] = {}
 
-    @property
-    def names(self) -> Collection[str]:
-        """The fields that are compared."""
-        return self._bounds.keys()
-
-    def add(self, episode: int, pieces: Sequence[Piece], ends_with_row_t: bool) -> None:
-        """What was written of one episode, and whether it ends with row T."""
-        encoded: bytes | memoryview = b""
-        for name, is_elements, first, data in pieces:
-            if name in self._pending:
-                if is_elements:
-                    encoded = data  # the spans come next
-                    continue
-                if self._fields[name].codec is not None:
-                    data = decoded(self._fields[name], encoded, data).tobytes()
-                self._add(name, (episode, first, None, ends_with_row_t, data), len(data))
-
-    def add_block(self, first_id: int, rows: Mapping[str, _Array], ends: _Array, lengths: Sequence[int]) -> None:
-        """The rows of episodes that were committed together.
+    def add(self, first_id: int, rows: Mapping[str, Any], lengths: Sequence[int], before: int = 0) -> None:
+        """Compare rows that were written, which nobody changes any more.
 
         Args:
-            first_id: the id of the first.
-            rows: by field, those of all episodes; nobody changes them any more.
-            ends: one past the last row of each.
-            lengths: how many transitions each has.
+            first_id: the id of the first episode.
+            rows: by field those of one episode after another, as a block has them.
+            lengths: how many transitions each episode has, of one that goes on how many so far.
+            before: rows of the first episode that came before these.
         """
-        ends_with_row_t = ends.item(0) > lengths[0]
-        for name in self._bounds:
-            self._add(name, (first_id, 0, ends, ends_with_row_t, rows[name]), rows[name].nbytes)
-
-    def _add(self, name: str, rows: _Rows, nbytes: int) -> None:
-        self._pending[name].append(rows)
-        self._nbytes += nbytes
-        if self._nbytes >= RUN_BYTES:
+        if not self._bounds:
+            return
+        self._pending.append(_Pending(first_id, lengths, before, [rows[name] for name in self._bounds]))
+        self._steps += sum(lengths) - before
+        if self._steps >= self._run:
             self.finish()
 
     def finish(self) -> None:
         """Compare all that was given."""
-        self._nbytes = 0
-        for name, pending in self._pending.items():
-            given, pending[:] = pending[:], []
+        pending, self._pending, self._steps = self._pending, [], 0
+        messages = []
+        for at, name in enumerate(self._bounds):
+            columns = [self._content(name, given.columns[at]) for given in pending]
             # Row T is among them: mostly it is inside, and there is nothing to tell apart.
-            if given and self._may_be_outside(name, b"".join([rows[-1] for rows in given])):
-                for rows in given:
-                    self._count(name, *rows)
+            if pending and self._may_be_outside(name, b"".join(columns)):
+                found = [self._count(name, given, column) for given, column in zip(pending, columns, strict=True)]
+                messages += [message for message in found if message]
+        for message in messages:
+            warnings.warn(message, stacklevel=2)
+
+    def _content(self, name: str, column: Any) -> Any:
+        """A buffer of rows; of a field with a codec no bytes stand for the default."""
+        if not isinstance(column, list):
+            return column
+        default = self._fields[name].default_value().tobytes()
+        return b"".join([row or default for row in column])
 
     def _rows(self, name: str, data: Any) -> _Array:
         field = self._fields[name]
@@ -101,31 +105,30 @@ class BoundsCheck:
         values, (low, high) = rows.reshape(-1), (np.tile(bound.reshape(-1), len(rows)) for bound in (low, high))
         return bool((values < low).any() or (values > high).any())
 
-    def _count(
-        self, name: str, first_id: int, first: int, ends: _Array | None, ends_with_row_t: bool, data: Any
-    ) -> None:
-        """Count the rows of some episodes that are outside, and warn of the field's first one."""
-        rows, (low, high) = self._rows(name, data), self._bounds[name]
-        edges = np.append(0, len(rows) if ends is None else ends)
+    def _count(self, name: str, given: _Pending, column: Any) -> str | None:
+        """Count the rows that are outside; what to say where they are the field's first."""
+        rows, (low, high) = self._rows(name, column), self._bounds[name]
+        has_row_t = given.before + len(rows) > sum(given.lengths)
+        ends = np.cumsum(np.add(given.lengths, has_row_t)) - given.before
         outside = (rows < low) | (rows > high)
-        if ends_with_row_t and not self._fields[name].state:  # row T is no value of it
-            outside[edges[1:] - 1] = False
+        if has_row_t and not self._fields[name].state:  # row T is no value of it
+            outside[ends - 1] = False
         found = np.flatnonzero(outside.reshape(len(rows), -1).any(axis=1))
         if len(found) == 0:
-            return
+            return None
         is_first, self.counts[name] = name not in self.counts, self.counts.get(name, 0) + len(found)
         if not is_first:
-            return
+            return None
         at = int(found[0])
-        nth = int(np.searchsorted(edges, at, side="right")) - 1
+        nth = int(np.searchsorted(ends, at, side="right"))
+        row = at - int(ends[nth - 1]) if nth else given.before + at
         shape = rows.shape[1:]
         index = tuple(int(axis[0]) for axis in np.nonzero(outside[at])) if shape else ()
         lowest, highest = (np.broadcast_to(bound, shape)[index] for bound in (low, high))
-        where = f"episode {first_id + nth}, row {first + at - int(edges[nth])}" + (f", index {index}" if index else "")
-        warnings.warn(
+        where = f"episode {given.first_id + nth}, row {row}" + (f", index {index}" if index else "")
+        return (
             f"{name}: {rows[at][index]} is outside of its space's bounds {lowest} to {highest} ({where}); such values "
-            "are kept as they are, and counted in out_of_bounds",
-            stacklevel=2,
+            "are kept as they are, and counted in out_of_bounds"
         )
 
 

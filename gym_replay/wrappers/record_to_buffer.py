@@ -217,8 +217,8 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
                 self._room = room - 1
                 return result
             if type(terminated) is bool and type(truncated) is bool:
-                self._session.note_end(terminated=terminated, truncated=truncated)
-                self._extend((observation.tobytes(), acted, reward))
+                last = observation.tobytes(), acted, reward
+                self._session.add_last(last, terminated=terminated, truncated=truncated)
                 self._end_episodes()
                 return result
         self._add(result, acted, room)
@@ -254,11 +254,10 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
             raise
         self._extras = self._extra_defaults
         if any(ends.values()):
-            session.note_end(**ends)
-        self._extend(row)
-        if any(ends.values()):
+            session.add_last(row, **ends)
             self._end_episodes()
         else:
+            self._extend(row)
             self._room = room - 1 if self._extend == extend else 0  # of wider rows fewer are kept in memory
 
     def _believe(self, reward: Any, room: int) -> int:

@@ -95,11 +95,8 @@ class Ended(Protocol):
     def only(self: _E, kept: Sequence[bool]) -> _E:
         """The episodes that are kept, of which there are some."""
 
-    def block(self, encoders: Encoders) -> Block:
-        """What is committed."""
-
-    def show_to(self, bounds: Any) -> None:
-        """Let the rows, which are committed, be compared with the bounds of their spaces."""
+    def block(self, buffer: ReplayBuffer) -> Block:
+        """What is committed to the buffer."""
 
 
 class Session(ABC, Generic[_E]):
@@ -127,7 +124,7 @@ class Session(ABC, Generic[_E]):
         fields, derived = buffer.metadata.fields, buffer.metadata.derived
         written = {name: info for name, info in fields.items() if not (is_info(name) or name in derived)}
         self.claim.require_fields({name: None if name == "reward" else info for name, info in written.items()})
-        self._keep, self._on_episode = keep, on_episode
+        self._keep, self._on_episode, self._is_circular = keep, on_episode, buffer.circular
         self._is_shown = False  # an episode is looked at just now
         self._error: BaseException | None = None  # of looking at episodes, until all that ended are committed
         self._is_behind = False  # the buffer's fields may have changed, and those of the open episodes not yet
@@ -249,19 +246,16 @@ class Session(ABC, Generic[_E]):
             ended = all_ended[0]
             if not claim.is_open:
                 claim.open()
-            if ended.first_id is None or not claim.is_committed(ended.first_id):
-                if self._on_episode is not None:
-                    try:
-                        self._show(self._on_episode, ended)
-                    except BaseException:  # an interrupt: what was looked at is not lost to it
-                        if self.ended and len(ended.verdicts) == len(ended):
-                            self._write(ended)
-                        raise
-                    if not claim.is_open:  # on_episode released the buffer, and what had ended was forgotten
-                        break
-                self._write(ended)
-            ended, *self.ended = self.ended  # of several episodes those that are kept
-            ended.show_to(self.bounds)
+            if self._on_episode is not None and not claim.is_committed(ended.first_id):
+                try:
+                    self._show(self._on_episode, ended)
+                except BaseException:  # an interrupt: what was looked at is not lost to it
+                    if self.ended and len(ended.verdicts) == len(ended):
+                        self._write()
+                    raise
+                if not claim.is_open:  # on_episode released the buffer, and what had ended was forgotten
+                    break
+            self._write()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -284,14 +278,23 @@ class Session(ABC, Generic[_E]):
             finally:
                 self._is_shown = False
 
-    def _write(self, ended: _E) -> None:
+    def _write(self) -> None:
+        """Commit the oldest of what has ended, unless that was done before an interrupt, and have done with it."""
+        ended, *others = self.ended
         if not all(ended.verdicts):
             if not any(ended.verdicts):
+                self.ended = others
                 return
             ended = ended.only(ended.verdicts)
-            self.ended = [ended, *self.ended[1:]]
-        block, ended.first_id = ended.block(self.buffer.encoders()), self.claim.next_id
-        self.claim.commit(block)
+            self.ended = [ended, *others]
+        block, claim = ended.block(self.buffer), self.claim
+        if ended.first_id is None or not claim.is_committed(ended.first_id):
+            if self._is_circular:
+                claim.open()  # which makes room for strings
+            ended.first_id = claim.next_id
+            claim.commit(block)
+        self.ended = others
+        self.bounds.add(ended.first_id, block.rows, block.lengths, block.early.length if block.early else 0)
 
     def refuse_within_on_episode(self) -> None:
         """Raise EpisodeStateError where ``on_episode`` is looking at an episode, which is not committed yet."""

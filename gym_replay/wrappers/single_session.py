@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import weakref
 from array import array
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.door import Block, Encoders, Metadata, OpenRows, Piece, Stage, StagedRows, decoded_meta
+from gym_replay.buffer.door import Block, Encoders, Metadata, OpenRows, Stage, StagedRows, decoded_meta
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError
 from gym_replay.schema.fields import Field, to_array
@@ -24,8 +22,8 @@ from gym_replay.wrappers.session import FinishedEpisode, OnEpisode, Session
 _NUMBERS: Mapping[str, Callable[[list[Any]], Any]] = {"reward": partial(array, "d")}
 """Rewards are kept as they are until the commit, buffers of their bytes: to take these costs more."""
 
-_FEW = 60
-"""Rewards up to which they are summed faster one by one than as an array."""
+_CUT = {"truncated": FLAG_BYTES[True]}
+"""What the last transition of an episode holds that no step has ended."""
 
 
 class Episode:
@@ -38,7 +36,6 @@ class Episode:
     Attributes:
         noted: the user's meta fields.
         stage: the rows; None before the first step.
-        ended_at: its length, where a step ended it.
         is_broken: a step was lost, so none may follow.
         is_complete: at its end, whether it was not cut.
         verdicts: whether it is kept, once ``on_episode`` has seen it.
@@ -49,10 +46,9 @@ class Episode:
         self.initial, self.meta = initial, meta
         self.noted: dict[str, Any] = {}
         self.stage: Stage | None = None
-        self.ended_at, self.is_broken, self.is_complete = -1, False, False
+        self.is_broken, self.is_complete = False, False
         self.verdicts: list[bool] = []
         self.first_id: int | None = None
-        self._pieces: Sequence[Piece] = ()
 
     def __len__(self) -> int:
         return 1
@@ -60,7 +56,7 @@ class Episode:
     @property
     def has_ended(self) -> bool:
         """Whether the last transition ended the episode."""
-        return self.stage is not None and self.ended_at == len(self.stage)
+        return self.stage is not None and self.stage.has_ended
 
     def finished(self, index: int, metadata: Metadata) -> FinishedEpisode:
         """The episode, as ``on_episode`` sees it."""
@@ -70,7 +66,7 @@ class Episode:
             self.stage.format.fields,
             self.stage.column,
             meta=self.noted,
-            episode_return=_return_of(self.stage),
+            episode_return=_return_of(self.stage.column("reward")),
             complete=self.is_complete,
         )
 
@@ -83,21 +79,17 @@ class Episode:
         """The episode, which is kept."""
         return self
 
-    def block(self, encoders: Encoders) -> Block:
-        """What is committed."""
+    def block(self, buffer: ReplayBuffer) -> Block:
+        """What is committed to the buffer."""
         stage, complete = self.stage, self.is_complete
         assert stage is not None
-        self._pieces = pieces = stage.pieces()
-        end = meta_of_end(self.meta, _return_of(stage, pieces), complete=complete)
-        meta = {**self.meta, **end}
+        meta = dict(self.meta)
+        block = stage.block(meta, complete=complete)
+        rewards = stage.column("reward", block.rows["reward"])
+        meta |= meta_of_end(meta, _return_of(rewards), complete=complete)
         if self.noted:
-            meta |= encoders.meta(self.noted)
-        return stage.block(pieces, meta, complete=complete)
-
-    def show_to(self, bounds: BoundsCheck) -> None:
-        """Let the rows, if they are committed, be compared with the bounds of their spaces."""
-        if self.stage is not None and self.first_id is not None:
-            bounds.add(self.first_id, self._pieces, self.stage.format.has_state)
+            meta |= buffer.encoders().meta(self.noted)
+        return block
 
 
 class SingleSession(Session[Episode]):
@@ -106,7 +98,7 @@ class SingleSession(Session[Episode]):
     Args:
         owner, buffer, keep, bounds, on_episode: as of :class:`Session`.
         names: the fields of which each step brings an item, besides those of infos.
-        forgotten: a method of ``owner`` that is called where no episode is open any more.
+        forgotten: a method of ``owner`` that is called where the open episode was given up.
 
     Attributes:
         episode: the open episode; None where there is none.
@@ -153,11 +145,11 @@ class SingleSession(Session[Episode]):
         self.claim.open()
         has_numbers = not self.buffer.metadata.fields["reward"].shape
         episode.stage = stage = self.claim.stage(episode.initial, self._names, _NUMBERS if has_numbers else {})
-        stage.watch = self._watch
+        stage.watch, stage.cut = self._watch, _CUT
         return stage
 
-    def _watch(self, pieces: Sequence[Piece]) -> None:
-        self.bounds.add(self.claim.next_id, pieces, False)
+    def _watch(self, rows: Mapping[str, Any], first: int, end: int) -> None:
+        self.bounds.add(self.claim.next_id, rows, [end], first)
 
     def annotate(self, meta: Mapping[str, Any]) -> None:
         """Set meta fields of the user's in the open episode."""
@@ -168,12 +160,10 @@ class SingleSession(Session[Episode]):
             is_plain = isinstance(value, (str, bool, int, float))
             self.episode.noted[name] = value if is_plain else np.array(to_array(value, name))
 
-    def note_end(self, *, terminated: bool, truncated: bool) -> None:
-        """The transition that is added next ends the episode; where an interrupt keeps it away, nothing does."""
-        episode = self.episode
-        if episode is not None and episode.stage is not None:  # and was not given up inside the step
-            episode.stage.last = {"terminated": FLAG_BYTES[terminated], "truncated": FLAG_BYTES[truncated]}
-            episode.ended_at = len(episode.stage) + 1
+    def add_last(self, items: Sequence[Any], *, terminated: bool, truncated: bool) -> None:
+        """Add the transition that ends the episode."""
+        if (stage := self.stage) is not None:  # it was not given up inside the step
+            stage.end(items, {"terminated": FLAG_BYTES[terminated], "truncated": FLAG_BYTES[truncated]})
 
     def note_lost_step(self) -> None:
         """A step was begun and did not end: the episode ends with the one before."""
@@ -185,6 +175,7 @@ class SingleSession(Session[Episode]):
     def _check_fields(self, fields: Mapping[str, Field]) -> None:
         if (stage := self.stage) is not None:
             stage.write_early()
+            stage.check(fields)
 
     def _take_fields(self, names: Collection[str]) -> None:
         if (stage := self.stage) is None:
@@ -214,17 +205,15 @@ class SingleSession(Session[Episode]):
             noted = partial(_noted, episode.noted, self.buffer)
             rows = self._rows = StagedRows(stage, noted)
         # One that has ended is about to be committed, with flags that its last transition does not have yet.
-        return rows.follow(None if episode.ended_at < 0 else episode.ended_at - 1)
+        return rows.follow(len(stage) - 1 if stage.has_ended else None)
 
     def _cut_all(self) -> None:
         self.catch_up()
-        episode, stage = self.episode, self.stage
-        if episode is None or stage is None:
+        episode = self.episode
+        if episode is None or (stage := episode.stage) is None:
             return
-        episode.is_complete = episode.has_ended
-        if len(stage) and (episode.is_complete or self._keep):
-            if not episode.is_complete:
-                stage.last = {"truncated": FLAG_BYTES[True]}
+        episode.is_complete = stage.has_ended
+        if stage.has_ended or (self._keep and len(stage)):
             self.ended = [episode]
             try:
                 self.commit()
@@ -236,6 +225,9 @@ class SingleSession(Session[Episode]):
     def forget(self) -> None:
         self.claim.close()
         self.episode, self.ended, self._rows = None, [], None
+
+    def _give_up(self) -> None:
+        super()._give_up()
         if (forgotten := self._forgotten()) is not None:
             forgotten()
 
@@ -246,20 +238,7 @@ def _noted(noted: Mapping[str, Any], buffer: ReplayBuffer) -> Mapping[str, npt.N
     return decoded_meta(encoders.metadata, encoders.meta(noted)) if noted else {}
 
 
-def _return_of(stage: Stage, pieces: Sequence[Piece] = ()) -> Any:
-    """The sum of the rewards, one after another: a float, or an array for rewards of several values.
-
-    ``pieces`` are those of the whole stage, where they are made already.
-    """
-    length = len(stage)
-    if stage.format.fields["reward"].shape:
-        total: npt.NDArray[np.float64] = np.cumsum(stage.column("reward"), axis=0)[-1]
-        return total + 0.0  # as if summed from 0.0 on: no -0.0
-    if length <= _FEW and stage.early is None:
-        return float(deque(accumulate(stage.items("reward"), initial=0.0), 1)[0])
-    if pieces and stage.early is None:
-        data = next(data for name, _, _, data in pieces if name == "reward")
-        rewards = np.frombuffer(data, np.float64, length)
-    else:
-        rewards = stage.column("reward")
-    return float(np.cumsum(rewards)[-1]) + 0.0
+def _return_of(rewards: npt.NDArray[np.float64]) -> Any:
+    """The sum of rewards, one after another as if from 0.0 on: a float, or an array for rewards of several values."""
+    total = np.add.accumulate(rewards)[-1] + 0.0  # no -0.0
+    return total if total.shape else float(total)

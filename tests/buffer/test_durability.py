@@ -45,7 +45,9 @@ class _Syncs:
 
     def __init__(self, monkeypatch, folder):
         self.events = []
-        self._wrap(monkeypatch, ColumnWriter, "write", lambda column, *_: ("write", self._name(folder, column)))
+        self._wrap(
+            monkeypatch, ColumnWriter, "write_reserved", lambda column, *_: ("write", self._name(folder, column))
+        )
         self._wrap(monkeypatch, ColumnWriter, "sync", lambda column: ("sync", self._name(folder, column)))
         self._wrap(monkeypatch, Counters, "sync", lambda counters: ("sync", "commit.npy"))
         self._wrap(monkeypatch, Counters, "put", lambda counters, name, value: ("put", name))

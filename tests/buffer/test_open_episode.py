@@ -277,7 +277,7 @@ def interrupt_at_the_records():
     """Raise when all rows of a block are written, once."""
 
     def trace(frame, event, argument):
-        if frame.f_code.co_name == "_write_records":
+        if frame.f_code.co_name == "write_slots":
             sys.settrace(None)
             raise KeyboardInterrupt
 

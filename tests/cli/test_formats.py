@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gymnasium import spaces
+from interop.interop_helpers import by_hand
 from interop.minari_helpers import Playing, assert_same_buffer, record
 
 from gym_replay import ImportReport, ReplayBuffer
@@ -112,3 +113,30 @@ def test_a_folder_of_another_package_is_asked_for_its_state_fields(tmp_path, mon
     assert run("import", "memmap-replay-buffer", "old", "new", "--state-fields", "a", "b") == 0
     assert called == [("old", "new", ["a", "b"])]
     assert capfd.readouterr().out == "new: 2 episodes, 7 steps\nnot known: something\n"
+
+
+def test_lerobot_there_and_back(tmp_path, capsys):
+    pytest.importorskip("pyarrow")
+    with by_hand(tmp_path / "a", [2, 3], [True, True]):
+        pass
+    words = ("export", "lerobot", tmp_path / "a", tmp_path / "b", "--task", "x", "--no-video")
+    assert run(*words) == 2
+    assert "--fps" in capsys.readouterr().err
+    assert run(*words, "--fps", 10, "--key", "observation=observation.environment_state", "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["num_episodes"], made["num_frames"]) == (2, 5)
+    assert made["features"]["observation"] == "observation.environment_state"
+    assert run("import", "lerobot", tmp_path / "b", tmp_path / "c") == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'c'}: 2 episodes, 5 steps\n")
+    for option, message in (("--key=action", "FIELD=KEY"), ("--encoder={", "no JSON"), ("--encoder=3", "an object")):
+        plain = [word for word in words if word != "--no-video"]
+        assert run(*plain, "--fps", 10, option) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_ogbench_and_robomimic(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", observations=np.zeros((3, 1)), actions=np.zeros((3, 1)), terminals=[0, 0, 1])
+    assert run("import", "ogbench", tmp_path / "a.npz", tmp_path / "b") == 0
+    assert "not known: rewards" in capsys.readouterr().out
+    assert run("import", "robomimic", tmp_path / "a.npz", tmp_path / "c", "--filter-key", "train") == 2
+    assert "no HDF5 file" in capsys.readouterr().err

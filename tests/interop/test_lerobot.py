@@ -343,6 +343,29 @@ def test_what_a_dataset_does_not_tell_is_not_made_up(tmp_path, foreign):
             assert episode["next.done"].tolist() == episode["truncated"].tolist()
 
 
+def test_features_that_are_called_as_fields_here(tmp_path, foreign):
+    """Neither is the flag or the reward of the buffer, and both go back under their keys."""
+    folder, expected = foreign
+
+    def change(info):
+        for name in ("terminated", "reward"):
+            info["features"][name] = {"dtype": "float32", "shape": [1], "names": None}
+
+    edited(folder, change)
+    path = folder / "data/chunk-000/file-000.parquet"
+    rewritten(
+        path, lambda columns: columns.update({"terminated": columns["timestamp"], "reward": columns["timestamp"]})
+    )
+    import_lerobot(folder, tmp_path / "b")
+    with ReplayBuffer.from_folder(tmp_path / "b") as buffer:
+        for mine, theirs in zip(buffer, expected, strict=True):
+            np.testing.assert_array_equal(mine["reward"], theirs["reward"])
+            np.testing.assert_array_equal(mine["lerobot.terminated"], mine["timestamp"])
+            np.testing.assert_array_equal(mine["terminated"], theirs["terminated"])
+        report = export_lerobot(buffer, tmp_path / "c", video=False)
+    assert (report.features["lerobot.terminated"], report.features["lerobot.reward"]) == ("terminated", "reward")
+
+
 def test_several_tasks_of_an_episode(tmp_path, foreign):
     folder, _ = foreign
     table = folder / "meta/episodes/chunk-000/file-000.parquet"
@@ -368,18 +391,30 @@ def test_a_dataset_that_was_changed_after_its_export(tmp_path):
     )
 
 
-def test_a_snapshot_of_the_hub_s_cache(tmp_path, foreign):
-    """Its files are links into the folder beside it; links to anywhere else are not followed."""
-    folder, _ = foreign
-    root = tmp_path / "datasets--me--it/snapshots/abc"
-    (tmp_path / "datasets--me--it/blobs").mkdir(parents=True)
+def in_the_cache(folder, place):
+    """The dataset as the hub's cache keeps it: each file a link into the folder of blobs beside it."""
+    root = place / "datasets--me--it/snapshots/abc"
+    (place / "datasets--me--it/blobs").mkdir(parents=True)
     for number, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
-        blob = tmp_path / f"datasets--me--it/blobs/{number}"
+        blob = place / f"datasets--me--it/blobs/{number}"
         shutil.copy(path, blob)
         link = root / path.relative_to(folder)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(blob, link.parent))
-    assert import_lerobot(root, tmp_path / "b").num_episodes == 3
+    return root
+
+
+def test_an_export_in_the_hub_s_cache_is_the_same_buffer(tmp_path):
+    with by_hand(tmp_path / "a", [2, 3], [True, False]) as buffer:
+        export_lerobot(buffer, tmp_path / "b", fps=10, task="x")
+        import_lerobot(in_the_cache(tmp_path / "b", tmp_path / "cache"), tmp_path / "c")
+        with ReplayBuffer.from_folder(tmp_path / "c") as found:
+            assert_same(found, buffer)
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path, foreign):
+    folder, _ = foreign
+    assert import_lerobot(in_the_cache(folder, tmp_path / "cache"), tmp_path / "b").num_episodes == 3
     outside = tmp_path / "elsewhere.parquet"
     path = folder / "data/chunk-000/file-000.parquet"
     path.rename(outside)

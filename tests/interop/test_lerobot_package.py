@@ -1,6 +1,5 @@
 """LeRobot datasets with the real package: it opens what is exported here, and what it wrote is imported."""
 
-import sys
 from importlib import import_module
 
 import numpy as np
@@ -11,20 +10,40 @@ from interop_helpers import by_hand, sights
 from gym_replay import Field, ReplayBuffer, export_lerobot, import_lerobot, window_loader
 
 pytest.importorskip("lerobot")
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
 
 FPS = 10
 
 
+class VideoReader:
+    """What LeRobot 0.4 uses of the class of this name that torchvision had before 0.26, with PyAV as that had it."""
+
+    def __init__(self, path, kind):
+        self.container = import_module("av").open(path)
+        self._stream = self.container.streams.video[0]
+
+    def seek(self, time, keyframes_only):
+        self.container.seek(int(time / self._stream.time_base), stream=self._stream)
+
+    def __iter__(self):
+        for frame in self.container.decode(self._stream):
+            pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+            yield {"data": pixels, "pts": float(frame.pts * self._stream.time_base)}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def package():
-    """LeRobot without the network, and without torchvision's compiled operators, whose names are enough for it."""
+    """LeRobot without the network, and beside a newer torch than it pins.
+
+    The names of torchvision's compiled operators are enough for it, and what torchvision has lost since is added.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
-        if "torchvision" not in sys.modules:
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            for name in ("nms", "qnms"):
-                if not hasattr(torch.ops.torchvision, name):
-                    library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            if not hasattr(torch.ops.torchvision, name):
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        patch.setattr(import_module("torchvision.io"), "VideoReader", VideoReader, raising=False)
         yield
 
 

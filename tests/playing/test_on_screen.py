@@ -168,9 +168,8 @@ def test_mountain_car_with_a_ramp(screen, tmp_path):
     assert code == 0, said
     episodes, _ = assert_as_by_script(player, "MountainCarContinuous-v0")
     pushes = episodes[0]["action"][:, 0]
-    assert pushes.max() == 1
-    assert pushes.min() == -1
-    assert np.abs(np.diff(pushes)).max() < 0.2  # 30 steps a second: a fifteenth each
+    assert pushes.max() > 0 > pushes.min()
+    np.testing.assert_allclose(np.abs(np.diff(pushes)).max(), 1 / 15, rtol=1e-5)  # 30 steps a second, half a second
 
 
 def test_breakout(screen, tmp_path):
@@ -236,13 +235,13 @@ def test_a_policy_that_is_taken_over_and_given_back(screen, tmp_path):
 
 def test_ctrl_c_in_the_terminal(screen, tmp_path):
     player = Player(screen, tmp_path / "data", "CartPole-v1", "--no-ask")
-    player.hold("Right", 1.5)
+    player.hold("Right", 2.5)
     player.process.send_signal(signal.SIGINT)
     code, said = player.end()
     assert code == 130, said
     episodes, meta = player.episodes()
     assert len(episodes) >= 2
-    assert meta["episode_complete"].tolist()[:2] == [True, True]
+    assert all(meta["episode_complete"][:-1])
     assert f"{len(episodes)} episodes" in said
 
 

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gym_replay import (
@@ -145,6 +145,7 @@ INTENTS = st.one_of(
 )
 
 
+@settings(max_examples=40)
 @given(
     st.lists(INTENTS, max_size=40),
     st.lists(st.sampled_from([KEEP, DISCARD, REPEAT, WAIT]), max_size=10),

@@ -158,6 +158,6 @@ def full_disk(monkeypatch, *, times=1 << 30, what="write"):
         elif what == "switch":
             patch.setattr(writer, "switch_files", refusing(writer.switch_files))
         else:
-            has_infos = lambda files, pieces, early: any(piece[0].startswith("info") for piece in pieces)  # noqa: E731
+            has_infos = lambda files, rows, *_: any(name.startswith("info") for name in rows)  # noqa: E731
             patch.setattr(OpenFiles, "write_early", refusing(OpenFiles.write_early, concerns=has_infos))
         yield refusals

@@ -502,11 +502,10 @@ def test_no_room_when_a_new_field_is_wide(tmp_path, monkeypatch):
 
         patch.setattr(edits, "add_fields", add_fields_and_fill_the_disk)
         env.step(1)
-        env.step(1)
         with pytest.raises(StorageError):
             env.step(1)
-        assert env.unwrapped.t == 11
-    step(env, 9)
+        assert env.unwrapped.t == 10
+    step(env, 10)
     env.close()
     (episode,) = env.buffer
     assert episode["reward"].tolist() == list(range(1, 21))

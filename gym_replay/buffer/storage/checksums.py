@@ -39,7 +39,7 @@ class Checksums:
 
     def __init__(self, files: OpenFiles, *, power: bool) -> None:
         self._files, self._power = files, power
-        self._unsummed = 0  # bytes of rows that were committed since
+        self._unsummed = self._episodes = 0  # bytes of rows, and episodes, that were committed since
         self._thread: threading.Thread | None = None
         self._found: _Run | None = None  # with the checksums that were computed in the thread
 
@@ -49,13 +49,14 @@ class Checksums:
         What the disk refuses is left to flush and close.
         """
         self._unsummed += nbytes
-        is_run, counters = self._unsummed >= CHECKSUM_RUN, self._files.counters
-        if block.sums is None and not is_run and nbytes < LARGE_EPISODE:
+        self._episodes += (count := len(block.lengths))
+        is_run = self._unsummed >= CHECKSUM_RUN
+        if not is_run and nbytes < LARGE_EPISODE and block.sums is None:
             return
         with suppress(StorageError):
-            if counters.summed == first_id and (sums := self._known(block, nbytes)) is not None:
-                self._put(sums, first_id, len(block.lengths))
-            elif is_run and self._unsummed >= LARGE_EPISODE * (counters.next - counters.summed):  # on average
+            if (sums := self._known(block, nbytes)) is not None and self._files.counters.summed == first_id:
+                self._put(sums, first_id, count)
+            elif is_run and self._unsummed >= LARGE_EPISODE * self._episodes:  # on average
                 self._start()
             elif is_run and not block.sums_may_wait:
                 self.fill()
@@ -64,7 +65,8 @@ class Checksums:
         """The checksums that come with a block, or those of a single episode, while the processor has all its rows."""
         is_whole = len(block.lengths) == 1 and block.early is None and not self._files.elements
         if block.sums is None and is_whole and LARGE_EPISODE <= nbytes <= CHECKSUM_RUN and not self._power:
-            return {name: [crc32(data)] for name, _, _, data in block.pieces}
+            count, rows = block.lengths[0] + self._files.metadata.has_state, block.rows
+            return {name: [crc32(rows.get(name, default * count))] for name, _, default in self._files.plain}
         return block.sums
 
     def _put(self, found: Mapping[str, Any], first_id: int, count: int) -> None:
@@ -72,10 +74,10 @@ class Checksums:
         files = self._files
         sums = np.empty((count, *files.sums.shape), CHECKSUM)
         for at, name in enumerate(files.metadata.fields):
-            sums[:, at] = found[name]
+            sums[:, at] = found.get(name, 0)  # there are none of rows without bytes
         files.write_slots(files.sums, first_id, sums.tobytes())
         files.counters.put("summed", first_id + count)
-        self._unsummed = 0
+        self._unsummed = self._episodes = 0
 
     def _start(self) -> None:
         """Have the checksums of a run of large episodes computed beside the recording, unless others are just now.
@@ -89,7 +91,7 @@ class Checksums:
             if run is not None:
                 self._thread = threading.Thread(target=self._compute, args=(run,), name=THREAD, daemon=True)
                 self._thread.start()
-            self._unsummed = 0
+            self._unsummed = self._episodes = 0
 
     def _compute(self, run: _Run) -> None:
         with suppress(Exception):  # it is tried again, and told, at the next flush or close
@@ -105,7 +107,7 @@ class Checksums:
         run = self._next_run()
         if run is not None:
             self._store(self._summed(run))
-        self._unsummed = 0
+        self._unsummed = self._episodes = 0
 
     def join(self) -> None:
         """Wait for what is computed, and forget it."""

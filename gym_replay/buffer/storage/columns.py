@@ -328,11 +328,13 @@ class ColumnWriter:
         Raises:
             StorageError: the disk is full, or the operating system refused for another reason.
         """
-        width, size = self.row_nbytes, memoryview(data).nbytes
-        if size:
-            if row + size // width > self.capacity:
-                self.reserve(row + size // width)
-            write_at(self._file.number, data, self._offset + row * width, self.path)
+        if size := memoryview(data).nbytes:
+            self.reserve(row + size // self.row_nbytes)
+            self.write_reserved(row, data)
+
+    def write_reserved(self, row: int, data: Buffer) -> None:
+        """Write whole rows where the file has rows already."""
+        write_at(self._file.number, data, self._offset + row * self.row_nbytes, self.path)
 
     def write_scattered(self, rows: npt.NDArray[np.int64], values: npt.NDArray[Any]) -> None:
         """Write ``values[i]`` to ``rows[i]``, each stretch of neighbouring rows in one piece."""

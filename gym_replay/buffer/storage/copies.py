@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.block import Block, Piece
+from gym_replay.buffer.storage.block import Block, EarlyRows
 from gym_replay.buffer.storage.checksums import field_checksums
 from gym_replay.buffer.storage.columns import Column, ColumnWriter
 from gym_replay.buffer.storage.encoded import Encoded, as_stored, undecodable
@@ -27,6 +27,7 @@ from gym_replay.files.writing import read_at
 from gym_replay.schema.fields import Field, encode_text
 
 Sums: TypeAlias = npt.NDArray[np.uint32]
+_Piece: TypeAlias = "tuple[str, int, bytes | memoryview]"
 
 PIECE = 1 << 20
 """Bytes that are read at a time: what a processor's cache still holds when they are written."""
@@ -73,9 +74,12 @@ def copy_episodes(source: Snapshot, writer: FolderWriter) -> Iterator[int]:
                 source.require_live(oldest)
                 with source.reader.hold():
                     some.expect(writer.metadata.fields)
-                    block, sums = _block_of(some, writer.metadata, thread)
-                    writer.commit(block)
-                    _compare(some, writer.metadata, summed, sums)
+                    pieces = CopiedPieces(some, writer.metadata, thread, EarlyRows(*writer.room.end))
+                    with writer.preparing():
+                        for path, row, data in pieces:
+                            writer.column(path).write(row, data)
+                    writer.commit(_block_of(some, writer.metadata, pieces))
+                    _compare(some, writer.metadata, summed, pieces.sums)
             except CorruptBufferError:
                 source.require_live(oldest)  # where it has left, what was read may be anything
                 raise
@@ -94,31 +98,32 @@ def batches(nbytes: Ints, most: int) -> Iterator[slice]:
 
 
 class CopiedPieces:
-    """The rows of episodes as pieces of a block, read anew each time that they are gone through.
+    """The rows of episodes in pieces, which are written into another buffer's files before they are committed.
 
-    While a piece is written, a thread goes on with the checksums of its episodes. Where the copy has another codec than
-    the source, rows are decoded and encoded, and what was encoded is decoded again and compared.
+    A piece is the path of a file, a row (or element) of it, and bytes. While one is written, a thread goes on with the
+    checksums of its episodes. Where the copy has another codec than the source, rows are decoded and encoded, and what
+    was encoded is decoded again and compared.
 
     Attributes:
         converted: the fields that have another codec in the copy.
-        elements: by field that has elements, how many elements each episode has, of a converted one once all pieces
-            were asked for.
-        sums: by field, the checksum of each episode in the source once all pieces were asked for.
+        early: where they lie in the copy once all were written.
+        sums: by field, the checksum of each episode in the source once all were asked for.
     """
 
-    def __init__(self, source: Snapshot, metadata: Metadata, thread: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, source: Snapshot, metadata: Metadata, thread: ThreadPoolExecutor, early: EarlyRows | None = None
+    ) -> None:
         self._source, self._thread = source, thread
         self._taken = source.lengths + metadata.has_state
         self.converted = converted_fields(source.metadata, metadata)
         with_elements = [name for name in source.metadata.element_fields if name in metadata.fields]
         self._spans = {name: _elements_of(source, name, self._taken) for name in with_elements}
-        self.elements = {
-            name: [0] * len(source) if name in self.converted else self._spans[name][2].tolist()
-            for name in metadata.element_fields
-        }
+        self._counts = dict.fromkeys(metadata.element_fields, 0)
+        self._counts |= {name: int(self._spans[name][2].sum()) for name in self._spans if name not in self.converted}
+        self.early = (early or EarlyRows(0, {}))._replace(length=int(self._taken.sum()), counts=self._counts)
         self.sums = {name: np.zeros(len(source), np.uint32) for name in metadata.fields}
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[_Piece]:
         for name, sums in self.sums.items():
             pieces = self._stored(name, sums)
             if name in self.converted:
@@ -126,23 +131,24 @@ class CopiedPieces:
                 pieces = self._converted(name, self.converted[name])
             yield from pieces
 
-    def _stored(self, name: str, sums: Sums) -> Iterator[Piece]:
+    def _stored(self, name: str, sums: Sums) -> Iterator[_Piece]:
         """The rows of a field as they lie in the source."""
-        source, taken = self._source, self._taken
+        source, taken, row = self._source, self._taken, self.early.row
         if name in self._spans:
             spans, begins, totals = self._spans[name]
             sums[:] = _sums_of_spans(spans, taken)
-            for at, data in self._rows(sums, source.columns[values_path(name)], begins, totals):
-                yield name, True, at, data
-            yield name, False, 0, spans.data
+            path, first = values_path(name), self.early.elements.get(name, 0)
+            for at, data in self._rows(sums, source.columns[path], begins, totals):
+                yield path, first + at, data
+            yield spans_path(name), row, spans_of(spans[:, 1], first).data
         else:
-            sums[:] = 0
-            for at, data in self._rows(sums, source.columns[step_path(name)], source.starts, taken):
-                yield name, False, at, data
+            path = step_path(name)
+            for at, data in self._rows(sums, source.columns[path], source.starts, taken):
+                yield path, row + at, data
 
-    def _converted(self, name: str, field: Field) -> Iterator[Piece]:
+    def _converted(self, name: str, field: Field) -> Iterator[_Piece]:
         """The rows of a field as it is in the copy."""
-        column, taken = self._source.column(name), self._taken
+        column, taken, first = self._source.column(name), self._taken, self.early.elements.get(name, 0)
         heads = np.cumsum(taken) - taken
         rows = np.repeat(self._source.starts - heads, taken) + np.arange(int(taken.sum()))
         step, end, lengths = max(1, CONVERTED // field.nbytes), 0, []
@@ -152,16 +158,15 @@ class CopiedPieces:
             except CorruptBufferError as error:
                 raise self._undecodable(name, rows, heads) or error from None
             if field.codec is None:
-                yield name, False, begin, values.data
+                yield step_path(name), self.early.row + begin, values.data
                 continue
             counts, elements = _verified(name, field, values).compact()
-            yield name, True, end, elements.data
+            yield values_path(name), first + end, elements.data
             end += len(elements)
             lengths.append(counts)
         if field.codec is not None:
-            counts = np.concatenate(lengths)
-            self.elements[name][:] = np.add.reduceat(counts, heads).tolist()
-            yield name, False, 0, spans_of(counts).data
+            self._counts[name] = end
+            yield spans_path(name), self.early.row, spans_of(np.concatenate(lengths), first).data
 
     def _undecodable(self, name: str, rows: Ints, heads: Ints) -> CorruptBufferError | None:
         """What is to be said of the first row that cannot be decoded; None where they all can."""
@@ -219,11 +224,8 @@ def _sum_up(sums: Sums, edges: Ints, at: int, data: bytes | memoryview) -> None:
     ]
 
 
-def _block_of(source: Snapshot, metadata: Metadata, thread: ThreadPoolExecutor) -> tuple[Block, dict[str, Sums]]:
-    """The episodes of a snapshot as a block for a buffer with these metadata.
-
-    And the checksums of the source by field, once the pieces of the block were gone through.
-    """
+def _block_of(source: Snapshot, metadata: Metadata, pieces: CopiedPieces) -> Block:
+    """The episodes of a snapshot, whose pieces are written, as a block for a buffer with these metadata."""
     meta: dict[str, MetaColumn] = {}
     for name, info in metadata.meta_fields.items():
         values = source.meta(name)
@@ -233,9 +235,8 @@ def _block_of(source: Snapshot, metadata: Metadata, thread: ThreadPoolExecutor) 
         else:
             meta[name] = np.ascontiguousarray(values, info.dtype)
     flags = source.flags & np.uint8(255 - DELETED - (0 if metadata.has_state else HAS_FINAL))
-    pieces = CopiedPieces(source, metadata, thread)
     sums = None if pieces.converted else pieces.sums  # which are those of the source
-    return Block(pieces, source.lengths.tolist(), flags, meta, pieces.elements, sums=sums), pieces.sums
+    return Block({}, source.lengths.tolist(), flags, meta, pieces.early, sums)
 
 
 def _elements_of(source: Snapshot, name: str, taken: Ints) -> tuple[Ints, Ints, Ints]:

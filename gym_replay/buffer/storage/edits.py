@@ -67,8 +67,8 @@ def compact_strings(writer: FolderWriter, snapshot: Snapshot) -> None:
         strings = StringWriter(change.create(STRINGS), 0)
         columns = {}
         for name in writer.metadata.text_fields:
-            offsets = [strings.put(encode_text(name, text)) for text in snapshot.meta(name).tolist()]
-            columns[meta_column(name)] = np.frombuffer(b"".join(offsets), np.int64)
+            texts = [encode_text(name, text) for text in snapshot.meta(name).tolist()]
+            columns[meta_column(name)] = strings.put_each(texts)
         change.put_into_records(snapshot.slots, columns)
 
 
@@ -155,7 +155,7 @@ def change_meta_fields(
                 texts = (
                     [encode_text(name, text) for text in snapshot.meta(source)] if isinstance(source, str) else source
                 )
-                source = np.frombuffer(b"".join([strings.put(text) for text in texts]), np.int64)
+                source = strings.put_each(texts)
             column[snapshot.slots] = source
         counters = writer.counters
         used = slots_of(np.arange(counters.first, counters.next), counters.base, metadata.table_capacity)

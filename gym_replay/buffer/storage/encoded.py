@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.ragged import SPAN, Ragged
+from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.threads import share, storage_threads
 from gym_replay.errors import CorruptBufferError, StorageError
 from gym_replay.schema.codecs import Codec, UndecodableError
@@ -61,12 +61,6 @@ def as_stored(field: Field, rows: Sequence[bytes] | Array) -> Ragged:
     encoded = encode_rows(field, rows)
     lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
     return Ragged.of_lengths(lengths, np.frombuffer(b"".join(encoded), np.uint8))
-
-
-def decoded(field: Field, encoded: bytes | memoryview, spans: bytes | memoryview) -> Array:
-    """The rows that lie one after another in ``encoded``, of the sizes that their spans say."""
-    lengths = np.frombuffer(spans, SPAN).reshape(-1, 2)[:, 1]
-    return Encoded(Ragged.of_lengths(lengths, np.frombuffer(encoded, np.uint8)), field).copy()
 
 
 def _pieces(count: int) -> list[tuple[int, int]]:

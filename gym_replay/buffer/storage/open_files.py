@@ -7,24 +7,31 @@ at.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from gym_replay.buffer.storage.block import Block, EarlyRows, Piece
+from gym_replay.buffer.storage.block import Block, EarlyRows, Rows
 from gym_replay.buffer.storage.columns import PIECE, ColumnWriter
 from gym_replay.buffer.storage.counters import Counters
+from gym_replay.buffer.storage.encoded import encode_rows
 from gym_replay.buffer.storage.layout import STEPS, Metadata, values_path
-from gym_replay.buffer.storage.ragged import moved_spans
+from gym_replay.buffer.storage.ragged import SPAN, Ragged, spans_of
 from gym_replay.buffer.storage.reader import FolderReader
-from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, EPISODES, MetaColumn, meta_column, slots_of
+from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, EPISODES, meta_column, slots_of
 from gym_replay.buffer.storage.room import Room
 from gym_replay.buffer.storage.strings import STRINGS, StringWriter
 from gym_replay.files.directory import Directory
+from gym_replay.files.writing import Buffer
+from gym_replay.schema.fields import Field
 
 STRINGS_RUN = 1 << 20
 """Bytes of strings from which on those of a ring's episodes that have left are removed."""
+
+Elements: TypeAlias = "tuple[npt.NDArray[np.int64], Buffer]"
+"""Rows of a field that has elements: how many each has, and the elements of all."""
 
 
 class OpenFiles:
@@ -39,10 +46,12 @@ class OpenFiles:
         columns: the writers of all array files, by path.
         steps: those of the rows of each field, or its spans.
         elements: those of the elements of each field that has them.
+        plain: of each field without elements the name, the writer of its rows, and the bytes of its default.
         table, sums: of the records, and of the checksums.
         room: what is live, and where the next episodes go.
         row_nbytes: bytes of one row of all fields.
         base, capacity: id of the episode in slot 0 of the table, and its slots; None where it grows.
+        next_id: of the next episode.
         strings: takes the strings of meta fields, where there are any.
         most_strings: bytes of strings from which on those of a ring's episodes that have left are to be removed.
     """
@@ -59,9 +68,15 @@ class OpenFiles:
         self.steps = {name: self.columns[metadata.rows_path(name)] for name in metadata.fields}
         self.elements = {name: self.columns[values_path(name)] for name in metadata.element_fields}
         self.table, self.sums = self.columns[EPISODES], self.columns[CHECKSUMS]
-        self.base, self.capacity = counters.base, metadata.table_capacity
+        self.base, self.capacity, self.next_id = counters.base, metadata.table_capacity, counters.next
         self.row_nbytes = sum(column.row_nbytes for column in self.steps.values())
-        self._sizeless = [column for column in self.steps.values() if column.row_nbytes == 0]
+        self.plain = [
+            (name, column, metadata.fields[name].default_value().tobytes())
+            for name, column in self.steps.items()
+            if name not in self.elements and column.row_nbytes
+        ]
+        self._reserved = 0  # rows that all of them have
+        self._is_simple = not (metadata.circular or power or self.elements)
         ids = np.arange(counters.first, counters.next, dtype=np.int64)
         records = self.table.read_scattered(slots_of(ids, self.base, self.capacity))
         extents = records["start"], records["length"] + metadata.has_state, (records["flags"] & DELETED) != 0
@@ -73,100 +88,118 @@ class OpenFiles:
             end = reader.end_of_strings(np.concatenate([records[meta_column(name)] for name in metadata.text_fields]))
             self.strings, self.most_strings = StringWriter(self.columns[STRINGS], end), max(2 * end, STRINGS_RUN)
 
-    def slot(self, episode_id: int) -> int:
-        """The slot of an episode's record."""
-        slot = episode_id - self.base
-        return slot if self.capacity is None else slot % self.capacity
+    # --- rows ---
 
-    def write(self, pieces: Iterable[Piece], row: int, elements: Mapping[str, int]) -> None:
-        """Write pieces of episodes with this first row, and this first element of each field that has them."""
-        for name, is_elements, first, data in pieces:
-            if is_elements:
-                self.elements[name].write(elements.get(name, 0) + first, data)
-            else:
-                self.steps[name].write(row + first, moved_spans(data, elements[name]) if name in elements else data)
+    def _write(self, rows: Mapping[str, Rows], first: int, end: int) -> None:
+        """Write the rows of fields without elements, from row ``first`` to ``end - 1``."""
+        if end > self._reserved:
+            for column in self.steps.values():
+                column.reserve(end)
+            self._reserved = min([column.capacity for column in self.steps.values()], default=end)
+        for name, column, default in self.plain:
+            data = rows.get(name)
+            column.write_reserved(first, default * (end - first) if data is None else data)
 
-    # --- rows of an open episode ---
+    def _write_elements(self, found: Mapping[str, Elements], row: int, firsts: Mapping[str, int]) -> None:
+        """Write rows of fields with elements, from a row on, and their elements from the first one of each field on."""
+        for name, (counts, content) in found.items():
+            self.elements[name].write(firsts.get(name, 0), content)
+            self.steps[name].write(row, spans_of(counts, firsts.get(name, 0)).tobytes())
 
-    def write_early(self, pieces: Iterable[Piece], early: EarlyRows) -> None:
-        """Write pieces of an episode before its commit."""
-        for piece in pieces:
-            self.write([piece], early.row, early.elements)
-            name, is_elements, first, data = piece
-            column = self.elements[name] if is_elements else self.steps[name]
-            early.counts[name, is_elements] = first + len(data) // max(column.row_nbytes, 1)
+    def _elements_of(self, rows: Mapping[str, Rows], count: int) -> dict[str, Elements]:
+        """Of each field that has elements, ``count`` rows as they are stored."""
+        fields = self.metadata.fields
+        return {name: _as_elements(fields[name], rows.get(name, [b""] * count)) for name in self.elements}
 
-    def _early_pieces(self, early: EarlyRows, row: int, elements: Mapping[str, int]) -> Iterator[Piece]:
-        """What was written early and lies elsewhere than from this row and these elements on."""
-        for (name, is_elements), count in early.counts.items():
-            base = early.elements.get(name, 0)
-            if base == elements.get(name, 0) and (is_elements or early.row == row):
-                continue
-            column, begin = (self.elements[name], base) if is_elements else (self.steps[name], early.row)
-            step = max(PIECE // max(column.row_nbytes, 1), 1)
-            for first in range(0, count, step):
-                data = column.read(begin + first, min(step, count - first))
-                yield name, is_elements, first, moved_spans(data, -base) if base and not is_elements else data
+    def write_early(self, rows: Mapping[str, Rows], length: int, early: EarlyRows) -> EarlyRows:
+        """Write rows of an episode before its commit, behind those that were written before; what there is then.
+
+        Args:
+            rows: by field; fields that are missing hold their default.
+            length: how many there are of each field.
+            early: what there is so far.
+        """
+        row, found = early.end, self._elements_of(rows, length)
+        self._write(rows, row, row + length)
+        self._write_elements(found, row, _added(early.elements, early.counts))
+        counts = _added(early.counts, {name: int(counts.sum()) for name, (counts, _) in found.items()})
+        return early._replace(length=early.length + length, counts=counts)
+
+    def _move(self, early: EarlyRows, row: int, firsts: Mapping[str, int]) -> None:
+        """Copy what was written early to another row, and other elements, where a ring has room for all of it."""
+        for name, count in early.counts.items():
+            if firsts[name] != (before := early.elements.get(name, 0)):
+                self._copy(self.elements[name], before, firsts[name], count)
+        for name, column in self.steps.items():
+            moved = firsts.get(name, 0) - early.elements.get(name, 0)
+            if moved or row != early.row:
+                self._copy(column, early.row, row, early.length, moved)
+
+    def _copy(self, column: ColumnWriter, source: int, target: int, count: int, moved: int = 0) -> None:
+        """Copy rows of a column; spans whose elements have moved follow them."""
+        step = max(PIECE // max(column.row_nbytes, 1), 1)
+        for first in range(0, count, step):
+            rows = column.read_array(source + first, min(step, count - first))
+            column.write(target + first, (rows + [moved, 0] if moved else rows).tobytes())
 
     # --- the commit ---
 
-    def commit(self, block: Block, first_id: int) -> int:
-        """Make the episodes of a block visible, the first of them with this id; the bytes of their rows.
+    def commit(self, block: Block) -> int:
+        """Make the episodes of a block visible, the first of them under :attr:`next_id`; the bytes of their rows.
 
         Raises:
             StorageError: the operating system refused. Only where it refused to sync the counter is the block visible.
         """
-        metadata, counters, room, early = self.metadata, self.counters, self.room, block.early
-        lengths = block.lengths
-        start, bases = room.find(lengths, block.elements, early) if metadata.circular else room.end
-        if self._power and metadata.circular:  # before rows of episodes that have left are overwritten
-            counters.sync()
-        if early is not None:
-            self.write(self._early_pieces(early, start, bases), start, bases)
-        self.write(block.pieces, start, bases)
-        rows = sum(lengths) + len(lengths) * metadata.has_state
-        for column in self._sizeless:
-            column.reserve(start + rows)
-        if self._power:
-            _sync([*self.steps.values(), *self.elements.values()])
-        self._write_records(block, first_id, start)
+        _, lengths, flags, meta, _, _, _ = block
+        metadata, counters, first_id, steps = self.metadata, self.counters, self.next_id, sum(lengths)
+        has_state = metadata.has_state
+        count = steps + len(lengths) if has_state else steps
+        if self._is_simple and block.early is None:
+            start, nbytes = self.room.rows.end, count * self.row_nbytes
+            self._write(block.rows, start, start + count)
+        else:
+            start, nbytes = self._write_anywhere(block, count)
+        records = metadata.record.encode(first_id, start, lengths, flags, meta, self.strings, has_state=has_state)
+        self.write_slots(self.table, first_id, records)
         if self._power:
             _sync([*([self.columns[STRINGS]] if self.strings else []), self.table])
         counters.put("next", first_id + len(lengths))
+        self.next_id = first_id + len(lengths)
         if self._power:
             counters.sync()
-        room.take(start, lengths)
-        nbytes = rows * self.row_nbytes
-        for name, counts in block.elements.items():
-            room.take_elements(name, bases[name], counts)
-            nbytes += sum(counts) * self.elements[name].row_nbytes
+        self.room.take(start, count, len(lengths), steps)
         return nbytes
+
+    def _write_anywhere(self, block: Block, count: int) -> tuple[int, int]:
+        """Write the rows of a block into a ring, synced, or of fields with elements; the first row, and their bytes."""
+        metadata, room, early = self.metadata, self.room, block.early
+        left = count if early is None else count - early.length
+        found = self._elements_of(block.rows, left)
+        elements = {name: _of_each(counts, block, name, metadata.has_state) for name, (counts, _) in found.items()}
+        start, firsts = room.find(block.lengths, elements, early) if metadata.circular else room.end
+        if self._power and metadata.circular:  # before rows of episodes that have left are overwritten
+            self.counters.sync()
+        if early is not None:
+            self._move(early, start, firsts)
+        self._write(block.rows, start + count - left, start + count)
+        self._write_elements(found, start + count - left, _added(firsts, early.counts if early else {}))
+        if self._power:
+            _sync([*self.steps.values(), *self.elements.values()])
+        nbytes = count * self.row_nbytes
+        for name, counts in elements.items():
+            room.take_elements(name, firsts[name], counts)
+            nbytes += sum(counts) * self.elements[name].row_nbytes
+        return start, nbytes
 
     def write_slots(self, column: ColumnWriter, first_id: int, rows: bytes) -> None:
         """Write rows of the table, or of the checksums, of episodes with consecutive ids."""
-        slot, fitting = self.slot(first_id), len(rows)
+        slot, fitting = first_id - self.base, len(rows)
         if self.capacity is not None:
+            slot %= self.capacity
             fitting = min(fitting, (self.capacity - slot) * column.row_nbytes)  # the others begin at slot 0
         column.write(slot, rows[:fitting])
         if fitting < len(rows):
             column.write(0, rows[fitting:])
-
-    def _write_records(self, block: Block, first_id: int, start: int) -> None:
-        """Put the records of a block, whose rows begin at ``start``, into their slots."""
-        metadata, record = self.metadata, self.metadata.record
-        meta: dict[str, Any] = {**record.defaults, **block.meta}
-        for name in metadata.text_fields:
-            meta[name] = self._stored_strings(meta[name])
-        content = record.encode(first_id, start, block.lengths, block.flags, meta, has_state=metadata.has_state)
-        self.write_slots(self.table, first_id, content)
-
-    def _stored_strings(self, texts: MetaColumn) -> Any:
-        """What the records have of a string meta field; each string is written if it is new."""
-        assert self.strings is not None
-        if isinstance(texts, bytes):
-            return self.strings.put(texts)
-        offsets = {text: self.strings.put(text) for text in dict.fromkeys(texts)}
-        return np.frombuffer(b"".join([offsets[text] for text in texts]), np.int64)
 
     # --- the end ---
 
@@ -187,3 +220,29 @@ class OpenFiles:
 def _sync(columns: Iterable[ColumnWriter]) -> None:
     for column in columns:
         column.sync()
+
+
+def _as_elements(field: Field, rows: Rows) -> Elements:
+    """Rows of a field that has elements as they are stored: how many elements each has, and all elements."""
+    if field.codec is not None and len(rows) and not isinstance(rows, Ragged):
+        rows = encode_rows(field, rows)
+    if isinstance(rows, np.ndarray):
+        rows = Ragged.of_rows(rows.tolist(), field.dtype, field.shape)
+    if isinstance(rows, Ragged):
+        counts, elements = rows.compact()
+        return counts, elements.data
+    return np.fromiter(map(len, rows), SPAN, len(rows)) // field.stored.nbytes, b"".join(rows)
+
+
+def _of_each(counts: npt.NDArray[np.int64], block: Block, name: str, has_state: bool) -> list[int]:
+    """How many elements each episode of a block has of a field, whose last rows have these."""
+    if block.early is not None:
+        return [block.early.counts.get(name, 0) + int(counts.sum())]
+    ends = np.cumsum(np.add(block.lengths, has_state))
+    each: list[int] = np.add.reduceat(counts, [0, *ends[:-1]]).tolist()
+    return each
+
+
+def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """The sums of numbers, by name."""
+    return {name: one.get(name, 0) + other.get(name, 0) for name in (*one, *other)}

@@ -75,47 +75,39 @@ class StagedRows:
         Args:
             most: how many transitions of the episode are served at most.
         """
-        staged = self.stage.staged()
+        staged = self.stage.staged
+        if not staged.end:  # row 0 may come later
+            return None
         if staged.format is not self._format or staged.start > self._end:
             self._begin(staged)
-            staged = self.stage.staged()
-        if self._format is not None and staged.end > self._end:
-            self._add(staged)
+        if (end := staged.end) > self._end:
+            self._add(staged, end)
         self._served = self._end if most is None else min(self._end, most)
         return self if self._served > self._first else None
 
     def _begin(self, staged: Staged) -> None:
         """Start anew: the fields have changed, or rows went to the files that were not looked at before."""
-        fields, plan, start = staged.format.fields, staged.format.plan, staged.start
-        items = {name: plan[name].item for name in fields}
-        names = [name for name, item in items.items() if item is not None]
-        if start and not staged.format.has_ragged:
-            self._columns = {name: self.stage.column(name) for name in names}
-            self._first, self._end = 0, min(len(self._columns[name]) - fields[name].state for name in names)
-        elif start and staged.end == start:
-            self._format = None  # the state that the next transition begins with went to the files
-            self._first = self._end = start
+        fields, self._format = staged.format.fields, staged.format
+        if staged.start and not staged.format.has_ragged:
+            self._columns = {plan.name: self.stage.column(plan.name) for plan in staged.format.plan}
+            self._first, self._end = 0, min(len(rows) - fields[name].state for name, rows in self._columns.items())
             return
-        else:
-            self._first = self._end = start + bool(start)
-            self._columns = {name: _no_rows(fields[name]) for name in names}
-            for name in names:
-                if fields[name].state:
-                    first = staged.items[items[name] or 0] if start else (staged.initial or {}).get(name, b"")
-                    self._put(name, 0, _rows_of(fields[name], [first or plan[name].default]))
-        self._format = staged.format
+        self._first = self._end = staged.start
+        self._columns = {plan.name: _no_rows(fields[plan.name]) for plan in staged.format.plan}
+        for name, _, _, is_state, _, default in staged.format.plan:
+            if is_state:
+                self._put(name, 0, _rows_of(fields[name], [staged.states.get(name) or default]))
 
-    def _add(self, staged: Staged) -> None:
+    def _add(self, staged: Staged, end: int) -> None:
         """Take the transitions that were staged since."""
         width, at = staged.format.width, self._end - self._first
-        begin, end = (self._end - staged.start) * width, (staged.end - staged.start) * width
-        items = staged.items[begin:end]
-        for name in self._columns:
-            info, plan = staged.format.fields[name], staged.format.plan[name]
-            own = items[plan.item or 0 :: width]
+        items = staged.items[(self._end - staged.start) * width : (end - staged.start) * width]
+        for name, item, packer, is_state, _, _ in staged.format.plan:
+            own = items[item::width]
             # Of a state it is the one that the transition led to.
-            self._put(name, at + info.state, _rows_of(info, own if plan.packer is None else [plan.packer(own)]))
-        self._end = staged.end
+            rows = _rows_of(staged.format.fields[name], own if packer is None else [packer(own)])
+            self._put(name, at + is_state, rows)
+        self._end = end
 
     def _put(self, name: str, at: int, rows: npt.NDArray[Any]) -> None:
         column, end = self._columns[name], at + len(rows)

@@ -40,12 +40,6 @@ def misplaced(spans: npt.NDArray[np.int64], heads: npt.NDArray[np.int64]) -> npt
     return found
 
 
-def moved_spans(data: bytes | memoryview, base: int) -> bytes:
-    """Spans that count from an episode's first element, as spans that count from ``-base``."""
-    spans = np.frombuffer(data, SPAN).reshape(-1, 2)
-    return (spans + np.array([base, 0], SPAN)).tobytes()
-
-
 class Ragged:
     """The rows of a ragged field: ``rows[t]`` is an array ``(n, *field.shape)``, with another n for each t.
 

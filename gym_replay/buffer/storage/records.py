@@ -16,6 +16,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.buffer.storage.strings import StringWriter
 from gym_replay.errors import FieldError
 from gym_replay.schema.fields import Field
 
@@ -47,6 +48,7 @@ _LONGEST_HEADER = 9_900
 """``numpy.load`` refuses an array whose header is longer than 10,000 characters."""
 
 _pack_head = struct.Struct("<qqq").pack
+_pack_flags = struct.Struct("<B").pack
 _pack_tail = struct.Struct("<BI").pack
 _pack_crc = struct.Struct("<I").pack
 
@@ -104,7 +106,8 @@ class RecordFormat:
         self.defaults = {
             name: b"" if info.is_text else info.default_value().tobytes() for name, info in meta_fields.items()
         }
-        self._columns = [(meta_column(name), bytes(info.nbytes)) for name, info in meta_fields.items()]
+        self._columns = [meta_column(name) for name in meta_fields]
+        self._texts = [name for name, info in meta_fields.items() if info.is_text]
         self._padding = bytes(-(sum(info.nbytes for info in meta_fields.values()) + _TAIL_NBYTES) % 8)
         # All of a record but its check value, without copying it.
         parts = {"names": ["checked"], "formats": [f"V{self.nbytes - 4}"], "offsets": [0], "itemsize": self.nbytes}
@@ -116,7 +119,8 @@ class RecordFormat:
         start: int,
         lengths: Sequence[int],
         flags: int | npt.NDArray[np.uint8],
-        meta: Mapping[str, Any],
+        meta: Mapping[str, MetaColumn],
+        strings: StringWriter | None,
         *,
         has_state: bool,
     ) -> bytes:
@@ -126,28 +130,33 @@ class RecordFormat:
             first_id, start: id and first row of the first episode.
             lengths: T of each.
             flags: of all episodes, or of each.
-            meta: of every meta field the bytes of one value for all, or an array of one for each, contiguous and of the
-                field's dtype; of string fields where the strings are. There may be others, which a recorder knows and
-                the buffer does not keep.
+            meta: the meta fields; those that are missing hold their default. There may be others, which a recorder
+                knows and the buffer does not keep.
+            strings: takes the strings of meta fields, where there are any.
             has_state: whether an episode of T transitions takes T+1 rows.
         """
-        each = values = [meta[name] for name in self.defaults]
-        if len(lengths) > 1:
-            same = zip(values, self._columns, strict=True)
-            each = [value if isinstance(value, bytes) else zeros for value, (_, zeros) in same]
-        head, tail = _pack_head(first_id, start, lengths[0]), bytes((flags if isinstance(flags, int) else flags[0],))
-        content = b"".join((head, *each, self._padding, tail))
-        assert len(content) == self.nbytes - 4, "the meta values are not of the fields"
-        content += _pack_crc(crc32(content) ^ self._salt)
+        values: dict[str, Any] = {**self.defaults, **meta}
+        for name in self._texts:
+            assert strings is not None
+            texts = values[name]
+            values[name] = strings.put(texts) if isinstance(texts, bytes) else strings.put_each(texts)
+        each = [values[name] for name in self.defaults]
+        flag = _pack_flags(flags if isinstance(flags, int) else flags[0])
         if len(lengths) == 1:
-            return content
+            content = b"".join((_pack_head(first_id, start, lengths[0]), *each, self._padding, flag))
+            assert len(content) == self.nbytes - 4, "the meta values are not of the fields"
+            return content + _pack_crc(crc32(content) ^ self._salt)
+        same = [value if type(value) is bytes else bytes(value.nbytes // len(value)) for value in each]
+        content = b"".join((_pack_head(0, 0, 0), *same, self._padding, flag, _pack_crc(0)))
         records = np.frombuffer(bytearray(content * len(lengths)), self.dtype)
         records["id"] = np.arange(first_id, first_id + len(lengths))
-        records["length"], records["flags"] = lengths, flags
-        rows = records["length"] + int(has_state)
+        records["length"] = steps = np.array(lengths)
+        rows = steps + has_state
         records["start"] = np.add.accumulate(rows) - rows + start
-        for value, (column, _) in zip(values, self._columns, strict=True):
-            if not isinstance(value, bytes):
+        if not isinstance(flags, int):
+            records["flags"] = flags
+        for column, value in zip(self._columns, each, strict=True):
+            if type(value) is not bytes:
                 records[column] = value
         return self.signed(records).tobytes()
 

@@ -130,7 +130,7 @@ class Room:
     @property
     def end(self) -> tuple[int, dict[str, int]]:
         """One past the last row, and the last element of each ragged field, of all that is live."""
-        return self.rows.end, {name: ring.end for name, ring in self.elements.items()}
+        return self.rows.end, {name: ring.end for name, ring in self.elements.items()} if self.elements else {}
 
     # --- limits ---
 
@@ -243,10 +243,9 @@ class Room:
             self.num_episodes -= 1
             self.num_steps -= length
 
-    def take(self, start: int, lengths: Sequence[int]) -> None:
+    def take(self, start: int, rows: int, episodes: int, steps: int) -> None:
         """Episodes have come, whose rows begin at ``start``."""
-        episodes, steps = len(lengths), sum(lengths)
-        self.rows.take(start, steps + episodes * self._metadata.has_state)
+        self.rows.take(start, rows)
         self.num_episodes += episodes
         self.num_steps += steps
         self._all_steps += steps

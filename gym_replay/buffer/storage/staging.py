@@ -9,12 +9,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.storage.block import Block, EarlyRows, Piece
-from gym_replay.buffer.storage.encoded import encode_rows
-from gym_replay.buffer.storage.ragged import SPAN, spans_of
+from gym_replay.buffer.storage.block import Block, EarlyRows, Rows
 from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
 from gym_replay.buffer.storage.room import UNLIMITED
-from gym_replay.schema.fields import Field
+from gym_replay.schema.fields import Field, widened
 
 Packer: TypeAlias = Callable[[list[Any]], Any]
 """Makes the bytes of several rows of a field out of the items of each."""
@@ -25,19 +23,26 @@ RAGGED_CHUNK_ROWS = 1 << 8
 RING_CHUNK_BYTES = 1 << 26
 """How much of an episode stays in memory in a ring, where rows that were written early may have to be copied."""
 
-WriteEarly: TypeAlias = "Callable[[Sequence[Piece], EarlyRows | None], EarlyRows]"
-ReadEarly: TypeAlias = "Callable[[str, int, EarlyRows], bytes]"
-
+WriteEarly: TypeAlias = "Callable[[Mapping[str, Rows], int, EarlyRows | None], EarlyRows]"
+ReadEarly: TypeAlias = "Callable[[str, EarlyRows], bytes]"
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class FieldPlan(NamedTuple):
-    """How the rows of a field are made of items: where its item is in a transition (None where it has none), what packs
-    several of them, whether it is a state field, or has elements, and the bytes of its default, as they are stored."""
+    """How the rows of a field are made of the items of transitions.
+
+    Attributes:
+        name: the field.
+        item: where its item is among those of a transition.
+        packer: makes the bytes of several rows of their items; None where an item is the bytes of a row.
+        is_state: whether the item is the row after the transition's own.
+        has_elements: whether the rows stay apart.
+        default: the bytes of a row that has the default.
+    """
 
     name: str
-    item: int | None
+    item: int
     packer: Packer | None
     is_state: bool
     has_elements: bool
@@ -52,6 +57,10 @@ class RowFormat:
         names: the fields of which each transition holds an item; the others hold their default.
         packers: for fields whose items are not the bytes of a row.
         chunk_bytes: how much stays in memory before it is written early.
+
+    Attributes:
+        defaults: the bytes that are stored of the default of each field.
+        plan: of each field that has items.
     """
 
     def __init__(
@@ -66,25 +75,18 @@ class RowFormat:
         self.names = tuple(fields if names is None else names)
         self.width = len(self.names)
         self.has_state = any(info.state for info in fields.values())
-        self.has_elements = any(info.has_elements for info in fields.values())
         self.has_ragged = any(info.ragged for info in fields.values())
         self._packers = dict(packers or {})
         self._chunk_bytes = chunk_bytes
         row_nbytes = max(sum(info.nbytes for info in fields.values()), 1)
         longest = RAGGED_CHUNK_ROWS if self.has_ragged else CHUNK_ROWS
         self.chunk_rows = max(min(longest, chunk_bytes // row_nbytes), 2)
-        indices = {name: index for index, name in enumerate(self.names)}
-        self.plan = {
-            name: FieldPlan(
-                name,
-                indices.get(name),
-                self._packers.get(name),
-                info.state,
-                info.has_elements,
-                info.stored.default_value().tobytes(),
-            )
-            for name, info in fields.items()
-        }
+        self.defaults = {name: info.stored.default_value().tobytes() for name, info in fields.items()}
+        items = [(item, name, fields[name]) for item, name in enumerate(self.names) if name in fields]
+        self.plan = [
+            FieldPlan(name, item, self._packers.get(name), info.state, info.has_elements, self.defaults[name])
+            for item, name, info in items
+        ]
 
     def with_fields(self, fields: Mapping[str, Field], *, bring_items: bool = True) -> RowFormat:
         """The same with more fields, of which each transition holds an item behind the others, or the default.
@@ -96,32 +98,32 @@ class RowFormat:
         return RowFormat({**self.fields, **fields}, names, self._packers, chunk_bytes=self._chunk_bytes)
 
 
-class _InMemory(NamedTuple):
+class Staged(NamedTuple):
     """What is in memory of an episode, replaced as a whole.
 
-    ``initial`` is row 0 of the state fields, and None once it is written; ``start`` the first transition, of which and
-    of those behind it ``items`` are; ``elements`` how many elements of each field that has them come before.
+    Attributes:
+        format: what each transition brings.
+        states: the row of the state fields that the first of the transitions starts from.
+        items: of the transitions, the last one of the episode among them.
+        early: the rows before them.
+        last: once the episode has ended, the bytes that fields without items hold at its last transition.
     """
 
     format: RowFormat
-    initial: Mapping[str, bytes] | None
-    start: int
+    states: Mapping[str, bytes]
     items: list[Any]
-    elements: Mapping[str, int]
+    early: EarlyRows | None = None
+    last: Mapping[str, bytes] | None = None
 
+    @property
+    def start(self) -> int:
+        """How many transitions went to the files before them."""
+        return 0 if self.early is None else self.early.length
 
-class Staged(NamedTuple):
-    """The transitions of a stage that are in memory, the items of each behind those of the one before.
-
-    ``initial`` is row 0 of the state fields, and None once it went to the files; ``start`` and ``end`` say which
-    transitions of the episode these are.
-    """
-
-    format: RowFormat
-    initial: Mapping[str, bytes] | None
-    start: int
-    end: int
-    items: list[Any]
+    @property
+    def end(self) -> int:
+        """How many transitions the episode has; the list of items may go on to grow."""
+        return self.start + len(self.items) // self.format.width
 
 
 class Stage:
@@ -134,46 +136,54 @@ class Stage:
         row_format: what each transition brings.
         initial: the bytes of row 0 of the state fields; one that is missing is the default.
         write_early: writes rows of a long episode before its commit, behind those that were written before.
-        read_early: reads the first rows of a field again.
+        read_early: reads such rows of a field again.
 
     Attributes:
         has_final: whether the last transition brought a state.
-        last: the bytes that fields without items hold at the last transition, where it is not their default.
+        cut: the bytes that fields without items hold at the last transition of an episode that is cut.
         longest: how many transitions there may be, for whoever adds them.
-        watch: is given the pieces that were written early, when they were.
-        early: the rows that were written early.
+        staged: what is in memory.
+        watch: is given the rows that were written early: by field, the first of them, and one past the last one.
     """
 
     # What most episodes never change is not made for each of them.
     has_final = True
     longest = UNLIMITED
-    last: Mapping[str, bytes] = _NONE
-    watch: Callable[[Sequence[Piece]], None] | None = None
-    early: EarlyRows | None = None
+    cut: Mapping[str, bytes] = _NONE
+    watch: Callable[[Mapping[str, Rows], int, int], None] | None = None
 
     def __init__(
         self, row_format: RowFormat, initial: Mapping[str, bytes], write_early: WriteEarly, read_early: ReadEarly
     ) -> None:
-        self._memory = _InMemory(row_format, initial, 0, [], _NONE)
+        self.staged = Staged(row_format, initial, [])
         self._write_early, self._read_early = write_early, read_early
 
     @property
     def format(self) -> RowFormat:
         """What each transition brings."""
-        return self._memory.format
+        return self.staged.format
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is the last transition."""
+        return self.staged.last is not None
 
     def __len__(self) -> int:
-        memory = self._memory
-        return memory.start + len(memory.items) // memory.format.width
+        return self.staged.end
 
     def begin(self, initial: Mapping[str, bytes]) -> None:
         """Have this row 0, before the first transition."""
-        self._memory = self._memory._replace(initial=initial)
+        self.staged = self.staged._replace(states=initial)
 
     @property
     def extend(self) -> Callable[[Sequence[Any]], None]:
         """Adds the items of a transition, whatever room there is."""
-        return self._memory.items.extend
+        return self.staged.items.extend
+
+    def end(self, items: Sequence[Any], last: Mapping[str, bytes]) -> None:
+        """Add the items of the last transition, and what fields without items hold there: all at once or nothing."""
+        memory = self.staged
+        self.staged = memory._replace(items=[*memory.items, *items], last=last)
 
     def make_room(self) -> tuple[Callable[[Sequence[Any]], None], int]:
         """A function that takes the items of one transition, and how often it may be called.
@@ -181,110 +191,106 @@ class Stage:
         Raises:
             StorageError: rows had to be written early, and the operating system refused.
         """
-        width, rows = self._memory.format.width, self._memory.format.chunk_rows
-        if len(self._memory.items) >= rows * width:
+        width, rows = self.staged.format.width, self.staged.format.chunk_rows
+        if len(self.staged.items) >= rows * width:
             self.write_early()
-        items = self._memory.items
+        items = self.staged.items
         return items.extend, rows - len(items) // width
 
     def write_early(self) -> None:
-        """Write all that is in memory, so that the buffer's fields may change; :attr:`extend` is another one then.
+        """Write all but the last transition, to which its episode's end may add; :attr:`extend` is another one then.
 
         Raises:
             StorageError: the operating system refused, and all is as before.
         """
-        memory = self._memory
-        pieces = self._pieces(memory, is_last=False)
-        self.early = self._write_early(pieces, self.early)
-        start, elements = memory.start + len(memory.items) // memory.format.width, self._num_elements(pieces)
-        self._memory = _InMemory(memory.format, None, start, [], elements)
+        row_format, states, items, early, last = self.staged
+        width = row_format.width
+        written, left = items[:-width], items[-width:]
+        if not written:
+            return
+        rows, before = self._rows(row_format, states, written), 0 if early is None else early.length
+        early = self._write_early(rows, len(written) // width, early)
+        states = {name: written[item - width] for name, item, _, is_state, _, _ in row_format.plan if is_state}
+        self.staged = Staged(row_format, states, left, early, last)
         if self.watch is not None:
-            self.watch(pieces)
+            self.watch(rows, before, early.length)
+
+    def check(self, fields: Mapping[str, Field]) -> None:
+        """Raise FieldError where a value in memory would change in the wider dtype of a field; others are new."""
+        self._converted(self.staged.format.with_fields(fields))
 
     def change_format(self, row_format: RowFormat) -> None:
-        """Go on with other fields, after :meth:`write_early`; the buffer has converted or filled in what is written."""
-        memory = self._memory
-        assert not memory.items
-        self._memory = memory._replace(format=row_format)
+        """Go on with other fields; the buffer has converted or filled in what was written early."""
+        self.staged = self._converted(row_format)
+
+    def _converted(self, row_format: RowFormat) -> Staged:
+        """What is in memory with other fields: new ones hold their default, and others another dtype."""
+        before, states, items, early, last = self.staged
+
+        def wider(name: str, item: bytes) -> bytes:
+            old, new = before.fields.get(name), row_format.fields.get(name)
+            if old is None or new is None or old.dtype == new.dtype:
+                return item
+            return widened(name, np.frombuffer(item, old.dtype), new.dtype).tobytes()
+
+        new = [row_format.defaults[name] for name in row_format.names[before.width :]]
+        changed = list[Any]()
+        for at in range(0, len(items), before.width):
+            old = zip(before.names, items[at : at + before.width], strict=True)
+            changed += [*(wider(name, item) for name, item in old), *new]
+        states = {name: wider(name, state) for name, state in states.items()}
+        return Staged(row_format, states, changed, early, last)
 
     # --- the commit ---
 
-    def pieces(self) -> list[Piece]:
-        """What the commit still has to write; row T included."""
-        return self._pieces(self._memory, is_last=True)
+    def block(self, meta: Mapping[str, MetaColumn], *, complete: bool) -> Block:
+        """The episode as a commit takes it."""
+        memory = self.staged
+        flags = (HAS_FINAL if self.has_final and memory.format.has_state else 0) | (COMPLETE if complete else 0)
+        return Block(self._last_rows(memory), [len(self)], flags, meta, memory.early)
 
-    def block(self, pieces: Sequence[Piece], meta: Mapping[str, MetaColumn], *, complete: bool) -> Block:
-        """The episode as a commit takes it; ``pieces`` are those of :meth:`pieces`."""
-        flags = (HAS_FINAL if self.has_final and self.format.has_state else 0) | (COMPLETE if complete else 0)
-        elements = {name: [count] for name, count in self._num_elements(pieces).items()}
-        return Block(pieces, [len(self)], flags, meta, elements, self.early)
+    def _last_rows(self, memory: Staged) -> dict[str, Any]:
+        """The rows in memory by field, as a block has them: row T, too, and what is known of the last transition."""
+        row_format, states, items, _, last = memory
+        rows, count = self._rows(row_format, states, items, is_last=True), len(items) // row_format.width
+        for name, value in (self.cut if last is None else last).items():
+            default = row_format.defaults[name]
+            rows[name] = default * (count - 1) + value + default * row_format.has_state
+        return rows
 
-    def _num_elements(self, pieces: Sequence[Piece]) -> Mapping[str, int]:
-        """How many elements each field that has them has in the episode, whose last pieces are these."""
-        if not self.format.has_elements:
-            return _NONE
-        return {
-            name: first + len(data) // self.format.fields[name].stored.nbytes
-            for name, is_elements, first, data in pieces
-            if is_elements
-        }
-
-    def _pieces(self, memory: _InMemory, *, is_last: bool, only: str | None = None) -> list[Piece]:
-        """What is in memory, encoded where the field has a codec; of ``only`` one field as its plain bytes."""
-        row_format, items, last = memory.format, memory.items, self.last if is_last else {}
-        initial, width, adds_row_t = memory.initial, row_format.width, is_last and row_format.has_state
-        count = len(items) // width
-        plan = row_format.plan
-        pieces: list[Piece] = []
-        for name, item, packer, is_state, has_elements, default in plan.values() if only is None else [plan[only]]:
-            first = memory.start
-            if item is not None:
-                values = items[item::width] if packer is None else [packer(items[item::width])]
-            elif has_elements:
-                values = [default] * count
-            elif name not in last:
-                values = [default * count]
-            else:  # of the last transition, which may be written already
-                values, first = [default * (count - 1), last[name]], first - (count == 0)
-            if is_state and initial is not None:
-                values.insert(0, initial.get(name, default))
-            elif is_state:
-                first += 1
+    def _rows(
+        self, row_format: RowFormat, states: Mapping[str, bytes], items: list[Any], *, is_last: bool = False
+    ) -> dict[str, Any]:
+        """The rows of transitions by field, as a block has them; ``is_last`` adds row T."""
+        width, rows = row_format.width, dict[str, Any]()
+        adds_row_t = is_last and row_format.has_state
+        for name, item, packer, is_state, has_elements, default in row_format.plan:
+            values = items[item::width] if packer is None else [packer(items[item::width])]
+            if is_state:
+                values.insert(0, states.get(name, default))
+                if not is_last:
+                    values.pop()
             elif adds_row_t:
                 values.append(default)
-            if has_elements and only is None:
-                info = row_format.fields[name]
-                if info.codec is not None:
-                    values = encode_rows(info, values)
-                counts = np.fromiter(map(len, values), SPAN, len(values)) // info.stored.nbytes
-                elements = memory.elements.get(name, 0)
-                pieces.append((name, True, elements, b"".join(values)))
-                pieces.append((name, False, first, spans_of(counts, elements).tobytes()))
-            else:
-                if has_elements:  # no bytes stand for the default
-                    plain = row_format.fields[name].default_value().tobytes()
-                    values = [value or plain for value in values]
-                pieces.append((name, False, first, b"".join(values)))
-        return pieces
+            rows[name] = values if has_elements else b"".join(values)
+        return rows
 
     # --- reading ---
 
-    def items(self, name: str) -> list[Any]:
-        """The items of a field that are still in memory."""
-        memory = self._memory
-        return memory.items[memory.format.plan[name].item :: memory.format.width]
+    def column(self, name: str, rows: Rows = None) -> npt.NDArray[Any]:
+        """The rows of a field that is not ragged, as they will be committed: ``(T or T+1, *shape)``.
 
-    def staged(self) -> Staged:
-        """What is in memory at this moment; the list of items may go on to grow."""
-        memory = self._memory
-        end = memory.start + len(memory.items) // memory.format.width
-        return Staged(memory.format, memory.initial, memory.start, end, memory.items)
-
-    def column(self, name: str) -> npt.NDArray[Any]:
-        """The rows of a field that is not ragged, as they will be committed, copied: ``(T or T+1, *shape)``."""
-        info, ((_, _, first, data),) = self.format.fields[name], self._pieces(self._memory, is_last=True, only=name)
-        rows = len(self) + (info.state and self.has_final)
+        ``rows`` are those in memory, where they were made already.
+        """
+        memory = self.staged
+        info, early = memory.format.fields[name], memory.early
+        count = len(self) + (info.state and self.has_final)
+        if rows is None:
+            rows = self._last_rows(memory).get(name, [b""] * count)
+        if isinstance(rows, list):  # no bytes stand for the default
+            default = info.default_value().tobytes()
+            rows = b"".join([row or default for row in rows])
         if info.nbytes == 0:
-            return np.empty((rows, *info.shape), info.dtype)
-        early = self._read_early(name, first, self.early) if self.early is not None else b""
-        return np.frombuffer(early + data, info.dtype).reshape(-1, *info.shape)[:rows]
+            return np.empty((count, *info.shape), info.dtype)
+        before = self._read_early(name, early) if early is not None else b""
+        return np.frombuffer(before + rows, info.dtype).reshape(-1, *info.shape)[:count]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -80,13 +81,19 @@ class StringWriter:
 
     def put(self, content: bytes) -> bytes:
         """The bytes of a string's offset (as int64); the string is in the file when this returns."""
-        offset = self.offsets.get(content)
-        if offset is None:
-            offset = _OFFSET.pack(self.end)
-            self._column.write(self.end, _HEAD.pack(len(content), zlib.crc32(content)) + content)
-            self.end += _HEAD.size + len(content)
-            if len(self.offsets) >= _REMEMBERED:
-                self.offsets.clear()
-                self.offsets[b""] = _OFFSET.pack(NO_TEXT)
-            self.offsets[content] = offset
+        return self.offsets.get(content) or self._append(content)
+
+    def put_each(self, texts: Sequence[bytes] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """The offsets of strings, which are in the file when this returns."""
+        offsets = {text: self.put(text) for text in dict.fromkeys(texts)}
+        return np.frombuffer(b"".join([offsets[text] for text in texts]), np.int64)
+
+    def _append(self, content: bytes) -> bytes:
+        offset = _OFFSET.pack(self.end)
+        self._column.write(self.end, _HEAD.pack(len(content), zlib.crc32(content)) + content)
+        self.end += _HEAD.size + len(content)
+        if len(self.offsets) >= _REMEMBERED:
+            self.offsets.clear()
+            self.offsets[b""] = _OFFSET.pack(NO_TEXT)
+        self.offsets[content] = offset
         return offset

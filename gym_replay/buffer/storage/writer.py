@@ -13,7 +13,7 @@ from threading import get_ident
 
 import numpy as np
 
-from gym_replay.buffer.storage.block import Block, EarlyRows, Piece
+from gym_replay.buffer.storage.block import Block, EarlyRows, Rows
 from gym_replay.buffer.storage.checksums import Checksums
 from gym_replay.buffer.storage.columns import ColumnWriter
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
@@ -106,6 +106,11 @@ class FolderWriter:
         return self._files.counters
 
     @property
+    def next_id(self) -> int:
+        """The id of the next episode."""
+        return self._files.counters.next if self._is_stale else self._files.next_id
+
+    @property
     def room(self) -> Room:
         """What is live, and where the next episodes go."""
         return self._files.room
@@ -185,15 +190,15 @@ class FolderWriter:
         if self._thread != get_ident():
             self.check_thread()
             self._thread = get_ident()  # the one that writes from now on
-        if self._lock.is_inherited:
+        if not self._lock.is_held:
+            if not self._lock.is_inherited:
+                raise BufferClosedError(f"{self.folder}: the buffer was released; what is written from now on is lost")
             raise BufferLockedError(
                 errno.EAGAIN,
                 "this buffer was opened for writing before the process forked, and a forked child is no writer; open "
                 "the folder with read_only=True, or record to a folder of the child's own",
                 str(self.folder),
             )
-        if not self._lock.is_held:
-            raise BufferClosedError(f"{self.folder}: the buffer was released; what is written from now on is lost")
         if self._is_stale:
             with _saying("the files could not be opened again"):
                 self._settle()
@@ -282,8 +287,6 @@ class FolderWriter:
         Raises:
             BufferFullError: there is no room for one more.
         """
-        if self.is_limited:
-            self.room.require(1, 1)
         metadata, known = self.metadata, self._format
         if known is None or known[0] is not metadata or known[1] is not names:
             size = RING_CHUNK_BYTES if metadata.circular else CHUNK_BYTES
@@ -291,6 +294,7 @@ class FolderWriter:
         self._early = None
         stage = Stage(known[2], initial or {}, self._write_early, self._read_early)
         if self.is_limited:
+            self.room.require(1, 1)
             stage.longest = self.room.longest()
         return stage
 
@@ -303,21 +307,21 @@ class FolderWriter:
         self.room.require(1, length)
         stage.longest = self.room.longest()
 
-    def _write_early(self, pieces: Sequence[Piece], early: EarlyRows | None) -> EarlyRows:
+    def _write_early(self, rows: Mapping[str, Rows], length: int, early: EarlyRows | None) -> EarlyRows:
         self.begin_change()
         if early is None:
-            self._early = early = EarlyRows(*self.room.end)
-        self._files.write_early(pieces, early)
+            early = EarlyRows(*self.room.end)
+        self._early = early = self._files.write_early(rows, length, early)
         return early
 
-    def _read_early(self, name: str, rows: int, early: EarlyRows) -> bytes:
-        """The bytes of the first rows of a field that is not ragged, decoded where it has a codec."""
+    def _read_early(self, name: str, early: EarlyRows) -> bytes:
+        """The bytes of the rows of a field that is not ragged, decoded where it has a codec."""
         info, files = self.metadata.fields[name], self._files
         if info.codec is None:
-            return files.steps[name].read(early.row, rows)
-        base = early.elements[name]
-        spans = files.steps[name].read_array(early.row, rows) - np.array([base, 0])
-        elements = files.elements[name].read_array(base, early.counts.get((name, True), 0))
+            return files.steps[name].read(early.row, early.length)
+        base = early.elements.get(name, 0)
+        spans = files.steps[name].read_array(early.row, early.length) - np.array([base, 0])
+        elements = files.elements[name].read_array(base, early.counts.get(name, 0))
         return Encoded(Ragged.of_spans(spans, elements), info).copy().tobytes()
 
     # --- the commit ---
@@ -333,9 +337,9 @@ class FolderWriter:
             StorageError: the operating system refused; the message says whether they are committed.
         """
         self.begin_change()
-        if self.is_limited:
-            self.room.require(len(block.lengths), max(block.lengths), sum(block.lengths))
-        first_id = self.counters.next
+        room, first_id = self._files.room, self._files.next_id
+        if room.is_limited:
+            room.require(len(block.lengths), max(block.lengths), sum(block.lengths))
         try:
             self._write(block, first_id)
         except Exception:
@@ -353,7 +357,7 @@ class FolderWriter:
 
     def _write(self, block: Block, first_id: int) -> None:
         self._is_stale = True  # until the commit is through: an interrupt anywhere leaves the files to tell
-        nbytes = self._files.commit(block, first_id)
+        nbytes = self._files.commit(block)
         self._is_stale = False
         self._checksums.follow(block, first_id, nbytes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,7 +166,7 @@ def found_features(info: Info) -> Found:
     for key, entry in info.features.items():
         if (key in BOOKKEEPING and key != "timestamp") or (has_flags and key in (DONE, TRUNCATED)):
             continue
-        made = _found(key, entry)
+        made = _found(_field_name(key, info.features), key, entry)
         if isinstance(made, str):
             left_out.append(f"{key}: {made}")
         else:
@@ -184,9 +184,17 @@ def _is_observation(name: str) -> bool:
     return f"{name}.".startswith("observation.")
 
 
-def _found(key: str, entry: Mapping[str, Any]) -> Feature | str:
+def _field_name(key: str, keys: Collection[str]) -> str:
+    """The name of a feature's field; what is no reward or flag of the buffer has another one than these."""
+    if key == REWARD:
+        return "reward"
+    name = ".".join(encode_key(part) for part in key.split("."))
+    taken = (*FLAGS, *(["reward"] if REWARD in keys else []))
+    return f"{IMPORTED}.{name}" if name.partition(".")[0] in taken else name
+
+
+def _found(name: str, key: str, entry: Mapping[str, Any]) -> Feature | str:
     """A feature as a field, or why it is left out."""
-    name = "reward" if key == REWARD else ".".join(encode_key(part) for part in key.split("."))
     shape, dtype = entry["shape"], entry["dtype"]
     if math.prod(shape) > _LARGEST_VALUE:
         raise CorruptBufferError(f"feature {key!r:.100}: a value of shape {shape} is larger than any that is read")

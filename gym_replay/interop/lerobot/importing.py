@@ -203,9 +203,10 @@ class _Dataset:
 
     def _entry(self, path: Path, row: Mapping[str, Any]) -> _Entry:
         def number(name: str) -> int:
-            if type(row[name]) is not int or not 0 <= row[name] < 1 << 48:
-                raise CorruptBufferError(f"{path}: {name!r:.100}: expected a number from 0 on, got {row[name]!r:.60}")
-            return int(row[name])
+            value = row[name]  # LeRobot's own tables have some as floats, after pandas has joined them
+            if not isinstance(value, (int, float)) or not 0 <= value < 1 << 48 or value != int(value):
+                raise CorruptBufferError(f"{path}: {name!r:.100}: expected a number from 0 on, got {value!r:.60}")
+            return int(value)
 
         tasks = row["tasks"]
         if not isinstance(tasks, list) or not all(isinstance(each, str) for each in tasks):
@@ -214,10 +215,10 @@ class _Dataset:
         films = {}
         for key in self.videos:
             begin = row[f"videos/{key}/from_timestamp"]
-            if not isinstance(begin, float) or not 0 <= begin < 1e12:
+            if not isinstance(begin, (int, float)) or not 0 <= begin < 1e12:
                 raise CorruptBufferError(f"{path}: the video {key!r:.100} begins at {begin!r:.60}")
             where = {f"{part}_index": number(f"videos/{key}/{part}_index") for part in ("chunk", "file")}
-            films[key] = filled(self.info.video_path or "", video_key=key, **where), begin
+            films[key] = filled(self.info.video_path or "", video_key=key, **where), float(begin)
         data = filled(self.info.data_path, **place)
         return _Entry(number("episode_index"), number("length"), tuple(tasks), data, films)
 

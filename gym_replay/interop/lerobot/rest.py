@@ -8,9 +8,12 @@ was cut, and its meta fields, are in ``steps``.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from gym_replay.buffer.door import Encoded, Metadata, metadata_from_json, metada
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.replay_buffer import ReplayBuffer, open_buffer
 from gym_replay.errors import CorruptBufferError
+from gym_replay.files.folders import entries_beneath
 from gym_replay.interop.lerobot.features import Feature
 from gym_replay.interop.lerobot.layout import DatasetFolder, Info
 from gym_replay.schema.fields import Field
@@ -132,12 +136,26 @@ class Rest:
                 raise CorruptBufferError(f"{where}: the feature of {name!r:.60} is damaged")
             self.features.append(Feature(name, key, self.metadata.fields[name], dtype))
             self._shapes[key] = entry.get("shape")
-        self.steps = ReplayBuffer.from_folder(folder.root / _STEPS, read_only=True)
         has_last = any(each.info.state for each in self.features)
-        self.last = ReplayBuffer.from_folder(folder.root / _LAST, read_only=True) if has_last else None
+        self._files = ExitStack()
+        root = self._without_links(folder)
+        self.steps = ReplayBuffer.from_folder(root / _STEPS, read_only=True)
+        self.last = ReplayBuffer.from_folder(root / _LAST, read_only=True) if has_last else None
         expected = rest_fields(self.metadata.fields, self.features)
         if self.steps.metadata.fields != expected or self.steps.metadata.meta_fields != self.metadata.meta_fields:
             raise CorruptBufferError(f"{folder.root / _STEPS}: its fields are not those of {where}")
+
+    def _without_links(self, folder: DatasetFolder) -> Path:
+        """Where the buffers are: in a snapshot of the hub's cache, of which each file is a link, a copy of them."""
+        files = [name for name, entry in entries_beneath(folder.root / REST) if entry.is_symlink()]
+        if not files:
+            return folder.root
+        root = Path(self._files.enter_context(TemporaryDirectory(prefix="gym-replay-")))
+        for name in files:
+            copy = root / REST / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder.path(f"{REST}/{name}"), copy)
+        return root
 
     def mismatch(self, info: Info, lengths: Iterable[int]) -> str | None:
         """Why it does not belong to a dataset with these features and lengths of episodes, or None."""
@@ -171,6 +189,7 @@ class Rest:
         self.steps.close()
         if self.last is not None:
             self.last.close()
+        self._files.close()
 
 
 def with_last_row(rows: Any, last: Any) -> Any:

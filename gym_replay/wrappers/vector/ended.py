@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.door import COMPLETE, HAS_FINAL, Block, Claim, Encoders, MetaColumn, Metadata, Ragged
+from gym_replay.buffer.door import COMPLETE, HAS_FINAL, Block, Encoders, MetaColumn, Metadata
+from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.schema.fields import Field, widened
-from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.recorded_schema import FLAGS
 from gym_replay.wrappers.session import FinishedEpisode
 from gym_replay.wrappers.vector.autoreset import EnvIndices, Mask
@@ -33,6 +33,10 @@ class Finals(NamedTuple):
     columns: Mapping[str, Column]
     has_final: npt.NDArray[np.bool_]
 
+    def only(self, part: slice) -> Finals:
+        """Those of some of the episodes."""
+        return Finals({name: column[part] for name, column in self.columns.items()}, self.has_final[part])
+
 
 @dataclass
 class EndedEpisodes:
@@ -43,7 +47,7 @@ class EndedEpisodes:
         lengths: T of each.
         ends: one past the last row of each.
         is_complete: whether they were not cut.
-        has_final: of which ones row T is the last observation.
+        flags: those of their records, of all or of each.
         rows: by field, the rows of all of them, one episode after another.
         meta: by meta field, the values of each, or the bytes of that of all.
         noted: by meta field of the user's, whether each has been given a value before its end.
@@ -55,7 +59,7 @@ class EndedEpisodes:
     lengths: Sequence[int]
     ends: npt.NDArray[np.int64]
     is_complete: bool
-    has_final: bool | Mask
+    flags: int | npt.NDArray[np.uint8]
     rows: dict[str, Column]
     meta: dict[str, MetaColumn]
     noted: Mapping[str, Mask] = field(default_factory=dict)
@@ -68,11 +72,14 @@ class EndedEpisodes:
     def finished(self, index: int, metadata: Metadata) -> FinishedEpisode:
         """One of the episodes, as ``on_episode`` sees it."""
         begin, length = int(self.ends[index - 1]) if index else 0, self.lengths[index]
-        has_final = self.has_final if isinstance(self.has_final, bool) else bool(self.has_final[index])
+        flags = self.flags if isinstance(self.flags, int) else self.flags[index]
 
         def column(name: str) -> npt.NDArray[Any]:
             info = metadata.fields[name]
-            return np.array(self._rows_of(name, info)[begin : begin + length + (has_final and info.state)])
+            count = length + (info.state and bool(flags & HAS_FINAL))
+            if (rows := self.rows.get(name)) is None:
+                rows = np.broadcast_to(info.default_value(), (begin + count, *info.shape))
+            return np.array(rows[begin : begin + count])
 
         total = self.meta["episode_return"][index]
         return FinishedEpisode(
@@ -100,30 +107,10 @@ class EndedEpisodes:
             column: Any = self.meta[name]
             column[index] = encoded if info.is_text else _decoded(info, encoded)
 
-    def block(self, encoders: Encoders) -> Block:
-        """What is committed."""
-        metadata = encoders.metadata
-        rows: Mapping[str, Any] = self.rows
-        if len(rows) < len(metadata.fields) or any(info.ragged for info in metadata.fields.values()):
-            rows = self._all_rows(metadata)
+    def block(self, buffer: ReplayBuffer) -> Block:
+        """What is committed to the buffer."""
         # A call for the checksum of each field of each of them would take longer than to record them.
-        has_final = self.has_final if isinstance(self.has_final, bool) else self.has_final.astype(np.uint8)
-        flags = COMPLETE * self.is_complete + HAS_FINAL * has_final
-        return Block.of_rows(metadata.fields, rows, self.lengths, flags, self.meta, sums_may_wait=True)
-
-    def _all_rows(self, metadata: Metadata) -> dict[str, npt.NDArray[Any] | Ragged]:
-        """The rows of all of the buffer's fields."""
-        rows: dict[str, npt.NDArray[Any] | Ragged] = {}
-        for name, info in metadata.fields.items():
-            column = self._rows_of(name, info)
-            rows[name] = Ragged.of_rows(column.tolist(), info.dtype, info.shape) if info.ragged else column
-        return rows
-
-    def _rows_of(self, name: str, info: Field) -> Column:
-        """The rows of a field of the buffer; those of one that was added since are defaults."""
-        default = default_of(info)
-        found = self.rows.get(name)
-        return np.broadcast_to(default, (int(self.ends[-1]), *default.shape)).copy() if found is None else found
+        return Block(self.rows, self.lengths, self.flags, self.meta, sums_may_wait=True)
 
     def widen(self, fields: Mapping[str, Field], *, is_trial: bool = False) -> None:
         """Have the rows in the dtypes of these fields; a trial changes nothing.
@@ -142,15 +129,10 @@ class EndedEpisodes:
 
     def drop_last_observations(self, fields: Mapping[str, Field]) -> None:
         """Have no last observations: they may be those of other episodes."""
-        self.has_final = False
+        self.flags = COMPLETE * self.is_complete
         for name, column in self.rows.items():
             if fields[name].state:
                 column[self.ends - 1] = default_of(fields[name])
-
-    def show_to(self, bounds: BoundsCheck) -> None:
-        """Let it compare the rows, which were committed."""
-        if self.first_id is not None:
-            bounds.add_block(self.first_id, self.rows, self.ends, self.lengths)
 
     def only(self, kept: Sequence[bool]) -> EndedEpisodes:
         """The episodes that are kept, of which there are some."""
@@ -162,7 +144,7 @@ class EndedEpisodes:
             env_indices=self.env_indices[is_kept],
             lengths=np.array(self.lengths)[is_kept].tolist(),
             ends=counts[is_kept].cumsum(),
-            has_final=self.has_final if isinstance(self.has_final, bool) else self.has_final[is_kept],
+            flags=self.flags if isinstance(self.flags, int) else self.flags[is_kept],
             rows={name: column[rows] for name, column in self.rows.items()},
             meta={name: _of_kept(values, is_kept) for name, values in self.meta.items()},
             noted={name: values[is_kept] for name, values in self.noted.items()},
@@ -171,54 +153,50 @@ class EndedEpisodes:
 
 
 def extract_ended(
-    claim: Claim,
-    metadata: Metadata,
     staging: Staging,
     meta: EpisodeMeta,
     env_indices: EnvIndices,
-    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
     until: int,
     returns: npt.NDArray[Any],
-    flags: tuple[Mask, Mask] | None,
+    flags: tuple[Mask, Mask],
     finals: Finals | None,
-) -> list[EndedEpisodes]:
-    """The episodes of some sub-environments, which have ended, in as many blocks as there must be.
+    *,
+    complete: bool,
+    has_state: bool,
+) -> EndedEpisodes:
+    """The episodes of some sub-environments, which have ended.
 
     Args:
-        claim, metadata: of the buffer that they go to.
         staging: has their rows.
         meta: has their meta fields.
-        env_indices, starts: of each the sub-environment, and the time of the first observation.
+        env_indices, lengths: of each the sub-environment, and T.
         until: the time of their last observations.
         returns: of all sub-environments.
         flags: ``terminated`` and ``truncated`` of all sub-environments in the last step, the only one in which they are
-            true; None where the episodes are cut, which truncates them.
+            true.
         finals: their last rows, where the staging has those of the next episodes.
+        complete: whether they are not cut.
+        has_state: whether they have row T.
     """
-    blocks, lengths, complete, has_state = [], until - starts, flags is not None, metadata.has_state
-    if has_state:
-        staging.put_row_t(until)
-    for part in _parts(lengths.tolist(), *claim.largest_block()) if metadata.circular else (slice(None),):
-        indices, steps = env_indices[part], lengths[part]
-        counts = steps + 1 if has_state else steps
-        ends = np.add.accumulate(counts)
-        rows, last = staging.extract(indices, starts[part], counts, ends), ends - (1 + has_state)
-        has_final: bool | Mask = has_state
-        if finals is not None:
-            for name, column in finals.columns.items():
-                if name in rows:
-                    rows[name][ends - 1] = column[part]
-            has_final = finals.has_final[part] & has_state
-        for i, name in enumerate(FLAGS):
+    counts = lengths + 1 if has_state else lengths
+    ends = np.add.accumulate(counts)
+    rows, last = staging.extract(env_indices, until - lengths, counts, ends), ends - (1 + has_state)
+    bits: int | npt.NDArray[np.uint8] = COMPLETE * complete + HAS_FINAL * has_state
+    if finals is not None:
+        for name, column in finals.columns.items():
+            if name in rows:
+                rows[name][ends - 1] = column
+        bits = np.where(finals.has_final, bits, COMPLETE * complete).astype(np.uint8)
+    for name, mask in zip(FLAGS, flags, strict=True):
+        if mask.tobytes() != bytes(len(mask)):  # mostly one of the flags is nowhere
             rows[name] = flag = np.zeros(ends.item(-1), bool)
-            # Environments of others may have any number for True.
-            flag[last] = name == "truncated" if flags is None else flags[i][indices] & _TRUE
-        values, noted = meta.columns(indices, returns[indices], complete=complete), meta.noted(indices)
-        blocks.append(EndedEpisodes(indices, steps.tolist(), ends, complete, has_final, rows, values, noted))
-    return blocks
+            flag[last] = mask[env_indices] & _TRUE  # environments of others may have any number for True
+    values, noted = meta.columns(env_indices, returns[env_indices], complete=complete), meta.noted(env_indices)
+    return EndedEpisodes(env_indices, lengths.tolist(), ends, complete, bits, rows, values, noted)
 
 
-def _parts(lengths: Sequence[int], most_episodes: int, most_steps: int) -> list[slice]:
+def parts_of(lengths: Sequence[int], most_episodes: int, most_steps: int) -> list[slice]:
     """Which episodes to commit at once: so few that not many others have to leave a ring."""
     firsts, steps = [0], 0
     for i, length in enumerate(lengths):

@@ -41,7 +41,7 @@ class VectorRows:
         self.lengths = now - firsts
 
     def take(self, name: str, rows: Ints) -> npt.NDArray[Any] | None:
-        if name not in self._staging.fields:
+        if name not in self._staging.rows.fields:
             return None
         return self._staging.take(name, rows & ((1 << _TIMES) - 1), rows >> _TIMES)
 

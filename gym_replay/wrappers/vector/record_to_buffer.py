@@ -352,10 +352,10 @@ class RecordToBuffer(Recorder, _Face):
 
     def _store(self, step: tuple[Any, Any, Any, Any, Any]) -> None:
         """Stage what a step returned, and commit what ended."""
-        if is_tensor(step[1]):
-            step = arrays_of(self._wanted(step))
         observations, rewards, terminations, truncations, infos = step
         session = self._session
+        if type(rewards) is not np.ndarray and is_tensor(rewards):
+            observations, rewards, terminations, truncations, infos = arrays_of(self._wanted(step))
         if type(rewards) is not np.ndarray or rewards.dtype not in _FLOATS or rewards.shape != self._rewards_shape:
             rewards = self._fitted_rewards(rewards)
         now, staging = session.state.now, session.staging

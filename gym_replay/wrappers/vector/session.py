@@ -17,7 +17,7 @@ from gym_replay.schema.fields import Field
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.session import OnEpisode, Session
 from gym_replay.wrappers.vector.autoreset import EnvIndices, Mask, TransitionKinds
-from gym_replay.wrappers.vector.ended import EndedEpisodes, Finals, extract_ended
+from gym_replay.wrappers.vector.ended import EndedEpisodes, Finals, extract_ended, parts_of
 from gym_replay.wrappers.vector.episode_meta import EpisodeMeta
 from gym_replay.wrappers.vector.open_rows import VectorRows
 from gym_replay.wrappers.vector.staging import Staging
@@ -86,7 +86,7 @@ class VectorSession(Session[EndedEpisodes]):
         self._meta = EpisodeMeta(num_envs, run, buffer)
         self._num_envs = num_envs
         limits = buffer.max_episodes, buffer.max_timesteps, buffer.max_steps
-        self._is_limited = limits != (None, None, None)
+        self._is_limited, self._has_state = limits != (None, None, None), buffer.metadata.has_state
         self._all, self._none = np.ones(num_envs, bool), np.zeros(num_envs, bool)
         self.state = State.of(0, self._none, self._none, ())
         self.starts = np.zeros(num_envs, np.int64)
@@ -109,7 +109,7 @@ class VectorSession(Session[EndedEpisodes]):
 
     @property
     def fields(self) -> Mapping[str, Field]:
-        return self.staging.fields
+        return self.staging.rows.fields
 
     @property
     def is_broken(self) -> bool:
@@ -141,7 +141,7 @@ class VectorSession(Session[EndedEpisodes]):
             lengths = state.now + 1 - self.starts[state.running]
             if len(lengths):
                 claim.require_room(lengths)
-        if state.now >= self.staging.full_at:
+        if state.now >= self.staging.rows.full_at:
             claim.check_owner()
             self.staging.make_room(state.now, self._earliest)
         return True
@@ -200,13 +200,31 @@ class VectorSession(Session[EndedEpisodes]):
         env_indices: EnvIndices,
         until: int,
         returns: npt.NDArray[Any],
-        flags: tuple[Mask, Mask] | None = None,
+        flags: tuple[Mask, Mask],
         finals: Finals | None = None,
+        *,
+        complete: bool = True,
     ) -> list[EndedEpisodes]:
-        metadata, starts = self.buffer.metadata, self.starts[env_indices]
-        return extract_ended(
-            self.claim, metadata, self.staging, self._meta, env_indices, starts, until, returns, flags, finals
-        )
+        """The episodes of some sub-environments, which have ended, in as many blocks as there must be."""
+        staging, lengths, has_state = self.staging, until - self.starts[env_indices], self._has_state
+        if has_state:
+            staging.put_row_t(until)
+        parts = parts_of(lengths.tolist(), *self.claim.largest_block()) if self._is_circular else (slice(None),)
+        return [
+            extract_ended(
+                staging,
+                self._meta,
+                env_indices[part],
+                lengths[part],
+                until,
+                returns,
+                flags,
+                None if finals is None else finals.only(part),
+                complete=complete,
+                has_state=has_state,
+            )
+            for part in parts
+        ]
 
     # --- resets ---
 
@@ -285,7 +303,8 @@ class VectorSession(Session[EndedEpisodes]):
         now, running, waiting, _, _, ended = self.state
         env_indices = np.flatnonzero(running & mask & (self.starts < now))
         if len(env_indices) and self._keep:
-            ended = [*ended, *self._extract(env_indices, now, self._returns[now & 1])]
+            flags = self._none, self._all  # which truncates them
+            ended = [*ended, *self._extract(env_indices, now, self._returns[now & 1], flags, complete=False)]
         self.state = State.of(now, running & ~mask, waiting, ended)
 
     def annotate(self, meta: Mapping[str, Any], mask: Mask | None = None) -> None:
@@ -303,7 +322,7 @@ class VectorSession(Session[EndedEpisodes]):
             block.widen(fields, is_trial=True)
 
     def _take_fields(self, names: Collection[str]) -> None:
-        staged, known = self.staging.fields, self.buffer.metadata.fields
+        staged, known = self.staging.rows.fields, self.buffer.metadata.fields
         changed = {
             name: info for name, info in known.items() if (name in names or name in staged) and staged.get(name) != info
         }

@@ -76,7 +76,7 @@ class _Spilled:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """The rows of all open episodes at one moment.
 
     Attributes:
@@ -100,7 +100,7 @@ class _Rows:
 
     @cached_property
     def full_at(self) -> int:
-        """The first time for whose row, or for that of the time after it, there is no room."""
+        """The first time before which :meth:`Staging.make_room` must be called."""
         return self.first + self.count - 1
 
     @cached_property
@@ -123,7 +123,7 @@ class _Rows:
         """Bytes of the arrays, apart from those of ragged fields."""
         return sum(array.nbytes for name, array in self.arrays.items() if not self.fields[name].ragged)
 
-    def resized(self, fields: Mapping[str, Field], num_envs: int, count: int) -> _Rows:
+    def resized(self, fields: Mapping[str, Field], num_envs: int, count: int) -> Rows:
         """These rows in arrays of another length and of other fields; what is new, or has a new shape, is default."""
         arrays = {}
         for name, info in fields.items():
@@ -141,7 +141,7 @@ class _Rows:
             time += length
         return replace(self, fields=fields, arrays=arrays, count=count)
 
-    def with_spilled(self, until: int, folder: Path) -> _Rows:
+    def with_spilled(self, until: int, folder: Path) -> Rows:
         """These rows, those before the time ``until`` in the file.
 
         Raises:
@@ -173,32 +173,20 @@ class Staging:
         fields: what a row is made of.
         num_envs: how many sub-environments there are.
         folder: the buffer's.
+
+    Attributes:
+        rows: what there is at this moment; another object after each change but those of values.
     """
 
     def __init__(self, fields: Mapping[str, Field], num_envs: int, folder: Path) -> None:
         self._num_envs, self._folder = num_envs, folder
-        self._rows = _Rows({}, {}, FIRST_ROWS)
+        self.rows = Rows({}, {}, FIRST_ROWS)
         self._offsets = np.arange(0)
         self.change_fields(fields, 0)
 
-    @property
-    def fields(self) -> Mapping[str, Field]:
-        """What a row is made of; another object after each change."""
-        return self._rows.fields
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory, apart from those of ragged fields."""
-        return self._rows.nbytes
-
-    @property
-    def full_at(self) -> int:
-        """The first time before which :meth:`make_room` must be called."""
-        return self._rows.full_at
-
     def check(self, fields: Mapping[str, Field]) -> None:
         """Raise FieldError where a value so far would change in the wider dtype of a field; others are new."""
-        rows = self._rows
+        rows = self.rows
         for name, before in rows.fields.items():
             if name in fields and fields[name].dtype != before.dtype:
                 widened(name, rows.arrays[name], fields[name].dtype)
@@ -213,12 +201,12 @@ class Staging:
         Raises:
             StorageError: rows had to go to a file, and the disk refused.
         """
-        rows, fields = self._rows, {**self._rows.fields, **fields}
+        rows, fields = self.rows, {**self.rows.fields, **fields}
         width = self._num_envs * sum(info.nbytes for info in fields.values() if not info.ragged)
         count = rows.count
         while count > FEWEST_ROWS and count * width > STAGING_BYTES:
             count //= 2
-        self._rows = self._spill(rows, now, count).resized(fields, self._num_envs, count)
+        self.rows = self._spill(rows, now, count).resized(fields, self._num_envs, count)
 
     def make_room(self, now: int, low: Callable[[], int]) -> None:
         """Have room for the rows of ``now`` and of the time after it; times before ``low()`` are needed no more.
@@ -226,14 +214,14 @@ class Staging:
         Raises:
             StorageError: rows had to go to a file, and the disk refused.
         """
-        rows, lowest = self._rows, min(low(), now)
+        rows, lowest = self.rows, min(low(), now)
         spilled = tuple(part for part in rows.spilled if part.first + part.count > lowest)
         rows = replace(rows, first=max(rows.first, lowest), spilled=spilled)
         if now >= rows.full_at and 2 * rows.nbytes <= STAGING_BYTES:
             rows = rows.resized(rows.fields, self._num_envs, 2 * rows.count)
-        self._rows = self._spill(rows, now, rows.count)
+        self.rows = self._spill(rows, now, rows.count)
 
-    def _spill(self, rows: _Rows, now: int, count: int) -> _Rows:
+    def _spill(self, rows: Rows, now: int, count: int) -> Rows:
         """These rows, of which as many are in the file as it takes to have room for ``now`` in ``count`` ones."""
         if now < rows.first + count - 1:
             return rows
@@ -241,30 +229,30 @@ class Staging:
 
     def release(self) -> None:
         """Forget the rows that went to the file, and close it: no episode is open."""
-        self._rows = replace(self._rows, spilled=())
+        self.rows = replace(self.rows, spilled=())
 
     # --- one time ---
 
     def put(self, time: int, columns: Mapping[str, Column]) -> None:
         """Put the values of fields, those of all sub-environments or one for all, into the row of a time."""
-        rows = self._rows
+        rows = self.rows
         arrays, row = rows.arrays, time & rows.mask
         for name, values in columns.items():
             arrays[name][row] = values
 
     def put_row_t(self, time: int) -> None:
         """Have the default where episodes have no value at their last observation, which is in the row of a time."""
-        self.put(time, self._rows.row_t)
+        self.put(time, self.rows.row_t)
 
     def put_some(self, time: int, columns: Mapping[str, Column], env_indices: EnvIndices) -> None:
         """Put the values of fields, those of some sub-environments, into the row of a time."""
-        rows = self._rows
+        rows = self.rows
         for name, values in columns.items():
             rows.arrays[name][time & rows.mask][env_indices] = values
 
     def read(self, time: int, name: str) -> Column:
         """A copy of a field's values of all sub-environments in the row of a time, which is one of the last two."""
-        rows = self._rows
+        rows = self.rows
         return np.array(rows.arrays[name][time & rows.mask])
 
     def take(self, name: str, times: Ints, env_indices: Ints) -> Column:
@@ -277,7 +265,7 @@ class Staging:
         Returns:
             ``(*times.shape, *field.shape)``.
         """
-        rows = self._rows
+        rows = self.rows
         found: Column = rows.flat[name].take((times & rows.mask) * self._num_envs + env_indices, axis=0)
         if rows.spilled:
             flat = found.reshape(-1, *found.shape[times.ndim :])
@@ -296,7 +284,7 @@ class Staging:
             env_indices, starts: of each episode the sub-environment, and the first time.
             counts, ends: of each episode how many rows it has, and one past the last of them.
         """
-        rows, every, total = self._rows, self._num_envs, ends.item(-1)
+        rows, every, total = self.rows, self._num_envs, ends.item(-1)
         if len(ends) == 1 and not rows.spilled:
             # "8" of benchmarks.record_vector, most of whose commits are of one episode, pays for it.
             first, env_index = starts.item() & rows.mask, env_indices.item()
@@ -321,7 +309,7 @@ class Staging:
 
     def _read_spilled(self, env_index: int, start: int, columns: Mapping[str, Column]) -> None:
         """Fill in the rows from time ``start`` on that are in the file, or are older than their field."""
-        rows = self._rows
+        rows = self.rows
         for name, column in columns.items():
             column[: rows.first - start] = rows.defaults[name]
             for part in rows.spilled:

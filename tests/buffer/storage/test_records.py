@@ -53,7 +53,7 @@ def _block(lengths, flags, meta):
         for name, value in meta.items()
     }
     given_flags = flags[0] if len(set(flags)) == 1 else np.array(flags, np.uint8)
-    return Block.of_rows(FIELDS, {"x": rows}, lengths, given_flags, columns)
+    return Block({"x": rows}, lengths, given_flags, columns)
 
 
 def _write(writer, count, one_by_one, meta, lengths, flags):

@@ -669,7 +669,7 @@ def test_the_staging_file_is_reused_and_refusals_are_told(tmp_path, monkeypatch)
     envs = RecordToBuffer(scripted([40, 200]), tmp_path)
     envs.reset()
     step_many(envs, 100)
-    assert envs._session.staging.nbytes <= 1 << 10
+    assert envs._session.staging.rows.nbytes <= 1 << 10
     (descriptor,) = opened
     size = os.fstat(descriptor).st_size
     with full_disk(monkeypatch), pytest.raises(StorageError):
@@ -687,9 +687,9 @@ def test_memory_follows_the_longest_open_episode(tmp_path):
     envs = RecordToBuffer(scripted([3, 7]), tmp_path)
     envs.reset()
     step_many(envs, 20)
-    early = envs._session.staging.nbytes
+    early = envs._session.staging.rows.nbytes
     step_many(envs, 2000)
-    assert envs._session.staging.nbytes == early
+    assert envs._session.staging.rows.nbytes == early
     envs.close()
 
 

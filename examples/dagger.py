@@ -1,0 +1,169 @@
+"""Corrections instead of demonstrations: an expert takes over from a policy, against cloning of as many labels.
+
+python examples/dagger.py       each run records anew and replaces the folders' buffers
+
+The expert balances CartPole's pole. It is a function here, in the role that a person has at the window of ``gym-replay
+play CartPole-v1 FOLDER --policy ...``: `play` takes both. Labels are the steps in which the expert acts.
+
+- Behaviour cloning spends all of them on episodes that the expert plays alone, in which the pole hardly ever leans.
+- DAgger, here as HG-DAgger has it, spends a part on these. Then the policy that was learned so far plays, the expert
+  takes over where it goes astray, for some steps, and the policy learns from all labels that there are, round by round.
+
+Kelly et al., HG-DAgger: Interactive Imitation Learning with Human Experts, 2019 (https://arxiv.org/abs/1810.02890).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from gym_replay import Intent, ReplayBuffer, Scene, play, timestep_loader
+
+ENV_ID = "CartPole-v1"
+FARTHEST_ANGLE, FARTHEST_PLACE = 0.08, 0.8
+"""The expert takes over where the pole leans farther (in radians), or the cart is farther from the middle, ..."""
+
+PATIENCE = 5
+"""... and gives them back after so many steps in which neither is."""
+
+EVALUATION_EPISODES = 10
+SHARE = 0.95
+"""Of the expert's mean return, which DAgger is to reach, and cloning of as many labels does not."""
+
+Policy = Callable[[npt.NDArray[Any]], int]
+
+
+def expert(observation: npt.NDArray[Any]) -> int:
+    """Push towards the side to which the pole falls, and a little towards the centre of the track."""
+    position, velocity, angle, angular_velocity = observation
+    return int(angle + 0.5 * angular_velocity + 0.05 * position + 0.2 * velocity > 0)
+
+
+class Person:
+    """The expert at the keys, until it has given so many labels.
+
+    Args:
+        labels: how many.
+        always: whether it acts in each step, or only where the policy goes astray.
+    """
+
+    def __init__(self, labels: int, *, always: bool) -> None:
+        self._left, self._always, self._steps = labels, always, 0
+
+    def __call__(self, scene: Scene) -> Intent:
+        if not self._left:
+            return Intent(wish="quit")
+        if scene.finished is not None:
+            return Intent(wish="keep")
+        position, _, angle, _ = scene.observation
+        if self._always or abs(angle) > FARTHEST_ANGLE or abs(position) > FARTHEST_PLACE:
+            self._steps = PATIENCE
+        if not self._steps:
+            return Intent()
+        self._steps -= 1
+        self._left -= 1
+        return Intent(action=expert(scene.observation))
+
+
+def train(buffer: ReplayBuffer, steps: int, seed: int) -> Policy:
+    """Fit a small network to the expert's actions."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 2))
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    loader = timestep_loader(
+        buffer,
+        64,
+        fields=("observation", "action"),
+        filter_fields={"is_intervention": True},
+        replacement=True,
+        samples_per_epoch=64 * steps,
+        seed=seed,
+    )
+    for batch in loader:
+        loss = nn.functional.cross_entropy(network(batch["observation"]), batch["action"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+    @torch.inference_mode()
+    def policy(observation: npt.NDArray[Any]) -> int:
+        logits: Tensor = network(torch.from_numpy(observation))
+        return int(logits.argmax())
+
+    return policy
+
+
+def clone(folder: Path, labels: int, steps: int, seed: int) -> Policy:
+    """Behaviour cloning of demonstrations."""
+    person = Person(labels, always=True)
+    buffer = play(ENV_ID, folder, policy="random", person=person, seed=seed, player="expert", overwrite=True)
+    return train(buffer, steps, seed)
+
+
+def dagger(folder: Path, labels: int, rounds: int, steps: int, seed: int) -> Policy:
+    """As many labels, of which the first share are demonstrations, and the others corrections."""
+    shares = np.diff(np.linspace(0, labels, rounds + 1).astype(int)).tolist()
+    policy = clone(folder, shares[0], steps, seed)
+    for number, share in enumerate(shares[1:], 1):
+        person = Person(share, always=False)
+        buffer = play(ENV_ID, folder, policy=policy, person=person, seed=seed + 1000 * number, player="expert")
+        policy = train(buffer, steps, seed)
+    return policy
+
+
+def evaluate(policy: Policy) -> float:
+    """The mean return of some episodes that nobody learned from."""
+    total = 0.0
+    with gym.make(ENV_ID) as env:
+        for number in range(EVALUATION_EPISODES):
+            observation, _ = env.reset(seed=10**6 + number)
+            done = False
+            while not done:
+                observation, reward, terminated, truncated, _ = env.step(policy(observation))
+                total += float(reward)
+                done = terminated or truncated
+    return total / EVALUATION_EPISODES
+
+
+def labels_in(folder: Path) -> str:
+    """How many labels there are, and in how many steps."""
+    with ReplayBuffer.from_folder(folder, read_only=True) as buffer:
+        count = sum(int(episode["is_intervention"].sum()) for episode in buffer)
+        return f"{count:5d} labels in {buffer.num_steps:6d} steps of {len(buffer):3d} episodes"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare corrections by an expert with demonstrations by it.")
+    parser.add_argument("--folder", type=Path, default=Path("data/dagger"), help="buffers in it are replaced")
+    parser.add_argument("--labels", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=300, help="of training, in each round")
+    parser.add_argument("--seeds", type=int, default=3, help="how many runs")
+    args = parser.parse_args()
+
+    mean = evaluate(expert)
+    print(f"expert          {mean:6.1f}")
+    cloned, corrected = [], []
+    for seed in range(args.seeds):
+        demonstrations, corrections = args.folder / f"demonstrations-{seed}", args.folder / f"corrections-{seed}"
+        cloned.append(evaluate(clone(demonstrations, args.labels, args.steps, seed)))
+        print(f"clone   seed {seed}  {cloned[-1]:6.1f}  {labels_in(demonstrations)}")
+        corrected.append(evaluate(dagger(corrections, args.labels, args.rounds, args.steps, seed)))
+        print(f"dagger  seed {seed}  {corrected[-1]:6.1f}  {labels_in(corrections)}", flush=True)
+    if np.mean(corrected) < SHARE * mean or np.mean(cloned) >= SHARE * mean:
+        sys.exit(f"expected DAgger, and not cloning, to reach {SHARE:.0%} of the expert's mean return")
+
+
+if __name__ == "__main__":
+    main()

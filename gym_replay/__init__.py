@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from gym_replay.interop.minari import export_minari, import_minari
     from gym_replay.interop.ogbench import from_ogbench
     from gym_replay.interop.old_data import ImportReport
+    from gym_replay.interop.ray_data import to_ray_dataset
     from gym_replay.interop.robomimic import from_robomimic
     from gym_replay.interop.sb3 import fill_sb3, to_sb3
     from gym_replay.interop.torchrl import to_torchrl
@@ -153,6 +154,7 @@ _LAZY = {
     "to_d3rlpy": "gym_replay.interop.d3rlpy",
     "to_d4rl": "gym_replay.interop.flat",
     "to_ogbench": "gym_replay.interop.flat",
+    "to_ray_dataset": "gym_replay.interop.ray_data",
     "to_sb3": "gym_replay.interop.sb3",
     "to_torchrl": "gym_replay.interop.torchrl",
     "DecisionTransformerFormat": "gym_replay.buffer.loading.formats",
@@ -245,6 +247,7 @@ __all__ = [
     "to_d3rlpy",
     "to_d4rl",
     "to_ogbench",
+    "to_ray_dataset",
     "to_sb3",
     "to_torchrl",
     "trajectory_loader",

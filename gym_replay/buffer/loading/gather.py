@@ -169,9 +169,6 @@ class Rows:
         firsts: int64 ``(parts + 1,)``.
     """
 
-    are_mirrored = False
-    """Whether rows of a part are not all on this disk, and are fetched before they are taken."""
-
     def __init__(self, parts: Sequence[Snapshot]) -> None:
         self._parts = list(parts)
         self._fields = self._parts[0].metadata.fields

@@ -6,8 +6,9 @@ The expert balances CartPole's pole. It is a function here, in the role that a p
 play CartPole-v1 FOLDER --policy ...``: `play` takes both. Labels are the steps in which the expert acts.
 
 - Behaviour cloning spends all of them on episodes that the expert plays alone, in which the pole hardly ever leans.
-- DAgger, here as HG-DAgger has it, spends a part on these. Then the policy that was learned so far plays, the expert
-  takes over where it goes astray, for some steps, and the policy learns from all labels that there are, round by round.
+- DAgger, here as HG-DAgger has it, spends a part on these, and at most as many in all. Then the policy that was learned
+  so far plays, the expert takes over where it goes astray, for some steps, and the policy learns from all labels that
+  there are, round by round.
 
 Kelly et al., HG-DAgger: Interactive Imitation Learning with Human Experts, 2019 (https://arxiv.org/abs/1810.02890).
 """
@@ -35,6 +36,9 @@ FARTHEST_ANGLE, FARTHEST_PLACE = 0.08, 0.8
 PATIENCE = 5
 """... and gives them back after so many steps in which neither is."""
 
+MOST_EPISODES = 15
+"""A round ends after so many, whatever labels are left: a policy that goes astray no more needs none."""
+
 EVALUATION_EPISODES = 10
 SHARE = 0.95
 """Of the expert's mean return, which DAgger is to reach, and cloning of as many labels does not."""
@@ -49,7 +53,7 @@ def expert(observation: npt.NDArray[Any]) -> int:
 
 
 class Person:
-    """The expert at the keys, until it has given so many labels.
+    """The expert at the keys, until it has given so many labels, or has seen enough episodes.
 
     Args:
         labels: how many.
@@ -57,12 +61,14 @@ class Person:
     """
 
     def __init__(self, labels: int, *, always: bool) -> None:
-        self._left, self._always, self._steps = labels, always, 0
+        self._left, self._always = labels, always
+        self._steps, self._episodes = 0, 0
 
     def __call__(self, scene: Scene) -> Intent:
-        if not self._left:
+        if not self._left or self._episodes == MOST_EPISODES:
             return Intent(wish="quit")
         if scene.finished is not None:
+            self._episodes += 1
             return Intent(wish="keep")
         position, _, angle, _ = scene.observation
         if self._always or abs(angle) > FARTHEST_ANGLE or abs(position) > FARTHEST_PLACE:
@@ -149,7 +155,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=300, help="of training, in each round")
-    parser.add_argument("--seeds", type=int, default=3, help="how many runs")
+    parser.add_argument("--seeds", type=int, default=1, help="how many runs")
     args = parser.parse_args()
 
     mean = evaluate(expert)

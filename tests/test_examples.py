@@ -68,9 +68,10 @@ def test_online_dqn(tmp_path, drawing):
 
 def test_dagger(tmp_path):
     """Its exit status says whether corrections reach the expert, and as many demonstrations do not."""
-    lines = _run("dagger.py", "--folder", tmp_path, "--seeds", 1).splitlines()
+    lines = _run("dagger.py", "--folder", tmp_path).splitlines()
     assert [line.split()[0] for line in lines] == ["expert", "clone", "dagger"]
-    assert all(" 100 labels in" in line for line in lines[1:])
+    labels = [int(line.split()[4]) for line in lines[1:]]
+    assert 0 < labels[1] <= labels[0] == 100
 
 
 def test_record(tmp_path):

@@ -303,7 +303,8 @@ class ReplayBuffer(Stepwise, Changeable):
 
     def newest(self) -> list[Snapshot]:
         self._require_open()
-        return [self._reader.refresh()]
+        writer = self._writer
+        return [self._reader.newest(is_owned=writer is not None and writer.is_settled)]
 
     def open_rows(self) -> OpenRows | None:
         holder, writer = self.slot.holder, self._writer

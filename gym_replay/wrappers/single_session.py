@@ -22,8 +22,9 @@ from gym_replay.wrappers.session import FinishedEpisode, OnEpisode, Session
 _NUMBERS: Mapping[str, Callable[[list[Any]], Any]] = {"reward": partial(array, "d")}
 """Rewards are kept as they are until the commit, buffers of their bytes: to take these costs more."""
 
-_CUT = {"truncated": FLAG_BYTES[True]}
-"""What the last transition of an episode holds that no step has ended."""
+_TERMINATED, _TRUNCATED = {"terminated": FLAG_BYTES[True]}, {"truncated": FLAG_BYTES[True]}
+_LAST = {(True, False): _TERMINATED, (False, True): _TRUNCATED, (True, True): {**_TERMINATED, **_TRUNCATED}}
+"""Which flags the last transition of an episode has, where it is terminated, and truncated."""
 
 
 class Episode:
@@ -145,7 +146,7 @@ class SingleSession(Session[Episode]):
         self.claim.open()
         has_numbers = not self.buffer.metadata.fields["reward"].shape
         episode.stage = stage = self.claim.stage(episode.initial, self._names, _NUMBERS if has_numbers else {})
-        stage.watch, stage.cut = self._watch, _CUT
+        stage.watch, stage.cut = self._watch, _TRUNCATED
         return stage
 
     def _watch(self, rows: Mapping[str, Any], first: int, end: int) -> None:
@@ -163,7 +164,7 @@ class SingleSession(Session[Episode]):
     def add_last(self, items: Sequence[Any], *, terminated: bool, truncated: bool) -> None:
         """Add the transition that ends the episode."""
         if (stage := self.stage) is not None:  # it was not given up inside the step
-            stage.end(items, {"terminated": FLAG_BYTES[terminated], "truncated": FLAG_BYTES[truncated]})
+            stage.end(items, _LAST[terminated, truncated])
 
     def note_lost_step(self) -> None:
         """A step was begun and did not end: the episode ends with the one before."""

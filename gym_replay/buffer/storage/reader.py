@@ -303,6 +303,7 @@ class FolderReader:
         self._source: Folder = self.folder if directory is None else directory
         self._for_copy = for_copy
         self._last: tuple[Revision, tuple[int, ...], Snapshot] | None = None
+        self._words = b""  # the counters when the last snapshot was taken
         self._revision = self._open_revision()
 
     @property
@@ -390,12 +391,24 @@ class FolderReader:
     def _snapshot_of(self, revision: Revision) -> Snapshot:
         """The live episodes; the last snapshot again where nothing was committed, evicted or deleted since."""
         counters, last = revision.counters, self._last
+        words = counters.words()  # before the rest: what changes meanwhile is seen the next time
         seen = (counters.first, counters.next, counters.deletions)
-        if last is not None and last[0] is revision and last[1] == seen:
-            return last[2]
-        snapshot = self._with(revision.live_episodes(), revision)
-        self._last = revision, seen, snapshot
-        return snapshot
+        if last is None or last[0] is not revision or last[1] != seen:
+            last = revision, seen, self._with(revision.live_episodes(), revision)
+        self._last, self._words = last, words
+        return last[2]
+
+    def newest(self, *, is_owned: bool) -> Snapshot:
+        """What :meth:`refresh` gives; where nothing was committed since, in a part of the time.
+
+        Args:
+            is_owned: whether this process is the writer, and so the folder in its place.
+        """
+        last, revision = self._last, self._revision
+        is_known = last is not None and last[0] is revision and not self.must_look_again
+        if is_known and self._words == revision.counters.words() and (is_owned or self._is_in_place(revision)):
+            return self.last_snapshot()
+        return self.refresh()
 
     def same_snapshot(self, live: Extents, identity: tuple[str, int], choice: Choice | None) -> Snapshot:
         """A snapshot that was taken in another process.

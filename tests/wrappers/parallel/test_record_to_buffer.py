@@ -403,3 +403,21 @@ def test_a_missing_package_is_named_with_the_command():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "MissingExtraError" in done.stderr
     assert "pip install 'gym-replay[pettingzoo]'" in done.stderr
+
+
+def test_what_agents_play_is_sampled_while_they_play(tmp_path):
+    """Those that come late and leave early too; one that has left is not drawn until its episode is committed."""
+    stays = {"a_0": [Stay(0, 3), Stay(5, 9)], "a_1": Stay(2, 8, "truncated"), "a_2": Stay(0, 9)}
+    recorder = RecordToBuffer(Table(stays), tmp_path)
+    recorder.reset()
+    expected = set()
+    for t in range(9):
+        agents = list(recorder.agents)
+        recorder.step(dict.fromkeys(agents, 1))
+        expected |= {(int(agent[-1]), t) for agent in agents}
+        batch = recorder.buffer.sample(200, include_open=True)
+        agent, at = batch["observation"].unbind(1)
+        assert {(int(one), int(when)) for one, when in zip(agent, at, strict=True)} == expected
+        assert (batch["next_observation"][:, 1] == at + 1).all()
+        assert (batch["reward"] == 10 * agent + at + 1).all()
+    recorder.close()

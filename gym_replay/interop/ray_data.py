@@ -60,7 +60,8 @@ def to_ray_dataset(
         options: what those loaders take that says what a sample is: ``fields``, ``gamma``, ``episodes``, ``dtype``, ...
 
     Returns:
-        A ``ray.data.Dataset`` with a column for each entry of a batch.
+        A ``ray.data.Dataset`` with a column for each entry of a batch. Ray makes no tensors of strings, nor of ragged
+        rows: leave them out for ``iter_torch_batches``, or use ``iter_batches``.
 
     Raises:
         BufferNotFoundError: there is nothing at a source.

@@ -108,8 +108,8 @@ def find_keys(
     idle = found.idle if idle is None else idle
     if not isinstance(found.actions, Mapping) or not found.actions:
         raise FieldError(f"keys: expected a dict from keys to actions, got {found.actions!r:.80}")
-    has_parts = not isinstance(space, spaces.Dict) and any(isinstance(each, Mapping) for each in found.actions.values())
-    if has_parts:
+    is_composite = hasattr(space, "spaces")  # then an action may be a mapping itself
+    if not is_composite and any(isinstance(each, Mapping) for each in found.actions.values()):
         return Keys(_parts_of(space, found.actions, names, idle, steps_to_target), waits)
     return Keys(_chords_of(env, found.actions, names, idle, waits=waits), waits)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -119,6 +120,9 @@ class Reobserver:
 
     def _make_gate(self) -> Gate:
         """The environment, watched, inside of the wrappers."""
+        # A renderer of MuJoCo that becomes garbage later empties the context of this one: all frames would be black.
+        # The wrapper that observes frames refers to itself, so only the collector frees what it holds.
+        gc.collect()
         found: list[Watched] = []
 
         def watch(inner: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
@@ -153,6 +157,7 @@ class Reobserver:
         for origin, anew in self._attempts(episode):
             if anew and not self._is_fresh:
                 self._replaced.close()
+                del self._gate, self._episodes, self._executor  # see _make_gate
                 self._use(self._make_gate())
             self._execute_from(origin, episode)
             if self._is_recorded:

@@ -47,7 +47,7 @@ def screen():
 class Player:
     """Somebody at the keyboard of a game that was started by the command."""
 
-    def __init__(self, screen, folder, env, *options):
+    def __init__(self, screen, folder, env, *options, stays=True):
         self.folder = folder
         (folder.parent / "my_policies.py").write_text(POLICY)
         root = Path(__file__).parents[2]
@@ -56,8 +56,9 @@ class Player:
         self.said = folder.with_name("said")
         with self.said.open("w") as stream:
             self.process = subprocess.Popen(command, env=self.environment, cwd=folder.parent, stderr=stream)
-        self.window = self._window()
-        self._do("windowfocus", "--sync", self.window)
+        if stays:  # long enough to be found
+            self.window = self._window()
+            self._do("windowfocus", "--sync", self.window)
 
     def _window(self):
         until = time.monotonic() + 90
@@ -246,7 +247,7 @@ def test_ctrl_c_in_the_terminal(screen, tmp_path):
 
 
 def test_a_policy_that_raises(screen, tmp_path):
-    player = Player(screen, tmp_path / "data", "CartPole-v1", "--policy", "my_policies:fails")
+    player = Player(screen, tmp_path / "data", "CartPole-v1", "--policy", "my_policies:fails", stays=False)
     code, said = player.end()
     assert code == 2
     assert "the policy is lost" in said

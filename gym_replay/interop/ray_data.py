@@ -61,7 +61,7 @@ def to_ray_dataset(
 
     Returns:
         A ``ray.data.Dataset`` with a column for each entry of a batch. Ray makes no tensors of strings, nor of ragged
-        rows: leave them out for ``iter_torch_batches``, or use ``iter_batches``.
+        rows: before ``iter_torch_batches``, leave them out with ``fields`` or ``drop_columns``.
 
     Raises:
         BufferNotFoundError: there is nothing at a source.

@@ -76,7 +76,7 @@ def test_chosen_episodes_and_tensors(shards):
         dtype="stored",
     )
     count = ReplayBuffer.from_folder(shards / "here" / "shards" / "w-0", read_only=True).episode_lens[3:].sum()
-    batches = list(data.iter_torch_batches(batch_size=16))
+    batches = list(data.drop_columns(["note"]).iter_torch_batches(batch_size=16))
     assert 0 < sum(len(batch["reward"]) for batch in batches) <= count
     assert batches[0]["observation"].shape[1:] == (3,)
 

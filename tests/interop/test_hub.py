@@ -8,6 +8,7 @@ import pytest
 from buffer_helpers import run_script
 
 pytest.importorskip("huggingface_hub")
+pytest.importorskip("numcodecs")
 
 SCRIPT = """
 import sys

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from gym_replay.cli import output
-from gym_replay.cli.playing import CALLING, ENV, ENV_KWARGS, EPISODE, POLICIES, POLICY, QUIET, import_for
+from gym_replay.cli.policies import CALLING, ENV, ENV_KWARGS, EPISODE, POLICIES, POLICY, QUIET, import_for
 from gym_replay.cli.verbs import FOLDER, import_modules, importing, keywords, option, verb
 from gym_replay.errors import FieldError, printable
 

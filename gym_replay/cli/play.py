@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from gym_replay.cli.output import write_json
-from gym_replay.cli.playing import ENV, ENV_KWARGS, import_for, json_object
+from gym_replay.cli.policies import (
+    ENV,
+    ENV_KWARGS,
+    MAX_EPISODE_STEPS,
+    RESET_OPTIONS,
+    STOCHASTIC,
+    import_for,
+    json_object,
+)
 from gym_replay.cli.verbs import CODEC, import_modules, importing, keywords, option, verb
 from gym_replay.errors import GymReplayError, printable
 
@@ -71,9 +79,9 @@ def _json_value(text: str) -> Any:
         help="forget the episode in the middle of which you quit",
     ),
     ENV_KWARGS,
-    option("--max-episode-steps", type=int, metavar="N", help="truncate episodes there"),
-    option("--options", type=json_object, metavar="JSON", help="options of each reset"),
-    option("--stochastic", dest="deterministic", action="store_false", help="let predict draw its actions at random"),
+    MAX_EPISODE_STEPS,
+    RESET_OPTIONS,
+    STOCHASTIC,
     CODEC,
     option("--record-info", action="store_true", help="record the numbers and arrays in the infos too"),
     option("--overwrite", action="store_true", help="replace the buffer that is in the folder"),

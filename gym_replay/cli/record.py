@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gym_replay.cli.output import write_json
-from gym_replay.cli.playing import CALLING, ENV, ENV_KWARGS, EPISODE, POLICY, QUIET, import_for
+from gym_replay.cli.policies import CALLING, ENV, ENV_KWARGS, EPISODE, POLICY, QUIET, import_for
 from gym_replay.cli.verbs import CODEC, keywords, option, verb
 from gym_replay.errors import BufferLockedError, ConfigMismatchError, FieldError, MissingExtraError, printable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gym_replay.cli import output
-from gym_replay.cli.playing import ENV_KWARGS, QUIET, import_for
+from gym_replay.cli.policies import ENV_KWARGS, QUIET, import_for
 from gym_replay.cli.verbs import CHOICE, CODEC, FOLDER, OUT, import_modules, importing, keywords, option, verb
 from gym_replay.errors import printable
 

@@ -24,6 +24,7 @@ from gym_replay.files.lock import WriterLock
 from gym_replay.files.new_folder import NewFolder
 from gym_replay.files.writing import read_at, write_at
 from gym_replay.notices import names_nearest_keyword
+from gym_replay.remote.bars import byte_bar
 from gym_replay.remote.objects.manifest import Published, name_of
 from gym_replay.remote.objects.store import Store
 
@@ -145,8 +146,6 @@ def _failure(error: Exception, target: Path, kept: Path) -> Exception:
 
 def _fill(published: Published, folder: Path, progress: bool) -> None:
     """Have all files of a revision in a folder that may have some of them, and no others."""
-    from tqdm import tqdm
-
     files = published.manifest.files
     with Directory(folder) as directory:
         for path, entry in list(entries_beneath(folder)):
@@ -154,16 +153,7 @@ def _fill(published: Published, folder: Path, progress: bool) -> None:
                 directory.unlink(path)
         _require_room(published, folder)
         known = {path for path in files if _sized(directory, path, files[path].size)}
-        bar = tqdm(
-            total=published.manifest.nbytes,
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            desc="pull",
-            delay=1,
-            disable=not progress,
-        )
-        with bar:
+        with byte_bar(published.manifest.nbytes, "pull", progress=progress) as bar:
             for nbytes in _receive(published, directory, known):
                 bar.update(nbytes)
 

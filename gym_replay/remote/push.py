@@ -24,6 +24,7 @@ from gym_replay.files.directory import content_beneath
 from gym_replay.files.documents import LARGEST
 from gym_replay.files.folders import folder_of
 from gym_replay.notices import names_nearest_keyword, tell
+from gym_replay.remote.bars import byte_bar
 from gym_replay.remote.card import CARD, check_licence, make_card
 from gym_replay.remote.objects.hub import place_at
 from gym_replay.remote.objects.manifest import (
@@ -129,7 +130,7 @@ def push(
         _require_same(parts, newest, place.url, overwrite)
         root = _root_of(folder, [part.reader.folder for part in parts])
         total = sum(_size(part) for part in parts)
-        bar = stack.enter_context(_bar(total, "push", progress))
+        bar = stack.enter_context(byte_bar(total, "push", progress=progress))
         sender = stack.enter_context(_Sender(place, size, bar))
         told = {"episodes": 0, "steps": 0}
         for part in parts:
@@ -177,12 +178,6 @@ def _size(part: Snapshot) -> int:
     return sum(
         info.nbytes * part.rows for info in part.metadata.fields.values() if not info.has_elements
     ) + part.metadata.record.nbytes * len(part)
-
-
-def _bar(total: int, what: str, progress: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=what, delay=1, disable=not progress)
 
 
 class _Sender:

@@ -14,9 +14,9 @@ from typing_extensions import Unpack
 from gym_replay.buffer.loading.collate import Batch
 from gym_replay.buffer.loading.devices import check_device, to_device
 from gym_replay.buffer.loading.loaders import make_loader
-from gym_replay.buffer.loading.options import OF_DATASETS, OF_LOADERS, RandomOptions
+from gym_replay.buffer.loading.options import RandomOptions
 from gym_replay.buffer.loading.replay_loader import ReplayLoader
-from gym_replay.buffer.loading.sampling import Live, RandomBatches
+from gym_replay.buffer.loading.sampling import Live, RandomBatches, refuse_orders
 from gym_replay.buffer.storage.reader import require_buffer
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError, FieldError
 from gym_replay.schema.arguments import checked_integer, checked_number
@@ -227,8 +227,7 @@ def mix(
     seed = int(torch.randint(1 << 62, ())) if seed is None else checked_integer("seed", seed, end=2**63 - 1)
     given: dict[str, Any] = {**options}
     device = given.pop("device", None)
-    if wrong := [name for name in given if name in OF_LOADERS and name not in OF_DATASETS]:
-        raise FieldError(f"{wrong[0]} is an option of loaders; mix takes what says what a sample is")
+    refuse_orders(given, "mix takes what says what a sample is")
     if (normalize := given.get("normalize")) is not None and not isinstance(normalize, Mapping):
         raise FieldError("normalize: pass statistics of one of the buffers, with which both sides are normalized")
     given |= {"n_steps": n_steps, "discount": discount}

@@ -80,7 +80,7 @@ class RandomBatches:
             generator = torch.Generator().manual_seed(checked_integer("seed", seed, end=2**63))
         if include_open:
             _check_open(options)
-        _refuse_order(options)
+        refuse_orders(options, "sample draws each batch at random, with replacement, from what there is at that moment")
         self._include_open, self._sampler, self.generator = include_open, sampler, generator
         self._device, self._draws_goals = check_device(device), options.get("goal_sampler") is not None
         given = {name: value for name, value in options.items() if value is not None}
@@ -249,13 +249,10 @@ def _check_open(options: Mapping[str, Any]) -> None:
         raise FieldError("include_open=True: normalize by statistics, normalize=statistics(buffer), not by names")
 
 
-def _refuse_order(options: Iterable[str]) -> None:
-    """Refuse what belongs to loaders, which have an order."""
+def refuse_orders(options: Iterable[str], instead: str) -> None:
+    """Raise FieldError where an option belongs to loaders, which have an order; the message ends in ``instead``."""
     if of_loaders := [name for name in options if name in OF_LOADERS and name not in OF_DATASETS]:
-        raise FieldError(
-            f"{of_loaders[0]} is an option of loaders; sample draws each batch at random, with replacement, from what "
-            "there is at that moment"
-        )
+        raise FieldError(f"{of_loaders[0]} is an option of loaders; {instead}")
 
 
 def _merged(first: Arrays, at: Ints, second: Arrays, at_others: Ints) -> Arrays:

@@ -29,12 +29,17 @@ POLICIES = (
 ENV = option("env", metavar="ENV", help="environment id; 'module:id' imports the module that registers it")
 POLICY = option("--policy", default="random", help=f"{POLICIES} (default: random)")
 ENV_KWARGS = option("--env-kwargs", type=json_object, metavar="JSON", help="arguments of the environment")
+STOCHASTIC = option(
+    "--stochastic", dest="deterministic", action="store_false", help="let predict draw its actions at random"
+)
+MAX_EPISODE_STEPS = option("--max-episode-steps", type=int, metavar="N", help="truncate episodes there")
+RESET_OPTIONS = option("--options", type=json_object, metavar="JSON", help="options of each reset")
 QUIET = option("--quiet", dest="progress", action="store_false", help="show no bar")
 
 CALLING = (
     option("--num-envs", type=int, default=1, metavar="K", help="environments at once (default: 1)"),
     option("--seed", type=int, default=0, metavar="S", help="of environment and policy (default: 0)"),
-    option("--stochastic", dest="deterministic", action="store_false", help="let predict draw its actions at random"),
+    STOCHASTIC,
     option(
         "--batched",
         action=argparse.BooleanOptionalAction,
@@ -46,9 +51,9 @@ CALLING = (
 """How many environments there are, and how a policy is called."""
 
 EPISODE = (
-    option("--max-episode-steps", type=int, metavar="N", help="truncate episodes there"),
+    MAX_EPISODE_STEPS,
     option("--fresh-envs", action="store_true", help="make the environment anew for each episode"),
-    option("--options", type=json_object, metavar="JSON", help="options of each reset"),
+    RESET_OPTIONS,
 )
 """What an episode is."""
 

@@ -238,6 +238,25 @@ def import_robomimic(args: argparse.Namespace) -> int:
 
 
 @verb(
+    "import rlds",
+    "an RLDS data set of TensorFlow Datasets",
+    "Reads a data set that TensorFlow Datasets prepared into a new folder, without TensorFlow, and says what it did "
+    "not tell. The new folder appears when it is complete.",
+    ["gym-replay import rlds ~/tensorflow_datasets/bridge/1.0.0 data/bridge --split train"],
+    option("source", metavar="DATASET", help="the folder of one version, with features.json in it"),
+    NEW_FOLDER,
+    option("--split", metavar="NAME", help="take only this one"),
+    CODEC,
+)
+def import_rlds(args: argparse.Namespace) -> int:
+    """Read an RLDS data set."""
+    from gym_replay.interop.rlds import from_rlds
+
+    report = from_rlds(args.source, args.folder, split=args.split, codecs=args.codecs, progress=shows_bars(args))
+    return _show_report(args, report)
+
+
+@verb(
     "import ogbench",
     "a file of OGBench, .npz",
     "Reads an .npz file of OGBench into a new folder, and says what the file did not tell. The new folder appears when "

@@ -145,7 +145,7 @@ def test_what_features_may_lack(tmp_path):
                 dimensions=["9", "10", "3"]
             ),
             CorruptBufferError,
-            "expected 10x9 pixels",
+            "expected an image of 10x9 pixels",
         ),
     ],
 )

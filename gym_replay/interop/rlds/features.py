@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 
 from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.extras import require
+from gym_replay.interop.encoded_images import pixels_of
 from gym_replay.interop.rlds.records import EXTRA
 from gym_replay.schema.arrays import Array
 from gym_replay.schema.codecs import LARGEST_ROW
@@ -19,7 +19,6 @@ from gym_replay.schema.fields import parse_dtype
 
 STEPS = "steps"
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _TEXTS = ("string", "str", "bytes", "object")
 
 
@@ -54,7 +53,8 @@ class Feature:
         if self.kind == "text":
             return [value.decode("utf-8", "replace") for value in values]
         if self.kind == "image":
-            return np.stack([self._image(value, where) for value in values])
+            what = f"{where}: {self.path!r}"
+            return np.stack(_of_one_shape([decoded(value, what, self.shape) for value in values], what))
         return np.stack([self._unpacked(value, where) for value in values])
 
     def _numbers(self, values: Any, count: int, where: str) -> Array:
@@ -76,24 +76,25 @@ class Feature:
             raise self._fault(where, f"{nbytes} bytes", value)
         return np.frombuffer(value, self.dtype).reshape(self.shape)
 
-    def _image(self, content: bytes, where: str) -> Array:
-        found = decoded(content, f"{where}: {self.path!r}", self.shape)
-        if self.shape is not None and found.shape != self.shape:
-            raise CorruptBufferError(f"{where}: {self.path!r}: expected an image {self.shape}, got {found.shape}")
-        return found
-
     def _fault(self, where: str, expected: str, values: Any) -> CorruptBufferError:
         size = values.size if isinstance(values, np.ndarray) else len(values)
         return CorruptBufferError(f"{where}: {self.path!r}: expected {expected}, got {size} {type(values).__name__}")
 
 
+def _of_one_shape(images: Sequence[Array], where: str) -> Sequence[Array]:
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+        raise CorruptBufferError(f"{where}: expected images of one size, got {sorted(shapes)[:9]}")
+    return images
+
+
 def decoded(content: bytes, where: str, shape: tuple[int, ...] | None) -> Array:
-    """The pixels of a PNG or JPEG, uint8 ``(height, width, channels)``.
+    """The pixels of an image, uint8 ``(height, width, channels)``.
 
     Args:
         content: the encoded image.
         where: for messages.
-        shape: what it is to have, where that is known: nothing of another size is decoded.
+        shape: what it has; None where the image says it.
 
     Raises:
         MissingExtraError: Pillow is not installed.
@@ -101,19 +102,9 @@ def decoded(content: bytes, where: str, shape: tuple[int, ...] | None) -> Array:
     """
     pillow = require("PIL.Image", EXTRA, "an RLDS data set with images")
     try:
-        with pillow.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-            if shape is not None and image.size != (shape[1], shape[0]):
-                raise CorruptBufferError(f"{where}: expected {shape[1]}x{shape[0]} pixels, got {image.size}")
-            channels = shape[2] if shape is not None else len(image.getbands())
-            mode = _MODES.get(channels)
-            if mode is None or image.mode.startswith(("I", "F")):
-                raise CorruptBufferError(f"{where}: images of mode {image.mode} are not read")
-            pixels = np.asarray(image.convert(mode))
-    except CorruptBufferError:
-        raise
-    except Exception as error:  # Pillow raises many kinds of a damaged file
-        raise CorruptBufferError(f"{where}: an image cannot be decoded: {error}") from None
-    return pixels.reshape(*pixels.shape[:2], channels)
+        return pixels_of(pillow, content, shape)
+    except CorruptBufferError as error:
+        raise CorruptBufferError(f"{where}: {error}") from None
 
 
 class Features:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, UnsupportedFormatError
 from gym_replay.files.documents import parse_json
@@ -18,6 +17,7 @@ from gym_replay.files.folders import local_path
 from gym_replay.interop.old_data import ImportReport, check_new, new_buffer, step_field
 from gym_replay.interop.rlds.features import Feature, Features, decoded
 from gym_replay.interop.rlds.records import examples
+from gym_replay.notices import bar
 from gym_replay.schema.codec_choice import IMAGES, Codecs, is_image, with_codecs
 from gym_replay.schema.fields import LARGEST_TEXT, Field, require_codecs
 from gym_replay.schema.names import check_distinct, encode_key
@@ -86,11 +86,12 @@ def from_rlds(
     config = dataset.config({IMAGES: _DEFAULT_CODEC, **(codecs or {})})
     require_codecs(config["fields"])
     with new_buffer(path, config) as new:
-        episodes = dataset.episodes()
-        for episode in tqdm(episodes, "import", dataset.count, unit="episode", delay=1, disable=not progress):
-            values, length, complete = dataset.values(episode)
-            if length:
-                new.store(values, length, complete=complete)
+        with bar(dataset.count, "import", "episode", progress=progress) as shown:
+            for episode in dataset.episodes():
+                values, length, complete = dataset.values(episode)
+                if length:
+                    new.store(values, length, complete=complete)
+                shown.update()
         return new.report(dataset.not_known(), dataset.left_out(), dataset.doubtful())
 
 

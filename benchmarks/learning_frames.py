@@ -18,9 +18,9 @@ from benchmarks.learning_peers import DISCOUNT, Batch
 from benchmarks.report import OURS
 from benchmarks.suite import Suite
 from benchmarks.timing import forever
-from examples.offline_rl.networks import adam
+from examples.offline_rl.networks import adam, unscaled
 from examples.offline_rl.td3_bc import TD3BC
-from gym_replay import Field, FieldStatistics, MissingExtraError, ReplayBuffer, window_loader
+from gym_replay import Field, MissingExtraError, ReplayBuffer, window_loader
 
 LENGTH, BATCH, FEATURES = 250, 64, 50
 OFFSETS = range(-3, 2)
@@ -38,9 +38,7 @@ class PixelTD3BC:
             *(nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU()),
             *(nn.Flatten(), nn.Linear(64 * 7 * 7, FEATURES), nn.LayerNorm(FEATURES), nn.Tanh()),
         )
-        zeros = np.zeros(FEATURES)
-        unscaled = FieldStatistics(zeros.astype(np.int64), zeros, zeros + 1, zeros, zeros, {})
-        self.agent = TD3BC(unscaled, gym.spaces.Box(-1, 1, (6,)))
+        self.agent = TD3BC(unscaled(FEATURES), gym.spaces.Box(-1, 1, (6,)))
         self.optimizer = adam(self.encoder)
 
     def update(self, batch: Batch) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 from gym_replay.cli import output
-from gym_replay.cli.verbs import CODEC, NEW_FOLDER, keywords, option, shows_bars, verb
+from gym_replay.cli.verbs import CODEC, NEW_FOLDER, json_object, keywords, option, shows_bars, verb
 from gym_replay.errors import FieldError, printable
 
 if TYPE_CHECKING:
@@ -118,7 +117,9 @@ _KEY = option(
         default=True,
         help="keep images in the tables, as PNG, without loss",
     ),
-    option("--encoder", metavar="JSON", help='of videos, such as \'{"codec": "libsvtav1", "crf": 30}\''),
+    option(
+        "--encoder", type=json_object, metavar="JSON", help='of videos, such as \'{"codec": "libsvtav1", "crf": 30}\''
+    ),
     option("--robot-type", metavar="WORD", help="about the dataset"),
     _KEY,
 )
@@ -127,22 +128,12 @@ def export_lerobot(args: argparse.Namespace) -> int:
     from gym_replay.interop import lerobot
 
     given = keywords(args, "folder", "target", "keys", "encoder", "video")
-    video = _parsed_encoder(args.encoder) if args.encoder is not None and args.video else args.video
+    video = args.encoder if args.encoder is not None and args.video else args.video
     keys = _parsed_keys(args.keys)
     report = lerobot.export_lerobot(
         args.folder, args.target, **given, keys=keys, video=video, progress=shows_bars(args)
     )
     return _show_lines(args, report, "num_episodes", "num_frames", "features", "unseen", "changed")
-
-
-def _parsed_encoder(text: str) -> dict[str, Any]:
-    try:
-        options = json.loads(text)
-    except ValueError as error:
-        raise FieldError(f"--encoder {text!r:.80}: it is no JSON: {error}") from None
-    if not isinstance(options, dict):
-        raise FieldError(f'--encoder {text!r:.80}: expected an object, such as {{"codec": "libsvtav1"}}')
-    return options
 
 
 def _parsed_keys(given: list[str]) -> dict[str, str | None]:
@@ -235,6 +226,25 @@ def import_robomimic(args: argparse.Namespace) -> int:
     from gym_replay.interop.robomimic import from_robomimic
 
     return _show_report(args, from_robomimic(args.source, args.folder, **keywords(args, "source", "folder")))
+
+
+@verb(
+    "import rlds",
+    "an RLDS data set of TensorFlow Datasets",
+    "Reads a data set that TensorFlow Datasets prepared into a new folder, without TensorFlow, and says what it did "
+    "not tell. The new folder appears when it is complete.",
+    ["gym-replay import rlds ~/tensorflow_datasets/bridge/1.0.0 data/bridge --split train"],
+    option("source", metavar="DATASET", help="the folder of one version, with features.json in it"),
+    NEW_FOLDER,
+    option("--split", metavar="NAME", help="take only this one"),
+    CODEC,
+)
+def import_rlds(args: argparse.Namespace) -> int:
+    """Read an RLDS data set."""
+    from gym_replay.interop.rlds import from_rlds
+
+    report = from_rlds(args.source, args.folder, split=args.split, codecs=args.codecs, progress=shows_bars(args))
+    return _show_report(args, report)
 
 
 @verb(

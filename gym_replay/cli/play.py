@@ -16,9 +16,8 @@ from gym_replay.cli.policies import (
     RESET_OPTIONS,
     STOCHASTIC,
     import_for,
-    json_object,
 )
-from gym_replay.cli.verbs import CODEC, import_modules, importing, keywords, option, verb
+from gym_replay.cli.verbs import CODEC, import_modules, importing, json_object, keywords, option, verb
 from gym_replay.errors import GymReplayError, printable
 
 

@@ -3,22 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-from typing import Any
 
-from gym_replay.cli.verbs import import_from_here, option
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """The type of an option that is an object of JSON."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("expected a JSON object, such as '{\"size\": 9}'")
-    return value
-
+from gym_replay.cli.verbs import import_from_here, json_object, option
 
 POLICIES = (
     "'random', 'module:name' (a function from observations to actions, an object with predict, or a class of either), "

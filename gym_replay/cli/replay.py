@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from gym_replay.buffer.reading import Readable
 from gym_replay.cli import output
-from gym_replay.cli.verbs import CHOICE, FOLDER, import_modules, importing, opened, option, shows_bars, verb
+from gym_replay.cli.verbs import CHOICE, FOLDER, import_modules, importing, opened, option, verb
 from gym_replay.errors import printable
+from gym_replay.notices import bar
 
 if TYPE_CHECKING:
     from gym_replay.replaying.replay import ReplayReport
@@ -38,17 +39,17 @@ _WORDS = {"differs": "different"}
 )
 def replay(args: argparse.Namespace) -> int:
     """Replay the episodes."""
-    from tqdm import tqdm
-
     import_modules(args.modules)
     with opened(args) as (buffer, episodes):
         indices = list(range(len(buffer))) if episodes is None else episodes.tolist()
         found = []
         reports = _replayed(buffer, indices, trust=args.trust)
-        for index, report in tqdm(reports, "replay", len(indices), unit="episode", disable=not shows_bars(args)):
-            found.append((index, report))
-            if not args.json and report.status != "equal":
-                print(printable(f"index {index}, {report}"), flush=True)
+        with bar(len(indices), "replay", "episode", progress=not args.json) as shown:
+            for index, report in reports:
+                found.append((index, report))
+                shown.update()
+                if not args.json and report.status != "equal":
+                    print(printable(f"index {index}, {report}"), flush=True)
     counts = Counter[str](report.status for _, report in found)
     if args.json:
         listed = [{"index": index, **vars(report)} for index, report in found]

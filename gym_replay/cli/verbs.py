@@ -81,18 +81,28 @@ CHOICE = (
 """The options that choose episodes."""
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """The type of an option that is an object of JSON."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("expected a JSON object, such as '{\"size\": 9}'")
+    return value
+
+
 class _AddCodec(argparse.Action):
     """Makes a dict, by field or group, of codecs that are given as ``FIELD=CODEC``, or ``CODEC`` for all images."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, value: Any, name: str | None = None) -> None:
-        field, codec = "images", value
-        if not value.startswith("{"):
-            field, equals, codec = value.partition("=")
-            field, codec = (field, codec) if equals else ("images", field)
+        field, equals, codec = value.partition("=")
+        if not equals or value.startswith("{"):
+            field, codec = "images", value
         try:
-            parsed = json.loads(codec) if codec.startswith("{") else codec
-        except ValueError as error:
-            parser.error(f"argument --codec: not JSON: {error}")
+            parsed = json_object(codec) if codec.startswith("{") else codec
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument --codec: {error}")
         setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), field: parsed})
 
 

@@ -1,7 +1,7 @@
 """All benchmarks, or those named, next to the public peers that are installed: ``python -m benchmarks --out FOLDER``.
 
-What they print goes to ``benchmarks.json`` in the folder, with all single measurements, the machine and the versions,
-and to ``benchmarks.png`` where matplotlib is installed. Each is a module with options of its own:
+What they print goes to ``benchmarks.json`` in the folder, with all single measurements, the machine and the versions.
+Each is a module with options of its own:
 ``python -m benchmarks.record --help``.
 """
 

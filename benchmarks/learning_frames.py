@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.episodes import windows
 from benchmarks.frames_scenes import Frames, Scene, camera, scene
 from benchmarks.learning_peers import DISCOUNT, Batch
 from benchmarks.report import OURS
 from benchmarks.suite import Suite
-from benchmarks.timing import forever
 from examples.offline_rl.networks import adam, unscaled
 from examples.offline_rl.td3_bc import TD3BC
-from gym_replay import Field, MissingExtraError, ReplayBuffer, window_loader
+from gym_replay import Field, MissingExtraError, ReplayBuffer
 
 LENGTH, BATCH, FEATURES = 250, 64, 50
 OFFSETS = range(-3, 2)
@@ -84,17 +84,8 @@ def in_memory(frames: Frames, numbers: Numbers) -> Iterator[Batch]:
 
 def ours(buffer: ReplayBuffer) -> Iterator[Batch]:
     """Windows of frames, with the action and the reward at the step."""
-    loader = window_loader(
-        buffer,
-        BATCH,
-        offsets={"observation": OFFSETS},
-        fields=("action", "reward", "terminated"),
-        boundary="drop",
-        shuffle=True,
-        drop_last=True,
-        seed=0,
-    )
-    for batch in forever(loader):
+    names = ("action", "reward", "terminated")
+    for batch in windows(buffer, BATCH, offsets={"observation": OFFSETS}, fields=names):
         discount = DISCOUNT * ~batch["terminated"]
         yield {
             "frames": batch["observation"],

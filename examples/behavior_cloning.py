@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
+    torch.set_num_threads(1)
     record(args.folder, args.episodes, args.seed)
 
     buffer = ReplayBuffer.from_folder(args.folder, read_only=True)

@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how many runs")
     args = parser.parse_args()
 
+    torch.set_num_threads(1)
     mean = mean_return(expert)
     print(f"expert          {mean:6.1f}")
     cloned, corrected = [], []

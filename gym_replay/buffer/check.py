@@ -131,7 +131,7 @@ def check_buffer(folder: str | os.PathLike[str], *, repair: bool = False, progre
         repair: after the check keep what is sound: episodes before a damaged record stay and those from it on are
             dropped, episodes with damaged or missing rows are deleted. Takes the writer's lock. Without it nothing
             is changed.
-        progress: show a bar where it takes longer than a second.
+        progress: show a bar.
 
     Returns:
         The report, of the state before the repair; what the repair gave up is in ``dropped``.
@@ -374,7 +374,7 @@ class _Check:
         whole = {name: [file for file in files if file] for name, files in fields.items() if all(files)}
         match = np.ones(len(ids), np.bool_)
         total = sum(files[0].row_nbytes for files in whole.values()) * int(rows.sum())
-        with bar(total, "check", "B", progress=self._progress, unit_scale=True) as shown:
+        with bar(total, "check", "B", progress=self._progress, delay=0, unit_scale=True) as shown:
             for at, name in enumerate(self.metadata.fields):
                 if name not in whole:
                     continue

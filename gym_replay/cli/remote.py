@@ -17,7 +17,6 @@ from gym_replay.cli.verbs import (
     shows_bars,
     verb,
 )
-from gym_replay.errors import printable
 from gym_replay.files.folders import bytes_beneath
 
 _URL = option(
@@ -56,16 +55,9 @@ def push(args: argparse.Namespace) -> int:
     from gym_replay.remote.push import push as put
 
     pushed = put(args.folder, args.url, **keywords(args, "folder", "url"), progress=shows_bars(args))
-    if args.json:
-        output.write_json(vars(pushed))
-        return 0
-    print(
-        printable(
-            f"{pushed.url}: revision {pushed.revision[:12]}, {pushed.num_episodes} episodes, {pushed.num_steps} steps; "
-            f"sent {output.nbytes(pushed.sent)} of {output.nbytes(pushed.nbytes)}"
-        )
-    )
-    return 0
+    held = f"revision {pushed.revision[:12]}, {pushed.num_episodes} episodes, {pushed.num_steps} steps"
+    sent = f"sent {output.nbytes(pushed.sent)} of {output.nbytes(pushed.nbytes)}"
+    return output.show(args, vars(pushed), [f"{pushed.url}: {held}; {sent}"])
 
 
 @verb(
@@ -99,9 +91,5 @@ def pull(args: argparse.Namespace) -> int:
     with get(args.url, args.folder, **keywords(args, "url", "folder"), progress=shows_bars(args)) as made:
         found = {"folder": args.folder, "num_episodes": len(made), "num_steps": made.num_steps}
     size = sum(map(bytes_beneath, made.folders if isinstance(made, ConcatReplayBuffer) else [made.folder]))
-    if args.json:
-        output.write_json({**found, "bytes": size})
-    else:
-        text = f"{args.folder}: {found['num_episodes']} episodes, {found['num_steps']} steps, {output.nbytes(size)}"
-        print(printable(text))
-    return 0
+    text = f"{args.folder}: {found['num_episodes']} episodes, {found['num_steps']} steps, {output.nbytes(size)}"
+    return output.show(args, {**found, "bytes": size}, [text])

@@ -67,6 +67,13 @@ FIELDS = option("--fields", nargs="+", metavar="FIELD", help="only these fields"
 OVERWRITE = option(
     "--overwrite", action="store_true", help="replace a buffer that is there, once the new one is complete"
 )
+REPLACE = option("--overwrite", action="store_true", help="replace the buffer that is in the folder")
+TRUST = option(
+    "--trust",
+    action="store_true",
+    help="hand the recorded arguments and reset options on, whatever they are; without it only harmless ones",
+)
+RECORD_INFO = option("--record-info", action="store_true", help="record the numbers and arrays in the infos too")
 CHOICE = (
     option(
         "--where",
@@ -188,7 +195,7 @@ def import_from_here() -> None:
         sys.path.insert(0, os.getcwd())
 
 
-def importing(which: str) -> Option:
+def importing(which: str = "; may be given several times") -> Option:
     """The option ``--import``, whose modules :func:`import_modules` imports."""
     return option(
         "--import",
@@ -208,5 +215,5 @@ def import_modules(modules: Sequence[str]) -> None:
 
 
 def shows_bars(args: argparse.Namespace) -> bool:
-    """Whether somebody sees a bar: on a terminal, and not where a script asked for JSON."""
-    return not args.json and sys.stderr is not None and sys.stderr.isatty()
+    """Whether there may be a bar: not where a script asked for JSON."""
+    return not args.json

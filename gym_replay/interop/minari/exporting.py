@@ -15,11 +15,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from gym_replay.buffer.concat import opened
 from gym_replay.buffer.door import Metadata, metadata_to_json
 from gym_replay.buffer.env_spec import spec_from_json
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.reading import Readable
-from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EmptyBufferError, FieldError, NotABufferError
 from gym_replay.files.new_folder import new_folders
 from gym_replay.interop.minari import package
@@ -109,10 +109,7 @@ def export_minari(
     minari = package.find_minari(data_format)
     limits = Limits(data_format, jpeg_encoding=jpeg_encoding, on_unsupported=on_unsupported)
     target = _free_place(dataset_id)
-    opened = None if isinstance(buffer, Readable) else ReplayBuffer.from_folder(buffer, read_only=True)
-    source = opened if opened is not None else buffer
-    assert isinstance(source, Readable)
-    try:
+    with opened(buffer) as source:
         chosen = ChosenEpisodes(source, episodes)
         plan = _Plan(source.metadata, {"observation": observation_space, "action": action_space}, chosen, limits)
         about = about_export(source.metadata, eval_env, given)
@@ -123,9 +120,6 @@ def export_minari(
             storage.update_metadata({**about, "dataset_id": dataset_id, "minari_version": minari.__version__})
             _make_namespace(package.check_id(dataset_id))
             new.publish()
-    finally:
-        if opened is not None:
-            opened.close()
     limits.warn(dataset_id)
     return minari.load_dataset(dataset_id)
 

@@ -23,8 +23,7 @@ from gym_replay.files.folders import bytes_beneath, entries_beneath, folder_of
 from gym_replay.files.lock import WriterLock
 from gym_replay.files.new_folder import NewFolder
 from gym_replay.files.writing import read_at, write_at
-from gym_replay.notices import names_nearest_keyword
-from gym_replay.remote.bars import byte_bar
+from gym_replay.notices import bar, names_nearest_keyword
 from gym_replay.remote.objects.manifest import Published, name_of
 from gym_replay.remote.objects.store import Store
 
@@ -153,9 +152,9 @@ def _fill(published: Published, folder: Path, progress: bool) -> None:
                 directory.unlink(path)
         _require_room(published, folder)
         known = {path for path in files if _sized(directory, path, files[path].size)}
-        with byte_bar(published.manifest.nbytes, "pull", progress=progress) as bar:
+        with bar(published.manifest.nbytes, "pull", "B", progress=progress, unit_scale=True) as shown:
             for nbytes in _receive(published, directory, known):
-                bar.update(nbytes)
+                shown.update(nbytes)
 
 
 def _require_room(published: Published, folder: Path) -> None:

@@ -27,6 +27,8 @@ ELSEWHERE = """\
 Not in this run, because they take longer or need more rights:
   python -m benchmarks.load_disk      data four times larger than memory; needs a control group
   python -m benchmarks.scale          ten million episodes of a billion steps, in files without bytes
+  python -m benchmarks.remote         an epoch over a link of a bandwidth and a latency
+  python -m benchmarks.remote_windows windows of frames from an S3 server, next to peers
   python -m benchmarks.sample         random batches while recording goes on, next to peers
   python -m benchmarks.frames         frames stored encoded, next to peers; needs games and a renderer
   python -m benchmarks.frames_memory  the same, raw four times larger than memory; needs a control group"""

@@ -103,6 +103,22 @@ def test_scale():
     assert "every hundredth: loader" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("remote", ["--episodes", "1", "--latency", "0"], "the same epoch from the folder"),
+        ("remote_windows", ["--episodes", "1", "--seconds", "0", "--latency", "0"], "gym_replay, disk: "),
+    ],
+)
+def test_reading_from_an_address(name, options, expected):
+    pytest.importorskip("numcodecs")
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert expected in done.stdout
+
+
 TABLE = Table(
     "Work",
     "us",

@@ -28,8 +28,8 @@ from benchmarks.episodes import (
     write_ours,
     write_torchrl,
 )
-from benchmarks.minari_datasets import open_minari
-from benchmarks.peers import Use
+from benchmarks.minari_datasets import open_minari, rows_of
+from benchmarks.peers import Use, flat
 from benchmarks.report import OURS, Table, Target
 from benchmarks.suite import Suite, command, option
 from gym_replay import ReplayBuffer
@@ -72,17 +72,12 @@ def read_memmap(episodes: Episodes, folder: Path, number: int) -> dict[str, Any]
 
 
 def read_minari(episodes: Episodes, folder: Path, number: int) -> dict[str, Any]:
-    episode = open_minari(folder)[number]
-    named = {"observation": episode.observations, "action": episode.actions, "reward": episode.rewards}
-    return {**named, "terminated": episode.terminations, "truncated": episode.truncations}
+    return rows_of(open_minari(folder)[number])
 
 
 def read_torchrl(episodes: Episodes, folder: Path, number: int) -> dict[str, Any]:
     begin, length = int(episodes.starts[number]), int(episodes.lengths[number])
-    rows = open_torchrl(folder, len(episodes.columns["reward"]))[begin : begin + length]
-    after = rows["next"]
-    named = {name: after[name] for name in ("reward", "terminated", "truncated")}
-    return {"observation": rows["observation"], "action": rows["action"], **named}
+    return flat(open_torchrl(folder, len(episodes.columns["reward"]))[begin : begin + length])
 
 
 PEERS: dict[str, Use[Format]] = {

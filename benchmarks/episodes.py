@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.minari_datasets import write_minari
-from benchmarks.peers import torchrl_data
-from gym_replay import Field, ReplayBuffer
+from benchmarks.peers import AFTER, memmap_buffer, memmap_fields, nested, tensordict, torchrl_buffer
+from benchmarks.timing import forever
+from gym_replay import Field, ReplayBuffer, window_loader
 
 Array = npt.NDArray[Any]
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -53,7 +53,10 @@ class Episodes:
 
     @staticmethod
     def random(schema: str, lengths: Array) -> Episodes:
-        """Noise, which cannot be compressed, but for the flags and CartPole's reward, which is 1."""
+        """Noise, which cannot be compressed, but for the flags and CartPole's reward, which is 1.
+
+        The first number of an observation counts the rows of observations from 0, and so names them.
+        """
         generator = np.random.default_rng(0)
         steps, points = int(lengths.sum()), int(lengths.sum()) + len(lengths)
         truncated = np.zeros(steps, np.bool_)
@@ -63,9 +66,10 @@ class Episodes:
             "observation": generator.standard_normal((points, 17 if wide else 4), np.float32),
             "action": generator.standard_normal((steps, 6), np.float32) if wide else generator.integers(0, 2, steps),
             "reward": generator.standard_normal(steps) if wide else np.ones(steps),
-            "terminated": np.zeros(steps, np.bool_),
+            "terminated": generator.random(steps) < 0.001,
             "truncated": truncated,
         }
+        columns["observation"][:, 0] = np.arange(points)
         return Episodes(schema, lengths, columns)
 
     @cached_property
@@ -85,11 +89,32 @@ class Episodes:
     def __iter__(self) -> Iterator[dict[str, Array]]:
         return (self.episode(number) for number in range(len(self.lengths)))
 
-    def transitions(self) -> dict[str, Array]:
-        """Rows of single transitions, with ``next_observation``."""
-        places = np.arange(len(self.columns["reward"])) + np.repeat(np.arange(len(self.lengths)), self.lengths)
+    @property
+    def length(self) -> int:
+        """T, where all episodes have the same."""
+        return int(self.lengths[0])
+
+    def transitions(self, reward: Any = np.float64) -> dict[str, Array]:
+        """Rows of single transitions, with ``next_observation``; rewards in a dtype."""
+        points = np.arange(len(self.columns["reward"])) + np.repeat(np.arange(len(self.lengths)), self.lengths)
         shown = self.columns["observation"]
-        return {**self.columns, "observation": shown[places], "next_observation": shown[places + 1]}
+        found = {**self.columns, "observation": shown[points], "next_observation": shown[points + 1]}
+        return {**found, "reward": found["reward"].astype(reward, copy=False)}
+
+    def check_batch(self, name: str, batch: Mapping[str, Any], size: tuple[int, ...], fields: Sequence[str]) -> None:
+        """Raise AssertionError unless a batch is of this size and holds what was stored in the rows that it names."""
+        points = np.asarray(batch["observation"])[..., 0].astype(np.int64)
+        assert points.shape == size, f"{name}: expected {size} samples, got {points.shape}"
+        assert len(np.unique(points)) > points.size // 2, f"{name}: the same rows again and again"
+        first = self.starts + np.arange(len(self.lengths))
+        rows = points - (np.searchsorted(first, points, "right") - 1)
+        for field in fields:
+            if field == "next_observation":
+                expected = self.columns["observation"][points + 1]
+            else:
+                expected = self.columns[field][points if field == "observation" else rows]
+            found = np.asarray(batch[field]).reshape(expected.shape)
+            np.testing.assert_array_equal(found.astype(np.float32), expected.astype(np.float32), f"{name}: {field}")
 
     def check(self, name: str, number: int, found: dict[str, Any]) -> None:
         """Raise AssertionError unless this is an episode; the last observation may be missing."""
@@ -107,6 +132,11 @@ def write_ours(episodes: Episodes, folder: Path) -> None:
             buffer.store_episode(**episode, episode_seed=number, episode_return=total, episode_complete=True)
 
 
+def windows(buffer: ReplayBuffer, batch_size: int, **options: Any) -> Iterator[Any]:
+    """Batches of whole windows, in random order, one epoch after another."""
+    return forever(window_loader(buffer, batch_size, boundary="drop", shuffle=True, drop_last=True, seed=0, **options))
+
+
 def write_numpy(episodes: Episodes, folder: Path) -> None:
     """A file for each field, and one for the lengths."""
     folder.mkdir()
@@ -116,50 +146,43 @@ def write_numpy(episodes: Episodes, folder: Path) -> None:
 
 def make_memmap(episodes: Episodes, folder: Path, max_timesteps: int) -> Any:
     """An empty buffer of memmap-replay-buffer with exactly the room that is needed, of its own dtypes."""
-    wide = episodes.schema != "CartPole"
-    return import_module("memmap_replay_buffer").ReplayBuffer(
-        folder,
-        max_episodes=len(episodes.lengths),
-        max_timesteps=max_timesteps,
-        fields={
-            "observation": ("float", episodes.columns["observation"].shape[1:]),
-            "action": ("float", (6,)) if wide else "int",
-            "reward": "float",
-            "terminated": "bool",
-            "truncated": "bool",
-        },
-        flush_every_store_step=0,
-    )
+    observation, action = (episodes.columns[name].shape[1:] for name in ("observation", "action"))
+    return memmap_buffer(folder, len(episodes.lengths), max_timesteps, memmap_fields(observation, action or None))
 
 
-def write_memmap(episodes: Episodes, folder: Path, max_timesteps: int) -> None:
-    """Without last observations, for which it has no place."""
+def write_memmap(episodes: Episodes, folder: Path, max_timesteps: int) -> Any:
+    """Without last observations, for which it has no place; the buffer."""
     buffer = make_memmap(episodes, folder, max_timesteps)
     kinds = {name: array.dtype for name, array in buffer.data.items()}
     for episode in episodes:
         rows = {**episode, "observation": episode["observation"][:-1]}
         buffer.store_episode(**{name: values.astype(kinds[name], copy=False) for name, values in rows.items()})
     buffer.flush()
+    return buffer
 
 
 def write_torchrl(episodes: Episodes, folder: Path) -> None:
     """A LazyMemmapStorage of all transitions, with the dump that goes with it."""
-    rows = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in episodes.transitions().items()}
-    after = {"observation": rows.pop("next_observation")}
-    after |= {name: rows.pop(name)[:, None] for name in ("reward", "terminated", "truncated")}
+    extended(folder / "storage", columns_of(episodes.transitions()), batch_size=256).dumps(folder)
+
+
+def columns_of(rows: Mapping[str, Array]) -> dict[str, Any]:
+    """Transitions as torchrl has them: what is one number a step is ``(count, 1)``."""
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in rows.items()}
+    return nested({name: tensor[:, None] if name in AFTER else tensor for name, tensor in tensors.items()})
+
+
+def extended(folder: Path, rows: Mapping[str, Any], **options: Any) -> Any:
+    """torchrl's buffer of exactly these rows."""
     count = len(rows["action"])
-    data, make = torchrl_data(), import_module("tensordict").TensorDict
-    storage = data.LazyMemmapStorage(count, scratch_dir=str(folder / "storage"), auto_cleanup=False)
-    buffer = data.ReplayBuffer(storage=storage, batch_size=256)
-    buffer.extend(make({**rows, "next": after}, batch_size=[count]))
-    buffer.dumps(folder)
+    buffer = torchrl_buffer(count, folder, **options)
+    buffer.extend(tensordict(rows, count))
+    return buffer
 
 
 def open_torchrl(folder: Path, count: int) -> Any:
     """Its buffer of transitions, as its documentation opens a storage where it lies."""
-    data = torchrl_data()
-    storage = data.LazyMemmapStorage(count, scratch_dir=str(folder / "storage"), auto_cleanup=False)
-    buffer = data.ReplayBuffer(storage=storage, batch_size=256)
+    buffer = torchrl_buffer(count, folder / "storage", batch_size=256)
     buffer.loads(folder)
     return buffer
 

@@ -24,13 +24,15 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from benchmarks.episodes import windows
 from benchmarks.frames_peers import LOSSLESS, LOSSY, Kept, size_of
 from benchmarks.frames_scenes import NAMES, Scene, Shown, scene
 from benchmarks.peers import PACKAGES
+from benchmarks.record import play, sampled
 from benchmarks.report import OURS, Table, Target
 from benchmarks.suite import Suite, command, option
-from benchmarks.timing import forever, take_turns
-from gym_replay import Field, RecordToBuffer, ReplayBuffer, window_loader
+from benchmarks.timing import take_turns
+from gym_replay import Field, RecordToBuffer, ReplayBuffer
 
 RAW, LZ4, JPEG = f"{OURS}, raw", f"{OURS}, lz4", f"{OURS}, JPEG"
 CODECS: dict[str, Any] = {
@@ -100,18 +102,8 @@ def our_batches(shown: Scene, folder: Path, sample: Sample) -> Iterator[Loaded]:
     """Batches of the loader, in random order."""
     length = shown.frames.shape[1]
     with ReplayBuffer.from_folder(folder, read_only=True) as buffer:
-        loader = window_loader(
-            buffer,
-            sample.batch_size,
-            offsets={"observation": sample.offsets},
-            fields=(),
-            boundary="drop",
-            return_indices=True,
-            shuffle=True,
-            drop_last=True,
-            seed=0,
-        )
-        for batch in forever(loader):
+        options: dict[str, Any] = {"offsets": {"observation": sample.offsets}, "fields": (), "return_indices": True}
+        for batch in windows(buffer, sample.batch_size, **options):
             first = batch["_indices"][:, 0] * length + batch["_indices"][:, 1]
             yield Loaded(batch["observation"], first[:, None] + torch.tensor(sample.offsets))
 
@@ -185,17 +177,11 @@ def load(suite: Suite, shown: Scene, folder: Path, codecs: dict[str, Any], size:
 def recorded(env: gym.Env[Any, Any], parent: Path, steps: int, codec: Any, *, record: bool) -> float:
     """Microseconds a step of a loop with a random policy."""
     folder = Path(tempfile.mkdtemp(dir=parent))
-    options: dict[str, Any] = {} if codec is None else {"codecs": {"observation": codec}}
     if record:
-        env = RecordToBuffer(env, folder / "buffer", **options)
+        env = RecordToBuffer(env, folder / "buffer", codecs=None if codec is None else {"observation": codec})
     try:
-        env.action_space.seed(0)
-        env.reset(seed=0)
         begin = time.perf_counter()
-        for _ in range(steps):
-            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
-            if terminated or truncated:
-                env.reset()
+        play(env, sampled(env), steps)
         env.reset()  # commits what is open
         return 1e6 * (time.perf_counter() - begin) / steps
     finally:
@@ -208,10 +194,14 @@ def record(suite: Suite, shown: Scene, codecs: dict[str, Any], size: Size) -> No
     """What recording the frames takes: what it adds to a step that takes no time, and of the game's whole loop."""
     bare = "not recorded"
     steps = min(size.steps, shown.frames.shape[0] * shown.frames.shape[1])
-    turns = {bare: partial(recorded, Shown(shown.frames), suite.folder, steps, None, record=False)}
-    for name, codec in codecs.items():
-        turns[name] = partial(recorded, Shown(shown.frames), suite.folder, steps, codec, record=True)
-    loops = take_turns(turns, size.repeats)
+
+    def turns(env: gym.Env[Any, Any]) -> dict[str, Callable[[], float]]:
+        return {
+            name: partial(recorded, env, suite.folder, steps, codecs.get(name), record=name != bare)
+            for name in (bare, *codecs)
+        }
+
+    loops = take_turns(turns(Shown(shown.frames)), size.repeats)
     floor = loops.pop(bare)
     added = {
         name: [max(mine - base, 1e-3) for mine, base in zip(loop, floor, strict=True)] for name, loop in loops.items()
@@ -219,12 +209,8 @@ def record(suite: Suite, shown: Scene, codecs: dict[str, Any], size: Size) -> No
     suite.add(Table(f"{shown.title}: recording alone", "us added to a step", RAW, added))
     if shown.env is None:
         return
-    env = shown.env()
-    turns = {bare: partial(recorded, env, suite.folder, steps, None, record=False)}
-    for name, codec in codecs.items():
-        turns[name] = partial(recorded, env, suite.folder, steps, codec, record=True)
-    targets = [Target(OURS, 1.3, of=RAW)]
-    suite.compare(f"{shown.title}: random policy, the whole loop", "us per step", turns, size.repeats, targets=targets)
+    title, targets = f"{shown.title}: random policy, the whole loop", [Target(OURS, 1.3, of=RAW)]
+    suite.compare(title, "us per step", turns(shown.env()), size.repeats, targets=targets)
 
 
 def measure(suite: Suite, size: Size) -> None:

@@ -8,12 +8,9 @@ encoded ones lie in memory, where they come to in the first third of a run, whic
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +19,29 @@ import numpy as np
 from benchmarks.frames import OURS, RAW, SAMPLES, Loaded, check, our_batches, ours
 from benchmarks.frames_scenes import GAMES, Scene, scene
 from benchmarks.load_disk import TIMES
-from benchmarks.memory_limit import evict, memory_limit
-from benchmarks.report import Report, Table, Target
-from benchmarks.suite import Suite, show
+from benchmarks.memory_limit import MemoryLimit, in_turns
+from benchmarks.report import Table, Target
+from benchmarks.suite import Suite, command, option
 
 FRAMES = "frames.npy"
 BATCH = 32
+
+
+@dataclass(frozen=True)
+class Size:
+    scene: str = option("mspacman", f"which frames: {', '.join(GAMES)}")
+    megabytes: int = option(2000, "of raw frames")
+    seconds: float = option(5.0, "a run takes")
+    repeats: int = option(3, "rounds")
+
+
+SMOKE = Size(megabytes=100, seconds=0.5, repeats=1)
 CODECS: dict[str, Any] = {RAW: None, OURS: "zstd", f"{OURS}, lz4": "lz4"}
 
 
-def child(folder: Path, seconds: float) -> float:
+def run(path: str, seconds: float) -> float:
     """Frames a second of a buffer, whose frames are those in a file beside it, over and over."""
+    folder = Path(path)
     frames = np.load(folder.parent / FRAMES, mmap_mode="r")
     shown = Scene("", frames)
     sample = SAMPLES[0]._replace(batch_size=BATCH)
@@ -53,49 +62,29 @@ def for_seconds(batches: Iterator[Loaded], seconds: float) -> float:
     return frames / taken
 
 
-def measure(suite: Suite, name: str, megabytes: int, seconds: float, repeats: int) -> None:
+def measure(suite: Suite, size: Size) -> None:
     """The table."""
-    shown = scene(name, 100, 100_000_000)
-    times = max(1, megabytes * 1_000_000 // shown.frames.nbytes)
+    shown = scene(size.scene, 100, 100_000_000)
+    times = max(1, size.megabytes * 1_000_000 // shown.frames.nbytes)
     np.save(suite.folder / FRAMES, shown.frames)
     whole = {title: ours(shown, suite.folder / title, codec, times) for title, codec in CODECS.items()}
     limit = shown.frames.nbytes * times // TIMES
-    measured: dict[str, list[float]] = {title: [] for title in CODECS}
-    for _ in range(repeats):
-        for title in CODECS:
-            evict(path for path in suite.folder.rglob("*") if path.is_file())
-            with memory_limit(limit) as limited:
-                command = [sys.executable, "-m", "benchmarks.frames_memory", "--child", str(suite.folder / title)]
-                measured[title].append(float(json.loads(limited.run([*command, "--seconds", str(seconds)]))))
+
+    def call(limited: MemoryLimit, title: str) -> float:
+        return float(limited.call("benchmarks.frames_memory", "run", suite.folder / title, size.seconds))
+
     sizes = f"{shown.frames.nbytes * times / 1e9:.1f} GB raw, {limit / 1e6:.0f} MB of memory"
     suite.add(
         Table(
             f"{shown.title}: {sizes}, {SAMPLES[0].title}, {BATCH} a batch, shuffled",
             "frames/s",
             RAW,
-            measured,
+            in_turns(suite.folder, limit, list(CODECS), size.repeats, call),
             targets=[Target(OURS, 10.0, of=RAW, at_least=True)],
             extras={"MB of frames": {title: [nbytes / 1e6] for title, nbytes in whole.items()}},
         )
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scene", choices=GAMES, default="mspacman", help="which frames (default mspacman)")
-    parser.add_argument("--megabytes", type=int, default=2000, help="of raw frames (default 2000)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="a run takes (default 5)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds (default 3)")
-    parser.add_argument("--folder", type=Path, help="where to write, on the disk in question (default: temporary)")
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(child(arguments.child, arguments.seconds)))
-        return
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        suite = Suite("frames_memory", Path(folder), Report(show))
-        measure(suite, arguments.scene, arguments.megabytes, arguments.seconds, arguments.repeats)
-
-
 if __name__ == "__main__":
-    main()
+    command("frames_memory", __doc__, measure, Size(), SMOKE)

@@ -18,10 +18,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from benchmarks.episodes import Episodes
 from benchmarks.learning_frames import PixelTD3BC, frame_batches
 from benchmarks.learning_peers import DISCOUNT, PEERS, Batch, in_memory
-from benchmarks.load import store
-from benchmarks.load_peers import Data, Stored, check
+from benchmarks.load import SCHEMA, store
+from benchmarks.load_peers import Stored
 from benchmarks.report import OURS, Target
 from benchmarks.suite import Suite, command, option
 from benchmarks.timing import forever
@@ -83,7 +84,7 @@ def compare(
 
 def states(suite: Suite, size: Size, stack: ExitStack) -> None:
     """Batches of 256 transitions of states."""
-    data = Data.random(size.episodes, size.length)
+    data = Episodes.random(SCHEMA, np.full(size.episodes, size.length))
     buffer = stack.enter_context(store(data, suite.folder / "buffer"))
     found = statistics(buffer, ["observation"], progress=False)
     stored = Stored(data, suite.folder)
@@ -105,12 +106,12 @@ def states(suite: Suite, size: Size, stack: ExitStack) -> None:
     )
 
 
-def check_states(name: str, data: Data, batch: Batch) -> None:
+def check_states(name: str, data: Episodes, batch: Batch) -> None:
     """Raise AssertionError unless the batch holds what was stored."""
     ended = np.asarray(batch["n_step_discount"]) == 0
     found = {**batch, "reward": batch["n_step_return"], "terminated": ended}
     flags = [] if name == "d3rlpy" else ["terminated"]  # there only an episode's last transition terminates
-    check(name, data, found, (256,), ["next_observation", "action", "reward", *flags])
+    data.check_batch(name, found, (256,), ["next_observation", "action", "reward", *flags])
 
 
 def frames(suite: Suite, size: Size, stack: ExitStack) -> None:

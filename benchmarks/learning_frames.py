@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.episodes import windows
 from benchmarks.frames_scenes import Frames, Scene, camera, scene
 from benchmarks.learning_peers import DISCOUNT, Batch
 from benchmarks.report import OURS
 from benchmarks.suite import Suite
-from benchmarks.timing import forever
-from examples.offline_rl.networks import adam
+from examples.offline_rl.networks import adam, unscaled
 from examples.offline_rl.td3_bc import TD3BC
-from gym_replay import Field, FieldStatistics, MissingExtraError, ReplayBuffer, window_loader
+from gym_replay import Field, MissingExtraError, ReplayBuffer
 
 LENGTH, BATCH, FEATURES = 250, 64, 50
 OFFSETS = range(-3, 2)
@@ -38,9 +38,7 @@ class PixelTD3BC:
             *(nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU()),
             *(nn.Flatten(), nn.Linear(64 * 7 * 7, FEATURES), nn.LayerNorm(FEATURES), nn.Tanh()),
         )
-        zeros = np.zeros(FEATURES)
-        unscaled = FieldStatistics(zeros.astype(np.int64), zeros, zeros + 1, zeros, zeros, {})
-        self.agent = TD3BC(unscaled, gym.spaces.Box(-1, 1, (6,)))
+        self.agent = TD3BC(unscaled(FEATURES), gym.spaces.Box(-1, 1, (6,)))
         self.optimizer = adam(self.encoder)
 
     def update(self, batch: Batch) -> None:
@@ -86,17 +84,8 @@ def in_memory(frames: Frames, numbers: Numbers) -> Iterator[Batch]:
 
 def ours(buffer: ReplayBuffer) -> Iterator[Batch]:
     """Windows of frames, with the action and the reward at the step."""
-    loader = window_loader(
-        buffer,
-        BATCH,
-        offsets={"observation": OFFSETS},
-        fields=("action", "reward", "terminated"),
-        boundary="drop",
-        shuffle=True,
-        drop_last=True,
-        seed=0,
-    )
-    for batch in forever(loader):
+    names = ("action", "reward", "terminated")
+    for batch in windows(buffer, BATCH, offsets={"observation": OFFSETS}, fields=names):
         discount = DISCOUNT * ~batch["terminated"]
         yield {
             "frames": batch["observation"],

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.load_peers import Stored, torchrl_transitions
+from benchmarks.minari_datasets import rows_of
 from benchmarks.peers import Use
 from benchmarks.timing import forever
 
@@ -30,7 +31,7 @@ def one_step(batch: Batch) -> Batch:
 
 def in_memory(stored: Stored) -> Iterator[Batch]:
     """Float32 tensors of all transitions, drawn with replacement, as CORL's ``ReplayBuffer.sample`` draws them."""
-    rows = stored.data.transitions()
+    rows = stored.transitions()
     names = ("observation", "action", "reward", "next_observation", "terminated")
     tensors = {name: torch.from_numpy(np.array(rows[name], np.float32)) for name in names}
     count = len(tensors["action"])
@@ -47,18 +48,15 @@ def torchrl(stored: Stored) -> Iterator[Batch]:
 
 def minari(stored: Stored) -> Iterator[Batch]:
     """Whole episodes from torch's DataLoader, padded, of which one batch of transitions is drawn."""
-    dataset = stored.minari("hdf5")
-    names = {"observation": "observations", "action": "actions", "reward": "rewards", "terminated": "terminations"}
     pad = torch.nn.utils.rnn.pad_sequence
 
     def collate(episodes: list[Any]) -> Batch:
-        padded = {
-            mine: pad([torch.as_tensor(np.array(getattr(one, theirs))) for one in episodes], batch_first=True)
-            for mine, theirs in names.items()
-        }
-        return {**padded, "lengths": torch.tensor([len(one.rewards) for one in episodes])}
+        rows = [rows_of(one) for one in episodes]
+        names = ("observation", "action", "reward", "terminated")
+        padded = {name: pad([torch.as_tensor(np.array(one[name])) for one in rows], batch_first=True) for name in names}
+        return {**padded, "lengths": torch.tensor([len(one["reward"]) for one in rows])}
 
-    loader = torch.utils.data.DataLoader(dataset, batch_size=EPISODES, shuffle=True, collate_fn=collate)
+    loader = torch.utils.data.DataLoader(stored.minari("hdf5"), batch_size=EPISODES, shuffle=True, collate_fn=collate)
     for batch in forever(loader):
         lengths = batch.pop("lengths")
         episode = torch.randint(len(lengths), (SIZE,))
@@ -69,13 +67,13 @@ def minari(stored: Stored) -> Iterator[Batch]:
 
 
 def d3rlpy(stored: Stored) -> Iterator[Batch]:
-    data = stored.data
     package = import_module("d3rlpy")
     episodes = [
         package.dataset.Episode(
-            data.observation[k], np.append(data.action[k], data.action[k][-1:], axis=0), rewards[:, None], False
+            one["observation"], one["action"][last], one["reward"].astype(np.float32)[last, None], False
         )
-        for k, rewards in enumerate(np.append(data.reward, data.reward[:, -1:], axis=1).astype(np.float32))
+        for one in stored.episodes
+        for last in [np.minimum(np.arange(len(one["action"]) + 1), len(one["action"]) - 1)]  # its last row twice
     ]
     buffer = package.dataset.ReplayBuffer(
         package.dataset.InfiniteBuffer(), episodes=episodes, action_space=package.ActionSpace.CONTINUOUS

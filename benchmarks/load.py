@@ -12,28 +12,23 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.floors import bare, column
+from benchmarks.episodes import SCHEMAS, Episodes
+from benchmarks.episodes import windows as shuffled_windows
 from benchmarks.load_frames import frames
-from benchmarks.load_peers import ALL, TRAJECTORIES, TRANSITIONS, WINDOWS, Batch, Data, Stored, check
+from benchmarks.load_peers import ALL, TRAJECTORIES, TRANSITIONS, WINDOWS, Batch, Stored
 from benchmarks.report import OURS, Target
 from benchmarks.suite import Suite, command, option
-from benchmarks.timing import forever, per_item
-from gym_replay import ConcatReplayBuffer, Field, ReplayBuffer, window_loader
+from benchmarks.timing import batches_in_turns, forever
+from gym_replay import ConcatReplayBuffer, ReplayBuffer
 
-FIELDS = {
-    "observation": Field("float32", (17,), state=True),
-    "action": Field("float32", (6,)),
-    "reward": "float64",
-    "terminated": "bool",
-    "truncated": "bool",
-}
+SCHEMA = "obs 17, act 6"
+FIELDS = SCHEMAS[SCHEMA]
 TRANSITION = ["observation", "next_observation", "action", "reward", "terminated"]
 
 
@@ -56,17 +51,29 @@ class Setting:
 
     suite: Suite
     size: Size
-    data: Data
+    data: Episodes
     buffer: ReplayBuffer
     stored: Stored
     stack: ExitStack
 
 
-def store(data: Data, folder: Path, begin: int = 0, end: int | None = None) -> ReplayBuffer:
+def column(folder: Path, name: str) -> npt.NDArray[Any]:
+    """A field's rows as a plain array over the file."""
+    return np.load(folder / "steps" / f"{name}.npy", mmap_mode="r").view(np.ndarray)
+
+
+def bare(columns: Mapping[str, tuple[npt.NDArray[Any], int]], rows: Iterator[Any]) -> Iterator[list[Any]]:
+    """The columns at the rows, each shifted as its entry says, by ``numpy.take``."""
+    pairs = list(columns.values())
+    for some in rows:
+        yield [array.take(some + shift if shift else some, axis=0) for array, shift in pairs]
+
+
+def store(episodes: Episodes, folder: Path, begin: int = 0, end: int | None = None) -> ReplayBuffer:
     """A buffer with the episodes ``begin .. end``, open for reading."""
     with ReplayBuffer(folder, fields=FIELDS) as buffer:
-        for k in range(len(data.action))[begin:end]:
-            buffer.store_episode(**{name: getattr(data, name)[k] for name in FIELDS})
+        for episode in itertools.islice(episodes, begin, end):
+            buffer.store_episode(**episode)
     return ReplayBuffer.from_folder(folder, read_only=True)
 
 
@@ -80,12 +87,8 @@ def compare(
     targets: list[Target],
     notes: list[str],
 ) -> None:
-    """A table of iterators over batches; who takes a hundred times as long is asked for fewer of them."""
-    turns: dict[str, Callable[[], float]] = {}
-    for name, iterator in contenders.items():
-        count = max(4, min(batches, int(3e5 / per_item(iterator, 4))))
-        turns[name] = partial(per_item, iterator, count)
-    suite.compare(title, "us per batch", turns, repeats, targets=targets, notes=notes)
+    """A table of iterators over batches."""
+    suite.compare(title, "us per batch", batches_in_turns(contenders, batches), repeats, targets=targets, notes=notes)
 
 
 def peers_for(
@@ -95,13 +98,13 @@ def peers_for(
     found, notes = setting.suite.peers(uses)
     batches = {name: make(setting.stored) for name, make in found.items()}
     for name, iterator in batches.items():
-        check(name, setting.data, next(iterator), size, fields)
+        setting.data.check_batch(name, next(iterator), size, fields)
     return batches, notes
 
 
-def shuffled(data: Data, count: int, length: int = 1) -> Iterator[npt.NDArray[np.int64]]:
+def shuffled(data: Episodes, count: int, length: int = 1) -> Iterator[npt.NDArray[np.int64]]:
     """Batches of rows, ``(count,)`` or ``(count, length)``, which stay in their episodes."""
-    episodes, steps = data.action.shape[:2]
+    episodes, steps = len(data.lengths), data.length
     generator = np.random.default_rng(1)
     lot = []
     for _ in range(2000):
@@ -114,14 +117,14 @@ def transitions(setting: Setting) -> None:
     """N-step batches, of one buffer and of a concatenation."""
     data, buffer, size = setting.data, setting.buffer, setting.size
     folder = Path(buffer.folder)
-    eighths = np.linspace(0, len(data.action), 9).astype(int).tolist()
+    eighths = np.linspace(0, len(data.lengths), 9).astype(int).tolist()
     parts = [store(data, setting.suite.folder / f"part{k}", *eighths[k : k + 2]) for k in range(8)]
     for part in parts:
         setting.stack.enter_context(part)
     ours = forever(buffer.dataloader(256, n_steps=1, shuffle=True, drop_last=True))
     joined = forever(ConcatReplayBuffer(parts).dataloader(256, n_steps=1, shuffle=True, drop_last=True))
     for name, batches in ((OURS, ours), ("concatenation", joined)):
-        check(name, data, next(batches), (256,), [*TRANSITION, "truncated"])
+        data.check_batch(name, next(batches), (256,), [*TRANSITION, "truncated"])
     peers, notes = peers_for(setting, TRANSITIONS, (256,), TRANSITION)
     columns = {name: (column(folder, name), 0) for name in FIELDS}
     columns["next_observation"] = columns["observation"][0], 1
@@ -146,8 +149,8 @@ def windows(setting: Setting) -> None:
     """64 windows of 16 steps."""
     data, buffer, size = setting.data, setting.buffer, setting.size
     names = ["observation", "action", "reward"]
-    ours = forever(window_loader(buffer, 64, length=16, fields=names, boundary="drop", shuffle=True, drop_last=True))
-    check(OURS, data, next(ours), (64, 16), names)
+    ours = shuffled_windows(buffer, 64, length=16, fields=names)
+    data.check_batch(OURS, next(ours), (64, 16), names)
     columns = {name: (column(Path(buffer.folder), name), 0) for name in names}
     peers, notes = peers_for(setting, WINDOWS, (64, 16), names)
     floor = "numpy.take"
@@ -162,12 +165,12 @@ def windows(setting: Setting) -> None:
     )
 
 
-def copied(data: Data, folder: Path, names: Sequence[str]) -> Iterator[list[Any]]:
+def copied(data: Episodes, folder: Path, names: Sequence[str]) -> Iterator[list[Any]]:
     """Batches of eight episodes, each copied field by field."""
-    length = data.action.shape[1]
+    length = data.length
     columns = [column(folder, name) for name in names]
     generator = np.random.default_rng(2)
-    lot = generator.integers(0, len(data.action), (500, 8)) * (length + 1)
+    lot = generator.integers(0, len(data.lengths), (500, 8)) * (length + 1)
     for starts in itertools.cycle(lot.tolist()):
         batch = []
         for array in columns:
@@ -181,9 +184,9 @@ def copied(data: Data, folder: Path, names: Sequence[str]) -> Iterator[list[Any]
 def trajectories(setting: Setting) -> None:
     """Whole episodes."""
     data, buffer, size = setting.data, setting.buffer, setting.size
-    length = data.action.shape[1]
+    length = data.length
     ours = forever(buffer.dataloader(8, shuffle=True, drop_last=True))
-    check(OURS, data, next(ours), (8, length), ALL)
+    data.check_batch(OURS, next(ours), (8, length), ALL)
     peers, notes = peers_for(setting, TRAJECTORIES, (8, length), ALL)
     floor = "memcpy"
     compare(
@@ -199,7 +202,7 @@ def trajectories(setting: Setting) -> None:
 
 def measure(suite: Suite, size: Size) -> None:
     """All tables."""
-    data = Data.random(size.episodes, size.length)
+    data = Episodes.random(SCHEMA, np.full(size.episodes, size.length))
     with ExitStack() as stack:
         buffer = stack.enter_context(store(data, suite.folder / "buffer"))
         setting = Setting(suite, size, data, buffer, Stored(data, suite.folder), stack)

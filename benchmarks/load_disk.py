@@ -12,22 +12,19 @@ does to read them.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import resource
-import statistics
-import sys
-import tempfile
+import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.memory_limit import evict, memory_limit
-from benchmarks.timing import spread
+from benchmarks.memory_limit import MemoryLimit, in_turns
+from benchmarks.report import Table, Target
+from benchmarks.suite import Suite, command, option
 from gym_replay import Field, ReplayBuffer
 from gym_replay.buffer.loading import loaders  # noqa: F401 - with torch, which is no part of what is measured
 
@@ -43,9 +40,22 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 TITLES = {"frames": "frames of 84x84 bytes, action, reward", "vectors": "observation 17, action 6, reward, flags"}
 CONTENDERS = ("read in order", "shuffle='block'", "shuffle=True")
+MEASURED = ("MB/s", "user s", "system s", "peak, MB")
 LENGTH = 1000
 PIECE = 8 << 20
 TIMES = 4
+
+
+@dataclass(frozen=True)
+class Size:
+    gigabytes: float = option(4.0, "of rows of each kind")
+    repeats: int = option(5, "rounds")
+    seconds: float = option(20.0, "a run takes at most")
+    workers: int = option(0, "of the loaders")
+    only: str = option("", f"only one kind of rows: {', '.join(KINDS)}")
+
+
+SMOKE = Size(gigabytes=0.05, repeats=1, seconds=1.0)
 
 
 def episode_of(kind: str) -> dict[str, npt.NDArray[Any]]:
@@ -112,70 +122,42 @@ def check(expected: dict[str, npt.NDArray[Any]], batch: dict[str, Any]) -> None:
         np.testing.assert_array_equal(values.numpy(), wanted)
 
 
-def measure(folder: Path, contender: str, seconds: float, options: dict[str, Any]) -> dict[str, float]:
+def run(folder: str, contender: str, seconds: float, workers: int) -> dict[str, float]:
     """What one contender does, in a process of its own."""
     if contender == CONTENDERS[0]:
-        nbytes, taken = read_in_order(folder)
+        nbytes, taken = read_in_order(Path(folder))
     else:
-        nbytes, taken = load(folder, "block" if "block" in contender else True, seconds, options)
+        shuffle = "block" if "block" in contender else True
+        nbytes, taken = load(Path(folder), shuffle, seconds, {"num_workers": workers})
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    rate = nbytes / taken / 1e6
-    return {"MB/s": rate, "MB": nbytes / 1e6, "user s": usage.ru_utime, "system s": usage.ru_stime}
+    return {"MB/s": nbytes / taken / 1e6, "user s": usage.ru_utime, "system s": usage.ru_stime}
 
 
-def compare(folder: Path, kind: str, nbytes: int, arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
-    """Write the data, let the contenders take turns, print a table."""
-    store(folder, kind, nbytes)
-    limit = sum(path.stat().st_size for path in columns(folder)) // TIMES
-    measured: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-    for turn in range(arguments.repeats):
-        for name in CONTENDERS[turn % 3 :] + CONTENDERS[: turn % 3]:
-            evict(path for path in folder.rglob("*") if path.is_file())
-            with memory_limit(limit) as limited:
-                found = json.loads(limited.run(_command(folder, name, arguments)))
-                measured[name].append(found | {"peak": limited.peak or 0})
-                kind_of_limit = limited.kind
-    floor = [one["MB/s"] for one in measured[CONTENDERS[0]]]
-    print(f"\n{TITLES[kind]}; {nbytes / 1e9:.1f} GB, {limit / 1e6:.0f} MB of memory allowed ({kind_of_limit})")
-    print(f"{'':<18} {'of the first':<22} {'MB/s':<22} {'user s':<8} {'system s':<9} peak, MB")
-    for name, rounds in measured.items():
-        rates = [one["MB/s"] for one in rounds]
-        ratio = spread([mine / base for mine, base in zip(rates, floor, strict=True)])
-        user, system, peak = (statistics.median(one[what] for one in rounds) for what in ("user s", "system s", "peak"))
-        print(f"{name:<18} {ratio:<22} {spread(rates):<22} {user:<8.1f} {system:<9.1f} {peak / 1e6:.0f}")
-    print("target: 0.7 for shuffle='block'", flush=True)
-    return measured
+def measure(suite: Suite, size: Size) -> None:
+    """A table for each kind of rows."""
+    for kind in (kind for kind in KINDS if kind.startswith(size.only)):
+        folder = suite.folder / kind
+        store(folder, kind, int(1e9 * size.gigabytes))
+        limit = sum(path.stat().st_size for path in columns(folder)) // TIMES
 
+        def call(limited: MemoryLimit, name: str, folder: Path = folder) -> dict[str, float]:
+            found = limited.call("benchmarks.load_disk", "run", folder, name, size.seconds, size.workers)
+            return {**found, "peak, MB": (limited.peak or 0) / 1e6}
 
-def _command(folder: Path, contender: str, arguments: argparse.Namespace) -> list[str]:
-    command = [sys.executable, "-m", "benchmarks.load_disk", "--child", str(folder), contender]
-    return [*command, "--seconds", str(arguments.seconds), "--workers", str(arguments.workers)]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="of rows of each kind (default 4)")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds (default 5)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="a run takes at most (default 20)")
-    parser.add_argument("--workers", type=int, default=0, help="of the loaders (default 0)")
-    parser.add_argument("--only", choices=KINDS, help="one kind of rows")
-    parser.add_argument("--folder", type=Path, help="where to write, on the disk in question (default: temporary)")
-    parser.add_argument("--json", type=Path, help="a file for all single measurements")
-    parser.add_argument("--child", nargs=2, metavar=("FOLDER", "CONTENDER"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        options = {"num_workers": arguments.workers}
-        print(json.dumps(measure(Path(arguments.child[0]), arguments.child[1], arguments.seconds, options)))
-        return
-    print(f"Python {platform.python_version()}, NumPy {np.__version__}; {arguments.repeats} rounds, cold page cache")
-    print("median (lowest .. highest); ratios are between runs of one round")
-    measured = {}
-    for kind in [arguments.only] if arguments.only else KINDS:
-        with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-            measured[kind] = compare(Path(name) / kind, kind, int(1e9 * arguments.gigabytes), arguments)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(measured, indent=1))
+        found = in_turns(folder, limit, CONTENDERS, size.repeats, call)
+        rates, *extras = ({name: [one[what] for one in rounds] for name, rounds in found.items()} for what in MEASURED)
+        suite.add(
+            Table(
+                f"{TITLES[kind]}; {size.gigabytes:g} GB, {limit / 1e6:.0f} MB of memory allowed, cold page cache",
+                MEASURED[0],
+                CONTENDERS[0],
+                rates,
+                targets=[Target(CONTENDERS[1], 0.7, of=CONTENDERS[0], at_least=True)],
+                extras=dict(zip(MEASURED[1:], extras, strict=True)),
+            )
+        )
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
-    main()
+    command("load_disk", __doc__, measure, Size(), SMOKE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.peers import Use, torchrl_data
+from benchmarks.episodes import windows
+from benchmarks.peers import Use, memmap_buffer, tensordict, torchrl_buffer, torchrl_slices
 from benchmarks.report import OURS, Target
 from benchmarks.suite import Suite
-from benchmarks.timing import forever, per_item
-from gym_replay import Field, ReplayBuffer, window_loader
+from benchmarks.timing import batches_in_turns, forever
+from gym_replay import Field, ReplayBuffer
 
 LENGTH, STACK, BATCH = 500, 5, 256
 """Frames of an episode but one; four frames and the next one; samples of a batch."""
@@ -54,36 +54,22 @@ def ours(frames: Frames) -> Iterator[torch.Tensor]:
         for shown in frames.shown:
             buffer.store_episode(observation=shown, action=np.zeros(LENGTH, np.int64))
     with ReplayBuffer.from_folder(folder, read_only=True) as buffer:
-        offsets = {"observation": range(-3, 2)}
-        options: dict[str, Any] = {"fields": (), "boundary": "drop", "shuffle": True, "drop_last": True, "seed": 0}
-        for batch in forever(window_loader(buffer, BATCH, offsets=offsets, **options)):
+        for batch in windows(buffer, BATCH, offsets={"observation": range(-3, 2)}, fields=()):
             yield batch["observation"]
 
 
 def torchrl(frames: Frames) -> Iterator[Any]:
-    make, data = import_module("tensordict").TensorDict, torchrl_data()
-    samplers = import_module("torchrl.data.replay_buffers.samplers")
     rows = frames.shown.reshape(-1, 84, 84)
     episode = torch.arange(len(frames.shown)).repeat_interleave(LENGTH + 1)
-    buffer = data.ReplayBuffer(
-        storage=data.LazyMemmapStorage(len(rows), scratch_dir=str(frames.folder / "torchrl")),
-        sampler=samplers.SliceSampler(slice_len=STACK, traj_key="episode", cache_values=True, truncated_key=None),
-        batch_size=BATCH * STACK,
-    )
-    buffer.extend(make({"observation": torch.from_numpy(rows), "episode": episode}, batch_size=[len(rows)]))
+    buffer = torchrl_buffer(len(rows), frames.folder / "torchrl", BATCH * STACK, torchrl_slices(STACK))
+    buffer.extend(tensordict({"observation": torch.from_numpy(rows), "episode": episode}, len(rows)))
     while True:
         yield buffer.sample()["observation"].reshape(BATCH, STACK, 84, 84)
 
 
 def memmap_replay_buffer(frames: Frames) -> Iterator[Any]:
-    package = import_module("memmap_replay_buffer")
-    buffer = package.ReplayBuffer(
-        frames.folder / "memmap",
-        max_episodes=len(frames.shown),
-        max_timesteps=LENGTH + 1,
-        fields={"observation": ("uint8", (84, 84))},
-        flush_every_store_step=0,
-    )
+    fields = {"observation": ("uint8", (84, 84))}
+    buffer = memmap_buffer(frames.folder / "memmap", len(frames.shown), LENGTH + 1, fields)
     for shown in frames.shown:
         buffer.store_episode(observation=shown)
     for batch in forever(memmap_windows(buffer, BATCH, STACK, ("observation",))):
@@ -132,14 +118,10 @@ def frames(suite: Suite, episodes: int, batches: int, repeats: int) -> None:
         take: (array.take(rows, axis=0) for rows in itertools.cycle(lot)),
         **loaders,
     }
-    turns = {
-        name: partial(per_item, iterator, max(4, min(batches, int(3e5 / per_item(iterator, 4)))))
-        for name, iterator in contenders.items()
-    }
     suite.compare(
         "84x84 uint8 frames, stacks of 4 and the next one, 256 a batch; shuffled",
         "us per batch",
-        turns,
+        batches_in_turns(contenders, batches),
         repeats,
         targets=[Target(OURS, 1.25, of=floor) for floor in (select, take)],
         notes=notes,

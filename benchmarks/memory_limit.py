@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _HIERARCHIES = Path("/sys/fs/cgroup")
 
@@ -39,6 +43,11 @@ class MemoryLimit:
         """
         joined = ["/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self._folder / "cgroup.procs"), *command]
         return subprocess.run(joined, stdout=subprocess.PIPE, stderr=sys.stderr, text=True, check=True).stdout
+
+    def call(self, module: str, function: str, *arguments: Any) -> Any:
+        """What a function of a module returns in a process of its own in the group; all values are JSON's."""
+        code = f"import json, sys; from {module} import {function} as f; print(json.dumps(f(*json.loads(sys.argv[1]))))"
+        return json.loads(self.run([sys.executable, "-c", code, json.dumps(arguments, default=str)]))
 
     @property
     def peak(self) -> int | None:
@@ -96,6 +105,20 @@ def _made() -> tuple[Path, str, str]:
         f"no control group with a memory limit can be made: {'; '.join(reasons) or 'no memory controller'}. Run this "
         "as root, or below a delegated group: systemd-run --user --scope -p Delegate=yes"
     )
+
+
+def in_turns(
+    folder: Path, limit: int, contenders: Sequence[str], repeats: int, call: Callable[[MemoryLimit, str], T]
+) -> dict[str, list[T]]:
+    """What contenders measure, each in a limit of its own and with none of a folder's files in the page cache."""
+    found: dict[str, list[T]] = {name: [] for name in contenders}
+    for turn in range(repeats):
+        first = turn % len(contenders)
+        for name in [*contenders[first:], *contenders[:first]]:
+            evict(path for path in folder.rglob("*") if path.is_file())
+            with memory_limit(limit) as limited:
+                found[name].append(call(limited, name))
+    return found
 
 
 def evict(paths: Iterable[Path]) -> None:

@@ -67,6 +67,12 @@ def write_minari(folder: Path, episodes: Sequence[dict[str, Any]], data_format: 
         return minari.load_dataset(DATASET)
 
 
+def rows_of(episode: Any) -> dict[str, Any]:
+    """The arrays of an episode of Minari's by their names here."""
+    named = {"observation": episode.observations, "action": episode.actions, "reward": episode.rewards}
+    return {**named, "terminated": episode.terminations, "truncated": episode.truncations}
+
+
 def open_minari(folder: Path) -> Any:
     """The dataset that :func:`write_minari` wrote."""
     with minari_at(folder) as minari:

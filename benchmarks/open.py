@@ -8,7 +8,6 @@ stored, outside of the time.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,8 +28,8 @@ from benchmarks.episodes import (
     write_ours,
     write_torchrl,
 )
-from benchmarks.minari_datasets import open_minari
-from benchmarks.peers import Use
+from benchmarks.minari_datasets import open_minari, rows_of
+from benchmarks.peers import Use, flat
 from benchmarks.report import OURS
 from benchmarks.suite import Suite, command, option
 from gym_replay import ReplayBuffer
@@ -124,25 +123,17 @@ def memmap_batch(folder: Path, count: int) -> Opened:
 
 def minari_first(folder: Path, count: int) -> Opened:
     dataset = open_minari(folder)
-    episode = dataset[0]
-    named = {"observation": episode.observations, "action": episode.actions, "reward": episode.rewards}
-    return dataset, {**named, "terminated": episode.terminations, "truncated": episode.truncations}
+    return dataset, rows_of(dataset[0])
 
 
 def torchrl_first(folder: Path, count: int) -> Opened:
     buffer = open_torchrl(folder, count * LENGTH)
-    return buffer, _torchrl_rows(buffer[:LENGTH])
+    return buffer, flat(buffer[:LENGTH])
 
 
 def torchrl_batch(folder: Path, count: int) -> Opened:
     buffer = open_torchrl(folder, count * LENGTH)
-    sampled = buffer.sample()
-    return buffer, {**_torchrl_rows(sampled), "next_observation": sampled["next", "observation"]}
-
-
-def _torchrl_rows(rows: Any) -> dict[str, Any]:
-    after = {name: rows["next", name] for name in FIELDS[2:]}
-    return {"observation": rows["observation"], "action": rows["action"], **after}
+    return buffer, flat(buffer.sample())
 
 
 PEERS: dict[str, Use[Dataset]] = {
@@ -174,18 +165,6 @@ NOTES = [
 ]
 
 
-def check_batch(name: str, episodes: Episodes, batch: dict[str, Any], known: dict[bytes, int]) -> None:
-    """Raise AssertionError unless a batch holds stored transitions; ``known`` finds one by its observation."""
-    rows = np.array([known[values.tobytes()] for values in np.asarray(batch["observation"], np.float32)])
-    assert len(rows) == BATCH, f"{name}: {len(rows)} samples"
-    points = rows + rows // LENGTH
-    np.testing.assert_array_equal(batch["next_observation"], episodes.columns["observation"][points + 1], name)
-    for field in FIELDS[1:]:
-        expected = episodes.columns[field][rows]
-        found = np.asarray(batch[field]).reshape(expected.shape)
-        np.testing.assert_array_equal(found, expected.astype(found.dtype), f"{name}: {field}")
-
-
 def timed(load: Callable[[Path, int], Opened], folder: Path, count: int) -> float:
     """Milliseconds."""
     begin = time.perf_counter()
@@ -210,8 +189,6 @@ def measure(suite: Suite, size: Size) -> None:
 def compare(suite: Suite, datasets: dict[str, Dataset], notes: list[str], count: int, repeats: int) -> None:
     """The tables of one number of episodes."""
     episodes = Episodes.random(SCHEMA, np.full(count, LENGTH))
-    shown = episodes.transitions()["observation"]
-    known = dict(zip((row.tobytes() for row in shown), itertools.count(), strict=False))
     first: dict[str, Callable[[], float]] = {}
     batch: dict[str, Callable[[], float]] = {}
     for number, (name, dataset) in enumerate(datasets.items()):
@@ -222,7 +199,7 @@ def compare(suite: Suite, datasets: dict[str, Dataset], notes: list[str], count:
         episodes.check(name, 0, dataset.first(folder, count)[1])
         first[name] = partial(timed, dataset.first, folder, count)
         if dataset.batch is not None:
-            check_batch(name, episodes, dataset.batch(folder, count)[1], known)
+            episodes.check_batch(name, dataset.batch(folder, count)[1], (BATCH,), (*FIELDS, "next_observation"))
             batch[name] = partial(timed, dataset.batch, folder, count)
     title = f"Opening {count} episodes of {LENGTH} steps"
     suite.compare(f"{title}, and the first episode", "ms", first, repeats, notes=notes)

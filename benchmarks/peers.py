@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 T = TypeVar("T")
 
@@ -83,6 +86,81 @@ def installed(uses: Mapping[str, Use[T]]) -> tuple[dict[str, T], list[str], list
             left_out.append(f"{use.package}: {why}")
     left_out = list(dict.fromkeys(left_out))
     return found, notes + left_out, left_out
+
+
+# --- their buffers, each as a benchmark wants one ---
+
+FLAGS = ("terminated", "truncated")
+AFTER = ("reward", *FLAGS)
+CPPRB = {"obs": "observation", "next_obs": "next_observation", "act": "action", "rew": "reward"}
+CPPRB |= {"done": "terminated", "cut": "truncated"}
+"""What cpprb's examples call a transition's parts, and what they are called here."""
+
+
+def memmap_buffer(folder: Path, episodes: int, steps: int, fields: Mapping[str, Any]) -> Any:
+    """memmap-replay-buffer with room for so many episodes of so many steps."""
+    return import_module("memmap_replay_buffer").ReplayBuffer(
+        folder, max_episodes=episodes, max_timesteps=steps, fields=fields, flush_every_store_step=0
+    )
+
+
+def memmap_fields(observation: tuple[int, ...], action: tuple[int, ...] | None) -> dict[str, Any]:
+    """Its fields for transitions, with its own dtypes; without a shape, actions are numbers."""
+    flags = dict.fromkeys(FLAGS, "bool")
+    acts = "int" if action is None else ("float", action)
+    return {"observation": ("float", observation), "action": acts, "reward": "float", **flags}
+
+
+def cpprb_buffer(size: int, observation: Any, action: Mapping[str, Any], flags: Sequence[str] = ("done", "cut")) -> Any:
+    """cpprb's ReplayBuffer for transitions, by the names in :data:`CPPRB`."""
+    state = {"shape": observation}
+    schema = {"obs": state, "next_obs": state, "act": dict(action), "rew": {}}
+    schema |= {name: {"dtype": np.bool_} for name in flags}
+    return import_module("cpprb").ReplayBuffer(size, schema)
+
+
+def sb3_buffer(size: int, *spaces: Any, **options: Any) -> Any:
+    """The ReplayBuffer of Stable-Baselines3."""
+    return import_module("stable_baselines3.common.buffers").ReplayBuffer(size, *spaces, device="cpu", **options)
+
+
+def sb3_batch(found: Any) -> dict[str, Any]:
+    """What it samples by the names here; it has one flag."""
+    named = {"observation": found.observations, "next_observation": found.next_observations}
+    return {**named, "action": found.actions, "reward": found.rewards, "terminated": found.dones}
+
+
+def torchrl_buffer(size: int, folder: Path | None, batch_size: int = 1, sampler: Any = None) -> Any:
+    """torchrl's ReplayBuffer, in a LazyMemmapStorage below a folder, or in memory."""
+    data = torchrl_data()
+    storage = data.LazyTensorStorage(size)
+    if folder is not None:
+        storage = data.LazyMemmapStorage(size, scratch_dir=str(folder), auto_cleanup=False)
+    return data.ReplayBuffer(storage=storage, batch_size=batch_size, sampler=sampler)
+
+
+def torchrl_slices(length: int) -> Any:
+    """torchrl's sampler of slices of episodes."""
+    samplers = import_module("torchrl.data.replay_buffers.samplers")
+    return samplers.SliceSampler(slice_len=length, traj_key="episode", cache_values=True, truncated_key=None)
+
+
+def tensordict(rows: Mapping[str, Any], *size: int) -> Any:
+    """A TensorDict of a batch of this size."""
+    return import_module("tensordict").TensorDict(dict(rows), batch_size=list(size))
+
+
+def nested(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors of transitions, or of one, as torchrl has them: what came of a step is below ``next``."""
+    following = {"observation": rows["next_observation"], **{name: rows[name] for name in AFTER}}
+    return {"observation": rows["observation"], "action": rows["action"], "next": following}
+
+
+def flat(found: Any) -> dict[str, Any]:
+    """Transitions of torchrl by their names here."""
+    after = found["next"]
+    named = {"observation": found["observation"], "action": found["action"], "next_observation": after["observation"]}
+    return {**named, **{name: after[name] for name in AFTER}}
 
 
 def torchrl_data() -> Any:

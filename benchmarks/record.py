@@ -78,17 +78,18 @@ class Task:
 
     @staticmethod
     def cartpole(steps: int) -> Task:
-        """CartPole under a random policy, which samples in the loop as policies do."""
-
-        def sampled(env: gym.Env[Any, Any]) -> Iterable[Any]:
-            env.action_space.seed(0)
-            return starmap(env.action_space.sample, repeat(()))
-
+        """CartPole under a random policy."""
         return Task(lambda: gym.make("CartPole-v1"), sampled, steps, 500, 8)
 
     def part(self, share: int) -> Task:
         """The same with ``share`` times fewer steps."""
         return replace(self, steps=-(-self.steps // share // self.longest) * self.longest)
+
+
+def sampled(env: gym.Env[Any, Any]) -> Iterable[Any]:
+    """The actions of a random policy, which samples in the loop as policies do."""
+    env.action_space.seed(0)
+    return starmap(env.action_space.sample, repeat(()))
 
 
 def play(env: gym.Env[Any, Any], actions: Iterable[Any], steps: int) -> float:

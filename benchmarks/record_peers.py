@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from benchmarks.peers import Use, torchrl_data
+from benchmarks.minari_datasets import rows_of
+from benchmarks.peers import CPPRB, Use, cpprb_buffer, flat, memmap_buffer, memmap_fields, sb3_buffer, torchrl_buffer
 
 Episode = dict[str, Any]
 """``observation``, ``action``, ``reward`` and ``terminated`` of the T transitions, one row each."""
@@ -81,20 +82,9 @@ class WholeEpisodes(Peer):
 class MemmapReplayBuffer(Peer):
     def __init__(self, env: gym.Env[Any, Any], folder: Path, room: Room) -> None:
         super().__init__(env)
-        action_type = "float" if isinstance(env.action_space, gym.spaces.Box) else "int"
-        self._buffer = import_module("memmap_replay_buffer").ReplayBuffer(
-            folder,
-            max_episodes=room.episodes,
-            max_timesteps=room.longest,
-            fields={
-                "observation": ("float", env.observation_space.shape),
-                "action": (action_type, env.action_space.shape),
-                "reward": "float",
-                "terminated": "bool",
-                "truncated": "bool",
-            },
-            flush_every_store_step=0,
-        )
+        action = env.action_space.shape if isinstance(env.action_space, gym.spaces.Box) else None
+        fields = memmap_fields(env.observation_space.shape, action)
+        self._buffer = memmap_buffer(folder, room.episodes, room.longest, fields)
 
     def begin(self) -> None:
         self._episode = self._buffer.one_episode()
@@ -126,9 +116,7 @@ class MemmapEpisodes(WholeEpisodes, MemmapReplayBuffer):
 class TorchRL(WholeEpisodes):
     def __init__(self, env: gym.Env[Any, Any], folder: Path, room: Room) -> None:
         super().__init__(env)
-        data = torchrl_data()
-        storage = data.LazyMemmapStorage(room.steps + room.longest, scratch_dir=str(folder / "storage"))
-        self._buffer = data.ReplayBuffer(storage=storage, batch_size=1)
+        self._buffer = torchrl_buffer(room.steps + room.longest, folder / "storage")
         self._make, self._from_numpy = import_module("tensordict").TensorDict, import_module("torch").from_numpy
         self._create_files()
 
@@ -153,18 +141,14 @@ class TorchRL(WholeEpisodes):
         self._buffer.extend(self._make(episode, batch_size=[len(action)]))
 
     def first_episode(self, length: int) -> Episode:
-        stored = self._buffer[:length]
-        named = {"observation": stored["observation"], "action": stored["action"]}
-        return {**named, "reward": stored["next", "reward"], "terminated": stored["next", "terminated"]}
+        return flat(self._buffer[:length])
 
 
 class Cpprb(Peer):
     def __init__(self, env: gym.Env[Any, Any], folder: Path, room: Room) -> None:
         super().__init__(env)
-        observation, action = env.observation_space, env.action_space
-        state = {"shape": observation.shape, "dtype": observation.dtype}
-        schema = {"obs": state, "next_obs": state, "act": {"shape": action.shape or 1, "dtype": action.dtype}}
-        self._buffer = import_module("cpprb").ReplayBuffer(room.steps, {**schema, "rew": {}, "done": {}})
+        action = {"shape": env.action_space.shape or 1, "dtype": env.action_space.dtype}
+        self._buffer = cpprb_buffer(room.steps, env.observation_space.shape, action, flags=["done"])
 
     def add(self, before: Any, action: Any, after: Any, reward: Any, terminated: bool, truncated: bool) -> None:
         self._buffer.add(obs=before, act=action, next_obs=after, rew=reward, done=terminated)
@@ -174,8 +158,7 @@ class Cpprb(Peer):
 
     def first_episode(self, length: int) -> Episode:
         stored = self._buffer.get_all_transitions()
-        names = {"observation": "obs", "action": "act", "reward": "rew", "terminated": "done"}
-        return {name: stored[theirs][:length] for name, theirs in names.items()}
+        return {ours: stored[name][:length] for name, ours in CPPRB.items() if name in stored}
 
 
 class CpprbEpisodes(WholeEpisodes, Cpprb):
@@ -189,8 +172,7 @@ class CpprbEpisodes(WholeEpisodes, Cpprb):
 class StableBaselines3(Peer):
     def __init__(self, env: gym.Env[Any, Any], folder: Path, room: Room) -> None:
         super().__init__(env)
-        buffers = import_module("stable_baselines3.common.buffers")
-        self._buffer = buffers.ReplayBuffer(room.steps, env.observation_space, env.action_space, device="cpu")
+        self._buffer = sb3_buffer(room.steps, env.observation_space, env.action_space)
 
     def add(self, before: Any, action: Any, after: Any, reward: Any, terminated: bool, truncated: bool) -> None:
         info = {"TimeLimit.truncated": truncated and not terminated}
@@ -215,9 +197,8 @@ def make_minari(env: gym.Env[Any, Any], folder: Path, room: Room) -> Any:
 
 def minari_episode(env: Any, length: int) -> Episode:
     """The first episode that a Minari DataCollector holds."""
-    stored = env.create_dataset("check/check-v0")[0]
-    named = {"observation": stored.observations[:length], "action": stored.actions}
-    return {**named, "reward": stored.rewards, "terminated": stored.terminations}
+    stored = rows_of(env.create_dataset("check/check-v0")[0])
+    return {**stored, "observation": stored["observation"][:length]}
 
 
 TWICE = "in memory; stores each observation twice"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from benchmarks.peers import Use, torchrl_data
+from benchmarks.peers import Use, memmap_buffer, torchrl_buffer
 from benchmarks.report import OURS, Target
 from benchmarks.suite import Suite
 from gym_replay import ReplayBuffer
@@ -67,9 +67,7 @@ def plain(folder: Path, steps: int, length: int) -> Store:
 
 
 def memmap_replay_buffer(folder: Path, steps: int, length: int) -> Store:
-    buffer = import_module("memmap_replay_buffer").ReplayBuffer(
-        folder, max_episodes=steps // length, max_timesteps=length, fields=FIELDS, flush_every_store_step=0
-    )
+    buffer = memmap_buffer(folder, steps // length, length, FIELDS)
     return Store(buffer.store, buffer.one_episode, lambda count: {name: buffer.data[name][0] for name in FIELDS})
 
 
@@ -83,8 +81,7 @@ def cpprb(folder: Path, steps: int, length: int) -> Store:
 
 
 def torchrl(folder: Path, steps: int, length: int) -> Store:
-    data, make = torchrl_data(), import_module("tensordict").TensorDict
-    buffer = data.ReplayBuffer(storage=data.LazyMemmapStorage(steps, scratch_dir=str(folder / "storage")), batch_size=1)
+    make, buffer = import_module("tensordict").TensorDict, torchrl_buffer(steps, folder / "storage")
     of = torch.from_numpy
 
     def store(*, state: Any, action: Any, reward: Any) -> None:

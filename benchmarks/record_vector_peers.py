@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from benchmarks.peers import Use, torchrl_data
+from benchmarks.peers import Use, cpprb_buffer, memmap_buffer, memmap_fields, sb3_buffer, torchrl_buffer
 
 Envs = gym.vector.VectorEnv[Any, Any, Any]
 Make = Callable[[Envs, Path, int], Envs]
@@ -53,10 +53,7 @@ class Peer(gym.vector.VectorWrapper[Any, Any, Any, Any, Any]):
 class TorchRL(Peer):
     def __init__(self, env: Envs, folder: Path, steps: int) -> None:
         super().__init__(env)
-        data = torchrl_data()
-        size = (steps + 1) * env.num_envs
-        storage = data.LazyMemmapStorage(size, scratch_dir=str(folder / "storage"))
-        self._buffer = data.ReplayBuffer(storage=storage, batch_size=1)
+        self._buffer = torchrl_buffer((steps + 1) * env.num_envs, folder / "storage")
         self._make, self._from = import_module("tensordict").TensorDict, import_module("torch").from_numpy
         before = np.zeros((1, 4), np.float32)
         self.add(before, np.zeros(1, np.int64), before, np.zeros(1, np.float32), np.zeros(1, bool), np.zeros(1, bool))
@@ -85,16 +82,7 @@ class MemmapReplayBuffer(Peer):
 
     def __init__(self, env: Envs, folder: Path, steps: int) -> None:
         super().__init__(env)
-        fields = {
-            "observation": ("float", (4,)),
-            "action": "int",
-            "reward": "float",
-            "terminated": "bool",
-            "truncated": "bool",
-        }
-        self._buffer = import_module("memmap_replay_buffer").ReplayBuffer(
-            folder, max_episodes=env.num_envs, max_timesteps=steps + 1, fields=fields, flush_every_store_step=0
-        )
+        self._buffer = memmap_buffer(folder, env.num_envs, steps + 1, memmap_fields((4,), None))
         self._episodes = self._buffer.batched_episode(batch_size=env.num_envs)
         self._episodes.__enter__()
         self._steps = 0
@@ -119,10 +107,7 @@ class Cpprb(Peer):
 
     def __init__(self, env: Envs, folder: Path, steps: int) -> None:
         super().__init__(env)
-        state = {"shape": 4}
-        schema = {"obs": state, "next_obs": state, "act": {"dtype": np.int64}, "rew": {}}
-        flags = {"done": {"dtype": np.bool_}, "cut": {"dtype": np.bool_}}
-        self._buffer = import_module("cpprb").ReplayBuffer((steps + 1) * env.num_envs, {**schema, **flags})
+        self._buffer = cpprb_buffer((steps + 1) * env.num_envs, 4, {"dtype": np.int64})
 
     def add(self, before: Any, actions: Any, after: Any, rewards: Any, terminated: Any, truncated: Any) -> None:
         self._buffer.add(obs=before, act=actions, next_obs=after, rew=rewards, done=terminated, cut=truncated)
@@ -139,9 +124,8 @@ class StableBaselines3(Peer):
     def __init__(self, env: Envs, folder: Path, steps: int) -> None:
         super().__init__(env)
         spaces = env.single_observation_space, env.single_action_space
-        self._buffer = import_module("stable_baselines3.common.buffers").ReplayBuffer(
-            (steps + 1) * env.num_envs, *spaces, device="cpu", n_envs=env.num_envs, handle_timeout_termination=False
-        )
+        options = {"n_envs": env.num_envs, "handle_timeout_termination": False}
+        self._buffer = sb3_buffer((steps + 1) * env.num_envs, *spaces, **options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         result = self.env.step(actions)

@@ -15,7 +15,6 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from benchmarks.plot import MISSING, plot
 from benchmarks.timing import spread
 
 OURS = "gym_replay"
@@ -176,16 +175,10 @@ class Report:
         }
 
     def save(self, folder: Path) -> None:
-        """Write ``benchmarks.json`` and, where matplotlib is installed, ``benchmarks.png``."""
+        """Write ``benchmarks.json``."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "benchmarks.json").write_text(json.dumps(self.as_json(), indent=1) + "\n")
-        try:
-            plot([table for _, table in self.tables], folder / "benchmarks.png", OURS)
-        except ImportError as error:
-            self._write(f"\nno plot: {error}; {MISSING}")
-            self._write(f"wrote {folder / 'benchmarks.json'}")
-        else:
-            self._write(f"\nwrote {folder / 'benchmarks.json'} and {folder / 'benchmarks.png'}")
+        self._write(f"\nwrote {folder / 'benchmarks.json'}")
 
 
 def command() -> str:

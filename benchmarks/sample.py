@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.peers import Use, torchrl_data
+from benchmarks.peers import CPPRB, Use, cpprb_buffer, flat, nested, sb3_batch, sb3_buffer, tensordict, torchrl_buffer
 from benchmarks.report import OURS, Target
 from benchmarks.suite import Suite, command, option
 from gym_replay import PrioritizedSampler, RecordToBuffer
@@ -144,15 +144,10 @@ def ours(folder: Path, size: Size, stack: ExitStack, **options: Any) -> Player:
 
 def cpprb(folder: Path, size: Size) -> Player:
     env = Counted(size.length)
-    state = {"shape": OBSERVATIONS}
-    schema = {"obs": state, "next_obs": state, "act": {"shape": ACTIONS}, "rew": {}}
-    schema |= {"done": {"dtype": np.bool_}, "cut": {"dtype": np.bool_}}
-    buffer = import_module("cpprb").ReplayBuffer(size.steps, schema)
-    names = {"obs": "observation", "next_obs": "next_observation", "act": "action", "rew": "reward"}
-    names |= {"done": "terminated", "cut": "truncated"}
+    buffer = cpprb_buffer(size.steps, OBSERVATIONS, {"shape": ACTIONS})
 
     def draw() -> Batch:
-        return {names[name]: torch.from_numpy(values) for name, values in buffer.sample(BATCH).items()}
+        return {CPPRB[name]: torch.from_numpy(values) for name, values in buffer.sample(BATCH).items()}
 
     def store(observation: Array, action: Array, reward: float, truncated: bool, after: Array) -> None:
         buffer.add(obs=observation, next_obs=after, act=action, rew=reward, done=False, cut=truncated)
@@ -164,13 +159,10 @@ def cpprb(folder: Path, size: Size) -> Player:
 
 def sb3(folder: Path, size: Size) -> Player:
     env = Counted(size.length)
-    buffers = import_module("stable_baselines3.common.buffers")
-    buffer = buffers.ReplayBuffer(size.steps, env.observation_space, env.action_space, device="cpu")
+    buffer = sb3_buffer(size.steps, env.observation_space, env.action_space)
 
     def draw() -> Batch:
-        found = buffer.sample(BATCH)
-        named = {"observation": found.observations, "next_observation": found.next_observations}
-        return {**named, "action": found.actions, "reward": found.rewards, "terminated": found.dones}
+        return sb3_batch(buffer.sample(BATCH))
 
     def store(observation: Array, action: Array, reward: float, truncated: bool, after: Array) -> None:
         infos = [{"TimeLimit.truncated": truncated}]
@@ -181,32 +173,16 @@ def sb3(folder: Path, size: Size) -> Player:
 
 def torchrl(folder: Path, size: Size, *, on_disk: bool) -> Player:
     env = Counted(size.length)
-    data, make = torchrl_data(), import_module("tensordict").TensorDict
-    storage: Any = data.LazyTensorStorage(size.steps)
-    if on_disk:
-        storage = data.LazyMemmapStorage(size.steps, scratch_dir=str(folder))
-    buffer = data.ReplayBuffer(storage=storage, batch_size=BATCH)
+    buffer = torchrl_buffer(size.steps, folder if on_disk else None, BATCH)
 
     def draw() -> Batch:
-        found = buffer.sample()
-        after = found["next"]
-        named = {name: after[name] for name in ("reward", "terminated", "truncated")}
-        return {
-            "observation": found["observation"],
-            "action": found["action"],
-            "next_observation": after["observation"],
-            **named,
-        }
+        return flat(buffer.sample())
 
     def store(observation: Array, action: Array, reward: float, truncated: bool, after: Array) -> None:
-        following = {
-            "observation": torch.from_numpy(after),
-            "reward": torch.tensor([reward]),
-            "terminated": torch.tensor([False]),
-            "truncated": torch.tensor([truncated]),
-        }
-        row = {"observation": torch.from_numpy(observation), "action": torch.from_numpy(action), "next": following}
-        buffer.add(make(row, batch_size=[]))
+        arrays = {"observation": observation, "action": action, "next_observation": after}
+        flags = {"terminated": torch.tensor([False]), "truncated": torch.tensor([truncated])}
+        rows = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        buffer.add(tensordict(nested({**rows, "reward": torch.tensor([reward]), **flags})))
 
     return Player(env, env, draw, store)
 

@@ -16,20 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-
-from gym_replay import ConcatReplayBuffer, RecordToBuffer, ReplayBuffer, select
-
-
-def record(folder: Path, steps: int) -> None:
-    """A buffer of CartPole episodes."""
-    env = RecordToBuffer(gym.make("CartPole-v1"), folder)
-    env.action_space.seed(0)
-    env.reset(seed=0)
-    for _ in range(steps):
-        if any(env.step(env.action_space.sample())[2:4]):
-            env.reset()
-    env.close()
+from gym_replay import ConcatReplayBuffer, ReplayBuffer, collect, select
 
 
 def copies_of(folder: Path, room: Path, count: int) -> None:
@@ -73,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         if not (folder / "one").exists():
-            record(folder / "one", arguments.steps)
+            collect("CartPole-v1", folder / "one", steps=arguments.steps, progress=False).close()
         room = folder / "many" / "shards"
         began = time.perf_counter()
         copies_of(folder / "one", room, arguments.shards)
@@ -93,11 +80,7 @@ def main() -> None:
         print(f"refresh, where nothing has changed: {time.perf_counter() - began:.2f} s")
         kinds: dict[str, dict[str, Any]] = {
             "n-step, all fields": {"n_steps": 1, "shuffle": True},
-            "n-step, observation and action": {
-                "n_steps": 1,
-                "shuffle": True,
-                "current_fields": ("observation", "action"),
-            },
+            "n-step, two fields": {"n_steps": 1, "shuffle": True, "current_fields": ("observation", "action")},
             "timesteps, observation alone": {"timestep_level": True, "shuffle": True, "fields": ("observation",)},
             "timesteps, in order": {"timestep_level": True},
             "trajectories, shuffled": {"batch_size": 8, "shuffle": True},

@@ -74,7 +74,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """Options of every benchmark."""
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, which measure nothing but that it runs")
     parser.add_argument("--folder", type=Path, help="where the data lies meanwhile (default: temporary)")
-    parser.add_argument("--out", type=Path, help="a folder for benchmarks.json and benchmarks.png")
+    parser.add_argument("--out", type=Path, help="a folder for benchmarks.json")
 
 
 def run_all(

@@ -7,6 +7,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -50,6 +51,14 @@ def forever(loader: Iterable[T]) -> Iterator[T]:
     """One epoch after the other."""
     while True:
         yield from loader
+
+
+def batches_in_turns(contenders: Mapping[str, Iterator[Any]], most: int) -> dict[str, Callable[[], float]]:
+    """What takes the next batches of each; who takes a hundred times as long is asked for fewer of them."""
+    return {
+        name: partial(per_item, batches, max(4, min(most, int(3e5 / per_item(batches, 4)))))
+        for name, batches in contenders.items()
+    }
 
 
 def per_item(items: Iterator[Any], count: int) -> float:

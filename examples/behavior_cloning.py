@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gym_replay import RecordToBuffer, ReplayBuffer
+from gym_replay import RecordToBuffer, ReplayBuffer, evaluate
 
 ENV_ID = "CartPole-v1"
 NOISE = 0.25
@@ -99,21 +99,6 @@ def greedy(policy: nn.Module) -> Controller:
     return act
 
 
-def evaluate(act: Controller, seeds: Iterable[int]) -> list[float]:
-    """The return of one episode for each seed."""
-    returns = []
-    with gym.make(ENV_ID) as env:
-        for seed in seeds:
-            observation, _ = env.reset(seed=seed)
-            total, done = 0.0, False
-            while not done:
-                observation, reward, terminated, truncated, _ = env.step(act(observation))
-                total += float(reward)
-                done = terminated or truncated
-            returns.append(total)
-    return returns
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Clone a scripted CartPole controller from recorded episodes.")
     parser.add_argument("--folder", default="data/cartpole-expert", help="a buffer in it is replaced")
@@ -123,6 +108,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)  # faster for a network this small, above all where other programs run
 
+    torch.set_num_threads(1)
     record(args.folder, args.episodes, args.seed)
 
     buffer = ReplayBuffer.from_folder(args.folder, read_only=True)
@@ -130,15 +116,15 @@ def main() -> None:
     print(f"{args.folder}: {buffer.num_episodes} episodes ({noisy} with noise), {buffer.num_steps} steps")
     policy = train(buffer, args.epochs, args.seed)
 
-    unused = 1 + max(int(episode.meta["episode_seed"]) for episode in buffer)
-    seeds = range(unused, unused + EVALUATION_EPISODES)
-    expert_returns, clone_returns = evaluate(expert, seeds), evaluate(greedy(policy), seeds)
-
-    print("   seed  expert  clone")
-    for seed, by_expert, by_clone in zip(seeds, expert_returns, clone_returns, strict=True):
-        print(f"{seed:7d} {by_expert:7.0f} {by_clone:6.0f}")
-    mean = float(np.mean(clone_returns))
-    print(f"   mean {np.mean(expert_returns):7.1f} {mean:6.1f}")
+    found = {
+        name: evaluate(act, ENV_ID, episodes=EVALUATION_EPISODES, seed=args.seed, progress=False)
+        for name, act in (("expert", expert), ("clone", greedy(policy)))
+    }
+    print("episode  expert  clone")
+    for number, returns in enumerate(zip(*(one.returns for one in found.values()), strict=True)):
+        print("{:7d} {:7.0f} {:6.0f}".format(number, *returns))
+    print("   mean {expert.mean:7.1f} {clone.mean:6.1f}".format(**found))
+    mean = found["clone"].mean
     if mean < PASSING_RETURN:
         sys.exit(f"the clone's mean return is {mean:.1f}, expected at least {PASSING_RETURN:.0f}")
 

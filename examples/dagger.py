@@ -1,6 +1,6 @@
 """Corrections instead of demonstrations: an expert takes over from a policy, against cloning of as many labels.
 
-python examples/dagger.py       each run records anew and replaces the folders' buffers
+python -m examples.dagger       each run records anew and replaces the folders' buffers
 
 The expert balances CartPole's pole. It is a function here, in the role that a person has at the window of ``gym-replay
 play CartPole-v1 FOLDER --policy ...``: `play` takes both. Labels are the steps in which the expert acts.
@@ -17,19 +17,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import gymnasium as gym
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gym_replay import Intent, ReplayBuffer, Scene, play, timestep_loader
+from examples.behavior_cloning import ENV_ID, Controller, expert, greedy
+from gym_replay import Intent, ReplayBuffer, Scene, evaluate, play, timestep_loader
 
-ENV_ID = "CartPole-v1"
 FARTHEST_ANGLE, FARTHEST_PLACE = 0.08, 0.8
 """The expert takes over where the pole leans farther (in radians), or the cart is farther from the middle, ..."""
 
@@ -42,14 +38,6 @@ MOST_EPISODES = 15
 EVALUATION_EPISODES = 10
 SHARE = 0.95
 """Of the expert's mean return, which DAgger is to reach, and cloning of as many labels does not."""
-
-Policy = Callable[[npt.NDArray[Any]], int]
-
-
-def expert(observation: npt.NDArray[Any]) -> int:
-    """Push towards the side to which the pole falls, and a little towards the centre of the track."""
-    position, velocity, angle, angular_velocity = observation
-    return int(angle + 0.5 * angular_velocity + 0.05 * position + 0.2 * velocity > 0)
 
 
 class Person:
@@ -80,7 +68,7 @@ class Person:
         return Intent(action=expert(scene.observation))
 
 
-def train(buffer: ReplayBuffer, steps: int, seed: int) -> Policy:
+def train(buffer: ReplayBuffer, steps: int, seed: int) -> Controller:
     """Fit a small network to the expert's actions."""
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 2))
@@ -102,22 +90,17 @@ def train(buffer: ReplayBuffer, steps: int, seed: int) -> Policy:
         optimizer.step()
         schedule.step()
 
-    @torch.inference_mode()
-    def policy(observation: npt.NDArray[Any]) -> int:
-        logits: Tensor = network(torch.from_numpy(observation))
-        return int(logits.argmax())
-
-    return policy
+    return greedy(network)
 
 
-def clone(folder: Path, labels: int, steps: int, seed: int) -> Policy:
+def clone(folder: Path, labels: int, steps: int, seed: int) -> Controller:
     """Behaviour cloning of demonstrations."""
     person = Person(labels, always=True)
     buffer = play(ENV_ID, folder, policy="random", person=person, seed=seed, player="expert", overwrite=True)
     return train(buffer, steps, seed)
 
 
-def dagger(folder: Path, labels: int, rounds: int, steps: int, seed: int) -> Policy:
+def dagger(folder: Path, labels: int, rounds: int, steps: int, seed: int) -> Controller:
     """As many labels, of which the first share are demonstrations, and the others corrections."""
     shares = np.diff(np.linspace(0, labels, rounds + 1).astype(int)).tolist()
     policy = clone(folder, shares[0], steps, seed)
@@ -128,18 +111,9 @@ def dagger(folder: Path, labels: int, rounds: int, steps: int, seed: int) -> Pol
     return policy
 
 
-def evaluate(policy: Policy) -> float:
-    """The mean return of some episodes that nobody learned from."""
-    total = 0.0
-    with gym.make(ENV_ID) as env:
-        for number in range(EVALUATION_EPISODES):
-            observation, _ = env.reset(seed=10**6 + number)
-            done = False
-            while not done:
-                observation, reward, terminated, truncated, _ = env.step(policy(observation))
-                total += float(reward)
-                done = terminated or truncated
-    return total / EVALUATION_EPISODES
+def mean_return(policy: Controller) -> float:
+    """Of some episodes that nobody learned from."""
+    return float(evaluate(policy, ENV_ID, episodes=EVALUATION_EPISODES, seed=1, progress=False).mean)
 
 
 def labels_in(folder: Path) -> str:
@@ -158,14 +132,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how many runs")
     args = parser.parse_args()
 
-    mean = evaluate(expert)
+    torch.set_num_threads(1)
+    mean = mean_return(expert)
     print(f"expert          {mean:6.1f}")
     cloned, corrected = [], []
     for seed in range(args.seeds):
         demonstrations, corrections = args.folder / f"demonstrations-{seed}", args.folder / f"corrections-{seed}"
-        cloned.append(evaluate(clone(demonstrations, args.labels, args.steps, seed)))
+        cloned.append(mean_return(clone(demonstrations, args.labels, args.steps, seed)))
         print(f"clone   seed {seed}  {cloned[-1]:6.1f}  {labels_in(demonstrations)}")
-        corrected.append(evaluate(dagger(corrections, args.labels, args.rounds, args.steps, seed)))
+        corrected.append(mean_return(dagger(corrections, args.labels, args.rounds, args.steps, seed)))
         print(f"dagger  seed {seed}  {corrected[-1]:6.1f}  {labels_in(corrections)}", flush=True)
     if np.mean(corrected) < SHARE * mean or np.mean(cloned) >= SHARE * mean:
         sys.exit(f"expected DAgger, and not cloning, to reach {SHARE:.0%} of the expert's mean return")

@@ -1,4 +1,4 @@
-"""What people are told beside results and warnings: sentences that go through the logger ``gym_replay``.
+"""What people are told beside results and warnings: sentences through the logger ``gym_replay``, and bars.
 
 Without any set-up Python's logging writes them to the standard error.
 ``logging.getLogger("gym_replay").setLevel("ERROR")`` lets none of them through.
@@ -10,8 +10,9 @@ import difflib
 import functools
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from typing_extensions import ParamSpec
 
@@ -34,6 +35,24 @@ def tell_once(subject: str, text: str) -> None:
     if subject not in _told:
         _told.add(subject)
         tell(text)
+
+
+def bar(total: int, what: str, unit: str, *, progress: bool, delay: float = 1, **settings: Any) -> Any:
+    """A bar of tqdm on the standard error, where that is a terminal and it takes longer than a second.
+
+    Args:
+        total: how much there is to do.
+        what: is done.
+        unit: of the total.
+        progress: whether there is a bar at all; the environment variable ``TQDM_DISABLE`` says no too.
+        delay: seconds before it is shown.
+        settings: of tqdm.
+    """
+    from tqdm import tqdm
+
+    is_shown = progress and sys.stderr is not None and sys.stderr.isatty()
+    hidden: dict[str, Any] = {} if is_shown else {"disable": True}
+    return tqdm(total=total, desc=what, unit=unit, delay=delay, **settings, **hidden)
 
 
 def did_you_mean(name: object, known: Iterable[str], *, remedy: str = "") -> str:
@@ -63,7 +82,7 @@ def did_you_mean(name: object, known: Iterable[str], *, remedy: str = "") -> str
 
 
 def names_nearest_keyword(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Have a function's TypeError for an unknown keyword name the nearest one that there is.
+    """Have a function's TypeError for an unknown keyword name the nearest one, and say what goes without a name.
 
     Example:
         >>> @names_nearest_keyword
@@ -72,13 +91,20 @@ def names_nearest_keyword(function: Callable[_P, _R]) -> Callable[_P, _R]:
         Traceback (most recent call last):
         TypeError: play() has no keyword 'episode'; did you mean 'episodes'?
     """
-    known = [name for name, each in inspect.signature(function).parameters.items() if each.kind is not each.VAR_KEYWORD]
+    parameters = [each for each in inspect.signature(function).parameters.values() if each.kind is not each.VAR_KEYWORD]
+    known = [each.name for each in parameters]
+    nameless = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
 
     @functools.wraps(function)
     def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         for name in kwargs:
             if name not in known:
                 raise TypeError(f"{function.__name__}() has no keyword {name!r}{did_you_mean(name, known)}")
+        if len(args) > len(nameless):
+            raise TypeError(
+                f"{function.__name__}({', '.join(nameless)}, ...) takes {len(nameless)} values without names, got "
+                f"{len(args)}; several of a kind are one list, [a, b], and options have names"
+            )
         return function(*args, **kwargs)
 
     return checked

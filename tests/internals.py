@@ -16,9 +16,8 @@ from gym_replay.buffer.storage.staging import Stage
 from gym_replay.collecting.folder import open_journal
 from gym_replay.files import new_folder
 from gym_replay.files.lock import WriterLock
-from gym_replay.interop.minari import exporting as minari_exporting
-from gym_replay.interop.minari import importing as minari_importing
 from gym_replay.interop.minari import parts as minari_parts
+from gym_replay.notices import bar
 from gym_replay.schema import codecs
 from gym_replay.spaces import space_tree, unflatten
 from gym_replay.spaces.custom import RULES
@@ -34,6 +33,7 @@ __all__ = [
     "OpenFiles",
     "Stage",
     "WriterLock",
+    "bar",
     "checksums",
     "codecs",
     "copies",
@@ -43,8 +43,6 @@ __all__ = [
     "generator_state",
     "layout",
     "maps",
-    "minari_exporting",
-    "minari_importing",
     "minari_parts",
     "new_folder",
     "open_episode",

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 def _run(script, *arguments):
     command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "examples" / script), *map(str, arguments)]
-    environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -80,7 +80,7 @@ def test_record(tmp_path):
 
 
 def test_behavior_cloning(tmp_path):
-    assert "clone" in _run("behavior_cloning.py", "--folder", tmp_path / "data")
+    assert "clone" in _run("behavior_cloning.py", "--folder", tmp_path / "data", "--episodes", 30, "--epochs", 10)
 
 
 def test_a_bad_clone_is_an_error(tmp_path):

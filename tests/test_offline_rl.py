@@ -43,7 +43,7 @@ def test_what_a_broken_loader_would_deliver_is_not_enough(buffer, defect, tmp_pa
 
 def _run(*arguments):
     command = [sys.executable, "-W", "error::UserWarning", "-m", "examples.offline_rl", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=900)
 
 

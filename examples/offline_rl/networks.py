@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from gym_replay import FieldStatistics
+
 T = TypeVar("T")
 Array = npt.NDArray[Any]
 
@@ -69,6 +71,12 @@ class TwinCritic(nn.Module):
     def forward(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         both = torch.cat((observations, actions), dim=-1)
         return self.first(both).squeeze(-1), self.second(both).squeeze(-1)
+
+
+def unscaled(size: int) -> FieldStatistics:
+    """Statistics by which observations of so many numbers stay as they are."""
+    zeros = np.zeros(size)
+    return FieldStatistics(zeros.astype(np.int64), zeros, zeros + 1, zeros, zeros, {})
 
 
 def adam(*modules: nn.Module, lr: float = 3e-4) -> torch.optim.Adam:

@@ -34,6 +34,7 @@ class TD3BC:
         alpha: how much the critic counts beside the imitation.
         lr: learning rate.
         rate: how fast the targets follow.
+        imitates: whether the policy stays near the data; without that this is TD3.
     """
 
     def __init__(
@@ -45,12 +46,13 @@ class TD3BC:
         alpha: float = 2.5,
         lr: float = 3e-4,
         rate: float = 0.005,
+        imitates: bool = True,
     ) -> None:
         self.policy = Policy(observation, space, hidden)
         self.critic = TwinCritic(len(observation.mean), space.shape[0], hidden)
         self.target_policy, self.target_critic = frozen_copy(self.policy), frozen_copy(self.critic)
         self.policy_optimizer, self.critic_optimizer = adam(self.policy, lr=lr), adam(self.critic, lr=lr)
-        self.alpha, self.rate = alpha, rate
+        self.alpha, self.rate, self.imitates = alpha, rate, imitates
         self.updates = 0
 
     def update(self, batch: Mapping[str, Tensor]) -> None:
@@ -65,9 +67,11 @@ class TD3BC:
             return
         chosen = self.policy(observation)
         value = self.critic.first(torch.cat((observation, chosen), dim=-1))
-        weight = self.alpha / value.detach().abs().mean()
-        imitation = ((chosen - action) / self.policy.limit).square().mean()
-        descend(self.policy_optimizer, imitation - weight * value.mean())
+        loss = -value.mean()
+        if self.imitates:
+            loss = self.alpha / value.detach().abs().mean() * loss
+            loss = loss + ((chosen - action) / self.policy.limit).square().mean()
+        descend(self.policy_optimizer, loss)
         follow(self.target_critic, self.critic, self.rate)
         follow(self.target_policy, self.policy, self.rate)
 

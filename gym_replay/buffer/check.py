@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm.auto import tqdm
 
 from gym_replay.buffer.storage.checksums import field_checksums
 from gym_replay.buffer.storage.columns import Column, ColumnWriter
@@ -48,6 +47,7 @@ from gym_replay.files.directory import NOT_THE_FILES_FAULT, Directory, open_bene
 from gym_replay.files.folders import folder_of
 from gym_replay.files.lock import WriterLock
 from gym_replay.files.writing import replace_file
+from gym_replay.notices import bar
 from gym_replay.schema.fields import Field
 
 _PASSES = 20
@@ -131,7 +131,7 @@ def check_buffer(folder: str | os.PathLike[str], *, repair: bool = False, progre
         repair: after the check keep what is sound: episodes before a damaged record stay and those from it on are
             dropped, episodes with damaged or missing rows are deleted. Takes the writer's lock. Without it nothing
             is changed.
-        progress: whether to show a tqdm bar.
+        progress: show a bar.
 
     Returns:
         The report, of the state before the repair; what the repair gave up is in ``dropped``.
@@ -374,7 +374,7 @@ class _Check:
         whole = {name: [file for file in files if file] for name, files in fields.items() if all(files)}
         match = np.ones(len(ids), np.bool_)
         total = sum(files[0].row_nbytes for files in whole.values()) * int(rows.sum())
-        with tqdm(total=total, unit="B", unit_scale=True, desc="check", disable=not self._progress) as bar:
+        with bar(total, "check", "B", progress=self._progress, delay=0, unit_scale=True) as shown:
             for at, name in enumerate(self.metadata.fields):
                 if name not in whole:
                     continue
@@ -386,7 +386,7 @@ class _Check:
                     for episode in ids[part][~is_equal].tolist():
                         message = f"the rows of episode {episode} in field {name!r} do not match their checksum"
                         self._fault(9, self.metadata.rows_path(name), message, episode, name)
-                    bar.update(int(rows[part].sum()) * file.row_nbytes)
+                    shown.update(int(rows[part].sum()) * file.row_nbytes)
         self.num_checked = len(ids)
         self.newest_verified = int(ids[match][-1]) if match.any() else None
 

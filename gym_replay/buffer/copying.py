@@ -36,7 +36,7 @@ from gym_replay.errors import (
 from gym_replay.files.folders import folder_of
 from gym_replay.files.lock import WriterLock
 from gym_replay.files.new_folder import new_folders
-from gym_replay.notices import names_nearest_keyword
+from gym_replay.notices import bar, names_nearest_keyword
 from gym_replay.schema.codec_choice import Codecs, with_codecs
 from gym_replay.schema.fields import require_codecs
 
@@ -296,8 +296,6 @@ def _copy(
     metadata: Metadata, targets: Mapping[Path, Sequence[_Part]], overwrite: bool, progress: bool
 ) -> list[ReplayBuffer]:
     """Build each target beside its place, and let all of them appear when the last one is complete."""
-    from tqdm import tqdm
-
     total = sum(len(part.ids) for parts in targets.values() for part in parts)
     with ExitStack() as stack:
         for folder in targets:
@@ -306,16 +304,16 @@ def _copy(
         olds = [WriterLock(folder) if has_buffer(folder) else None for folder in targets]
         for lock in olds:
             stack.callback(lock.release if lock is not None else int)
-        bar = stack.enter_context(tqdm(total=total, unit=" episodes", desc="copy", delay=1, disable=not progress))
+        shown = stack.enter_context(bar(total, "copy", " episodes", progress=progress))
         for new, parts in zip(made, targets.values(), strict=True):
-            _fill(new.folder, metadata, parts, bar)
+            _fill(new.folder, metadata, parts, shown)
         for new, old in zip(made, olds, strict=True):
             check_replaceable(new.target, overwrite=old is not None)
             new.publish(old)
     return [ReplayBuffer.from_folder(folder) for folder in targets]
 
 
-def _fill(folder: Path, metadata: Metadata, parts: Sequence[_Part], bar: Any) -> None:
+def _fill(folder: Path, metadata: Metadata, parts: Sequence[_Part], shown: Any) -> None:
     """Make a buffer of the episodes of all parts in an empty folder."""
     lock = WriterLock(folder)
     count = sum(len(part.ids) for part in parts)
@@ -327,7 +325,7 @@ def _fill(folder: Path, metadata: Metadata, parts: Sequence[_Part], bar: Any) ->
         for part in parts:
             with part.open() as source:
                 for count in copy_episodes(source, writer):
-                    bar.update(count)
+                    shown.update(count)
         writer.close()
     finally:
         lock.release()

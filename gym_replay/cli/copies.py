@@ -20,7 +20,7 @@ from gym_replay.cli.verbs import (
     shows_bars,
     verb,
 )
-from gym_replay.errors import FieldError, printable
+from gym_replay.errors import FieldError
 from gym_replay.files.folders import bytes_beneath
 
 if TYPE_CHECKING:
@@ -134,10 +134,7 @@ def _show(made: Sequence[ReplayBuffer], args: argparse.Namespace) -> int:
     for buffer in made:
         with buffer:
             found.append((str(buffer.folder), len(buffer), buffer.num_steps, bytes_beneath(buffer.folder)))
-    if args.json:
-        names = ("folder", "num_episodes", "num_steps", "bytes")
-        output.write_json({"buffers": [dict(zip(names, one, strict=True)) for one in found]})
-        return 0
-    for folder, episodes, steps, size in found:
-        print(f"{printable(folder)}: {episodes} episodes, {steps} steps, {output.nbytes(size)}")
-    return 0
+    names = ("folder", "num_episodes", "num_steps", "bytes")
+    document = {"buffers": [dict(zip(names, one, strict=True)) for one in found]}
+    lines = (f"{folder}: {count} episodes, {steps} steps, {output.nbytes(n)}" for folder, count, steps, n in found)
+    return output.show(args, document, lines)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from gym_replay.cli import output
 from gym_replay.cli.policies import CALLING, ENV, ENV_KWARGS, EPISODE, POLICIES, POLICY, QUIET, import_for
-from gym_replay.cli.verbs import FOLDER, import_modules, importing, keywords, option, verb
-from gym_replay.errors import FieldError, printable
+from gym_replay.cli.verbs import FOLDER, TRUST, import_modules, importing, keywords, option, verb
+from gym_replay.errors import FieldError
 
 if TYPE_CHECKING:
     from gym_replay.buffer.door import ReferenceReturns
@@ -47,11 +47,7 @@ def evaluate(args: argparse.Namespace) -> int:
     import_for(args.env, args.policy)
     found = evaluating.evaluate(args.policy, args.env, **keywords(args, "policy", "env", "reference"))
     score = None if reference is None else found.normalized_score(reference)
-    if args.json:
-        output.write_json(_as_json(found, score))
-    else:
-        print("\n".join(_lines(found, score)))
-    return 0
+    return output.show(args, _as_json(found, score), _lines(found, score))
 
 
 def _known_reference(folder: str) -> ReferenceReturns:
@@ -97,8 +93,8 @@ def _lines(found: Evaluation, score: float | None) -> list[str]:
     option("--episodes", type=int, default=100, metavar="N", help="how many episodes of each policy (default: 100)"),
     *CALLING,
     ENV_KWARGS,
-    importing("; may be given several times"),
-    option("--trust", action="store_true", help="hand the recorded arguments on, whatever they are"),
+    importing(),
+    TRUST,
     QUIET,
 )
 def reference(args: argparse.Namespace) -> int:
@@ -117,12 +113,9 @@ def reference(args: argparse.Namespace) -> int:
     for folder in folders:
         with ReplayBuffer.from_folder(folder) as buffer:
             buffer.set_reference_returns(found)
-    if args.json:
-        output.write_json({"folder": args.folder, **vars(found)})
-    else:
-        known = "not known" if found.expert is None else output.number(found.expert)
-        print(printable(f"{args.folder}: random {output.number(found.random or 0.0)}, expert {known}"))
-    return 0
+    known = "not known" if found.expert is None else output.number(found.expert)
+    line = f"{args.folder}: random {output.number(found.random or 0.0)}, expert {known}"
+    return output.show(args, {"folder": args.folder, **vars(found)}, [line])
 
 
 def _return_or_policy(text: str | None) -> Any:

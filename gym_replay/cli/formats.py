@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gym_replay.cli import output
-from gym_replay.cli.verbs import CODEC, NEW_FOLDER, keywords, option, shows_bars, verb
-from gym_replay.errors import FieldError, printable
+from gym_replay.cli.verbs import CODEC, NEW_FOLDER, Option, json_object, keywords, option, shows_bars, verb
+from gym_replay.errors import FieldError
 
 if TYPE_CHECKING:
     from gym_replay.interop.lerobot import ExportReport
@@ -118,7 +118,9 @@ _KEY = option(
         default=True,
         help="keep images in the tables, as PNG, without loss",
     ),
-    option("--encoder", metavar="JSON", help='of videos, such as \'{"codec": "libsvtav1", "crf": 30}\''),
+    option(
+        "--encoder", type=json_object, metavar="JSON", help='of videos, such as \'{"codec": "libsvtav1", "crf": 30}\''
+    ),
     option("--robot-type", metavar="WORD", help="about the dataset"),
     _KEY,
 )
@@ -127,22 +129,12 @@ def export_lerobot(args: argparse.Namespace) -> int:
     from gym_replay.interop import lerobot
 
     given = keywords(args, "folder", "target", "keys", "encoder", "video")
-    video = _parsed_encoder(args.encoder) if args.encoder is not None and args.video else args.video
+    video = args.encoder if args.encoder is not None and args.video else args.video
     keys = _parsed_keys(args.keys)
     report = lerobot.export_lerobot(
         args.folder, args.target, **given, keys=keys, video=video, progress=shows_bars(args)
     )
-    return _show_lines(args, report, "num_episodes", "num_frames", "features", "unseen", "changed")
-
-
-def _parsed_encoder(text: str) -> dict[str, Any]:
-    try:
-        options = json.loads(text)
-    except ValueError as error:
-        raise FieldError(f"--encoder {text!r:.80}: it is no JSON: {error}") from None
-    if not isinstance(options, dict):
-        raise FieldError(f'--encoder {text!r:.80}: expected an object, such as {{"codec": "libsvtav1"}}')
-    return options
+    return _show_report(args, report, "num_episodes", "num_frames", "features", "unseen", "changed")
 
 
 def _parsed_keys(given: list[str]) -> dict[str, str | None]:
@@ -155,112 +147,91 @@ def _parsed_keys(given: list[str]) -> dict[str, str | None]:
     return keys
 
 
-@verb(
-    "import lerobot",
-    "a LeRobot dataset, of codebase version v3.0 or v2.1",
-    "Reads a LeRobot dataset of this machine into a new folder, videos frame by frame, and says what the dataset did "
-    "not tell. Nothing is downloaded. The new folder appears when it is complete.",
-    [
-        "gym-replay import lerobot ~/.cache/huggingface/lerobot/lerobot/pusht data/pusht",
-        "gym-replay import lerobot data/aloha-lerobot data/aloha --codec images=png",
-    ],
-    option("source", metavar="DATASET", help="the folder of the dataset, with meta/info.json in it"),
-    NEW_FOLDER,
-    CODEC,
-)
-def import_lerobot(args: argparse.Namespace) -> int:
-    """Read a LeRobot dataset."""
-    from gym_replay.interop import lerobot
-
-    report = lerobot.import_lerobot(args.source, args.folder, codecs=args.codecs, progress=shows_bars(args))
-    return _show_report(args, report)
-
-
 def _show(args: argparse.Namespace, made: dict[str, Any]) -> int:
-    if args.json:
-        output.write_json(made)
-    else:
-        print(printable(f"{made['path']}: {made['num_episodes']} episodes, {made['num_steps']} steps"))
-    return 0
+    return output.show(args, made, [f"{made['path']}: {made['num_episodes']} episodes, {made['num_steps']} steps"])
 
 
-@verb(
-    "import memmap-replay-buffer",
+def _show_report(args: argparse.Namespace, report: ImportReport | ExportReport, *names: str) -> int:
+    document = {"path": report.folder, **{name: getattr(report, name) for name in names}}
+    return output.show(args, document, (part for line in str(report).splitlines() for part in output.wrapped(line)))
+
+
+def _importer(
+    name: str, what: str, function: str, source: Option, example: str, *options: Option, has_bar: bool = False
+) -> None:
+    """Declare the verb of a function that reads what another package wrote, and reports.
+
+    Args:
+        name: of the format.
+        what: a source is.
+        function: ``"module:name"`` below ``gym_replay.interop``.
+        source: the option of the source.
+        example: of the words behind the verb.
+        options: beside the source and the new folder: keywords of the function.
+        has_bar: whether the function shows a bar.
+    """
+
+    def read(args: argparse.Namespace) -> int:
+        module, _, reader = function.partition(":")
+        given = keywords(args, "source", "folder") | ({"progress": shows_bars(args)} if has_bar else {})
+        report = getattr(import_module(f"gym_replay.interop.{module}"), reader)(args.source, args.folder, **given)
+        return _show_report(args, report, "num_episodes", "num_steps", "not_known", "left_out", "doubtful")
+
+    description = f"Reads {what} into a new folder, which appears when it is complete, and says what was not told."
+    examples = [f"gym-replay import {name} {example}"]
+    verb(f"import {name}", what, description, examples, source, NEW_FOLDER, *options)(read)
+
+
+_importer(
+    "lerobot",
+    "a LeRobot dataset, of codebase version v3.0 or v2.1",
+    "lerobot:import_lerobot",
+    option("source", metavar="DATASET", help="the dataset's folder, with meta/info.json in it; nothing is downloaded"),
+    "~/.cache/huggingface/lerobot/lerobot/pusht data/pusht --codec images=png",
+    CODEC,
+    has_bar=True,
+)
+_FILE = option("source", metavar="SOURCE", help="the file")
+_importer(
+    "memmap-replay-buffer",
     "a folder of the package memmap-replay-buffer",
-    "Reads a folder of memmap-replay-buffer into a new folder, and says what the old one did not tell. Its pickle runs "
-    "no code. The new folder appears when it is complete.",
-    ["gym-replay import memmap-replay-buffer old/cheetah data/cheetah --state-fields state"],
-    option("source", metavar="SOURCE", help="the folder of memmap-replay-buffer"),
-    NEW_FOLDER,
+    "memmap_replay_buffer:from_memmap_replay_buffer",
+    option("source", metavar="SOURCE", help="the folder of memmap-replay-buffer, whose pickle runs no code"),
+    "old/cheetah data/cheetah --state-fields state",
     option("--state-fields", nargs="+", default=(), metavar="FIELD", help="the fields that hold observations"),
 )
-def import_memmap(args: argparse.Namespace) -> int:
-    """Read a folder of memmap-replay-buffer."""
-    from gym_replay.interop.memmap_replay_buffer import from_memmap_replay_buffer
-
-    return _show_report(args, from_memmap_replay_buffer(args.source, args.folder, **keywords(args, "source", "folder")))
-
-
-@verb(
-    "import d4rl",
+_importer(
+    "d4rl",
     "a file in D4RL's layout, HDF5 or .npz",
-    "Reads a file in D4RL's layout into a new folder, and says what the file did not tell. The new folder appears when "
-    "it is complete.",
-    ["gym-replay import d4rl halfcheetah_medium-v2.hdf5 data/cheetah --max-episode-steps 1000"],
-    option("source", metavar="SOURCE", help="the file"),
-    NEW_FOLDER,
+    "d4rl:from_d4rl",
+    _FILE,
+    "halfcheetah_medium-v2.hdf5 data/cheetah --max-episode-steps 1000",
     option(
         "--max-episode-steps", type=int, metavar="N", help="how long an episode is at most, where the file has no ends"
     ),
 )
-def import_d4rl(args: argparse.Namespace) -> int:
-    """Read a file in D4RL's layout."""
-    from gym_replay.interop.d4rl import from_d4rl
-
-    return _show_report(args, from_d4rl(args.source, args.folder, **keywords(args, "source", "folder")))
-
-
-@verb(
-    "import robomimic",
+_importer(
+    "robomimic",
     "a data set of robomimic, HDF5",
-    "Reads an HDF5 file of robomimic into a new folder, and says what the file did not tell. The new folder appears "
-    "when it is complete.",
-    ["gym-replay import robomimic lift/ph/low_dim.hdf5 data/lift --filter-key train"],
-    option("source", metavar="SOURCE", help="the file"),
-    NEW_FOLDER,
+    "robomimic:from_robomimic",
+    _FILE,
+    "lift/ph/low_dim.hdf5 data/lift --filter-key train",
     option("--filter-key", metavar="NAME", help="take only the demonstrations that mask/NAME of the file names"),
 )
-def import_robomimic(args: argparse.Namespace) -> int:
-    """Read a data set of robomimic."""
-    from gym_replay.interop.robomimic import from_robomimic
-
-    return _show_report(args, from_robomimic(args.source, args.folder, **keywords(args, "source", "folder")))
-
-
-@verb(
-    "import ogbench",
-    "a file of OGBench, .npz",
-    "Reads an .npz file of OGBench into a new folder, and says what the file did not tell. The new folder appears when "
-    "it is complete.",
-    ["gym-replay import ogbench ~/.ogbench/data/antmaze-medium-navigate-v0.npz data/antmaze"],
-    option("source", metavar="SOURCE", help="the file"),
-    NEW_FOLDER,
+_importer(
+    "rlds",
+    "an RLDS data set of TensorFlow Datasets",
+    "rlds:from_rlds",
+    option("source", metavar="DATASET", help="the folder of one version, with features.json in it"),
+    "~/tensorflow_datasets/bridge/1.0.0 data/bridge --split train",
+    option("--split", metavar="NAME", help="take only this one"),
+    CODEC,
+    has_bar=True,
 )
-def import_ogbench(args: argparse.Namespace) -> int:
-    """Read a file of OGBench."""
-    from gym_replay.interop.ogbench import from_ogbench
-
-    return _show_report(args, from_ogbench(args.source, args.folder))
-
-
-def _show_report(args: argparse.Namespace, report: ImportReport) -> int:
-    return _show_lines(args, report, "num_episodes", "num_steps", "not_known", "left_out", "doubtful")
-
-
-def _show_lines(args: argparse.Namespace, report: ImportReport | ExportReport, *names: str) -> int:
-    if args.json:
-        output.write_json({"path": report.folder, **{name: getattr(report, name) for name in names}})
-    else:
-        for line in str(report).splitlines():
-            print(*output.wrapped(line), sep="\n")
-    return 0
+_importer(
+    "ogbench",
+    "a file of OGBench, .npz",
+    "ogbench:from_ogbench",
+    _FILE,
+    "~/.ogbench/data/antmaze-medium-navigate-v0.npz data/antmaze",
+)

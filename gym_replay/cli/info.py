@@ -51,11 +51,7 @@ def info(args: argparse.Namespace) -> int:
         )
         for field in found["fields"]:
             field |= _sizes(buffer.metadata.fields[field["name"]], field["name"], parts)
-    if args.json:
-        output.write_json({"folder": args.folder, **found})
-    else:
-        print("\n".join(_lines(args.folder, found)))
-    return 0
+    return output.show(args, {"folder": args.folder, **found}, _lines(args.folder, found))
 
 
 def _describe(metadata: Metadata, folders: Sequence[Path], episodes: EpisodeValues) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections import Counter
 
 from gym_replay.cli import output
 from gym_replay.cli.verbs import CHOICE, FOLDER, opened, option, verb
-from gym_replay.errors import FieldError, printable
+from gym_replay.errors import FieldError
 
 
 @verb(
@@ -43,11 +43,9 @@ def label(args: argparse.Namespace) -> int:
         counts = Counter(EpisodeValues(parts)["label"][list(indices)].tolist())
     applied = sum(apply_labels(part.reader.folder) for part in parts) if args.apply else None
     named = {text: count for text, count in counts.most_common() if text}
-    if args.json:
-        output.write_json({"folder": args.folder, "labels": named, "unlabelled": counts[""], "applied": applied})
-        return 0
     rows = [[text, str(count)] for text, count in named.items()] + [["(none)", str(counts[""])]]
-    print("\n".join(output.table(["label", "episodes"], rows, right=["episodes"])))
+    lines = output.table(["label", "episodes"], rows, right=["episodes"])
     if applied is not None:
-        print(printable(f"{applied} labels are in the meta field 'label' now."))
-    return 0
+        lines.append(f"{applied} labels are in the meta field 'label' now.")
+    document = {"folder": args.folder, "labels": named, "unlabelled": counts[""], "applied": applied}
+    return output.show(args, document, lines)

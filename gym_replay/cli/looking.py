@@ -86,14 +86,11 @@ def stats(args: argparse.Namespace) -> int:
             buffer, args.fields, episodes=episodes, quantiles=_QUANTILES, std_floor=0, progress=shows_bars(args)
         )
         count = len(buffer) if episodes is None else len(episodes)
-    if args.json:
-        fields = {name: _plain(field) for name, field in found.items()}
-        output.write_json({"folder": args.folder, "num_episodes": count, "fields": fields})
-        return 0
+    fields = {name: _plain(field) for name, field in found.items()}
     header = ("field", "count", "mean", "std", "min", "max", *(f"{quantile:.0%}" for quantile in _QUANTILES))
     rows = [row for name, field in found.items() for row in _rows(name, field, None if args.all else _MOST_ROWS)]
-    print("\n".join(output.table(header, rows, right=header[1:])))
-    return 0
+    document = {"folder": args.folder, "num_episodes": count, "fields": fields}
+    return output.show(args, document, output.table(header, rows, right=header[1:]))
 
 
 def _plain(field: FieldStatistics) -> Mapping[str, Any]:
@@ -134,26 +131,24 @@ def head(args: argparse.Namespace) -> int:
         indices = range(len(buffer)) if episodes is None else episodes.tolist()
         rows = list(islice(_transitions(buffer, indices, names), args.steps))
     header = ("episode", "t", *names)
-    if args.json:
-        output.write_json([dict(zip(header, row, strict=True)) for row in rows])
-    else:
-        cells = [[str(row[0]), str(row[1]), *map(_cell, row[2:])] for row in rows]
-        columns = zip(header, *cells, strict=True)
-        widths = [max(len(name), min(max(map(len, (name, *column))), _LEAST_CELL)) for name, *column in columns]
-        if sum(widths) + 2 * (len(widths) - 1) <= output.width():
-            print("\n".join(output.table(header, cells, right=header[:2])))
-        else:
-            print("\n\n".join(_on_lines(header, row) for row in cells))
-    return 0
+    return output.show(args, [dict(zip(header, row, strict=True)) for row in rows], _lines(header, rows))
 
 
-def _on_lines(header: Sequence[str], cells: Sequence[str]) -> str:
-    """A transition with a line for each field, where they do not fit beside one another."""
+def _lines(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    """The transitions as a table, or with a line for each field, where they do not fit beside one another."""
+    cells = [[str(row[0]), str(row[1]), *map(_cell, row[2:])] for row in rows]
+    columns = zip(header, *cells, strict=True)
+    widths = [max(len(name), min(max(map(len, (name, *column))), _LEAST_CELL)) for name, *column in columns]
+    if sum(widths) + 2 * (len(widths) - 1) <= output.width():
+        yield from output.table(header, cells, right=header[:2])
+        return
     longest = max(map(len, header[2:]), default=0)
-    lines = [f"episode {cells[0]}, step {cells[1]}"]
-    for name, cell in zip(header[2:], cells[2:], strict=True):
-        lines.append(output.cut(f"  {printable(name):<{longest}}  {printable(cell)}", output.width()))
-    return "\n".join(lines)
+    for number, row in enumerate(cells):
+        if number:
+            yield ""
+        yield f"episode {row[0]}, step {row[1]}"
+        for name, cell in zip(header[2:], row[2:], strict=True):
+            yield output.cut(f"  {printable(name):<{longest}}  {printable(cell)}", output.width())
 
 
 def _transitions(buffer: Readable, indices: Sequence[int], names: Sequence[str]) -> Iterator[list[Any]]:

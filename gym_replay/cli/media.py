@@ -21,7 +21,6 @@ from gym_replay.cli.verbs import (
     shows_bars,
     verb,
 )
-from gym_replay.errors import printable
 
 _EXTRA = "Needs the extra: pip install 'gym-replay[media]'."
 _RENDERING = (
@@ -30,7 +29,7 @@ _RENDERING = (
         action="store_true",
         help="play the episodes again and render them; imports and runs the recorded environment as installed here",
     ),
-    importing("; may be given several times"),
+    importing(),
 )
 _REPLACE = option("--overwrite", action="store_true", help="replace a file that is there, once the new one is complete")
 
@@ -113,8 +112,5 @@ def _make(args: argparse.Namespace, make: Callable[..., Path], **options: Any) -
         given = keywords(args, "folder", "out", "modules", "where", "episodes")
         path = make(buffer, args.out, episodes=chosen, **given, **options)
     size = path.stat().st_size
-    if args.json:
-        output.write_json({"folder": args.folder, "path": path, "bytes": size})
-    else:
-        print(printable(f"{args.out}: {output.nbytes(size)}"))
-    return 0
+    document = {"folder": args.folder, "path": path, "bytes": size}
+    return output.show(args, document, [f"{args.out}: {output.nbytes(size)}"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import shutil
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,15 @@ def width() -> int:
 def write_json(value: Any) -> None:
     """Write one JSON document, in ASCII; what is NaN or infinite is null."""
     print(json.dumps(plain(value), indent=1, allow_nan=False))
+
+
+def show(args: argparse.Namespace, document: Any, lines: Iterable[str]) -> int:
+    """Write the result of a verb: as JSON where that is asked for, else as lines; the exit status for all is well."""
+    if args.json:
+        write_json(document)
+    else:
+        print("\n".join(map(printable, lines)))
+    return 0
 
 
 def plain(value: Any) -> Any:
@@ -122,29 +132,20 @@ def labelled(label: str, text: str) -> list[str]:
 
 def distribution(values: npt.NDArray[Any]) -> dict[str, Any]:
     """Count, range, mean, median and a histogram of finite numbers."""
+    from gym_replay.viewing.episodes import bin_edges
+
     finite = np.asarray(values, np.float64)
     finite = finite[np.isfinite(finite)]
     if len(finite) == 0:
         return {"count": 0}
-    low, high = float(finite.min()), float(finite.max())
-    whole = bool((finite == np.round(finite)).all()) and high - low < 1 << 53
-    bins = min(_BINS, int(high - low) + 1) if whole else _BINS
-    step = -(-(int(high - low) + 1) // bins) if whole else (high - low) / bins
-    if low == high or not math.isfinite(high - low):
-        edges = np.array([low, high])
-        counts = np.array([len(finite)])
-    else:
-        edges = low + step * np.arange(bins + 1)
-        edges[-1] = max(edges[-1], high)
-        counts, _ = np.histogram(finite, edges)
-        while whole and len(counts) > 1 and counts[-1] == 0:
-            counts, edges = counts[:-1], edges[:-1]
+    edges = bin_edges(finite, _BINS)
+    counts, _ = np.histogram(finite, edges)
     return {
         "count": len(finite),
-        "min": low,
+        "min": float(finite.min()),
         "mean": float(finite.mean()),
         "median": float(np.median(finite)),
-        "max": high,
+        "max": float(finite.max()),
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
     }
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
-from gym_replay.cli.output import write_json
 from gym_replay.cli.policies import (
     ENV,
     ENV_KWARGS,
@@ -16,10 +13,19 @@ from gym_replay.cli.policies import (
     RESET_OPTIONS,
     STOCHASTIC,
     import_for,
-    json_object,
+    reported,
 )
-from gym_replay.cli.verbs import CODEC, import_modules, importing, keywords, option, verb
-from gym_replay.errors import GymReplayError, printable
+from gym_replay.cli.verbs import (
+    CODEC,
+    RECORD_INFO,
+    REPLACE,
+    import_modules,
+    importing,
+    json_object,
+    keywords,
+    option,
+    verb,
+)
 
 
 def _json_value(text: str) -> Any:
@@ -83,9 +89,9 @@ def _json_value(text: str) -> Any:
     RESET_OPTIONS,
     STOCHASTIC,
     CODEC,
-    option("--record-info", action="store_true", help="record the numbers and arrays in the infos too"),
-    option("--overwrite", action="store_true", help="replace the buffer that is in the folder"),
-    importing(""),
+    RECORD_INFO,
+    REPLACE,
+    importing(),
 )
 def play(args: argparse.Namespace) -> int:
     """Play; what ends it early is raised again after a report."""
@@ -95,26 +101,6 @@ def play(args: argparse.Namespace) -> int:
     folder = folder_of(args.folder)
     import_modules(args.modules)
     import_for(args.env, args.policy)
-    try:
+    with reported(args, folder):
         play_here(args.env, folder, **keywords(args, "env", "folder", "modules")).close()
-    except BaseException as error:
-        is_interrupt = isinstance(error, KeyboardInterrupt)
-        if is_interrupt or not isinstance(error, GymReplayError):  # of the environment, or of the policy
-            _report(args, folder, "interrupted" if is_interrupt else "failed")
-        raise
-    _report(args, folder, "complete")
     return 0
-
-
-def _report(args: argparse.Namespace, folder: Path, status: str) -> None:
-    """Say what there is: a line on stderr, and JSON on stdout where it is asked for."""
-    from gym_replay.buffer.door import has_buffer
-    from gym_replay.buffer.replay_buffer import ReplayBuffer
-
-    episodes = steps = 0
-    if has_buffer(folder):
-        with ReplayBuffer.from_folder(folder, read_only=True) as buffer:
-            episodes, steps = len(buffer), buffer.num_steps
-    if args.json:
-        write_json({"status": status, "folder": folder, "num_episodes": episodes, "num_steps": steps})
-    print(printable(f"{folder}: it holds {episodes} episodes, {steps} steps"), file=sys.stderr)

@@ -1,24 +1,17 @@
-"""What verbs share that play a policy in an environment: their options, and what is imported for them."""
+"""What verbs share that play a policy in an environment: options, what is imported, and what they say at the end."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from typing import Any
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from gym_replay.cli.verbs import import_from_here, option
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """The type of an option that is an object of JSON."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("expected a JSON object, such as '{\"size\": 9}'")
-    return value
-
+from gym_replay.cli.output import write_json
+from gym_replay.cli.verbs import import_from_here, json_object, option
+from gym_replay.errors import BufferLockedError, ConfigMismatchError, FieldError, MissingExtraError, printable
+from gym_replay.files.folders import bytes_beneath
 
 POLICIES = (
     "'random', 'module:name' (a function from observations to actions, an object with predict, or a class of either), "
@@ -62,3 +55,48 @@ def import_for(*names: str | None) -> None:
     """Where one of these names is in a module (``module:name``), let modules of the folder that one is in be found."""
     if any(name is not None and ":" in name for name in names):  # a model may need its module, too
         import_from_here()
+
+
+@contextmanager
+def reported(args: argparse.Namespace, folder: Path) -> Iterator[None]:
+    """A context in which episodes are recorded into a folder; at its end it is said what there is.
+
+    That is a line on stderr, and JSON on stdout where it is asked for. What ends it early is raised again after that.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        _report(args, folder, "interrupted", "stopped; the same command goes on from here")
+        raise
+    except Exception as error:
+        has_begun = not isinstance(error, (ConfigMismatchError, FieldError, BufferLockedError, MissingExtraError))
+        if has_begun and _folders_in(folder):
+            _report(args, folder, "failed", "stopped; what had ended by then is in the folder")
+        raise
+    _report(args, folder, "complete", "complete")
+
+
+def _report(args: argparse.Namespace, folder: Path, status: str, words: str) -> None:
+    from gym_replay.buffer.replay_buffer import ReplayBuffer
+    from gym_replay.collecting.folder import summed_returns
+
+    episodes = steps = 0
+    returns = 0.0
+    for each in _folders_in(folder):
+        with ReplayBuffer.from_folder(each, read_only=True) as buffer:
+            episodes, steps = episodes + len(buffer), steps + buffer.num_steps
+            returns += summed_returns(buffer)
+    mean = returns / episodes if episodes else None
+    if args.json:
+        counts = {"num_episodes": episodes, "num_steps": steps, "return_mean": mean}
+        write_json({"status": status, "folder": folder, **counts, "bytes": bytes_beneath(folder, on_disk=True)})
+    ending = "" if mean is None else f", mean return {mean:.4g}"
+    print(printable(f"{folder}: {words}: {episodes} episodes, {steps} steps{ending}"), file=sys.stderr)
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """The buffers that are there by now: the folder itself, or one of each worker."""
+    from gym_replay.buffer.door import has_buffer
+    from gym_replay.collecting.folder import shards_of
+
+    return [folder] if has_buffer(folder) else shards_of(folder)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
-from typing import Any
 
 from gym_replay.cli import output
-from gym_replay.cli.verbs import CHOICE, FIELDS, FOLDER, NEW_FOLDER, OVERWRITE, keywords, option, shows_bars, verb
-from gym_replay.errors import FieldError, printable
+from gym_replay.cli.verbs import (
+    CHOICE,
+    FIELDS,
+    FOLDER,
+    NEW_FOLDER,
+    OVERWRITE,
+    json_object,
+    keywords,
+    option,
+    shows_bars,
+    verb,
+)
 from gym_replay.files.folders import bytes_beneath
 
 _URL = option(
@@ -20,7 +28,7 @@ _URL = option(
 _OPTIONS = option(
     "--storage-options",
     metavar="JSON",
-    type=str,
+    type=json_object,
     help='what fsspec\'s file system is made with, such as \'{"profile": "lab"}\'',
 )
 
@@ -46,19 +54,10 @@ def push(args: argparse.Namespace) -> int:
     """Put a folder at an address."""
     from gym_replay.remote.push import push as put
 
-    given = keywords(args, "folder", "url", "storage_options")
-    options = _parsed(args.storage_options)
-    pushed = put(args.folder, args.url, **given, storage_options=options, progress=shows_bars(args))
-    if args.json:
-        output.write_json(vars(pushed))
-        return 0
-    print(
-        printable(
-            f"{pushed.url}: revision {pushed.revision[:12]}, {pushed.num_episodes} episodes, {pushed.num_steps} steps; "
-            f"sent {output.nbytes(pushed.sent)} of {output.nbytes(pushed.nbytes)}"
-        )
-    )
-    return 0
+    pushed = put(args.folder, args.url, **keywords(args, "folder", "url"), progress=shows_bars(args))
+    held = f"revision {pushed.revision[:12]}, {pushed.num_episodes} episodes, {pushed.num_steps} steps"
+    sent = f"sent {output.nbytes(pushed.sent)} of {output.nbytes(pushed.nbytes)}"
+    return output.show(args, vars(pushed), [f"{pushed.url}: {held}; {sent}"])
 
 
 @verb(
@@ -85,31 +84,12 @@ def pull(args: argparse.Namespace) -> int:
     from gym_replay.cli.verbs import parse_indices
     from gym_replay.remote.pull import pull as get
 
-    given = keywords(args, "url", "folder", "storage_options", "episodes")
-    options = _parsed(args.storage_options)
-    episodes = None
     if args.episodes is not None:
+        options = args.storage_options
         with ConcatReplayBuffer.from_url(args.url, revision=args.revision, storage_options=options) as there:
-            episodes = parse_indices(args.episodes, len(there))
-    made = get(args.url, args.folder, **given, episodes=episodes, storage_options=options, progress=shows_bars(args))
-    with made:
+            args.episodes = parse_indices(args.episodes, len(there))
+    with get(args.url, args.folder, **keywords(args, "url", "folder"), progress=shows_bars(args)) as made:
         found = {"folder": args.folder, "num_episodes": len(made), "num_steps": made.num_steps}
     size = sum(map(bytes_beneath, made.folders if isinstance(made, ConcatReplayBuffer) else [made.folder]))
-    if args.json:
-        output.write_json({**found, "bytes": size})
-    else:
-        text = f"{args.folder}: {found['num_episodes']} episodes, {found['num_steps']} steps, {output.nbytes(size)}"
-        print(printable(text))
-    return 0
-
-
-def _parsed(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        options = json.loads(text)
-    except ValueError as error:
-        raise FieldError(f"--storage-options: not JSON: {error}") from None
-    if not isinstance(options, dict):
-        raise FieldError('--storage-options: expected an object, such as \'{"profile": "lab"}\'')
-    return options
+    text = f"{args.folder}: {found['num_episodes']} episodes, {found['num_steps']} steps, {output.nbytes(size)}"
+    return output.show(args, {**found, "bytes": size}, [text])

@@ -6,8 +6,19 @@ import argparse
 
 from gym_replay.cli import output
 from gym_replay.cli.policies import ENV_KWARGS, QUIET, import_for
-from gym_replay.cli.verbs import CHOICE, CODEC, FOLDER, OUT, import_modules, importing, keywords, option, verb
-from gym_replay.errors import printable
+from gym_replay.cli.verbs import (
+    CHOICE,
+    CODEC,
+    FOLDER,
+    OUT,
+    TRUST,
+    import_modules,
+    importing,
+    keywords,
+    opened,
+    option,
+    verb,
+)
 
 
 @verb(
@@ -40,31 +51,24 @@ from gym_replay.errors import printable
     CODEC,
     option("--record-info", action="store_true", default=None, help="record all of the infos, not those of the source"),
     option("--workers", dest="num_workers", type=int, default=1, metavar="N", help="processes (default: 1)"),
-    importing("; may be given several times"),
-    option("--trust", action="store_true", help="hand the recorded arguments and reset options on, whatever they are"),
+    importing(),
+    TRUST,
     QUIET,
 )
 def reobserve(args: argparse.Namespace) -> int:
     """Observe episodes again."""
-    from gym_replay.buffer.concat import open_source
-    from gym_replay.cli.verbs import parse_indices
     from gym_replay.replaying import reobserve as reobserving
 
     import_for(args.env, *args.wrappers)
     import_modules(args.modules)
-    with open_source(args.folder) as source:
-        if args.episodes is not None:
-            args.episodes = sorted(set(parse_indices(args.episodes, len(source))))
-        found = reobserving.reobserve(source, args.out, **keywords(args, "folder", "out", "modules"))
+    with opened(args) as (source, args.episodes):
+        found = reobserving.reobserve(source, args.out, **keywords(args, "folder", "out", "modules", "where"))
     with found.buffer as buffer:
         episodes, steps = len(buffer), buffer.num_steps
-    if args.json:
-        left_out = [vars(each) for each in found.left_out]
-        counts = {"num_episodes": episodes, "num_steps": steps, "restored": found.restored}
-        output.write_json({"folder": args.out, **counts, "left_out": left_out})
-    else:
-        for each in found.left_out:
-            print(printable(f"left out: {each}"))
-        restored = f", {len(found.restored)} restored from states" if found.restored else ""
-        print(printable(f"{args.out}: {episodes} episodes, {steps} steps{restored}; {len(found.left_out)} left out"))
+    counts = {"num_episodes": episodes, "num_steps": steps, "restored": found.restored}
+    document = {"folder": args.out, **counts, "left_out": [vars(each) for each in found.left_out]}
+    restored = f", {len(found.restored)} restored from states" if found.restored else ""
+    lines = [f"left out: {each}" for each in found.left_out]
+    lines.append(f"{args.out}: {episodes} episodes, {steps} steps{restored}; {len(found.left_out)} left out")
+    output.show(args, document, lines)
     return 1 if found.left_out else 0

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from gym_replay.buffer.reading import Readable
 from gym_replay.cli import output
-from gym_replay.cli.verbs import CHOICE, FOLDER, import_modules, importing, opened, option, shows_bars, verb
+from gym_replay.cli.verbs import CHOICE, FOLDER, TRUST, import_modules, importing, opened, verb
 from gym_replay.errors import printable
+from gym_replay.notices import bar
 
 if TYPE_CHECKING:
     from gym_replay.replaying.replay import ReplayReport
@@ -28,39 +29,30 @@ _WORDS = {"differs": "different"}
     "recorded are named, and count as no difference.",
     ["gym-replay replay data/cartpole", "gym-replay replay data/maze --episodes 0:10 --import my_envs"],
     FOLDER,
-    importing("; may be given several times"),
-    option(
-        "--trust",
-        action="store_true",
-        help="hand the recorded arguments and reset options on, whatever they are; without it only harmless ones",
-    ),
+    importing(),
+    TRUST,
     *CHOICE,
 )
 def replay(args: argparse.Namespace) -> int:
     """Replay the episodes."""
-    from tqdm import tqdm
-
     import_modules(args.modules)
     with opened(args) as (buffer, episodes):
         indices = list(range(len(buffer))) if episodes is None else episodes.tolist()
         found = []
         reports = _replayed(buffer, indices, trust=args.trust)
-        for index, report in tqdm(reports, "replay", len(indices), unit="episode", disable=not shows_bars(args)):
-            found.append((index, report))
-            if not args.json and report.status != "equal":
-                print(printable(f"index {index}, {report}"), flush=True)
+        with bar(len(indices), "replay", "episode", progress=not args.json) as shown:
+            for index, report in reports:
+                found.append((index, report))
+                shown.update()
+                if not args.json and report.status != "equal":
+                    print(printable(f"index {index}, {report}"), flush=True)
     counts = Counter[str](report.status for _, report in found)
-    if args.json:
-        listed = [{"index": index, **vars(report)} for index, report in found]
-        totals = {status.replace(" ", "_"): counts[status] for status in _STATUSES}
-        output.write_json({"folder": args.folder, "ok": not counts["differs"], **totals, "episodes": listed})
-    else:
-        print(
-            f"{len(found)} episodes: "
-            + ", ".join(f"{counts[status]} {_WORDS.get(status, status)}" for status in _STATUSES)
-        )
-        for note in sorted({report.detail for _, report in found if report.equal and report.detail}):
-            print(printable(note))
+    listed = [{"index": index, **vars(report)} for index, report in found]
+    totals = {status.replace(" ", "_"): counts[status] for status in _STATUSES}
+    document = {"folder": args.folder, "ok": not counts["differs"], **totals, "episodes": listed}
+    in_words = ", ".join(f"{counts[status]} {_WORDS.get(status, status)}" for status in _STATUSES)
+    notes = sorted({report.detail for _, report in found if report.equal and report.detail})
+    output.show(args, document, [f"{len(found)} episodes: {in_words}", *notes])
     return 1 if counts["differs"] else 0
 
 

@@ -67,6 +67,13 @@ FIELDS = option("--fields", nargs="+", metavar="FIELD", help="only these fields"
 OVERWRITE = option(
     "--overwrite", action="store_true", help="replace a buffer that is there, once the new one is complete"
 )
+REPLACE = option("--overwrite", action="store_true", help="replace the buffer that is in the folder")
+TRUST = option(
+    "--trust",
+    action="store_true",
+    help="hand the recorded arguments and reset options on, whatever they are; without it only harmless ones",
+)
+RECORD_INFO = option("--record-info", action="store_true", help="record the numbers and arrays in the infos too")
 CHOICE = (
     option(
         "--where",
@@ -81,18 +88,28 @@ CHOICE = (
 """The options that choose episodes."""
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """The type of an option that is an object of JSON."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("expected a JSON object, such as '{\"size\": 9}'")
+    return value
+
+
 class _AddCodec(argparse.Action):
     """Makes a dict, by field or group, of codecs that are given as ``FIELD=CODEC``, or ``CODEC`` for all images."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, value: Any, name: str | None = None) -> None:
-        field, codec = "images", value
-        if not value.startswith("{"):
-            field, equals, codec = value.partition("=")
-            field, codec = (field, codec) if equals else ("images", field)
+        field, equals, codec = value.partition("=")
+        if not equals or value.startswith("{"):
+            field, codec = "images", value
         try:
-            parsed = json.loads(codec) if codec.startswith("{") else codec
-        except ValueError as error:
-            parser.error(f"argument --codec: not JSON: {error}")
+            parsed = json_object(codec) if codec.startswith("{") else codec
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument --codec: {error}")
         setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), field: parsed})
 
 
@@ -178,7 +195,7 @@ def import_from_here() -> None:
         sys.path.insert(0, os.getcwd())
 
 
-def importing(which: str) -> Option:
+def importing(which: str = "; may be given several times") -> Option:
     """The option ``--import``, whose modules :func:`import_modules` imports."""
     return option(
         "--import",
@@ -198,5 +215,5 @@ def import_modules(modules: Sequence[str]) -> None:
 
 
 def shows_bars(args: argparse.Namespace) -> bool:
-    """Whether somebody sees a bar: on a terminal, and not where a script asked for JSON."""
-    return not args.json and sys.stderr is not None and sys.stderr.isatty()
+    """Whether there may be a bar: not where a script asked for JSON."""
+    return not args.json

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,15 +11,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.collecting.folder import Journal, delete_unneeded, episodes_in, open_journal
 from gym_replay.collecting.plan import Goal, Plan
 from gym_replay.collecting.players import open_player
 from gym_replay.collecting.request import Request
 from gym_replay.files.folders import bytes_beneath
-from gym_replay.notices import tell
+from gym_replay.notices import bar, tell
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 """How often the bar is brought up to date, and how long Ctrl-C may wait."""
@@ -96,17 +93,17 @@ def drive(player: Plays, plan: Plan, journal: Journal, folder: Path, *, progress
     """
     if plan.is_complete:
         return
-    bar = _Bar(plan, folder, is_shown=progress)
+    shown = _Bar(plan, folder, is_shown=progress)
     with stopped_by_interrupt(player):
         try:
             with closing(player):
                 while not plan.is_complete and player.play(time.monotonic() + _SECONDS_BETWEEN_LOOKS):
                     if player.stopped:
                         break
-                    bar.show(player.steps)
+                    shown.show(player.steps)
                     journal.note(plan.discarded, seconds=_SECONDS_BETWEEN_NOTES)
         finally:
-            bar.show(player.steps, is_last=True)
+            shown.show(player.steps, is_last=True)
             journal.note(plan.discarded)
 
 
@@ -124,18 +121,18 @@ class _Bar:
         self._began, self._size, self._sized = time.monotonic(), "", 0.0
         self._counts_steps = plan.goal.episodes is None
         self._total = (plan.goal.steps if self._counts_steps else plan.goal.episodes) or 0
-        # Not given, it is as TQDM_DISABLE says; what is redirected has no bar.
-        hidden: dict[str, Any] = {} if is_shown and sys.stderr.isatty() else {"disable": True}
-        self._bar: Any = tqdm(
-            total=self._total,
+        self._bar: Any = bar(
+            self._total,
+            "",
+            " steps" if self._counts_steps else " episodes",
+            progress=is_shown,
+            delay=0,
             initial=self._count(),
-            unit=" steps" if self._counts_steps else " episodes",
             unit_scale=self._counts_steps,
             mininterval=_SECONDS_BETWEEN_BARS,
             maxinterval=_SECONDS_BETWEEN_BARS,
             bar_format=_BAR,
             dynamic_ncols=True,
-            **hidden,
         )
 
     def _count(self) -> int:
@@ -150,7 +147,7 @@ class _Bar:
         """
         if self._bar.disable:
             return
-        now, size = time.monotonic(), tqdm.format_sizeof
+        now, size = time.monotonic(), self._bar.format_sizeof
         if is_last or now - self._sized > _SECONDS_BETWEEN_SIZES:
             self._size, self._sized = size(bytes_beneath(self._folder, on_disk=True), "B", 1024), now
         rate = size(played / max(now - self._began, 1e-9))

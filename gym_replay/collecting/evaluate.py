@@ -9,7 +9,6 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from gym_replay.buffer.reading import Readable
 from gym_replay.collecting.collect import collect
@@ -20,7 +19,7 @@ from gym_replay.collecting.plan import Goal, Plan, Played, check_count
 from gym_replay.collecting.players import open_player
 from gym_replay.collecting.request import Request
 from gym_replay.errors import FieldError
-from gym_replay.notices import names_nearest_keyword
+from gym_replay.notices import bar, names_nearest_keyword
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_WITHOUT_A_BAR = 2
@@ -119,14 +118,12 @@ class _Noting(Plan):
 
 def _played(request: Request, episodes: int, *, progress: bool) -> Evaluation:
     plan = _Noting(episodes)
-    # None: where the standard error is a terminal.
-    settings: dict[str, Any] = {"delay": _SECONDS_WITHOUT_A_BAR, "disable": None if progress else True}
-    bar = tqdm(total=episodes, desc="evaluate", unit="episode", **settings)
-    with bar, closing(open_player(request, None)) as player:
+    shown = bar(episodes, "evaluate", "episode", progress=progress, delay=_SECONDS_WITHOUT_A_BAR)
+    with shown, closing(open_player(request, None)) as player:
         player.feed = plan
         while not plan.is_complete and player.play(time.monotonic() + _SECONDS_BETWEEN_LOOKS):
-            bar.update(len(plan.played) - bar.n)
-        bar.update(len(plan.played) - bar.n)
+            shown.update(len(plan.played) - shown.n)
+        shown.update(len(plan.played) - shown.n)
     found = [plan.played[index] for index in range(episodes)]
     return Evaluation(np.array([each.episode_return for each in found]), np.array([each.length for each in found]))
 

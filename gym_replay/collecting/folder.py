@@ -9,7 +9,6 @@ stranger had written it. Which episodes there are is not in it: each says so its
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +24,7 @@ from gym_replay.buffer.reading import Readable
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.collecting.plan import Goal, Played, unneeded
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError
-from gym_replay.files.directory import open_beneath
+from gym_replay.files.directory import content_beneath
 from gym_replay.files.documents import LARGEST, parse_json
 from gym_replay.schema.fields import Field
 from gym_replay.wrappers.recorded_schema import check_arguments, open_for, trees_of
@@ -114,10 +113,8 @@ def open_journal(folder: Path, identity: dict[str, Any], put: PutFile, *, uuid: 
         CorruptBufferError: the file is damaged.
     """
     try:
-        with os.fdopen(open_beneath(folder, _NAME, os.O_RDONLY), "rb") as stream:
-            found = _parse(parse_json(stream.read(LARGEST + 1)))
-    except FileNotFoundError:
-        found = None
+        content = content_beneath(folder, _NAME, LARGEST)
+        found = None if content is None else _parse(parse_json(content))
     except ValueError as error:
         raise CorruptBufferError(
             f"{folder / _NAME}: {error}; without the file nothing can be collected into the folder"

@@ -35,7 +35,8 @@ from gym_replay.collecting.folder import (
 from gym_replay.collecting.plan import Goal, Plan, Played, check_count
 from gym_replay.collecting.players import Player, open_player
 from gym_replay.collecting.request import Request
-from gym_replay.errors import BufferLockedError, ConfigMismatchError, EmptyBufferError, MissingExtraError
+from gym_replay.errors import BufferLockedError, ConfigMismatchError, EmptyBufferError
+from gym_replay.extras import require
 from gym_replay.files.lock import WriterLock
 
 _SECONDS_BETWEEN_ANSWERS = 0.5
@@ -276,12 +277,7 @@ def collect_on_ray(
         KeyboardInterrupt: Ctrl-C was pressed; all that has ended is committed.
     """
     check_count("num_workers", num_workers)
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise MissingExtraError("engine='ray' needs Ray: pip install 'gym-replay[ray]'") from error
+    ray = require("ray", "ray", "engine='ray'")
     if has_buffer(folder):
         raise ConfigMismatchError(f"{folder} was not collected with engine='ray'; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)

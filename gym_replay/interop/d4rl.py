@@ -106,7 +106,7 @@ class _Rows:
         for root in _ROOTS.values():
             if not any(f"{name}.".startswith(f"{root}.") for name in self._own):
                 raise FieldError(f"the data set has no {root}s; it has {sorted(arrays)}")
-        observations = [name for name in self._own if _is_observation(name)]
+        observations = [name for name in self._own if old_data.is_observation(name)]
         if self._next and set(self._next) != set(observations):
             raise FieldError(f"{_NEXT}: expected those of {observations}, got {list(self._next)}")
         for name, following in self._next.items():
@@ -153,11 +153,11 @@ class _Rows:
             if is_core:
                 raise FieldError(f"{name!r}: expected {self._count} rows, as rewards have, got {array.shape}")
             return f"{name}: it has no row for each transition"
-        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-            return f"{name}: it holds {array.dtype}, which no field does"
+        if (why := old_data.why_no_field(array)) is not None:
+            return f"{name}: {why}"
         into = self._next if root == _NEXT else self._own
         first = "observation" if root == _NEXT else _ROOTS.get(root, encode_key(root))
-        field = ".".join([first, *map(encode_key, rest.split("/"))]) if rest else first
+        field = f"{first}.{old_data.field_name(rest)}" if rest else first
         if field in into or (not is_core and field.partition(".")[0] in (*_ROOTS.values(), *old_data.FLAGS)):
             return f"{name}: the name of the field, {field!r}, is that of another array; pass it under another name"
         into[field] = array
@@ -165,11 +165,7 @@ class _Rows:
 
     def fields(self) -> dict[str, Field]:
         """The fields of the buffer: observations first, then as in the data set."""
-        fields = {
-            name: old_data.step_field(name, array.dtype, array.shape[1:], state=_is_observation(name))
-            for name, array in sorted(self._own.items(), key=lambda item: not _is_observation(item[0]))
-        }
-        return {**fields, **{name: Field("bool") for name in old_data.FLAGS}}
+        return old_data.fields_of(self._own)
 
     def find_ends(self, max_episode_steps: int | None) -> Bools:
         """Where episodes end, bool ``(rows,)``, the last row always.
@@ -227,7 +223,3 @@ class _Rows:
         if not infos:
             return []
         return [f"whether {', '.join(infos)} belong to a row's observation or to the next one"]
-
-
-def _is_observation(name: str) -> bool:
-    return f"{name}.".startswith("observation.")

@@ -13,7 +13,6 @@ from gym_replay.interop import old_data
 from gym_replay.interop.arrays import opened_arrays
 from gym_replay.schema.arrays import Array, Bools, Ints
 from gym_replay.schema.fields import Field
-from gym_replay.schema.names import encode_key
 
 _CALLED = {"observations": "observation", "actions": "action", "rewards": "reward"}
 _OWN = ("terminals", "masks", "valids", "next_observations")
@@ -106,9 +105,9 @@ class _Rows:
             if name in _CALLED:
                 raise FieldError(f"{name!r}: expected {self._count} rows, as observations have, got {array.shape}")
             return f"{name}: it has no row for each observation"
-        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-            return f"{name}: it holds {array.dtype}, which no field does"
-        field = _CALLED.get(name, ".".join(map(encode_key, name.split("/"))))
+        if (why := old_data.why_no_field(array)) is not None:
+            return f"{name}: {why}"
+        field = _CALLED.get(name, old_data.field_name(name))
         if name not in _CALLED and field.partition(".")[0] in (*_CALLED.values(), *old_data.FLAGS):
             return f"{name}: the name of the field is that of another array; pass it under another name"
         self._own[field] = array
@@ -119,11 +118,7 @@ class _Rows:
 
     def fields(self) -> dict[str, Field]:
         """The fields of the buffer: observations first, then as in the data set."""
-        fields = {
-            name: old_data.step_field(name, array.dtype, array.shape[1:], state=self._is_state(name))
-            for name, array in sorted(self._own.items(), key=lambda item: item[0] != "observation")
-        }
-        return {**fields, **{name: Field("bool") for name in old_data.FLAGS}}
+        return old_data.fields_of(self._own, self._is_state)
 
     def episode(self, start: int, length: int) -> tuple[dict[str, Array], bool]:
         """The values of a trajectory of ``length`` transitions, and whether it is known how it ended."""

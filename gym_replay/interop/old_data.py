@@ -6,7 +6,7 @@ import errno
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from gym_replay.files.folders import folder_of
 from gym_replay.files.new_folder import new_folders
 from gym_replay.schema.arrays import Array, Bools
 from gym_replay.schema.fields import Field, fit
+from gym_replay.schema.names import encode_key
 
 FLAGS = ("terminated", "truncated")
 
@@ -49,6 +50,32 @@ def step_field(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], default:
         raise FieldError(f"{name!r}: expected numbers, got {dtype}")
     shape = step_shape(name, dtype, shape)
     return Field(dtype, shape, None if default is None else np.reshape(default, shape), state=state)
+
+
+def is_observation(name: str) -> bool:
+    """Whether a field is an observation, or a part of one."""
+    return f"{name}.".startswith("observation.")
+
+
+def field_name(path: str) -> str:
+    """The name of the field for an array of groups: ``infos/qpos`` is ``infos.qpos``."""
+    return ".".join(map(encode_key, path.split("/")))
+
+
+def why_no_field(array: Any) -> str | None:
+    """Why no field has the values of an array, or None."""
+    if array.dtype.kind in "biuf" and array.dtype.itemsize <= 8:
+        return None
+    return f"it holds {array.dtype}, which no field does"
+
+
+def fields_of(arrays: Mapping[str, Any], is_state: Callable[[str], bool] = is_observation) -> dict[str, Field]:
+    """The fields for old values ``(rows, *shape)`` by name: observations first, and the flags behind all others."""
+    fields = {
+        name: step_field(name, array.dtype, array.shape[1:], state=is_state(name))
+        for name, array in sorted(arrays.items(), key=lambda item: not is_observation(item[0]))
+    }
+    return {**fields, **{name: Field("bool") for name in FLAGS}}
 
 
 def as_flags(name: str, values: Any, count: int) -> Bools:

@@ -20,7 +20,7 @@ from gym_replay.interop import old_data
 from gym_replay.interop.hdf5 import data_sets
 from gym_replay.schema.arrays import Array
 from gym_replay.schema.fields import LARGEST_TEXT, Field
-from gym_replay.schema.names import check_distinct, encode_key
+from gym_replay.schema.names import check_distinct
 
 IMPORTED = "robomimic"
 """The member of a buffer's environment that holds what a file said of its environment."""
@@ -130,31 +130,26 @@ class _Demos:
 
     def config(self, names: list[str]) -> dict[str, Any]:
         """The metadata of the new buffer, of which the first demonstration has all fields."""
-        fields: dict[str, Field] = {}
-        if names:
-            for part, values in self._steps[names[0]].items():
-                name = _field_name(part)
-                if name is None or not self._is_kept(part, values):
-                    continue
-                is_state = name.startswith("observation.")
-                fields[name] = old_data.step_field(name, values.dtype, values.shape[1:], state=is_state)
-        fields = dict(sorted(fields.items(), key=lambda item: not item[0].startswith("observation.")))
+        fields = old_data.fields_of(dict(self._kept(names[0])) if names else {})
         if names and "action" not in fields:
             raise FieldError(f"demonstration {names[0]!r} has no actions; it has {sorted(self._steps[names[0]])}")
-        check_distinct([*fields, *old_data.FLAGS, *_META])
+        check_distinct([*fields, *_META])
         about = self._env_args()
         return {
-            "fields": {**fields, **{name: Field("bool") for name in old_data.FLAGS}},
+            "fields": fields,
             "meta_fields": _META,
             **({"environment": {IMPORTED: {"env_args": about}}} if about is not None else {}),
         }
 
-    def _is_kept(self, part: str, values: Any) -> bool:
-        """Whether an array becomes a field; a line about it is noted where it does not."""
-        if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8 or not values.shape:
-            self._dropped[part] = f"it holds {values.dtype}, which no field does"
-            return False
-        return True
+    def _kept(self, demo: str) -> Iterator[tuple[str, Any]]:
+        """The arrays of a demonstration that become fields, with the fields' names; lines are noted about others."""
+        for part, values in self._steps[demo].items():
+            name = _field_name(part)
+            why = "it is a single value" if not values.shape else old_data.why_no_field(values)
+            if name is not None and why is None:
+                yield name, values
+            elif name is not None:
+                self._dropped[part] = str(why)
 
     def _env_args(self) -> Any:
         text = _as_text(self.file["data"].attrs.get("env_args", ""))
@@ -175,13 +170,10 @@ class _Demos:
         steps = self._steps[name]
         length = len(steps["actions"]) if "actions" in steps and steps["actions"].shape else 0
         values: dict[str, Any] = {}
-        for part, array in steps.items():
-            key = _field_name(part)
-            if key is None or not self._is_kept(part, array):
-                continue
+        for key, array in self._kept(name):
             if key not in fields or len(array) != length:
                 known = f"{length} rows" if key in fields else "no such field, as the first one has none"
-                raise FieldError(f"demonstration {name!r}: {part!r}: expected {known}, got shape {array.shape}")
+                raise FieldError(f"demonstration {name!r}: {key!r}: expected {known}, got shape {array.shape}")
             values[key] = np.asarray(array[...])
         if missing := [key for key in fields if key not in values and key not in old_data.FLAGS]:
             raise FieldError(f"demonstration {name!r} has no {missing[0]!r}, which the first one has")
@@ -228,7 +220,7 @@ def _as_text(value: Any) -> str:
 
 def _component(part: str) -> str:
     """The rest of a field's name for the rest of a path: ``obs/robot0/eye`` is ``robot0.eye``."""
-    return ".".join(map(encode_key, part.split("/")[1:]))
+    return old_data.field_name(part.partition("/")[2])
 
 
 def _field_name(part: str) -> str | None:
@@ -238,6 +230,6 @@ def _field_name(part: str) -> str | None:
         return None
     if root == _OBSERVATIONS and rest:
         return f"observation.{_component(part)}"
-    name = _CALLED.get(part, ".".join(map(encode_key, part.split("/"))))
+    name = _CALLED.get(part, old_data.field_name(part))
     taken = ("observation", *_CALLED.values(), *old_data.FLAGS)
     return f"robomimic.{name}" if name.partition(".")[0] in taken and part not in _CALLED else name

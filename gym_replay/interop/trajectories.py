@@ -83,7 +83,7 @@ def from_trajectories(
     if first is None:
         raise EmptyBufferError(f"there is no trajectory to import, so {path} is not made")
     fields = {
-        name: old_data.step_field(name, array.dtype, array.shape[1:], state=f"{name}.".startswith("observation."))
+        name: old_data.step_field(name, array.dtype, array.shape[1:], state=old_data.is_observation(name))
         for name, array in first[0].items()
     }
     with old_data.new_buffer(path, {"fields": fields}) as buffer:

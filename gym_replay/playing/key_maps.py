@@ -163,10 +163,8 @@ def _idle_of(env: gym.Env[Any, Any]) -> Any:
         meanings = _meanings(env)
         idle = next((number for number, word in meanings.items() if word.lower() == "noop"), int(space.start))
         return as_action(space, idle, "idle")
-    if isinstance(space, spaces.Box):
+    if isinstance(space, (spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)):
         return _rest_of(space).reshape(space.shape).astype(space.dtype)
-    if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):
-        return np.asarray(_start_of(space), space.dtype)
     raise FieldError(
         f"idle: nobody knows which action of {space} is none; pass idle=, the action of somebody who holds no key, or "
         "waits=True, which lets the environment stand still until a key is pressed"
@@ -202,11 +200,7 @@ def _parts_of(
                 )
             _fits(space, number, value, f"keys[{keys!r}]")
             targets.setdefault(name, {})[number] = value
-    if idle is None:
-        rest = _rest_of(space) if isinstance(space, spaces.Box) else _start_of(space)
-    else:
-        rest = np.asarray(as_action(space, idle, "idle"), np.float64)
-    return _make_parts(space, targets, rest.reshape(-1).astype(np.float64), steps_to_target)
+    return _make_parts(space, targets, _rest_of(space, idle), steps_to_target)
 
 
 def _fits(space: Any, index: int, value: float, what: str) -> None:
@@ -216,21 +210,20 @@ def _fits(space: Any, index: int, value: float, what: str) -> None:
 
 
 def _bounds_of(space: Any) -> tuple[Floats, Floats]:
+    """The least and the largest value of each part, ``(parts,)``."""
     if isinstance(space, spaces.Box):
         return space.low.reshape(-1).astype(np.float64), space.high.reshape(-1).astype(np.float64)
-    start = _start_of(space).reshape(-1)
-    counts = np.full(start.shape, 2.0) if isinstance(space, spaces.MultiBinary) else space.nvec.reshape(-1)
-    return start, start + counts - 1
+    least = np.broadcast_to(np.asarray(getattr(space, "start", 0), np.float64), space.shape).reshape(-1)
+    counts = 2 if isinstance(space, spaces.MultiBinary) else space.nvec.reshape(-1)
+    return least, least + counts - 1
 
 
-def _start_of(space: Any) -> Floats:
-    start = getattr(space, "start", None)
-    return np.zeros(space.shape) if start is None else np.asarray(start, np.float64).reshape(space.shape)
-
-
-def _rest_of(space: spaces.Box) -> Floats:
-    """Zero, or the bound that is nearest to it."""
-    rest: Floats = np.clip(0.0, *_bounds_of(space))
+def _rest_of(space: Any, idle: Any = None) -> Floats:
+    """The action of somebody who holds nothing, ``(parts,)``: if none is given, zero, or the nearest value to it."""
+    if idle is not None:
+        return np.asarray(as_action(space, idle, "idle"), np.float64).reshape(-1)
+    low, high = _bounds_of(space)
+    rest: Floats = np.clip(0.0, low, high) if isinstance(space, spaces.Box) else low
     return rest
 
 
@@ -264,7 +257,7 @@ def _default(space: gym.Space[Any], idle: Any, steps_to_target: float) -> Contro
     if isinstance(space, spaces.Box):
         targets = _targets_of_box(space)
     elif isinstance(space, spaces.MultiDiscrete):
-        targets = _targets_of_choices(space.nvec.reshape(-1).tolist(), _start_of(space).reshape(-1).tolist())
+        targets = _targets_of_choices(space.nvec.reshape(-1).tolist(), _rest_of(space).tolist())
     elif isinstance(space, spaces.MultiBinary):
         count = int(np.prod(space.shape))
         keys = "".join(_ROWS)
@@ -275,10 +268,7 @@ def _default(space: gym.Space[Any], idle: Any, steps_to_target: float) -> Contro
             "and idle= for the action of somebody who holds none"
             + ("; keys={'left': {0: -1.0}} moves a part of it" if isinstance(space, spaces.Box) else "")
         )
-    rest: Any = _rest_of(space) if isinstance(space, spaces.Box) else _start_of(space)
-    if idle is not None:
-        rest = np.asarray(as_action(space, idle, "idle"), np.float64)
-    return _make_parts(space, targets, rest.reshape(-1).astype(np.float64), steps_to_target)
+    return _make_parts(space, targets, _rest_of(space, idle), steps_to_target)
 
 
 def _targets_of_box(space: spaces.Box) -> dict[str, dict[int, float]] | None:

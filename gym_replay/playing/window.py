@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from gym_replay.errors import FieldError, GymReplayError
+from gym_replay.errors import GymReplayError
 from gym_replay.playing.controls import Help
 from gym_replay.playing.devices import Devices
 from gym_replay.playing.person import Intent, Scene
 from gym_replay.playing.pilot import Pilot
-from gym_replay.schema.fields import describe
+from gym_replay.schema.pictures import rendered_rgb
 
 _LEAST, _MOST = 480, 960
 """Between these is the longer side of a frame on the screen, in pixels, where whole numbers reach that."""
@@ -83,7 +83,7 @@ class Window:
     # --- what is shown ---
 
     def _show(self, scene: Scene) -> None:
-        pygame, frame = self._pygame, _checked(scene.frame())
+        pygame, frame = self._pygame, rendered_rgb(scene.frame())
         height, width = frame.shape[:2]
         scale = self._scale_of(width, height)
         window_width = self._screen.get_width() if self._screen else max(round(width * scale), _WIDTH)
@@ -141,13 +141,3 @@ class Window:
         for text, color in line:
             self._screen.blit(self._font.render(text, True, color), (left, top))
             left += self._font.size(text)[0]
-
-
-def _checked(frame: Any) -> Any:
-    is_picture = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
-    if not is_picture or not frame.size:
-        raise FieldError(
-            f"render: expected an array uint8 (height, width, 3), got {describe(frame)}; make the environment with "
-            "render_mode='rgb_array'"
-        )
-    return frame

@@ -23,8 +23,7 @@ from gym_replay.errors import ConfigMismatchError, EmptyBufferError, StorageErro
 from gym_replay.files.directory import content_beneath
 from gym_replay.files.documents import LARGEST
 from gym_replay.files.folders import folder_of
-from gym_replay.notices import names_nearest_keyword, tell
-from gym_replay.remote.bars import byte_bar
+from gym_replay.notices import bar, names_nearest_keyword, tell
 from gym_replay.remote.card import CARD, check_licence, make_card
 from gym_replay.remote.objects.hub import place_at
 from gym_replay.remote.objects.manifest import (
@@ -130,8 +129,8 @@ def push(
         _require_same(parts, newest, place.url, overwrite)
         root = _root_of(folder, [part.reader.folder for part in parts])
         total = sum(_size(part) for part in parts)
-        bar = stack.enter_context(byte_bar(total, "push", progress=progress))
-        sender = stack.enter_context(_Sender(place, size, bar))
+        shown = stack.enter_context(bar(total, "push", "B", progress=progress, unit_scale=True))
+        sender = stack.enter_context(_Sender(place, size, shown))
         told = {"episodes": 0, "steps": 0}
         for part in parts:
             snapshot = sender.send_buffer(part.reader.folder, root)

@@ -8,7 +8,6 @@ a stranger had written it. Which episodes are there is not in it: each says so i
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -22,7 +21,7 @@ from gym_replay.buffer.door import Snapshot, has_buffer
 from gym_replay.buffer.finding import SHARDS
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import ConfigMismatchError, CorruptBufferError, FieldError
-from gym_replay.files.directory import open_beneath
+from gym_replay.files.directory import content_beneath
 from gym_replay.files.documents import LARGEST, parse_json
 from gym_replay.replaying.reobserver import SOURCE_BUFFER, SOURCE_EPISODE
 from gym_replay.schema.arrays import Ints
@@ -139,8 +138,10 @@ def read_journal(folder: Path) -> Journal | None:
         CorruptBufferError: the file is damaged.
     """
     try:
-        with os.fdopen(open_beneath(folder, _NAME, os.O_RDONLY), "rb") as stream:
-            found = parse_json(stream.read(LARGEST + 1))
+        content = content_beneath(folder, _NAME, LARGEST)
+        if content is None:
+            return None
+        found = parse_json(content)
         if not isinstance(found, dict) or {name: found.get(name) for name in _KIND} != _KIND:
             raise ValueError(f"expected an object with {_KIND}")
         identity, counts, left_out = (found.get(name) for name in ("identity", "counts", "left_out"))
@@ -149,7 +150,7 @@ def read_journal(folder: Path) -> Journal | None:
         if not counts or not all(type(count) is int and count > 0 for count in counts):
             raise ValueError("'counts': expected positive numbers")
         noted = [(str(uuid), int(episode), str(reason)) for uuid, episode, reason in left_out]
-    except (FileNotFoundError, NotADirectoryError):
+    except NotADirectoryError:
         return None
     except (ValueError, TypeError) as error:
         raise CorruptBufferError(f"{folder / _NAME}: {error}; choose another folder") from None

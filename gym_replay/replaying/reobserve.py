@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
-from tqdm import tqdm
 
 from gym_replay.buffer.concat import ConcatReplayBuffer, opened
 from gym_replay.buffer.door import Snapshot, read_labels, set_labels
@@ -28,7 +27,7 @@ from gym_replay.collecting.folder import give_same_fields
 from gym_replay.collecting.plan import check_count
 from gym_replay.errors import ConfigMismatchError, EmptyBufferError, EpisodeEvictedError, FieldError, GymReplayError
 from gym_replay.files.folders import folder_of
-from gym_replay.notices import names_nearest_keyword
+from gym_replay.notices import bar, names_nearest_keyword
 from gym_replay.replaying.executing import require_recorded
 from gym_replay.replaying.observing import Stopped, View, Wrap
 from gym_replay.replaying.pieces import (
@@ -203,9 +202,8 @@ def reobserve(
             _Task(view, recording, piece, where_to, Journal(identity, counts))
             for piece, where_to in zip(pieces, folders_of(target, len(counts)), strict=True)
         ]
-        disable = None if progress else True  # None: a bar on terminals only
-        with tqdm(total=len(indices), desc="reobserve", unit="episode", disable=disable) as bar:
-            _run(tasks, _registered(snapshots), num_workers, bar)
+        with bar(len(indices), "reobserve", "episode", progress=progress) as shown:
+            _run(tasks, _registered(snapshots), num_workers, shown)
         return _result(tasks, snapshots)
 
 
@@ -257,18 +255,18 @@ class _Task:
     journal: Journal
 
 
-def _run(tasks: Sequence[_Task], specs: Mapping[str, Any], num_workers: int, bar: Any) -> None:
+def _run(tasks: Sequence[_Task], specs: Mapping[str, Any], num_workers: int, shown: Any) -> None:
     """Do all tasks, in this process or in several others.
 
     Args:
         tasks: what there is to do.
         specs: how the recorded environments are registered here, by id: other processes may not know them.
         num_workers: how many processes.
-        bar: is told of each episode.
+        shown: the bar, which is told of each episode.
     """
     if num_workers == 1 or len(tasks) == 1:
         for task in tasks:
-            _observe(task, bar.update, lambda: False)
+            _observe(task, shown.update, lambda: False)
         return
     import cloudpickle  # a requirement of Gymnasium's
 
@@ -281,7 +279,7 @@ def _run(tasks: Sequence[_Task], specs: Mapping[str, Any], num_workers: int, bar
         waiting = futures
         while waiting:
             ended, waiting = wait(waiting, _SECONDS_BETWEEN_LOOKS)
-            bar.update(done.value - bar.n)
+            shown.update(done.value - shown.n)
             for future in ended:
                 future.result()
     except BrokenProcessPool as error:
@@ -293,7 +291,7 @@ def _run(tasks: Sequence[_Task], specs: Mapping[str, Any], num_workers: int, bar
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
-        bar.update(done.value - bar.n)
+        shown.update(done.value - shown.n)
 
 
 _worker: dict[str, Any] = {}

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.schema.fields import Field
+from gym_replay.errors import FieldError
+from gym_replay.schema.fields import Field, describe
 
 Rgb: TypeAlias = npt.NDArray[np.uint8]
 """A picture, ``(height, width, 3)``."""
@@ -113,6 +114,21 @@ def to_rgb(row: npt.NDArray[Any]) -> Rgb:
     if layout.channels == 0:
         picture = picture[..., None]
     return np.ascontiguousarray(np.broadcast_to(_as_bytes(picture), (*picture.shape[:2], 3)))
+
+
+def rendered_rgb(frame: Any) -> Rgb:
+    """What an environment rendered, as a picture.
+
+    Raises:
+        FieldError: it is none.
+    """
+    picture = np.asarray(frame)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise FieldError(
+            f"render: expected an array uint8 (height, width, 3), got {describe(frame)}; make the environment with "
+            "render_mode='rgb_array'"
+        )
+    return picture
 
 
 def _as_bytes(picture: npt.NDArray[Any]) -> Rgb:

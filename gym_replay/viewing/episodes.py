@@ -7,7 +7,7 @@ are made of the rows that are looked at, so that a table of a million episodes o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ FLAGS = ("terminated", "truncated")
 NO_LAST = "no o_T"
 """What is said of an episode whose last observation was not stored."""
 
-_MOST_BINS = 30
 _DEFAULT_RATE = 30.0
 
 
@@ -196,7 +195,7 @@ class EpisodeTable:
         """How the values of a column of numbers are distributed."""
         numbers = self.numbers(name)
         finite = numbers[np.isfinite(numbers)]
-        edges = _edges(finite)
+        edges = bin_edges(finite)
         mine = numbers[chosen]
         counts = [np.histogram(each, edges)[0] for each in (finite, mine[np.isfinite(mine)])]
         return Distribution(name, edges, *counts)
@@ -265,21 +264,21 @@ class EpisodeTable:
             raise LookupError(f"there is no episode {episode_id}")
         return Episode(self._parts[part], found)
 
-    def rows(self, indices: Iterable[int]) -> list[list[str]]:
-        """The cells of these episodes, a text for each column."""
-        return [self._row(int(index)) for index in indices]
+    def rows(self, indices: Iterable[int], columns: Sequence[Column] | None = None) -> list[list[str]]:
+        """The cells of these episodes, a text for each column; None for all columns, others may be of meta fields."""
+        return [self._row(int(index), self.columns if columns is None else columns) for index in indices]
 
-    def _row(self, index: int) -> list[str]:
+    def _row(self, index: int, columns: Sequence[Column]) -> list[str]:
         episode = self.episode(index)
         try:
             meta = episode.meta
         except (EpisodeEvictedError, CorruptBufferError):
             meta = {}
-        return [self._cell(column.name, index, episode, meta) for column in self.columns]
+        return [self._cell(column.name, index, episode, meta) for column in columns]
 
     def _cell(self, name: str, index: int, episode: Episode, meta: Mapping[str, Any]) -> str:
-        if name == "id":
-            return str(episode.id)
+        if name in ("id", "index"):
+            return str(episode.id if name == "id" else index)
         if name == "buffer":
             return short(episode.snapshot.reader.folder.name, 40)
         if name == "length":
@@ -376,16 +375,16 @@ def _is_set(flags: Any) -> bool:
     return isinstance(flags, np.ndarray) and flags.ndim == 1 and len(flags) > 0 and bool(flags[-1])
 
 
-def _edges(finite: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The edges of at most 30 bins, on whole numbers where all values are."""
+def bin_edges(finite: npt.NDArray[np.float64], most: int = 30) -> npt.NDArray[np.float64]:
+    """The edges of so many bins at most, on whole numbers where all values are; the last one is above all values."""
     if len(finite) == 0:
         return np.array([0.0, 1.0])
     low, high = float(finite.min()), float(finite.max())
     if not np.isfinite(high - low):
         return np.array([low, np.finfo(np.float64).max])
     if high - low < 1 << 53 and bool((finite == np.round(finite)).all()):
-        step = -(-(int(high - low) + 1) // _MOST_BINS)
+        step = -(-(int(high - low) + 1) // most)
         return low + step * np.arange(-(-(int(high - low) + 1) // step) + 1, dtype=np.float64)
-    edges = np.linspace(low, high, _MOST_BINS + 1)
+    edges = np.linspace(low, high, most + 1)
     edges[-1] = np.nextafter(high, np.inf)
     return np.unique(edges)

@@ -16,10 +16,10 @@ from gym_replay.errors import FieldError
 from gym_replay.extras import require
 from gym_replay.files.folders import folder_of
 from gym_replay.notices import did_you_mean
-from gym_replay.schema.pictures import Rgb, image_fields
+from gym_replay.schema.pictures import Rgb, image_fields, rendered_rgb
 from gym_replay.viewing.curves import last_t
 from gym_replay.viewing.frames import rgb_frame
-from gym_replay.viewing.rendered import as_picture, what_runs
+from gym_replay.viewing.rendered import what_runs
 
 if TYPE_CHECKING:
     from gym_replay.interop.transitions import ChosenEpisodes
@@ -71,7 +71,7 @@ class Film:
         left = set(wanted)
         for t, rendered in enumerate(replay(self._buffer, episode, render=True)):
             if t in left:
-                yield [as_picture(rendered)]
+                yield [rendered_rgb(rendered)]
                 left.remove(t)
             if not left:
                 return

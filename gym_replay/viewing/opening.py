@@ -6,9 +6,10 @@ import os
 import threading
 import webbrowser
 
+from gym_replay.extras import require
 from gym_replay.files.folders import local_path
-from gym_replay.viewing.frames import find_pillow
-from gym_replay.viewing.server import Server, find_nicegui
+from gym_replay.viewing.frames import EXTRA
+from gym_replay.viewing.server import Server
 from gym_replay.viewing.view import View
 
 _starting = threading.Lock()
@@ -41,8 +42,8 @@ def view(source: str | os.PathLike[str], *, port: int = 0, browser: bool = True)
         >>> shown = view("data/cartpole")  # doctest: +SKIP
         >>> shown.close()  # doctest: +SKIP
     """
-    find_nicegui()
-    find_pillow()
+    for module in ("nicegui", "PIL.Image"):
+        require(module, EXTRA, "the page")
     text = local_path(source)
     with _starting:
         if not _servers:

@@ -6,13 +6,10 @@ import threading
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
 
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.reading import Readable
-from gym_replay.schema.pictures import Rgb
+from gym_replay.schema.pictures import rendered_rgb
 from gym_replay.viewing.frames import Encoded, encode
 from gym_replay.viewing.text import short
 
@@ -135,7 +132,7 @@ class Renderer:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 for picture in replay(self._buffer, episode, render=True):
-                    self._add(film, encode(as_picture(picture)))
+                    self._add(film, encode(rendered_rgb(picture)))
                     if not film.wanted or len(film.frames) >= _MOST_FRAMES:
                         break
         except Exception as error:  # whatever the environment raises
@@ -149,18 +146,6 @@ class Renderer:
             film.frames.append(frame)
             film.nbytes += len(frame[0])
             self._changed.notify_all()
-
-
-def as_picture(rendered: Any) -> Rgb:
-    """What an environment rendered, as a picture.
-
-    Raises:
-        ValueError: it is none.
-    """
-    picture = np.asarray(rendered)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
-        raise ValueError(f"the environment rendered {picture.dtype} of shape {picture.shape}, and no RGB picture")
-    return picture
 
 
 def _key(episode: Episode) -> tuple[str, int]:

@@ -12,10 +12,11 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from importlib import import_module
 from typing import Any
 
-from gym_replay.errors import MissingExtraError, StorageError
+from gym_replay.errors import StorageError
+from gym_replay.extras import require
+from gym_replay.viewing.frames import EXTRA
 
 HOST = "127.0.0.1"
 _PATIENCE = 30.0
@@ -33,20 +34,6 @@ _HEADERS = {
 
 Scope = Mapping[str, Any]
 App = Callable[[Any, Any, Any], Awaitable[None]]
-
-
-def find_nicegui() -> Any:
-    """The module ``nicegui``.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    try:
-        return import_module("nicegui")
-    except ImportError as error:
-        raise MissingExtraError(
-            f"the page needs a package that is missing ({error}); pip install 'gym-replay[view]'"
-        ) from error
 
 
 class Guard:
@@ -117,7 +104,7 @@ class Server:
     """
 
     def __init__(self, port: int = 0) -> None:
-        nicegui = find_nicegui()
+        nicegui = require("nicegui", EXTRA, "the page")
         import uvicorn
         from fastapi import FastAPI
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from gym_replay.buffer.reading import Readable
 from gym_replay.errors import FieldError
 from gym_replay.extras import require
 from gym_replay.files.new_file import new_file
+from gym_replay.files.video import VideoWriter, find_av
+from gym_replay.notices import bar
 from gym_replay.schema.arguments import checked_number
 from gym_replay.schema.pictures import Rgb
 from gym_replay.viewing.episodes import recorded_rate
@@ -33,7 +36,8 @@ _GIF_RATE = 50
 _GIF_BYTES = 1 << 30
 """Pixels of a GIF, at most, which are all in memory until it is written."""
 
-_CODECS = ("libx264", "libopenh264", "mpeg4")
+_CODECS = {"libx264": {"crf": 18}, "libopenh264": {"b": 8_000_000}, "mpeg4": {"b": 8_000_000}}
+"""Encoders, the best one first, and their options."""
 
 
 def video(
@@ -92,17 +96,16 @@ def video(
         film = Film(buffer, ChosenEpisodes(buffer, episodes), fields, render=render)
         rate = recorded_rate(film.episodes[0]) if rate is None else rate
         count = sum(film.count(film.episodes[at]) for at in range(len(film.episodes)))
-        frames = _with_bar(_frames(film, strip), count, progress)
         write = _write_gif if target.suffix.lower() == ".gif" else _write_mp4
-        with new_file(target, overwrite=overwrite) as made:
-            write(made, frames, rate, count)
+        with new_file(target, overwrite=overwrite) as made, bar(count, "video", "frame", progress=progress) as shown:
+            write(made, _told(_frames(film, strip), shown), rate, count)
     return target
 
 
-def _with_bar(frames: Iterator[Rgb], count: int, progress: bool) -> Iterator[Rgb]:
-    from tqdm import tqdm
-
-    return iter(tqdm(frames, "video", count, unit="frame", delay=1, disable=not progress))
+def _told(frames: Iterator[Rgb], shown: Any) -> Iterator[Rgb]:
+    for frame in frames:
+        yield frame
+        shown.update()
 
 
 def _frames(film: Film, strip: bool) -> Iterator[Rgb]:
@@ -124,21 +127,13 @@ def _frames(film: Film, strip: bool) -> Iterator[Rgb]:
 
 
 def _write_mp4(path: Path, frames: Iterator[Rgb], rate: float, count: int) -> None:
-    av = require("av", EXTRA, "video")
-    codec = next(name for name in _CODECS if name in av.codecs_available)
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
-        stream.pix_fmt = "yuv420p"  # which every player shows; its sides are even
-        if codec == "libx264":
-            stream.options = {"crf": "18"}
-        else:
-            stream.bit_rate = 8_000_000
-        for at, picture in enumerate(frames):
-            even = np.pad(picture, [(0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)], mode="edge")
-            if at == 0:
-                stream.height, stream.width = even.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")))
-        container.mux(stream.encode())
+    known = find_av(EXTRA).codecs_available
+    codec = next(name for name in _CODECS if name in known)
+    exact = Fraction(rate).limit_denominator(1001)
+    with closing(VideoWriter(path, codec=codec, rate=exact, options=_CODECS[codec], extra=EXTRA)) as film:
+        for picture in frames:  # with even sides, so that every player shows them
+            sides = [(0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)]
+            film.add(np.pad(picture, sides, mode="edge"))
 
 
 def _write_gif(path: Path, frames: Iterator[Rgb], rate: float, count: int) -> None:

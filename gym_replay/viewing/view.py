@@ -8,7 +8,7 @@ import secrets
 from gym_replay.buffer.concat import open_source
 from gym_replay.buffer.episode import Episode
 from gym_replay.viewing.episodes import EpisodeTable
-from gym_replay.viewing.frames import Encoded, FrameCache, encode, rgb_frame
+from gym_replay.viewing.frames import Encoded, encode, rgb_frame
 from gym_replay.viewing.rendered import Renderer
 from gym_replay.viewing.server import Server
 
@@ -37,7 +37,6 @@ class View:
         self._buffer = open_source(source)
         self.table = EpisodeTable(self._buffer)
         self.renderer = Renderer(self._buffer)
-        self._cache = FrameCache()
         self.has_agreed = False
         self._name = secrets.token_hex(4)
         self.address = f"{server.address}/{self._name}"
@@ -84,4 +83,4 @@ class View:
         if field == "r":
             return self.renderer.frame(episode, t) if self.has_agreed else None
         name = list(episode)[int(field)]
-        return self._cache.get((part, uuid, episode_id, field, t), lambda: encode(rgb_frame(episode, name, t)))
+        return encode(rgb_frame(episode, name, t))  # the browser keeps it

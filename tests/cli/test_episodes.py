@@ -30,11 +30,11 @@ def lines_of(capsys, *arguments):
 def test_the_table(folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     header, *rows = lines_of(capsys, folder)
-    assert header.split() == ["episode", "length", "return", "end", "seed", "task", "success"]
+    assert header.split() == ["episode", "return", "length", "seed", "ended", "task", "success"]
     assert len(rows) == 4
     assert max(map(len, [header, *rows])) <= 80
-    assert rows[0].split()[3:] == ["terminated", "push", "0", "False"]
-    assert rows[3].split()[1:5] == ["6", "6", "cut", "3"]
+    assert rows[0].split()[3:] == ["terminated", "push", "0", "no"]
+    assert rows[3].split()[1:5] == ["6", "6", "3", "cut"]
 
 
 def test_choosing_and_sorting(folder, capsys):
@@ -78,5 +78,5 @@ def test_a_buffer_that_no_recorder_made(tmp_path, capsys):
     buffer = ReplayBuffer(tmp_path, fields={"x": "int"}, meta_fields={"pair": ("int", 2)})
     buffer.store_episode(x=[1, 2], pair=[3, 4])
     buffer.close()
-    assert [line.split() for line in lines_of(capsys, tmp_path)] == [["episode", "length", "end"], ["0", "2"]]
+    assert [line.split() for line in lines_of(capsys, tmp_path)] == [["episode", "length", "ended"], ["0", "2"]]
     assert lines_of(capsys, tmp_path, "--meta-fields", "pair")[1].endswith("[3 4]")

@@ -9,7 +9,6 @@ import warnings
 import numpy as np
 import pytest
 from gymnasium import spaces
-from internals import minari_exporting, minari_importing
 from interop.interop_helpers import limited_memory
 from interop.minari_helpers import Playing, assert_same_buffer, record, same
 
@@ -391,19 +390,6 @@ def test_memory_is_that_of_a_few_episodes(tmp_path, data_format):
         assert float(done.stdout) < 100, name
     with ReplayBuffer.from_folder(tmp_path / "b", read_only=True) as back:
         assert_same_buffer(env.buffer, back)
-
-
-def test_bars(tmp_path, capfd, monkeypatch):
-    for module in (minari_exporting, minari_importing):
-        real = module.tqdm
-        monkeypatch.setattr(module, "tqdm", lambda real=real, **options: real(**{**options, "delay": 0}))
-    buffer = record(tmp_path / "a", Playing(SPACE, VALUES), [(1, 0, 1)])
-    export_minari(buffer, "x-v0", progress=False)
-    assert capfd.readouterr().err == ""
-    export_minari(buffer, "x-v1")
-    assert "export: 100%" in capfd.readouterr().err
-    import_minari("x-v1", tmp_path / "b").close()
-    assert "import: 100%" in capfd.readouterr().err
 
 
 # --- axes of one, flags, contradictions ---

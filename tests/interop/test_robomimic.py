@@ -98,7 +98,7 @@ def replaced(name, value):
     [
         (replaced("data/demo_1/actions", None), "demonstration 'demo_1'"),
         (replaced("data/demo_1/obs/robot0_eef_pos", None), "demonstration 'demo_1'"),
-        (replaced("data/demo_1/rewards", np.zeros(5)), "demonstration 'demo_1': 'rewards': expected 2 rows"),
+        (replaced("data/demo_1/rewards", np.zeros(5)), "demonstration 'demo_1': 'reward': expected 2 rows"),
         (replaced("data/demo_1/next_obs/robot0_eef_pos", np.zeros((2, 7))), "demonstration 'demo_1': next"),
         (replaced("data/demo_0/actions", None), "demonstration 'demo_0' has no actions"),
         (replaced("data", None), "expected a group 'data'"),

@@ -27,7 +27,7 @@ from gym_replay.files.directory import Directory, open_beneath
 from gym_replay.files.documents import LARGEST, parse_json, size_fault
 from gym_replay.files.writing import replace_file
 from gym_replay.markup import numbers, table
-from gym_replay.notices import did_you_mean
+from gym_replay.notices import bar, did_you_mean
 from gym_replay.schema.arguments import checked_number
 from gym_replay.schema.arrays import Array, Floats, Ints
 from gym_replay.schema.fields import Field
@@ -333,8 +333,6 @@ def statistics_of(
     progress: bool = True,
 ) -> Statistics:
     """The statistics of the selected episodes; see :func:`statistics`."""
-    from tqdm import tqdm
-
     names = _checked_names(source, fields)
     source.require_up_to_date(names)
     wanted = tuple(map(float, quantiles))
@@ -345,9 +343,9 @@ def statistics_of(
     found = {} if key is None else _load(source, key, wanted)
     counts = {name: int(_counts(source, name).sum()) for name in names if name not in found}
     total = sum(counts.values())
-    with tqdm(total=total, unit="row", unit_scale=True, desc="statistics", delay=1, disable=not progress) as bar:
+    with bar(total, "statistics", "row", progress=progress, unit_scale=True) as shown:
         for name, count in counts.items():
-            pieces = _pieces(source, name, bar.update)
+            pieces = _pieces(source, name, shown.update)
             found[name] = field_statistics(source.fields[name], count, pieces, wanted)
     if counts and key is not None:
         _store(source, key, found)

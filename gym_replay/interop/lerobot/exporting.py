@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from gym_replay.buffer.concat import opened
 from gym_replay.buffer.door import Metadata
@@ -25,17 +24,17 @@ from gym_replay.interop.lerobot.report import ExportReport
 from gym_replay.interop.lerobot.rest import RestWriter, rest_fields
 from gym_replay.interop.lerobot.stats import Statistics
 from gym_replay.interop.lerobot.tables import (
-    RollingTable,
     arrow_type,
     find_pyarrow,
     picture_type,
+    rolling_table,
     to_arrow,
     write_tasks,
 )
 from gym_replay.interop.lerobot.videos import FilmRoll, VideoOptions, checked_options
 from gym_replay.interop.old_data import FLAGS, as_steps, check_new
 from gym_replay.interop.transitions import ChosenEpisodes, check_flags
-from gym_replay.notices import names_nearest_keyword
+from gym_replay.notices import bar, names_nearest_keyword
 from gym_replay.schema.arguments import checked_integer
 from gym_replay.schema.arrays import Array
 
@@ -110,8 +109,10 @@ def export_lerobot(
         with new_folders(target) as (new,):
             writer = _Writer(new.folder, plan)
             try:
-                for episode, words in zip(_with_bar(chosen, progress), plan.tasks, strict=True):
-                    writer.add(episode, words)
+                with bar(len(chosen), "export", "episode", progress=progress) as shown:
+                    for episode, words in zip(chosen, plan.tasks, strict=True):
+                        writer.add(episode, words)
+                        shown.update()
                 writer.finish()
             finally:
                 writer.close()
@@ -124,10 +125,6 @@ def export_lerobot(
             plan.unseen(),
             plan.changed(),
         )
-
-
-def _with_bar(chosen: ChosenEpisodes, progress: bool) -> Iterator[Episode]:
-    return iter(tqdm(iterable=chosen, desc="export", unit="episode", delay=1, disable=not progress))
 
 
 class _Plan:
@@ -265,7 +262,7 @@ class _Writer:
         self._tasks: dict[str, int] = {}
         self._entries = plan.entries()
         self._rest = RestWriter(root, plan.metadata, plan.features, tasks_are_given=plan.tasks_are_given)
-        self._data = RollingTable(root, layout.DATA, self._schema())
+        self._data = rolling_table(root, layout.DATA, self._schema())
         self._films = {
             each.field: FilmRoll(root, each.key, plan.fps, plan.options)
             for each in plan.features
@@ -276,7 +273,7 @@ class _Writer:
         self._statistics = Statistics(
             {key: (pictures[key],) if key in pictures else shape for key, shape in shapes.items()}, set(pictures)
         )
-        self._table: RollingTable | None = None
+        self._table: layout.RollingFiles[Any] | None = None
         self._rows: list[dict[str, Any]] = []
         widest = sum(each.info.nbytes for each in plan.features)
         self._at_once = max(1, _BYTES_AT_ONCE // max(1, widest))
@@ -297,7 +294,7 @@ class _Writer:
     def add(self, episode: Episode, task: str) -> None:
         """Write an episode."""
         length = len(episode)
-        chunk, file = self._data.begin()
+        self._rows_file = self._data.begin()
         for film in self._films.values():
             film.begin()
         self._statistics.begin()
@@ -306,7 +303,7 @@ class _Writer:
             self._add_rows(episode, slice(low, min(low + self._at_once, length)), number)
         self._rest.add(episode)
         row: dict[str, Any] = {"episode_index": self.num_episodes, "tasks": [task], "length": length}
-        row |= {"data/chunk_index": chunk, "data/file_index": file}
+        row |= {f"data/{name}": number for name, number in self._data.place.items()}
         row |= {"dataset_from_index": self.num_frames, "dataset_to_index": self.num_frames + length}
         for film in self._films.values():
             row |= film.end()
@@ -339,7 +336,7 @@ class _Writer:
         for key, column in self._bookkeeping(episode, rows, frames, task).items():
             self._statistics.add(key, column[:, None])
             columns[key] = pa.array(column)
-        self._data.write(pa.table([columns[name] for name in self._schema_names], names=self._schema_names))
+        self._rows_file.write_table(pa.table([columns[name] for name in self._schema_names], names=self._schema_names))
 
     @property
     def _schema_names(self) -> list[str]:
@@ -373,11 +370,11 @@ class _Writer:
             # Of the first rows, each column tells its type: numbers are never missing, and no list is empty.
             fields = list(pa.Table.from_pylist(self._rows[:1]).schema)
             own = [pa.field(f"meta/episodes/{name}_index", pa.int64()) for name in ("chunk", "file")]
-            self._table = RollingTable(self._root, layout.EPISODES, pa.schema([*fields, *own]))
-        chunk, file = self._table.begin()
-        own_place = {"meta/episodes/chunk_index": chunk, "meta/episodes/file_index": file}
+            self._table = rolling_table(self._root, layout.EPISODES, pa.schema([*fields, *own]))
+        file = self._table.begin()
+        own_place = {f"meta/episodes/{name}": number for name, number in self._table.place.items()}
         rows = [{**row, **own_place} for row in self._rows]
-        self._table.write(pa.Table.from_pylist(rows, pa.Table.from_pylist(rows[:1]).schema))
+        file.write_table(pa.Table.from_pylist(rows, pa.Table.from_pylist(rows[:1]).schema))
         self._rows.clear()
 
     def finish(self) -> None:

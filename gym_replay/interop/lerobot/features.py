@@ -12,7 +12,7 @@ import numpy as np
 from gym_replay.buffer.door import Metadata
 from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.interop.lerobot.layout import BOOKKEEPING, Info
-from gym_replay.interop.old_data import FLAGS, step_shape
+from gym_replay.interop.old_data import FLAGS, is_observation, step_shape
 from gym_replay.notices import did_you_mean
 from gym_replay.schema.fields import Field
 from gym_replay.schema.names import check_distinct, check_field_name, encode_key
@@ -173,15 +173,11 @@ def found_features(info: Info) -> Found:
             features.append(made)
     names = [each.field for each in features]
     check_distinct([check_field_name(name) for name in (*names, *FLAGS)])
-    return Found(sorted(features, key=lambda each: not _is_observation(each.field)), left_out, has_flags)
+    return Found(sorted(features, key=lambda each: not is_observation(each.field)), left_out, has_flags)
 
 
 def _is_flag(entry: Mapping[str, Any] | None) -> bool:
     return entry is not None and entry["dtype"] == "bool" and entry["shape"] in ((), (1,))
-
-
-def _is_observation(name: str) -> bool:
-    return f"{name}.".startswith("observation.")
 
 
 def _field_name(key: str, keys: Collection[str]) -> str:
@@ -206,7 +202,7 @@ def _found(name: str, key: str, entry: Mapping[str, Any]) -> Feature | str:
         return f"its values are {dtype!r:.40}, and a field holds numbers"
     if numeric.kind not in "biuf" or numeric.itemsize > 8 or 0 in shape or len(shape) > _MOST_AXES:
         return f"its values are {dtype!r:.40} of shape {shape}, and no field has such"
-    is_state = _is_observation(name)
+    is_state = is_observation(name)
     field = Field(numeric, step_shape(name, numeric, shape), state=is_state)
     if not is_state and name.partition(".")[0] != "action" and shape == (1,):
         field = Field(numeric)
@@ -224,4 +220,4 @@ def _found_picture(key: str, name: str, entry: Mapping[str, Any]) -> Feature | s
         shape = (*shape[1:], shape[0])
     if shape[2] not in (1, 3, 4) or 0 in shape:
         return f"images of {shape[2]} channels are not read"
-    return Feature(name, key, Field("uint8", shape, state=_is_observation(name)), str(entry["dtype"]))
+    return Feature(name, key, Field("uint8", shape, state=is_observation(name)), str(entry["dtype"]))

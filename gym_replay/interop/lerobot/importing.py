@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from gym_replay.buffer.door import Encoded, Ragged, as_stored
 from gym_replay.errors import CorruptBufferError
+from gym_replay.files.video import VideoReader
 from gym_replay.interop.lerobot import layout
 from gym_replay.interop.lerobot.features import (
     DONE,
@@ -25,13 +25,12 @@ from gym_replay.interop.lerobot.features import (
     Found,
     found_features,
 )
-from gym_replay.interop.lerobot.images import from_bytes
+from gym_replay.interop.lerobot.images import EXTRA, from_bytes
 from gym_replay.interop.lerobot.layout import DatasetFolder, Info, filled, naming
 from gym_replay.interop.lerobot.rest import REST, Rest, with_last_row
 from gym_replay.interop.lerobot.tables import RowReader, find_pyarrow, from_arrow, read_batches, read_tasks
-from gym_replay.interop.lerobot.videos import FilmReader
 from gym_replay.interop.old_data import FLAGS, ImportReport, NewBuffer, check_new, episode_flags, new_buffer
-from gym_replay.notices import names_nearest_keyword
+from gym_replay.notices import bar, names_nearest_keyword
 from gym_replay.schema.arrays import Array
 from gym_replay.schema.codec_choice import IMAGES, Codecs, is_image, with_codecs
 from gym_replay.schema.fields import Field, require_codecs
@@ -92,10 +91,10 @@ def import_lerobot(
         reader = _Reader(dataset, importer.features, config["fields"])
         stack.callback(reader.close)
         with new_buffer(path, config) as new:
-            count = dataset.info.num_episodes
-            bar = tqdm(dataset.entries(), "import", count, unit="episode", delay=1, disable=not progress)
-            for entry in bar:
-                importer.store(new, entry, reader.take(entry))
+            with bar(dataset.info.num_episodes, "import", "episode", progress=progress) as shown:
+                for entry in dataset.entries():
+                    importer.store(new, entry, reader.take(entry))
+                    shown.update()
             return new.report(importer.not_known(), [*stale, *importer.left_out()], reader.doubtful())
 
 
@@ -251,7 +250,7 @@ class _Reader:
         extra = [name for name in ("timestamp", "task_index", *self._flags) if name in known and name not in columns]
         has_pictures = any(each.dtype == "image" for each in features)
         self._rows = RowReader([*columns, *extra], has_pictures=has_pictures)
-        self._films = {each.key: FilmReader(each.info.shape) for each in features if each.dtype == "video"}
+        self._films = {each.key: VideoReader(each.info.shape, EXTRA) for each in features if each.dtype == "video"}
 
     def take(self, entry: _Entry) -> dict[str, Any]:
         """The values of an episode by feature, T rows each; images of fields with a codec are encoded.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, UnsupportedFormatError
 from gym_replay.files.documents import LARGEST, parse_json
@@ -74,6 +74,58 @@ def filled(template: str, **values: int | str) -> str:
     if "{" in path or "}" in path:
         raise CorruptBufferError(f"the path {template!r:.200} is none of LeRobot's: it has other braces")
     return path
+
+
+class Closable(Protocol):
+    """A file that is written to, until it is closed."""
+
+    def close(self) -> None: ...
+
+
+F = TypeVar("F", bound=Closable)
+
+
+class RollingFiles(Generic[F]):
+    """Numbered files, a new one where the present one is large enough.
+
+    Args:
+        root: the folder of the dataset.
+        template: of the paths.
+        largest: bytes of a file that nothing more is added to.
+        make: opens a new file.
+        names: further values of the template.
+    """
+
+    def __init__(self, root: Path, template: str, largest: int, make: Callable[[Path], F], **names: str) -> None:
+        self._root, self._template, self._largest, self._make, self._names = root, template, largest, make, names
+        self._number = -1
+        self._file: F | None = None
+
+    @property
+    def place(self) -> dict[str, int]:
+        """The numbers of the present file, and of the folder that it is in."""
+        chunk, file = divmod(self._number, FILES_IN_CHUNK)
+        return {"chunk_index": chunk, "file_index": file}
+
+    @property
+    def _path(self) -> Path:
+        return self._root / filled(self._template, **self._names, **self.place)
+
+    def begin(self) -> F:
+        """The file for what is to be in one file."""
+        if self._file is not None and self._path.stat().st_size >= self._largest:
+            self.close()
+        if self._file is None:
+            self._number += 1
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._make(self._path)
+        return self._file
+
+    def close(self) -> None:
+        """End the present file."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 class DatasetFolder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from gym_replay.errors import CorruptBufferError
 from gym_replay.extras import require
 from gym_replay.interop.lerobot.images import EXTRA
-from gym_replay.interop.lerobot.layout import DATA_MB, FILES_IN_CHUNK, filled, megabytes, naming
+from gym_replay.interop.lerobot.layout import DATA_MB, RollingFiles, megabytes, naming
 from gym_replay.schema.arrays import Array
 
 _FILE_BYTES = megabytes(DATA_MB)
@@ -103,50 +104,13 @@ def _width(column: Any) -> int:
 # --- writing ---
 
 
-class RollingTable:
-    """A table in numbered files, a new one where the present one is large enough.
+def rolling_table(root: Path, template: str, schema: Any) -> RollingFiles[Any]:
+    """A table in numbered files, each a ``ParquetWriter``."""
+    from pyarrow import parquet
 
-    Args:
-        root: the folder of the dataset.
-        template: of the paths.
-        schema: of the table.
-    """
-
-    def __init__(self, root: Path, template: str, schema: Any) -> None:
-        self._root, self._template, self._schema = root, template, schema
-        self._file = -1
-        self._writer: Any = None
-
-    def begin(self) -> tuple[int, int]:
-        """Begin with what is to be in one file: the numbers of its folder and of the file."""
-        if self._writer is not None and self._path.stat().st_size >= _FILE_BYTES:
-            self.close()
-        if self._writer is None:
-            self._open()
-        return divmod(self._file, FILES_IN_CHUNK)
-
-    @property
-    def _path(self) -> Path:
-        chunk, file = divmod(self._file, FILES_IN_CHUNK)
-        return self._root / filled(self._template, chunk_index=chunk, file_index=file)
-
-    def _open(self) -> None:
-        from pyarrow import parquet
-
-        self._file += 1
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        # A dictionary would take NaNs with different bits for one.
-        self._writer = parquet.ParquetWriter(self._path, self._schema, use_dictionary=False)
-
-    def write(self, table: Any) -> None:
-        """Add rows, which are a row group."""
-        self._writer.write_table(table)
-
-    def close(self) -> None:
-        """End the present file."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
+    # A dictionary would take NaNs with different bits for one.
+    make = partial(parquet.ParquetWriter, schema=schema, use_dictionary=False)
+    return RollingFiles(root, template, _FILE_BYTES, make)
 
 
 def write_tasks(path: Path, tasks: Sequence[str]) -> None:

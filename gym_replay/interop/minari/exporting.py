@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from tqdm import tqdm
 
+from gym_replay.buffer.concat import opened
 from gym_replay.buffer.door import Metadata, metadata_to_json
 from gym_replay.buffer.env_spec import spec_from_json
 from gym_replay.buffer.episode import Episode
 from gym_replay.buffer.reading import Readable
-from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EmptyBufferError, FieldError, NotABufferError
 from gym_replay.files.new_folder import new_folders
 from gym_replay.interop.minari import package
@@ -29,6 +28,7 @@ from gym_replay.interop.minari.metadata import about_export, options_of, seed_of
 from gym_replay.interop.minari.parts import exportable, guess_space, nested
 from gym_replay.interop.old_data import as_steps
 from gym_replay.interop.transitions import ChosenEpisodes, check_flags
+from gym_replay.notices import bar
 from gym_replay.schema.fields import Field
 from gym_replay.spaces import space_from_json, space_to_json, space_tree
 from gym_replay.wrappers.infos import PRESENT, ROOT
@@ -109,10 +109,7 @@ def export_minari(
     minari = package.find_minari(data_format)
     limits = Limits(data_format, jpeg_encoding=jpeg_encoding, on_unsupported=on_unsupported)
     target = _free_place(dataset_id)
-    opened = None if isinstance(buffer, Readable) else ReplayBuffer.from_folder(buffer, read_only=True)
-    source = opened if opened is not None else buffer
-    assert isinstance(source, Readable)
-    try:
+    with opened(buffer) as source:
         chosen = ChosenEpisodes(source, episodes)
         plan = _Plan(source.metadata, {"observation": observation_space, "action": action_space}, chosen, limits)
         about = about_export(source.metadata, eval_env, given)
@@ -123,9 +120,6 @@ def export_minari(
             storage.update_metadata({**about, "dataset_id": dataset_id, "minari_version": minari.__version__})
             _make_namespace(package.check_id(dataset_id))
             new.publish()
-    finally:
-        if opened is not None:
-            opened.close()
     limits.warn(dataset_id)
     return minari.load_dataset(dataset_id)
 
@@ -133,11 +127,11 @@ def export_minari(
 def _write(storage: Any, plan: _Plan, chosen: ChosenEpisodes, *, progress: bool) -> None:
     """Write all episodes with their metadata, some at a time: an open HDF5 file takes memory for each of them."""
     lengths: list[int] = []
-    with tqdm(total=len(chosen), desc="export", unit="episode", delay=1, disable=not progress) as bar:
+    with bar(len(chosen), "export", "episode", progress=progress) as shown:
         for first in range(0, len(chosen), _AT_A_TIME):
             metadatas: list[dict[str, Any]] = []
             some = range(first, min(first + _AT_A_TIME, len(chosen)))
-            storage.update_episodes(_episode_buffers(plan, chosen, some, lengths, metadatas, bar))
+            storage.update_episodes(_episode_buffers(plan, chosen, some, lengths, metadatas, shown))
             storage.update_episode_metadata(metadatas, range(len(lengths) - len(metadatas), len(lengths)))
     if not lengths:
         raise EmptyBufferError("Minari can hold none of the episodes")
@@ -145,7 +139,7 @@ def _write(storage: Any, plan: _Plan, chosen: ChosenEpisodes, *, progress: bool)
 
 
 def _episode_buffers(
-    plan: _Plan, chosen: ChosenEpisodes, some: range, lengths: list[int], metadatas: list[dict[str, Any]], bar: Any
+    plan: _Plan, chosen: ChosenEpisodes, some: range, lengths: list[int], metadatas: list[dict[str, Any]], shown: Any
 ) -> Iterator[Any]:
     """Episodes as Minari takes them; the lengths and metadata of those that it can hold go to the lists."""
     make = import_module("minari.data_collector.episode_buffer").EpisodeBuffer
@@ -162,7 +156,7 @@ def _episode_buffers(
             own = to_metadata(episode, plan.metadata.meta_fields, plan.limits)
             metadatas.append({**statistics({"rewards": episode["reward"]}), **own})
             lengths.append(len(episode))
-        bar.update()
+        shown.update()
 
 
 def _free_place(dataset_id: str) -> Path:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, FieldError
@@ -20,6 +19,7 @@ from gym_replay.interop.minari.metadata import UNKNOWN_SEED, from_entry, from_me
 from gym_replay.interop.minari.parts import by_field, cast_exactly, in_shape
 from gym_replay.interop.minari.schemas import Schema, entries_of, exported_schema, found_schema
 from gym_replay.interop.old_data import as_flags, as_steps, check_ends, check_new, new_buffer
+from gym_replay.notices import bar
 from gym_replay.schema.arrays import Array
 from gym_replay.schema.fields import Field, exact_cast
 from gym_replay.schema.names import check_distinct, check_field_name, encode_key
@@ -74,9 +74,11 @@ def import_minari(
     names = ("fields", "meta_fields", "recorder_meta", "environment", "reference_returns")
     with new_buffer(target, {name: getattr(schema.metadata, name) for name in names}) as new:
         importer = _Importer(new.buffer, schema, source.id, losses)
-        for number in tqdm(iterable=numbers, desc="import", unit="episode", delay=1, disable=not progress):
-            with losses.episode(number):
-                importer.store(*package.read_episode(source, number))
+        with bar(len(numbers), "import", "episode", progress=progress) as shown:
+            for number in numbers:
+                with losses.episode(number):
+                    importer.store(*package.read_episode(source, number))
+                shown.update()
         if numbers and not len(new.buffer):
             raise EmptyBufferError("\n  ".join(["a buffer can hold none of the episodes:", *losses.lines()]))
     losses.warn(source.id)

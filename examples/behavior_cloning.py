@@ -106,7 +106,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    torch.set_num_threads(1)  # faster for a network this small, above all where other programs run
 
     torch.set_num_threads(1)
     record(args.folder, args.episodes, args.seed)

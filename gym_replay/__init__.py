@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from gym_replay.interop.ogbench import from_ogbench
     from gym_replay.interop.old_data import ImportReport
     from gym_replay.interop.ray_data import to_ray_dataset
+    from gym_replay.interop.rlds import from_rlds
     from gym_replay.interop.robomimic import from_robomimic
     from gym_replay.interop.sb3 import fill_sb3, to_sb3
     from gym_replay.interop.torchrl import to_torchrl
@@ -149,6 +150,7 @@ _LAZY = {
     "from_d4rl": "gym_replay.interop.d4rl",
     "from_memmap_replay_buffer": "gym_replay.interop.memmap_replay_buffer",
     "from_ogbench": "gym_replay.interop.ogbench",
+    "from_rlds": "gym_replay.interop.rlds",
     "from_robomimic": "gym_replay.interop.robomimic",
     "from_trajectories": "gym_replay.interop.trajectories",
     "to_d3rlpy": "gym_replay.interop.d3rlpy",
@@ -222,6 +224,7 @@ __all__ = [
     "from_d4rl",
     "from_memmap_replay_buffer",
     "from_ogbench",
+    "from_rlds",
     "from_robomimic",
     "from_trajectories",
     "import_lerobot",

@@ -219,6 +219,16 @@ _importer(
     option("--filter-key", metavar="NAME", help="take only the demonstrations that mask/NAME of the file names"),
 )
 _importer(
+    "rlds",
+    "an RLDS data set that TensorFlow Datasets prepared",
+    "rlds:from_rlds",
+    option("source", metavar="DATASET", help="the folder of one version, with features.json in it"),
+    "~/tensorflow_datasets/bridge/1.0.0 data/bridge --split train",
+    option("--split", metavar="NAME", help="take only this one"),
+    CODEC,
+    has_bar=True,
+)
+_importer(
     "ogbench",
     "a file of OGBench, .npz",
     "ogbench:from_ogbench",

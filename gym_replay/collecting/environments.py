@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +23,9 @@ from gym_replay.wrappers.vector.autoreset import Autoreset, declared_mode
 EnvLike = str | EnvSpec | Callable[..., Any]
 
 _VECTORIZATIONS = ("sync", "async", "native")
+
+_GRAPHICS_THREADS = ("llvmpipe", ":gdrv", ":cs")
+"""Parts of the names that Mesa gives to its drivers' threads, which begin with the first frame and stay."""
 
 _REWARDS = "gym_replay rewards"
 """The entry of an info with a reward of several values: Gymnasium's vector environments take numbers only."""
@@ -81,7 +86,8 @@ class EnvMaker:
 
         Raises:
             TypeError: the function returned something else.
-            FieldError: there is no native vector environment, or none whose sub-environments are reset by themselves.
+            FieldError: there is no native vector environment, or none whose sub-environments are reset by themselves;
+                or these environments render, and so has this process, which would be forked for them.
             GymReplayError: this version of Gymnasium cannot leave the resets of several to others.
         """
         if self.is_native:
@@ -113,6 +119,7 @@ class EnvMaker:
         probe = self._one()
         try:
             shares = not has_strings(probe.observation_space)  # they do not get through shared memory
+            _refuse_black_frames(probe)
         finally:
             probe.close()
         return _WithRewards(gym.vector.AsyncVectorEnv(makers, shared_memory=shares, autoreset_mode=mode.DISABLED))
@@ -168,6 +175,30 @@ class EnvMaker:
             # Only of a native one it matters how many episodes are played at once.
             "vectorization": f"native, {self.num_envs} environments" if self.is_native else None,
         }
+
+
+def _refuse_black_frames(env: gym.Env[Any, Any]) -> None:
+    """Raise FieldError where environments that render would be forked from a process that has rendered with OpenGL.
+
+    A forked process has none of the threads that its driver draws with: each frame is black there, without an error.
+    """
+    if env.render_mode is None or multiprocessing.get_context().get_start_method() != "fork":
+        return
+    threads = [_read_name(path) for path in Path("/proc/self/task").glob("*/comm")]
+    if any(part in name for name in threads for part in _GRAPHICS_THREADS):
+        raise FieldError(
+            f"vectorization='async' with render_mode={env.render_mode!r}: this process has rendered with OpenGL, and "
+            "all frames of processes that are forked from it would be black; use vectorization='sync', collect in a "
+            "process that has not rendered, or call multiprocessing.set_start_method('spawn') before, in a script that "
+            "begins with `if __name__ == '__main__':`"
+        )
+
+
+def _read_name(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # the thread has ended
+        return ""
 
 
 def name_of(thing: Any) -> str:

@@ -242,7 +242,7 @@ class _AnyOptions(vector.RecordToBuffer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._warned.add("unreset")  # it would warn of those that stand still
+        self._intake.warned.add("unreset")  # it would warn of those that stand still
 
     def _options_seen(self, options: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         return super()._options_seen(options) or None

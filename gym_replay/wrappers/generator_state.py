@@ -7,6 +7,7 @@ that the generator's state before the reset stands in for the seed.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -41,6 +42,16 @@ def generator_state(env: gym.Env[Any, Any], *, create: bool = False) -> npt.NDAr
         (np.False_, np.True_)
     """
     return np.frombuffer(generator_bytes(env, create=create), np.uint64)
+
+
+def generator_states(
+    envs: Sequence[gym.Env[Any, Any]], mask: npt.NDArray[np.bool_], *, create: bool
+) -> npt.NDArray[np.uint64]:
+    """The states of the environments in a mask, ``(len(envs), 5)``; zeros for others."""
+    states = np.zeros((len(envs), NUMBERS), np.uint64)
+    for index in np.flatnonzero(mask).tolist():
+        states[index] = generator_state(envs[index], create=create)
+    return states
 
 
 def generator_bytes(env: gym.Env[Any, Any], *, create: bool = False) -> bytes:

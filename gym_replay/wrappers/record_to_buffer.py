@@ -14,7 +14,6 @@ from gym_replay.buffer.door import Stage
 from gym_replay.errors import FieldError
 from gym_replay.schema.fields import make_encoder
 from gym_replay.spaces import Node, make_space_encoder
-from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_meta import describe_run, meta_of_reset
 from gym_replay.wrappers.infos import Infos
 from gym_replay.wrappers.other_kinds import refuse_other_kinds
@@ -25,9 +24,10 @@ from gym_replay.wrappers.recorder import (
     RecorderOptions,
     parse_flag,
     refuse_second_thread,
+    values_of,
+    warn_of_pause,
     wrong_result,
 )
-from gym_replay.wrappers.rewards import fit_rewards, shape_of_first
 from gym_replay.wrappers.single_session import Episode, SingleSession
 from gym_replay.wrappers.vector.adapters.registry import find_adapter
 
@@ -106,20 +106,13 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
         self._extra_encoders = {name: make_encoder(name, fields[name]) for name in self._extra_names}
         self._extra_defaults = {name: fields[name].default_value().tobytes() for name in self._extra_names}
         self._extras = self._extra_defaults
-        # Where a step is an observation, an action and a number, it is added without a call.
         leaves = [*observation.leaves, *action.leaves]
+        forgotten = self._be_between_episodes
+        self._use_session(SingleSession(self, self._buffer, leaves, self._extra_names, given, forgotten=forgotten))
+        # Where a step is an observation, an action and a number, it is added without a call.
         is_plain = len(leaves) == 2 and not self._extra_names and not given["record_info"]
         self._plain = _array_of(observation) if is_plain else (None, None)
         self._choose_path()
-        self._session = SingleSession(
-            self,
-            self._buffer,
-            names=[*(leaf.name for leaf in leaves), "reward", *self._extra_names],
-            keep=given["on_incomplete"] == "keep",
-            bounds=BoundsCheck(self._stored_leaves(leaves)),
-            on_episode=given["on_episode"],
-            forgotten=self._be_between_episodes,
-        )
         if given["record_info"]:
             self._infos = Infos(given["record_info"], given["dtypes"] or {}, self._session)
         self._room = 0  # steps until _make_room must be asked again
@@ -133,7 +126,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
             )
 
     def _choose_path(self) -> None:
-        plain: tuple[Any, Any] = (None, None) if self._reward_field.shape else self._plain
+        plain: tuple[Any, Any] = (None, None) if self._rewards.field.shape else self._plain
         self._plain_dtype, self._plain_shape = plain
         self._plain_length = _length_of(self._plain_shape)
 
@@ -163,9 +156,8 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
         self._room = _BROKEN
         meta = meta_of_reset(self.env, self._run, seed, options)
         result = self.env.reset(seed=seed, options=options)
-        if not isinstance(result, (tuple, list)) or len(result) != 2:
-            raise wrong_result("reset", result, "observation", "info")
-        self._open_at(result[0], result[1], meta)
+        observation, info = values_of("reset", result, "observation", "info")
+        self._open_at(observation, info, meta)
         self._room = 0
         return result
 
@@ -238,8 +230,8 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
         try:
             observation, reward, terminated, truncated, info = result
             seen = self._encode_observation(observation)
-            if self._believes_rewards:
-                room = min(room, self._believe(reward, room))
+            if self._rewards.is_undecided:
+                room = min(room, self._decide_rewards(reward, room))
             ends = {"terminated": parse_flag("terminated", terminated), "truncated": parse_flag("truncated", truncated)}
             extend = self._extend
             acts = acted if type(acted) is tuple else (acted,)
@@ -260,24 +252,21 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
             self._extend(row)
             self._room = room - 1 if self._extend == extend else 0  # of wider rows fewer are kept in memory
 
-    def _believe(self, reward: Any, room: int) -> int:
+    def _decide_rewards(self, reward: Any, room: int) -> int:
         """Let the first reward decide the shape of all; how many steps may follow."""
-        self._believes_rewards = False
-        shape = shape_of_first(reward, self._reward_field.shape)
-        if shape is None or not self._session.adopt_reward_shape(shape):
+        if not self._rewards.decide(reward):
             return room
-        self._reward_field = self._buffer.metadata.fields["reward"]
         self._choose_path()
         assert self._session.stage is not None
         return self._ask_for_room(self._session.stage)
 
     def _encode_reward(self, reward: Any) -> Any:
         """A float, or the bytes of a reward of several values."""
-        field = self._reward_field
-        if type(reward) in (float, np.float64) and not field.shape:
+        rewards = self._rewards
+        if type(reward) in (float, np.float64) and not rewards.field.shape:
             return reward
-        array = fit_rewards(reward, field)
-        return array.tobytes() if field.shape else float(array)
+        array = rewards.fit(reward)
+        return array.tobytes() if rewards.field.shape else float(array)
 
     def _open_at(self, observation: Any, info: Any, meta: dict[str, bytes]) -> None:
         """Note the first row of an episode; the buffer is claimed for it by its first step."""
@@ -362,11 +351,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
             result = self.env.step(action)
             self._open_at(result[0], result[4], meta)
             return result
-        warnings.warn(
-            "a step without a running episode is not recorded; call reset() after an episode has ended, after an "
-            "exception inside a step, or after the buffer was released",
-            stacklevel=3,
-        )
+        warn_of_pause()
         return self.env.step(action)
 
 

@@ -6,10 +6,10 @@ import inspect
 import os
 import sys
 import threading
+import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from types import FrameType
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
@@ -24,7 +24,7 @@ from gym_replay.files.folders import folder_of
 from gym_replay.notices import did_you_mean
 from gym_replay.schema.codec_choice import Codecs, plain_codecs
 from gym_replay.schema.fields import Field, FieldLike, describe, to_array
-from gym_replay.spaces import Leaf, Node, space_from_json, space_to_json
+from gym_replay.spaces import Node, space_from_json, space_to_json
 from gym_replay.wrappers.infos import Infos, is_info
 from gym_replay.wrappers.recorded_schema import (
     LIMITS,
@@ -35,7 +35,7 @@ from gym_replay.wrappers.recorded_schema import (
     refuse_own_meta,
     trees_of,
 )
-from gym_replay.wrappers.rewards import RewardShape, declared_shape, parse_reward_shape
+from gym_replay.wrappers.rewards import Rewards, RewardShape, declared_shape, parse_reward_shape
 from gym_replay.wrappers.session import OnEpisode, Session
 
 Folder: TypeAlias = str | os.PathLike[str] | ReplayBuffer
@@ -65,20 +65,12 @@ class RecorderOptions(RecordingOptions, total=False):
     on_incomplete: str
 
 
-_DEFAULTS: RecorderOptions = {
-    "max_episodes": None,
-    "max_timesteps": None,
-    "max_steps": None,
+_DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(RecorderOptions.__annotations__),
     "circular": False,
     "overwrite": False,
-    "meta_fields": None,
-    "extra_fields": None,
-    "reward_shape": None,
-    "dtypes": None,
-    "codecs": None,
     "record_info": False,
     "on_incomplete": "keep",
-    "on_episode": None,
     "durability": "process",
 }
 
@@ -97,6 +89,17 @@ def wrong_result(call: str, result: Any, *expected: str) -> FieldError:
     else:
         remedy = f"return these {len(expected)} values"
     return FieldError(f"{call}: expected ({', '.join(expected)}), got {got}; {remedy}")
+
+
+def values_of(call: str, result: Any, *expected: str) -> Sequence[Any]:
+    """What a ``step`` or ``reset`` returned, which is a tuple or list of what is expected.
+
+    Raises:
+        FieldError: it is something else.
+    """
+    if not isinstance(result, (tuple, list)) or len(result) != len(expected):
+        raise wrong_result(call, result, *expected)
+    return result
 
 
 def parse_flag(name: str, value: Any) -> bool:
@@ -120,6 +123,15 @@ def outside_level() -> int:
     while frame is not None and str(frame.f_globals.get("__name__")).startswith("gym_replay."):
         frame, level = frame.f_back, level + 1
     return level
+
+
+def warn_of_pause() -> None:
+    """Warn of a step that is no transition of any episode."""
+    warnings.warn(
+        "a step without a running episode is not recorded; call reset() after episodes have ended, after an exception "
+        "inside a step, or after the buffer was released",
+        stacklevel=outside_level() + 1,
+    )
 
 
 def refuse_other_spaces(
@@ -163,14 +175,28 @@ def refuse_second_thread(recorder: object) -> None:
             found = found.f_back
 
 
-class Recorder(gym.utils.RecordConstructorArgs):
+class OnlyWriter:
+    """What writes to a folder, or to several, and cannot be pickled or copied."""
+
+    _instead_of_pickling: ClassVar[str] = ""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a recorder is the only writer of its folder and cannot be pickled or copied; make one environment in each "
+            f"process, with a folder of its own{self._instead_of_pickling}"
+        )
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        self.__reduce__()
+
+
+class Recorder(OnlyWriter, gym.utils.RecordConstructorArgs):
     """The only writer of a folder: a wrapper, or a part of one that writes to several."""
 
     _buffer: ReplayBuffer
     _session: Session[Any]
-    _given: RecorderOptions
+    _given: dict[str, Any]
     _infos: Infos | None = None
-    _instead_of_pickling: ClassVar[str]
 
     # --- the beginning ---
 
@@ -185,8 +211,7 @@ class Recorder(gym.utils.RecordConstructorArgs):
             if name not in _DEFAULTS:
                 near = did_you_mean(name, _DEFAULTS)
                 raise TypeError(f"RecordToBuffer: unexpected keyword argument {name!r}{near}")
-        given: RecorderOptions = {**_DEFAULTS, **options}
-        self._given = given
+        self._given = given = {**_DEFAULTS, **options}
         given["record_info"] = check_arguments(given["on_incomplete"], given["record_info"], given["dtypes"])
         parse_reward_shape(given["reward_shape"])
         limits: dict[str, Any] = {name: value for name, value in given.items() if name in LIMITS}
@@ -233,17 +258,16 @@ class Recorder(gym.utils.RecordConstructorArgs):
             self._buffer.tell_of_episodes()
         fields = self._buffer.metadata.fields
         core = core_fields(observation, action, ())
-        self._reward_field = fields["reward"]
-        self._believes_rewards = options["reward_shape"] is None  # the first one decides their shape
         self._observation_names = [leaf.name for leaf in observation.leaves]
         derived = self._buffer.metadata.derived
         self._extra_names = [name for name in fields if not (name in core or name in derived or is_info(name))]
         self._extras: dict[str, Any] = {}
         return observation, action
 
-    def _stored_leaves(self, leaves: Iterable[Leaf]) -> list[Leaf]:
-        """The leaves with the fields that the buffer has."""
-        return [replace(leaf, field=self._buffer.metadata.fields[leaf.name]) for leaf in leaves]
+    def _use_session(self, session: Session[Any]) -> None:
+        self._session = session
+        is_undecided = self._given["reward_shape"] is None
+        self._rewards = Rewards(self._buffer, session.adopt_reward_shape, is_undecided=is_undecided)
 
     # --- the episodes ---
 
@@ -340,12 +364,3 @@ class Recorder(gym.utils.RecordConstructorArgs):
 
     def _close_environment(self, **kwargs: Any) -> None:
         super().close(**kwargs)  # type: ignore[misc]
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a recorder is the only writer of its folder and cannot be pickled or copied; make one environment in each "
-            f"process, with a folder of its own{self._instead_of_pickling}"
-        )
-
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        self.__reduce__()

@@ -6,7 +6,7 @@ reward counts, as long as the buffer holds no episode; only what the user says i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import gymnasium as gym
@@ -84,8 +84,45 @@ def shape_of_first(reward: Any, expected: tuple[int, ...], lead: tuple[int, ...]
     return shape
 
 
-def fit_rewards(rewards: Any, field: Field, lead: tuple[int, ...] = ()) -> npt.NDArray[Any]:
-    """A reward, or those of all sub-environments, as ``field`` has them: ``(*lead, *field.shape)``.
+class Rewards:
+    """The rewards of a recorder as its field has them.
+
+    Args:
+        buffer: the recorder's.
+        adopt: lets the field have another shape; False where it cannot.
+        is_undecided: whether the first reward decides the shape of all.
+
+    Attributes:
+        field: what the rewards are stored as.
+        is_undecided: whether no reward has decided yet.
+    """
+
+    def __init__(self, buffer: ReplayBuffer, adopt: Callable[[tuple[int, ...]], bool], *, is_undecided: bool) -> None:
+        self._buffer, self._adopt, self.is_undecided = buffer, adopt, is_undecided
+        self.field = buffer.metadata.fields["reward"]
+
+    def decide(self, rewards: Any, lead: tuple[int, ...] = ()) -> bool:
+        """Let the first reward, or those of the first step, decide the shape of all; whether it is another one now."""
+        self.is_undecided = False
+        shape = shape_of_first(rewards, self.field.shape, lead)
+        if shape is None or not self._adopt(shape):
+            return False
+        self.field = self._buffer.metadata.fields["reward"]
+        return True
+
+    def fit(self, rewards: Any, lead: tuple[int, ...] = ()) -> npt.NDArray[Any]:
+        """A reward, or those of several sub-environments: ``(*lead, *field.shape)``.
+
+        Raises:
+            FieldError: it is no number, or of another shape.
+        """
+        if self.is_undecided:
+            self.decide(rewards, lead)
+        return _fit(rewards, self.field, lead)
+
+
+def _fit(rewards: Any, field: Field, lead: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Rewards as ``field`` has them: ``(*lead, *field.shape)``.
 
     Raises:
         FieldError: it is no number, or of another shape.

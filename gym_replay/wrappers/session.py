@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from gym_replay.buffer.door import Block, Encoders, Metadata, OpenRows
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
 from gym_replay.schema.fields import Field
+from gym_replay.spaces import Leaf
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.infos import is_info
 from gym_replay.wrappers.recorded_schema import refuse_own_meta
@@ -105,26 +107,37 @@ class Session(ABC, Generic[_E]):
     Args:
         owner: the recorder; the session holds no reference to it.
         buffer: where the episodes go.
-        keep: whether episodes that are cut by a reset or a close are kept.
-        bounds: compares what was committed with the bounds of the spaces.
-        on_episode: sees each episode before its commit.
+        leaves: the fields of observations and actions.
+        extra_names: the fields that the user sets.
+        options: the recorder's keywords.
 
     Attributes:
         claim: the buffer, kept for these episodes.
+        bounds: compares what was committed with the bounds of the spaces.
+        names: the fields of which each step brings a value, besides the flags and those of infos.
         ended: episodes that have ended and are not committed yet, the oldest first.
     """
 
     ended: Sequence[_E]
 
     def __init__(
-        self, owner: object, buffer: ReplayBuffer, *, keep: bool, bounds: BoundsCheck, on_episode: OnEpisode | None
+        self,
+        owner: object,
+        buffer: ReplayBuffer,
+        leaves: Sequence[Leaf],
+        extra_names: Sequence[str],
+        options: Mapping[str, Any],
     ) -> None:
-        self.buffer, self.bounds = buffer, bounds
+        self.buffer = buffer
+        self.names = (*(leaf.name for leaf in leaves), "reward", *extra_names)
         self.claim = buffer.claim(owner, self.end, self._give_up, self.open_rows)
         fields, derived = buffer.metadata.fields, buffer.metadata.derived
         written = {name: info for name, info in fields.items() if not (is_info(name) or name in derived)}
         self.claim.require_fields({name: None if name == "reward" else info for name, info in written.items()})
-        self._keep, self._on_episode, self._is_circular = keep, on_episode, buffer.circular
+        self.bounds = BoundsCheck([replace(leaf, field=fields[leaf.name]) for leaf in leaves])
+        self._keep = options["on_incomplete"] == "keep"
+        self._on_episode: OnEpisode | None = options["on_episode"]
+        self._is_circular = buffer.circular
         self._is_shown = False  # an episode is looked at just now
         self._error: BaseException | None = None  # of looking at episodes, until all that ended are committed
         self._is_behind = False  # the buffer's fields may have changed, and those of the open episodes not yet

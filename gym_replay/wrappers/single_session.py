@@ -15,9 +15,9 @@ from gym_replay.buffer.door import Block, Encoders, Metadata, OpenRows, Stage, S
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError
 from gym_replay.schema.fields import Field, to_array
-from gym_replay.wrappers.bounds import BoundsCheck
+from gym_replay.spaces import Leaf
 from gym_replay.wrappers.episode_meta import FLAG_BYTES, meta_of_end
-from gym_replay.wrappers.session import FinishedEpisode, OnEpisode, Session
+from gym_replay.wrappers.session import FinishedEpisode, Session
 
 _NUMBERS: Mapping[str, Callable[[list[Any]], Any]] = {"reward": partial(array, "d")}
 """Rewards are kept as they are until the commit, buffers of their bytes: to take these costs more."""
@@ -97,8 +97,7 @@ class SingleSession(Session[Episode]):
     """The open episode of one recorder of a single environment.
 
     Args:
-        owner, buffer, keep, bounds, on_episode: as of :class:`Session`.
-        names: the fields of which each step brings an item, besides those of infos.
+        owner, buffer, leaves, extra_names, options: as of :class:`Session`.
         forgotten: a method of ``owner`` that is called where the open episode was given up.
 
     Attributes:
@@ -109,15 +108,14 @@ class SingleSession(Session[Episode]):
         self,
         owner: object,
         buffer: ReplayBuffer,
+        leaves: Sequence[Leaf],
+        extra_names: Sequence[str],
+        options: Mapping[str, Any],
         *,
-        names: Sequence[str],
-        keep: bool,
-        bounds: BoundsCheck,
-        on_episode: OnEpisode | None,
         forgotten: Callable[[], None],
     ) -> None:
-        super().__init__(owner, buffer, keep=keep, bounds=bounds, on_episode=on_episode)
-        self._step_names = self._names = tuple(names)
+        super().__init__(owner, buffer, leaves, extra_names, options)
+        self._all_names = self.names
         self._forgotten = weakref.WeakMethod(forgotten)
         self.ended: Sequence[Episode] = []
         self.episode: Episode | None = None
@@ -141,11 +139,11 @@ class SingleSession(Session[Episode]):
             episode: the episode.
             info_names: the fields of infos, of which each step brings an item behind the others.
         """
-        if (names := (*self._step_names, *info_names)) != self._names:
-            self._names = names
+        if (names := (*self.names, *info_names)) != self._all_names:
+            self._all_names = names
         self.claim.open()
         has_numbers = not self.buffer.metadata.fields["reward"].shape
-        episode.stage = stage = self.claim.stage(episode.initial, self._names, _NUMBERS if has_numbers else {})
+        episode.stage = stage = self.claim.stage(episode.initial, self._all_names, _NUMBERS if has_numbers else {})
         stage.watch, stage.cut = self._watch, _TRUNCATED
         return stage
 
@@ -192,7 +190,7 @@ class SingleSession(Session[Episode]):
 
     def _restage(self) -> None:
         assert self.episode is not None
-        self.begin(self.episode, self._names[len(self._step_names) :])
+        self.begin(self.episode, self._all_names[len(self.names) :])
 
     @property
     def has_open(self) -> bool:

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from gym_replay.errors import CorruptBufferError
 from gym_replay.extras import require
+from gym_replay.interop.encoded_images import pixels_of
 from gym_replay.schema.arrays import Array
 
 EXTRA = "lerobot"
-
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def find_pillow() -> Any:
@@ -39,17 +37,4 @@ def from_bytes(content: Any, shape: tuple[int, ...]) -> Array:
     Raises:
         CorruptBufferError: it is no image, or one of another size; nothing of another size is decoded.
     """
-    if not isinstance(content, bytes):
-        raise CorruptBufferError(f"expected the bytes of an image, got {content!r:.60}; paths are not followed")
-    try:
-        with find_pillow().open(io.BytesIO(content)) as image:
-            if image.size != (shape[1], shape[0]):
-                raise CorruptBufferError(f"expected an image of {shape[1]}x{shape[0]} pixels, got {image.size}")
-            if image.mode.startswith(("I", "F")):
-                raise CorruptBufferError(f"expected an image of 8 bits a channel, got one of mode {image.mode}")
-            pixels = np.asarray(image.convert(_MODES[shape[2]]))
-    except CorruptBufferError:
-        raise
-    except Exception as error:  # Pillow raises many kinds of a damaged file
-        raise CorruptBufferError(f"an image cannot be decoded: {error}") from None
-    return pixels.reshape(shape)
+    return pixels_of(find_pillow(), content, shape)

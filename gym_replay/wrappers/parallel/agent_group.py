@@ -15,16 +15,12 @@ import numpy.typing as npt
 from gym_replay.errors import FieldError, StorageError
 from gym_replay.schema.fields import Field
 from gym_replay.spaces import space_to_json
-from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.episode_meta import storable_seed
-from gym_replay.wrappers.infos import Infos, is_info
-from gym_replay.wrappers.recorder import Folder, Recorder, RecorderOptions, parse_flag
-from gym_replay.wrappers.rewards import fit_rewards, shape_of_first
+from gym_replay.wrappers.recorder import Folder, RecorderOptions, parse_flag
 from gym_replay.wrappers.vector.autoreset import EnvIndices, Mask, TransitionKinds
-from gym_replay.wrappers.vector.batched_infos import info_columns
-from gym_replay.wrappers.vector.batches import BatchEncoder, Column, default_of, ragged_column
+from gym_replay.wrappers.vector.batch_recorder import BatchRecorder
+from gym_replay.wrappers.vector.batches import Column, default_of
 from gym_replay.wrappers.vector.ended import Finals
-from gym_replay.wrappers.vector.session import VectorSession
 
 AGENT, MATCH = "agent", "match"
 _OWN_META = {AGENT: Field("str"), MATCH: Field("str")}
@@ -87,7 +83,7 @@ def by_spaces(env: Any) -> list[list[Agent]]:
     return list(groups.values())
 
 
-class AgentGroup(Recorder):
+class AgentGroup(BatchRecorder):
     """Records agents with equal spaces into one folder.
 
     Args:
@@ -98,30 +94,11 @@ class AgentGroup(Recorder):
         options: of the recorder.
     """
 
-    _session: VectorSession
-    _instead_of_pickling = ""
-
     def __init__(self, env: Any, agents: Sequence[Agent], buffer: Folder, run: bytes, options: RecorderOptions) -> None:
         self._take_options(buffer, options)
         self._env, self._agents = env, tuple(agents)
         observation, action = self._open_buffer(env, buffer, *self._spaces(), None, more_own_meta=_OWN_META)
-        fields, given, count = self._buffer.metadata.fields, self._given, len(agents)
-        self._observations, self._actions = BatchEncoder(observation, count), BatchEncoder(action, count)
-        self._extra_defaults = {name: default_of(fields[name]) for name in self._extra_names}
-        leaves = [*observation.leaves, *action.leaves]
-        infos = [name for name in fields if is_info(name)] if given["record_info"] else []
-        self._session = VectorSession(
-            self,
-            self._buffer,
-            names=[*(leaf.name for leaf in leaves), "reward", *self._extra_names, *infos],
-            num_envs=count,
-            run=run,
-            keep=given["on_incomplete"] == "keep",
-            bounds=BoundsCheck(self._stored_leaves(leaves)),
-            on_episode=given["on_episode"],
-        )
-        if given["record_info"]:
-            self._infos = Infos(given["record_info"], given["dtypes"] or {}, self._session)
+        self._begin_session(observation, action, len(agents), run)
         self._acted: tuple[dict[str, Column], EnvIndices] = {}, np.arange(0)
         self._match = ""
         self._has_warned = False
@@ -226,8 +203,7 @@ class AgentGroup(Recorder):
     def _put_actions(self) -> None:
         session = self._session
         session.staging.put_some(session.state.now, *self._acted)
-        if self._extra_names:
-            session.staging.put(session.state.now, self._extra_defaults | self._extras)
+        self._put_extras()
 
     def begin_step(self) -> None:
         """The environment is stepped now: until :meth:`advance` the step counts as lost."""
@@ -261,7 +237,7 @@ class AgentGroup(Recorder):
             with suppress(StorageError):  # they wait for the commit in advance()
                 session.cut(gone, may_go_on=False)
             self._put_actions()  # the cut put defaults there
-        rewards = self._rewards(step.rewards, np.flatnonzero(told))
+        rewards = self._rewards_of(step.rewards, np.flatnonzero(told))
         now = session.state.now
         session.staging.put(now, {"reward": rewards})
         self._stage_state(now + 1, step.observations, step.infos, np.flatnonzero(told | opened))
@@ -289,7 +265,7 @@ class AgentGroup(Recorder):
             staging.put_some(time, self._observations.encode_each(values, self._names(seen)), seen)
         if self._infos is not None and len(slots):
             found = [infos.get(self._agents[slot]) or {} for slot in slots.tolist()]
-            columns = info_columns(self._infos, found, self._session)  # may make the rows wider
+            columns = self._infos.encode_columns(found)  # may make the rows wider
             staging.put_some(time, columns, slots)
 
     def _flags(self, name: str, values: Mapping[Agent, Any], is_told: Mask, is_live: Mask) -> Mask:
@@ -300,18 +276,12 @@ class AgentGroup(Recorder):
             flags[slot] = parse_flag(name, values.get(self._agents[slot], False))
         return flags
 
-    def _rewards(self, given: Mapping[Agent, Any], slots: EnvIndices) -> npt.NDArray[Any]:
+    def _rewards_of(self, given: Mapping[Agent, Any], slots: EnvIndices) -> npt.NDArray[Any]:
         """The rewards of all agents, ``(agents, *reward shape)``: zeros of those that are not in ``slots``."""
         self._require("a reward", given, slots)
-        values, lead = self._values(given, slots), (len(slots),)
-        if self._believes_rewards and len(slots):
-            shape = shape_of_first(values, self._reward_field.shape, lead)
-            if shape is not None and self._session.adopt_reward_shape(shape):
-                self._reward_field = self._buffer.metadata.fields["reward"]
-            self._believes_rewards = False
-        rewards = np.zeros((len(self._agents), *self._reward_field.shape))
-        if len(slots):
-            rewards[slots] = fit_rewards(values, self._reward_field, lead)
+        values = self._rewards.fit(self._values(given, slots), (len(slots),)) if len(slots) else 0.0
+        rewards = np.zeros((len(self._agents), *self._rewards.field.shape))
+        rewards[slots] = values
         return rewards
 
     def _warn_of_leaving(self, leaving: Mask) -> None:
@@ -367,8 +337,7 @@ class AgentGroup(Recorder):
         """A column over all agents: of a dict by agent, or of one value for all."""
         field, agents = self._buffer.metadata.fields[name], self._agents
         values = [value.get(agent, field.default_value()) if isinstance(value, Mapping) else value for agent in agents]
-        column = self._buffer.encoders().column(name, values, len(agents))
-        return ragged_column(column) if isinstance(column, list) else column
+        return super()._encode_extra(name, values)
 
     # --- the end ---
 

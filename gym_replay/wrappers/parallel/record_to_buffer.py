@@ -6,12 +6,11 @@ import json
 import sys
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 from gym_replay.buffer.door import has_buffer
 from gym_replay.buffer.replay_buffer import ReplayBuffer
@@ -22,7 +21,14 @@ from gym_replay.schema.names import encode_siblings
 from gym_replay.wrappers.episode_meta import describe_run, options_to_json
 from gym_replay.wrappers.other_kinds import warn_of_hidden_ends
 from gym_replay.wrappers.parallel.agent_group import Agent, AgentGroup, ParallelStep, by_spaces
-from gym_replay.wrappers.recorder import Folder, RecorderOptions, refuse_second_thread, wrong_result
+from gym_replay.wrappers.recorder import (
+    Folder,
+    OnlyWriter,
+    RecorderOptions,
+    refuse_second_thread,
+    values_of,
+    warn_of_pause,
+)
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -33,7 +39,7 @@ _pettingzoo = require("pettingzoo", "pettingzoo", "gym_replay.wrappers.parallel"
 _Wrapper: Any = require("pettingzoo.utils", "pettingzoo", "gym_replay.wrappers.parallel").BaseParallelWrapper
 
 
-class RecordToBuffer(_Wrapper):  # type: ignore[misc]
+class RecordToBuffer(OnlyWriter, _Wrapper):  # type: ignore[misc]
     """Records every agent of a parallel environment, and changes nothing else.
 
     What an agent sees and does from the step or reset that brings it in to the step that takes it out is one episode,
@@ -138,10 +144,9 @@ class RecordToBuffer(_Wrapper):  # type: ignore[misc]
         for group in self._groups:
             group.cut()
         began = time.monotonic()
-        result = self.env.reset(seed=seed, options=options)
-        if not isinstance(result, (tuple, list)) or len(result) != 2:
-            raise wrong_result("reset", result, "observations", "infos")
-        observations, infos = _by_agent("observations", result[0]), _by_agent("infos", result[1])
+        result: tuple[Any, Any] = self.env.reset(seed=seed, options=options)
+        names = "observations", "infos"
+        observations, infos = map(_by_agent, names, values_of("reset", result, *names))
         live = self._live()
         with _Explained(self._groups):
             opened = [group.stage_reset(observations, infos, live) for group in self._groups]
@@ -150,7 +155,7 @@ class RecordToBuffer(_Wrapper):  # type: ignore[misc]
         written = b"" if options is None else options_to_json(options)
         for group, mask in zip(self._groups, opened, strict=True):
             group.open(mask, match, seed, written, began)
-        return result  # type: ignore[return-value]
+        return result
 
     def step(self, actions: dict[Agent, Any]) -> tuple[dict[Agent, Any], ...]:
         """Step the environment and store each agent's transition; episodes that end are committed.
@@ -168,11 +173,7 @@ class RecordToBuffer(_Wrapper):  # type: ignore[misc]
         groups = [group for group in self._groups if group.prepare()]
         if not groups:
             if self.env.agents:  # where nobody is there, nothing is left out
-                warnings.warn(
-                    "a step without a running episode is not recorded; call reset() first, after an exception inside "
-                    "a step, or after the buffer was released",
-                    stacklevel=2,
-                )
+                warn_of_pause()
             return self.env.step(actions)  # type: ignore[no-any-return]
         with _Explained(groups):
             for group in groups:
@@ -195,9 +196,8 @@ class RecordToBuffer(_Wrapper):  # type: ignore[misc]
 
     def _staged(self, groups: list[AgentGroup], result: Any, began: float) -> list[Any]:
         names = "observations", "rewards", "terminations", "truncations", "infos"
-        if not isinstance(result, (tuple, list)) or len(result) != len(names):
-            raise wrong_result("step", result, *names)
-        observations, rewards, terminations, truncations, infos = map(_by_agent, names, result)
+        values = map(_by_agent, names, values_of("step", result, *names))
+        observations, rewards, terminations, truncations, infos = values
         step = ParallelStep(observations, rewards, terminations, truncations, infos, self._live())
         return [group.stage(step, began) for group in groups]
 
@@ -264,15 +264,6 @@ class RecordToBuffer(_Wrapper):  # type: ignore[misc]
             super().close()
         if failures:
             raise [*refused, *failures][0]
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a recorder is the only writer of its folders and cannot be pickled or copied; make one environment in "
-            "each process, with folders of its own"
-        )
-
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        self.__reduce__()
 
 
 class _Explained:

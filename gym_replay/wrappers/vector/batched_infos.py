@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.schema.fields import Field
-from gym_replay.wrappers.infos import DEEPEST, ROOT, Infos, Schema, presence_of
+from gym_replay.wrappers.infos import DEEPEST, ROOT, Infos, presence_of
 from gym_replay.wrappers.vector.autoreset import Mask
 from gym_replay.wrappers.vector.batches import Column, ragged_column
 
@@ -66,6 +66,22 @@ class BatchInfos(Infos):
                 columns += (name, values), (presence_of(name), _YES)
             else:
                 columns += (name, _where(there, values, field)), (presence_of(name), there)
+        return columns
+
+    def encode_columns(self, found: Sequence[Any]) -> dict[str, Column]:
+        """The values of the info fields, a row for each info; as :meth:`~Infos.encode`, which may add fields."""
+        rows, fields = self.encode(found), self._schema.fields
+        columns: dict[str, Column] = {}
+        for i, name in enumerate(self.names):
+            info = fields.get(name)
+            if info is None:  # the presence of one that was added by hand
+                continue
+            data = [row[i] for row in rows]
+            if info.ragged:
+                values = [np.frombuffer(row, info.dtype).reshape(-1, *info.shape) for row in data]
+                columns[name] = ragged_column(values)
+            else:
+                columns[name] = np.frombuffer(b"".join(data), info.dtype).reshape(len(found), *info.shape)
         return columns
 
     def cut_entries(self, infos: Mapping[Any, Any], root: str = ROOT) -> Iterator[str]:
@@ -150,28 +166,6 @@ def _where(there: Mask, values: npt.NDArray[Any], field: Field) -> npt.NDArray[A
     kept: npt.NDArray[Any] = values.copy()
     kept[~there] = field.default_value()
     return kept
-
-
-def info_columns(infos: Infos, found: Sequence[Any], schema: Schema) -> dict[str, Column]:
-    """The values of the info fields, a row for each info.
-
-    Args:
-        infos: encodes them.
-        found: what ``reset`` or ``step`` gave, of several environments or agents.
-        schema: whose fields have the values.
-    """
-    rows, fields = infos.encode(found), schema.fields
-    columns: dict[str, Column] = {}
-    for i, name in enumerate(infos.names):
-        info = fields.get(name)
-        if info is None:  # the presence of one that was added by hand
-            continue
-        data = [row[i] for row in rows]
-        if info.ragged:
-            columns[name] = ragged_column([np.frombuffer(row, info.dtype).reshape(-1, *info.shape) for row in data])
-        else:
-            columns[name] = np.frombuffer(b"".join(data), info.dtype).reshape(len(found), *info.shape)
-    return columns
 
 
 def split_infos(infos: Any, count: int, env_indices: Sequence[int], *, has_finals: bool = True) -> list[dict[Any, Any]]:

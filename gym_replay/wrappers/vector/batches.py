@@ -13,6 +13,7 @@ from gym_replay.schema.fields import Field, elements_of, fit, to_array
 from gym_replay.spaces import Leaf, Node
 from gym_replay.spaces.node import of_one
 from gym_replay.wrappers.recorded_schema import warn_of_dtype
+from gym_replay.wrappers.recorder import outside_level
 
 Column: TypeAlias = "npt.NDArray[Any]"
 """A field's values along the first axis: ``(n, *field.shape)``; of a ragged field ``(n,)``, each element an array."""
@@ -95,7 +96,7 @@ class BatchEncoder:
     def _warn(self, leaf: Leaf, dtype: np.dtype[Any]) -> None:
         if leaf.name not in self._warned and leaf.space.dtype is not None:
             self._warned.add(leaf.name)
-            warn_of_dtype(leaf, dtype, stacklevel=6)
+            warn_of_dtype(leaf, dtype, stacklevel=outside_level() + 1)
 
 
 def _elements(name: str, field: Field) -> Callable[[Any], npt.NDArray[Any]]:

@@ -14,8 +14,9 @@ from gym_replay.buffer.door import OpenRows
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, StorageError
 from gym_replay.schema.fields import Field
-from gym_replay.wrappers.bounds import BoundsCheck
-from gym_replay.wrappers.session import OnEpisode, Session
+from gym_replay.spaces import Leaf
+from gym_replay.wrappers.infos import is_info
+from gym_replay.wrappers.session import Session
 from gym_replay.wrappers.vector.autoreset import EnvIndices, Mask, TransitionKinds
 from gym_replay.wrappers.vector.ended import EndedEpisodes, Finals, extract_ended, parts_of
 from gym_replay.wrappers.vector.episode_meta import EpisodeMeta
@@ -53,8 +54,7 @@ class VectorSession(Session[EndedEpisodes]):
     """The open episodes of one recorder of a vector environment.
 
     Args:
-        owner, buffer, keep, bounds, on_episode: as of :class:`~gym_replay.wrappers.session.Session`.
-        names: the fields of which each step brings values, apart from ``terminated`` and ``truncated``.
+        owner, buffer, leaves, extra_names, options: as of :class:`~gym_replay.wrappers.session.Session`.
         num_envs: how many sub-environments there are.
         run: the meta field ``episode_run``.
 
@@ -72,17 +72,17 @@ class VectorSession(Session[EndedEpisodes]):
         self,
         owner: object,
         buffer: ReplayBuffer,
+        leaves: Sequence[Leaf],
+        extra_names: Sequence[str],
+        options: Mapping[str, Any],
         *,
-        names: Sequence[str],
         num_envs: int,
         run: bytes,
-        keep: bool,
-        bounds: BoundsCheck,
-        on_episode: OnEpisode | None,
     ) -> None:
-        super().__init__(owner, buffer, keep=keep, bounds=bounds, on_episode=on_episode)
+        super().__init__(owner, buffer, leaves, extra_names, options)
         fields = buffer.metadata.fields
-        self.staging = Staging({name: fields[name] for name in names}, num_envs, buffer.folder)
+        infos = [name for name in fields if is_info(name)] if options["record_info"] else []
+        self.staging = Staging({name: fields[name] for name in (*self.names, *infos)}, num_envs, buffer.folder)
         self._meta = EpisodeMeta(num_envs, run, buffer)
         self._num_envs = num_envs
         limits = buffer.max_episodes, buffer.max_timesteps, buffer.max_steps

@@ -384,7 +384,7 @@ def test_values_out_of_bounds_are_counted(tmp_path):
 def test_it_is_no_copy_of_anything(tmp_path):
     env = RecordToBuffer(Table(TWO), tmp_path)
     for call in (pickle.dumps, copy.deepcopy):
-        with pytest.raises(TypeError, match="only writer of its folders"):
+        with pytest.raises(TypeError, match="only writer of its folder"):
             call(env)
     env.close()
 

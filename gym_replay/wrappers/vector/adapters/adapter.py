@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from gym_replay.errors import FieldError
 from gym_replay.wrappers.episode_meta import storable_seed
-from gym_replay.wrappers.recorder import wrong_result
+from gym_replay.wrappers.recorder import values_of, wrong_result
 from gym_replay.wrappers.vector.adapters.faces import face_of
 from gym_replay.wrappers.vector.adapters.tensors import tensors_in
 from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, declared_mode
@@ -192,9 +192,8 @@ class Adapter:
 
         Those of sub-environments that were not reset count for nothing.
         """
-        if not isinstance(result, (tuple, list)) or len(result) != 2:
-            raise wrong_result("reset", result, "observations", "infos")
-        return result[0], result[1]
+        observations, infos = values_of("reset", result, "observations", "infos")
+        return observations, infos
 
     def stores_late(self, observations: Any) -> bool:
         """Whether steps are stored when the next one begins: where what they return must come from a device first.

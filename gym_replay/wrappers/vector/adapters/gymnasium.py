@@ -15,7 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from gym_replay.errors import FieldError
 from gym_replay.spaces.node import standard_node
-from gym_replay.wrappers.generator_state import NUMBERS, generator_state
+from gym_replay.wrappers.generator_state import generator_states
 from gym_replay.wrappers.vector.adapters.adapter import Adapter, spec_of_all
 from gym_replay.wrappers.vector.autoreset import Autoreset, Mask, declared_mode
 
@@ -105,10 +105,7 @@ class GymnasiumAdapter(Adapter):
         """The generators' states of the sub-environments in a mask, zeros for others; None where none can be asked."""
         if not self.can_be_asked:
             return None
-        states = np.zeros((self.count, NUMBERS), np.uint64)
-        for env_index in np.flatnonzero(mask).tolist():
-            states[env_index] = generator_state(self._base.envs[env_index], create=create)
-        return states
+        return generator_states(self._base.envs, mask, create=create)
 
     def loses_strings(self) -> bool:
         """Whether strings in observations stay those of the beginning, as of an AsyncVectorEnv with shared memory."""

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec
 
-from gym_replay.wrappers.generator_state import NUMBERS, generator_state
-from gym_replay.wrappers.recorder import wrong_result
+from gym_replay.wrappers.generator_state import generator_states
+from gym_replay.wrappers.recorder import values_of
 from gym_replay.wrappers.vector.adapters.adapter import Adapter, ResetCall, spec_of_all
 from gym_replay.wrappers.vector.autoreset import Autoreset, Mask
 
@@ -95,20 +95,14 @@ class StableBaselinesAdapter(Adapter):
         """The generators' states of the sub-environments in a mask, where they are in this process."""
         if not len(self._are_here):
             return None
-        states = np.zeros((self.count, NUMBERS), np.uint64)
-        for env_index in np.flatnonzero(mask).tolist():
-            states[env_index] = generator_state(self._are_here[env_index], create=create)
-        return states
+        return generator_states(self._are_here, mask, create=create)
 
     # --- steps ---
 
     def step_result(self, result: Any) -> tuple[Any, Any, Any, Any, Any]:
         """What a step returned, with the infos of the last observation and of the reset apart."""
-        if not isinstance(result, (tuple, list)) or len(result) != 4:
-            raise wrong_result("step", result, "observations", "rewards", "dones", "infos")
-        observations, rewards, dones, infos = result
-        if not isinstance(infos, (tuple, list)) or len(infos) != self.count:
-            raise wrong_result("step", infos, *(f"info {i}" for i in range(self.count)))
+        observations, rewards, dones, infos = values_of("step", result, "observations", "rewards", "dones", "infos")
+        infos = values_of("step", infos, *(f"info {i}" for i in range(self.count)))
         done = np.asarray(dones)
         if not done.any():
             return observations, rewards, done, np.zeros(done.shape, bool), [_own(info) for info in infos]

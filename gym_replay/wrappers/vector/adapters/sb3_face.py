@@ -39,8 +39,6 @@ class StableBaselinesFace(VecEnvWrapper):  # type: ignore[misc]
     def step_async(self, actions: Any) -> None:
         """Begin a step of all sub-environments."""
         self._is_transition = self._begin_step(actions)
-        if not self._is_transition:
-            self._warn_of_pause(stacklevel=3)
         self.venv.step_async(actions)
 
     def step_wait(self) -> Any:

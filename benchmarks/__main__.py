@@ -26,6 +26,7 @@ MODULES: dict[str, Any] = {
 ELSEWHERE = """\
 Not in this run, because they take longer or need more rights:
   python -m benchmarks.load_disk      data four times larger than memory; needs a control group
+  python -m benchmarks.scale          ten million episodes of a billion steps, in files without bytes
   python -m benchmarks.sample         random batches while recording goes on, next to peers
   python -m benchmarks.frames         frames stored encoded, next to peers; needs games and a renderer
   python -m benchmarks.frames_memory  the same, raw four times larger than memory; needs a control group"""

@@ -88,7 +88,9 @@ def main() -> None:
         found = statistics(recorded, ["observation"])
         env = RecordToBuffer(gym.make(args.env), f"{args.folder}/online", overwrite=True)
         agent = TD3BC(found["observation"], env.action_space)
-        drawing: dict[str, Any] = {"discount": DISCOUNT, "normalize": found}
+        # What a transition is made of; recorded data may have more, such as returns to go.
+        parts = {"current_fields": ("observation", "action"), "next_fields": ("observation",)}
+        drawing: dict[str, Any] = {"discount": DISCOUNT, "normalize": found, **parts}
         for _ in range(args.offline):
             agent.update(recorded.sample(BATCH_SIZE, **drawing))
         returned = evaluate(agent.policy.act, args.env, episodes=args.episodes, seed=1)

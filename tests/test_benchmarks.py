@@ -93,6 +93,16 @@ def test_sample(tmp_path):
     assert [kinds <= set(table["contenders"]) for table in tables] == [True, True]
 
 
+def test_scale():
+    command = [sys.executable, "-m", "benchmarks.scale", "--episodes", "3000", "--shards", "3"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "300000 steps in 3 folders" in done.stdout
+    assert "opened 3000 episodes, 300000 steps" in done.stdout
+    assert "every hundredth: loader" in done.stdout
+
+
 TABLE = Table(
     "Work",
     "us",

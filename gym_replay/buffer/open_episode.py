@@ -449,7 +449,7 @@ class Claim:
         Args:
             initial: row 0 of the state fields.
             names: the fields of which each transition brings an item.
-            packers: for fields whose items are no bytes of a row: makes a buffer of the rows of many items.
+            packers: for fields whose items are numbers and no bytes of a row: makes a buffer of the rows of many items.
 
         Raises:
             BufferFullError: there is no room for one more episode.

@@ -220,7 +220,7 @@ _importer(
 )
 _importer(
     "rlds",
-    "an RLDS data set that TensorFlow Datasets prepared",
+    "an RLDS data set of TensorFlow Datasets",
     "rlds:from_rlds",
     option("source", metavar="DATASET", help="the folder of one version, with features.json in it"),
     "~/tensorflow_datasets/bridge/1.0.0 data/bridge --split train",

@@ -52,9 +52,7 @@ class NewFolder:
     def __init__(self, target: Path, parent: Path | None = None, *, resume: bool = False) -> None:
         self.target = target
         parent = target.parent if parent is None else parent
-        name = "-".join(target.relative_to(parent).parts)
-        if len(os.fsencode(name)) > _LONGEST_NAME:
-            name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+        name = _short("-".join(target.relative_to(parent).parts))
         self._hidden = parent / f".{name}.gym-replay-new"
         self.folder = self._hidden / _MADE
         self._old = target.parent / f".{name}.gym-replay-old"
@@ -182,6 +180,16 @@ def new_folders(*targets: Path, parent: Path | None = None) -> Iterator[list[New
             if isinstance(error, GymReplayError) and not isinstance(error, StorageError):
                 raise
             raise _failure(error, targets, [str(each.target) for each in made if each.is_published]) from error
+
+
+def folder_beside(target: Path, what: str) -> Path:
+    """A hidden folder beside a target, for what is needed to make it: ``.<name>.gym-replay-<what>``."""
+    return target.parent / f".{_short(target.name)}.gym-replay-{what}"
+
+
+def _short(name: str) -> str:
+    """The name, or where a longer one would be none, what stands for it."""
+    return name if len(os.fsencode(name)) <= _LONGEST_NAME else hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
 
 
 def _failure(error: OSError, targets: tuple[Path, ...], complete: list[str]) -> StorageError:

@@ -75,7 +75,8 @@ def to_ray_dataset(
         >>> for batch in data.iter_torch_batches(batch_size=256):  # doctest: +SKIP
         ...     train(batch["observation"], batch["action"])
     """
-    require("ray", EXTRA, "to_ray_dataset")
+    for part in ("ray", "pandas", "pyarrow"):  # Ray comes without the two others, and Ray Data needs them
+        require(part, EXTRA, "to_ray_dataset")
     data = require("ray.data", EXTRA, "to_ray_dataset")
     if n_steps is not None and window is not None:
         raise FieldError("n_steps and window exclude one another: each says what a sample is")

@@ -14,23 +14,24 @@ from typing import Any
 from gym_replay.buffer.agreement import Wanted
 from gym_replay.buffer.concat import ConcatReplayBuffer
 from gym_replay.buffer.copying import select
-from gym_replay.buffer.door import buffers_in, check_replaceable, has_buffer
+from gym_replay.buffer.door import MirroredFolder, buffers_in, check_replaceable, has_buffer
 from gym_replay.buffer.loading.selection import Episodes
-from gym_replay.buffer.replay_buffer import ReplayBuffer
+from gym_replay.buffer.replay_buffer import ReplayBuffer, open_lazily
 from gym_replay.errors import CorruptBufferError, GymReplayError, NotABufferError, StorageError
 from gym_replay.files.directory import Directory
 from gym_replay.files.folders import bytes_beneath, entries_beneath, folder_of
 from gym_replay.files.lock import WriterLock
-from gym_replay.files.new_folder import NewFolder
+from gym_replay.files.new_folder import NewFolder, folder_beside
 from gym_replay.files.writing import read_at, write_at
 from gym_replay.notices import bar, names_nearest_keyword
 from gym_replay.remote.objects.manifest import Published, name_of
+from gym_replay.remote.objects.mirror import Mirror
 from gym_replay.remote.objects.store import Store
 
 _RECEIVERS = 16
 """Parts that are fetched, compared and written at once."""
 
-_PARTIAL_CACHE = 1 << 30
+_LEAST_CACHE = 1 << 28
 
 
 @names_nearest_keyword
@@ -55,7 +56,8 @@ def pull(
 
     With ``episodes``, ``where`` or ``fields`` only the rows that are needed are fetched, by range requests, and copied
     as :func:`select` does; the new buffer has ids of its own. What was fetched is compared with the checksums of its
-    blocks, and then each episode with its own. Such a pull begins anew where it was cut.
+    blocks, and then each episode with its own. It lies in ``.<name>.gym-replay-pull`` beside the folder until the
+    buffer is complete, so that such a pull does not fetch again, either, what was there when it was cut.
 
     Whatever is pushed meanwhile, one revision is pulled.
 
@@ -93,12 +95,8 @@ def pull(
     if episodes is None and where is None and fields is None:
         is_one = _pull_all(Published(store, revision), target, overwrite, progress)
         return ReplayBuffer.from_folder(target) if is_one else ConcatReplayBuffer(target)
-    with ConcatReplayBuffer.from_url(
-        url, revision=revision, cache_bytes=_PARTIAL_CACHE, storage_options=storage_options
-    ) as source:
-        return select(
-            source, target, episodes=episodes, where=where, fields=fields, overwrite=overwrite, progress=progress
-        )
+    chosen = {"episodes": episodes, "where": where, "fields": fields}
+    return _pull_some(Published(store, revision), target, overwrite=overwrite, progress=progress, **chosen)
 
 
 def _pull_all(published: Published, target: Path, overwrite: bool, progress: bool) -> bool:
@@ -119,7 +117,7 @@ def _pull_all(published: Published, target: Path, overwrite: bool, progress: boo
         new.publish(old)
     except (CorruptBufferError, StorageError, OSError) as error:
         new.leave()
-        raise _failure(error, target, new.folder) from error
+        raise _failure(error, target, new.folder.parent) from error
     except BaseException:
         new.leave()
         raise
@@ -131,9 +129,30 @@ def _pull_all(published: Published, target: Path, overwrite: bool, progress: boo
             old.release()
 
 
+def _pull_some(published: Published, target: Path, **options: Any) -> ReplayBuffer:
+    """Pull chosen episodes or fields; what was fetched stays beside the target until they are complete."""
+    kept = folder_beside(target, "pull")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    room = shutil.disk_usage(kept.parent).free // 2  # the other half is for the new buffer
+    mirror, keep = Mirror(published, cache_bytes=max(room, _LEAST_CACHE), kept=kept), True
+    try:
+        buffers = [open_lazily(MirroredFolder(mirror, prefix)) for prefix in buffers_in(published)]
+        with ConcatReplayBuffer(buffers) as source:
+            made = select(source, target, **options)
+        keep = False
+        return made
+    except (CorruptBufferError, StorageError, OSError) as error:
+        raise _failure(error, target, kept) from error
+    except Exception:
+        keep = False  # the same call would raise it again
+        raise
+    finally:
+        mirror.close(keep=keep)
+
+
 def _failure(error: Exception, target: Path, kept: Path) -> Exception:
     """An error that says what is left, and how to go on."""
-    hint = f"nothing is at {target}; the same call goes on with what is in {kept.parent}, which may be deleted"
+    hint = f"nothing is at {target}; the same call goes on with what is in {kept}, which may be deleted"
     if isinstance(error, GymReplayError) and not isinstance(error, OSError):
         return type(error)(f"{error}; {hint}")
     if isinstance(error, StorageError) or not isinstance(error, GymReplayError):

@@ -330,7 +330,7 @@ class RecordToBuffer(Recorder, gym.Wrapper[Any, Any, Any, Any]):
 
     def _ask_for_room(self, stage: Stage) -> int:
         self._extend, room = stage.make_room()
-        return min(room, stage.longest - len(stage))
+        return room
 
     def _end_episodes(self) -> None:
         if self._session.episode is not None:

@@ -134,31 +134,6 @@ def warn_of_pause() -> None:
     )
 
 
-def refuse_other_spaces(
-    error: FieldError, buffer: ReplayBuffer, observation_space: gym.Space[Any], action_space: gym.Space[Any]
-) -> None:
-    """Raise FieldError where the environment, of which a value does not fit, has other spaces than the buffer.
-
-    Args:
-        error: of the value.
-        buffer: of the recorder.
-        observation_space, action_space: what the environment has now.
-    """
-    recorded = buffer.metadata.environment or {}
-    for name, space in (("observation_space", observation_space), ("action_space", action_space)):
-        try:
-            is_same = space_to_json(space, name) == recorded.get(name)
-        except GymReplayError:
-            is_same = False
-        if not is_same:
-            was = space_from_json(recorded[name])
-            raise FieldError(
-                f"the environment's {name} changed after it was wrapped, from {was} to {space}, and the buffer's "
-                f"fields are those of the first one ({error}); give the environment its last spaces before it is "
-                "wrapped, or record each into a folder of its own"
-            ) from error
-
-
 def refuse_second_thread(recorder: object) -> None:
     """Raise EpisodeStateError where another thread is inside of ``step`` or ``reset`` of a recorder."""
     codes = {getattr(getattr(type(recorder), name), "__code__", None) for name in ("step", "reset")}
@@ -277,8 +252,21 @@ class Recorder(OnlyWriter, gym.utils.RecordConstructorArgs):
 
     def _explain(self, error: BaseException) -> None:
         """Raise a better error of a value that does not fit, where its space is not the one that was wrapped."""
-        if isinstance(error, FieldError):
-            refuse_other_spaces(error, self._buffer, *self._spaces())
+        if not isinstance(error, FieldError):
+            return
+        recorded = self._buffer.metadata.environment or {}
+        for name, space in zip(("observation_space", "action_space"), self._spaces(), strict=True):
+            try:
+                is_same = space_to_json(space, name) == recorded.get(name)
+            except GymReplayError:
+                is_same = False
+            if not is_same:
+                was = space_from_json(recorded[name])
+                raise FieldError(
+                    f"the environment's {name} changed after it was wrapped, from {was} to {space}, and the buffer's "
+                    f"fields are those of the first one ({error}); give the environment its last spaces before it is "
+                    "wrapped, or record each into a folder of its own"
+                ) from error
 
     # --- what the user asks and adds ---
 

@@ -60,30 +60,6 @@ def plain_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return () if all(size == 1 for size in shape) else shape
 
 
-def adopt_reward_shape(buffer: ReplayBuffer, shape: tuple[int, ...]) -> None:
-    """Let a buffer without episodes take rewards of another shape."""
-    metadata, rewards = buffer.metadata, Field("float64", shape)
-    buffer.redefine({**metadata.fields, "reward": rewards}, {**metadata.meta_fields, "episode_return": rewards})
-
-
-def shape_of_first(reward: Any, expected: tuple[int, ...], lead: tuple[int, ...] = ()) -> tuple[int, ...] | None:
-    """The shape that the first reward shows, where another one was expected; None where it is the same, or none.
-
-    Args:
-        reward: the first reward, or the rewards of all sub-environments.
-        expected: the shape of the field.
-        lead: ``(num_envs,)`` of a vector environment.
-    """
-    try:
-        array = to_array(reward, "reward")
-    except FieldError:
-        return None  # said where it is stored
-    shape = plain_shape(array.shape[len(lead) :])
-    if array.shape[: len(lead)] != lead or 0 in shape or shape == plain_shape(expected):
-        return None
-    return shape
-
-
 class Rewards:
     """The rewards of a recorder as its field has them.
 
@@ -102,10 +78,21 @@ class Rewards:
         self.field = buffer.metadata.fields["reward"]
 
     def decide(self, rewards: Any, lead: tuple[int, ...] = ()) -> bool:
-        """Let the first reward, or those of the first step, decide the shape of all; whether it is another one now."""
+        """Let the first reward, or those of the first step, decide the shape of all; whether it is another one now.
+
+        Args:
+            rewards: the reward, or the rewards of all sub-environments.
+            lead: ``(num_envs,)`` of a vector environment.
+        """
         self.is_undecided = False
-        shape = shape_of_first(rewards, self.field.shape, lead)
-        if shape is None or not self._adopt(shape):
+        try:
+            array = to_array(rewards, "reward")
+        except FieldError:
+            return False  # said where it is stored
+        shape = plain_shape(array.shape[len(lead) :])
+        if array.shape[: len(lead)] != lead or 0 in shape or shape == plain_shape(self.field.shape):
+            return False
+        if not self._adopt(shape):
             return False
         self.field = self._buffer.metadata.fields["reward"]
         return True
@@ -118,25 +105,16 @@ class Rewards:
         """
         if self.is_undecided:
             self.decide(rewards, lead)
-        return _fit(rewards, self.field, lead)
-
-
-def _fit(rewards: Any, field: Field, lead: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Rewards as ``field`` has them: ``(*lead, *field.shape)``.
-
-    Raises:
-        FieldError: it is no number, or of another shape.
-    """
-    if rewards is None:
-        raise FieldError("field 'reward': expected a number, got None; return 0.0 where there is no reward")
-    array = to_array(rewards, "reward")
-    found = array.shape[len(lead) :]
-    if array.shape[: len(lead)] == lead and plain_shape(found) != plain_shape(field.shape) and 0 not in found:
-        raise FieldError(
-            f"field 'reward': expected shape {field.shape}, got {found}; all rewards of a folder have one shape: "
-            f"return such rewards, or record into a new folder with reward_shape={found}"
-        )
-    return fit("reward", array, field, lead)
+        if rewards is None:
+            raise FieldError("field 'reward': expected a number, got None; return 0.0 where there is no reward")
+        array, expected = to_array(rewards, "reward"), self.field.shape
+        found = array.shape[len(lead) :]
+        if array.shape[: len(lead)] == lead and plain_shape(found) != plain_shape(expected) and 0 not in found:
+            raise FieldError(
+                f"field 'reward': expected shape {expected}, got {found}; all rewards of a folder have one shape: "
+                f"return such rewards, or record into a new folder with reward_shape={found}"
+            )
+        return fit("reward", array, self.field, lead)
 
 
 def _layers(env: Any) -> Iterator[Any]:

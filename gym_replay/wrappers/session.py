@@ -24,7 +24,6 @@ from gym_replay.spaces import Leaf
 from gym_replay.wrappers.bounds import BoundsCheck
 from gym_replay.wrappers.infos import is_info
 from gym_replay.wrappers.recorded_schema import refuse_own_meta
-from gym_replay.wrappers.rewards import adopt_reward_shape
 
 
 class FinishedEpisode:
@@ -237,7 +236,9 @@ class Session(ABC, Generic[_E]):
         if self._has_rewards() or self.buffer.num_episodes:
             return False
         self.claim.close()
-        adopt_reward_shape(self.buffer, shape)
+        metadata, rewards = self.buffer.metadata, Field("float64", shape)
+        meta_fields = {**metadata.meta_fields, "episode_return": rewards}
+        self.buffer.redefine({**metadata.fields, "reward": rewards}, meta_fields)
         self.claim.open()
         self._restage()
         return True

@@ -86,8 +86,8 @@ class Episode:
         assert stage is not None
         meta = dict(self.meta)
         block = stage.block(meta, complete=complete)
-        rewards = stage.column("reward", block.rows["reward"])
-        meta |= meta_of_end(meta, _return_of(rewards), complete=complete)
+        total = _return_of(stage.column("reward", block.rows["reward"]))
+        meta |= meta_of_end(meta, total, complete=complete)
         if self.noted:
             meta |= buffer.encoders().meta(self.noted)
         return block
@@ -115,7 +115,6 @@ class SingleSession(Session[Episode]):
         forgotten: Callable[[], None],
     ) -> None:
         super().__init__(owner, buffer, leaves, extra_names, options)
-        self._all_names = self.names
         self._forgotten = weakref.WeakMethod(forgotten)
         self.ended: Sequence[Episode] = []
         self.episode: Episode | None = None
@@ -139,11 +138,9 @@ class SingleSession(Session[Episode]):
             episode: the episode.
             info_names: the fields of infos, of which each step brings an item behind the others.
         """
-        if (names := (*self.names, *info_names)) != self._all_names:
-            self._all_names = names
         self.claim.open()
-        has_numbers = not self.buffer.metadata.fields["reward"].shape
-        episode.stage = stage = self.claim.stage(episode.initial, self._all_names, _NUMBERS if has_numbers else {})
+        names = (*self.names, *info_names) if info_names else self.names
+        episode.stage = stage = self.claim.stage(episode.initial, names, _NUMBERS)
         stage.watch, stage.cut = self._watch, _TRUNCATED
         return stage
 
@@ -190,7 +187,8 @@ class SingleSession(Session[Episode]):
 
     def _restage(self) -> None:
         assert self.episode is not None
-        self.begin(self.episode, self._all_names[len(self.names) :])
+        assert self.stage is not None
+        self.begin(self.episode, self.stage.format.names[len(self.names) :])
 
     @property
     def has_open(self) -> bool:

@@ -92,6 +92,7 @@ def test_wrong_arguments(shards, tmp_path, monkeypatch):
         to_ray_dataset(shards / "here", n_steps=1, current_feilds=["reward"])
     with pytest.raises(BufferNotFoundError):
         to_ray_dataset(tmp_path / "nothing", n_steps=1)
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'gym-replay\[ray\]'"):
-        to_ray_dataset(shards / "here", n_steps=1)
+    for missing in ("pyarrow", "pandas", "ray"):  # plain Ray comes without the first two
+        monkeypatch.setitem(__import__("sys").modules, missing, None)
+        with pytest.raises(MissingExtraError, match=rf"needs {missing}, .*pip install 'gym-replay\[ray\]'"):
+            to_ray_dataset(shards / "here", n_steps=1)

@@ -246,6 +246,75 @@ def test_a_pull_goes_on_where_it_was(tmp_path):
         assert there.calls["read bytes"] < (20 << 20) + (1 << 20) - half // 2
 
 
+SOME = {"where": "score > 9", "fields": ["x"]}
+
+
+@pytest.fixture
+def scores(tmp_path):
+    """Forty episodes of half a megabyte in a store: the calls of the store, and the buffer."""
+    with store() as there, make_plain(tmp_path / "here", meta_fields={"score": "int"}) as buffer:
+        for number in range(40):
+            buffer.store_episode(x=number + np.arange(1 << 16), score=number)
+        push(buffer, URL)
+        there.calls.clear()
+        yield SimpleNamespace(calls=there.calls, buffer=buffer)
+
+
+def _cut_pull(target):
+    message = rf"nothing is at {target}; the same call goes on with .*gym-replay-pull"
+    fails = Fails("read", error=PermissionError("no"), always_from=12)
+    with behaving(fails), pytest.raises(StorageError, match=message):
+        pull(URL, target, **SOME)
+    assert not target.exists()
+
+
+def test_a_pull_of_some_goes_on_where_it_was(tmp_path, scores):
+    target = tmp_path / "back"
+    _cut_pull(target)
+    half = scores.calls["read bytes"]
+    assert half > 2 << 20
+    scores.calls.clear()
+    with pull(URL, target, **SOME) as back:
+        assert [int(episode["x"][0]) for episode in back] == [*range(10, 40)]
+    assert scores.calls["read bytes"] < (15 << 20) + (3 << 20) - half
+    assert not list(tmp_path.glob(".back*"))
+    assert check_buffer(target).ok
+
+
+def test_what_a_pull_of_some_has_left_is_not_believed(tmp_path, scores):
+    target = tmp_path / "back"
+    _cut_pull(target)
+    (rows,) = tmp_path.glob(".back.gym-replay-pull/steps/x.npy")
+    with rows.open("r+b") as file:
+        for at in range(0, rows.stat().st_size, 1 << 18):
+            file.seek(at)
+            file.write(b"not what was there")
+    buffer = scores.buffer
+    buffer.store_episode(x=np.arange(1 << 16), score=40)
+    push(buffer, URL)  # and another revision is there, with longer files
+    with pull(URL, target, **SOME) as back:
+        assert [episode["x"].tolist() for episode in back] == [buffer[at]["x"].tolist() for at in range(10, 41)]
+
+
+def test_a_pull_of_some_that_cannot_be_leaves_nothing(tmp_path, scores):
+    for wrong in ({"where": "score > 100"}, {"fields": ["y"]}, {"episodes": [50]}):
+        with pytest.raises((EmptyBufferError, FieldError, IndexError)):
+            pull(URL, tmp_path / "back", **wrong)
+    assert not list(tmp_path.glob("*back*"))
+
+
+def test_a_pull_of_some_that_is_killed(tmp_path):
+    buffer = make(tmp_path / "here")
+    url = f"file://{tmp_path}/there"
+    push(buffer, url)
+    script = KILLED.replace("pull(sys.argv[3], sys.argv[4])", "pull(sys.argv[3], sys.argv[4], where='length > 0')")
+    assert run_script(script, "cat_file", 12, url, tmp_path / "back")[0] == 9
+    assert not (tmp_path / "back").exists()
+    assert list(tmp_path.glob(".back*"))
+    assert all_values(pull(url, tmp_path / "back", where="length > 0")) == all_values(buffer)
+    assert not list(tmp_path.glob(".back*"))
+
+
 def test_a_store_that_fails_now_and_then(tmp_path):
     with store(), make(tmp_path / "here") as buffer:
         with behaving(Fails("write", numbers=(2, 3, 7), error=ConnectionError("reset"))):

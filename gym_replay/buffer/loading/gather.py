@@ -177,7 +177,7 @@ class Rows:
         self._encoded = frozenset(name for name, info in self._fields.items() if info.codec is not None)
         self._lookup = Lookup(self.firsts)
         self._used = np.arange(len(self._parts))
-        self._of_blocks = False
+        self._are_own = False
         self.are_mirrored = any(part.reader.mirrored is not None for part in self._parts)
         self._process = os.getpid()
 
@@ -208,9 +208,14 @@ class Rows:
             column, own = snapshot.columns[snapshot.metadata.rows_path(name)], rows[mine] - self.firsts[part]
             (column.need if wait else column.expect)(own, own + 1)
 
-    def expect_blocks(self) -> None:
-        """Have maps of its own from now on, of which only what :meth:`will_need` asks for is read."""
-        self._of_blocks, self._columns = True, {}
+    def without_read_ahead(self) -> None:
+        """Have maps of its own from now on, of which only what is taken or :meth:`will_need` asks for is read."""
+        self._are_own, self._columns = True, {}
+
+    def fit_into_memory(self, names: Iterable[str]) -> bool:
+        """Whether the rows of these fields do, but for those that have elements, on this machine."""
+        width = sum(self._fields[name].nbytes for name in names if not self._fields[name].has_elements)
+        return int(self.firsts[-1]) * width <= maps.memory_bytes()
 
     def map(self, names: Iterable[str]) -> None:
         """Map these fields, but for those that have elements."""
@@ -293,15 +298,15 @@ class Rows:
         field = self._fields[name]
         if field.nbytes == 0:
             return Column(np.empty((int(self.firsts[-1]), *field.shape), field.dtype))
-        if len(self._parts) == 1 and (self.are_mirrored or not self._of_blocks):
+        if len(self._parts) == 1 and (self.are_mirrored or not self._are_own):
             return Column(self._mapped(0, name))
         used = [self._parts[part] for part in self._used.tolist()]
         files = [part.columns[part.metadata.rows_path(name)] for part in used]
         array = join(files, [part.rows for part in used], np.append(self.firsts[self._used], self.firsts[-1]))
         if array is None:
             return Column(self._mapped(0, name)) if len(self._parts) == 1 else None
-        if self._of_blocks:
-            maps.expect_blocks(array)
+        if self._are_own:
+            maps.without_read_ahead(array)
         return Column(array)
 
     def _mapped(self, part: int, name: str) -> Array:

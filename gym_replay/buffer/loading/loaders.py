@@ -136,8 +136,9 @@ def make_loader(kind: str, given: Mapping[str, Any]) -> ReplayLoader:
     sampler = EpochSampler(dataset, order, torch_options.get("generator"))
     if order.drop_last and not len(sampler.of_this_rank()):  # without, a rank may have none of few
         _warn_of_nothing(len(dataset), batch_size, order.ranks().world_size)
-    if order.shuffle == "block":
-        dataset.source.rows.expect_blocks()
+    rows, at_random = dataset.source.rows, order.shuffle or order.replacement
+    if order.shuffle == "block" or (at_random and not rows.fit_into_memory(dataset.entries.read_fields)):
+        rows.without_read_ahead()
     return ReplayLoader(EpochDataset(dataset, sampler, only), device=device, **torch_options)
 
 

@@ -92,7 +92,8 @@ class Anchors:
     @classmethod
     def of(cls, starts: Ints, counts: Ints, *, first: Ints | None = None, stride: int = 1) -> Anchors:
         """All samples of episodes that begin at these rows and have so many samples each."""
-        offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)))
+        offsets = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
         return cls(starts, offsets, first=first, stride=stride)
 
     @classmethod
@@ -180,7 +181,15 @@ class Lookup:
         size = 1 << self._shift
         cells = np.arange(((total - 1) >> self._shift) + 1, dtype=np.int64) << self._shift
         first = np.bincount((begins + (size - 1)) >> self._shift, minlength=len(cells)).cumsum()[: len(cells)]
-        self._table: Ints = (first << self._shift) - cells + size - np.minimum(self._ends.take(first) - cells, size)
+        # In place: of ten million ranges, each of these arrays has a hundred megabytes.
+        left = self._ends.take(first)
+        left -= cells
+        np.minimum(left, size, out=left)
+        first <<= self._shift
+        first -= cells
+        first += size
+        first -= left
+        self._table: Ints = first
 
     def find(self, numbers: Ints) -> Ints:
         """The range of each number, int64 of the same shape.
@@ -226,9 +235,13 @@ def _size_of_cells(begins: Ints, total: int, ranges: int) -> tuple[int, int]:
 
 
 def _more_in_a_cell(begins: Ints, shift: int) -> int:
-    """How many ranges begin inside of a cell at most, but one; what begins with the cell does not count."""
-    inside = begins[(begins & ((1 << shift) - 1)) != 0]
-    return max(0, int(np.bincount(inside >> shift, minlength=1).max()) - 1)
+    """How many ranges begin inside of a cell at most, but one: 0, 1, or 2 where there are more.
+
+    What begins with the cell does not count.
+    """
+    cells = begins[(begins & ((1 << shift) - 1)) != 0]
+    cells >>= shift
+    return next((more for more in (2, 1) if (cells[more:] == cells[:-more]).any()), 0)
 
 
 def n_step_lengths(samples: Samples, n_steps: int) -> Ints:

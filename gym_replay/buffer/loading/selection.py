@@ -76,6 +76,17 @@ class EpisodeValues(Mapping[str, Array]):
                 self._known[name] = np.arange(self.count)
         return self._known[name]
 
+    def of(self, name: str, index: Ints) -> Array:
+        """The values of some episodes, at least one, by their ascending indices: those of the others are not read."""
+        if name in self._known:
+            return self._known[name][index]
+        firsts = np.cumsum([0, *map(len, self._parts)])
+        cuts = np.searchsorted(index, firsts)
+        mine = [index[low:high] - first for low, high, first in zip(cuts[:-1], cuts[1:], firsts, strict=False)]
+        return np.concatenate(
+            [self._read(name, part.only(own)) for part, own in zip(self._parts, mine, strict=True) if len(own)]
+        )
+
     def __contains__(self, name: object) -> bool:
         return name in self._names
 

@@ -64,13 +64,16 @@ class Source:
             conditions = {"episodes": episodes, "filter_meta": filter_meta}
             given = ", ".join(f"{name}={value!r:.80}" for name, value in conditions.items() if value is not None)
             raise EmptyBufferError(f"no episode meets {given}")
-        self.owners = np.repeat(np.arange(len(self.parts)), [len(part) for part in self.parts])[self.index]
+        self._are_all = len(self.index) == self._values.count
+        chosen = slice(None) if self._are_all else self.index  # of ten million episodes, each copy takes its time
+        self.owners = np.repeat(np.arange(len(self.parts)), [len(part) for part in self.parts])[chosen]
         self.ids, self.lengths, self.has_final, starts = (
-            np.concatenate([getattr(part, name) for part in self.parts])[self.index]
+            np.concatenate([getattr(part, name) for part in self.parts])[chosen]
             for name in ("ids", "lengths", "has_final", "starts")
         )
         self.starts = starts + self.rows.firsts[self.owners]
-        present, firsts = np.unique(self.owners, return_index=True)
+        present = np.flatnonzero(np.bincount(self.owners))
+        firsts = np.searchsorted(self.owners, present)
         self.rows.use(present)
         # Episodes leave circular buffers only.
         self._oldest = {
@@ -104,7 +107,7 @@ class Source:
     def meta(self, name: str) -> Array:
         """A meta field's values, ``(episodes, *field.shape)``."""
         if name not in self._meta:
-            self._meta[name] = self._values[name][self.index]
+            self._meta[name] = self._values[name] if self._are_all else self._values.of(name, self.index)
         return self._meta[name]
 
     def stretches(self, episodes: Ints, steps: tuple[int, int], gap: int = 1) -> list[tuple[int, int]]:

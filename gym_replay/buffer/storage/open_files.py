@@ -191,15 +191,15 @@ class OpenFiles:
             nbytes += sum(counts) * self.elements[name].row_nbytes
         return start, nbytes
 
-    def write_slots(self, column: ColumnWriter, first_id: int, rows: bytes) -> None:
+    def write_slots(self, column: ColumnWriter, first_id: int, rows: bytes | bytearray) -> None:
         """Write rows of the table, or of the checksums, of episodes with consecutive ids."""
-        slot, fitting = first_id - self.base, len(rows)
+        slot = first_id - self.base
         if self.capacity is not None:
             slot %= self.capacity
-            fitting = min(fitting, (self.capacity - slot) * column.row_nbytes)  # the others begin at slot 0
-        column.write(slot, rows[:fitting])
-        if fitting < len(rows):
+            fitting = (self.capacity - slot) * column.row_nbytes
             column.write(0, rows[fitting:])
+            rows = rows[:fitting]
+        column.write(slot, rows)
 
     # --- the end ---
 

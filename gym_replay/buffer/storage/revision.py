@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ ATTEMPTS = 200
 """How often files that a writer changes meanwhile are read again."""
 
 _LOOKS = 4
-_EXTENT = np.dtype([("id", "<i8"), ("start", "<i8"), ("length", "<i8"), ("flags", "u1")])
+_EXTENT = ("id", "start", "length", "flags")
 
 
 class OutdatedError(Exception):
@@ -239,12 +239,11 @@ class Revision:
             end = self.valid_end
             first = min(counters.first, end)
             self.columns[EPISODES].view(self._slots_needed(first, end))
-            runs, slots = [np.empty(0, _EXTENT)], [np.empty(0, np.int64)]
+            runs = [_extents(np.empty(0, metadata.record.dtype), 0)]
             bad_id = None
             for ids, slot in record_runs(first, end, counters.base, metadata.table_capacity, metadata.record.nbytes):
                 records, bad_id = self._sound_records(ids, slot)
-                runs.append(_extents(records))
-                slots.append(np.arange(slot, slot + len(ids)))
+                runs.append(_extents(records, slot))
                 if bad_id is not None:
                     break
             overtaken = counters.first
@@ -261,7 +260,7 @@ class Revision:
                 )
                 continue
             self._checked = end
-            return self._live_of(np.concatenate(runs), np.concatenate(slots))
+            return self._live_of([np.concatenate(columns) for columns in zip(*runs, strict=True)])
         raise EpisodeEvictedError(f"{self.opener.folder}: episodes are evicted faster than the table can be read")
 
     def _sound_records(self, ids: Ints, slot: int) -> tuple[npt.NDArray[Any], int | None]:
@@ -281,11 +280,12 @@ class Revision:
             time.sleep(0.0005)
         return records, bad_id
 
-    def _live_of(self, extents: npt.NDArray[Any], slots: Ints) -> Extents:
-        live = (extents["flags"] & DELETED) == 0
+    def _live_of(self, extents: Sequence[npt.NDArray[Any]]) -> Extents:
+        """The episodes that are not deleted, of the columns that :func:`_extents` gives."""
+        live = (extents[3] & DELETED) == 0
         if not live.all():
-            extents, slots = extents[live], slots[live]
-        ids, starts, lengths, flags = (np.ascontiguousarray(extents[name]) for name in _EXTENT.names or ())
+            extents = [column[live] for column in extents]
+        ids, starts, lengths, flags, slots = extents
         self._check_ranges(starts, lengths)
         rows = int((starts + lengths).max()) + self.metadata.has_state if len(ids) else 0
         return Extents(ids, slots, starts, lengths, flags, rows)
@@ -346,9 +346,7 @@ def settled_number(metadata: Metadata) -> int:
     return metadata.revision + bool(metadata.pending or metadata.obsolete)
 
 
-def _extents(records: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Ids, rows and flags of records, without their meta values."""
-    extents = np.empty(len(records), _EXTENT)
-    for name in _EXTENT.names or ():
-        extents[name] = records[name]
-    return extents
+def _extents(records: npt.NDArray[Any], slot: int) -> list[npt.NDArray[Any]]:
+    """Ids, first rows, lengths, flags and slots of records that follow one another, each in memory of its own."""
+    columns = [np.ascontiguousarray(records[name]) for name in _EXTENT]
+    return [*columns, np.arange(slot, slot + len(records), dtype=np.int64)]

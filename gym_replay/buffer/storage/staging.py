@@ -55,7 +55,7 @@ class RowFormat:
     Args:
         fields: the schema.
         names: the fields of which each transition holds an item; the others hold their default.
-        packers: for fields whose items are not the bytes of a row.
+        packers: for fields whose items are numbers and not the bytes of a row; fields with a shape have bytes.
         chunk_bytes: how much stays in memory before it is written early.
 
     Attributes:
@@ -84,8 +84,9 @@ class RowFormat:
         self.defaults = {name: info.stored.default_value().tobytes() for name, info in fields.items()}
         items = [(item, name, fields[name]) for item, name in enumerate(self.names) if name in fields]
         self.plan = [
-            FieldPlan(name, item, self._packers.get(name), info.state, info.has_elements, self.defaults[name])
+            FieldPlan(name, item, packer, info.state, info.has_elements, self.defaults[name])
             for item, name, info in items
+            for packer in [None if info.shape else self._packers.get(name)]
         ]
 
     def with_fields(self, fields: Mapping[str, Field], *, bring_items: bool = True) -> RowFormat:
@@ -123,7 +124,8 @@ class Staged(NamedTuple):
     @property
     def end(self) -> int:
         """How many transitions the episode has; the list of items may go on to grow."""
-        return self.start + len(self.items) // self.format.width
+        held = len(self.items) // self.format.width
+        return held if self.early is None else self.early.length + held
 
 
 class Stage:
@@ -186,16 +188,18 @@ class Stage:
         self.staged = memory._replace(items=[*memory.items, *items], last=last)
 
     def make_room(self) -> tuple[Callable[[Sequence[Any]], None], int]:
-        """A function that takes the items of one transition, and how often it may be called.
+        """A function that takes the items of one transition, and how often it may be called: 0 at the longest length.
 
         Raises:
             StorageError: rows had to be written early, and the operating system refused.
         """
-        width, rows = self.staged.format.width, self.staged.format.chunk_rows
-        if len(self.staged.items) >= rows * width:
+        row_format, _, items, early, _ = self.staged
+        held = len(items) // row_format.width
+        if held >= row_format.chunk_rows:
             self.write_early()
-        items = self.staged.items
-        return items.extend, rows - len(items) // width
+            return self.make_room()
+        longest = self.longest if early is None else self.longest - early.length
+        return items.extend, min(row_format.chunk_rows, longest) - held
 
     def write_early(self) -> None:
         """Write all but the last transition, to which its episode's end may add; :attr:`extend` is another one then.
@@ -247,7 +251,7 @@ class Stage:
         """The episode as a commit takes it."""
         memory = self.staged
         flags = (HAS_FINAL if self.has_final and memory.format.has_state else 0) | (COMPLETE if complete else 0)
-        return Block(self._last_rows(memory), [len(self)], flags, meta, memory.early)
+        return Block(self._last_rows(memory), [memory.end], flags, meta, memory.early)
 
     def _last_rows(self, memory: Staged) -> dict[str, Any]:
         """The rows in memory by field, as a block has them: row T, too, and what is known of the last transition."""
@@ -284,13 +288,14 @@ class Stage:
         """
         memory = self.staged
         info, early = memory.format.fields[name], memory.early
-        count = len(self) + (info.state and self.has_final)
+        count = memory.end + (info.state and self.has_final)
         if rows is None:
             rows = self._last_rows(memory).get(name, [b""] * count)
         if isinstance(rows, list):  # no bytes stand for the default
             default = info.default_value().tobytes()
             rows = b"".join([row or default for row in rows])
-        if info.nbytes == 0:
+        if early is not None:
+            rows = self._read_early(name, early) + rows
+        if not rows:  # they have no bytes
             return np.empty((count, *info.shape), info.dtype)
-        before = self._read_early(name, early) if early is not None else b""
-        return np.frombuffer(before + rows, info.dtype).reshape(-1, *info.shape)[:count]
+        return np.frombuffer(rows, info.dtype).reshape(-1, *info.shape)[:count]

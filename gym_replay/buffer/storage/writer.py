@@ -288,7 +288,7 @@ class FolderWriter:
             BufferFullError: there is no room for one more.
         """
         metadata, known = self.metadata, self._format
-        if known is None or known[0] is not metadata or known[1] is not names:
+        if known is None or known[0] is not metadata or known[1] != names:
             size = RING_CHUNK_BYTES if metadata.circular else CHUNK_BYTES
             self._format = known = (metadata, names, RowFormat(metadata.fields, names, packers, chunk_bytes=size))
         self._early = None

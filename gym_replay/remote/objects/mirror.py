@@ -26,14 +26,15 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.errors import CorruptBufferError, FieldError, StorageError
+from gym_replay.errors import BufferLockedError, CorruptBufferError, FieldError, StorageError
 from gym_replay.files.directory import Directory, storage_error
 from gym_replay.files.garbage import Descriptor, finalize
-from gym_replay.files.writing import write_at
+from gym_replay.files.writing import read_at, write_at
 from gym_replay.remote.objects.manifest import BLOCK, Published
 from gym_replay.remote.objects.store import requests
 
@@ -85,14 +86,22 @@ class Mirror:
         published: the revision.
         cache: the folder in which the mirror has its own; by default ``gym_replay`` below the user's folder of caches.
         cache_bytes: how many bytes may be there.
+        kept: a folder for this mirror alone, which stays when the mirror goes, until :meth:`close`. What an earlier
+            mirror has left there is compared with the checksums and not fetched again.
 
     Raises:
+        BufferLockedError: another mirror has the folder.
         FieldError: ``cache_bytes`` is too small to be of use.
         StorageError: the folder cannot be made.
     """
 
     def __init__(
-        self, published: Published, cache: str | os.PathLike[str] | None = None, cache_bytes: int = CACHE_BYTES
+        self,
+        published: Published,
+        cache: str | os.PathLike[str] | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        *,
+        kept: Path | None = None,
     ) -> None:
         if cache_bytes < 4 * BLOCK:
             raise FieldError(f"cache_bytes={cache_bytes}: expected at least {4 * BLOCK}")
@@ -100,6 +109,7 @@ class Mirror:
         self._cache = default_cache() if cache is None else Path(os.path.abspath(os.path.expanduser(cache)))
         self._most = cache_bytes // BLOCK
         self._sums = published.sums()
+        self._kept = kept
         self._token = secrets.token_hex(8)
         _ALL[self._token] = self
         self._begin()
@@ -115,6 +125,11 @@ class Mirror:
         self._blocks = self._clock = 0
         self._holds = threading.local()
         self._can_punch = True
+        kept, self._kept = self._kept, None  # a forked process has another one
+        self._resumes = kept is not None
+        if kept is not None:
+            self._take(kept)
+            return
         try:
             self._cache.mkdir(parents=True, exist_ok=True)
             _remove_abandoned(self._cache)
@@ -126,6 +141,33 @@ class Mirror:
         except OSError as error:
             raise storage_error(error, self._cache, 0) from error
         weakref.finalize(self, finalize, _remove, self._folder, self._process)
+
+    def _take(self, folder: Path) -> None:
+        """Have the folder that is kept, and its lock."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._folder, self._directory = folder, Directory(folder)
+            self._lock = Descriptor(self._directory.open(_LOCK, os.O_RDWR | os.O_CREAT))
+            fcntl.flock(self._lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = "another process is fetching into this folder; wait for it, or choose another one"
+            raise BufferLockedError(errno.EAGAIN, what, str(folder)) from None
+        except OSError as error:
+            raise storage_error(error, folder, 0) from error
+
+    def close(self, *, keep: bool) -> None:
+        """Wait for what is under way, and let go of the folder, which goes unless it is to be kept.
+
+        Nothing can be asked for afterwards.
+        """
+        with self._changed:
+            coming = {future for file in self._files.values() for future in file.coming.values()}
+        for future in coming:
+            future.cancel()
+        wait(coming)
+        if not keep:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._lock.close()
 
     def _here(self) -> None:
         if self._process != os.getpid():
@@ -165,14 +207,33 @@ class Mirror:
             raise FileNotFoundError(errno.ENOENT, "the revision has no such file", path)
         try:
             self._directory.make_parents(path)
-            descriptor = self._directory.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            file = _File(path, self._sums[path])
+            descriptor = self._directory.open(path, os.O_RDWR | os.O_CREAT | (0 if self._resumes else os.O_EXCL))
             try:
                 os.ftruncate(descriptor, info.size)
+                if self._resumes:
+                    self._find(descriptor, info.size, file)
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise storage_error(error, self._folder / path, info.size) from error
-        return _File(path, self._sums[path])
+        return file
+
+    def _find(self, descriptor: int, size: int, file: _File) -> None:
+        """Note which blocks of a file are there already, as their checksums say; of holes nothing is read."""
+        at = 0
+        while at < size:
+            try:
+                begin = os.lseek(descriptor, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break  # nothing but a hole is left
+            at = os.lseek(descriptor, begin, os.SEEK_HOLE)
+            for block in range(begin // BLOCK, -(-at // BLOCK)):
+                if crc32(read_at(descriptor, BLOCK, block * BLOCK)) == file.sums[block]:
+                    file.state[block] = _THERE
+        self._blocks += int(np.count_nonzero(file.state == _THERE))
 
     @contextlib.contextmanager
     def hold(self, *, for_good: bool = False) -> Iterator[None]:

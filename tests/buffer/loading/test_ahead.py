@@ -77,11 +77,31 @@ def test_the_next_pool_is_asked_for_once(tmp_path, monkeypatch, ranks, parts):
 def test_advice_is_taken(tmp_path):
     with fill(tmp_path, 1000) as buffer:
         rows = buffer.dataset(timestep_level=True).source.rows
-        rows.expect_blocks()
+        rows.without_read_ahead()
         expected = np.load(tmp_path / "steps" / "x.npy", mmap_mode="r")
         for first, last in ((0, 1000), (3, 4), (999, 1000), (500, 500)):
             rows.will_need(("x", "n", "words"), [(first, last)])
             np.testing.assert_array_equal(rows.take("x", np.arange(first, last)), expected[first:last])
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("memory", [0, 1 << 40])
+def test_random_rows_are_read_alone_where_memory_does_not_take_them_all(tmp_path, monkeypatch, parts, memory):
+    folders = [tmp_path / str(part) for part in range(parts)]
+    for folder in folders:
+        fill(folder, 200).close()
+    told = []
+    monkeypatch.setattr(maps, "memory_bytes", lambda: memory)
+    monkeypatch.setattr(maps, "without_read_ahead", lambda array: told.append(array.nbytes))
+    expected = np.concatenate([np.load(folder / "steps" / "x.npy") for folder in folders])
+    with ConcatReplayBuffer(folders) as buffer:
+        for shuffled in ({"shuffle": True}, {"replacement": True}, {}):
+            loader = buffer.dataloader(32, timestep_level=True, return_indices=True, fields=("x", "words"), **shuffled)
+            for batch in loader:
+                rows = batch["_indices"][:, 0].numpy() * 100 + batch["_indices"][:, 1].numpy()
+                np.testing.assert_array_equal(batch["x"], expected[rows])
+            assert len(told) == (1 if shuffled and not memory else 0)
+            told.clear()
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -1,5 +1,7 @@
 """Records: many written together, with values that they have in common, and many read together."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -93,6 +95,41 @@ def test_each_record_has_its_values(tmp_path_factory, limits, steps, repeats, da
             assert np.asarray(episode.meta[name]).tobytes() == np.array(values[name], dtype).tobytes(), name
     buffer.close()
     assert check_buffer(folder).ok
+
+
+@pytest.fixture(scope="module")
+def ten_episodes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ten") / "buffer"
+    with ReplayBuffer(folder, fields=FIELDS, meta_fields=META) as buffer:
+        for number in range(10):
+            buffer.store_episode(x=range(number + 2), number=number, text="one", pair=(1, 2), empty=(), is_on=True)
+    return folder
+
+
+@given(
+    slots=st.sets(st.integers(0, 9), min_size=1, max_size=10),
+    changes=st.dictionaries(st.integers(0, 62), st.integers(1, 255), min_size=1, max_size=4),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_first_damaged_record_is_found_also_where_several_have_the_same_damage(ten_episodes, slots, changes):
+    path = ten_episodes / "episodes.npy"
+    sound = path.read_bytes()
+    try:
+        table = np.load(path, mmap_mode="r+")
+        nbytes = table.dtype.itemsize
+        flat = table.view(np.uint8).reshape(-1, nbytes)
+        for at, change in changes.items():
+            flat[sorted(slots), at % nbytes] ^= change
+        before = np.frombuffer(sound, np.uint8)[table.offset :].reshape(flat.shape)
+        damaged = np.flatnonzero((before != flat).any(1)).tolist()
+        table.flush()
+        with contextlib.ExitStack() as stack:
+            if damaged:
+                stack.enter_context(pytest.warns(UserWarning, match=f"record of episode {damaged[0]} does not match"))
+            with ReplayBuffer.from_folder(ten_episodes, read_only=True) as buffer:
+                assert [len(episode) for episode in buffer] == [*range(1, 11)][: min(damaged, default=10)]
+    finally:
+        path.write_bytes(sound)
 
 
 @pytest.mark.parametrize(

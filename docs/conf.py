@@ -4,7 +4,11 @@
 """
 
 import os
+from functools import partial
 from importlib.metadata import version as version_of
+
+import nbclient
+from jupyter_cache.executors import utils as executing
 
 project = "gym_replay"
 author = "gym_replay contributors"
@@ -27,6 +31,10 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
 nb_output_stderr = "remove"
+nb_render_markdown_format = "myst"  # with tables
+executing.executenb = partial(nbclient.execute, coalesce_streams=True)
+"""What a cell prints comes in pieces, which MyST-NB joins with line breaks; joined before, none is within a line."""
+
 os.environ.update(TQDM_DISABLE="1", SDL_VIDEODRIVER="dummy", SDL_AUDIODRIVER="dummy", PYGAME_HIDE_SUPPORT_PROMPT="1")
 os.environ["OMP_NUM_THREADS"] = "1"  # small networks, on machines where others are busy too
 

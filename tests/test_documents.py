@@ -58,7 +58,7 @@ def test_code_is_python(name):
     for block in blocks_of(name):
         shell = block.startswith("%%bash")
         lines = block.splitlines()
-        ast.parse("\n".join("pass" if shell or line.lstrip().startswith("!") else line for line in lines))
+        ast.parse("\n".join("pass" if shell or line.lstrip().startswith(("!", ":tags:")) else line for line in lines))
 
 
 def anchors_of(path):

@@ -1,6 +1,6 @@
 """Record what PPO does while it learns on eight environments, and clone the best of it.
 
-python examples/record_sb3_training.py       pip install stable-baselines3
+python -m examples.record_sb3_training       pip install stable-baselines3
 
 The recorder goes around the vector environment of Stable-Baselines3 and is one itself, so that the agent learns on it.
 Every episode is in the folder when its last step returns: also the bad ones of the beginning, which a condition leaves
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
 from torch import nn
 
-from gym_replay import ReplayBuffer, timestep_loader
+from examples.behavior_cloning import Controller, greedy
+from gym_replay import ReplayBuffer, evaluate, timestep_loader
 from gym_replay.wrappers.vector import RecordToBuffer
 
 ENV_ID = "CartPole-v1"
@@ -46,39 +46,20 @@ def learn(folder: str, steps: int, seed: int) -> PPO:
     return model
 
 
-class Clone(nn.Module):
-    """A policy that `evaluate_policy` takes, as it takes a model of Stable-Baselines3."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.logits = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 2))
-
-    @torch.inference_mode()
-    def predict(
-        self,
-        observation: np.ndarray,
-        state: None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = True,
-    ) -> tuple[np.ndarray, None]:
-        """The likeliest action for each observation."""
-        return self.logits(torch.from_numpy(observation)).argmax(dim=-1).numpy(), None
-
-
-def clone(buffer: ReplayBuffer, episodes: str, epochs: int, seed: int) -> Clone:
+def clone(buffer: ReplayBuffer, episodes: str, epochs: int, seed: int) -> Controller:
     """Fit a small network to the actions of some episodes."""
     torch.manual_seed(seed)
-    policy = Clone()
-    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
+    network = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 2))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     fields = ("observation", "action")
     loader = timestep_loader(buffer, 256, episodes=episodes, fields=fields, shuffle=True, seed=seed)
     for _ in range(epochs):
         for batch in loader:
-            loss = nn.functional.cross_entropy(policy.logits(batch["observation"]), batch["action"])
+            loss = nn.functional.cross_entropy(network(batch["observation"]), batch["action"])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return policy.eval()
+    return greedy(network)
 
 
 def main() -> None:
@@ -94,7 +75,7 @@ def main() -> None:
     model = learn(args.folder, args.steps, args.seed)
 
     buffer = ReplayBuffer.from_folder(args.folder, read_only=True)
-    returns = np.array([episode.meta["episode_return"] for episode in buffer])
+    returns = buffer.meta["episode_return"]
     print(f"{args.folder}: {buffer.num_episodes} episodes of {NUM_ENVS} environments, {buffer.num_steps} steps")
     print("episodes        mean return")
     for part in np.array_split(np.arange(len(returns)), PARTS):
@@ -106,9 +87,8 @@ def main() -> None:
     print(f"cloned: the episodes with {best}")
     print("policy          mean return")
     for name, player in (("PPO", model), ("clone", policy)):
-        env = make_vec_env(ENV_ID, NUM_ENVS, seed=args.seed + NUM_ENVS)  # other seeds than while it learned
-        mean, _ = evaluate_policy(player, env, n_eval_episodes=args.evaluation_episodes)
-        print(f"{name:14} {mean:12.1f}")
+        found = evaluate(player, ENV_ID, episodes=args.evaluation_episodes, seed=args.seed, progress=False)
+        print(f"{name:14} {found.mean:12.1f}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from gym_replay.cli import output
 from gym_replay.cli.policies import CALLING, ENV, ENV_KWARGS, EPISODE, POLICIES, POLICY, QUIET, import_for
 from gym_replay.cli.verbs import FOLDER, TRUST, import_modules, importing, keywords, option, verb
 from gym_replay.errors import FieldError
+from gym_replay.viewing.text import number
 
 if TYPE_CHECKING:
     from gym_replay.buffer.door import ReferenceReturns
@@ -70,7 +71,7 @@ def _as_json(found: Evaluation, score: float | None) -> dict[str, Any]:
 def _lines(found: Evaluation, score: float | None) -> list[str]:
     lines = output.wrapped(str(found))
     if score is not None:
-        lines.append(f"normalised score {output.number(score)}")
+        lines.append(f"normalised score {number(score)}")
     if found.returns.ndim == 1:
         lines += output.histogram("return", output.distribution(found.returns))
     return lines + output.histogram("length", output.distribution(found.lengths))
@@ -113,8 +114,8 @@ def reference(args: argparse.Namespace) -> int:
     for folder in folders:
         with ReplayBuffer.from_folder(folder) as buffer:
             buffer.set_reference_returns(found)
-    known = "not known" if found.expert is None else output.number(found.expert)
-    line = f"{args.folder}: random {output.number(found.random or 0.0)}, expert {known}"
+    known = "not known" if found.expert is None else number(found.expert)
+    line = f"{args.folder}: random {number(found.random or 0.0)}, expert {known}"
     return output.show(args, {"folder": args.folder, **vars(found)}, [line])
 
 

@@ -21,6 +21,7 @@ from gym_replay.files.folders import bytes_beneath
 from gym_replay.schema.codec_choice import is_image
 from gym_replay.schema.codecs import short_name
 from gym_replay.schema.fields import Field
+from gym_replay.viewing.text import number
 
 _ENDS = ("terminated", "truncated", "complete")
 WORTH_A_SAMPLE = 1 << 30
@@ -161,11 +162,11 @@ def _about_codec(field: Mapping[str, Any]) -> Iterator[str]:
             ratio, what = 1 / ratio, "larger"
         yield (
             f"{name}: {output.nbytes(field['bytes'])} with codec {short_name(field['codec'])}{lossy}, raw {raw}: "
-            f"{output.number(ratio, 3)} times {what}"
+            f"{number(ratio, 3)} times {what}"
         )
     if (ratio := field.get(f"{SUGGESTED}_ratio")) is not None and ratio > _WORTH_SAYING:
         yield (
-            f"{name}: raw {raw}; {SUGGESTED} would make it {output.number(ratio, 3)} times smaller, by a sample of "
+            f"{name}: raw {raw}; {SUGGESTED} would make it {number(ratio, 3)} times smaller, by a sample of "
             f"{SAMPLE} rows: gym-replay select FOLDER NEW_FOLDER --codec {name}={SUGGESTED}"
         )
     if "hint" in field:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from gym_replay.cli import output
 from gym_replay.cli.verbs import CHOICE, FIELDS, FOLDER, opened, option, shows_bars, verb
 from gym_replay.errors import FieldError, printable
 from gym_replay.notices import did_you_mean
+from gym_replay.viewing.text import number
 
 if TYPE_CHECKING:
     from gym_replay.buffer.loading.statistics import FieldStatistics
@@ -24,8 +24,8 @@ _QUANTILES = (0.01, 0.5, 0.99)
 _MOST_ROWS = 12
 """Elements of one field that are shown without --all."""
 
-_LONGEST_CELL, _LEAST_CELL = 30, 16
-"""To which a cell is cut anyway, and where there is no room for it, before each field gets a line."""
+_LEAST_CELL = 16
+"""To which a cell is cut where there is no room for it, before each field gets a line."""
 
 
 @verb(
@@ -106,7 +106,7 @@ def _rows(name: str, field: FieldStatistics, most: int | None) -> Iterator[tuple
             return
         values = [field.mean, field.std, field.min, field.max, *field.quantiles.values()]
         label = name if not element else f"{name}[{','.join(map(str, element))}]"
-        yield (label, str(int(field.count[element])), *(output.number(float(value[element]), 3) for value in values))
+        yield (label, str(int(field.count[element])), *(number(float(value[element]), 3) for value in values))
 
 
 @verb(
@@ -130,21 +130,24 @@ def head(args: argparse.Namespace) -> int:
             raise FieldError(f"--steps: expected a number from 0 on, got {args.steps}")
         indices = range(len(buffer)) if episodes is None else episodes.tolist()
         rows = list(islice(_transitions(buffer, indices, names), args.steps))
+        is_ragged = [buffer.metadata.fields[name].ragged for name in names]
     header = ("episode", "t", *names)
-    return output.show(args, [dict(zip(header, row, strict=True)) for row in rows], _lines(header, rows))
+    return output.show(args, [dict(zip(header, row, strict=True)) for row in rows], _lines(header, rows, is_ragged))
 
 
-def _lines(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+def _lines(header: Sequence[str], rows: Sequence[Sequence[Any]], is_ragged: Sequence[bool]) -> Iterator[str]:
     """The transitions as a table, or with a line for each field, where they do not fit beside one another."""
-    cells = [[str(row[0]), str(row[1]), *map(_cell, row[2:])] for row in rows]
+    from gym_replay.viewing.curves import shown_value
+
+    cells = [[str(row[0]), str(row[1]), *map(shown_value, row[2:], is_ragged)] for row in rows]
     columns = zip(header, *cells, strict=True)
     widths = [max(len(name), min(max(map(len, (name, *column))), _LEAST_CELL)) for name, *column in columns]
     if sum(widths) + 2 * (len(widths) - 1) <= output.width():
         yield from output.table(header, cells, right=header[:2])
         return
     longest = max(map(len, header[2:]), default=0)
-    for number, row in enumerate(cells):
-        if number:
+    for place, row in enumerate(cells):
+        if place:
             yield ""
         yield f"episode {row[0]}, step {row[1]}"
         for name, cell in zip(header[2:], row[2:], strict=True):
@@ -157,21 +160,3 @@ def _transitions(buffer: Readable, indices: Sequence[int], names: Sequence[str])
         episode = buffer.episode(index)
         for t in range(len(episode)):
             yield [index, t, *(np.array(episode[name][t]) for name in names)]
-
-
-def _cell(value: Any) -> str:
-    """A value on one line, large ones cut; bytes that are text, as a Text space has them, as the text."""
-    if value.ndim == 0:
-        return output.number(value[()].item())
-    if value.ndim == 1 and value.dtype == np.uint8 and value.size:
-        with suppress(UnicodeDecodeError):
-            if (text := value.tobytes().decode()).isprintable():
-                return repr(output.cut(text, _LONGEST_CELL))
-    shown: list[str] = []
-    for item in value.reshape(-1)[: _LONGEST_CELL // 2]:
-        shown.append(output.number(item.item()))
-        if len(" ".join(shown)) > _LONGEST_CELL - 5:
-            break
-    whole = len(shown) == value.size
-    shape = "" if value.ndim == 1 else f" {'x'.join(map(str, value.shape))}"
-    return f"[{' '.join(shown)}{'' if whole else ' ...'}]{shape}"

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_replay.errors import printable
+from gym_replay.viewing.text import number
 
 _BINS = 10
 _LEAST_WIDTH = 6
@@ -57,15 +58,6 @@ def plain(value: Any) -> Any:
 def cut(text: str, longest: int) -> str:
     """A text of at most so many characters, with dots where it was cut."""
     return text if len(text) <= longest else text[: max(longest - 3, 0)] + "..."[:longest]
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A number in few characters."""
-    if isinstance(value, (bool, np.bool_)):
-        return str(bool(value))
-    if isinstance(value, (int, np.integer)) or (math.isfinite(value) and value == int(value) and abs(value) < 1e7):
-        return str(int(value))
-    return f"{value:.{digits}g}"
 
 
 def nbytes(size: float) -> str:

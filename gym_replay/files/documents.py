@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
+
+from gym_replay.errors import CorruptBufferError
 
 LARGEST = 1 << 24
 _DEEPEST = 60
@@ -42,6 +45,21 @@ def parse_json(content: bytes, *, finite: bool = True) -> Any:
     if _depth(value) > _DEEPEST:
         raise ValueError(f"nested deeper than {_DEEPEST} levels")
     return value
+
+
+def read_object(content: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object that is a file's content, in which numbers may be infinite or NaN.
+
+    Raises:
+        CorruptBufferError: it is none, or too large.
+    """
+    try:
+        found = parse_json(content, finite=False)
+    except ValueError as error:
+        raise CorruptBufferError(f"{path}: {error}") from None
+    if not isinstance(found, dict):
+        raise CorruptBufferError(f"{path}: expected an object of JSON, got {found!r:.60}")
+    return found
 
 
 def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

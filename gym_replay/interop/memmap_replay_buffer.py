@@ -15,7 +15,7 @@ import numpy as np
 
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, UnsupportedFormatError
 from gym_replay.files.folders import local_path
-from gym_replay.interop.old_data import ImportReport, check_new, new_buffer, step_field
+from gym_replay.interop.old_data import ImportReport, about, check_new, new_buffer, step_field
 from gym_replay.schema.arrays import Array
 from gym_replay.schema.fields import Field
 
@@ -76,10 +76,8 @@ def from_memmap_replay_buffer(
         for slot, length, is_open in old.episodes():
             values = {name: array[slot, :length] for name, array in old.arrays.items()}
             meta = {name: array[slot] for name, array in old.meta.items()}
-            try:
+            with about(f"the episode in slot {slot}"):
                 buffer.store({**values, **meta}, length, complete=not is_open)
-            except FieldError as error:
-                raise FieldError(f"the episode in slot {slot}: {error}") from None
         not_known = list(old.not_known())
         if not state_fields:
             not_known.insert(0, "which fields are observations: none is a state field, see state_fields")

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from gym_replay.buffer.replay_buffer import ReplayBuffer, open_buffer
-from gym_replay.errors import EmptyBufferError, FieldError, NotABufferError
+from gym_replay.errors import CorruptBufferError, EmptyBufferError, FieldError, NotABufferError
 from gym_replay.files.folders import folder_of
 from gym_replay.files.new_folder import new_folders
 from gym_replay.schema.arrays import Array, Bools
+from gym_replay.schema.codec_choice import IMAGES, Codecs, is_image, with_codecs
 from gym_replay.schema.fields import Field, fit
 from gym_replay.schema.names import encode_key
 
@@ -76,6 +77,27 @@ def fields_of(arrays: Mapping[str, Any], is_state: Callable[[str], bool] = is_ob
         for name, array in sorted(arrays.items(), key=lambda item: not is_observation(item[0]))
     }
     return {**fields, **{name: Field("bool") for name in FLAGS}}
+
+
+def stored_fields(fields: Mapping[str, Field], codecs: Codecs | None) -> dict[str, Field]:
+    """Fields with their codecs; images by zstd where these do not say it.
+
+    Raises:
+        FieldError: a codec does not go with a field.
+    """
+    images: Codecs = {IMAGES: "zstd"} if any(map(is_image, fields.values())) else {}
+    return with_codecs(fields, {**images, **(codecs or {})})
+
+
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """Have errors about old data say what they are about."""
+    try:
+        yield
+    except FieldError as error:
+        raise FieldError(f"{what}: {error}") from None
+    except CorruptBufferError as error:
+        raise CorruptBufferError(f"{what}: {error}") from None
 
 
 def as_flags(name: str, values: Any, count: int) -> Bools:

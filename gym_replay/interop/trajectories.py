@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -88,19 +87,11 @@ def from_trajectories(
     }
     with old_data.new_buffer(path, {"fields": fields}) as buffer:
         for number, (values, ended) in enumerate(chain([first], episodes)):
-            with _named(number):
+            with old_data.about(f"trajectory {number}"):
                 if odd := [name for name in (*fields, *values) if name not in fields or name not in values]:
                     raise FieldError(f"{odd[0]!r} is not in all trajectories, or only in some")
                 buffer.store(values, len(values["terminated"]), complete=ended)
         return buffer.report(reader.not_known(), reader.left_out())
-
-
-@contextmanager
-def _named(number: int) -> Iterator[None]:
-    try:
-        yield
-    except FieldError as error:
-        raise FieldError(f"trajectory {number}: {error}") from None
 
 
 class _Reader:
@@ -118,7 +109,7 @@ class _Reader:
         Raises:
             FieldError: a part is missing, or two contradict one another.
         """
-        with _named(number):
+        with old_data.about(f"trajectory {number}"):
             return self._read(self._parts(trajectory))
 
     def _read(self, parts: Mapping[str, Any]) -> tuple[dict[str, Array], bool]:

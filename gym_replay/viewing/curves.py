@@ -177,14 +177,15 @@ def values_at(episode: Episode, names: Sequence[str], t: int) -> Iterator[tuple[
     for name in names:
         try:
             rows = episode[name]
-            text = "—" if t >= len(rows) else _shown(rows[t], isinstance(rows, Ragged))
+            text = "—" if t >= len(rows) else shown_value(rows[t], isinstance(rows, Ragged))
             episode.snapshot.require_live(episode.id)
         except (GymReplayError, IndexError) as error:
             text = f"({error})"
         yield name, text
 
 
-def _shown(value: Any, ragged: bool) -> str:
+def shown_value(value: Any, ragged: bool) -> str:
+    """A value as a text; of a ragged field, bytes that are text as the text."""
     array = np.asarray(value)
     if ragged and array.dtype == np.uint8 and array.ndim == 1 and 0 < array.size <= _LARGEST_TEXT:
         try:

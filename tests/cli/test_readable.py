@@ -47,7 +47,7 @@ def shown(tmp_path, capsys, monkeypatch):
 def test_head(shown):
     lines = [line.strip() for line in shown("head")]
     assert lines[0] == "episode 0, step 0"
-    assert "observation.said     'go left'" in lines
+    assert "observation.said     “go left”" in lines
     assert "observation.where.p  [0.5 -0.25 1]" in lines
     assert any(line.startswith("observation.camera") and line.endswith("8x8x3") for line in lines)
 

@@ -117,11 +117,12 @@ class BlockOrder(Order):
             pool = self.pool_of(first + len(samples) - 1)
             reads: list[tuple[int, int]] = []
             if asked <= pool:
-                # With the first batch also its own pools, which come too late to be ahead of it.
+                # With the first batch its own pools, which come too late to be ahead of it. What comes after them is
+                # asked for with the second batch: where it came along with them, the first one would wait for both.
                 asked = max(asked, self.pool_of(first) - 1)
-                following = min(pool + 1, self.num_pools - 1)
+                following = min(max(pool, asked + 1), self.num_pools - 1)
                 reads = [span for later in range(asked + 1, following + 1) for span in self.spans(epoch, later)]
-                asked = pool + 1
+                asked = following
             yield BlockDraw(samples, self.seed, epoch, first, reads=reads)
 
     def _blocks(self, epoch: int, pool: int) -> _Blocks:

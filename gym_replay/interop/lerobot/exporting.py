@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,7 +182,7 @@ class _Plan:
         check_flags(self.metadata.fields, *FLAGS)
         return not any(each.key in (DONE, TRUNCATED) for each in self.features)
 
-    def _checked_tasks(self, task: str | Sequence[str] | None, chosen: ChosenEpisodes) -> Sequence[str]:
+    def _checked_tasks(self, task: str | Sequence[str] | None, chosen: ChosenEpisodes) -> Iterable[str]:
         if isinstance(task, str):
             return [task] * len(chosen)
         if task is not None:
@@ -196,7 +196,7 @@ class _Plan:
                 "task: LeRobot has a text for each frame that says what is done, and there is no meta field 'task' of "
                 "strings; pass task='...'"
             )
-        return _Tasks(chosen)
+        return (episode.meta[TASK] for episode in chosen)
 
     def entries(self) -> dict[str, dict[str, Any]]:
         """What ``meta/info.json`` says of all features, but for what is known of videos only when they are there."""
@@ -230,19 +230,6 @@ class _Plan:
             for each in self.features
             if each.dtype == "video"
         )
-
-
-class _Tasks(Sequence[str]):
-    """The meta field ``task`` of each episode, read when it is asked for."""
-
-    def __init__(self, chosen: ChosenEpisodes) -> None:
-        self._chosen = chosen
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._chosen[index].meta[TASK]
 
 
 class _Writer:

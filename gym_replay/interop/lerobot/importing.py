@@ -29,13 +29,20 @@ from gym_replay.interop.lerobot.images import EXTRA, from_bytes
 from gym_replay.interop.lerobot.layout import DatasetFolder, Info, filled, naming
 from gym_replay.interop.lerobot.rest import REST, Rest, with_last_row
 from gym_replay.interop.lerobot.tables import RowReader, find_pyarrow, from_arrow, read_batches, read_tasks
-from gym_replay.interop.old_data import FLAGS, ImportReport, NewBuffer, check_new, episode_flags, new_buffer
+from gym_replay.interop.old_data import (
+    FLAGS,
+    ImportReport,
+    NewBuffer,
+    about,
+    check_new,
+    episode_flags,
+    new_buffer,
+    stored_fields,
+)
 from gym_replay.notices import bar, names_nearest_keyword
 from gym_replay.schema.arrays import Array
-from gym_replay.schema.codec_choice import IMAGES, Codecs, is_image, with_codecs
+from gym_replay.schema.codec_choice import Codecs, with_codecs
 from gym_replay.schema.fields import Field, require_codecs
-
-_DEFAULT_CODEC = "zstd"
 
 
 @names_nearest_keyword
@@ -261,12 +268,10 @@ class _Reader:
         path = self._dataset.folder.path(entry.data)
         films = {key: (self._dataset.folder.path(relative), begin) for key, (relative, begin) in entry.films.items()}
         pieces: dict[str, list[Any]] = {}
-        try:
+        with about(f"episode {entry.index}"):
             for piece in self._rows.take(path, entry.index, entry.length):
                 for key, values in self._values(piece, films).items():
                     pieces.setdefault(key, []).append(values)
-        except CorruptBufferError as error:
-            raise CorruptBufferError(f"episode {entry.index}: {error}") from None
         return {key: _joined(values) for key, values in pieces.items()}
 
     def _values(self, piece: Mapping[str, Any], films: Mapping[str, tuple[Path, float]]) -> dict[str, Any]:
@@ -274,10 +279,10 @@ class _Reader:
         for name, column in piece.items():
             if name in ("timestamp", "task_index", *self._flags):
                 dtype = np.dtype(layout.BOOKKEEPING.get(name, "bool"))
-                with _of_feature(name):
+                with about(f"feature {name!r:.100}"):
                     found[name] = from_arrow(column, dtype, ())
         for each in self._features:
-            with _of_feature(each.key):
+            with about(f"feature {each.key!r:.100}"):
                 if each.dtype == "video":
                     path, begin = films[each.key]
                     times = begin + found["timestamp"].astype(np.float64)
@@ -309,19 +314,6 @@ class _Reader:
         self._rows.close()
         for film in self._films.values():
             film.close()
-
-
-class _of_feature:
-    """Names the feature in an error about a value of it."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, CorruptBufferError):
-            raise CorruptBufferError(f"feature {self._key!r:.100}: {error}") from None
 
 
 def _contents(column: Any) -> list[Any]:
@@ -416,10 +408,7 @@ class _Foreign:
         fields = {each.field: each.info for each in self.features} | {name: Field("bool") for name in FLAGS}
         if self._has_many_tasks and "task_index" in self._dataset.info.features:
             fields["task_index"] = Field("int64")
-        if any(is_image(info) for info in fields.values()):
-            fields = with_codecs(fields, {IMAGES: _DEFAULT_CODEC, **(codecs or {})})
-        elif codecs:
-            fields = with_codecs(fields, codecs)
+        fields = stored_fields(fields, codecs)
         meta_fields = {TASK: Field("str")} if self._has_tasks else {}
         return {"fields": fields, "meta_fields": meta_fields, "environment": {IMPORTED: self._about()}}
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Generic, Protocol, TypeVar
 
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, UnsupportedFormatError
-from gym_replay.files.documents import LARGEST, parse_json
+from gym_replay.files.documents import LARGEST, read_object
 from gym_replay.files.folders import folder_of
 
 VERSION = "v3.0"
@@ -182,7 +182,7 @@ class DatasetFolder:
         path = self.path(relative)
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
-        return self._object(path, content)
+        return read_object(content, path)
 
     def lines(self, relative: str) -> Iterator[dict[str, Any]]:
         """The JSON objects of a file that has one on each line.
@@ -194,16 +194,7 @@ class DatasetFolder:
         with open(path, "rb") as file:
             while line := file.readline(_LONGEST_LINE):
                 if line.strip():
-                    yield self._object(path, line)
-
-    def _object(self, path: Path, content: bytes) -> dict[str, Any]:
-        try:
-            found = parse_json(content, finite=False)
-        except ValueError as error:
-            raise CorruptBufferError(f"{path}: {error}") from None
-        if not isinstance(found, dict):
-            raise CorruptBufferError(f"{path}: expected an object of JSON, got {found!r:.60}")
-        return found
+                    yield read_object(line, path)
 
 
 class Info:

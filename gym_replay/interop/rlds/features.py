@@ -12,6 +12,7 @@ import numpy as np
 from gym_replay.errors import CorruptBufferError, FieldError
 from gym_replay.extras import require
 from gym_replay.interop.encoded_images import pixels_of
+from gym_replay.interop.old_data import about
 from gym_replay.interop.rlds.records import EXTRA
 from gym_replay.schema.arrays import Array
 from gym_replay.schema.codecs import LARGEST_ROW
@@ -101,10 +102,8 @@ def decoded(content: bytes, where: str, shape: tuple[int, ...] | None) -> Array:
         CorruptBufferError: it is none, has another size, or more than 8 bits a channel.
     """
     pillow = require("PIL.Image", EXTRA, "an RLDS data set with images")
-    try:
+    with about(where):
         return pixels_of(pillow, content, shape)
-    except CorruptBufferError as error:
-        raise CorruptBufferError(f"{where}: {error}") from None
 
 
 class Features:

@@ -12,22 +12,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, UnsupportedFormatError
-from gym_replay.files.documents import parse_json
+from gym_replay.files.documents import read_object
 from gym_replay.files.folders import local_path
-from gym_replay.interop.old_data import ImportReport, check_new, new_buffer, step_field
+from gym_replay.interop.old_data import (
+    ImportReport,
+    check_new,
+    field_name,
+    is_observation,
+    new_buffer,
+    step_field,
+    stored_fields,
+)
 from gym_replay.interop.rlds.features import Feature, Features, decoded
 from gym_replay.interop.rlds.records import examples
 from gym_replay.notices import bar
-from gym_replay.schema.codec_choice import IMAGES, Codecs, is_image, with_codecs
+from gym_replay.schema.codec_choice import Codecs
 from gym_replay.schema.fields import LARGEST_TEXT, Field, require_codecs
-from gym_replay.schema.names import check_distinct, encode_key
+from gym_replay.schema.names import check_distinct
 
 IMPORTED = "rlds"
 """The member of a buffer's environment that holds what the data set says of itself."""
 
 _INFO, _FEATURES = "dataset_info.json", "features.json"
 _LARGEST = 64 << 20
-_DEFAULT_CODEC = "zstd"
 _OBSERVATION, _FIRST, _LAST, _TERMINAL = "observation", "is_first", "is_last", "is_terminal"
 _FLAGS = {"terminated": Field("bool"), "truncated": Field("bool")}
 _OWN = (_OBSERVATION, "action", "reward", *_FLAGS)
@@ -83,7 +90,7 @@ def from_rlds(
     """
     path = check_new(target)
     dataset = _Dataset(Path(local_path(source)), split)
-    config = dataset.config({IMAGES: _DEFAULT_CODEC, **(codecs or {})})
+    config = dataset.config(codecs)
     require_codecs(config["fields"])
     with new_buffer(path, config) as new:
         with bar(dataset.count, "import", "episode", progress=progress) as shown:
@@ -151,13 +158,7 @@ class _Dataset:
         path = self._folder / name
         with open(path, "rb") as file:
             content = file.read(_LARGEST + 1)
-        try:
-            found = parse_json(content, finite=False)
-        except ValueError as error:
-            raise CorruptBufferError(f"{path}: {error}") from None
-        if not isinstance(found, dict):
-            raise CorruptBufferError(f"{path}: expected an object of JSON, got {found!r:.60}")
-        return found
+        return read_object(content, path)
 
     # --- the files ---
 
@@ -189,7 +190,7 @@ class _Dataset:
 
     # --- the new buffer ---
 
-    def config(self, codecs: Codecs) -> dict[str, Any]:
+    def config(self, codecs: Codecs | None) -> dict[str, Any]:
         """The metadata of the new buffer.
 
         Raises:
@@ -206,8 +207,8 @@ class _Dataset:
                 meta[name] = Field("str")
                 continue
             shape = self._shape(feature)
-            fields[name] = step_field(name, feature.dtype, shape, state=name.split(".")[0] == _OBSERVATION)
-        fields = dict(sorted(fields.items(), key=lambda item: item[0].split(".")[0] != _OBSERVATION))
+            fields[name] = step_field(name, feature.dtype, shape, state=is_observation(name))
+        fields = dict(sorted(fields.items(), key=lambda item: not is_observation(item[0])))
         for wanted in (_OBSERVATION, "action"):
             if not any(name.split(".")[0] == wanted for name in fields):
                 raise FieldError(f"the data set has no {wanted} that can be read; it has {[*self._features.of_steps]}")
@@ -221,10 +222,8 @@ class _Dataset:
             meta[name] = Field("str") if text else Field(feature.dtype, feature.shape or ())
         check_distinct([*fields, *_FLAGS, *meta])
         about = {name: self._info[name] for name in ("name", "version", "description") if name in self._info}
-        if not any(map(is_image, fields.values())) and codecs[IMAGES] == _DEFAULT_CODEC:
-            codecs = {name: codec for name, codec in codecs.items() if name != IMAGES}
         return {
-            "fields": with_codecs({**fields, **_FLAGS}, codecs),
+            "fields": stored_fields({**fields, **_FLAGS}, codecs),
             "meta_fields": meta,
             "environment": {IMPORTED: about},
         }
@@ -261,7 +260,7 @@ class _Dataset:
                     self._varied[name] += len(set(rows)) > 1
                     found[name] = self._text(name, rows[0] if rows else "", where)
                 else:
-                    found[name] = rows if name.split(".")[0] == _OBSERVATION else rows[:length]
+                    found[name] = rows if is_observation(name) else rows[:length]
             else:
                 (value,) = feature.rows(lists.get(feature.path, []), 1, where)
                 found[name] = self._text(name, value, where) if feature.kind == "text" else value
@@ -318,5 +317,5 @@ class _Dataset:
 
 def _name(path: str) -> str:
     """The field of a feature of a step or an episode."""
-    name = ".".join(map(encode_key, path.split("/")))
+    name = field_name(path)
     return f"{IMPORTED}.{name}" if name.split(".")[0] in _FLAGS else name

@@ -120,8 +120,9 @@ def test_the_next_pool_is_asked_for_where_one_is_entered():
         counts.append(sum(end - first for first, end in draw.reads))
         assert set(draw.samples.tolist()) <= announced
     assert len(announced) == sum(counts) == 64_000
-    assert [count for count in counts if count] == [12_800, *[6400] * 8]
-    assert np.flatnonzero(counts).tolist() == list(range(0, 900, 100))
+    assert [count for count in counts if count] == [6400] * 10
+    # The second pool with the second batch: the first one waits for its own pool, and for no other.
+    assert np.flatnonzero(counts).tolist() == [0, 1, *range(100, 900, 100)]
 
 
 def joint(order, count):

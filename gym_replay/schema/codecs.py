@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -35,7 +35,13 @@ _LEAST_WINDOW = 1 << 23
 
 
 class UndecodableError(ValueError):
-    """An encoded row is not what its field is; the message says why."""
+    """An encoded row is not what its field is; the message says why.
+
+    Attributes:
+        index: of several rows, which one it is.
+    """
+
+    index = 0
 
 
 class UnknownCodecError(FieldError):
@@ -250,6 +256,34 @@ class Codec:
         except Exception as error:  # each package raises others
             raise UndecodableError(f"{self._name} cannot decode it ({error})") from None
 
+    def decode_each(self, rows: Sequence[bytes], targets: Sequence[npt.NDArray[Any]]) -> None:
+        """Decode several rows, each into one of the :meth:`targets`; in one call, where the codec has such a call.
+
+        Raises:
+            UndecodableError: as for :meth:`decode`.
+        """
+        if len(rows) > 1 and isinstance(self._codec, _KeptContexts) and self._decode_together(rows, targets):
+            return
+        index = 0
+        try:
+            for index, (row, target) in enumerate(zip(rows, targets, strict=True)):  # noqa: B007
+                self.decode(row, target)
+        except UndecodableError as error:
+            error.index = index
+            raise
+
+    def _decode_together(self, rows: Sequence[bytes], targets: Sequence[npt.NDArray[Any]]) -> bool:
+        """Whether the rows could be decoded in one call; False where one of them is not sound."""
+        try:
+            for row in rows:
+                self._check_size(row, b"")
+            decoded = self._codec.decode_together(rows, self._expected)
+        except Exception:  # which row it is shows when each is decoded by itself
+            return False
+        for target, found in zip(targets, decoded, strict=True):
+            target[...] = np.frombuffer(found, np.uint8)
+        return True
+
     def _check_size(self, row: bytes, head: bytes) -> None:
         try:
             claimed = self._kind.claimed(row)
@@ -312,3 +346,8 @@ class _KeptContexts(threading.local):
         with self._decompressor.stream_reader(row) as reader:
             if (found := reader.readinto(out)) != out.nbytes:
                 raise UndecodableError(f"it has {found} bytes")
+
+    def decode_together(self, rows: Sequence[bytes], nbytes: int) -> Any:
+        """The bytes of rows that have so many each."""
+        sizes = np.full(len(rows), nbytes, np.uint64).tobytes()
+        return self._decompressor.multi_decompress_to_buffer(rows, decompressed_sizes=sizes)

@@ -128,13 +128,13 @@ def test_rows_that_a_batch_has_twice_and_threads(tmp_path, monkeypatch, workers)
     """Each distinct row is decoded once, into every entry that has it; several threads give what one gives."""
     small_sizes(monkeypatch, threaded_bytes=1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: workers)
-    decoded, decode = [], codecs.Codec.decode
+    decoded, decode = [], codecs.Codec.decode_each
 
-    def counting(codec, row, target):
-        decoded.append(row)
-        decode(codec, row, target)
+    def counting(codec, rows, targets):
+        decoded.extend(rows)
+        decode(codec, rows, targets)
 
-    monkeypatch.setattr(codecs.Codec, "decode", counting)
+    monkeypatch.setattr(codecs.Codec, "decode_each", counting)
     with filled(tmp_path / "a", 3) as encoded, filled(tmp_path / "b", 3, RAW) as raw:
         samples = np.array([0, 1, 1, 7, 2, 2, 11])
         options = {"offsets": {"image": (-2, -1, 0, 1), "depth": (0,)}, "boundary": ("zero", "edge")}
@@ -162,6 +162,13 @@ def test_both_packages_of_zstd_read_one_anothers_rows(monkeypatch):
         for hostile in (encoded[:-3], encoded[:5] + b"\xff" + encoded[6:], b""):
             with pytest.raises(ValueError, match=r"decode|says|no frame"):
                 reader.decode(hostile, reader.targets(rows)[0])
+            several = np.ones((3, 6, 5, 3), np.uint8)
+            with pytest.raises(ValueError, match=r"decode|says|no frame") as caught:
+                reader.decode_each([encoded, encoded, hostile], reader.targets(several))
+            assert caught.value.index == 2
+            assert np.array_equal(several[:2], [row, row])
+        reader.decode_each([encoded] * 3, reader.targets(several))
+        assert np.array_equal(several, [row] * 3)
 
 
 # --- changes ---

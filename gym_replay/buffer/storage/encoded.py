@@ -22,7 +22,11 @@ THREADED_BYTES = 1 << 20
 """Decoded bytes from which on several threads encode or decode them."""
 
 _AT_ONCE = 8
-"""Rows that a thread takes at a time, at most."""
+"""Rows that a thread encodes at a time, at most."""
+
+_PIECE_NBYTES = 1 << 20
+"""Decoded bytes that a thread takes at a time, at most, unless a row has more: what is decoded in one call leaves the
+other threads the interpreter (the frames of 84x84 of ``benchmarks.frames``)."""
 
 
 def encode_rows(field: Field, rows: Sequence[bytes] | Array) -> list[bytes]:
@@ -269,7 +273,7 @@ def decode_rows(field: Field, parts: Sequence[tuple[Ragged, Ints]], out: Array, 
     for stored, rows in parts:
         some = stored[rows]
         elements, spans, named = some.elements(), some.spans.tolist(), rows.tolist()
-        step = max(1, min(_AT_ONCE, len(rows) // (4 * workers)))
+        step = max(1, min(_PIECE_NBYTES // field.nbytes, len(rows) // (4 * workers)))
         for begin in range(0, len(named), step):
             end = begin + step
             jobs.append(_Job(elements, stored.where, number + begin, spans[begin:end], named[begin:end]))
@@ -277,17 +281,19 @@ def decode_rows(field: Field, parts: Sequence[tuple[Ragged, Ints]], out: Array, 
 
     def work(pieces: Iterator[_Job]) -> None:
         for elements, where, first, spans, rows in pieces:
-            for at, ((begin, count), row) in enumerate(zip(spans, rows, strict=True), first):
-                mine = order_list[begin_list[at] : begin_list[at + 1]]
-                if count:
-                    content = elements[begin : begin + count].tobytes()  # which a ring's writer cannot change any more
-                    try:
-                        codec.decode(content, targets[mine[0]])
-                    except UndecodableError as error:
-                        raise CorruptBufferError(f"{where}row {row} cannot be decoded: {error}") from None
-                else:
-                    out[mine[0]] = default
-                for slot in mine[1:]:
-                    out[slot] = out[mine[0]]
+            # Copies, which a ring's writer cannot change any more.
+            contents = [elements[begin : begin + count].tobytes() for begin, count in spans]
+            slots_of = [order_list[begin_list[at] : begin_list[at + 1]] for at in range(first, first + len(rows))]
+            present = [index for index, content in enumerate(contents) if content]
+            try:
+                codec.decode_each([contents[index] for index in present], [targets[slots_of[i][0]] for i in present])
+            except UndecodableError as error:
+                row = rows[present[error.index]]
+                raise CorruptBufferError(f"{where}row {row} cannot be decoded: {error}") from None
+            for content, (slot, *others) in zip(contents, slots_of, strict=True):
+                if not content:
+                    out[slot] = default
+                for other in others:
+                    out[other] = out[slot]
 
     share(work, jobs, workers)

@@ -26,6 +26,10 @@ _CELLS_PER_RANGE = 4
 _FEW_CELLS = 1 << 13
 """Tables of so many cells are small enough for any cache."""
 
+_RANGES_PER_SEARCH = 64
+"""A table is made once a number was searched for to each of so many ranges: a first batch does not wait for one of
+ten million (``benchmarks.scale``)."""
+
 
 class Samples:
     """Samples and the episodes that they are in.
@@ -173,8 +177,11 @@ class Lookup:
         self._offsets = offsets
         self._ends = offsets[1:]
         self._length = _common_length(offsets)
-        if self._length:
-            return
+        self._table: Ints | None = None
+        self._searched = 0
+
+    def _make_table(self) -> Ints:
+        offsets = self._offsets
         begins = offsets[1 : np.searchsorted(offsets, offsets[-1])]  # of what has numbers before and behind it
         total = int(offsets[-1])
         self._shift, self._more = _size_of_cells(begins, total, len(self._ends))
@@ -189,7 +196,8 @@ class Lookup:
         first -= cells
         first += size
         first -= left
-        self._table: Ints = first
+        self._table = first
+        return first
 
     def find(self, numbers: Ints) -> Ints:
         """The range of each number, int64 of the same shape.
@@ -201,7 +209,14 @@ class Lookup:
         if self._length:
             quotients: Ints = numbers // self._length
             return quotients
-        found: Ints = self._table.take(numbers >> self._shift)
+        table = self._table
+        if table is None:
+            self._searched += numbers.size
+            if self._searched < len(self._ends) // _RANGES_PER_SEARCH:
+                ranges: Ints = self._offsets.searchsorted(numbers, side="right") - 1
+                return ranges
+            table = self._make_table()
+        found: Ints = table.take(numbers >> self._shift)
         found += numbers
         found >>= self._shift
         if self._more:
@@ -218,7 +233,11 @@ def _common_length(offsets: Ints) -> int:
     if offsets[-1] == 0:
         return 1  # there are no numbers
     length = int(offsets[1])
-    if (np.diff(offsets[:-1]) != length).any() or offsets[-1] - offsets[-2] > length:
+    # Those that differ mostly do so among the first.
+    if (
+        any((np.diff(few) != length).any() for few in (offsets[:-1][:64], offsets[:-1]))
+        or offsets[-1] - offsets[-2] > length
+    ):
         return 0
     return length
 

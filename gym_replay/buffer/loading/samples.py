@@ -180,7 +180,8 @@ def _crop_indices(batch: BatchSamples, draw: Callable[[BatchSamples], Crops]) ->
 
 
 def _lens(batch: BatchSamples) -> Ints:
-    return batch.source.lengths[batch.samples.episodes]
+    lengths: Ints = batch.source.lengths[batch.samples.episodes]
+    return lengths
 
 
 def _index(batch: BatchSamples) -> Ints:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -27,7 +28,7 @@ from gym_replay.errors import EmptyBufferError, EpisodeEvictedError, FieldError
 from gym_replay.schema.arguments import checked_integer
 from gym_replay.schema.arrays import Array, Floats, Ints
 
-_ATTEMPTS = 100
+_ATTEMPTS, _LOOKS = 100, 20
 _MOST_KNOWN = 16
 _OF_COMMITTED = ("episodes", "filter_meta", "filter_fields", "goal_sampler")
 """What only committed episodes have: all of their steps, and meta fields of their ends."""
@@ -98,8 +99,7 @@ class RandomBatches:
         Raises:
             EmptyBufferError: there is no transition.
         """
-        self._follow(buffer.newest())
-        if not self._num_committed and (not self._include_open or buffer.open_rows() is None):
+        if self._look(buffer) is None and not self._num_committed:
             raise self._nothing()
 
     def sample(self, buffer: Live, count: int) -> Batch:
@@ -111,11 +111,24 @@ class RandomBatches:
         count = checked_integer("n", count, 1)
         for _ in range(_ATTEMPTS):
             with suppress(EpisodeEvictedError):  # all that there was a moment ago
-                self._follow(buffer.newest())
-                rows = buffer.open_rows() if self._include_open else None
+                rows = self._look(buffer)
                 batch = self._batch(count) if rows is None else self._with_open(count, rows)
                 return batch if self._device is None else to_device(batch, self._device)
         raise EpisodeEvictedError("episodes end and are evicted faster than a batch can be copied; use a larger ring")
+
+    def _look(self, buffer: Live) -> OpenRows | None:
+        """Be ready for the episodes that there are now; the rows of open ones, where they count and there are any."""
+        if not self._include_open:
+            self._follow(buffer.newest())
+            return None
+        for _ in range(_LOOKS):
+            # First the open ones: what another thread commits in between is among both, and then no longer open.
+            rows = buffer.open_rows()
+            self._follow(buffer.newest())
+            if rows is not None or self._num_committed:
+                return rows
+            time.sleep(0.0005)  # another thread may be in the middle of the first commit
+        return None
 
     def _follow(self, parts: list[Snapshot]) -> None:
         """Be ready for the episodes that there are now."""

@@ -68,7 +68,7 @@ class Source:
         chosen = slice(None) if self._are_all else self.index  # of ten million episodes, each copy takes its time
         self.owners = np.repeat(np.arange(len(self.parts)), [len(part) for part in self.parts])[chosen]
         self.ids, self.lengths, self.has_final, starts = (
-            np.concatenate([getattr(part, name) for part in self.parts])[chosen]
+            _joined([getattr(part, name) for part in self.parts])[chosen]
             for name in ("ids", "lengths", "has_final", "starts")
         )
         self.starts = starts + self.rows.firsts[self.owners]
@@ -161,3 +161,7 @@ class Source:
             return True
         owners, ids = self.owners[episodes], self.ids[episodes]
         return all(self.parts[part].is_live(int(ids[owners == part].min())) for part in lost if (owners == part).any())
+
+
+def _joined(columns: Sequence[Any]) -> Any:
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)

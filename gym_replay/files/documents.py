@@ -62,6 +62,16 @@ def read_object(content: bytes, path: Path) -> dict[str, Any]:
     return found
 
 
+def object_of_file(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, as :func:`read_object` gives it; no more of the file is read than may be in one.
+
+    Raises:
+        CorruptBufferError: it is none, or too large.
+    """
+    with open(path, "rb") as file:
+        return read_object(file.read(LARGEST + 1), path)
+
+
 def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):

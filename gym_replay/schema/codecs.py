@@ -248,9 +248,7 @@ class Codec:
         Raises:
             UndecodableError: it is damaged, or says that it is of another size; then nothing was decoded.
         """
-        head = row[: self._kind.head]
-        if not head or head not in self._sound_heads:
-            self._check_size(row, head)
+        self._check_size(row)
         try:
             self._codec.decode(row, target)
         except Exception as error:  # each package raises others
@@ -276,7 +274,7 @@ class Codec:
         """Whether the rows could be decoded in one call; False where one of them is not sound."""
         try:
             for row in rows:
-                self._check_size(row, b"")
+                self._check_size(row)
             decoded = self._codec.decode_together(rows, self._expected)
         except Exception:  # which row it is shows when each is decoded by itself
             return False
@@ -284,7 +282,10 @@ class Codec:
             target[...] = np.frombuffer(found, np.uint8)
         return True
 
-    def _check_size(self, row: bytes, head: bytes) -> None:
+    def _check_size(self, row: bytes) -> None:
+        head = row[: self._kind.head]
+        if head and head in self._sound_heads:
+            return
         try:
             claimed = self._kind.claimed(row)
         except (IndexError, struct.error):

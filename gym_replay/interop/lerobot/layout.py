@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Generic, Protocol, TypeVar
 
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, UnsupportedFormatError
-from gym_replay.files.documents import LARGEST, read_object
+from gym_replay.files.documents import object_of_file, read_object
 from gym_replay.files.folders import folder_of
 
 VERSION = "v3.0"
@@ -179,10 +179,7 @@ class DatasetFolder:
         Raises:
             CorruptBufferError: it is missing, too large, or none.
         """
-        path = self.path(relative)
-        with open(path, "rb") as file:
-            content = file.read(LARGEST + 1)
-        return read_object(content, path)
+        return object_of_file(self.path(relative))
 
     def lines(self, relative: str) -> Iterator[dict[str, Any]]:
         """The JSON objects of a file that has one on each line.

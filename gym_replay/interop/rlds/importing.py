@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gym_replay.errors import BufferNotFoundError, CorruptBufferError, FieldError, UnsupportedFormatError
-from gym_replay.files.documents import read_object
+from gym_replay.files.documents import object_of_file
 from gym_replay.files.folders import local_path
 from gym_replay.interop.old_data import (
     ImportReport,
@@ -34,10 +34,8 @@ IMPORTED = "rlds"
 """The member of a buffer's environment that holds what the data set says of itself."""
 
 _INFO, _FEATURES = "dataset_info.json", "features.json"
-_LARGEST = 64 << 20
 _OBSERVATION, _FIRST, _LAST, _TERMINAL = "observation", "is_first", "is_last", "is_terminal"
 _FLAGS = {"terminated": Field("bool"), "truncated": Field("bool")}
-_OWN = (_OBSERVATION, "action", "reward", *_FLAGS)
 
 
 def from_rlds(
@@ -137,8 +135,8 @@ class _Dataset:
                     "such as bridge/1.0.0",
                     str(folder),
                 )
-        self._info = self._json(_INFO)
-        self._features = Features(self._json(_FEATURES))
+        self._info = object_of_file(folder / _INFO)
+        self._features = Features(object_of_file(folder / _FEATURES))
         kind = self._info.get("fileFormat", "tfrecord")
         if kind != "tfrecord":
             raise UnsupportedFormatError(
@@ -150,15 +148,9 @@ class _Dataset:
             raise FieldError(f"split={split!r}: the data set has {sorted(sizes) or 'none'}")
         self._sizes = sizes if split is None else {split: sizes[split]}
         self.count = sum(map(sum, self._sizes.values()))
-        self._alone, self._cut = 0, 0
+        self._alone = 0
         self._varied: Counter[str] = Counter()
         self._named: dict[str, Feature] = {}
-
-    def _json(self, name: str) -> dict[str, Any]:
-        path = self._folder / name
-        with open(path, "rb") as file:
-            content = file.read(_LARGEST + 1)
-        return read_object(content, path)
 
     # --- the files ---
 
@@ -251,7 +243,6 @@ class _Dataset:
         complete = bool(is_last[-1:].any())
         length = count - complete
         self._alone += length == 0
-        self._cut += not complete
         found: dict[str, Any] = {"split": episode.split}
         for name, feature in self._named.items():
             if feature is self._features.of_steps.get(feature.path):

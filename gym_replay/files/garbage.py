@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -16,6 +15,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
+
+from gym_replay.files.threads import frames_of_others
 
 
 class AtEnd:
@@ -86,6 +87,6 @@ def _signal_of(error: BaseException) -> int:
 def _send_again(number: int) -> None:
     main = threading.main_thread().ident
     assert main is not None
-    while any(frame.f_code is finalize.__code__ for frame, _ in traceback.walk_stack(sys._current_frames()[main])):
+    while any(frame.f_code is finalize.__code__ for frame, _ in traceback.walk_stack(frames_of_others()[main])):
         time.sleep(0.001)
     signal.pthread_kill(main, number)

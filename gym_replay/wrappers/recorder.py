@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
-import threading
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +19,7 @@ from typing_extensions import TypedDict
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
 from gym_replay.files.folders import folder_of
+from gym_replay.files.threads import frames_of_others
 from gym_replay.notices import did_you_mean
 from gym_replay.schema.codec_choice import Codecs, plain_codecs
 from gym_replay.schema.fields import Field, FieldLike, describe, to_array
@@ -137,9 +136,7 @@ def warn_of_pause() -> None:
 def refuse_second_thread(recorder: object) -> None:
     """Raise EpisodeStateError where another thread is inside of ``step`` or ``reset`` of a recorder."""
     codes = {getattr(getattr(type(recorder), name), "__code__", None) for name in ("step", "reset")}
-    frames = sys._current_frames()
-    del frames[threading.get_ident()]  # which would refer to itself, and keep the recorder until it is collected
-    for frame in frames.values():
+    for frame in frames_of_others().values():
         found: FrameType | None = frame
         while found is not None:
             if found.f_code in codes and found.f_locals.get("self") is recorder:

@@ -163,3 +163,37 @@ def test_a_thread_that_writes_while_the_process_ends_loses_nothing(tmp_path):
         assert rows == [[number] * 50 for number in range(len(rows))]
         buffer.store_episode(x=np.arange(3))
     assert check_buffer(tmp_path, progress=False).verified
+
+
+MANY_THREADS_AND_MUCH_GARBAGE = """
+import faulthandler, gc, sys, threading
+from gym_replay import BufferLockedError, ReplayBuffer
+from gym_replay.files.garbage import Descriptor
+import os
+
+def garbage():
+    ring = [Descriptor(os.open(os.devnull, os.O_RDONLY))]
+    ring.append(ring)
+
+def work():
+    for _ in range(300):
+        garbage()
+        try:
+            buffer.store_episode(x=[1])
+        except BufferLockedError:
+            pass
+
+faulthandler.dump_traceback_later(60, exit=True)
+with ReplayBuffer(sys.argv[1], fields={"x": "int64"}) as buffer:
+    gc.set_threshold(2, 1, 1)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print("stored")
+"""
+
+
+def test_garbage_that_is_collected_meanwhile_does_not_hold_the_threads_up(tmp_path):
+    assert run_script(MANY_THREADS_AND_MUCH_GARBAGE, tmp_path) == (0, "stored")

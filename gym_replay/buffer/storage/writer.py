@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import get_ident
+from threading import RLock, get_ident
 
 import numpy as np
 
@@ -44,6 +43,7 @@ from gym_replay.errors import (
 from gym_replay.files.directory import refusal, sync_entry
 from gym_replay.files.garbage import Descriptor
 from gym_replay.files.lock import WriterLock
+from gym_replay.files.threads import frames_of_others
 
 
 @contextmanager
@@ -76,7 +76,7 @@ class FolderWriter:
         self, folder: Path, *, durability: str, uuid: str | None = None, lock: WriterLock | None = None
     ) -> None:
         self.folder = folder
-        self._thread = 0
+        self._thread, self._claiming = 0, RLock()
         self._power = durability == "power"
         self._uuid = uuid
         self._lock = lock or WriterLock(folder)
@@ -187,9 +187,10 @@ class FolderWriter:
             BufferLockedError: this is a forked child, or another thread than the one that writes.
             BufferClosedError: it was closed: somebody else may be the writer by now.
         """
-        if self._thread != get_ident():
-            self.check_thread()
-            self._thread = get_ident()  # the one that writes from now on
+        if self._thread != get_ident() and not self._lock.is_inherited:
+            with self._claiming:
+                self.check_thread()
+                self._thread = get_ident()  # the one that writes from now on
         if not self._lock.is_held:
             if not self._lock.is_inherited:
                 raise BufferClosedError(f"{self.folder}: the buffer was released; what is written from now on is lost")
@@ -225,7 +226,7 @@ class FolderWriter:
     @property
     def is_for_another_thread(self) -> bool:
         """Whether another thread has written, and is still there."""
-        return self._thread not in (0, get_ident()) and self._thread in sys._current_frames()
+        return self._thread not in (0, get_ident()) and self._thread in frames_of_others()
 
     def begin_change(self) -> None:
         """:meth:`check_owner`, and see that the folder is still there.

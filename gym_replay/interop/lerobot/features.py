@@ -136,9 +136,7 @@ def _named(
             raise FieldError(f"names: field {each.field!r}: expected {one}, got {chosen!r:.100}")
         if chosen is None and isinstance(known, dict):
             chosen = known.get(each.key)
-            if (
-                isinstance(chosen, dict) and len(chosen) == 1
-            ):  # {"motors": [...]}, of older versions
+            if isinstance(chosen, dict) and len(chosen) == 1:  # {"motors": [...]}, of older versions
                 [chosen] = chosen.values()
         if not _are_names(chosen, shape):
             last = each.key.rpartition(".")[2]

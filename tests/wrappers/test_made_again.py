@@ -79,9 +79,7 @@ def test_what_cannot_be_made_again(tmp_path, said, make, why):
 def test_a_class_of_a_script(tmp_path):
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "data")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (
-        "its entry point is Maze of this script, which others cannot import; or register it in" in done.stderr
-    )
+    assert "its entry point is Maze of this script, which others cannot import; or register it in" in done.stderr
 
 
 def test_the_module_is_kept_and_imported_by_hand_only(tmp_path):

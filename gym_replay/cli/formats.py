@@ -124,7 +124,7 @@ _KEY = option(
     option("--robot-type", metavar="WORD", help="about the dataset"),
     _KEY,
     option(
-        "--names",
+        "--element-names",
         action="append",
         default=[],
         metavar="FIELD=NAME,NAME,...",
@@ -135,7 +135,7 @@ def export_lerobot(args: argparse.Namespace) -> int:
     """Write a LeRobot dataset."""
     from gym_replay.interop import lerobot
 
-    given = keywords(args, "folder", "target", "keys", "names", "encoder", "video")
+    given = keywords(args, "folder", "target", "keys", "element_names", "encoder", "video")
     video = args.encoder if args.encoder is not None and args.video else args.video
     keys = _parsed_keys(args.keys)
     report = lerobot.export_lerobot(
@@ -143,7 +143,7 @@ def export_lerobot(args: argparse.Namespace) -> int:
         args.target,
         **given,
         keys=keys,
-        names=_parsed_names(args.names),
+        element_names=_parsed_names(args.element_names),
         video=video,
         progress=shows_bars(args),
     )
@@ -165,7 +165,7 @@ def _parsed_names(given: list[str]) -> dict[str, list[str]]:
     for text in given:
         field, equals, listed = text.partition("=")
         if not equals:
-            raise FieldError(f"--names {text!r:.80}: expected FIELD=NAME,NAME,...")
+            raise FieldError(f"--element-names {text!r:.80}: expected FIELD=NAME,NAME,...")
         names[field] = listed.split(",")
     return names
 

@@ -206,14 +206,17 @@ def test_names_of_numbers(tmp_path):
         image = {"observation.images.camera.top": ["height", "width", "channels"]}
         states = [f"state_{number}" for number in range(4)]
         assert names_in("b") == {"observation.state": states, **image, "action": ["action_0", "action_1"]}
-        export_lerobot(buffer, tmp_path / "c", names={"action": ("pan.pos", "lift.pos")}, **options)
+        export_lerobot(buffer, tmp_path / "c", element_names={"action": ("pan.pos", "lift.pos")}, **options)
         assert names_in("c")["action"] == ["pan.pos", "lift.pos"]
         with pytest.raises(FieldError, match="expected a field of one axis"):
-            export_lerobot(buffer, tmp_path / "d", names={TOP: ["h", "w"]}, **options)
+            export_lerobot(buffer, tmp_path / "d", element_names={TOP: ["h", "w"]}, **options)
     command = ["export", "lerobot", str(tmp_path / "a"), str(tmp_path / "d"), "--fps", "5", "--task", "x", "--no-video"]
-    assert main([*command, "--names", "action=pan.pos,lift.pos", "--names", "observation.state=a,b,c,d"]) == 0
+    assert (
+        main([*command, "--element-names", "action=pan.pos,lift.pos", "--element-names", "observation.state=a,b,c,d"])
+        == 0
+    )
     assert names_in("d") == {"observation.state": list("abcd"), **image, "action": ["pan.pos", "lift.pos"]}
-    assert main([*command, "--names", "pan.pos"]) == 2
+    assert main([*command, "--element-names", "pan.pos"]) == 2
 
     shutil.rmtree(tmp_path / "d/gym_replay")  # as if somebody else had made it
     for names in ["pan.pos", "lift.pos"], {"motors": ["pan.pos", "lift.pos"]}:
@@ -239,10 +242,10 @@ def test_names_of_numbers(tmp_path):
         ({"keys": {"action": "a/b"}}, "no feature has such a key"),
         ({"keys": {"action": "observation.state"}}, "are both the feature 'observation.state'"),
         ({"keys": {"action": None, "observation": None}}, "no observation or action"),
-        ({"names": {"actoin": ["x"]}}, "no feature is made of a field 'actoin'; did you mean 'action'"),
-        ({"names": {"observation": ["x"]}}, "expected 2 different ones, one for each number, got"),
-        ({"names": {"observation": ["x", "x"]}}, "expected 2 different ones"),
-        ({"names": {"observation": "xy"}}, "expected 2 different ones"),
+        ({"element_names": {"actoin": ["x"]}}, "no feature is made of a field 'actoin'; did you mean 'action'"),
+        ({"element_names": {"observation": ["x"]}}, "expected 2 different ones, one for each number, got"),
+        ({"element_names": {"observation": ["x", "x"]}}, "expected 2 different ones"),
+        ({"element_names": {"observation": "xy"}}, "expected 2 different ones"),
     ],
 )
 def test_what_an_export_cannot_do(tmp_path, options, message):

@@ -252,7 +252,7 @@ def test_its_replay_sends_what_was_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(replaying, "make_robot_from_config", lambda config: robot)
     with sights(tmp_path / "a", 2) as buffer:
         names = ("pan.pos", "lift.pos")
-        export_lerobot(buffer, tmp_path / "b", fps=1000, task="look", video=False, names={"action": names})
+        export_lerobot(buffer, tmp_path / "b", fps=1000, task="look", video=False, element_names={"action": names})
         dataset = replaying.DatasetReplayConfig("me/it", episode=1, root=tmp_path / "b")
         replaying.replay(replaying.ReplayConfig(robot=None, dataset=dataset, play_sounds=False))
         assert robot.sent == [dict(zip(names, row, strict=True)) for row in buffer.episode(1)["action"].tolist()]

@@ -75,7 +75,7 @@ class Feature:
 def own_features(
     metadata: Metadata,
     keys: Mapping[str, str | None] | None,
-    names: Mapping[str, Sequence[str]] | None,
+    element_names: Mapping[str, Sequence[str]] | None,
     *,
     as_video: bool,
 ) -> list[Feature]:
@@ -84,12 +84,12 @@ def own_features(
     Args:
         metadata: of the buffer.
         keys: by field, another key, or None for no feature.
-        names: by field, what its numbers are called.
+        element_names: by field, what its numbers are called.
         as_video: whether images go to files of video.
 
     Raises:
-        FieldError: a field of ``keys`` or ``names`` is unknown, LeRobot cannot hold it so, or two features have one
-            key.
+        FieldError: a field of ``keys`` or ``element_names`` is unknown, LeRobot cannot hold it so, or two features
+            have one key.
     """
     fields, chosen = metadata.fields, _default_keys(metadata)
     for name, key in (keys or {}).items():
@@ -112,7 +112,7 @@ def own_features(
         if is_frame(info):
             dtype = "video" if as_video and info.shape[2] != 4 else "image"
         features[key] = Feature(name, key, info, dtype)
-    return _named(list(features.values()), imported_from(metadata) or {}, names or {})
+    return _named(list(features.values()), imported_from(metadata) or {}, element_names or {})
 
 
 def _named(
@@ -125,7 +125,7 @@ def _named(
     """
     fields = [each.field for each in features]
     if unused := [name for name in names if name not in fields]:
-        raise FieldError(f"names: no feature is made of a field {unused[0]!r}{did_you_mean(unused[0], fields)}")
+        raise FieldError(f"element_names: no feature is made of a field {unused[0]!r}{did_you_mean(unused[0], fields)}")
     known = imported.get("names")
     found = []
     for each in features:
@@ -133,7 +133,7 @@ def _named(
         chosen: Any = names.get(each.field)
         if chosen is not None and not _are_names(chosen, shape):
             one = f"{shape[0]} different ones, one for each number" if len(shape) == 1 else "a field of one axis"
-            raise FieldError(f"names: field {each.field!r}: expected {one}, got {chosen!r:.100}")
+            raise FieldError(f"element_names: field {each.field!r}: expected {one}, got {chosen!r:.100}")
         if chosen is None and isinstance(known, dict):
             chosen = known.get(each.key)
             if isinstance(chosen, dict) and len(chosen) == 1:  # {"motors": [...]}, of older versions

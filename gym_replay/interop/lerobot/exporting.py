@@ -84,8 +84,8 @@ def export_lerobot(
         keys: other keys of features by field, ``{"observation.agent_pos": "observation.state"}``; None instead of a key
             keeps a field from LeRobot, and a field that would be none becomes a feature under a key.
         element_names: what the numbers of a field are called, ``{"action": ["shoulder_pan.pos", "gripper.pos"]}``:
-            LeRobot's replay sends each number to the motor of this name. For other fields of observations and actions that have
-            one axis, the names of the dataset that was imported, or ``action_0``, ``action_1``, ...
+            LeRobot's replay sends each number to the motor of this name. Other fields of observations and actions that
+            have one axis have the names of the dataset that was imported, or ``action_0``, ``action_1``, ...
         robot_type: a word for the robot.
         episodes: which ones to write, as in ``buffer.dataloader``; None for all.
         progress: show a bar where it takes longer than a second.

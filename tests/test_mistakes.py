@@ -167,6 +167,11 @@ IN_PYTHON = {
         "'acton'; did you mean 'action'?",
     ),
     "an annotation": (lambda f: _annotated(f, tsk="x"), FieldError, "unknown meta field 'tsk'; did you mean 'task'?"),
+    "an annotation that was not declared": (
+        lambda f: _annotated(f, score=1.0),
+        FieldError,
+        r"'score'; there are \['task'\]; meta_fields=... of the recorder declares one",
+    ),
     "a value of a step": (lambda f: _annotated_step(f, log_prb=1.0), FieldError, "'log_prb'; did you mean 'log_prob'?"),
     "a list of meta fields": (
         lambda f: recorded(f, meta_fields=["task"]),

@@ -347,7 +347,7 @@ ON_THE_COMMAND_LINE = {
     "a policy": (["record", "CartPole-v1", "{new}", "--episodes", "3", "--policy", "randm"], "--policy 'randm'"),
     "another policy": (
         ["record", "CartPole-v1", "{taken}", "--episodes", "3", "--seed", "7"],
-        "seed: stored 0, passed 7. Pass what is stored, choose another folder, or replace the episodes with --overwrite",
+        "seed: stored 0, passed 7. Pass what is stored, choose another folder, or replace the episodes with",
     ),
 }
 

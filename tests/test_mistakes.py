@@ -166,6 +166,11 @@ IN_PYTHON = {
         FieldError,
         "'acton'; did you mean 'action'?",
     ),
+    "an environment that nobody imported": (
+        lambda f: collect("Elsewhere/Pong-v5", f / "x", episodes=1),
+        FieldError,
+        "put the module that registers it before the id, as in 'ale_py:ALE/Pong-v5'",
+    ),
     "an annotation": (lambda f: _annotated(f, tsk="x"), FieldError, "unknown meta field 'tsk'; did you mean 'task'?"),
     "an annotation that was not declared": (
         lambda f: _annotated(f, score=1.0),

@@ -38,7 +38,7 @@ def tell_once(subject: str, text: str) -> None:
 
 
 def bar(total: int, what: str, unit: str, *, progress: bool, delay: float = 1, **settings: Any) -> Any:
-    """A bar of tqdm on the standard error, where that is a terminal and it takes longer than a second.
+    """A bar of tqdm on the standard error, where somebody looks at that and it takes longer than a second.
 
     Args:
         total: how much there is to do.
@@ -50,9 +50,14 @@ def bar(total: int, what: str, unit: str, *, progress: bool, delay: float = 1, *
     """
     from tqdm import tqdm
 
-    is_shown = progress and sys.stderr is not None and sys.stderr.isatty()
+    is_shown = progress and sys.stderr is not None and (sys.stderr.isatty() or _is_notebook(sys.stderr))
     hidden: dict[str, Any] = {} if is_shown else {"disable": True}
     return tqdm(total=total, desc=what, unit=unit, delay=delay, **settings, **hidden)
+
+
+def _is_notebook(stream: Any) -> bool:
+    """Whether a stream is shown below a cell of a notebook, which is no terminal."""
+    return type(stream).__module__ == "ipykernel.iostream"
 
 
 def did_you_mean(name: object, known: Iterable[str], *, remedy: str = "") -> str:

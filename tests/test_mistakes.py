@@ -167,6 +167,11 @@ IN_PYTHON = {
         "'acton'; did you mean 'action'?",
     ),
     "an annotation": (lambda f: _annotated(f, tsk="x"), FieldError, "unknown meta field 'tsk'; did you mean 'task'?"),
+    "an annotation that was not declared": (
+        lambda f: _annotated(f, score=1.0),
+        FieldError,
+        r"'score'; there are \['task'\]; meta_fields=... of the recorder declares one",
+    ),
     "a value of a step": (lambda f: _annotated_step(f, log_prb=1.0), FieldError, "'log_prb'; did you mean 'log_prob'?"),
     "a list of meta fields": (
         lambda f: recorded(f, meta_fields=["task"]),
@@ -342,7 +347,7 @@ ON_THE_COMMAND_LINE = {
     "a policy": (["record", "CartPole-v1", "{new}", "--episodes", "3", "--policy", "randm"], "--policy 'randm'"),
     "another policy": (
         ["record", "CartPole-v1", "{taken}", "--episodes", "3", "--seed", "7"],
-        "seed: stored 0, passed 7. Pass what is stored, or choose another folder",
+        "seed: stored 0, passed 7. Pass what is stored, choose another folder, or replace the episodes with --overwrite",
     ),
 }
 

@@ -1,5 +1,6 @@
-"""What people are told beside results: bars, on terminals only."""
+"""What people are told beside results: bars, on terminals and in notebooks only."""
 
+import io
 import sys
 
 import pytest
@@ -18,6 +19,14 @@ def test_a_bar_is_shown_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert "work: 100%" in shown(capsys, progress=True)
     assert shown(capsys, progress=False) == ""
+
+
+def test_a_bar_is_shown_in_a_notebook(monkeypatch):
+    cell = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stderr", cell)
+    with bar(3, "work", "row", progress=True, delay=0) as one:
+        one.update(3)
+    assert "work: 100%" in cell.getvalue()
 
 
 def test_no_bar_goes_where_the_standard_error_was_redirected_to(capsys, tmp_path):

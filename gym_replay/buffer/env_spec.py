@@ -111,7 +111,7 @@ def why_not_made_again(spec: EnvSpec | None, spec_json: Json) -> str:
         spec: as it was recorded.
         spec_json: what :func:`spec_to_json` gave.
     """
-    register = "register it in a module, gymnasium.register(id, 'module:Class'), and make it by its id"
+    register = "or register it in a module, gymnasium.register(id, 'module:Class'), and make it by its id"
     if spec is None or spec_json is None:
         return f"it was not made by gymnasium.make; {register}"
     entry_point = spec.entry_point
@@ -124,10 +124,10 @@ def why_not_made_again(spec: EnvSpec | None, spec_json: Json) -> str:
         if wrapper["entry_point"] in _LEFT_OUT:
             continue
         if lost or wrapper["kwargs"] is None or _find_wrapper(wrapper["entry_point"]) is None:
-            what = f"its {', '.join(lost)} cannot be kept" if lost else "it is none of gymnasium.wrappers"
-            return f"{what}: the wrapper {wrapper['name']}; put the recorder inside of it"
+            what = f"has {', '.join(lost)}, which cannot be kept" if lost else "is none of gymnasium.wrappers"
+            return f"its wrapper {wrapper['name']} {what}; or put the recorder inside of it"
     if lost := [name for name in spec_json["dropped"] if name.startswith("kwargs.")]:
-        return f"{', '.join(lost)} cannot be kept; pass it to make_env"
+        return f"{', '.join(lost)} cannot be kept; or pass it to make_env"
     return ""
 
 

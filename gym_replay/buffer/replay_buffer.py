@@ -702,6 +702,10 @@ def open_lazily(folder: Path | MirroredFolder) -> ReplayBuffer:
     return buffer
 
 
+def _said(where: str, entry: Any) -> str:
+    return f"not {where}" if entry is None else f"{where} {entry!r}"
+
+
 def check_match(metadata: Metadata, config: Mapping[str, Any], folder: Path) -> None:
     """Raise ConfigMismatchError where a config, of which None means what is stored, differs from the stored one."""
     differences = []
@@ -711,7 +715,7 @@ def check_match(metadata: Metadata, config: Mapping[str, Any], folder: Path) -> 
             continue
         if isinstance(passed, dict) and isinstance(stored, dict):
             differences += [
-                f"{name}[{key!r}]: stored {stored.get(key)!r}, passed {passed.get(key)!r}"
+                f"{name}[{key!r}]: {_said('stored', stored.get(key))}, {_said('passed', passed.get(key))}"
                 for key in {**stored, **passed}
                 if stored.get(key) != passed.get(key)
             ]

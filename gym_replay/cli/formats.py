@@ -123,16 +123,29 @@ _KEY = option(
     ),
     option("--robot-type", metavar="WORD", help="about the dataset"),
     _KEY,
+    option(
+        "--element-names",
+        action="append",
+        default=[],
+        metavar="FIELD=NAME,NAME,...",
+        help="what the numbers of a field are called, such as action=pan.pos,gripper.pos; may be given several times",
+    ),
 )
 def export_lerobot(args: argparse.Namespace) -> int:
     """Write a LeRobot dataset."""
     from gym_replay.interop import lerobot
 
-    given = keywords(args, "folder", "target", "keys", "encoder", "video")
+    given = keywords(args, "folder", "target", "keys", "element_names", "encoder", "video")
     video = args.encoder if args.encoder is not None and args.video else args.video
     keys = _parsed_keys(args.keys)
     report = lerobot.export_lerobot(
-        args.folder, args.target, **given, keys=keys, video=video, progress=shows_bars(args)
+        args.folder,
+        args.target,
+        **given,
+        keys=keys,
+        element_names=_parsed_names(args.element_names),
+        video=video,
+        progress=shows_bars(args),
     )
     return _show_report(args, report, "num_episodes", "num_frames", "features", "unseen", "changed")
 
@@ -145,6 +158,16 @@ def _parsed_keys(given: list[str]) -> dict[str, str | None]:
             raise FieldError(f"--key {text!r:.80}: expected FIELD=KEY, or FIELD= to keep the field from LeRobot")
         keys[field] = key or None
     return keys
+
+
+def _parsed_names(given: list[str]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for text in given:
+        field, equals, listed = text.partition("=")
+        if not equals:
+            raise FieldError(f"--element-names {text!r:.80}: expected FIELD=NAME,NAME,...")
+        names[field] = listed.split(",")
+    return names
 
 
 def _show(args: argparse.Namespace, made: dict[str, Any]) -> int:

@@ -15,8 +15,9 @@ from gym_replay.errors import FieldError
     "list the labels of episodes, set them, or make a meta field of them",
     "A label is a short text that an episode was given here, or on the page of gym-replay view. Labels are stored in "
     "labels.json in the buffer's folder, and conditions know them as label. Without further options the command lists "
-    "how many episodes have each label. --set gives the chosen episodes a label, and changes nothing else. --apply "
-    "writes all labels into the meta field label, which copies keep, and empties labels.json.",
+    "how many episodes have each label. --set gives the chosen episodes a label, changes nothing else, and lists how "
+    "many of all episodes have which label then. --apply writes all labels into the meta field label, which copies "
+    "keep, and empties labels.json.",
     [
         "gym-replay label data/cartpole",
         "gym-replay label data/cartpole --set bad --where 'length < 10'",
@@ -40,6 +41,7 @@ def label(args: argparse.Namespace) -> int:
         indices = range(len(buffer)) if chosen is None else chosen.tolist()
         if args.text is not None:
             EpisodeTable(buffer).set_labels(indices, args.text)
+            indices = range(len(buffer))  # what there is now, of all episodes
         counts = Counter(EpisodeValues(parts)["label"][list(indices)].tolist())
     applied = sum(apply_labels(part.reader.folder) for part in parts) if args.apply else None
     named = {text: count for text, count in counts.most_common() if text}

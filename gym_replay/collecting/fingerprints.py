@@ -98,6 +98,8 @@ class _Walk:
             self._class(name, value)
         elif isinstance(value, types.BuiltinFunctionType):
             self._note(name, value.__qualname__)
+        elif type(value).__module__ == "torch.autograd.grad_mode":  # of @torch.inference_mode(): they hold a flag
+            self._note(name, type(value).__qualname__)
         else:
             self._class(name, type(value))
             for key, inner in getattr(value, "__dict__", {}).items():

@@ -149,7 +149,7 @@ def _parse(document: Any) -> dict[str, Any]:
 
 def _check_identity(folder: Path, stored: Mapping[str, Any], passed: Mapping[str, Any]) -> None:
     arguments, functions = _differences(stored, passed)
-    remedy = "Pass what is stored, or choose another folder"
+    remedy = "Pass what is stored, choose another folder, or replace the episodes with overwrite=True"
     if functions and not arguments:
         remedy = "Choose another folder, or replace the episodes with overwrite=True"
         if any(difference.startswith("policy:") for difference in functions):

@@ -78,8 +78,12 @@ class Actor:
             self._policy.reset(mask, seeds)
 
     def act(self, observation: Any, running: Mask) -> Any:
-        """The action or actions for what the environment returned; of those not running they count for nothing."""
-        return self._policy(observation)
+        """The action or actions for what the environment returned; of those not running they count for nothing.
+
+        A tensor of torch becomes an array, unless the environment returns tensors itself.
+        """
+        action = self._policy(observation)
+        return action.numpy(force=True)[()] if _is_tensor(action) and not _is_tensor(observation) else action
 
     def extra(self) -> Mapping[str, Any]:
         """The values of the extra fields that go with the last action or actions."""
@@ -164,7 +168,8 @@ class _BatchOfOne(Actor):
         self._observation_space, self._action_space = env.observation_space, env.action_space
 
     def act(self, observation: Any, running: Mask) -> Any:
-        return _the_one(self._action_space, self._policy(_batch_of_one(self._observation_space, observation)))
+        batch = _batch_of_one(self._observation_space, observation)
+        return _the_one(self._action_space, super().act(batch, running))
 
     def extra(self) -> Mapping[str, Any]:
         return {name: value[0] for name, value in super().extra().items()}
@@ -199,13 +204,19 @@ class _FirstLook(Actor):
             if self._takes_the_other(observation):
                 raise self._error(f"it raised {type(error).__name__}: {error}") from error
             raise
-        shape, one = _shape_of(action), self._action_space.shape
-        expected = one if self._is_single or one is None else (self._count, *one)
-        other = (1, *one) if self._is_single and one is not None else one
-        if shape is not None and shape != expected and shape == other:
-            raise self._error(f"it returned an action of shape {shape}, where shape {expected} is expected")
+        self._check_shape(_shape_of(action), self._action_space.shape)
         self.act = self._actor.act  # type: ignore[method-assign]
         return action
+
+    def _check_shape(self, shape: tuple[int, ...] | None, one: tuple[int, ...] | None) -> None:
+        if shape is None or one is None:
+            return
+        expected = one if self._is_single else (self._count, *one)
+        returned = f"it returned an action of shape {shape}, where shape {expected} is expected"
+        if shape != expected and shape == ((1, *one) if self._is_single else one):
+            raise self._error(returned)
+        if len(shape) > len(expected):
+            raise FieldError(f"policy: {returned}, of the action space {self._action_space}")
 
     def _takes_the_other(self, observation: Any) -> bool:
         """Whether the policy gives an action where it is called in the other way."""
@@ -227,6 +238,11 @@ class _FirstLook(Actor):
         else:
             call, remedy = "one observation", "batched=True calls it with a batch of one"
         return FieldError(f"policy: with num_envs={self._count} it is called with {call}, and {what}; {remedy}")
+
+
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")  # where it is not imported, there is none
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _shape_of(action: Any) -> tuple[int, ...] | None:

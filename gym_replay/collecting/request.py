@@ -68,8 +68,13 @@ class Request:
         if "policy" not in self.code:
             return f"the policy is identified by its name only, {self.policy_name!r}"
         unseen = self.code["policy"].unseen
+        if not unseen:
+            return ""
         shown = ", ".join(map(repr, dict.fromkeys(unseen)))
-        return f"the policy is identified by its name and code only, not by what {shown:.100} holds" if unseen else ""
+        return (
+            f"the policy is identified by its name and code only, not by what {shown:.100} holds; where that has "
+            "changed, choose another folder, or overwrite=True"
+        )
 
     @property
     def may_discard(self) -> bool:

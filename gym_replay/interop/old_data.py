@@ -284,7 +284,9 @@ def check_new(target: str | os.PathLike[str]) -> Path:
     """
     path = folder_of(target)
     if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
-        raise NotABufferError(errno.EEXIST, "an import makes a new folder; choose one that does not exist", str(path))
+        raise NotABufferError(
+            errno.EEXIST, "there is something here already; choose a folder that does not exist", str(path)
+        )
     return path
 
 

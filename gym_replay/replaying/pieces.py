@@ -168,21 +168,35 @@ def counts_in(folder: Path, identity: dict[str, Any]) -> list[int] | None:
     Raises:
         ConfigMismatchError: the folder holds something else, or was begun with other arguments.
     """
-    shards = sorted((folder / SHARDS).glob("part-*")) if (folder / SHARDS).is_dir() else []
+    shards = _shards_of(folder)
     there = [each for each in [folder, *shards] if has_buffer(each)]
+    remedy = "choose another folder" if shards else "choose another folder, or overwrite=True to replace the buffer"
     found = next((journal for each in there if (journal := read_journal(each)) is not None), None)
     if found is None:
         if there:
-            raise ConfigMismatchError(f"{folder} holds a buffer that reobserve() did not make; choose another folder")
+            raise ConfigMismatchError(f"{folder} holds a buffer that reobserve() did not make; {remedy}")
         return None
     if differing := [name for name in {**found.identity, **identity} if found.identity.get(name) != identity.get(name)]:
         name = differing[0]
         raise ConfigMismatchError(
             f"{folder} was begun with other arguments: {', '.join(differing)} (of {name!r}, stored is "
-            f"{found.identity.get(name)!r:.200}, passed {identity.get(name)!r:.200}); pass the same ones, or choose "
-            "another folder"
+            f"{found.identity.get(name)!r:.200}, passed {identity.get(name)!r:.200}); pass the same ones, "
+            f"{remedy}"
         )
     return found.counts
+
+
+def check_one_piece(folder: Path) -> None:
+    """Raise ConfigMismatchError where a folder has pieces of several processes, which nothing replaces as one."""
+    if _shards_of(folder):
+        raise ConfigMismatchError(
+            f"{folder} holds what several processes observed, in {SHARDS}, and overwrite=True replaces one buffer; "
+            "choose another folder, or delete this one"
+        )
+
+
+def _shards_of(folder: Path) -> list[Path]:
+    return sorted((folder / SHARDS).glob("part-*")) if (folder / SHARDS).is_dir() else []
 
 
 def done_in(piece: Piece, buffer: ReplayBuffer, left_out: Sequence[tuple[str, int, str]]) -> int:

@@ -35,6 +35,7 @@ from gym_replay.replaying.pieces import (
     Journal,
     Piece,
     as_json,
+    check_one_piece,
     counts_in,
     counts_of,
     digest_of,
@@ -111,6 +112,7 @@ def reobserve(
     dtypes: Mapping[str, Any] | None = None,
     record_info: bool | Sequence[str] | None = None,
     durability: str = "process",
+    overwrite: bool = False,
     num_workers: int = 1,
     trust: bool = False,
     progress: bool = True,
@@ -145,6 +147,7 @@ def reobserve(
             name; None for that of MuJoCo, where the environment is one.
         codecs, dtypes, durability: as for :class:`~gym_replay.RecordToBuffer`, such as ``{"images": "zstd"}``.
         record_info: as there; None records the entries that the source has.
+        overwrite: begin anew, and replace the buffer that is in the folder; it goes with one process.
         num_workers: how many processes execute episodes. Each records into a buffer below ``folder/shards``. A script
             calls this below ``if __name__ == "__main__":`` then, since each process imports it.
         trust: whether recorded arguments and reset options are handed on, whatever they are.
@@ -158,7 +161,7 @@ def reobserve(
         EmptyBufferError: no episode is chosen.
         MakeEnvError: the environment cannot be made here; pass ``env``.
         ConfigMismatchError: the environment takes other actions than the recorded ones; or the folder holds something
-            else, or was begun with other arguments or episodes.
+            else, or was begun with other arguments or episodes, and is not to be replaced.
         BufferLockedError: somebody else is writing to the folder.
         KeyboardInterrupt: Ctrl-C; the episodes that are complete are in the folder.
 
@@ -188,6 +191,8 @@ def reobserve(
         "durability": durability,
     }
     target = folder_of(folder)
+    if overwrite and num_workers > 1:
+        raise FieldError("reobserve: overwrite=True replaces one buffer; pass num_workers=1, or choose another folder")
     with opened(source) as buffer:
         snapshots = buffer.snapshots()
         indices = _chosen_indices(snapshots, episodes, where)
@@ -196,10 +201,13 @@ def reobserve(
             raise FieldError(f"reobserve: {target} is the source itself; choose another folder")
         identity = as_json({**view.identity(), "recording": describe(recording), "episodes": digest_of(chosen)})
         lengths = np.concatenate([part.lengths for part in snapshots])[indices]
-        counts = counts_in(target, identity) or counts_of(lengths, num_workers)
+        if overwrite:
+            check_one_piece(target)
+        begun = None if overwrite else counts_in(target, identity)
+        counts = begun or counts_of(lengths, num_workers)
         pieces = divided(chosen, counts)
         tasks = [
-            _Task(view, recording, piece, where_to, Journal(identity, counts))
+            _Task(view, recording, piece, where_to, Journal(identity, counts), overwrite)
             for piece, where_to in zip(pieces, folders_of(target, len(counts)), strict=True)
         ]
         with bar(len(indices), "reobserve", "episode", progress=progress) as shown:
@@ -253,6 +261,7 @@ class _Task:
     piece: Piece
     folder: Path
     journal: Journal
+    overwrite: bool
 
 
 def _run(tasks: Sequence[_Task], specs: Mapping[str, Any], num_workers: int, shown: Any) -> None:
@@ -336,9 +345,8 @@ def _observe(task: _Task, count: Callable[[int], Any], stops: Callable[[], bool]
             part = stack.enter_context(_opened_part(each))
             if reobserver is None:
                 metadata = part.metadata
-                reobserver = stack.enter_context(
-                    closing(Reobserver(task.view, task.recording, metadata, task.folder, stops))
-                )
+                made = Reobserver(task.view, task.recording, metadata, task.folder, stops, overwrite=task.overwrite)
+                reobserver = stack.enter_context(closing(made))
                 noted = read_journal(task.folder)
                 task.journal.left_out[:] = noted.left_out if noted is not None else []
                 task.journal.write(reobserver.buffer)

@@ -49,6 +49,7 @@ class Reobserver:
         metadata: of the buffer that the episodes are of.
         folder: where they are recorded.
         stops: is asked before each step whether to stop.
+        overwrite: replace the buffer that is in the folder, once the environment is made.
 
     Attributes:
         buffer: where they are recorded.
@@ -61,6 +62,8 @@ class Reobserver:
         metadata: Metadata,
         folder: Path,
         stops: Callable[[], bool] = lambda: False,
+        *,
+        overwrite: bool = False,
     ) -> None:
         self._view, self._metadata, self._stops = view, metadata, stops
         self._extras = _extra_fields(metadata)
@@ -78,7 +81,7 @@ class Reobserver:
         with ExitStack() as cleanup:
             gate = self._make_gate()
             cleanup.callback(gate.close)
-            self.buffer = self._open(gate, folder)
+            self.buffer = self._open(gate, folder, overwrite)
             self._closing.callback(self.buffer.close)
             cleanup.callback(self._closing.close)
             self.buffer.acquire()
@@ -86,7 +89,7 @@ class Reobserver:
             cleanup.pop_all()
         self._closing.callback(lambda: self._replaced.close())
 
-    def _open(self, env: gym.Env[Any, Any], folder: Path) -> ReplayBuffer:
+    def _open(self, env: gym.Env[Any, Any], folder: Path, overwrite: bool) -> ReplayBuffer:
         own = {name: info for name, info in self._meta.items() if name in self._metadata.recorder_meta}
         self._users = {name: info for name, info in self._meta.items() if name not in {**own, **OWN_META}}
         self._options["meta_fields"] = self._users
@@ -95,7 +98,7 @@ class Reobserver:
             *trees,
             env.spec,
             folder,
-            self._options,
+            {**self._options, "overwrite": overwrite},
             declared=declared_shape(env, None),
             more_own_meta={**own, **OWN_META},
         )

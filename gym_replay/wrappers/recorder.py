@@ -288,7 +288,12 @@ class Recorder(OnlyWriter, gym.utils.RecordConstructorArgs):
             FieldError: a field is unknown, the recorder's own, or its value does not fit.
             EpisodeStateError: no episode is running.
         """
-        refuse_own_meta(meta, self._buffer.metadata)
+        metadata = self._buffer.metadata
+        refuse_own_meta(meta, metadata)
+        if unknown := [name for name in meta if name not in metadata.meta_fields]:
+            known = [name for name in metadata.meta_fields if name not in metadata.recorder_meta]
+            near = did_you_mean(unknown[0], known, remedy="meta_fields=... of the recorder declares one")
+            raise FieldError(f"unknown meta field {unknown[0]!r}{near}")
         self._session.annotate(meta)
 
     def annotate_step(self, /, **extra: Any) -> None:

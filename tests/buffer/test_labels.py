@@ -102,6 +102,7 @@ def labels_in(folder, capsys):
 
 def test_the_command_sets_counts_and_applies_labels(folder, tmp_path, capsys):
     assert main(["label", str(folder), "--set", "good", "--episodes", "0:2"]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [["good", "2"], ["(none)", "2"]]
     assert main(["label", str(folder), "--set", "far", "--where", "index == 3"]) == 0
     assert main(["label", str(folder), "--set", "", "--episodes", "0"]) == 0
     assert labels_in(folder, capsys) == {"good": 1, "far": 1}

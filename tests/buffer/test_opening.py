@@ -28,8 +28,8 @@ OTHER_CONFIGS = {
     "dtype": ({"fields": {**FIELDS, "action": "int32"}}, ["fields['action']", "'int64'", "'int32'"]),
     "default": ({"fields": {**FIELDS, "reward": "float64"}}, ["fields['reward']", "0.5", "None"]),
     "state": ({"fields": {**FIELDS, "state": ("float", 3)}}, ["fields['state']", "state=True", "state=False"]),
-    "one less": ({"fields": {"action": ("int", (), -1)}}, ["fields['state']", "fields['reward']", "passed None"]),
-    "one more": ({"fields": {**FIELDS, "z": "int"}}, ["fields['z']: stored None"]),
+    "one less": ({"fields": {"action": ("int", (), -1)}}, ["fields['state']", "fields['reward']", "not passed"]),
+    "one more": ({"fields": {**FIELDS, "z": "int"}}, ["fields['z']: not stored, passed Field("]),
     "meta": ({"meta_fields": {**META, "seed": "int32"}}, ["meta_fields['seed']", "'int64'", "'int32'"]),
     "several": ({"max_episodes": 6, "meta_fields": {}}, ["max_episodes", "meta_fields['seed']"]),
 }

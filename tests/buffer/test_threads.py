@@ -166,18 +166,19 @@ def test_a_thread_that_writes_while_the_process_ends_loses_nothing(tmp_path):
 
 
 MANY_THREADS_AND_MUCH_GARBAGE = """
-import faulthandler, gc, sys, threading
+import faulthandler, gc, os, sys, threading
 from gym_replay import BufferLockedError, ReplayBuffer
-from gym_replay.files.garbage import Descriptor
-import os
 
-def garbage():
-    ring = [Descriptor(os.open(os.devnull, os.O_RDONLY))]
-    ring.append(ring)
+class LetsAnotherThreadRun:
+    def __init__(self):
+        self.itself, self.number = self, os.open(os.devnull, os.O_RDONLY)
+
+    def __del__(self):
+        os.close(self.number)
 
 def work():
     for _ in range(300):
-        garbage()
+        LetsAnotherThreadRun()
         try:
             buffer.store_episode(x=[1])
         except BufferLockedError:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from gym_replay import FieldError, collect
@@ -41,6 +42,39 @@ def test_a_policy_for_single_observations_in_several(tmp_path, policy):
     with pytest.raises(FieldError, match=r"num_envs=1 it is called with a batch of 1.*batched=False"):
         gather(tmp_path, of_one, batched=True)
     assert len(gather(tmp_path / "batched", policy, num_envs=3, batched=False)) == 3
+
+
+def test_a_policy_that_returns_logits(tmp_path):
+    for num_envs, shape in (1, r"\(2,\), where shape \(\)"), (3, r"\(3, 2\), where shape \(3,\)"):
+        with pytest.raises(
+            FieldError, match=rf"action of shape {shape} is expected, of the action space Discrete\(2\)"
+        ):
+            gather(tmp_path, lambda observations: observations[..., :2], num_envs=num_envs)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "FrozenLake-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("options", [{}, {"batched": True}, {"num_envs": 2}, {"num_envs": 2, "batched": False}])
+def test_a_policy_that_returns_tensors(tmp_path, env, options):
+    """What a network of torch gives is the same as its array, gradients and all."""
+    weight = torch.ones((), requires_grad=True)
+
+    def of_tensors(observations):
+        found = torch.as_tensor(np.float32(observations)) * weight
+        if env == "Pendulum-v1":
+            return found[..., :1]
+        return (found if env == "FrozenLake-v1" else found[..., 2] > 0).long() % 4
+
+    actions = [
+        {
+            episode.meta["collect_index"]: episode["action"].tolist()
+            for episode in gather(tmp_path / name, policy, env, **options)
+        }
+        for name, policy in (
+            ("tensors", of_tensors),
+            ("arrays", lambda observations: of_tensors(observations).numpy(force=True)[()]),
+        )
+    ]
+    assert actions[0] == actions[1]
 
 
 def test_the_same_episodes_however_the_policy_is_called(tmp_path):

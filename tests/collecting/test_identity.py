@@ -149,6 +149,8 @@ def test_a_policy_by_name_is_compared_by_its_code(tmp_path, monkeypatch):
     [
         ("random", {}, "already"),
         (PAIRS["two lambdas"][0], {}, "already"),
+        (torch.inference_mode()(of_network(network(0.0))), {}, "already"),
+        (torch.no_grad()(of_network(network(0.0))), {}, "already"),
         (PAIRS["two lambdas"][0], {"policy_name": "mine"}, "identified by its name only, 'mine'"),
         (Steered(network(0.0)), {}, "by its name and code only"),
     ],

@@ -23,6 +23,7 @@ from gym_replay import (
     export_lerobot,
     import_lerobot,
 )
+from gym_replay.cli import main
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -192,6 +193,41 @@ def test_keys_of_features(tmp_path):
             assert_same(found, buffer)
 
 
+def test_names_of_numbers(tmp_path):
+    """LeRobot has one name for each number of an observation or action, and none for rewards and flags."""
+
+    def names_in(folder):
+        features = json.loads((tmp_path / folder / "meta/info.json").read_text())["features"]
+        return {key: entry["names"] for key, entry in features.items() if entry["names"] is not None}
+
+    with sights(tmp_path / "a", 1) as buffer:
+        options = {"fps": 5, "task": "look", "video": False, "progress": False}
+        export_lerobot(buffer, tmp_path / "b", **options)
+        image = {"observation.images.camera.top": ["height", "width", "channels"]}
+        states = [f"state_{number}" for number in range(4)]
+        assert names_in("b") == {"observation.state": states, **image, "action": ["action_0", "action_1"]}
+        export_lerobot(buffer, tmp_path / "c", element_names={"action": ("pan.pos", "lift.pos")}, **options)
+        assert names_in("c")["action"] == ["pan.pos", "lift.pos"]
+        with pytest.raises(FieldError, match="expected a field of one axis"):
+            export_lerobot(buffer, tmp_path / "d", element_names={TOP: ["h", "w"]}, **options)
+    command = ["export", "lerobot", str(tmp_path / "a"), str(tmp_path / "d"), "--fps", "5", "--task", "x", "--no-video"]
+    assert (
+        main([*command, "--element-names", "action=pan.pos,lift.pos", "--element-names", "observation.state=a,b,c,d"])
+        == 0
+    )
+    assert names_in("d") == {"observation.state": list("abcd"), **image, "action": ["pan.pos", "lift.pos"]}
+    assert main([*command, "--element-names", "pan.pos"]) == 2
+
+    shutil.rmtree(tmp_path / "d/gym_replay")  # as if somebody else had made it
+    for names in ["pan.pos", "lift.pos"], {"motors": ["pan.pos", "lift.pos"]}:
+        edited(tmp_path / "d", lambda info, names=names: info["features"]["action"].update(names=names))
+        import_lerobot(tmp_path / "d", tmp_path / "e")
+        export_lerobot(tmp_path / "e", tmp_path / "f", video=False)
+        assert names_in("f") == {"observation.state": list("abcd"), **image, "action": ["pan.pos", "lift.pos"]}
+        shutil.rmtree(tmp_path / "e")
+        shutil.rmtree(tmp_path / "f")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -206,6 +242,10 @@ def test_keys_of_features(tmp_path):
         ({"keys": {"action": "a/b"}}, "no feature has such a key"),
         ({"keys": {"action": "observation.state"}}, "are both the feature 'observation.state'"),
         ({"keys": {"action": None, "observation": None}}, "no observation or action"),
+        ({"element_names": {"actoin": ["x"]}}, "no feature is made of a field 'actoin'; did you mean 'action'"),
+        ({"element_names": {"observation": ["x"]}}, "expected 2 different ones, one for each number, got"),
+        ({"element_names": {"observation": ["x", "x"]}}, "expected 2 different ones"),
+        ({"element_names": {"observation": "xy"}}, "expected 2 different ones"),
     ],
 )
 def test_what_an_export_cannot_do(tmp_path, options, message):
@@ -218,7 +258,7 @@ def test_targets_that_are_taken_and_sources_that_are_empty(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").touch()
     with by_hand(tmp_path / "a", [2], [True]) as buffer:
-        with pytest.raises(NotABufferError):
+        with pytest.raises(NotABufferError, match="something here already; choose a folder that does not exist"):
             export_lerobot(buffer, tmp_path / "full", fps=1, task="")
         export_lerobot(buffer, tmp_path / "b", fps=1, task="")
         with pytest.raises(EmptyBufferError):

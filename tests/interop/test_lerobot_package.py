@@ -227,6 +227,37 @@ def test_single_numbers_and_arrays_of_several_axes(tmp_path):
             assert frame["action"] == episode["action"][t]
 
 
+def test_its_replay_sends_what_was_recorded(tmp_path, monkeypatch):
+    """Each number of an action goes to the motor of its name."""
+    pytest.importorskip("cv2")  # which its robots import
+    replaying = import_module("lerobot.scripts.lerobot_replay")
+
+    class Robot:
+        sent, is_connected = [], False
+
+        def connect(self):
+            self.is_connected = True
+
+        def disconnect(self):
+            self.is_connected = False
+
+        def get_observation(self):
+            return {}
+
+        def send_action(self, action):
+            assert self.is_connected
+            self.sent.append({name: float(value) for name, value in action.items()})
+
+    robot = Robot()
+    monkeypatch.setattr(replaying, "make_robot_from_config", lambda config: robot)
+    with sights(tmp_path / "a", 2) as buffer:
+        names = ("pan.pos", "lift.pos")
+        export_lerobot(buffer, tmp_path / "b", fps=1000, task="look", video=False, element_names={"action": names})
+        dataset = replaying.DatasetReplayConfig("me/it", episode=1, root=tmp_path / "b")
+        replaying.replay(replaying.ReplayConfig(robot=None, dataset=dataset, play_sounds=False))
+        assert robot.sent == [dict(zip(names, row, strict=True)) for row in buffer.episode(1)["action"].tolist()]
+
+
 def test_statistics_are_near_its_own(tmp_path):
     with by_hand(tmp_path / "a", [40, 60], [True, True]) as buffer:
         export_lerobot(buffer, tmp_path / "b", fps=FPS, task="x")

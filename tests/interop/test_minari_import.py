@@ -238,7 +238,7 @@ def test_a_folder_that_is_there_is_refused(tmp_path):
     for taken in (tmp_path / "empty", tmp_path / "file"):
         if not taken.exists():
             taken.write_text("")
-        with pytest.raises(NotABufferError, match="an import makes a new folder; choose one that does not exist"):
+        with pytest.raises(NotABufferError, match="something here already; choose a folder that does not exist"):
             import_minari("x-v0", taken)
 
 

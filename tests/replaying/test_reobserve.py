@@ -410,6 +410,27 @@ def test_folders_that_are_of_something_else(tmp_path):
             observe(hand, tmp_path / "c")
 
 
+def test_overwriting_begins_anew(tmp_path):
+    states = collect("Drifting-generator-v0", tmp_path / "a", episodes=3, progress=False)
+    found = observe(states, tmp_path / "b", overwrite=True).buffer  # where nothing is, too
+    rows = rows_of(found, "observation", *STEPS)
+    for mistake, error in ({"wrappers": [turned]}, ConfigMismatchError), ({"num_workers": 2}, FieldError):
+        with pytest.raises(error):
+            observe(states, tmp_path / "b", overwrite=True, **mistake)
+        assert rows_of(ReplayBuffer.from_folder(tmp_path / "b"), "observation", *STEPS) == rows  # nothing is lost
+    with pytest.raises(ConfigMismatchError, match="overwrite=True to replace the buffer"):
+        observe(states, tmp_path / "b", wrappers=[SeesGoal])
+    found = observe(states, tmp_path / "b", wrappers=[SeesGoal], episodes=[0, 2], overwrite=True).buffer
+    assert found.meta["source_episode"].tolist() == [0, 2]
+    assert rows_of(found, "observation.place") == [row[:1] for row in (rows[0], rows[2])]
+    assert len(observe(states, tmp_path / "b", wrappers=[SeesGoal], episodes=[0, 2]).buffer) == 2  # and goes on
+    assert main(["reobserve", str(tmp_path / "a"), str(tmp_path / "b"), "--overwrite", "--quiet"]) == 0
+    assert rows_of(ReplayBuffer.from_folder(tmp_path / "b"), "observation", *STEPS) == rows
+    observe(states, tmp_path / "c", num_workers=2)
+    with pytest.raises(ConfigMismatchError, match="several processes"):
+        observe(states, tmp_path / "c", overwrite=True)
+
+
 def test_the_new_buffer_replays_where_its_environment_can_be_made(tmp_path):
     states = collect("CartPole-v1", tmp_path / "a", episodes=2, progress=False)
     found = observe(states, tmp_path / "b").buffer

@@ -56,6 +56,7 @@ def export_lerobot(
     task: str | Sequence[str] | None = None,
     video: bool | VideoOptions = True,
     keys: Mapping[str, str | None] | None = None,
+    element_names: Mapping[str, Sequence[str]] | None = None,
     robot_type: str | None = None,
     episodes: Episodes | None = None,
     progress: bool = True,
@@ -82,6 +83,9 @@ def export_lerobot(
             ``{"codec": "libsvtav1", "crf": 30}``, or ``{"codec": "libx264rgb", "crf": 0}`` for videos without loss.
         keys: other keys of features by field, ``{"observation.agent_pos": "observation.state"}``; None instead of a key
             keeps a field from LeRobot, and a field that would be none becomes a feature under a key.
+        element_names: what the numbers of a field are called, ``{"action": ["shoulder_pan.pos", "gripper.pos"]}``:
+            LeRobot's replay sends each number to the motor of this name. Other fields of observations and actions that
+            have one axis have the names of the dataset that was imported, or ``action_0``, ``action_1``, ...
         robot_type: a word for the robot.
         episodes: which ones to write, as in ``buffer.dataloader``; None for all.
         progress: show a bar where it takes longer than a second.
@@ -91,7 +95,8 @@ def export_lerobot(
 
     Raises:
         MissingExtraError: pyarrow is not installed, or Pillow or PyAV, for images and videos.
-        FieldError: ``fps`` or ``task`` is not known, a key is taken, or there is neither observation nor action.
+        FieldError: ``fps`` or ``task`` is not known, a key is taken, names do not fit, or there is neither observation
+            nor action.
         EmptyBufferError: there is no episode to write.
         NotABufferError: there is something at the target.
         StorageError: the disk is full, or the operating system refused for another reason.
@@ -105,7 +110,7 @@ def export_lerobot(
     target = check_new(folder)
     with opened(buffer) as source:
         chosen = ChosenEpisodes(source, episodes)
-        plan = _Plan(source.metadata, chosen, fps, task, video, keys, robot_type)
+        plan = _Plan(source.metadata, chosen, fps, task, video, keys, element_names, robot_type)
         with new_folders(target) as (new,):
             writer = _Writer(new.folder, plan)
             try:
@@ -149,6 +154,7 @@ class _Plan:
         task: str | Sequence[str] | None,
         video: bool | VideoOptions,
         keys: Mapping[str, str | None] | None,
+        element_names: Mapping[str, Sequence[str]] | None,
         robot_type: str | None,
     ) -> None:
         if not isinstance(video, (bool, Mapping)):
@@ -157,7 +163,7 @@ class _Plan:
         self._imported = imported_from(metadata) or {}
         self.fps = self._checked_fps(fps)
         self.robot_type = self._imported.get("robot_type") if robot_type is None else robot_type
-        self.features = own_features(metadata, keys, as_video=video is not False)
+        self.features = own_features(metadata, keys, element_names, as_video=video is not False)
         if not any(each.field.partition(".")[0] in ("observation", "action") for each in self.features):
             raise FieldError(
                 "there is no observation or action that LeRobot could hold; keys={'field': 'observation.state'} names "

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,12 +43,14 @@ class Feature:
         key: of the feature.
         info: of the field.
         dtype: of the feature: ``"image"``, ``"video"``, or that of the field.
+        names: of the numbers of a value, where it has one axis.
     """
 
     field: str
     key: str
     info: Field
     dtype: str
+    names: tuple[str, ...] | None = None
 
     @property
     def is_picture(self) -> bool:
@@ -65,20 +67,29 @@ class Feature:
     def to_json(self, fps: int) -> dict[str, Any]:
         """The entry of ``meta/info.json``, but for what is known of a file of video."""
         if not self.is_picture:
-            return {"dtype": self.dtype, "shape": list(self.shape), "names": None, "fps": fps}
+            names = None if self.names is None else list(self.names)
+            return {"dtype": self.dtype, "shape": list(self.shape), "names": names, "fps": fps}
         return {"dtype": self.dtype, "shape": list(self.shape), "names": _IMAGE_AXES}
 
 
-def own_features(metadata: Metadata, keys: Mapping[str, str | None] | None, *, as_video: bool) -> list[Feature]:
+def own_features(
+    metadata: Metadata,
+    keys: Mapping[str, str | None] | None,
+    element_names: Mapping[str, Sequence[str]] | None,
+    *,
+    as_video: bool,
+) -> list[Feature]:
     """The fields that become features: observations, actions, rewards, what an import brought, and what is asked for.
 
     Args:
         metadata: of the buffer.
         keys: by field, another key, or None for no feature.
+        element_names: by field, what its numbers are called.
         as_video: whether images go to files of video.
 
     Raises:
-        FieldError: a field of ``keys`` is unknown, LeRobot cannot hold it, or two features have one key.
+        FieldError: a field of ``keys`` or ``element_names`` is unknown, LeRobot cannot hold it so, or two features
+            have one key.
     """
     fields, chosen = metadata.fields, _default_keys(metadata)
     for name, key in (keys or {}).items():
@@ -101,7 +112,45 @@ def own_features(metadata: Metadata, keys: Mapping[str, str | None] | None, *, a
         if is_frame(info):
             dtype = "video" if as_video and info.shape[2] != 4 else "image"
         features[key] = Feature(name, key, info, dtype)
-    return list(features.values())
+    return _named(list(features.values()), imported_from(metadata) or {}, element_names or {})
+
+
+def _named(
+    features: Sequence[Feature], imported: Mapping[str, Any], names: Mapping[str, Sequence[str]]
+) -> list[Feature]:
+    """The features with names of their numbers: those that are given, those of an import, or the key with a number.
+
+    Raises:
+        FieldError: names that are given do not fit.
+    """
+    fields = [each.field for each in features]
+    if unused := [name for name in names if name not in fields]:
+        raise FieldError(f"element_names: no feature is made of a field {unused[0]!r}{did_you_mean(unused[0], fields)}")
+    known = imported.get("names")
+    found = []
+    for each in features:
+        shape = () if each.is_picture else each.shape
+        chosen: Any = names.get(each.field)
+        if chosen is not None and not _are_names(chosen, shape):
+            one = f"{shape[0]} different ones, one for each number" if len(shape) == 1 else "a field of one axis"
+            raise FieldError(f"element_names: field {each.field!r}: expected {one}, got {chosen!r:.100}")
+        if chosen is None and isinstance(known, dict):
+            chosen = known.get(each.key)
+            if isinstance(chosen, dict) and len(chosen) == 1:  # {"motors": [...]}, of older versions
+                [chosen] = chosen.values()
+        if not _are_names(chosen, shape):
+            last = each.key.rpartition(".")[2]
+            is_named = len(shape) == 1 and each.key.partition(".")[0] in _ROOTS
+            chosen = [f"{last}_{number}" for number in range(shape[0])] if is_named else None
+        found.append(each if chosen is None else replace(each, names=tuple(chosen)))
+    return found
+
+
+def _are_names(names: Any, shape: tuple[int, ...]) -> bool:
+    """Whether there is one name for each number of a value of this shape."""
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
+        return False
+    return shape == (len(names),) and len(set(names)) == len(names)
 
 
 def _default_keys(metadata: Metadata) -> dict[str, str | None]:

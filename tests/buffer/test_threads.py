@@ -168,11 +168,17 @@ def test_a_thread_that_writes_while_the_process_ends_loses_nothing(tmp_path):
 MANY_THREADS_AND_MUCH_GARBAGE = """
 import faulthandler, gc, sys, threading
 from gym_replay import BufferLockedError, ReplayBuffer
-from gym_replay.files.garbage import Descriptor
 import os
 
+class Open:
+    def __init__(self):
+        self.descriptor = os.open(os.devnull, os.O_RDONLY)
+
+    def __del__(self):
+        os.close(self.descriptor)
+
 def garbage():
-    ring = [Descriptor(os.open(os.devnull, os.O_RDONLY))]
+    ring = [Open()]
     ring.append(ring)
 
 def work():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from multiprocessing.util import Finalize
 from pathlib import Path
 from unittest import mock
 
@@ -72,26 +73,22 @@ MEMORY = Path("/dev/shm")
 LEAST_MEMORY = 4 << 30
 
 
-def made_in_memory() -> str | None:
+def made_in_memory() -> None:
     """A folder in memory for everything that tests write, which is then not waited for to be on a disk.
 
-    Workers of pytest-xdist have that of the process that started them. None where somebody chose another folder, or
-    where there is none in memory that is large enough.
+    Workers of pytest-xdist have that of the process that started them. Nothing is made where somebody chose another
+    folder, or where there is none in memory that is large enough.
     """
     chosen = "TMPDIR" in os.environ or "PYTEST_XDIST_WORKER" in os.environ
     if chosen or not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < LEAST_MEMORY:
-        return None
+        return
     folder = tempfile.mkdtemp(prefix="gym-replay-tests-", dir=MEMORY)
     os.environ["TMPDIR"] = tempfile.tempdir = folder
-    return folder
+    # At exit, after multiprocessing has removed a folder of its own in there (with -100).
+    Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=-200)
 
 
-FOLDER = made_in_memory()
-
-
-def pytest_unconfigure() -> None:
-    if FOLDER is not None:
-        shutil.rmtree(FOLDER, ignore_errors=True)
+made_in_memory()
 
 
 @pytest.fixture

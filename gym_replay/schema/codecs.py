@@ -11,7 +11,7 @@ import math
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeAlias
@@ -248,11 +248,7 @@ class Codec:
         Raises:
             UndecodableError: it is damaged, or says that it is of another size; then nothing was decoded.
         """
-        self._check_size(row)
-        try:
-            self._codec.decode(row, target)
-        except Exception as error:  # each package raises others
-            raise UndecodableError(f"{self._name} cannot decode it ({error})") from None
+        self.decode_each([row], [target])
 
     def decode_each(self, rows: Sequence[bytes], targets: Sequence[npt.NDArray[Any]]) -> None:
         """Decode several rows, each into one of the :meth:`targets`; in one call, where the codec has such a call.
@@ -262,13 +258,16 @@ class Codec:
         """
         if len(rows) > 1 and isinstance(self._codec, _KeptContexts) and self._decode_together(rows, targets):
             return
-        index = 0
+        check, decode, index = self._check_size, self._codec.decode, 0
         try:
             for index, (row, target) in enumerate(zip(rows, targets, strict=True)):  # noqa: B007
-                self.decode(row, target)
-        except UndecodableError as error:
-            error.index = index
-            raise
+                check(row)
+                decode(row, target)
+        except Exception as error:  # each package raises others
+            told = f"{self._name} cannot decode it ({error})"
+            fault = error if isinstance(error, UndecodableError) else UndecodableError(told)
+            fault.index = index
+            raise fault from None
 
     def _decode_together(self, rows: Sequence[bytes], targets: Sequence[npt.NDArray[Any]]) -> bool:
         """Whether the rows could be decoded in one call; False where one of them is not sound."""
@@ -321,10 +320,21 @@ def _made(config: CodecConfig, nbytes: int) -> Any:
     numcodecs = require("numcodecs", "codecs", what)
     if config["id"] == "zstd" and find_spec("zstandard") is not None:
         return _KeptContexts(config["level"], nbytes)
+    if config["id"] == "lz4":
+        return _PlainLZ4(config["acceleration"])
     if config["id"].startswith(_IMAGE_PREFIX):
         require("imagecodecs", "codecs", what)
         import_module("imagecodecs.numcodecs").register_codecs([config["id"]], verbose=False)
     return numcodecs.get_codec(dict(config))
+
+
+class _PlainLZ4:
+    """LZ4 by the functions of numcodecs, without its checks of arrays, which take as long as a frame of 84x84."""
+
+    def __init__(self, acceleration: int) -> None:
+        module = import_module("numcodecs.lz4")
+        self.encode = partial(module.compress, acceleration=acceleration)
+        self.decode = module.decompress
 
 
 class _KeptContexts(threading.local):
@@ -346,7 +356,7 @@ class _KeptContexts(threading.local):
     def decode(self, row: bytes, out: npt.NDArray[Any]) -> None:
         with self._decompressor.stream_reader(row) as reader:
             if (found := reader.readinto(out)) != out.nbytes:
-                raise UndecodableError(f"it has {found} bytes")
+                raise ValueError(f"it has {found} bytes")
 
     def decode_together(self, rows: Sequence[bytes], nbytes: int) -> Any:
         """The bytes of rows that have so many each."""

@@ -166,24 +166,19 @@ def test_a_thread_that_writes_while_the_process_ends_loses_nothing(tmp_path):
 
 
 MANY_THREADS_AND_MUCH_GARBAGE = """
-import faulthandler, gc, sys, threading
+import faulthandler, gc, os, sys, threading
 from gym_replay import BufferLockedError, ReplayBuffer
-import os
 
-class Open:
+class LetsAnotherThreadRun:
     def __init__(self):
-        self.descriptor = os.open(os.devnull, os.O_RDONLY)
+        self.itself, self.number = self, os.open(os.devnull, os.O_RDONLY)
 
     def __del__(self):
-        os.close(self.descriptor)
-
-def garbage():
-    ring = [Open()]
-    ring.append(ring)
+        os.close(self.number)
 
 def work():
     for _ in range(300):
-        garbage()
+        LetsAnotherThreadRun()
         try:
             buffer.store_episode(x=[1])
         except BufferLockedError:

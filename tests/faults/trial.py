@@ -81,8 +81,10 @@ class Trial:
 
     def _limit_time(self) -> None:
         """Have the stack written down, and the process killed, unless this is called again in time."""
-        faulthandler.dump_traceback_later(TIME_LIMIT * 0.95, file=self._crash)
+        # Not dump_traceback_later: in a fork it waits for a thread that the parent may have had, and that is not here.
+        faulthandler.unregister(signal.SIGALRM)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        faulthandler.register(signal.SIGALRM, file=self._crash, chain=True)
         signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
 
     def _check_message(self, error: GymReplayError) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_a_row_that_claims_another_size_is_refused_before_it_is_decoded(name, mo
     out = np.full_like(row, 7)
     less = np.zeros((4, *row.shape[1:]), np.uint8)
     smaller = Field("uint8", less.shape, codec=name).codec_of_rows().encode(less)
-    monkeypatch.setattr(codec, "_codec", None)  # whatever decodes would fail otherwise
+    monkeypatch.setattr(codec, "_codec", SimpleNamespace(decode=None))  # whatever decodes would fail otherwise
     for hostile in [*large_claims(name, encoded), smaller, b"", b"\x00" * 40, row.tobytes()]:
         with pytest.raises(ValueError, match=r"says|no (frame|PNG|JPEG)"):
             codec.decode(hostile, codec.targets(out[None])[0])

@@ -79,8 +79,7 @@ class Arrays(dict[str, Array]):
             were not. Padding is not normalized.
     """
 
-    def __init__(self, **arrays: Array) -> None:
-        super().__init__(arrays)
+    def __init__(self) -> None:
         self.valid: dict[str, Bools] = {}
 
     def part(self, begin: int, end: int) -> Arrays:

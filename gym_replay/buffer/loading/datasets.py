@@ -10,7 +10,8 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -88,42 +89,48 @@ class Entries:
         self.shown = {names.out(entry): field for entry, field in shown.items()}
         self._meta = [(name, names.out(name)) for name in meta if names.is_wanted(name)]
         self._computed = [(names.out(n), entry) for n, entry in description.computed.items() if names.is_wanted(n)]
-        self._rows: list[tuple[str, RelativeRows, list[str]]] = []
         # Of a ragged field come the values and their numbers, or one of them, where the other has no name.
+        read: list[tuple[RelativeRows, tuple[str, str, str]]] = []
         for entry, (name, rows) in description.entries.items():
-            parts = (entry, lens[entry]) if entry in lens else (entry,)
-            outputs = [names.out(part) if names.is_wanted(part) else "" for part in parts]
-            if any(outputs):
-                self._rows.append((name, rows, outputs))
-        self.read_fields = {name for name, _, _ in self._rows}
+            output, number = (
+                names.out(part) if part and names.is_wanted(part) else "" for part in (entry, lens.get(entry))
+            )
+            if output or number:
+                read.append((rows, (name, output, number)))
+        # Entries of the same rows mostly follow one another, and are taken together.
+        runs = groupby(read, key=itemgetter(0))
+        self._rows = [(rows, [entry for _, entry in run]) for rows, run in runs]
+        self.read_fields = {name for _, (name, *_) in read}
+        self._ragged = {name for name in self.read_fields if fields[name].ragged}
         self._encoded: dict[str, list[tuple[RelativeRows, str]]] = {}
-        for name, rows, (output, *_) in self._rows:
+        for rows, (name, output, _) in read:
             if fields[name].codec is not None:
                 self._encoded.setdefault(name, []).append((rows, output))
-        self.are_divisible = description.is_divisible and not any(fields[name].ragged for name in self.read_fields)
+        self.are_divisible = description.is_divisible and not self._ragged
 
     def gather(self, batch: BatchSamples) -> Arrays:
         """The arrays of a batch."""
         if batch.source.rows.are_mirrored:
             with batch.source.rows.holding():
-                batch.source.rows.fetch((name, batch.once(rows).rows) for name, rows, _ in self._rows)
+                located = [(batch.once(rows).rows, entries) for rows, entries in self._rows]
+                batch.source.rows.fetch((name, rows) for rows, entries in located for name, *_ in entries)
                 return self._gathered(batch)
         return self._gathered(batch)
 
     def _gathered(self, batch: BatchSamples) -> Arrays:
-        arrays = Arrays()
-        decoded = self._decoded(batch)
-        for name, rows, outputs in self._rows:
+        arrays, source = Arrays(), batch.source
+        decoded = self._decoded(batch) if self._encoded else {}
+        for rows, entries in self._rows:
             located = batch.once(rows)
-            if len(outputs) == 1:
-                array = decoded.get(outputs[0])
-                arrays[outputs[0]] = located.take(batch.source, name) if array is None else array
+            for name, output, number in entries:
+                if name in self._ragged:
+                    for part, array in zip((output, number), located.take_ragged(source, name), strict=True):
+                        if part:
+                            arrays[part] = array
+                    continue
+                arrays[output] = decoded[output] if output in decoded else located.take(source, name)
                 if located.shown is not None:
-                    arrays.valid[outputs[0]] = located.shown
-            else:
-                for output, array in zip(outputs, located.take_ragged(batch.source, name), strict=True):
-                    if output:
-                        arrays[output] = array
+                    arrays.valid[output] = located.shown
         for output, compute in self._computed:
             arrays[output] = compute(batch)
         for name, output in self._meta:
@@ -264,7 +271,7 @@ class ReplayDataset(Dataset[Batch]):
     def __getitem__(self, index: Any) -> Batch:
         if isinstance(index, Draw):
             self._ask_ahead(index)
-            return self._batch(index) if index.live is None else self._live_batch(index, index.live)
+            return self.batch(index) if index.live is None else self._live_batch(index, index.live)
         if isinstance(index, (int, np.integer)):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index}: there are {len(self)}")
@@ -272,7 +279,7 @@ class ReplayDataset(Dataset[Batch]):
         samples = np.asarray(index, np.int64)
         if samples.size and not (samples.min() >= 0 and samples.max() < len(self)):
             raise IndexError(f"samples {samples.min()} .. {samples.max()}: there are {len(self)}, from 0 on")
-        return self._batch(Draw(samples, self._moment.seed, self._moment.epoch))
+        return self.batch(Draw(samples, self._moment.seed, self._moment.epoch))
 
     def set_epoch(self, epoch: int, *, seed: int | None = None) -> None:
         """Let what is drawn at random for each sample be that of this epoch.
@@ -298,7 +305,7 @@ class ReplayDataset(Dataset[Batch]):
 
     # --- one batch ---
 
-    def _batch(self, draw: Draw) -> Batch:
+    def batch(self, draw: Draw) -> Batch:
         """The samples that were drawn as one batch, with the entries that only a prioritised draw has.
 
         Raises:
@@ -319,7 +326,7 @@ class ReplayDataset(Dataset[Batch]):
                 self._look(live)
         for _ in range(_RENEWALS):
             with suppress(EpisodeEvictedError):
-                return self._batch(self.numbering.numbered(draw, live))
+                return self.batch(self.numbering.numbered(draw, live))
             self._look(live)
         raise EpisodeEvictedError(_TOO_FAST)
 

@@ -328,26 +328,28 @@ class Rows:
 
     def take(self, name: str, rows: Ints) -> Array:
         """A field's values at rows of any shape: ``(*rows.shape, *field.shape)``, in memory of their own."""
-        if name in self._encoded:
-            return self.take_encoded(name, [(rows, None)])[0]
-        if self.are_mirrored:
-            with self.holding():
-                self._ask(name, rows.reshape(-1), wait=True)
-                return self._taken(name, rows)
-        return self._taken(name, rows)
+        column = None if self.are_mirrored else self._columns.get(name)
+        if column is None:
+            return self._taken(name, rows)
+        if rows.size * column.nbytes < THREADED_BYTES:  # written out: of the smallest batches a call is a part
+            return column.array.take(rows, 0)
+        return column.take(rows)
 
     def _taken(self, name: str, rows: Ints) -> Array:
-        column = self._columns.get(name) or self.column(name)
-        if column is not None:
-            # The smallest batches are written out here: in them a call is a part of the time.
-            if rows.size * column.nbytes < THREADED_BYTES:
-                return column.array.take(rows, 0)
-            return column.take(rows)
-        field = self._fields[name]
-        flat, out = rows.reshape(-1), np.empty((rows.size, *field.shape), field.dtype)
-        for part, mine in self._by_part(flat, np.arange(len(flat))):
-            out[mine] = self._mapped(part, name).take(flat[mine] - self.firsts[part], 0)
-        return out.reshape(*rows.shape, *field.shape)
+        """The values of a field that is mapped for the first time, or not as one array of all parts."""
+        if name in self._encoded:
+            return self.take_encoded(name, [(rows, None)])[0]
+        with self.holding():
+            if self.are_mirrored:
+                self._ask(name, rows.reshape(-1), wait=True)
+            column = self.column(name)
+            if column is not None:
+                return column.take(rows)
+            field = self._fields[name]
+            flat, out = rows.reshape(-1), np.empty((rows.size, *field.shape), field.dtype)
+            for part, mine in self._by_part(flat, np.arange(len(flat))):
+                out[mine] = self._mapped(part, name).take(flat[mine] - self.firsts[part], 0)
+            return out.reshape(*rows.shape, *field.shape)
 
     def take_runs(self, name: str, firsts: Ints, length: int) -> Array:
         """``length`` consecutive rows from each of ``firsts``: ``(len(firsts), length, *field.shape)``."""

@@ -41,6 +41,7 @@ class Samples:
 
     def __init__(self, anchors: Anchors, numbers: Ints, episodes: Ints) -> None:
         self._anchors, self.numbers, self.episodes = anchors, numbers, episodes
+        self._rows: Ints | None = None
 
     @cached_property
     def steps(self) -> Ints:
@@ -53,9 +54,14 @@ class Samples:
             steps = steps + anchors.first.take(self.episodes)
         return steps
 
-    @cached_property
+    @property
     def rows(self) -> Ints:
         """The row of each anchor, int64 ``(samples,)``."""
+        if self._rows is None:
+            self._rows = self._found_rows()
+        return self._rows
+
+    def _found_rows(self) -> Ints:
         between = self._anchors.rows_between
         if between is None:
             firsts: Ints = self._anchors.starts.take(self.episodes)
@@ -265,10 +271,11 @@ def _more_in_a_cell(begins: Ints, shift: int) -> int:
 
 def n_step_lengths(samples: Samples, n_steps: int) -> Ints:
     """How many of ``n_steps`` steps from each sample stay in the episode, of whose steps all with a next row count."""
+    lengths = np.empty(samples.numbers.shape, np.int64)
     if n_steps == 1:  # all of them have a row behind them
-        return np.ones(samples.numbers.shape, np.int64)
-    lengths: Ints = np.minimum(n_steps, samples.left)
-    return lengths
+        lengths.fill(1)
+        return lengths
+    return np.minimum(n_steps, samples.left, out=lengths)
 
 
 class Stretch(NamedTuple):

@@ -153,10 +153,10 @@ class BatchSamples:
 
     def once(self, find: Callable[[BatchSamples], _T]) -> _T:
         """What a function gives for these samples, which is called once."""
-        if find not in self._known:
-            self._known[find] = find(self)
-        found: _T = self._known[find]
-        return found
+        known: _T | None = self._known.get(find)
+        if known is None:
+            known = self._known[find] = find(self)
+        return known
 
     def draws(self, count: int) -> Floats:
         """So many numbers from [0, 1) for each sample, ``(count, samples)``."""

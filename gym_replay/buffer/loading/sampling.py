@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from threading import Lock
 from typing import Any, Protocol
@@ -110,10 +109,12 @@ class RandomBatches:
         """
         count = checked_integer("n", count, 1)
         for _ in range(_ATTEMPTS):
-            with suppress(EpisodeEvictedError):  # all that there was a moment ago
-                rows = self._look(buffer)
+            rows = self._look(buffer)
+            try:
                 batch = self._batch(count) if rows is None else self._with_open(count, rows)
-                return batch if self._device is None else to_device(batch, self._device)
+            except EpisodeEvictedError:  # all that there was a moment ago
+                continue
+            return batch if self._device is None else to_device(batch, self._device)
         raise EpisodeEvictedError("episodes end and are evicted faster than a batch can be copied; use a larger ring")
 
     def _look(self, buffer: Live) -> OpenRows | None:
@@ -132,8 +133,7 @@ class RandomBatches:
 
     def _follow(self, parts: list[Snapshot]) -> None:
         """Be ready for the episodes that there are now."""
-        seen = self._seen
-        if len(parts) == len(seen) and all(part is before for part, before in zip(parts, seen, strict=True)):
+        if parts == self._seen:
             return
         if self._sampler is not None and len(parts) > 1:
             raise FieldError("sampler: it follows one buffer; sample each of .buffers with one of its own")
@@ -164,7 +164,7 @@ class RandomBatches:
             raise self._nothing()
         assert self._committed is not None
         numbers, weights = self._draw(count)
-        return self._committed[self._drawn(numbers, weights)]
+        return self._committed.batch(self._drawn(numbers, weights))
 
     def _nothing(self) -> EmptyBufferError:
         if self._include_open:
@@ -217,7 +217,7 @@ class RandomBatches:
         chosen = np.flatnonzero(are_open)
         if not len(chosen):
             assert self._committed is not None
-            return self._committed[self._drawn(numbers, weights)]
+            return self._committed.batch(self._drawn(numbers, weights))
         samples = samples_of(anchors, numbers[chosen] - first)
         arrays = dataset.entries.gather(BatchSamples(source, samples, _no_draws))
         if not rows.are_valid(samples.rows):

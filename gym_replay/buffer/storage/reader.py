@@ -48,7 +48,7 @@ from gym_replay.schema.fields import NO_TEXT
 _PENDING_ATTEMPTS = 30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot(Extents):
     """The live episodes at one moment, the oldest first.
 

@@ -39,7 +39,7 @@ class OutdatedError(Exception):
     """The writer has switched files since these were opened."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Extents:
     """The live episodes of one moment, the oldest first.
 

@@ -102,7 +102,7 @@ def test_sample(tmp_path, here):
 
 def test_scale(monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", ["scale", "--episodes", "3000", "--shards", "3"])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         scale.main()  # whose process looks for it in its own module
     printed = capfd.readouterr().out
     assert "300000 steps in 3 folders" in printed

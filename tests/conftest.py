@@ -1,5 +1,6 @@
 """Settings of all tests."""
 
+import gc
 import os
 import shutil
 import signal
@@ -48,6 +49,12 @@ class Child(subprocess.Popen):
 
 STARTED: list[Child] = []
 subprocess.Popen = Child
+
+
+def pytest_collection_finish():
+    """What is there now stays: no collection looks at it again, and forked children share it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -166,6 +166,11 @@ IN_PYTHON = {
         FieldError,
         "'acton'; did you mean 'action'?",
     ),
+    "an environment that nobody imported": (
+        lambda f: collect("Elsewhere/Pong-v5", f / "x", episodes=1),
+        FieldError,
+        "put the module that registers it before the id, as in 'ale_py:ALE/Pong-v5'",
+    ),
     "an annotation": (lambda f: _annotated(f, tsk="x"), FieldError, "unknown meta field 'tsk'; did you mean 'task'?"),
     "an annotation that was not declared": (
         lambda f: _annotated(f, score=1.0),
@@ -347,7 +352,7 @@ ON_THE_COMMAND_LINE = {
     "a policy": (["record", "CartPole-v1", "{new}", "--episodes", "3", "--policy", "randm"], "--policy 'randm'"),
     "another policy": (
         ["record", "CartPole-v1", "{taken}", "--episodes", "3", "--seed", "7"],
-        "seed: stored 0, passed 7. Pass what is stored, choose another folder, or replace the episodes with --overwrite",
+        "seed: stored 0, passed 7. Pass what is stored, choose another folder, or replace the episodes with",
     ),
 }
 

@@ -54,8 +54,8 @@ _NEVER_MADE = frozenset(["ArrayConversion", "RecordVideo", "HumanRendering"])
 _LEFT_OUT = frozenset(f"gymnasium.wrappers.rendering:{name}" for name in ("RecordVideo", "HumanRendering"))
 """Wrappers that change no value, so that an environment is built again without them."""
 
-_ANY_NUMBER = frozenset(["TimeLimit"])
-"""Standard wrappers that only compare their numbers."""
+_HARMLESS = frozenset(["TimeLimit", "AddRenderObservation"])
+"""Standard wrappers to which no argument is too much: numbers that are compared, and names of observations."""
 
 _OFF_SCREEN = frozenset(["rgb_array", "depth_array", "rgbd_tuple", "ansi"])
 """The render modes that open no window and collect no frames."""
@@ -373,7 +373,7 @@ def _arguments(recorded: EnvSpec, registered: EnvSpec, spec_json: Json, given: M
 def _require_harmless(recorded: EnvSpec, arguments: Mapping[str, Any]) -> None:
     require_harmless(arguments, f"{recorded.id}: the recorded arguments")
     for wrapper in recorded.additional_wrappers:
-        if wrapper.kwargs and wrapper.entry_point.rpartition(":")[2] not in _ANY_NUMBER:
+        if wrapper.kwargs and wrapper.entry_point.rpartition(":")[2] not in _HARMLESS:
             require_harmless(wrapper.kwargs, f"{recorded.id}: the recorded arguments of {wrapper.name!r:.60}")
 
 

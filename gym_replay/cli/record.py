@@ -20,7 +20,7 @@ from gym_replay.cli.verbs import CODEC, RECORD_INFO, REPLACE, keywords, option, 
         "gym-replay record CartPole-v1 data/ppo --policy sb3:PPO:model.zip --steps 100000",
         "gym-replay record my_envs:Maze-v0 data/maze --policy my_policies:expert \\\n      --episodes 500 "
         "--env-kwargs '{\"size\": 9}'",
-        "gym-replay record ALE/Pong-v5 data/pong --episodes 10 --codec zstd",
+        "gym-replay record ale_py:ALE/Pong-v5 data/pong --episodes 10 --codec zstd",
         "gym-replay record HalfCheetah-v5 data/cheetah --episodes 10000 --ray-workers 16",
     ],
     ENV,

@@ -100,7 +100,12 @@ class EnvMaker:
     def _make(self) -> gym.Env[Any, Any]:
         kwargs, limit = copy.deepcopy(self._kwargs), self._limit()
         if isinstance(self._env, (str, EnvSpec)):
-            return gym.make(self._known(self._env), **limit, **kwargs)
+            try:
+                return gym.make(self._known(self._env), **limit, **kwargs)
+            except gym.error.NamespaceNotFound as error:
+                raise FieldError(
+                    f"{error}; where it is, put the module that registers it before the id, as in 'ale_py:ALE/Pong-v5'"
+                ) from error
         env = self._env(**kwargs)
         if not isinstance(env, gym.Env):
             raise TypeError(f"{name_of(self._env)}: expected it to make a gymnasium.Env, got {type(env).__name__}")

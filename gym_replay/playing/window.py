@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,10 @@ def display(pygame: Any) -> Iterator[None]:
     """
     try:
         pygame.display.init()
+        driver = pygame.display.get_driver()
+        if driver in ("offscreen", "dummy") and not os.environ.get("SDL_VIDEODRIVER"):
+            pygame.display.quit()  # SDL takes it by itself where there is nothing else
+            raise pygame.error(f"SDL draws {driver}; with SDL_VIDEODRIVER={driver} in the environment it does so here")
     except pygame.error as error:
         raise GymReplayError(
             f"play: there is no display to open a window on ({error}); play where there is one, or pass person=, a "

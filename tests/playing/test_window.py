@@ -352,6 +352,16 @@ def test_no_display(tmp_path, monkeypatch):
     assert not (tmp_path / "data").exists()
 
 
+def test_a_window_that_nobody_would_see(tmp_path, monkeypatch):
+    """Where there is no screen SDL draws into memory, and whoever started it would wait for ever."""
+    monkeypatch.delenv("SDL_VIDEODRIVER")
+    monkeypatch.setattr(pygame.display, "init", lambda: None)
+    monkeypatch.setattr(pygame.display, "get_driver", lambda: "offscreen")
+    with pytest.raises(GymReplayError, match=r"no display .* with SDL_VIDEODRIVER=offscreen in the environment it"):
+        play("CartPole-v1", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
 # --- the command ---
 
 

@@ -437,6 +437,19 @@ def test_the_new_buffer_replays_where_its_environment_can_be_made(tmp_path):
     assert [replay(found, index).status for index in range(2)] == ["equal", "equal"]
 
 
+def test_frames_are_replayed_and_observed_again(tmp_path):
+    pytest.importorskip("pygame")
+    states = collect("CartPole-v1", tmp_path / "a", episodes=2, progress=False)
+    for frames in "only", "beside":
+        found = observe(states, tmp_path / frames, frames=frames).buffer
+        assert replay(found, 0).status == "equal"
+        name = "observation" if frames == "only" else "observation.pixels"
+        wrap = gym.wrappers.GrayscaleObservation if frames == "only" else gym.wrappers.FlattenObservation
+        again = observe(found, tmp_path / f"{frames} again", wrappers=[wrap])
+        assert not again.left_out
+        assert again.buffer[0]["observation"].ndim == found[0][name].ndim - (1 if frames == "only" else 2)
+
+
 # --- the verb ---
 
 

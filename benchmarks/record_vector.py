@@ -52,7 +52,7 @@ class Size:
     trained_steps: int = option(1000, "of a run in one of those")
 
 
-SMOKE = Size(envs=(8,), steps=100, repeats=2, trained=("ale-py's Pong",), trained_steps=10)
+SMOKE = Size(envs=(8,), steps=100, repeats=2, trained=())
 
 
 def make_envs(num_envs: int) -> Envs:

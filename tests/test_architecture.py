@@ -29,7 +29,16 @@ FLOORS = [
 ]
 """From the ground up. What stands side by side imports nothing from one another's floor but where it says so below."""
 
-THEIR_OWN = {"_SubParsersAction", "_actions", "_current_frames", "_replace", "_make", "_env_obs", "_stats_key"}
+THEIR_OWN = {
+    "_SubParsersAction",
+    "_actions",
+    "_current_frames",
+    "_is_owned",
+    "_replace",
+    "_make",
+    "_env_obs",
+    "_stats_key",
+}
 """Underscore names of other packages, and of named tuples, for which there is no public way."""
 
 

@@ -21,6 +21,7 @@ from gym_replay.buffer.storage.reader import Snapshot, has_buffer, require_buffe
 from gym_replay.buffer.storage.records import COMPLETE, HAS_FINAL, MetaColumn
 from gym_replay.buffer.storage.reference_returns import HasReferenceReturns, ReferenceReturns, normalized_score
 from gym_replay.buffer.storage.staging import Stage
+from gym_replay.buffer.storage.turns import Turns
 
 __all__ = [
     "BESIDE_BUFFERS",
@@ -44,6 +45,7 @@ __all__ = [
     "Snapshot",
     "Stage",
     "StagedRows",
+    "Turns",
     "as_stored",
     "buffers_in",
     "check_replaceable",

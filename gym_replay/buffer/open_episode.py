@@ -421,7 +421,8 @@ class Claim:
             if self._finalizer is not None:
                 self._finalizer.detach()
             # Made after the finalizer of the writer, so that at the interpreter's exit it runs before that.
-            self._ends_before, self._finalizer = writer, weakref.finalize(owner, finalize, self._end())
+            self._ends_before = writer
+            self._finalizer = weakref.finalize(owner, finalize, _end_for, self._owner, writer, self._end())
 
     def close(self) -> None:
         """Let the buffer take other episodes."""
@@ -501,6 +502,13 @@ class Claim:
     def is_committed(self, first_id: int | None) -> bool:
         """Whether a commit that was begun under this id came through, whatever exception came then."""
         return first_id is not None and first_id < self._opened().counters.next
+
+
+def _end_for(owner: weakref.ref[object], writer: FolderWriter, end: Callable[[], None]) -> None:
+    """End the episodes of a recorder that is garbage, in any thread, or is there when the interpreter exits."""
+    if owner() is not None and writer.is_for_another_thread:
+        return  # which may be stepping it: all that it has committed is there
+    writer.turns.when_free(end)
 
 
 def _commit_rows(

@@ -159,6 +159,7 @@ class ReplayBuffer(Stepwise, Changeable):
         self.slot = open_episode.EpisodeSlot()
         self._closed = False
         self._encoders: open_episode.Encoders | None = None
+        self._edited: tuple[int, ...] | None = None  # what a change that is prepared was prepared for
         self._forget_samplers()
 
     def _create(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -313,14 +314,16 @@ class ReplayBuffer(Stepwise, Changeable):
 
     @property
     def num_episodes(self) -> int:
-        if self._writer is not None and not self._closed and self._writer.is_settled:
-            return self._writer.room.num_episodes
+        writer = self._writer  # which another thread may release meanwhile
+        if writer is not None and not self._closed and writer.is_settled:
+            return writer.room.num_episodes
         return super().num_episodes
 
     @property
     def num_steps(self) -> int:
-        if self._writer is not None and not self._closed and self._writer.is_settled:
-            return self._writer.room.num_steps
+        writer = self._writer  # which another thread may release meanwhile
+        if writer is not None and not self._closed and writer.is_settled:
+            return writer.room.num_steps
         return super().num_steps
 
     def tell_of_episodes(self) -> None:
@@ -420,7 +423,8 @@ class ReplayBuffer(Stepwise, Changeable):
             self._own(writer)
         writer.check_owner()
         if writer.metadata.circular and writer.has_idle_strings:
-            edits.compact_strings(writer, self._refresh("nothing was changed"))
+            with writer.turns.one(self._folder):
+                edits.compact_strings(writer, self._refresh("nothing was changed"))
         if writer.metadata.revision != self._reader.metadata.revision:
             self._refresh("nothing was changed")
         return writer
@@ -428,20 +432,32 @@ class ReplayBuffer(Stepwise, Changeable):
     def editing(self) -> tuple[FolderWriter, Snapshot]:
         """The writer, and the episodes that it is about to change."""
         writer = self.writing()
-        writer.begin_change()
-        return writer, self._refresh("nothing was changed")
+        with writer.turns.one(self._folder):
+            writer.begin_change()
+            self._edited = writer.written()
+            return writer, self._refresh("nothing was changed")
 
     @contextmanager
     def changing(self) -> Iterator[None]:
         """A change of what is stored: afterwards, also where it failed, this object shows what the folder holds."""
-        self._reader.look_again()  # whatever comes now
-        try:
-            yield
-            self._refresh("the change was made, but cannot be read now")
-        except BaseException:
-            with suppress(Exception):  # the exception is the one that came
-                self._reader.refresh()
-            raise
+        writer = self.writing()
+        with writer.turns.one(self._folder):
+            edited, self._edited = self._edited, None
+            if edited not in (None, writer.written()):
+                raise BufferLockedError(
+                    errno.EAGAIN,
+                    "a signal handler has written to the buffer in the middle of this change; nothing was changed, so "
+                    "call it again",
+                    str(self._folder),
+                )
+            self._reader.look_again()  # whatever comes now
+            try:
+                yield
+                self._refresh("the change was made, but cannot be read now")
+            except BaseException:
+                with suppress(Exception):  # the exception is the one that came
+                    self._reader.refresh()
+                raise
 
     def _refresh(self, otherwise: str) -> Snapshot:
         """What there is now; where the operating system refuses to tell, an error of ours adds what that means."""
@@ -594,8 +610,9 @@ class ReplayBuffer(Stepwise, Changeable):
     def flush(self) -> None:
         """Have all that is committed on the disk before returning, with the checksums of what was written here."""
         self._require_open()
-        if self._writer is not None:
-            self._writer.flush()
+        writer = self._writer
+        if writer is not None:
+            writer.flush()
         else:
             self._reader.sync()
 
@@ -608,17 +625,25 @@ class ReplayBuffer(Stepwise, Changeable):
         """
         self.writing()
 
+    def puts_off(self, end: Callable[[], Any]) -> bool:
+        """Where a signal handler has interrupted a write, have something done at its end; return whether it is."""
+        writer = self._writer
+        return writer is not None and writer.turns.puts_off(end)
+
     def release(self) -> None:
         """Stop writing: an open episode is discarded, checksums are completed, and the lock is let go.
 
         An episode that ``store`` opened, outside of a context, is committed as one that was cut.
 
-        Reading goes on, and the next write takes the lock again.
+        Reading goes on, and the next write takes the lock again. In a signal handler that has interrupted a write, it
+        is put off to the end of the write.
         """
         writer = self._writer
         if writer is None:
             return
         writer.check_thread()
+        if self.puts_off(self.release):
+            return
         if (holder := self.slot.holder) is not None:
             if holder.is_implicit:
                 holder.end(complete=False)
@@ -636,14 +661,15 @@ class ReplayBuffer(Stepwise, Changeable):
     def close(self) -> None:
         """Release the lock and the files. Closing twice is fine; views handed out stay good.
 
-        Where an interrupt came while it was closed, closing it again does the rest.
+        Where an interrupt came while it was closed, closing it again does the rest. In a signal handler that has
+        interrupted a write, closing is put off to the end of the write.
 
         Raises:
             BufferNotFoundError: the folder, and all that was in it, was deleted meanwhile.
             BufferLockedError: another thread writes to the buffer.
             StorageError: the operating system refused to write the last checksums, which the next writer will do.
         """
-        if self._closed:
+        if self._closed or self.puts_off(self.close):
             return
         try:
             self.release()

@@ -8,6 +8,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
@@ -326,6 +327,9 @@ class Recorder(OnlyWriter, gym.utils.RecordConstructorArgs):
                 again once there is. ``env.buffer.release()`` gives the episodes up.
         """
         self._session.refuse_within_on_episode()
+        for put_off in (self._session.turns.puts_off, self._buffer.puts_off):
+            if put_off(partial(self.close, **kwargs)):  # in a signal handler, in the middle of a commit
+                return
         refused = False
         try:
             self._end_episodes()

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from gym_replay.buffer.door import Block, Encoders, Metadata, OpenRows
+from gym_replay.buffer.door import Block, Encoders, Metadata, OpenRows, Turns
 from gym_replay.buffer.replay_buffer import ReplayBuffer
 from gym_replay.errors import EpisodeStateError, FieldError, GymReplayError, StorageError
 from gym_replay.schema.fields import Field
@@ -115,6 +115,7 @@ class Session(ABC, Generic[_E]):
         bounds: compares what was committed with the bounds of the spaces.
         names: the fields of which each step brings a value, besides the flags and those of infos.
         ended: episodes that have ended and are not committed yet, the oldest first.
+        turns: ends and commits, in the middle of which a signal handler may close the recorder.
     """
 
     ended: Sequence[_E]
@@ -137,6 +138,7 @@ class Session(ABC, Generic[_E]):
         self._keep = options["on_incomplete"] == "keep"
         self._on_episode: OnEpisode | None = options["on_episode"]
         self._is_circular = buffer.circular
+        self.turns = Turns()
         self._is_shown = False  # an episode is looked at just now
         self._error: BaseException | None = None  # of looking at episodes, until all that ended are committed
         self._is_behind = False  # the buffer's fields may have changed, and those of the open episodes not yet
@@ -255,6 +257,9 @@ class Session(ABC, Generic[_E]):
         """
         if self._is_shown:
             self.refuse_within_on_episode()
+        self.turns.take(self._commit_ended)
+
+    def _commit_ended(self) -> None:
         claim = self.claim
         while all_ended := self.ended:
             ended = all_ended[0]
@@ -329,6 +334,9 @@ class Session(ABC, Generic[_E]):
             Exception: what ``on_episode`` raised first, once all is committed.
         """
         self.refuse_within_on_episode()
+        self.turns.take(self._end)
+
+    def _end(self) -> None:
         try:
             if self.claim.is_open:
                 self._cut_all()

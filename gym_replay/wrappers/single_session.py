@@ -213,7 +213,7 @@ class SingleSession(Session[Episode]):
         if stage.has_ended or (self._keep and len(stage)):
             self.ended = [episode]
             try:
-                self.commit()
+                self._commit_ended()
             finally:
                 if not self.ended:
                     self.episode = None

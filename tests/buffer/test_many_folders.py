@@ -181,12 +181,11 @@ def test_an_epoch_is_resumed_and_shared_between_ranks(tmp_path):
         assert sorted(shared) == [(k, t) for k in range(20) for t in range(5)]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers(tmp_path, method):
+def test_workers(tmp_path):
     folder, whole = make_shards(tmp_path, [[4, 2]] * 12)
     with ConcatReplayBuffer(folder) as buffer, whole:
         options = {"n_steps": 2, "seed": 1, "shuffle": True, "return_indices": True}
-        workers = {"num_workers": 2, "multiprocessing_context": method}
+        workers = {"num_workers": 1, "multiprocessing_context": "spawn"}
         for one, other in zip(buffer.dataloader(9, **options, **workers), buffer.dataloader(9, **options), strict=True):
             same(one, other)
 

@@ -81,29 +81,35 @@ def test_every_option(tmp_path):
         (["CartPole-v1", "data", "--episodes", "1", "--env-kwargs", "{"], "not JSON"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(tmp_path, arguments, named):
-    done = record(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert named in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+def test_what_is_wrong_is_said_in_a_line(tmp_path, monkeypatch, capsys, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    try:
+        status = main(["record", *arguments])
+    except SystemExit as end:  # of the parser
+        status = end.code
+    assert status == 2
+    printed, said = capsys.readouterr()
+    assert named in said
+    assert "Traceback" not in said
+    assert printed == ""
     assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize(("values", "status"), [([], 0), ([2], 2), ([1], 0)])
-def test_a_reward_shape(tmp_path, values, status):
-    done = record("CartPole-v1", "data", "--episodes", 1, "--quiet", "--reward-shape", *values, cwd=tmp_path)
-    assert done.returncode == status, done.stderr
-    assert ("'reward': expected shape (2,), got ()" in done.stderr) == (status == 2)
+def test_a_reward_shape(tmp_path, capsys, values, status):
+    command = ["record", "CartPole-v1", str(tmp_path / "data"), "--episodes", "1", "--quiet", "--reward-shape"]
+    assert main([*command, *map(str, values)]) == status
+    assert ("'reward': expected shape (2,), got ()" in capsys.readouterr().err) == (status == 2)
     with ReplayBuffer.from_folder(tmp_path / "data", read_only=True) as buffer:
         assert buffer.metadata.fields["reward"].shape == tuple(values)
 
 
-def test_a_folder_of_something_else(tmp_path):
-    assert record("CartPole-v1", "data", "--episodes", 1, cwd=tmp_path).returncode == 0
-    done = record("CartPole-v1", "data", "--episodes", 2, "--seed", 1, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "seed: stored 0, passed 1" in done.stderr
+def test_a_folder_of_something_else(tmp_path, capsys):
+    command = ["record", "CartPole-v1", str(tmp_path / "data"), "--episodes"]
+    assert main([*command, "1"]) == 0
+    assert main([*command, "2", "--seed", "1"]) == 2
+    assert "seed: stored 0, passed 1" in capsys.readouterr().err
 
 
 def test_an_exception_in_a_policy(tmp_path):

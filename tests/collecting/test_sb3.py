@@ -26,7 +26,7 @@ def saved(ppo, tmp_path_factory):
 
 
 def collected(folder, policy, **options):
-    options = {"episodes": 8, "max_episode_steps": 40, "progress": False, **options}
+    options = {"episodes": 5, "max_episode_steps": 30, "progress": False, **options}
     return collect("CartPole-v1", folder, policy=policy, **options)
 
 
@@ -69,7 +69,7 @@ def test_nobody_else_s_draws_change(tmp_path, ppo):
 
 def test_a_batch_of_draws_may_be_asked_for(tmp_path, ppo):
     buffer = collected(tmp_path, ppo, deterministic=False, batched=True, num_envs=3)
-    assert len(buffer) == 8
+    assert len(buffer) == 5
 
 
 def test_epsilon_greedy_dqn(tmp_path):

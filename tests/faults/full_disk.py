@@ -419,7 +419,7 @@ class RaggedAddField(Ragged, OneShot):
 class RaggedClose(Ragged, OneShot):
     """The folder is let go also where the checksums could not be written."""
 
-    episodes = 1000
+    episodes = 400
 
     def __init__(self, disk: Disk, generator: random.Random) -> None:
         small_sizes(checksum_run=1 << 40)
@@ -491,7 +491,7 @@ class FirstWrite(Way):
 class Flush(OneShot):
     """So many episodes without checksums that their file must grow."""
 
-    episodes = 1100
+    episodes = 400
 
     def __init__(self, disk: Disk, generator: random.Random) -> None:
         small_sizes(checksum_run=1 << 40)

@@ -60,8 +60,6 @@ class Guard:
             self._inside = False
 
     def _look(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if _shares_memory(sys._getframe()):
-            return
         if event == "open":
             self._look_at_path(event, arguments[0], int(arguments[2] or 0))
         elif event in _PATH_EVENTS:
@@ -97,7 +95,8 @@ class Guard:
         self._say(event, f"{name} is {real}" if real != name else name)
 
     def _say(self, event: str, text: str) -> None:
-        self._report(f"{event} outside the folder in {_own_frame(sys._getframe())}", text)
+        if not _shares_memory(sys._getframe()):
+            self._report(f"{event} outside the folder in {_own_frame(sys._getframe())}", text)
 
 
 def _shares_memory(frame: Any) -> bool:

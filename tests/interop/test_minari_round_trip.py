@@ -110,7 +110,7 @@ SPACES = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(space=SPACES, data_format=st.sampled_from(FORMATS))
 def test_random_spaces(space, data_format):
     check_round_trip(space, data_format)

@@ -86,7 +86,8 @@ def test_worker_processes(tmp_path, method):
     url = f"file://{tmp_path}/there"
     with make(tmp_path / "here") as buffer:
         push(buffer, url)
-        options = {"num_workers": 2, "multiprocessing_context": method, "shuffle": "block", "seed": 1}
+        workers = 2 if method == "fork" else 1  # others start slowly
+        options = {"num_workers": workers, "multiprocessing_context": method, "shuffle": "block", "seed": 1}
         found = batches(LOADERS["window"](ReplayBuffer.from_url(url), **options))
         assert found == batches(LOADERS["window"](buffer, shuffle="block", seed=1))
 
@@ -132,7 +133,7 @@ def room_taken(folder):
 
 def test_the_cache_is_bounded(tmp_path, cache):
     with store() as calls, make_plain(tmp_path / "here") as buffer:
-        add_plain(buffer, *[1 << 17] * 32)  # 32 MiB
+        add_plain(buffer, *[1 << 17] * 16)  # 16 MiB
         push(buffer, URL)
         there = ReplayBuffer.from_url(URL, cache_bytes=6 << 20)
         for _ in range(2):
@@ -146,7 +147,7 @@ def test_the_cache_is_bounded(tmp_path, cache):
         with pytest.raises(StorageError, match="pull the data set"):
             there.snapshots()[0].column("x")
         assert contents(there) == contents(buffer)
-        assert calls.calls["read bytes"] > 64 << 20
+        assert calls.calls["read bytes"] > 32 << 20
         with pytest.raises(FieldError, match="cache_bytes=5"):
             ReplayBuffer.from_url(URL, cache_bytes=5)
 

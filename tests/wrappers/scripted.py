@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from internals import OpenFiles, edits, writer
 
 from gym_replay import ReplayBuffer, StorageError
 
@@ -138,6 +137,8 @@ def full_disk(monkeypatch, *, times=1 << 30, what="write"):
         what: any bytes (``"write"``), the files of a new field (``"create"``), their taking their places
             (``"switch"``), or rows of a new field that are written before their episode ends (``"early"``).
     """
+    from internals import OpenFiles, edits, writer  # with it comes torch: scripts that play do without
+
     refusals = []
     refused = StorageError(errno.ENOSPC, "no space left", "a file")
 

@@ -114,7 +114,8 @@ class Checksums:
         self._joined()
 
     def _joined(self) -> _Run | None:
-        if self._thread is not None:
+        # It may be this thread, in which garbage is collected.
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         self._thread, (found, self._found) = None, (self._found, None)
         return found

@@ -483,8 +483,7 @@ class FolderReader:
 
     def close(self) -> None:
         """Release the files that are kept open, and the maps; views handed out stay good."""
-        self._revision.close()
-        self._last = None
+        self._revision, self._last = self._revision.closed(), None
 
 
 def _reopen_snapshot(

@@ -6,10 +6,11 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,13 @@ from gym_replay.buffer.storage.columns import Column
 from gym_replay.buffer.storage.counters import COUNTERS, Counters
 from gym_replay.buffer.storage.layout import METADATA, Metadata, current_path, parse_metadata, read_metadata_bytes
 from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, EPISODES, Ints, record_runs
-from gym_replay.errors import BufferChangedError, BufferNotFoundError, CorruptBufferError, EpisodeEvictedError
+from gym_replay.errors import (
+    BufferChangedError,
+    BufferClosedError,
+    BufferNotFoundError,
+    CorruptBufferError,
+    EpisodeEvictedError,
+)
 from gym_replay.files.directory import Directory, Folder, open_beneath
 
 ATTEMPTS = 200
@@ -195,11 +202,17 @@ class Revision:
         """What the folder says of its buffer."""
         return self.opener.metadata
 
-    def close(self) -> None:
-        """Release the files and the maps; views handed out stay good."""
+    def closed(self) -> Revision:
+        """What is left of it: the metadata. Its files are released, and the maps once nobody reads them any more."""
         self.opener.release()
-        self.columns = {}
-        del self.counters
+        left = copy(self)
+        del left.counters, left.columns
+        return left
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in ("counters", "columns"):  # another thread reads, or this one in the middle of what a signal did
+            raise BufferClosedError(f"{self.opener.folder}: the buffer was closed; open it anew")
+        raise AttributeError(name)
 
     @property
     def valid_end(self) -> int:

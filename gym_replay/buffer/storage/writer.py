@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import RLock, get_ident
 
 import numpy as np
 
@@ -33,6 +32,7 @@ from gym_replay.buffer.storage.reader import FolderReader
 from gym_replay.buffer.storage.records import DELETED
 from gym_replay.buffer.storage.room import Room
 from gym_replay.buffer.storage.staging import CHUNK_BYTES, RING_CHUNK_BYTES, Packer, RowFormat, Stage
+from gym_replay.buffer.storage.turns import Owner, Turns, here
 from gym_replay.errors import (
     BufferClosedError,
     BufferLockedError,
@@ -43,7 +43,6 @@ from gym_replay.errors import (
 from gym_replay.files.directory import refusal, sync_entry
 from gym_replay.files.garbage import Descriptor
 from gym_replay.files.lock import WriterLock
-from gym_replay.files.threads import frames_of_others
 
 
 @contextmanager
@@ -76,7 +75,7 @@ class FolderWriter:
         self, folder: Path, *, durability: str, uuid: str | None = None, lock: WriterLock | None = None
     ) -> None:
         self.folder = folder
-        self._thread, self._claiming = 0, RLock()
+        self._owner, self.turns = Owner(), Turns()
         self._power = durability == "power"
         self._uuid = uuid
         self._lock = lock or WriterLock(folder)
@@ -184,13 +183,24 @@ class FolderWriter:
         """Raise where it is not for the caller to write; take the files' word after an interrupted change.
 
         Raises:
-            BufferLockedError: this is a forked child, or another thread than the one that writes.
+            BufferLockedError: this is a forked child, or another thread than the one that writes, or a signal handler
+                has interrupted a write.
             BufferClosedError: it was closed: somebody else may be the writer by now.
         """
-        if self._thread != get_ident() and not self._lock.is_inherited:
-            with self._claiming:
-                self.check_thread()
-                self._thread = get_ident()  # the one that writes from now on
+        if self.turns.lock._is_owned():
+            self.turns.refuse_inside(self.folder)
+        self._require_owner()
+        if self._is_stale:
+            with self.turns.one(self.folder):
+                self._require_owner()  # a signal handler may have closed it
+                self._settle_again()
+
+    def _require_owner(self) -> None:
+        """Raise as :meth:`check_owner` does, also in the middle of a write."""
+        owner = self._owner
+        is_free = owner.thread is here.thread or self._lock.is_inherited or self.turns.is_guest or owner.claim()
+        if not is_free:
+            self.check_thread()
         if not self._lock.is_held:
             if not self._lock.is_inherited:
                 raise BufferClosedError(f"{self.folder}: the buffer was released; what is written from now on is lost")
@@ -200,9 +210,15 @@ class FolderWriter:
                 "the folder with read_only=True, or record to a folder of the child's own",
                 str(self.folder),
             )
-        if self._is_stale:
-            with _saying("the files could not be opened again"):
-                self._settle()
+
+    def _settle_again(self) -> None:
+        with _saying("the files could not be opened again"):
+            self._settle()
+
+    def written(self) -> tuple[int, ...]:
+        """What changes where episodes are committed, deleted or cleared."""
+        counters = self._files.counters
+        return counters.first, counters.next, counters.deletions
 
     def check_thread(self) -> None:
         """Raise where another thread writes.
@@ -226,21 +242,25 @@ class FolderWriter:
     @property
     def is_for_another_thread(self) -> bool:
         """Whether another thread has written, and is still there."""
-        return self._thread not in (0, get_ident()) and self._thread in frames_of_others()
+        return self._owner.is_another
 
     def begin_change(self) -> None:
-        """:meth:`check_owner`, and see that the folder is still there.
+        """In a write: be ready to change what is stored, and see that the folder is still there.
 
         Raises:
+            BufferLockedError, BufferClosedError: as :meth:`check_owner` does.
             BufferNotFoundError, ConfigMismatchError, BufferLockedError: as :meth:`WriterLock.check` does.
         """
-        self.check_owner()
+        self._require_owner()
+        if self._is_stale:
+            self._settle_again()
         self._lock.check()
 
     def put_file(self, name: str, content: bytes) -> None:
         """Put a file beside the buffer's into the folder, whole or not at all."""
-        self.check_owner()
-        self._lock.put_file(name, content)
+        with self.turns.one(self.folder):
+            self._require_owner()
+            self._lock.put_file(name, content)
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
@@ -309,11 +329,12 @@ class FolderWriter:
         stage.longest = self.room.longest()
 
     def _write_early(self, rows: Mapping[str, Rows], length: int, early: EarlyRows | None) -> EarlyRows:
-        self.begin_change()
-        if early is None:
-            early = EarlyRows(*self.room.end)
-        self._early = early = self._files.write_early(rows, length, early)
-        return early
+        with self.turns.one(self.folder):
+            self.begin_change()
+            if early is None:
+                early = EarlyRows(*self.room.end)
+            self._early = early = self._files.write_early(rows, length, early)
+            return early
 
     def _read_early(self, name: str, early: EarlyRows) -> bytes:
         """The bytes of the rows of a field that is not ragged, decoded where it has a codec."""
@@ -337,6 +358,16 @@ class FolderWriter:
             EpisodeTooLongError, BufferFullError: they do not fit.
             StorageError: the operating system refused; the message says whether they are committed.
         """
+        turns = self.turns
+        if turns.lock._is_owned():
+            turns.refuse_inside(self.folder)
+        try:  # as turns.one() has it, which takes longer
+            with turns.lock: return self._commit(block)  # noqa: E701  # fmt: skip
+        finally:
+            if turns.left:
+                turns.catch_up()
+
+    def _commit(self, block: Block) -> int:
         self.begin_change()
         room, first_id = self._files.room, self._files.next_id
         if room.is_limited:
@@ -393,10 +424,10 @@ class FolderWriter:
 
     def put_text(self, content: bytes) -> int:
         """The offset of a meta field's string, written if it is new."""
-        self.begin_change()
-        strings = self._files.strings
-        assert strings is not None
-        with _saying("nothing was changed"):
+        with self.turns.one(self.folder), _saying("nothing was changed"):
+            self.begin_change()
+            strings = self._files.strings
+            assert strings is not None
             return int.from_bytes(strings.put(content), "little", signed=True)
 
     def column(self, path: str) -> ColumnWriter:
@@ -412,13 +443,13 @@ class FolderWriter:
     # --- checksums and the end ---
 
     def fill_checksums(self) -> None:
-        """Write the checksums of all committed episodes that have none yet."""
+        """In a write: the checksums of all committed episodes that have none yet."""
         self.begin_change()
         self._checksums.fill()
 
     def flush(self) -> None:
         """Fill in the checksums, and have everything on the disk before returning."""
-        with _saying("what is committed may not have reached the disk"):
+        with self.turns.one(self.folder), _saying("what is committed may not have reached the disk"):
             self.fill_checksums()
             self._sync_all()
 
@@ -437,6 +468,10 @@ class FolderWriter:
             self._files.close()
         if not self._lock.is_held:
             return
+        with self.turns.one(self.folder):
+            self._close()
+
+    def _close(self) -> None:
         try:
             if not self._lock.is_in_folder:
                 self._lock.check()

@@ -170,6 +170,8 @@ class VectorSession(Session[EndedEpisodes]):
             generators: the generators' states before the resets that the step did, where they are known.
             began: when the step began.
         """
+        if not self.claim.is_open:  # it was closed or given up inside the step, as by a signal handler
+            return
         state = self.state
         now, ended = state.now + 1, state.ended
         returns = np.add(self._returns[~now & 1], rewards, self._returns[now & 1])

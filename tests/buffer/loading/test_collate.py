@@ -153,7 +153,7 @@ def double(batch):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_transform_runs_where_the_batch_is_made(buffer, workers):
-    options = {"multiprocessing_context": "spawn"} if workers else {}
+    options = {"multiprocessing_context": "fork"} if workers else {}
     loader = buffer.dataloader(
         4, timestep_level=True, transform=double, normalize=("state",), num_workers=workers, **options
     )

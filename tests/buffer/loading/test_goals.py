@@ -42,7 +42,7 @@ def numbers_of(episodes):
     return [place_of(episode["observation"][0])[0] for episode in episodes]
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     how=worlds(),
     value=mixtures(),

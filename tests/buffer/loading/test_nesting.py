@@ -1,6 +1,7 @@
 """Batches nested as the observation space was."""
 
 import json
+import pickle
 
 import gymnasium as gym
 import numpy as np
@@ -178,8 +179,10 @@ def test_trees_move_to_devices_and_come_from_workers(tmp_path):
     with buffer:
         (batch,) = timestep_loader(buffer, 4, nested=True, device="meta")
         assert batch["observation"][1]["y"][0].device == torch.device("meta")
-        (batch,) = timestep_loader(buffer, 4, nested=True, num_workers=1, multiprocessing_context="spawn")
+        (batch,) = timestep_loader(buffer, 4, nested=True, num_workers=1, multiprocessing_context="fork")
         assert_same(batch["observation"], seen[:-1])
+        sent = pickle.loads(pickle.dumps(buffer.dataset(timestep_level=True, nested=True)))  # as to a spawned worker
+        assert_same(sent[np.arange(len(sent))]["observation"], seen[:-1])
 
 
 def test_sequences_choices_and_graphs(tmp_path):

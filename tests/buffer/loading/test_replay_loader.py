@@ -30,7 +30,7 @@ from gym_replay import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-METHODS = [(0, None), (1, "fork"), (2, "fork"), (2, "spawn"), (2, "forkserver")]
+METHODS = [(0, None), (2, "fork"), (1, "spawn")]  # a worker that is not forked starts slowly
 METHODS = [(n, method) for n, method in METHODS if method in (None, *multiprocessing.get_all_start_methods())]
 LENGTHS = [7, 1, 9, 4, 12, 3, 8, 5]
 
@@ -207,13 +207,11 @@ def test_ranks_that_cannot_be(tmp_path):
 # --- epochs, checkpoints and workers ---
 
 
-# Workers that are not forked start too slowly to try all.
 RESUMED = [(kind, *how) for kind in KINDS for how in METHODS if how[1] in (None, "fork") or kind == "shuffle"]
 
 
 @pytest.mark.parametrize(("kind", "workers", "method"), RESUMED)
 def test_resume_gives_the_very_next_batch(tmp_path, kind, workers, method):
-    spawned = method in ("spawn", "forkserver")
     with fill(tmp_path) as buffer:
         more = {"num_workers": workers, "rank": 1, "world_size": 2, "drop_last": True}
         more |= {"multiprocessing_context": method, "persistent_workers": True} if workers else {}
@@ -227,12 +225,17 @@ def test_resume_gives_the_very_next_batch(tmp_path, kind, workers, method):
                     loader.sampler.options.sampler.update(batch["_samples"], batch["x"] % 7)
                 yield batch
 
-        loader = make()
+        # Batches drawn ahead do not know of the last priorities; all others do not depend on the workers.
+        loader = (
+            make()
+            if "sampler" in KINDS[kind]
+            else loader_of(buffer, 3, rank=1, world_size=2, drop_last=True, **options_of(kind))
+        )
         expected = [values(work(loader, loader)) for _ in range(3)]
         assert all(len(epoch) == len(loader) >= 7 for epoch in expected)
         if kind != "order":
             assert expected[0] != expected[1] != expected[2]
-        for stop in (3,) if spawned else (0, 3, len(loader)):
+        for stop in (3,) if method == "spawn" else (3, len(loader)) if workers else (0, 3, len(loader)):
             loader = make()
             loader.set_epoch(0)
             iterator = work(iter(loader), loader)

@@ -50,7 +50,7 @@ def reference(episodes, n, discount):
     return samples
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(how=worlds(), n=st.integers(1, 12), discount=st.sampled_from([0, 0.5, 0.99, 1]), batch_size=st.integers(1, 7))
 def test_n_step_samples_equal_the_reference(tmp_path_factory, how, n, discount, batch_size):
     with world(tmp_path_factory.mktemp("b"), **how) as (buffer, episodes):
@@ -113,7 +113,7 @@ def test_without_state_fields_every_next_row_exists(tmp_path):
         assert "next_x_is_pad" not in batch
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(how=worlds(), discount=st.sampled_from([0, 0.3, 0.99, 1]))
 def test_returns_to_go_equal_the_recursion(tmp_path_factory, how, discount):
     with world(tmp_path_factory.mktemp("b"), **how) as (buffer, episodes):

@@ -9,7 +9,7 @@ from loading_helpers import assert_equal, assert_rows, by_index, samples_of, wor
 from gym_replay import EmptyBufferError, FieldError, ReplayBuffer, n_step_loader, timestep_loader, trajectory_loader
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     how=worlds(),
     form=st.sampled_from(["mask", "list", "indices", "negative", "set", "predicate", "boolean list"]),
@@ -58,7 +58,7 @@ def test_selected_episodes_are_served_as_they_are(tmp_path_factory, how, form, c
             assert_equal(sample["action"][: len(episodes[e])], episodes[e]["action"])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     how=worlds(),
     n=st.integers(1, 4),

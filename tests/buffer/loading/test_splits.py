@@ -47,7 +47,7 @@ def test_episodes_stay_where_they_are(parts, fractions, seed, data):
     assert all(after[key] == subset for key, subset in before.items() if key in after)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(1, 3000), st.floats(0, 1), st.integers(0, 10**9), st.integers(0, 10**6))
 def test_sizes(count, fraction, seed, first):
     subsets = split(of(range(first, first + count)), (fraction, 1 - fraction), seed)
@@ -58,7 +58,7 @@ def test_sizes_are_mostly_near():
     errors = [
         len(split(of(range(count)), (0.1, 0.9), seed)[0]) - 0.1 * count
         for seed in range(20)
-        for count in (10, 37, 100, 1000, 10_000)
+        for count in (10, 37, 100, 1000)
     ]
     assert np.mean(np.abs(errors)) < 1
     firsts = [len(split(of(*[[0]] * 100), (0.2, 0.8), seed)[0]) for seed in range(30)]
@@ -66,16 +66,16 @@ def test_sizes_are_mostly_near():
 
 
 def test_it_is_random():
-    chances = np.empty((500, 64))
+    chances = np.empty((200, 64))
     for seed, row in enumerate(chances):
         for part, found in enumerate(split(of(range(64)), (1 / 256,) * 256, seed)):
             row[found] = (part + 0.5) / 256
-    assert abs(chances.mean(axis=0) - 0.5).max() < 5 * math.sqrt(1 / 12 / 500)
+    assert abs(chances.mean(axis=0) - 0.5).max() < 5 * math.sqrt(1 / 12 / 200)
     assert np.unique(chances, axis=0).shape == chances.shape
     # Even and odd ids are in other halves of [0, 1), and within its half each is anywhere.
     assert ((chances[:, ::2] < 0.5) != (chances[:, 1::2] < 0.5)).all()
     within = chances * 2 % 1
-    assert np.abs(np.corrcoef(within[:, 0], within[:, 1])[0, 1]) * math.sqrt(500) < 5
+    assert np.abs(np.corrcoef(within[:, 0], within[:, 1])[0, 1]) * math.sqrt(200) < 5
 
 
 def test_a_split_never_changes():

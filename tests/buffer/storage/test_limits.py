@@ -81,7 +81,7 @@ def test_meta_fields_larger_than_a_record_may_be_are_refused_at_creation(tmp_pat
 
 
 def test_a_description_that_could_not_be_opened_again_is_not_written(tmp_path):
-    default = np.arange(4_000_000, dtype=np.float64)
+    default = np.arange(2_000_000, dtype=np.float64)
     with pytest.raises(FieldError, match="the description of the buffer is too large"):
         ReplayBuffer(tmp_path / "buffer", fields={"x": ("float64", default.shape, default)})
     with pytest.raises(FileNotFoundError):

@@ -66,7 +66,7 @@ def run(play):
         assert_same(recorded, singles, generators=not play.asynchronous and play.mode is not AutoresetMode.SAME_STEP)
 
 
-@settings(SIDE, max_examples=60)
+@settings(SIDE, max_examples=30)
 @given(plays())
 def test_sync(play):
     run(play)

@@ -108,9 +108,7 @@ class WriterLock:
         again = ""
         if self._is_held_here():
             who = f"this process ({os.getpid()})"
-            again = (
-                "; after an interrupt in a notebook, whose traceback holds the recorder, run the cell once more"
-            )
+            again = "; after an interrupt in a notebook, whose traceback holds the recorder, run the cell once more"
         return BufferLockedError(
             errno.EAGAIN,
             f"{who} is writing to this buffer; close it there (buffer.close() or env.close()), open the folder with "

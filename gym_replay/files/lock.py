@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
 import weakref
 from contextlib import suppress
@@ -58,7 +59,14 @@ class WriterLock:
     def _take_in_place(self) -> None:
         try:
             for _ in range(_ATTEMPTS):
-                self._take()
+                try:
+                    self._take()
+                except BufferLockedError:
+                    # A recorder that an exception ended is in a circle with its traceback, and lets go as garbage.
+                    if not self._is_held_here():
+                        raise
+                    gc.collect()
+                    self._take()
                 if self._is_in_place():
                     return
                 self._file.close()  # it was removed, or replaced, between the two calls
@@ -97,14 +105,19 @@ class WriterLock:
         with suppress(OSError, ValueError):
             holder = int(os.pread(self._file.number, 32, 0))
         who = f"process {holder}" if holder else "another process"
-        if any(lock.is_held and lock._identity == self._identity for lock in _held()):
+        again = ""
+        if self._is_held_here():
             who = f"this process ({os.getpid()})"
+            again = "; after an interrupt in a notebook, whose traceback holds the recorder, run the cell once more"
         return BufferLockedError(
             errno.EAGAIN,
             f"{who} is writing to this buffer; close it there (buffer.close() or env.close()), open the folder with "
-            "read_only=True, or record to another folder",
+            f"read_only=True, or record to another folder{again}",
             str(self.directory),
         )
+
+    def _is_held_here(self) -> bool:
+        return any(lock.is_held and lock._identity == self._identity for lock in _held())
 
     @property
     def is_held(self) -> bool:

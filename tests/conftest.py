@@ -1,11 +1,14 @@
 """Settings of all tests."""
 
+import gc
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from contextlib import suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -50,6 +53,12 @@ STARTED: list[Child] = []
 subprocess.Popen = Child
 
 
+def pytest_collection_finish():
+    """What is there now stays: no collection looks at it again, and forked children share it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call():
     """End what a test started; what a fixture of several tests started goes on until the end of all tests."""
@@ -89,6 +98,34 @@ def made_in_memory() -> None:
 
 
 made_in_memory()
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Run a file or a module as a program, in this process, which has imported torch; returns what it printed.
+
+    Its warnings for users are errors, torch has one thread, and an exit with an error is an AssertionError.
+    """
+    import torch
+
+    def run(program, *arguments):
+        monkeypatch.setattr(sys, "argv", [str(program), *map(str, arguments)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", UserWarning)
+            try:
+                (runpy.run_path if str(program).endswith(".py") else runpy.run_module)(
+                    str(program), run_name="__main__"
+                )
+            except SystemExit as end:
+                if end.code:
+                    raise AssertionError(end.code) from end
+        return capsys.readouterr().out
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield run
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -60,30 +59,18 @@ def test_all_of_them_in_a_tiny_size(tmp_path):
     assert found["command"].endswith(f"-m benchmarks --smoke --out {tmp_path / 'results'}")
 
 
-@pytest.fixture
-def here(monkeypatch, capsys):
-    """Run a benchmark in this process, which has imported torch; returns what it prints."""
-
-    def run(module, *arguments):
-        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
-        runpy.run_module(module, run_name="__main__")
-        return capsys.readouterr().out
-
-    return run
-
-
-def test_some_of_them_by_name(here, capsys):
-    printed = here("benchmarks", "disk", "--smoke")
+def test_some_of_them_by_name(run_here, capsys):
+    printed = run_here("benchmarks", "disk", "--smoke")
     assert "On the disk: CartPole" in printed
     assert "Recording alone" not in printed
-    with pytest.raises(SystemExit, match="2"):
-        here("benchmarks", "disc")
+    with pytest.raises(AssertionError, match="2"):
+        run_here("benchmarks", "disc")
     assert "no benchmark is called disc" in capsys.readouterr().err
 
 
-def test_frames(tmp_path, here):
+def test_frames(tmp_path, run_here):
     pytest.importorskip("numcodecs")
-    here("benchmarks.frames", "--smoke", "--out", tmp_path)
+    run_here("benchmarks.frames", "--smoke", "--out", tmp_path)
     tables = json.loads((tmp_path / "benchmarks.json").read_text())["tables"]
     assert [table["unit"] for table in tables] == ["frames/s", "frames/s", "us added to a step"]
     raw = f"{OURS}, raw"
@@ -93,8 +80,8 @@ def test_frames(tmp_path, here):
     assert tables[0]["extras"]["times smaller"][OURS][0] > 1
 
 
-def test_sample(tmp_path, here):
-    here("benchmarks.sample", "--smoke", "--out", tmp_path)
+def test_sample(tmp_path, run_here):
+    run_here("benchmarks.sample", "--smoke", "--out", tmp_path)
     tables = json.loads((tmp_path / "benchmarks.json").read_text())["tables"]
     kinds = {OURS, f"{OURS}, open episodes too", f"{OURS}, by priority", f"{OURS}, n_steps=3"}
     assert [kinds <= set(table["contenders"]) for table in tables] == [True, True]
@@ -117,9 +104,9 @@ def test_scale(monkeypatch, capfd):
         ("remote_windows", ["--episodes", "1", "--seconds", "0", "--latency", "0"], "gym_replay, disk: "),
     ],
 )
-def test_reading_from_an_address(name, options, expected, here):
+def test_reading_from_an_address(name, options, expected, run_here):
     pytest.importorskip("numcodecs")
-    assert expected in here(f"benchmarks.{name}", *options)
+    assert expected in run_here(f"benchmarks.{name}", *options)
 
 
 TABLE = Table(

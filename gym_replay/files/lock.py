@@ -20,7 +20,7 @@ LOCK_NAME = "writer.lock"
 _REFUSED = (errno.EAGAIN, errno.EACCES)
 _ATTEMPTS = 100
 
-_HELD: weakref.WeakSet[WriterLock] = weakref.WeakSet()
+_HELD: set[weakref.ref[WriterLock]] = set()  # no WeakSet: none can be iterated while another thread adds to it
 
 
 class WriterLock:
@@ -83,7 +83,7 @@ class WriterLock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._lock_folder()
-            _HELD.add(self)
+            _HELD.add(weakref.ref(self, _HELD.discard))
             with suppress(OSError):  # a full disk: the lock holds, and only its message will lack the process id
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -117,7 +117,7 @@ class WriterLock:
         )
 
     def _is_held_here(self) -> bool:
-        return any(lock.is_held and lock._identity == self._identity for lock in list(_HELD))
+        return any(lock.is_held and lock._identity == self._identity for lock in _held())
 
     @property
     def is_held(self) -> bool:
@@ -203,9 +203,14 @@ class WriterLock:
         self.directory.close()
 
 
+def _held() -> list[WriterLock]:
+    """The locks of this process."""
+    return [lock for each in list(_HELD) if (lock := each()) is not None]
+
+
 def _release_in_child() -> None:
     """A forked child closes what it inherited, or the lock would outlive the process that took it."""
-    for lock in list(_HELD):
+    for lock in _held():
         lock.is_inherited = True
         lock.release()
 

@@ -273,13 +273,13 @@ def test_more_folders_than_files_can_be_open(tmp_path):
     folder, whole = make_shards(tmp_path, [[3, 3]])
     whole.close()
     first = folder / "shards" / "w-0"
-    for number in range(1, 150):
+    for number in range(1, 80):
         shard = first.with_name(f"w-{number}")
         shutil.copytree(first, shard)
         another_uuid(shard)
-    command = [sys.executable, "-c", _UNDER_A_LIMIT, str(folder), "150"]
+    command = [sys.executable, "-c", _UNDER_A_LIMIT, str(folder), "80"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.stdout.strip(), done.returncode) == ("150 900", 0), done.stderr
+    assert (done.stdout.strip(), done.returncode) == ("80 480", 0), done.stderr
 
 
 EDITS = {

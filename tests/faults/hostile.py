@@ -233,7 +233,6 @@ def run_cases(
                         shutil.rmtree(key.data.root)
                         progress(results[-1])
     finally:
-        gc.unfreeze()
         shutil.rmtree(root, ignore_errors=True)
     return results
 

@@ -423,16 +423,16 @@ def test_default_block_sizes_are_of_the_data(tmp_path):
     ],
 )
 @pytest.mark.parametrize(
-    "order",
+    ("order", "start"),
     [
-        {"shuffle": "block", "block_size": 11, "pool_size": 50},
-        {"shuffle": True, "rank": 0, "world_size": 2},
-        {"shuffle": False},
-        {"replacement": True, "samples_per_epoch": 150},
+        ({"shuffle": "block", "block_size": 11, "pool_size": 50}, 0),
+        ({"shuffle": "block", "block_size": 11, "pool_size": 50}, 7),
+        ({"shuffle": True, "rank": 0, "world_size": 2}, 7),
+        ({"shuffle": False}, 0),
+        ({"replacement": True, "samples_per_epoch": 150}, 7),
     ],
-    ids=("block", "shuffle", "in order", "replacement"),
+    ids=("block", "block, later", "shuffle", "in order", "replacement"),
 )
-@pytest.mark.parametrize("start", [0, 7])
 def test_batches_that_are_gathered_together_are_those_that_are_gathered_alone(
     tmp_path, monkeypatch, options, order, start
 ):

@@ -147,7 +147,7 @@ def test_returns_to_go_of_many_steps(tmp_path, monkeypatch):
         assert returns_to_go(buffer, reward_field="gain") == []
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(how=worlds().filter(lambda how: how["kind"] != "concatenated"))
 def test_an_added_field_loads_like_recorded_ones(tmp_path_factory, how):
     """Added are copies of the recorded fields: in every kind of sample they are equal to them."""

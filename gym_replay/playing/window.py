@@ -45,7 +45,7 @@ def display(pygame: Any) -> Iterator[None]:
         driver = pygame.display.get_driver()
         if driver in ("offscreen", "dummy") and not os.environ.get("SDL_VIDEODRIVER"):
             pygame.display.quit()  # SDL takes it by itself where there is nothing else
-            raise pygame.error(f"SDL draws {driver}; with SDL_VIDEODRIVER={driver} in the environment it does so here")
+            raise pygame.error(f"where nobody is to see it, put SDL_VIDEODRIVER={driver} into the environment")
     except pygame.error as error:
         raise GymReplayError(
             f"play: there is no display to open a window on ({error}); play where there is one, or pass person=, a "

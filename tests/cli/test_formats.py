@@ -99,7 +99,7 @@ def test_a_file_in_the_layout_of_d4rl(tmp_path, capfd):
         assert buffer.episode_lens.tolist() == [3, 3, 3]
     again = subprocess.run(command, capture_output=True, text=True)
     assert (again.returncode, again.stdout) == (2, "")
-    assert "choose one that does not exist" in again.stderr
+    assert "choose a folder that does not exist" in again.stderr
 
 
 def test_a_folder_of_another_package_is_asked_for_its_state_fields(tmp_path, monkeypatch, capfd):

@@ -357,7 +357,7 @@ def test_a_window_that_nobody_would_see(tmp_path, monkeypatch):
     monkeypatch.delenv("SDL_VIDEODRIVER")
     monkeypatch.setattr(pygame.display, "init", lambda: None)
     monkeypatch.setattr(pygame.display, "get_driver", lambda: "offscreen")
-    with pytest.raises(GymReplayError, match=r"no display .* with SDL_VIDEODRIVER=offscreen in the environment it"):
+    with pytest.raises(GymReplayError, match=r"no display .*put SDL_VIDEODRIVER=offscreen into the environment"):
         play("CartPole-v1", tmp_path / "data")
     assert not (tmp_path / "data").exists()
 

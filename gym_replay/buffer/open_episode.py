@@ -506,6 +506,8 @@ class Claim:
 
 def _end_for(owner: weakref.ref[object], writer: FolderWriter, end: Callable[[], None]) -> None:
     """End the episodes of a recorder that is garbage, in any thread, or is there when the interpreter exits."""
+    if writer.is_inherited:
+        return  # the process that this one was forked from has them open
     if writer.is_for_another_thread:
         if owner() is None:  # otherwise it may be stepping: all that it has committed is there
             writer.turns.do_as_guest(end)

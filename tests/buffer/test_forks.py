@@ -66,6 +66,47 @@ print(children)
 """
 
 
+CHILD_OF_A_RECORDER = """
+import os, signal, sys, threading
+import gymnasium as gym
+from gym_replay import BufferLockedError, RecordToBuffer
+started, go, write = threading.Event(), threading.Event(), os.pwrite
+
+def slow(*arguments):
+    started.set()
+    go.wait(60)
+    return write(*arguments)
+
+env = RecordToBuffer(gym.make("CartPole-v1"), sys.argv[1])
+
+def work():
+    env.reset(seed=0)
+    env.step(0)
+    os.pwrite = slow
+    while not env.step(0)[2]:
+        pass
+
+thread = threading.Thread(target=work)
+thread.start()
+started.wait(60)
+if (child := os.fork()) == 0:
+    signal.alarm(20)
+    try:
+        env.close()
+    except BufferLockedError:
+        sys.exit(3)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+go.set()
+thread.join()
+env.close()
+print(status, len(env.buffer))
+"""
+
+
+def test_a_child_ends_that_was_forked_while_another_thread_recorded(tmp_path):
+    assert run_script(CHILD_OF_A_RECORDER, tmp_path) == (0, "3 1")
+
+
 def test_a_child_samples_that_was_forked_while_another_thread_did(tmp_path):
     assert run_script(CHILD_OF_A_SAMPLER, tmp_path) == (0, "4\n0 3")
 

@@ -175,7 +175,7 @@ while closed < 150:
     except BufferClosedError:
         closed += 1
         buffer = ReplayBuffer.from_folder(sys.argv[1])
-signal.setitimer(signal.ITIMER_REAL, 0)
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
 buffer.close()
 print("stored")
 """

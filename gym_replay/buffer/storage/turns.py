@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import weakref
 from collections import deque
@@ -73,6 +74,7 @@ class Turns:
         self.lock: Any = threading.RLock()
         self.left: deque[Callable[[], Any]] = deque()
         self._guest: _Thread | None = None
+        _all.add(weakref.ref(self, _all.discard))
 
     @property
     def is_inside(self) -> bool:
@@ -154,3 +156,16 @@ class Turns:
             if self.lock._is_owned():
                 self._guest = None
                 self.lock.release()
+
+
+_all: set[weakref.ref[Turns]] = set()
+
+
+def _begin_anew() -> None:
+    """In a forked child no other thread is in the middle of a write."""
+    for each in list(_all):
+        if (turns := each()) is not None and not turns.lock._is_owned():
+            turns.lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_begin_anew)

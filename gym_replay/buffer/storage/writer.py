@@ -240,6 +240,11 @@ class FolderWriter:
         return not self._lock.is_held
 
     @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child of the process that writes."""
+        return self._lock.is_inherited
+
+    @property
     def is_for_another_thread(self) -> bool:
         """Whether another thread has written, and is still there."""
         return self._owner.is_another

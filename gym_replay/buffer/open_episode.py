@@ -506,9 +506,11 @@ class Claim:
 
 def _end_for(owner: weakref.ref[object], writer: FolderWriter, end: Callable[[], None]) -> None:
     """End the episodes of a recorder that is garbage, in any thread, or is there when the interpreter exits."""
-    if owner() is not None and writer.is_for_another_thread:
-        return  # which may be stepping it: all that it has committed is there
-    writer.turns.when_free(end)
+    if writer.is_for_another_thread:
+        if owner() is None:  # otherwise it may be stepping: all that it has committed is there
+            writer.turns.do_as_guest(end)
+    elif not writer.turns.puts_off(end):
+        end()
 
 
 def _commit_rows(

@@ -155,6 +155,39 @@ def test_a_vector_recorder_closed_inside_of_a_step_stores_nothing_of_it(tmp_path
     assert check_buffer(tmp_path, progress=False).verified
 
 
+CLOSED_AT_ANY_MOMENT = """
+import random, signal, sys
+from gym_replay import BufferClosedError, ReplayBuffer
+
+def close(*_):
+    buffer.close()
+    signal.setitimer(signal.ITIMER_REAL, 3e-4 + 3e-3 * random.random())
+
+signal.signal(signal.SIGALRM, close)
+buffer = ReplayBuffer(sys.argv[1], fields={"x": "int64"})
+closed = 0
+close()
+while closed < 150:
+    try:
+        for _ in range(3):
+            buffer.store_episode(x=[len(buffer)] * 20)
+        buffer.flush()
+    except BufferClosedError:
+        closed += 1
+        buffer = ReplayBuffer.from_folder(sys.argv[1])
+signal.setitimer(signal.ITIMER_REAL, 0)
+buffer.close()
+print("stored")
+"""
+
+
+def test_a_handler_may_close_at_any_moment(tmp_path):
+    assert run_script(CLOSED_AT_ANY_MOMENT, tmp_path) == (0, "stored")
+    with ReplayBuffer.from_folder(tmp_path) as buffer:
+        assert contents(buffer) == [[number] * 20 for number in range(len(buffer))]
+    assert check_buffer(tmp_path, progress=False).verified
+
+
 # --- finalizers ---
 
 

@@ -206,7 +206,8 @@ class Revision:
         """What is left of it: the metadata. Its files are released, and the maps once nobody reads them any more."""
         self.opener.release()
         left = copy(self)
-        del left.counters, left.columns
+        for name in ("counters", "columns"):
+            vars(left).pop(name, None)  # it may be closed already
         return left
 
     def __getattr__(self, name: str) -> NoReturn:

@@ -81,7 +81,7 @@ class Turns:
 
     @property
     def is_guest(self) -> bool:
-        """Whether this thread does what was left to be done, which it may even where another thread is the writer."""
+        """Whether this thread does something that writes though another thread is the one that does."""
         return self._guest is here.thread
 
     def refuse_inside(self, folder: object) -> None:
@@ -117,14 +117,6 @@ class Turns:
             if self.left:
                 self.catch_up()
 
-    def when_free(self, work: Callable[[], Any]) -> None:
-        """Do something that writes, from any thread: now or, where a write is under way, at its end.
-
-        Where another thread is in the middle of a write, it is done by that thread.
-        """
-        self.left.append(work)
-        self.catch_up()
-
     def puts_off(self, work: Callable[[], Any]) -> bool:
         """Where this thread is in the middle of a write, have something done at its end; return whether it is."""
         if not self.is_inside:
@@ -134,13 +126,26 @@ class Turns:
 
     def catch_up(self) -> None:
         """Do what was left to be done at the end of a write."""
-        while self.left and not self.lock._is_owned() and self._does_next():
+        while self.left and not self.lock._is_owned():
+            try:
+                work = self.left.popleft()
+            except IndexError:  # another thread was first
+                return
+            work()
+
+    def do_as_guest(self, work: Callable[[], Any]) -> None:
+        """Do something that writes, though another thread is the one that does.
+
+        Where that is in the middle of a write, it is left to be done by it.
+        """
+        self.left.append(work)
+        while self.left and self._does_next_as_guest():
             pass
 
-    def _does_next(self) -> bool:
+    def _does_next_as_guest(self) -> bool:
         try:
             if not self.lock.acquire(blocking=False):
-                return False  # whoever has it does what is left
+                return False
             self._guest = here.thread
             if self.left:
                 self.left.popleft()()

@@ -469,7 +469,8 @@ class FolderWriter:
         if not self._lock.is_held:
             return
         with self.turns.one(self.folder):
-            self._close()
+            if self._lock.is_held:  # no signal handler has closed it meanwhile
+                self._close()
 
     def _close(self) -> None:
         try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 from stable_baselines3 import PPO
@@ -39,18 +40,20 @@ def main() -> None:
 
     model = args.folder.with_suffix(".zip")
     if not model.exists():
+        print(f"PPO learns for {args.train_steps} steps, which takes about a minute", flush=True)
         train(model, args.train_steps, args.seed)
-    options = {"episodes": args.episodes, "num_envs": args.num_envs, "seed": args.seed}
     policy = f"sb3:PPO:{model}"
-    for name, buffer in (
-        ("random", collect(ENV_ID, args.folder / "random", **options)),
-        ("greedy", collect(ENV_ID, args.folder / "greedy", policy=policy, **options)),
-        ("drawn", collect(ENV_ID, args.folder / "drawn", policy=policy, deterministic=False, **options)),
-    ):
-        returns = [float(episode.meta["episode_return"]) for episode in buffer]
-        print(
-            f"{name:7} {len(buffer)} episodes, {buffer.num_steps} steps, mean return {sum(returns) / len(buffer):.1f}"
+    ways: dict[str, dict[str, Any]] = {
+        "random": {},
+        "greedy": {"policy": policy},
+        "drawn": {"policy": policy, "deterministic": False},
+    }
+    for name, way in ways.items():
+        buffer = collect(
+            ENV_ID, args.folder / name, episodes=args.episodes, num_envs=args.num_envs, seed=args.seed, **way
         )
+        mean = buffer.meta["episode_return"].mean()
+        print(f"{name:7} {len(buffer)} episodes, {buffer.num_steps} steps, mean return {mean:.1f}", flush=True)
 
 
 if __name__ == "__main__":

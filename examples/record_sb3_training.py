@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
+    print(f"PPO learns for {args.steps} steps", flush=True)
     model = learn(args.folder, args.steps, args.seed)
 
     buffer = ReplayBuffer.from_folder(args.folder, read_only=True)

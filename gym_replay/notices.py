@@ -75,10 +75,14 @@ def did_you_mean(name: object, known: Iterable[str], *, remedy: str = "") -> str
         "; there are ['observation', 'action']"
         >>> did_you_mean("obs", ["observation", "action"])
         "; did you mean 'observation'?"
+        >>> did_you_mean("top", ["observation.camera.top", "action"])
+        "; did you mean 'observation.camera.top'?"
     """
     known = list(known)
     folded = {each.casefold(): each for each in known}
     near = difflib.get_close_matches(str(name).casefold(), folded, 1, 0.5)
+    if not near:  # of a nested name, its last part
+        near = [each for each in folded if each.rpartition(".")[2] == str(name).casefold()][:1]
     if not near and len(str(name)) > 2:  # a beginning is far from a long name
         near = [each for each in folded if each.startswith(str(name).casefold())][:1]
     if near:

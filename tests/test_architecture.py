@@ -13,7 +13,7 @@ import gym_replay
 PACKAGE = Path(gym_replay.__file__).parent
 DOCUMENT = PACKAGE.parent / "docs" / "architecture.md"
 FLOORS = [
-    "gym_replay.errors gym_replay.notices",
+    "gym_replay.cached gym_replay.errors gym_replay.notices",
     "gym_replay.extras gym_replay.files gym_replay.markup gym_replay.schema",
     "gym_replay.remote.objects",
     "gym_replay.buffer.storage",

@@ -14,6 +14,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from gym_replay import (
     BufferLockedError,
@@ -40,6 +41,19 @@ def recorded(folder, env="CartPole-v1", **options):
         env.reset(seed=0)
         env.step(0)
     return ReplayBuffer.from_folder(folder / "cartpole")
+
+
+def nested(folder):
+    env = gym.wrappers.TimeAwareObservation(gym.make("CartPole-v1"), flatten=False)
+    return collect(lambda: env, folder / "nested", episodes=1, progress=False)
+
+
+class Still:
+    def reset(self, mask, seeds):
+        """It has no memory."""
+
+    def __call__(self, observation):
+        return 0
 
 
 def by_hand(folder, **options):
@@ -170,6 +184,26 @@ IN_PYTHON = {
         lambda f: collect("Elsewhere/Pong-v5", f / "x", episodes=1),
         FieldError,
         "put the module that registers it before the id, as in 'ale_py:ALE/Pong-v5'",
+    ),
+    "a policy's class": (
+        lambda f: collect("CartPole-v1", f / "x", policy=Still, episodes=1),
+        FieldError,
+        r"policy: expected an object, got the class Still; pass Still\(\)",
+    ),
+    "a policy that takes tensors": (
+        lambda f: collect("CartPole-v1", f / "x", policy=torch.nn.Linear(4, 1), episodes=1),
+        FieldError,
+        "Linear is called with arrays, and raised TypeError: .*; pass a function that calls it with torch.as_tensor",
+    ),
+    "a function that makes what is to be passed": (
+        lambda f: replay(collect("CartPole-v1", f / "x", episodes=1), 0, env=lambda: gym.make("CartPole-v1")),
+        TypeError,
+        "env: expected a gymnasium.Env, got function; call it",
+    ),
+    "the last part of a field": (
+        lambda f: timestep_loader(nested(f), 2, fields=("time",)),
+        FieldError,
+        "unknown field 'time'; did you mean 'observation.time'?",
     ),
     "an annotation": (lambda f: _annotated(f, tsk="x"), FieldError, "unknown meta field 'tsk'; did you mean 'task'?"),
     "an annotation that was not declared": (

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -246,13 +245,9 @@ class _Part:
             ConfigMismatchError: another buffer was created in its place.
             EpisodeEvictedError: one of the episodes has left since it was chosen.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the reader warns about is an error here
-            reader = FolderReader(self.origin, for_copy=True)
-            stack = ExitStack()
-            stack.callback(reader.close)
+        reader = FolderReader(self.origin, for_copy=True)
+        with closing(reader):
             snapshot = reader.last_snapshot()
-        with stack:
             if reader.metadata.uuid != self.metadata.uuid:
                 raise ConfigMismatchError(f"{self.folder}: another buffer was created in its place; open it anew")
             if reader.valid_end < reader.counters.next:

@@ -57,6 +57,8 @@ _LEFT_OUT = frozenset(f"gymnasium.wrappers.rendering:{name}" for name in ("Recor
 _HARMLESS = frozenset(["TimeLimit", "AddRenderObservation"])
 """Standard wrappers to which no argument is too much: numbers that are compared, and names of observations."""
 
+_BY_HAND = "build the environment yourself, and pass it as env= to replay in Python"
+
 _OFF_SCREEN = frozenset(["rgb_array", "depth_array", "rgbd_tuple", "ansi"])
 """The render modes that open no window and collect no frames."""
 
@@ -329,9 +331,7 @@ def make_env(spec_json: Json, /, *, trust: bool = False, **kwargs: Any) -> gym.E
         500
     """
     if spec_json is None:
-        raise MakeEnvError(
-            "no environment spec was recorded; build the environment yourself, and pass it as env= to replay in Python"
-        )
+        raise MakeEnvError(f"no environment spec was recorded; {_BY_HAND}")
     recorded = spec_from_json(spec_json)
     registered = _find_registered(recorded.id, spec_json)
     lost = [name for name in spec_json["dropped"] if name.startswith("kwargs.") and name[7:] not in kwargs]
@@ -414,12 +414,10 @@ def _wrap(env: gym.Env[Any, Any], recorded: EnvSpec, dropped: list[str]) -> gym.
             continue
         make = _find_wrapper(wrapper.entry_point)
         if make is None:
-            raise MakeEnvError(f"{where} is not one of gymnasium.wrappers; build the environment yourself")
+            raise MakeEnvError(f"{where} is not one of gymnasium.wrappers; {_BY_HAND}")
         lost = [name for name in dropped if name.startswith(f"additional_wrappers.{index}.")]
         if lost or wrapper.kwargs is None:
-            raise MakeEnvError(
-                f"{where}: {', '.join(lost) or 'its arguments'} could not be recorded; build the environment yourself"
-            )
+            raise MakeEnvError(f"{where}: {', '.join(lost) or 'its arguments'} could not be recorded; {_BY_HAND}")
         env = make(env, **wrapper.kwargs)
     return env
 

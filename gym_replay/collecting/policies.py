@@ -203,6 +203,11 @@ class _FirstLook(Actor):
         except Exception as error:
             if self._takes_the_other(observation):
                 raise self._error(f"it raised {type(error).__name__}: {error}") from error
+            if _is_module(self._policy) and not _is_tensor(observation):
+                raise FieldError(
+                    f"policy: {type(self._policy).__name__} is called with arrays, and raised {type(error).__name__}: "
+                    f"{error}; pass a function that calls it with torch.as_tensor(observation), and returns actions"
+                ) from error
             raise
         self._check_shape(_shape_of(action), self._action_space.shape)
         self.act = self._actor.act  # type: ignore[method-assign]
@@ -243,6 +248,11 @@ class _FirstLook(Actor):
 def _is_tensor(value: Any) -> bool:
     torch = sys.modules.get("torch")  # where it is not imported, there is none
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _is_module(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
 
 
 def _shape_of(action: Any) -> tuple[int, ...] | None:
@@ -369,6 +379,8 @@ def check_policy(policy: Any) -> None:
     if isinstance(policy, str):
         if policy != "random" and ":" not in policy:
             raise FieldError(f"policy={policy!r}: expected 'random', 'module:name' or 'sb3:ALGO:PATH'")
+    elif isinstance(policy, type):
+        raise FieldError(f"policy: expected an object, got the class {policy.__name__}; pass {policy.__name__}()")
     elif not callable(policy) and not hasattr(policy, "predict"):
         raise FieldError(
             f"policy: expected 'random', a function from observations to actions, or an object with predict, got "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
 import weakref
 from contextlib import suppress
@@ -19,7 +20,7 @@ LOCK_NAME = "writer.lock"
 _REFUSED = (errno.EAGAIN, errno.EACCES)
 _ATTEMPTS = 100
 
-_HELD: weakref.WeakSet[WriterLock] = weakref.WeakSet()
+_HELD: set[weakref.ref[WriterLock]] = set()  # no WeakSet: none can be iterated while another thread adds to it
 
 
 class WriterLock:
@@ -58,7 +59,14 @@ class WriterLock:
     def _take_in_place(self) -> None:
         try:
             for _ in range(_ATTEMPTS):
-                self._take()
+                try:
+                    self._take()
+                except BufferLockedError:
+                    # A recorder that an exception ended is in a circle with its traceback, and lets go as garbage.
+                    if not self._is_held_here():
+                        raise
+                    gc.collect()
+                    self._take()
                 if self._is_in_place():
                     return
                 self._file.close()  # it was removed, or replaced, between the two calls
@@ -75,7 +83,7 @@ class WriterLock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._lock_folder()
-            _HELD.add(self)
+            _HELD.add(weakref.ref(self, _HELD.discard))
             with suppress(OSError):  # a full disk: the lock holds, and only its message will lack the process id
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -97,14 +105,19 @@ class WriterLock:
         with suppress(OSError, ValueError):
             holder = int(os.pread(self._file.number, 32, 0))
         who = f"process {holder}" if holder else "another process"
-        if any(lock.is_held and lock._identity == self._identity for lock in list(_HELD)):
+        again = ""
+        if self._is_held_here():
             who = f"this process ({os.getpid()})"
+            again = "; after an interrupt in a notebook, whose traceback holds the recorder, run the cell once more"
         return BufferLockedError(
             errno.EAGAIN,
             f"{who} is writing to this buffer; close it there (buffer.close() or env.close()), open the folder with "
-            "read_only=True, or record to another folder",
+            f"read_only=True, or record to another folder{again}",
             str(self.directory),
         )
+
+    def _is_held_here(self) -> bool:
+        return any(lock.is_held and lock._identity == self._identity for lock in _held())
 
     @property
     def is_held(self) -> bool:
@@ -190,9 +203,14 @@ class WriterLock:
         self.directory.close()
 
 
+def _held() -> list[WriterLock]:
+    """The locks of this process."""
+    return [lock for each in list(_HELD) if (lock := each()) is not None]
+
+
 def _release_in_child() -> None:
     """A forked child closes what it inherited, or the lock would outlive the process that took it."""
-    for lock in list(_HELD):
+    for lock in _held():
         lock.is_inherited = True
         lock.release()
 

@@ -22,6 +22,7 @@ from gym_replay.files.directory import Directory
 from gym_replay.files.folders import bytes_beneath, entries_beneath, folder_of
 from gym_replay.files.lock import WriterLock
 from gym_replay.files.new_folder import NewFolder, folder_beside
+from gym_replay.files.threads import submit
 from gym_replay.files.writing import read_at, write_at
 from gym_replay.notices import bar, names_nearest_keyword
 from gym_replay.remote.objects.manifest import Published, name_of
@@ -205,7 +206,7 @@ def _receive(published: Published, directory: Directory, known: set[str]) -> Ite
     try:
         for path, info in published.manifest.files.items():
             for index in range(len(info.parts)):
-                waiting.append(threads.submit(_place, published, directory, path, index, path in known))
+                waiting.append(submit(threads, _place, published, directory, path, index, path in known))
                 if len(waiting) > 2 * _RECEIVERS:
                     yield waiting.popleft().result()
         while waiting:

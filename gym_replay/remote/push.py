@@ -23,6 +23,7 @@ from gym_replay.errors import ConfigMismatchError, EmptyBufferError, StorageErro
 from gym_replay.files.directory import content_beneath
 from gym_replay.files.documents import LARGEST
 from gym_replay.files.folders import folder_of
+from gym_replay.files.threads import submit
 from gym_replay.notices import bar, names_nearest_keyword, tell
 from gym_replay.remote.card import CARD, check_licence, make_card
 from gym_replay.remote.objects.hub import place_at
@@ -223,7 +224,7 @@ class _Sender:
         """The names and checksums of the parts of a file, in their order, when they are there."""
         waiting: deque[Future[tuple[str, Any]]] = deque()
         for begin, end in pairwise(cuts(file.size, self._part_size)):
-            waiting.append(self._threads.submit(self._send_part, file, begin, end))
+            waiting.append(submit(self._threads, self._send_part, file, begin, end))
             if len(waiting) > _SENDERS:
                 yield waiting.popleft().result()
         while waiting:

@@ -127,6 +127,7 @@ def replay(
 
     Raises:
         FieldError: the buffer was not made by recording, or frames are asked of an ``env`` without a render mode.
+        TypeError: ``env`` is none, or ``buffer`` is none.
         ConfigMismatchError: ``env`` has other spaces than the recorded ones.
         MakeEnvError: the environment cannot be made here; pass ``env``. Or an argument or option is not harmless.
         EpisodeEvictedError: the episode left the circular buffer meanwhile.
@@ -144,6 +145,9 @@ def replay(
         episode 0: equal, from seed 3
     """
     require_buffer(buffer)
+    if env is not None and not hasattr(env, "step"):
+        remedy = "; call it" if callable(env) else ""
+        raise TypeError(f"replay: env: expected a gymnasium.Env, got {type(env).__name__}{remedy}")
     if not isinstance(episode, Episode):
         episode = buffer.episode(episode)
     if episode.snapshot.metadata.environment is None:

@@ -9,12 +9,12 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
-from functools import cached_property
 from typing import Any, TypeAlias, Union
 
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.cached import cached_property
 from gym_replay.errors import FieldError
 from gym_replay.notices import did_you_mean
 from gym_replay.schema.codecs import Codec, check_encodable, codec_of, is_lossy, parse_codec

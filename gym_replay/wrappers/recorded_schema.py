@@ -182,7 +182,7 @@ def open_for(
         made = open_buffer(folder, config, overwrite=overwrite, durability=durability)
         is_of_many = "agent" in own_meta  # of which no spec can tell
         if not is_of_many and (why := why_not_made_again(spec, environment["env_spec"])):
-            tell(f"{folder}: replay and make_env will need env=... to make the environment again: {why}")
+            tell(f"{folder}: replay will need env=..., since make_env cannot make the environment again: {why}")
         return made
     _check_ids(stored.environment or {}, environment, folder)
     check_match(stored, limits, folder)

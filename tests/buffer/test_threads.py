@@ -1,13 +1,15 @@
 """ReplayBuffer and threads: one writes, any may read."""
 
+import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from buffer_helpers import WRITES, add, contents, make_plain, run_script
 
-from gym_replay import BufferLockedError, ReplayBuffer, check_buffer
+from gym_replay import BufferLockedError, ReplayBuffer, check_buffer, merge, mix, push, select
 
 OTHERS = {
     "acquire": lambda buffer: buffer.acquire(),
@@ -198,3 +200,40 @@ with ReplayBuffer(sys.argv[1], fields={"x": "int64"}) as buffer:
 
 def test_garbage_that_is_collected_meanwhile_does_not_hold_the_threads_up(tmp_path):
     assert run_script(MANY_THREADS_AND_MUCH_GARBAGE, tmp_path) == (0, "stored")
+
+
+def test_a_refusal_while_another_thread_opens_a_folder(tmp_path):
+    def trace(frame, event, _):
+        """While locks of other folders are looked at, another thread takes one more, each time."""
+        if event == "line" and frame.f_code.co_name == "__iter__":
+            opened.append(pool.submit(make_plain, tmp_path / f"more_{len(opened)}").result())
+        return trace
+
+    opened = [make_plain(tmp_path / name) for name in ("data", "other")]
+    with ThreadPoolExecutor(1) as pool:
+        sys.settrace(trace)
+        try:
+            with pytest.raises(BufferLockedError, match="this process"):
+                make_plain(tmp_path / "data", overwrite=True)
+        finally:
+            sys.settrace(None)
+    for buffer in opened:
+        buffer.close()
+
+
+def test_nothing_turns_off_the_warnings_of_other_threads(tmp_path, monkeypatch):
+    real = warnings.catch_warnings.__enter__
+
+    def watched(self):
+        callers.append(sys._getframe(1).f_globals["__name__"])
+        return real(self)
+
+    callers = []
+    with make_plain(tmp_path / "data") as buffer, monkeypatch.context() as patch:
+        add(buffer, 3, 4)
+        patch.setattr(warnings.catch_warnings, "__enter__", watched)
+        merge([buffer], tmp_path / "merged")
+        push(buffer, f"file://{tmp_path}/pushed")
+        assert len(select(buffer, tmp_path / "selected", where="length > 3")) == 1
+        assert len(next(iter(mix(buffer, buffer, 2)))["x"]) == 2
+    assert not [name for name in callers if name.startswith("gym_replay")]

@@ -254,6 +254,11 @@ def test_what_an_export_cannot_do(tmp_path, options, message):
     assert sorted(os.listdir(tmp_path)) == ["a"]
 
 
+def test_a_dataset_of_the_hub_is_fetched_by_hand(tmp_path):
+    with pytest.raises(BufferNotFoundError, match="nothing is downloaded: `hf download NAME --repo-type dataset"):
+        import_lerobot(tmp_path / "lerobot/pusht", tmp_path / "a")
+
+
 def test_targets_that_are_taken_and_sources_that_are_empty(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").touch()

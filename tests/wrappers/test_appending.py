@@ -1,11 +1,12 @@
-"""Whoever records into a folder that has episodes is told so once."""
+"""Whoever records into a folder that has episodes is told so once; and what was left open there makes room."""
 
+import gc
 import logging
 
 import gymnasium as gym
 import pytest
 
-from gym_replay import RecordToBuffer, ReplayBuffer
+from gym_replay import BufferLockedError, RecordToBuffer, ReplayBuffer
 from gym_replay.wrappers import vector
 
 
@@ -54,3 +55,24 @@ def test_one_can_let_nothing_through(tmp_path, caplog):
         assert not caplog.messages
     finally:
         logging.getLogger("gym_replay").setLevel(logging.NOTSET)
+
+
+def test_the_same_cell_again_after_an_interrupt(tmp_path):
+    """A notebook keeps the traceback of the last error, and with it the recorder; then it is garbage in a circle."""
+
+    gc.disable()
+    try:
+        env = RecordToBuffer(gym.make("CartPole-v1"), tmp_path / "data")
+        env.reset(seed=1)
+        env.step(0)
+        env.unwrapped.circle = env
+        env.reset(seed=2)  # it holds the lock from here on
+        env.step(0)
+        with pytest.raises(BufferLockedError, match=r"this process .*; after an interrupt in a notebook, .* once more"):
+            play(tmp_path / "data")
+        del env
+        play(tmp_path / "data")
+    finally:
+        gc.enable()
+    buffer = ReplayBuffer.from_folder(tmp_path / "data")
+    assert buffer.meta["episode_seed"].tolist() == [1, 2, 0]

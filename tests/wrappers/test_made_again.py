@@ -71,7 +71,7 @@ def test_nothing_is_said_where_it_can_be_made(tmp_path, said):
 def test_what_cannot_be_made_again(tmp_path, said, make, why):
     play(make(), tmp_path)
     assert [why in message for message in said()] == [True]
-    assert "replay and make_env will need env=... to make the environment again: it" in said()[0]
+    assert "replay will need env=..., since make_env cannot make the environment again: it" in said()[0]
     play(make(), tmp_path)
     assert sum("will need env=..." in message for message in said()) == 1
 

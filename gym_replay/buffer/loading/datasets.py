@@ -31,6 +31,7 @@ from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.loading.statistics import Normalize, Resolved, resolve
 from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.errors import CorruptBufferError, EmptyBufferError, EpisodeEvictedError, FieldError
+from gym_replay.files.threads import submit
 from gym_replay.notices import did_you_mean
 from gym_replay.schema.arguments import checked_integer
 from gym_replay.schema.arrays import Array, Floats, Ints
@@ -401,7 +402,7 @@ class ReplayDataset(Dataset[Batch]):
         if isinstance(draw, BlockDraw) and draw.reads:
             self.source.rows.map(self.entries.read_fields)  # once, and not in two threads
             stretches = [stretch for first, last in draw.reads for stretch in self.stretches(first, last)]
-            _thread(os.getpid()).submit(self.source.rows.will_need, self.entries.read_fields, stretches)
+            submit(_thread(os.getpid()), self.source.rows.will_need, self.entries.read_fields, stretches)
 
     def stretches(self, first: int, last: int) -> list[tuple[int, int]]:
         """Where the rows of samples ``first`` to ``last - 1`` are: first rows, and those past the last."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +12,7 @@ from gym_replay.buffer.loading.order import Draw, LiveEpisodes, PriorityDraw, un
 from gym_replay.buffer.loading.plans import Anchors
 from gym_replay.buffer.loading.source import Source
 from gym_replay.buffer.storage.reader import FolderReader, Snapshot
+from gym_replay.cached import cached_property
 from gym_replay.schema.arrays import Bools, Floats, Ints
 
 Bounds: TypeAlias = tuple[tuple[int, int], ...]

@@ -108,13 +108,14 @@ def make_dataset(
     return ReplayDataset(parts, describe, batch_format=batch_format, open_source=open_source, **options)
 
 
-def make_loader(kind: str, given: Mapping[str, Any]) -> ReplayLoader:
+def make_loader(kind: str, given: Mapping[str, Any], *, may_be_empty: bool = False) -> ReplayLoader:
     """The loader of one kind of sample.
 
     Args:
         kind: of sample.
         given: the arguments of the function that is named after it, ``buffer``, ``batch_size`` and ``options`` among
             them.
+        may_be_empty: whether the caller looks for itself whether there is a batch; otherwise there is a warning.
 
     Raises:
         FieldError: an option belongs to another kind, has a value that there is not, or does not go with another.
@@ -134,7 +135,7 @@ def make_loader(kind: str, given: Mapping[str, Any]) -> ReplayLoader:
     if order.refresh is not None and order.sampler is not None and len(dataset.source.parts) > 1:
         raise FieldError("sampler: with refresh, it follows one buffer; make a loader for each")
     sampler = EpochSampler(dataset, order, torch_options.get("generator"))
-    if order.drop_last and not len(sampler.of_this_rank()):  # without, a rank may have none of few
+    if order.drop_last and not may_be_empty and not len(sampler.of_this_rank()):  # without, a rank may have none of few
         _warn_of_nothing(len(dataset), batch_size, order.ranks().world_size)
     rows, at_random = dataset.source.rows, order.shuffle or order.replacement
     if order.shuffle == "block" or (at_random and not rows.fit_into_memory(dataset.entries.read_fields)):

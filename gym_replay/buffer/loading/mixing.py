@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol
 
@@ -52,11 +51,9 @@ class _Epochs:
 
     def _ready(self) -> ReplayLoader:
         if self._loader is None:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "an epoch has no batch")  # it is an error, here
-                options = {**self._options, "seed": self._state["seed"], "shuffle": True, "drop_last": True}
-                given = {"buffer": self._buffer, "batch_size": self._count, "options": options}
-                loader = make_loader("n_step", given)
+            options = {**self._options, "seed": self._state["seed"], "shuffle": True, "drop_last": True}
+            given = {"buffer": self._buffer, "batch_size": self._count, "options": options}
+            loader = make_loader("n_step", given, may_be_empty=True)
             if not len(loader):
                 raise self._too_few(len(loader.sampler))
             if len(self._state) > 1:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from gym_replay.buffer.loading.order import GOLDEN, finished
+from gym_replay.cached import cached_property
 from gym_replay.schema.arrays import Bools, Floats, Ints
 
 Fill: TypeAlias = str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from gym_replay.buffer.loading.gather import Padded
 from gym_replay.buffer.loading.plans import ZERO, Fill, Samples, Stretch
 from gym_replay.buffer.loading.source import Source
+from gym_replay.cached import cached_property
 from gym_replay.schema.arrays import Array, Bools, Floats, Ints
 
 _T = TypeVar("_T")

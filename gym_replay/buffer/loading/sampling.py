@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from threading import Lock
+from threading import RLock
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +30,17 @@ from gym_replay.schema.arrays import Array, Floats, Ints
 
 _ATTEMPTS, _LOOKS = 100, 20
 _MOST_KNOWN = 16
+_process = object()
+"""Stands for this process; a forked one has another."""
+
+
+def _note_fork() -> None:
+    global _process
+    _process = object()
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
 _OF_COMMITTED = ("episodes", "filter_meta", "filter_fields", "goal_sampler")
 """What only committed episodes have: all of their steps, and meta fields of their ends."""
 
@@ -301,12 +313,25 @@ class Samplers:
     """The random batches that were asked of one buffer, for each set of options."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._known: dict[Any, RandomBatches] = {}
-        self._lock = Lock()
+        self._lock, self._process = RLock(), _process  # a transform, or a signal handler, may ask for another batch
+
+    def _go_on_in_child(self) -> None:
+        """In a forked child a thread that was drawing a batch is gone: begin anew."""
+        self._process = _process
+        if self._lock.acquire(blocking=False):
+            self._lock.release()
+        else:
+            self._begin()
 
     def sample(self, buffer: Live, count: int, options: Mapping[str, Any]) -> Batch:
         """A batch of the buffer; what was prepared for options of the same values is used again."""
         key: Any = tuple(options.items())
+        if self._process is not _process:
+            self._go_on_in_child()
         with self._lock:
             try:
                 batches = self._known.get(key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from gym_replay.buffer.loading.gather import Rows
 from gym_replay.buffer.loading.plans import Anchors
 from gym_replay.buffer.loading.selection import Condition, Episodes, EpisodeValues, selected
 from gym_replay.buffer.storage.reader import Snapshot
+from gym_replay.cached import cached_property
 from gym_replay.errors import EmptyBufferError, EpisodeEvictedError
 from gym_replay.schema.arrays import Array, Ints
 from gym_replay.schema.fields import Field

@@ -61,6 +61,15 @@ _NOUNS = {ast.IfExp: "if", ast.Lambda: "a function", ast.NamedExpr: "an assignme
 _NOUNS |= {ast.List: "a list", ast.Tuple: "a list", ast.Set: "a list", ast.Dict: "a dict", ast.Starred: "a star"}
 
 
+def _parsed(text: str) -> ast.expr:
+    """The tree of an expression, as Python has it."""
+    if "\\" not in text:
+        return ast.parse(text, mode="eval").body
+    with warnings.catch_warnings():  # for all threads, so not where it can be helped
+        warnings.simplefilter("ignore")  # of odd escapes in strings
+        return ast.parse(text, mode="eval").body
+
+
 class Where:
     """A condition on episodes, parsed and ready to be evaluated.
 
@@ -94,9 +103,7 @@ class Where:
         if not self.text:
             raise FieldError("where: expected a condition such as 'length > 100', got an empty string")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of odd escapes in strings
-                self._body = ast.parse(self.text, mode="eval").body
+            self._body = _parsed(self.text)
         except SyntaxError as error:
             at = error.offset - 1 if error.offset else len(self.text)  # the parser says 0 of the end
             message = error.msg or "invalid syntax"

@@ -89,8 +89,12 @@ class Checksums:
             self._store(self._joined())
             run = self._next_run()
             if run is not None:
-                self._thread = threading.Thread(target=self._compute, args=(run,), name=THREAD, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._compute, args=(run,), name=THREAD, daemon=True)
+                try:
+                    thread.start()
+                    self._thread = thread
+                except RuntimeError:  # the interpreter is at its end, or the system gives no thread
+                    self._store(self._summed(run))
             self._unsummed = self._episodes = 0
 
     def _compute(self, run: _Run) -> None:

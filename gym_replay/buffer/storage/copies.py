@@ -23,6 +23,7 @@ from gym_replay.buffer.storage.reader import Snapshot
 from gym_replay.buffer.storage.records import CHECKSUMS, DELETED, HAS_FINAL, RECORDS_AT_ONCE, Ints, MetaColumn
 from gym_replay.buffer.storage.writer import FolderWriter
 from gym_replay.errors import CorruptBufferError, StorageError
+from gym_replay.files.threads import submit
 from gym_replay.files.writing import read_at
 from gym_replay.schema.fields import Field, encode_text
 
@@ -182,7 +183,7 @@ class CopiedPieces:
         at, some = 0, counts > 0
         edges = np.cumsum([0, *(counts * column.row_nbytes).tolist()])
         for data in read_rows(column, starts[some], counts[some]):
-            summing = self._thread.submit(_sum_up, sums, edges, at, data)
+            summing = submit(self._thread, _sum_up, sums, edges, at, data)
             try:
                 yield at // column.row_nbytes, data
             finally:

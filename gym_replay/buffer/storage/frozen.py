@@ -7,7 +7,6 @@ element, of a live episode, and every episode has checksums.
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -154,9 +153,7 @@ def frozen(folder: Path) -> Iterator[Frozen]:
         BufferNotFoundError: there is no buffer in the folder.
         CorruptBufferError: a record or a file is damaged.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the reader warns about is an error here
-        reader = FolderReader(folder, for_copy=True)
+    reader = FolderReader(folder, for_copy=True)
     try:
         end = reader.counters.next
         snapshot = reader.refresh()

@@ -32,7 +32,8 @@ LABEL = "label"
 LONGEST_LABEL = 200
 
 _FORMAT = {"format": "gym_replay labels", "version": 1}
-_changing = threading.Lock()
+_changing = threading.RLock()
+os.register_at_fork(before=_changing.acquire, after_in_parent=_changing.release, after_in_child=_changing.release)
 
 
 def read_labels(folder: Path, uuid: str) -> dict[int, str]:

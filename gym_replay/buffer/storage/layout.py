@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -33,6 +33,7 @@ from gym_replay.buffer.storage.reference_returns import (
     reference_to_json,
 )
 from gym_replay.buffer.storage.strings import STRINGS, STRINGS_DTYPE
+from gym_replay.cached import cached_property
 from gym_replay.errors import (
     BufferNotFoundError,
     CorruptBufferError,

@@ -321,7 +321,7 @@ class FolderReader:
             try:
                 if self._for_copy:
                     opener.keep(opener.metadata.columns)
-                revision = Revision(opener, with_checksums=self._for_copy, lazy=self.lazy)
+                revision = Revision(opener, for_copy=self._for_copy, lazy=self.lazy)
             except (CorruptBufferError, BufferChangedError):
                 # A writer that switches files at this moment explains a missing one: then the metadata changes.
                 opener.release()

@@ -165,7 +165,7 @@ class Revision:
 
     Args:
         opener: opens its files.
-        with_checksums: whether the file of checksums is read too.
+        for_copy: read the file of checksums too, and do not warn of a damaged record, which whoever copies refuses.
         lazy: map the rows of a field when they are asked for. What they hold, and that they are there at all, is found
             out then.
 
@@ -179,8 +179,8 @@ class Revision:
         CorruptBufferError: a file is missing, damaged, or contradicts another.
     """
 
-    def __init__(self, opener: Opener, *, with_checksums: bool, lazy: bool) -> None:
-        self.opener, self._lazy = opener, lazy
+    def __init__(self, opener: Opener, *, for_copy: bool, lazy: bool) -> None:
+        self.opener, self._lazy, self._for_copy = opener, lazy, for_copy
         metadata, source = opener.metadata, opener.source
         open_counters = partial(opener.open, COUNTERS)
         self.counters = Counters(source, COUNTERS, metadata.uuid, writable=False, opener=open_counters)
@@ -188,7 +188,7 @@ class Revision:
         self.columns = {
             path: opener.column(path, dtype, shape)
             for path, (dtype, shape) in metadata.columns.items()
-            if with_checksums or path != CHECKSUMS
+            if for_copy or path != CHECKSUMS
         }
         if not lazy:
             for column in self.columns.values():
@@ -266,11 +266,12 @@ class Revision:
                 if self.is_outdated:
                     raise OutdatedError
                 self._bad_id = bad_id
-                warnings.warn(
-                    f"{self.opener.folder}: the record of episode {self._bad_id} does not match its check value; it "
-                    f"and the {counters.next - self._bad_id - 1} after it are left out",
-                    stacklevel=2,
-                )
+                if not self._for_copy:
+                    warnings.warn(
+                        f"{self.opener.folder}: the record of episode {self._bad_id} does not match its check value; "
+                        f"it and the {counters.next - self._bad_id - 1} after it are left out",
+                        stacklevel=2,
+                    )
                 continue
             self._checked = end
             return self._live_of([np.concatenate(columns) for columns in zip(*runs, strict=True)])

@@ -15,31 +15,17 @@ from gym_replay.errors import BufferLockedError
 _T = TypeVar("_T")
 
 
-class _Life:
-    """Is there for as long as a thread runs."""
+class _Thread:
+    """Is there for as long as a thread runs. The ident of one that has ended is given to a new one."""
 
     __slots__ = ("__weakref__",)
-
-
-class _Thread:
-    """A thread. Its ident would not do: that of one that has ended is given to a new one.
-
-    Attributes:
-        life: None once the thread has ended.
-    """
-
-    __slots__ = ("life",)
-
-    def __init__(self, life: _Life) -> None:
-        self.life = weakref.ref(life)
 
 
 class _Here(threading.local):
     """What the calling thread has."""
 
     def __init__(self) -> None:
-        self._life = _Life()
-        self.thread = _Thread(self._life)
+        self.thread = _Thread()
 
 
 here = _Here()
@@ -49,25 +35,25 @@ class Owner:
     """The thread that writes to a folder: the first one that does, for as long as it runs.
 
     Attributes:
-        thread: that one, compared with ``here.thread``; None where there was none.
+        thread: gives that one, compared with ``here.thread``; None where there was none, or it has ended.
     """
 
     def __init__(self) -> None:
-        self.thread: _Thread | None = None
+        self.thread: Callable[[], _Thread | None] = lambda: None
         self._claiming = threading.RLock()
 
     @property
     def is_another(self) -> bool:
         """Whether another thread than the calling one has written, and still runs."""
-        thread = self.thread
-        return thread is not None and thread is not here.thread and thread.life() is not None
+        thread = self.thread()
+        return thread is not None and thread is not here.thread
 
     def claim(self) -> bool:
         """Let this thread be the one that writes, unless another one is; return whether it is."""
         with self._claiming:
             if self.is_another:
                 return False
-            self.thread = here.thread
+            self.thread = weakref.ref(here.thread)
             return True
 
 

@@ -198,7 +198,7 @@ class FolderWriter:
     def _require_owner(self) -> None:
         """Raise as :meth:`check_owner` does, also in the middle of a write."""
         owner = self._owner
-        is_free = owner.thread is here.thread or self._lock.is_inherited or self.turns.is_guest or owner.claim()
+        is_free = owner.thread() is here.thread or self._lock.is_inherited or self.turns.is_guest or owner.claim()
         if not is_free:
             self.check_thread()
         if not self._lock.is_held:

@@ -33,6 +33,9 @@ FILES_IN_CHUNK = 1000
 DATA_MB, VIDEO_MB = 100, 200
 """Megabytes that a file has at most before the next one is begun: LeRobot's own numbers."""
 
+DOWNLOAD = "`hf download NAME --repo-type dataset --local-dir FOLDER`"
+"""The command of huggingface_hub that fetches a dataset."""
+
 BOOKKEEPING = {
     "timestamp": "float32",
     "frame_index": "int64",
@@ -144,7 +147,8 @@ class DatasetFolder:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.root = folder_of(folder)
         if not (self.root / INFO).is_file():
-            raise BufferNotFoundError(2, f"no LeRobot dataset here: there is no {INFO}", str(self.root))
+            remedy = "" if self.root.exists() else f"; nothing is downloaded: {DOWNLOAD} fetches one from the hub"
+            raise BufferNotFoundError(2, f"no LeRobot dataset here: there is no {INFO}{remedy}", str(self.root))
         self._homes = [self.root.resolve()]
         if self.root.parent.name == "snapshots":  # of the hub's cache, whose files are links to what they hold
             self._homes.append(self.root.resolve().parent.parent / "blobs")

@@ -34,6 +34,7 @@ import numpy.typing as npt
 from gym_replay.errors import BufferLockedError, CorruptBufferError, FieldError, StorageError
 from gym_replay.files.directory import Directory, storage_error
 from gym_replay.files.garbage import Descriptor, finalize
+from gym_replay.files.threads import submit
 from gym_replay.files.writing import read_at, write_at
 from gym_replay.remote.objects.manifest import BLOCK, Published
 from gym_replay.remote.objects.store import requests
@@ -303,8 +304,11 @@ class Mirror:
         file.state[missing] = _COMING
         self._blocks += len(missing)
         for first, last in self.published.runs(file.path, missing, _MOST_BLOCKS):
-            future = requests(self._process).submit(self._fetch, file, first, last)
-            file.coming |= dict.fromkeys(range(first, last), future)
+            future = submit(requests(self._process), self._fetch, file, first, last)
+            if not future.done():
+                file.coming |= dict.fromkeys(range(first, last), future)
+            elif must:  # this thread has fetched them
+                future.result()
         coming = blocks[file.state[blocks] == _COMING].tolist()
         found = list(dict.fromkeys(file.coming[block] for block in coming))
         if must and not found:  # what others wait for, or what somebody expects, goes first

@@ -11,12 +11,12 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from gym_replay.cached import cached_property
 from gym_replay.files.directory import storage_error
 from gym_replay.files.garbage import Descriptor
 from gym_replay.files.writing import read_at, write_at

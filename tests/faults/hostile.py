@@ -209,8 +209,6 @@ def run_cases(
     jobs = jobs or 2 * len(os.sched_getaffinity(0))  # some sleep
     waiting, results = iter(cases), []
     root = Path(tempfile.mkdtemp(prefix="hostile-", dir=_scratch()))
-    # A child sets a time limit of its own, and would wait for ever for the thread of a limit that the parent had.
-    faulthandler.cancel_dump_traceback_later()
     gc.collect()
     gc.freeze()  # so that children share these pages
     try:

@@ -18,7 +18,7 @@ pytestmark = [
 def test_no_torn_batch_from_a_ring(ring):
     counts = live.follow_ring(3, 800, 1, **live.RINGS[ring])
     assert counts["batches"] >= 800
-    assert counts["copies"] > 30
+    assert counts["copies"] > 5, "hardly anything was copied under a writer"
     assert counts["evicted"] > 0 or "max_steps=2000" in ring, "nothing was evicted under a reader"
     assert counts["episodes"] > 100
 

@@ -71,7 +71,7 @@ def ranges(draw):
     return np.array(counts)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(ranges())
 def test_every_number_is_found(counts):
     offsets = np.concatenate(([0], np.cumsum(counts)))

@@ -196,7 +196,7 @@ class Following(RuleBasedStateMachine):
             assert [(ids[p], k) for p, k in zip(places, inside, strict=True)] == [live[s] for s in samples.tolist()]
 
 
-Following.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+Following.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
 TestFollowing = Following.TestCase
 
 

@@ -116,7 +116,7 @@ def assert_all_come(buffer, steps, n=64, **options):
     raise AssertionError(f"never drawn: {steps - found}")
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=5),
     st.lists(st.sampled_from(["step", "step", "step", "sample", "open", "reset"]), min_size=5, max_size=60),
@@ -197,7 +197,7 @@ def test_draws_are_uniform(tmp_path):
     recorder.close()
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(worlds(), st.integers(1, 4), st.booleans())
 def test_entries_are_those_of_the_loader(tmp_path_factory, made, n_steps, with_reward):
     options = {"n_steps": n_steps, "next_fields": ("observation", "seen", "action"), "sequence_fields": ("words",)}

@@ -22,7 +22,7 @@ ids = st.lists(st.integers(0, 500), unique=True, max_size=40).map(sorted)
 fractions = st.lists(st.integers(0, 10), min_size=1, max_size=4).filter(any).map(lambda f: [x / sum(f) for x in f])
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(ids, min_size=1, max_size=4), fractions, st.integers(0, 2**70))
 def test_each_episode_is_in_one_subset(parts, fractions, seed):
     subsets = split(of(*parts), fractions, seed)
@@ -33,7 +33,7 @@ def test_each_episode_is_in_one_subset(parts, fractions, seed):
     assert [named[f"part {k}"].tolist() for k in range(len(fractions))] == [subset.tolist() for subset in subsets]
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(ids, min_size=1, max_size=4), fractions, st.integers(0, 100), st.data())
 def test_episodes_stay_where_they_are(parts, fractions, seed, data):
     """While others are appended, evicted, deleted, or come with another buffer at the end."""

@@ -152,7 +152,7 @@ def test_a_short_write_is_continued(tmp_path, monkeypatch):
     column.close()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(DTYPES, SHAPES, st.integers(0, (1 << 61) - 1))
 def test_the_length_of_a_header_does_not_depend_on_the_rows(tmp_path_factory, dtype, shape, rows):
     header = encode_header(dtype, shape, rows)

@@ -60,7 +60,7 @@ def stays(draw):
     limit=st.sampled_from([2, 100]),
     matches=st.integers(1, 3),
 )
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_streams_are_those_that_are_kept_by_hand(table, narrow, limit, matches):
     agents = {f"agent_{number}": each for number, each in enumerate(table)}
     hand = ByHand(Table(agents, narrow={f"agent_{number}" for number in narrow}))

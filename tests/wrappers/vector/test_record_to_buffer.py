@@ -635,8 +635,9 @@ def files_opened(monkeypatch):
     return opened
 
 
-@pytest.mark.parametrize("name", ["box", "large image", "dict", "text in dict"])
-@pytest.mark.parametrize("infos", [False, True])
+@pytest.mark.parametrize(
+    ("name", "infos"), [("box", True), ("large image", False), ("dict", False), ("text in dict", True)]
+)
 def test_long_episodes_go_to_a_file(tmp_path, monkeypatch, name, infos):
     small_sizes(monkeypatch, vector_staging_bytes=1 << 12)
     opened = files_opened(monkeypatch)

@@ -1,10 +1,11 @@
 """labels.json as conditions: what it says of episodes, and of which."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from buffer_helpers import add, make_plain
+from buffer_helpers import add, make_plain, run_script
 
 from gym_replay import ConcatReplayBuffer, CorruptBufferError, ReplayBuffer, select, timestep_loader
 from gym_replay.cli import main
@@ -151,3 +152,21 @@ def test_labels_are_kept_where_they_cannot_be_applied(folder, capsys):
     assert main(["label", str(folder), "--apply"]) == 2
     assert "holds no strings" in capsys.readouterr().err
     assert (folder / "labels.json").read_bytes() == before
+
+
+LABEL_SOME = """
+import sys
+from gym_replay.cli import main
+for episode in range(int(sys.argv[2]), 40, 4):
+    assert main(["label", sys.argv[1], "--set", "good", "--episodes", str(episode)]) == 0
+"""
+
+
+def test_processes_that_label_at_once_lose_no_label(folder):
+    with ReplayBuffer.from_folder(folder) as buffer:
+        add(buffer, *[1] * 36)
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda first: run_script(LABEL_SOME, folder, first), range(4)))
+    assert [status for status, _ in done] == [0] * 4, done
+    assert len(steps(ReplayBuffer.from_folder(folder), "label == 'good'")) == 40
+    assert not list(folder.glob("labels.json.*"))

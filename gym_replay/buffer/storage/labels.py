@@ -8,11 +8,14 @@ created in the folder.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,10 @@ import numpy.typing as npt
 
 from gym_replay.buffer.storage.layout import LABELS as FILE
 from gym_replay.buffer.storage.reader import Snapshot
-from gym_replay.errors import CorruptBufferError, FieldError, printable
+from gym_replay.errors import CorruptBufferError, FieldError, StorageError, printable
 from gym_replay.files.directory import Directory, open_beneath
 from gym_replay.files.documents import LARGEST, parse_json, size_fault
+from gym_replay.files.garbage import Descriptor
 from gym_replay.files.writing import replace_file
 
 LABEL = "label"
@@ -32,6 +36,8 @@ LABEL = "label"
 LONGEST_LABEL = 200
 
 _FORMAT = {"format": "gym_replay labels", "version": 1}
+_LOCK = f"{FILE}.lock"
+_ATTEMPTS = 10_000
 _changing = threading.RLock()
 os.register_at_fork(before=_changing.acquire, after_in_parent=_changing.release, after_in_child=_changing.release)
 
@@ -62,15 +68,37 @@ def set_labels(folder: Path, uuid: str, labels: Mapping[int, str | None]) -> Non
         StorageError: the folder cannot be written to.
     """
     checked = {int(episode): None if text is None else _checked(text) for episode, text in labels.items()}
-    with _changing:
+    with _changing, Directory(folder) as directory, _alone(directory):
         found = _read(folder)
         changed = {**_labels_of(found, uuid), **checked}
         kept = {str(episode): text for episode, text in sorted(changed.items()) if text is not None}
         content = json.dumps({**_FORMAT, "labels": {**found, uuid: kept}}, indent=1).encode()
         if fault := size_fault(content):
             raise FieldError(f"{folder / FILE}: there is no room for more labels ({fault}); make a meta field of them")
-        with Directory(folder) as directory:
-            replace_file(directory, FILE, f"{FILE}.new", content)
+        replace_file(directory, FILE, f"{FILE}.new", content)
+
+
+@contextmanager
+def _alone(folder: Directory) -> Iterator[None]:
+    """Wait until no other process changes the labels, and let none begin: each of them locks a file meanwhile."""
+    lock = _locked(folder)
+    try:
+        yield
+    finally:
+        with suppress(StorageError):  # an empty file is left
+            folder.unlink(_LOCK)
+        lock.close()
+
+
+def _locked(folder: Directory) -> Descriptor:
+    for _ in range(_ATTEMPTS):
+        lock = Descriptor(folder.open(_LOCK, os.O_RDWR | os.O_CREAT))
+        with suppress(OSError):  # not every file system can lock
+            fcntl.flock(lock.number, fcntl.LOCK_EX)
+        if folder.has(_LOCK, lock.number):  # otherwise whoever had it has removed it
+            return lock
+        lock.close()
+    raise StorageError(errno.EBUSY, "other processes change the labels; nothing was changed", str(folder / _LOCK))
 
 
 def _checked(text: str) -> str:

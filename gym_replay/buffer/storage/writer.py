@@ -363,14 +363,9 @@ class FolderWriter:
             EpisodeTooLongError, BufferFullError: they do not fit.
             StorageError: the operating system refused; the message says whether they are committed.
         """
-        turns = self.turns
-        if turns.lock._is_owned():
-            turns.refuse_inside(self.folder)
-        try:  # as turns.one() has it, which takes longer
-            with turns.lock: return self._commit(block)  # noqa: E701  # fmt: skip
-        finally:
-            if turns.left:
-                turns.catch_up()
+        if self.turns.lock._is_owned():
+            self.turns.refuse_inside(self.folder)
+        return self.turns.take(self._commit, block)
 
     def _commit(self, block: Block) -> int:
         self.begin_change()

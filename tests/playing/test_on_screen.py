@@ -209,6 +209,7 @@ def test_a_policy_that_is_taken_over_and_given_back(screen, tmp_path):
     options = ["--policy", "my_policies:left", "--max-episode-steps", "100000"]
     player = Player(screen, tmp_path / "data", "MountainCar-v0", *options)
     player.picture("policy-plays")
+    time.sleep(0.3)
     player._do("keydown", "Right")
     time.sleep(0.3)
     player.picture("policy-taken-over")

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from gym_replay.errors import FieldError, MissingExtraError
 from gym_replay.files.folders import local_path
+from gym_replay.wrappers.vector.adapters.tensors import is_tensor
 
 Mask = npt.NDArray[np.bool_]
 SeedArray = npt.NDArray[np.int64]
@@ -83,7 +84,7 @@ class Actor:
         A tensor of torch becomes an array, unless the environment returns tensors itself.
         """
         action = self._policy(observation)
-        return action.numpy(force=True)[()] if _is_tensor(action) and not _is_tensor(observation) else action
+        return action.numpy(force=True)[()] if is_tensor(action) and not is_tensor(observation) else action
 
     def extra(self) -> Mapping[str, Any]:
         """The values of the extra fields that go with the last action or actions."""
@@ -203,7 +204,7 @@ class _FirstLook(Actor):
         except Exception as error:
             if self._takes_the_other(observation):
                 raise self._error(f"it raised {type(error).__name__}: {error}") from error
-            if _is_module(self._policy) and not _is_tensor(observation):
+            if _is_module(self._policy) and not is_tensor(observation):
                 raise FieldError(
                     f"policy: {type(self._policy).__name__} is called with arrays, and raised {type(error).__name__}: "
                     f"{error}; pass a function that calls it with torch.as_tensor(observation), and returns actions"
@@ -243,11 +244,6 @@ class _FirstLook(Actor):
         else:
             call, remedy = "one observation", "batched=True calls it with a batch of one"
         return FieldError(f"policy: with num_envs={self._count} it is called with {call}, and {what}; {remedy}")
-
-
-def _is_tensor(value: Any) -> bool:
-    torch = sys.modules.get("torch")  # where it is not imported, there is none
-    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _is_module(value: Any) -> bool:

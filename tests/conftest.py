@@ -17,8 +17,13 @@ from unittest import mock
 import pytest
 from hypothesis import HealthCheck, settings
 
-# How long an example takes, or to make one, says nothing about what it asserts.
-settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes, or to make one, says nothing about what it asserts; nor does how large it is. Examples of
+# one test have folders of their own, whatever the fixture that they come from.
+settings.register_profile(
+    "suite",
+    deadline=None,
+    suppress_health_check=[check for check in HealthCheck if check is not HealthCheck.filter_too_much],
+)
 settings.load_profile("suite")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

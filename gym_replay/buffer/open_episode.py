@@ -630,9 +630,11 @@ def _length_of(fields: Mapping[str, Field], arrays: Mapping[str, Any]) -> tuple[
     length = next(iter(plain.values()), None)
     if length is None:
         length = min(states.values()) - (len(set(states.values())) == 1)
-        raise_if_empty = "only state fields are given, so their last row is taken as the last observation"
         if length < 1:
-            raise FieldError(f"{raise_if_empty}; expected at least 2 rows")
+            raise FieldError(
+                "only state fields are given, so their last row is taken as the last observation; expected at least 2 "
+                "rows"
+            )
     if length < 1:
         raise FieldError("an episode has at least one transition, got none")
     all_states = [name for name, info in fields.items() if info.state]

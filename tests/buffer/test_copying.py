@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from buffer_helpers import run_script
 from format_helpers import as_of_a_recorder
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from internals import copies, new_folder
 from loading_helpers import FIELDS, META, RAGGED, make_episode, world, worlds
@@ -40,7 +40,7 @@ from gym_replay import (
     split_into,
 )
 
-SOME = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SOME = settings(max_examples=25)
 
 
 def make(folder, lengths=(3, 5, 2, 7), *, first=0, **options):

@@ -74,7 +74,7 @@ def test_every_standard_space_comes_back_equal(name):
     assert space_to_json(back) == space_to_json(space)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(NESTED_SPACES)
 def test_random_nested_spaces_come_back_equal(space):
     assert_same_space(space, through_json(space))
@@ -357,7 +357,7 @@ def damage(value, data, junk):
         return value
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.sampled_from(sorted(SPACES)), st.data(), JSON_VALUES)
 def test_a_damaged_space_is_a_space_or_a_corrupt_buffer(name, data, junk):
     value = damage(space_to_json(SPACES[name]), data, junk)
@@ -368,7 +368,7 @@ def test_a_damaged_space_is_a_space_or_a_corrupt_buffer(name, data, junk):
     assert through_json(space) == space
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(JSON_VALUES)
 def test_any_json_is_a_space_or_a_corrupt_buffer(value):
     for read in (space_from_json, spec_from_json):
@@ -752,7 +752,7 @@ def test_a_malformed_spec_is_a_corrupt_buffer(value):
             make_env(value)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data(), JSON_VALUES)
 def test_a_damaged_spec_is_a_spec_or_a_corrupt_buffer(data, junk):
     good = _spec_json(kwargs={"a": {"$tuple": [1, {"$float": "inf"}]}}, additional_wrappers=[WRAPPER], dropped=["x"])

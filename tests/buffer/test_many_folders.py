@@ -77,7 +77,7 @@ DENSE = [  # whose samples do not depend on what else is in their batch
 ]
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(
     parts=st.lists(st.lists(st.integers(1, 6), max_size=3), min_size=1, max_size=12).filter(
         lambda parts: sum(map(len, parts))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from internals import small_sizes
@@ -172,9 +172,7 @@ class RaggedRingMachine(RaggedMachine):
 
 
 for machine in (RaggedMachine, RaggedRingMachine):
-    machine.TestCase.settings = settings(
-        max_examples=20, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    machine.TestCase.settings = settings(max_examples=20, stateful_step_count=15)
 TestRagged = RaggedMachine.TestCase
 TestRaggedRing = RaggedRingMachine.TestCase
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from format_helpers import read_counters
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from internals import small_sizes
@@ -372,9 +372,7 @@ class BufferMachine(RuleBasedStateMachine):
 _SETTINGS = settings(
     max_examples=int(os.environ.get("MACHINE_EXAMPLES", "12")),
     stateful_step_count=int(os.environ.get("MACHINE_STEPS", "20")),
-    deadline=None,
     report_multiple_bugs=False,
-    suppress_health_check=list(HealthCheck),
 )
 
 

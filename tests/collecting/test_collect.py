@@ -80,7 +80,7 @@ def test_the_episodes_are_the_same_however_many_are_played_at_once(tmp_path, cas
     assert all(other == found[0] for other in found[1:])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 1 << 40),
     first=st.integers(1, 6),

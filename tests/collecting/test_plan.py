@@ -24,7 +24,7 @@ def wanted(goal, length_of, is_kept):
     return found
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     goal=GOALS,
     seed=st.integers(0, 1 << 20),

@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from internals import open_episode
 
@@ -46,9 +46,7 @@ def dataset(episodes, *, following=True, timeouts=True):
 ENDS = st.sampled_from(["terminal", "timeout", "cut"])
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=40)
 @given(episodes=st.lists(st.tuples(st.integers(1, 5), ENDS), min_size=1, max_size=6))
 def test_each_episode_is_whole(tmp_path_factory, episodes):
     folder = tmp_path_factory.mktemp("new")
@@ -207,9 +205,7 @@ def assert_same(one, other):
 # --- values of two dtypes ---
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=30)
 @given(
     kinds=st.tuples(*[st.sampled_from(["float16", "float32", "float64"])] * 2),
     lengths=st.lists(st.integers(1, 4), min_size=1, max_size=4),

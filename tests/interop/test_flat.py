@@ -7,7 +7,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from internals import small_sizes
 from interop_helpers import by_hand, record, sights, transitions
@@ -26,7 +26,7 @@ from gym_replay import (
 EPISODES = st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=5)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(episodes=EPISODES, at_once=st.sampled_from([1, 3, 1000]))
 @pytest.mark.filterwarnings("ignore:.*left out")
 def test_every_transition_is_there_once_and_in_order(tmp_path_factory, monkeypatch, episodes, at_once):

@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from internals import open_episode
 from interop_helpers import limited_memory
@@ -83,7 +83,7 @@ def assert_content(episode, number, length):
         assert found.dtype == expected.dtype
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 @given(
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=9),
     circular=st.booleans(),

@@ -110,7 +110,7 @@ SPACES = st.recursive(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(space=SPACES, data_format=st.sampled_from(FORMATS))
 def test_random_spaces(space, data_format):
     check_round_trip(space, data_format)
@@ -144,7 +144,7 @@ def any_bits(data, dtype, shape, count):
     return flat.reshape(count, *shape)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data(), data_format=st.sampled_from(FORMATS))
 def test_meta_extra_and_info_fields_of_any_bits(data, data_format):
     dtype, shape = data.draw(FIELD_DTYPES), data.draw(st.sampled_from([(), (2,), (1,), (2, 3)]))

@@ -153,7 +153,6 @@ def test_a_default_that_does_not_fit_is_refused(dtype, shape, default):
         Field(dtype, shape, default=default)
 
 
-@settings(deadline=None)
 @given(fields_with_values())
 def test_a_default_comes_back_from_strict_json(pair):
     declared, default = pair
@@ -190,7 +189,7 @@ def test_what_is_no_default_is_refused(value):
         default_from_json(value)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(fields_with_values())
 def test_an_array_of_the_field_is_encoded_as_it_is(pair):
     field, array = pair
@@ -202,7 +201,7 @@ def test_an_array_of_the_field_is_encoded_as_it_is(pair):
     assert make_encoder("x", field)(np.asfortranarray(array)) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(fields_with_values())
 def test_a_list_is_encoded_as_its_array(pair):
     field, array = pair
@@ -216,7 +215,7 @@ def test_a_list_of_large_and_small_integers():
     assert make_encoder("x", Field("uint64", (2,)))([2**64 - 1, 1]) == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(DTYPES), st.sampled_from(DTYPES), st.data())
 def test_every_conversion_is_exact_rounds_a_float_or_is_refused(source, target, data):
     array = data.draw(hnp.arrays(source, hnp.array_shapes(min_dims=0, max_dims=2, max_side=3)))
@@ -232,7 +231,7 @@ def test_every_conversion_is_exact_rounds_a_float_or_is_refused(source, target, 
         assert encode(array) == fit("x", array, field).tobytes() == expected.tobytes()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     st.sampled_from(DTYPES),
     st.one_of(st.booleans(), st.integers(-300, 300), st.integers(-(2**65), 2**65), st.floats(), st.floats(width=16)),
@@ -249,7 +248,7 @@ def test_python_and_numpy_numbers_are_encoded_alike(dtype, number):
         assert encode(number) == encode(array) == encode(array[()]) == encode([number]) == expected.tobytes()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SHAPES, SHAPES)
 def test_nothing_is_broadcast(declared, given_shape):
     field, array = Field("float", declared), np.ones(given_shape, np.float32)

@@ -44,7 +44,7 @@ def is_stable(component):
     return unicodedata.normalize("NFC", component) == component
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.lists(ANY_KEY, unique=True, max_size=8))
 @example(ODD_KEYS)
 def test_siblings_are_distinct_on_every_file_system(keys):
@@ -59,7 +59,7 @@ def test_siblings_are_distinct_on_every_file_system(keys):
 RESERVED = [ITEMS, *map(lengths_component, range(40))]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.one_of(ANY_KEY, st.sampled_from(RESERVED), st.from_regex(r"%(items|lengths[0-9]*)", fullmatch=True)))
 @example("%items")
 @example("%lengths")
@@ -81,7 +81,7 @@ def test_reserved_components_are_names_of_their_own():
         assert check_field_name(f"observation.messages.{component}")
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(ANY_KEY, st.booleans())
 def test_a_component_is_a_file_name_and_a_field_name(key, lower_only):
     component = encode_key(key, lower_only=lower_only)
@@ -156,7 +156,7 @@ def test_a_long_key_is_shortened_by_its_hash_and_keeps_its_beginning():
     assert encode_key(same + "a" * 250) == components[0], "the same key always has the same component"
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(ANY_KEY)
 def test_a_key_comes_back_from_strict_json_with_its_type(key):
     back = key_from_json(json.loads(json.dumps(key_to_json(key), allow_nan=False)))
@@ -204,7 +204,6 @@ def test_a_deeply_nested_key_is_refused():
         key_from_json(value)
 
 
-@settings(deadline=None)
 @given(st.lists(ANY_KEY, min_size=1, max_size=3))
 def test_joined_components_are_a_field_name_that_splits_again(keys):
     components = [encode_key(key) for key in keys]

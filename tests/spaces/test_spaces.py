@@ -118,7 +118,7 @@ def test_the_state_of_the_fields_is_that_of_the_space():
         assert not any(leaf.field.state for leaf in space_leaves(space, "x"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.text(st.characters(codec=None)), max_size=4))
 @example(["", "\ud83d\ude00", "\U0001f600", "\x00", "\ud800"])
 def test_any_string_comes_back(texts):
@@ -130,7 +130,7 @@ def test_any_string_comes_back(texts):
     assert len({encoder(text)(value) for value in texts}) == len(set(texts))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(NESTED_SPACES)
 def test_random_nested_spaces_come_back_and_have_distinct_names(space):
     leaves = space_leaves(space, "observation")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from internals import edits, small_sizes
 from wrappers.scripted import MEMORY, Scripted, full_disk, play
@@ -104,7 +104,7 @@ NUMBERS = st.one_of(
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=30), st.sampled_from(list(LIMITS)), st.sampled_from([3, 1 << 14]))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 def test_no_number_is_lost(tmp_path_factory, monkeypatch, values, limits, chunk_rows):
     small_sizes(monkeypatch, chunk_rows=chunk_rows, vector_staging_bytes=100 * chunk_rows)
     folder = tmp_path_factory.mktemp("wider")

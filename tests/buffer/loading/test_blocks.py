@@ -38,7 +38,7 @@ def as_lists(batches):
     return [batch.tolist() for batch in batches]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(block_orders(drop_last=False), epochs)
 def test_every_sample_once_over_all_ranks(ranks, epoch):
     visited = [sample for order in ranks for batch in order.batches(epoch) for sample in batch.tolist()]
@@ -46,7 +46,7 @@ def test_every_sample_once_over_all_ranks(ranks, epoch):
     assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(block_orders(drop_last=True), epochs)
 def test_drop_last_gives_every_rank_the_same(ranks, epoch):
     visited = [sample for order in ranks for batch in order.batches(epoch) for sample in batch.tolist()]
@@ -54,7 +54,7 @@ def test_drop_last_gives_every_rank_the_same(ranks, epoch):
     assert len(set(visited)) == len(visited) == sum(map(len, ranks)) * ranks[0].batch_size
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(block_orders(), epochs, st.integers(0, 410))
 def test_resume_is_exact(ranks, epoch, start):
     for order in ranks:
@@ -66,7 +66,7 @@ def test_resume_is_exact(ranks, epoch, start):
             assert order.visit(order.positions(index), epoch).tolist() == batches[index]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(block_orders(), epochs)
 def test_the_world_size_does_not_change_the_global_batches(ranks, epoch):
     first = ranks[0]
@@ -78,7 +78,7 @@ def test_the_world_size_does_not_change_the_global_batches(ranks, epoch):
         assert as_lists(order.batches(epoch)) == together[rank :: len(ranks)][: len(order)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(block_orders(), epochs)
 def test_a_pool_is_few_runs_of_consecutive_samples(ranks, epoch):
     order = ranks[0]
@@ -96,7 +96,7 @@ def test_a_pool_is_few_runs_of_consecutive_samples(ranks, epoch):
         assert all(end - first <= order.block_size for first, end in spans)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(block_orders(), epochs, st.integers(0, 50))
 def test_what_a_batch_needs_was_announced_before(ranks, epoch, start):
     for order in ranks:

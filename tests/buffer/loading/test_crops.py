@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from loading_helpers import FIELDS, RAGGED, assert_equal, assert_rows, samples_of, world, worlds
 
 from gym_replay import FieldError, crop_loader
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50)
 @given(
     how=worlds(),
     ends=st.tuples(st.integers(1, 10), st.integers(0, 5)),

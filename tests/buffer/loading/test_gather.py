@@ -93,7 +93,7 @@ lengths_of_parts = st.lists(st.lists(st.integers(1, 6), max_size=5), min_size=1,
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(parts=lengths_of_parts, ring=st.booleans(), separate=st.booleans(), seed=st.integers(0, 99))
 def test_rows_equal_those_of_the_episodes(tmp_path_factory, parts, ring, separate, seed):
     options = {"circular": True, "max_episodes": 2} if ring else {}

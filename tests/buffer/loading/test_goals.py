@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from loading_helpers import assert_equal, assert_rows, by_index, world, worlds
 
@@ -42,7 +42,7 @@ def numbers_of(episodes):
     return [place_of(episode["observation"][0])[0] for episode in episodes]
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50)
 @given(
     how=worlds(),
     value=mixtures(),

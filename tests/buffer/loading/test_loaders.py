@@ -78,7 +78,7 @@ def reference_n_step(episodes, n):
             }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8),
     finals=st.lists(st.booleans(), min_size=8, max_size=8),
@@ -100,7 +100,7 @@ def test_n_step_equals_the_reference(tmp_path_factory, lengths, finals, n, batch
             np.testing.assert_array_equal(found[name], np.array([sample[name] for sample in expected]), err_msg=name)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8),
     batch_size=st.integers(1, 7),
@@ -124,7 +124,7 @@ def test_timesteps_are_every_transition_once(tmp_path_factory, lengths, batch_si
             assert found["task"][position] == episode.meta["task"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8), batch_size=st.integers(1, 4))
 def test_trajectories_are_padded_with_zeros(tmp_path_factory, lengths, batch_size):
     with fill(tmp_path_factory.mktemp("b"), lengths) as buffer:

@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from internals import small_sizes
 
@@ -352,7 +352,6 @@ def offsets_of(counts):
     return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
 
 
-@settings(deadline=None)
 @given(
     counts=st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any),
     draws=st.integers(1, 200),

@@ -71,7 +71,7 @@ def ranges(draw):
     return np.array(counts)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(ranges())
 def test_every_number_is_found(counts):
     offsets = np.concatenate(([0], np.cumsum(counts)))
@@ -85,7 +85,7 @@ def test_every_number_is_found(counts):
     np.testing.assert_array_equal(numbers, np.arange(offsets[-1]))  # what was asked with is left as it is
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     counts=st.lists(st.one_of(st.integers(0, 3), st.integers(1 << 20, 1 << 45)), min_size=1, max_size=200),
     seed=st.integers(0, 99),

@@ -18,7 +18,6 @@ from gym_replay.buffer.loading.prioritized import SumTree
 values_of = st.one_of(st.just(0.0), st.floats(1e-6, 1e6))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.lists(st.tuples(st.integers(0, 39), values_of), max_size=60), st.integers(1, 9))
 def test_a_tree_is_a_list_of_values(capacity, puts, size):
     tree, expected = SumTree(capacity), np.zeros(64)
@@ -196,7 +195,7 @@ class Following(RuleBasedStateMachine):
             assert [(ids[p], k) for p, k in zip(places, inside, strict=True)] == [live[s] for s in samples.tolist()]
 
 
-Following.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+Following.TestCase.settings = settings(max_examples=25, stateful_step_count=20)
 TestFollowing = Following.TestCase
 
 

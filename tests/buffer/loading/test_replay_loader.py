@@ -76,7 +76,7 @@ def options_of(kind):
 
 
 @pytest.mark.filterwarnings("ignore:an epoch has no batch")  # where drop_last leaves nothing
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
     batch_size=st.integers(1, 8),

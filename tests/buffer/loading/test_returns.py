@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from internals import small_sizes
 from loading_helpers import FIELDS, RAGGED, assert_equal, assert_rows, by_index, samples_of, world, worlds
@@ -50,7 +50,7 @@ def reference(episodes, n, discount):
     return samples
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40)
 @given(how=worlds(), n=st.integers(1, 12), discount=st.sampled_from([0, 0.5, 0.99, 1]), batch_size=st.integers(1, 7))
 def test_n_step_samples_equal_the_reference(tmp_path_factory, how, n, discount, batch_size):
     with world(tmp_path_factory.mktemp("b"), **how) as (buffer, episodes):
@@ -113,7 +113,7 @@ def test_without_state_fields_every_next_row_exists(tmp_path):
         assert "next_x_is_pad" not in batch
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30)
 @given(how=worlds(), discount=st.sampled_from([0, 0.3, 0.99, 1]))
 def test_returns_to_go_equal_the_recursion(tmp_path_factory, how, discount):
     with world(tmp_path_factory.mktemp("b"), **how) as (buffer, episodes):
@@ -147,7 +147,7 @@ def test_returns_to_go_of_many_steps(tmp_path, monkeypatch):
         assert returns_to_go(buffer, reward_field="gain") == []
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12)
 @given(how=worlds().filter(lambda how: how["kind"] != "concatenated"))
 def test_an_added_field_loads_like_recorded_ones(tmp_path_factory, how):
     """Added are copies of the recorded fields: in every kind of sample they are equal to them."""

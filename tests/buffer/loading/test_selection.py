@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from loading_helpers import assert_equal, assert_rows, by_index, samples_of, world, worlds
 
 from gym_replay import EmptyBufferError, FieldError, ReplayBuffer, n_step_loader, timestep_loader, trajectory_loader
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40)
 @given(
     how=worlds(),
     form=st.sampled_from(["mask", "list", "indices", "negative", "set", "predicate", "boolean list"]),
@@ -58,7 +58,7 @@ def test_selected_episodes_are_served_as_they_are(tmp_path_factory, how, form, c
             assert_equal(sample["action"][: len(episodes[e])], episodes[e]["action"])
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30)
 @given(
     how=worlds(),
     n=st.integers(1, 4),

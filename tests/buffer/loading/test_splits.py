@@ -22,7 +22,7 @@ ids = st.lists(st.integers(0, 500), unique=True, max_size=40).map(sorted)
 fractions = st.lists(st.integers(0, 10), min_size=1, max_size=4).filter(any).map(lambda f: [x / sum(f) for x in f])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(ids, min_size=1, max_size=4), fractions, st.integers(0, 2**70))
 def test_each_episode_is_in_one_subset(parts, fractions, seed):
     subsets = split(of(*parts), fractions, seed)
@@ -33,7 +33,7 @@ def test_each_episode_is_in_one_subset(parts, fractions, seed):
     assert [named[f"part {k}"].tolist() for k in range(len(fractions))] == [subset.tolist() for subset in subsets]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(ids, min_size=1, max_size=4), fractions, st.integers(0, 100), st.data())
 def test_episodes_stay_where_they_are(parts, fractions, seed, data):
     """While others are appended, evicted, deleted, or come with another buffer at the end."""
@@ -47,7 +47,7 @@ def test_episodes_stay_where_they_are(parts, fractions, seed, data):
     assert all(after[key] == subset for key, subset in before.items() if key in after)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 3000), st.floats(0, 1), st.integers(0, 10**9), st.integers(0, 10**6))
 def test_sizes(count, fraction, seed, first):
     subsets = split(of(range(first, first + count)), (fraction, 1 - fraction), seed)

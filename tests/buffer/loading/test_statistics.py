@@ -46,7 +46,7 @@ def expect(found, values, floor=module.STD_FLOOR, rtol=1e-11):
 kinds = st.sampled_from(["normal", "offset", "constant", "large offset", "heavy"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8),
     kind=kinds,

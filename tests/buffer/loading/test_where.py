@@ -123,7 +123,7 @@ CONDITIONS = st.recursive(
 
 
 @given(CONDITIONS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_conditions_mean_what_they_mean_of_each_episode(condition):
     text, expected = condition
     assert mask(text) == [bool(expected(k)) for k in range(COUNT)]

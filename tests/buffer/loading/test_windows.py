@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from loading_helpers import FIELDS, RAGGED, assert_equal, assert_rows, by_index, make_episode, world, worlds
 
@@ -57,7 +57,7 @@ def own_offsets():
     return st.lists(st.integers(-12, 12), min_size=1, max_size=4)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60)
 @given(
     how=worlds(),
     offsets=st.dictionaries(st.sampled_from(list(FIELDS)), own_offsets(), min_size=1),
@@ -82,7 +82,7 @@ def test_windows_equal_the_reference(tmp_path_factory, how, offsets, single, str
         assert entries == {*offsets, *alone, *(f"{name}_is_pad" for name in offsets), *lens}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25)
 @given(how=worlds(), length=st.integers(1, 11), boundary=st.sampled_from(KINDS), own=own_offsets())
 def test_length_is_a_range_for_all_other_fields(tmp_path_factory, how, length, boundary, own):
     with world(tmp_path_factory.mktemp("b"), **how) as (buffer, episodes):
@@ -97,7 +97,7 @@ def test_length_is_a_range_for_all_other_fields(tmp_path_factory, how, length, b
         assert_windows(loader, expected, some)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25)
 @given(
     how=worlds(),
     chosen=st.lists(st.booleans(), min_size=8, max_size=8),

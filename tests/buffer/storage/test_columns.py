@@ -152,7 +152,7 @@ def test_a_short_write_is_continued(tmp_path, monkeypatch):
     column.close()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(DTYPES, SHAPES, st.integers(0, (1 << 61) - 1))
 def test_the_length_of_a_header_does_not_depend_on_the_rows(tmp_path_factory, dtype, shape, rows):
     header = encode_header(dtype, shape, rows)
@@ -166,7 +166,7 @@ def test_the_length_of_a_header_does_not_depend_on_the_rows(tmp_path_factory, dt
         assert np.lib.format.read_array_header_1_0(file) == ((rows, *shape), False, dtype)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(DTYPES, SHAPES, st.lists(st.integers(1, 40), min_size=1, max_size=6), st.randoms(use_true_random=False))
 def test_what_is_written_is_read(tmp_path_factory, dtype, shape, counts, random):
     folder = tmp_path_factory.mktemp("column")
@@ -260,7 +260,7 @@ def test_reading_past_the_end(tmp_path):
                 writer.read(row, rows)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 60), unique=True, max_size=40), st.randoms(use_true_random=False))
 def test_scattered_rows_arrive_where_they_should(tmp_path_factory, rows, random):
     folder = tmp_path_factory.mktemp("scattered")

@@ -69,7 +69,7 @@ def _write(writer, count, one_by_one, meta, lengths, flags):
 
 @pytest.mark.parametrize("limits", [{}, {"max_episodes": 7, "circular": True}])
 @given(steps=st.lists(writes(), min_size=1, max_size=12), repeats=st.integers(1, 3), data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_each_record_has_its_values(tmp_path_factory, limits, steps, repeats, data):
     folder = tmp_path_factory.mktemp("records") / "buffer"
     buffer = ReplayBuffer(folder, fields=FIELDS, meta_fields=META, **limits)
@@ -110,7 +110,7 @@ def ten_episodes(tmp_path_factory):
     slots=st.sets(st.integers(0, 9), min_size=1, max_size=10),
     changes=st.dictionaries(st.integers(0, 62), st.integers(1, 255), min_size=1, max_size=4),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_first_damaged_record_is_found_also_where_several_have_the_same_damage(ten_episodes, slots, changes):
     path = ten_episodes / "episodes.npy"
     sound = path.read_bytes()

@@ -50,7 +50,7 @@ def assert_same(ring, model, limit):
                 assert each.place(rows, end=end) == model.place(rows, end), (rows, end, model.episodes)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.integers(8, 24), st.lists(st.one_of(st.integers(1, 8), st.just(-1)), max_size=30))
 @example(8, [4, 4, 4, 4, 8, 1])
 @example(10, [3, 3, 3, 2, 2, 5, 1, 8])
@@ -74,7 +74,7 @@ def test_the_ring_equals_a_set_of_rows(limit, steps):
         assert_same(ring, model, limit)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), max_size=25))
 def test_without_an_end_there_is_always_a_place(steps):
     ring, model = RowRing(), BruteForce()

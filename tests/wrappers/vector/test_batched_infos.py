@@ -71,7 +71,7 @@ def one_by_one(taker, given_infos, left_out):
 
 
 @given(st.lists(infos(), min_size=2, max_size=4), st.booleans(), st.sampled_from([True, ["x"], ["y", "a.b", "z.x"]]))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_columns_are_the_rows_of_each(steps, has_finals, wanted):
     left_out = FINAL if has_finals else ()
     with warnings.catch_warnings():

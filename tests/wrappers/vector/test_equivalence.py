@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from wrappers.scripted import MEMORY
 
 from .pairs import SPACES, UNSHARED, Play, Varied, assert_same, play_both
 
-SIDE = settings(
-    deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
+SIDE = settings(derandomize=True)
 MODES = list(AutoresetMode)
 
 

@@ -15,7 +15,7 @@ from gym_replay import BufferLockedError
 from gym_replay.wrappers.vector import RecordToBuffer
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     lengths=st.lists(st.integers(1, 90), min_size=1, max_size=4),
     steps=st.integers(0, 200),

@@ -164,7 +164,7 @@ def test_copy_during_recording(tmp_path, kind):
         time.sleep(0.01)
     outcomes, wrong = [], 0
     try:
-        for number in range(25):
+        for number in range(15):
             time.sleep(generator.random() * 0.02)
             target = tmp_path / f"copy{number}"
             copy_by_file(tmp_path / "buffer", target, generator)

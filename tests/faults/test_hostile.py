@@ -12,7 +12,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
 
-COUNT = 240
+COUNT = 200
 
 
 @pytest.fixture(scope="module")

@@ -439,7 +439,7 @@ def test_the_new_buffer_replays_where_its_environment_can_be_made(tmp_path):
 
 def test_frames_are_replayed_and_observed_again(tmp_path):
     pytest.importorskip("pygame")
-    states = collect("CartPole-v1", tmp_path / "a", episodes=2, progress=False)
+    states = collect("CartPole-v1", tmp_path / "a", episodes=2, max_episode_steps=5, progress=False)
     for frames in "only", "beside":
         found = observe(states, tmp_path / frames, frames=frames).buffer
         assert replay(found, 0).status == "equal"

@@ -415,9 +415,10 @@ class ReplayBuffer(Stepwise, Changeable):
         if writer is None:
             self._require_open()
             if self._read_only:
-                raise ReadOnlyError(
-                    errno.EROFS, "the buffer was opened with read_only=True; open it without", str(self._folder)
-                )
+                why = "what is at an address is only read; pull(url, folder) gets a folder that can be written to"
+                if not self.is_mirrored:
+                    why = "the buffer was opened with read_only=True; open it without"
+                raise ReadOnlyError(errno.EROFS, why, self.place)
             require_codecs(self.metadata.fields)
             writer = FolderWriter(self._folder, durability=self._durability, uuid=self.metadata.uuid)
             self._own(writer)

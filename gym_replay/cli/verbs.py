@@ -172,7 +172,9 @@ def parse_indices(text: str, count: int) -> list[int]:
         try:
             numbers = [int(part) if part.strip() else None for part in item.split(":")]
             if len(numbers) > 1:
-                found += range(count)[slice(*numbers)]
+                if not (meant := range(count)[slice(*numbers)]):
+                    raise IndexError(f"--episodes {text!r}: there are {count} episodes, none of them in {item.strip()}")
+                found += meant
                 continue
             (index,) = numbers
             assert index is not None

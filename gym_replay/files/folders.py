@@ -30,8 +30,8 @@ def local_path(path: str | os.PathLike[str]) -> str:
     if _REMOTE.match(text):
         raise FieldError(
             f"path {text!r:.200}: this looks like a URL or a path on another machine, and only folders of this machine "
-            "are read and written; copy the data here (pull(url, folder) gets what was pushed), or write "
-            f"{'./' + text!r:.200} for a folder of that name"
+            "are read and written; of what was pushed, ReplayBuffer.from_url(url) reads it there and pull(url, folder) "
+            f"gets it here; write {'./' + text!r:.200} for a folder of that name"
         )
     home = os.path.expanduser(text)
     if home.startswith("~"):

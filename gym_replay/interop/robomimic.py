@@ -27,7 +27,11 @@ IMPORTED = "robomimic"
 
 _OBSERVATIONS, _NEXT = "obs", "next_obs"
 _CALLED = {"actions": "action", "rewards": "reward"}
-_META = {"demo": Field("str"), "filter_keys": Field("str"), "model_file": Field("str")}
+_TEXTS = ("model_file", "ep_meta")
+"""Attributes of a demonstration, without which its simulator cannot be set to one of its states again."""
+
+_META = {name: Field("str") for name in ("demo", "filter_keys", *_TEXTS)}
+_FOLLOWS = ("total", "num_samples")
 
 
 def from_robomimic(
@@ -40,7 +44,8 @@ def from_robomimic(
     with a row for each step becomes a field of its name, such as ``states``, which a simulator takes, and ``dones``:
     these are 1 where a task was solved, where a demonstration ended, or both, as whoever made the file chose, so they
     are not taken for ``terminated``. Demonstrations come in the order of their numbers. Their names, the filter keys
-    that they are in, and the model of the simulator are meta fields; ``env_args`` is kept with the environment.
+    that they are in, the model of the simulator and ``ep_meta`` are meta fields; ``env_args`` and other texts about all
+    of them, such as LIBERO's ``problem_info``, are kept with the environment. The report lists what else there is.
     (robomimic's documentation, "Dataset Contents and Visualization".)
 
     Args:
@@ -130,36 +135,52 @@ class _Demos:
 
     def config(self, names: list[str]) -> dict[str, Any]:
         """The metadata of the new buffer, of which the first demonstration has all fields."""
+        self._find_uneven(names)
         fields = old_data.fields_of(dict(self._kept(names[0])) if names else {})
         if names and "action" not in fields:
             raise FieldError(f"demonstration {names[0]!r} has no actions; it has {sorted(self._steps[names[0]])}")
         check_distinct([*fields, *_META])
-        about = self._env_args()
-        return {
-            "fields": fields,
-            "meta_fields": _META,
-            **({"environment": {IMPORTED: {"env_args": about}}} if about is not None else {}),
-        }
+        about = self._about()
+        return {"fields": fields, "meta_fields": _META, **({"environment": {IMPORTED: about}} if about else {})}
 
     def _kept(self, demo: str) -> Iterator[tuple[str, Any]]:
         """The arrays of a demonstration that become fields, with the fields' names; lines are noted about others."""
         for part, values in self._steps[demo].items():
             name = _field_name(part)
+            if part in self._dropped:
+                continue
             why = "it is a single value" if not values.shape else old_data.why_no_field(values)
             if name is not None and why is None:
                 yield name, values
             elif name is not None:
                 self._dropped[part] = str(why)
 
-    def _env_args(self) -> Any:
-        text = _as_text(self.file["data"].attrs.get("env_args", ""))
-        if not text:
-            return None
-        try:
-            return parse_json(text.encode())
-        except ValueError as error:
-            self._dropped["env_args"] = f"it is no JSON that can be kept: {error}"
-            return None
+    def _find_uneven(self, demos: list[str]) -> None:
+        """Note the arrays that have no row for each step in one of the demonstrations, such as MimicGen's sources."""
+        for demo in demos:
+            steps = self._steps[demo]
+            for part, values in steps.items():
+                is_needed = part in _CALLED or part.partition("/")[0] in (_OBSERVATIONS, _NEXT)
+                if not is_needed and "actions" in steps and values.shape[:1] != steps["actions"].shape[:1]:
+                    self._dropped[part] = "it has no row for each step"
+
+    def _about(self) -> dict[str, Any]:
+        """What the file says of all demonstrations: JSON values, and other texts."""
+        about: dict[str, Any] = {}
+        for name, value in self.file["data"].attrs.items():
+            if name in _FOLLOWS:
+                continue
+            if not isinstance(value, (str, bytes)):
+                self._dropped[f"the attribute {name}"] = "it is no text"
+                continue
+            try:
+                about[name] = parse_json(_as_text(value).encode())
+            except ValueError as error:
+                if name == "env_args":
+                    self._dropped[name] = f"it is no JSON that can be kept: {error}"
+                else:
+                    about[name] = _as_text(value)
+        return about
 
     def episode(self, name: str, fields: Mapping[str, Field]) -> tuple[dict[str, Any], int]:
         """The values of a demonstration, and how many steps it has.
@@ -195,11 +216,15 @@ class _Demos:
         return {key: old_data.with_last(values[key], np.asarray(following[key][-1:])) for key in keys}
 
     def _meta(self, name: str) -> dict[str, str]:
-        model = _as_text(self.file["data"][name].attrs.get("model_file", ""))
-        if len(model.encode()) > LARGEST_TEXT:
-            raise FieldError(f"demonstration {name!r}: its model is longer than {LARGEST_TEXT} bytes")
+        attributes = self.file["data"][name].attrs
+        texts = {key: _as_text(attributes.get(key, "")) for key in _TEXTS}
+        for key, text in texts.items():
+            if len(text.encode()) > LARGEST_TEXT:
+                raise FieldError(f"demonstration {name!r}: {key!r} is longer than {LARGEST_TEXT} bytes")
+        for key in attributes.keys() - {*_TEXTS, *_FOLLOWS}:
+            self._dropped[f"the attribute {key} of demonstrations"] = "no field has it"
         keys = ",".join(sorted(key for key, demos in self._masks.items() if name in demos))
-        return {"demo": name, "filter_keys": keys, "model_file": model}
+        return {"demo": name, "filter_keys": keys, **texts}
 
     def not_known(self) -> list[str]:
         """What the file does not tell, beside last observations."""

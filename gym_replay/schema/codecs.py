@@ -325,6 +325,8 @@ def _made(config: CodecConfig, nbytes: int) -> Any:
     if config["id"].startswith(_IMAGE_PREFIX):
         require("imagecodecs", "codecs", what)
         import_module("imagecodecs.numcodecs").register_codecs([config["id"]], verbose=False)
+        # Else it would take an image of one row or column for a grey one that lies on its side.
+        return numcodecs.get_codec({**config, "squeeze": False})
     return numcodecs.get_codec(dict(config))
 
 

@@ -89,9 +89,14 @@ def test_it_looks_like_an_array(tmp_path):
     assert all(map(np.array_equal, rows, wanted))
     assert np.asarray(rows, np.float32).dtype == np.float32
     assert (wanted == rows).all()
+    again = pickle.loads(pickle.dumps(rows))  # another object with the same rows is equal, element by element
+    assert (rows == again).shape == wanted.shape
+    assert (rows == again).all()
+    assert np.array_equal(255 - rows, 255 - wanted)
+    assert np.array_equal(np.maximum(rows, 9) / 255, np.maximum(wanted, 9) / 255)
     assert np.array_equal(pickle.loads(pickle.dumps(rows)), wanted)
     assert "zstd" in repr(rows)
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match=f"index {len(rows)} is out of bounds"):
         rows[len(rows)]
 
 

@@ -422,6 +422,58 @@ def test_several_tasks_of_an_episode(tmp_path, foreign):
         assert [set(episode["task_index"].tolist()) for episode in buffer] == [{0}, {1}, {0}]
 
 
+def test_tasks_and_subtasks_of_steps_go_there_and_back(tmp_path, foreign):
+    folder, _ = foreign
+    data = folder / "data/chunk-000/file-000.parquet"
+    tasks, subtasks = [], []
+
+    def change(columns):
+        tasks.extend(number % 2 for number in columns["index"])
+        subtasks.extend(number % 3 - 1 for number in columns["index"])  # -1 stands for none
+        columns.update(task_index=tasks, subtask_index=subtasks)
+
+    rewritten(data, change)
+    edited(folder, lambda info: info["features"].update(subtask_index={"dtype": "int64", "shape": [1], "names": None}))
+    rewritten(
+        folder / "meta/episodes/chunk-000/file-000.parquet",
+        lambda columns: columns.update(tasks=[["look", "touch"]] * 3),
+    )
+    parquet.write_table(
+        pa.table({"subtask_index": [0, 1], "__index_level_0__": ["reach", "grasp"]}), folder / "meta/subtasks.parquet"
+    )
+    (folder / "meta/modality.json").write_text("{}")
+    report = import_lerobot(folder, tmp_path / "b")
+    assert [line for line in report.left_out if "modality.json" in line]
+    with ReplayBuffer.from_folder(tmp_path / "b") as buffer:
+        assert buffer.metadata.environment["lerobot"]["subtasks"] == {"0": "reach", "1": "grasp"}
+        assert np.concatenate([episode["subtask_index"] for episode in buffer]).tolist() == subtasks
+        export_lerobot(buffer, tmp_path / "c", video=False)
+    texts = dict(parquet.read_table(tmp_path / "c/meta/tasks.parquet").to_pydict())
+    names = dict(zip(texts["task_index"], texts["task"], strict=True))
+    there = parquet.read_table(tmp_path / "c/data/chunk-000/file-000.parquet").to_pydict()
+    assert [names[number] for number in there["task_index"]] == [("look", "touch")[number] for number in tasks]
+    assert there["subtask_index"] == subtasks
+    listed = parquet.read_table(tmp_path / "c/meta/episodes/chunk-000/file-000.parquet").to_pydict()["tasks"]
+    assert [sorted(words) for words in listed] == [["look", "touch"]] * 3
+    assert parquet.read_table(tmp_path / "c/meta/subtasks.parquet").to_pydict() == {
+        "subtask_index": [0, 1],
+        "subtask": ["reach", "grasp"],
+    }
+
+
+def test_images_whose_axes_have_no_names(tmp_path, foreign):
+    folder, expected = foreign
+    height, width, channels = expected.metadata.fields[TOP].shape
+
+    def change(info):
+        info["features"][IMAGE] |= {"shape": [channels, height, width], "names": None}
+
+    edited(folder, change)
+    import_lerobot(folder, tmp_path / "b")
+    with ReplayBuffer.from_folder(tmp_path / "b") as buffer:
+        np.testing.assert_array_equal(buffer[0][IMAGE], expected[0][TOP][:-1])
+
+
 def test_a_dataset_that_was_changed_after_its_export(tmp_path):
     """What went along belongs to other episodes then, and is left aside."""
     with by_hand(tmp_path / "a", [2, 3], [True, True]) as buffer:
@@ -510,6 +562,16 @@ STATE, IMAGE = "observation.state", "observation.images.camera.top"
         (of_info(lambda info: info["features"][STATE].update(dtype="int64")), "expected int64, got"),
         (of_info(lambda info: info["features"][IMAGE].update(shape=[32, 41, 3])), "an image of 41x32 pixels"),
         (of_info(lambda info: info["features"][IMAGE].update(dtype="video")), "no 'video_path'"),
+        (
+            of_info(
+                lambda info: (
+                    info["features"][IMAGE].update(dtype="video"),
+                    info["features"].pop("timestamp"),
+                    info.update(video_path="{video_key}"),
+                )
+            ),
+            "no feature 'timestamp'",
+        ),
         (of_info(lambda info: info["features"].update(gone=info["features"][STATE])), "no column 'gone'"),
         (cut(INFO), "not valid JSON"),
         (cut(DATA), "it cannot be read"),

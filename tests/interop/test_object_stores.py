@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,28 @@ def test_no_such_bucket_and_wrong_server(tmp_path, place):
     wrong = {**options["storage_options"], "endpoint_url": "http://127.0.0.1:9"}
     with pytest.raises(StorageError, match="the store refused"):
         pull(url, tmp_path / "back", storage_options=wrong)
+
+
+def test_a_server_that_is_out_of_order_is_asked_a_few_times():
+    """Our own attempts are five; the package of the store adds one to each, and not five."""
+    asked = []
+
+    class OutOfOrder(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *details):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), OutOfOrder) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        options = {"key": "x", "secret": "y", "endpoint_url": f"http://127.0.0.1:{server.server_port}"}
+        with pytest.raises(StorageError, match="the store refused"):
+            ReplayBuffer.from_url("s3://bucket/data", storage_options=options)
+        server.shutdown()
+    assert 5 <= len(asked) <= 10

@@ -75,6 +75,35 @@ def test_without_rewards_and_next_observations(tmp_path):
         assert not any(episode.has_final for episode in buffer)
 
 
+def test_what_other_projects_write_into_such_files(tmp_path):
+    """MimicGen's sources of a demonstration, which have rows of their own, RoboCasa's ``ep_meta``, LIBERO's texts."""
+
+    def change(file):
+        data = file["data"]
+        data.attrs["problem_info"] = json.dumps({"language_instruction": "put it there"})
+        data.attrs["bddl_file_name"] = "kitchen.bddl"
+        data.attrs["sizes"] = [1, 2]
+        for number in range(3):
+            demo = data[f"demo_{number}"]
+            demo["src_demo_inds"] = np.arange(2)  # as many as demonstration 1 has steps
+            demo["datagen_info/object_poses/cube"] = np.zeros((len(demo["actions"]), 4, 4))
+            demo.attrs["ep_meta"] = json.dumps({"lang": f"pick {number}"})
+            demo.attrs["init_state"] = np.zeros(3)
+
+    report = from_robomimic(write(tmp_path / "a.hdf5", change=change), tmp_path / "b")
+    assert set(report.left_out) == {
+        "src_demo_inds: it has no row for each step",
+        "the attribute sizes: it is no text",
+        "the attribute init_state of demonstrations: no field has it",
+    }
+    with ReplayBuffer.from_folder(tmp_path / "b") as buffer:
+        assert buffer[0]["datagen_info.object_poses.cube"].shape == (3, 4, 4)
+        assert json.loads(buffer.meta["ep_meta"][2]) == {"lang": "pick 2"}
+        about = buffer.metadata.environment["robomimic"]
+        assert about["problem_info"] == {"language_instruction": "put it there"}
+        assert about["bddl_file_name"] == "kitchen.bddl"
+
+
 def external(file):
     file["data/demo_0/far"] = h5py.ExternalLink("elsewhere.hdf5", "/x")
 

@@ -55,8 +55,9 @@ def test_episodes_and_meta(tmp_path):
         assert repr(there).startswith(f"ReplayBuffer('{URL}', 12 episodes")
         assert values(there[-1].copy()) == values(buffer[-1])
         assert there.get_all_data(["reward"])["reward"].tolist() == buffer.get_all_data(["reward"])["reward"].tolist()
-        with pytest.raises(ReadOnlyError):
+        with pytest.raises(ReadOnlyError, match=r"pull\(url, folder\)") as caught:
             add(there, 1)
+        assert caught.value.filename == URL
 
 
 @pytest.mark.parametrize("kind", LOADERS)
@@ -215,6 +216,8 @@ def test_a_revision_that_moves(tmp_path):
         assert all_values(ReplayBuffer.from_url(URL, revision=first.revision[:8])) == before
         with pytest.raises(BufferNotFoundError, match="no revision"):
             ReplayBuffer.from_url(URL, revision="zz")
+        with pytest.raises(FieldError, match="revision=5"):
+            ReplayBuffer.from_url(URL, revision=5)
 
 
 @pytest.mark.parametrize("damage", [cut, changed, None])

@@ -100,6 +100,16 @@ def test_any_dtype_and_shape(name, field):
     assert out.tobytes() == row.tobytes()
 
 
+@pytest.mark.parametrize("name", ["png", "jpeg"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (1, 9, 1), (9, 1, 1), (1, 9, 3), (9, 1, 3), (1, 1, 3)])
+def test_images_of_one_row_or_column(name, shape):
+    pytest.importorskip("imagecodecs")
+    codec = Field("uint8", shape, codec=name).codec_of_rows()
+    row, out = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape), np.zeros((1, *shape), np.uint8)
+    codec.decode(codec.encode(row), codec.targets(out)[0])
+    assert np.abs(out[0].astype(int) - row).max() <= (20 if name == "jpeg" else 0)
+
+
 def large_claims(name, encoded):
     """Encoded rows that say of themselves that they are far larger, or nothing."""
     large = np.zeros((1 << 24,), np.uint8)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from gym_replay.buffer.storage.ragged import Ragged
 from gym_replay.buffer.storage.threads import share, storage_threads
@@ -79,11 +80,11 @@ def workers_for(nbytes: int, most: int | None = None) -> int:
     return storage_threads() if most is None else most
 
 
-class Encoded:
+class Encoded(NDArrayOperatorsMixin):
     """The rows of a field with a codec, decoded when they are asked for: an array ``(rows, *field.shape)`` to look at.
 
     ``rows[t]`` is one decoded row, ``rows[a:b]`` and ``rows[[3, 5]]`` are several, ``numpy.asarray(rows)`` all of them,
-    each in memory of its own.
+    each in memory of its own. Operators and NumPy's functions take it as the array of all rows, and give arrays.
 
     Args:
         stored: the encoded rows.
@@ -141,7 +142,7 @@ class Encoded:
         first, *others = index if isinstance(index, tuple) and index else (index,)
         if isinstance(first, (int, np.integer)) and not isinstance(first, bool):
             within: tuple[Any, ...] = (0, *others)
-            return self.take(np.array([range(len(self))[first]]))[within]
+            return self.take(np.arange(len(self))[first, None])[within]
         if isinstance(first, slice):
             within = (slice(None), *others)
             return self.take(np.arange(len(self))[first])[within]
@@ -159,6 +160,10 @@ class Encoded:
             raise ValueError("the rows are decoded into memory of their own: copy=False cannot be")
         found = self.copy()
         return found if dtype is None else found.astype(dtype, copy=False)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        arrays = [np.asarray(one) if isinstance(one, Encoded) else one for one in inputs]
+        return getattr(ufunc, method)(*arrays, **options)
 
     def copy(self) -> Array:
         """All rows, decoded."""

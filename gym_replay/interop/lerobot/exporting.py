@@ -18,7 +18,15 @@ from gym_replay.buffer.reading import Readable
 from gym_replay.errors import FieldError
 from gym_replay.files.new_folder import new_folders
 from gym_replay.interop.lerobot import layout
-from gym_replay.interop.lerobot.features import DONE, TASK, TRUNCATED, Feature, imported_from, own_features
+from gym_replay.interop.lerobot.features import (
+    DONE,
+    SUBTASK,
+    TASK,
+    TRUNCATED,
+    Feature,
+    imported_from,
+    own_features,
+)
 from gym_replay.interop.lerobot.images import find_pillow, to_png
 from gym_replay.interop.lerobot.report import ExportReport
 from gym_replay.interop.lerobot.rest import RestWriter, rest_fields
@@ -139,6 +147,8 @@ class _Plan:
         features: which field is which feature.
         flags: the fields of ``terminated`` and ``truncated``, where both are there.
         tasks: the task of each episode.
+        tasks_of_steps: the tasks by the numbers of the field ``task_index``; none where an episode has one for all.
+        subtasks: by number; none where no feature has the numbers.
         fps: frames a second.
         options: of the encoder of videos; None where there are none.
 
@@ -172,9 +182,19 @@ class _Plan:
         self.flags = self._find_flags()
         self.tasks_are_given = task is not None
         self.tasks = self._checked_tasks(task, chosen)
+        has_steps = not self.tasks_are_given and f"{TASK}_index" in metadata.fields
+        self.tasks_of_steps = self._imported_texts("tasks") if has_steps else {}
+        has_subtasks = any(each.key == f"{SUBTASK}_index" for each in self.features)
+        self.subtasks = self._imported_texts("subtasks") if has_subtasks else {}
         self.options = checked_options(video) if any(each.dtype == "video" for each in self.features) else None
         if any(each.dtype == "image" for each in self.features):
             find_pillow()
+
+    def _imported_texts(self, name: str) -> dict[int, str]:
+        """Texts by number, as an import has noted them."""
+        found = self._imported.get(name)
+        known = found.items() if isinstance(found, dict) else ()
+        return {int(number): str(text) for number, text in known if number.isdecimal() and len(number) < 19}
 
     def _checked_fps(self, fps: int | None) -> int:
         fps = self._imported.get("fps") if fps is None else fps
@@ -291,11 +311,11 @@ class _Writer:
         for film in self._films.values():
             film.begin()
         self._statistics.begin()
-        number = self._tasks.setdefault(task, len(self._tasks))
+        tasks, numbers = self._tasks_of(episode, task)
         for low in range(0, length, self._at_once):
-            self._add_rows(episode, slice(low, min(low + self._at_once, length)), number)
+            self._add_rows(episode, slice(low, min(low + self._at_once, length)), numbers)
         self._rest.add(episode)
-        row: dict[str, Any] = {"episode_index": self.num_episodes, "tasks": [task], "length": length}
+        row: dict[str, Any] = {"episode_index": self.num_episodes, "tasks": tasks, "length": length}
         row |= {f"data/{name}": number for name, number in self._data.place.items()}
         row |= {"dataset_from_index": self.num_frames, "dataset_to_index": self.num_frames + length}
         for film in self._films.values():
@@ -308,7 +328,17 @@ class _Writer:
         if len(self._rows) >= _EPISODES_AT_ONCE:
             self._flush()
 
-    def _add_rows(self, episode: Episode, rows: slice, task: int) -> None:
+    def _tasks_of(self, episode: Episode, task: str) -> tuple[list[str], Array]:
+        """The tasks of an episode, and of each step the number of its task."""
+        known = self._plan.tasks_of_steps
+        given = np.asarray(episode[f"{TASK}_index"])[: len(episode)] if known else np.zeros(len(episode), np.int64)
+        distinct, first, which = np.unique(given, return_index=True, return_inverse=True)
+        texts = [known.get(number, task) for number in distinct.tolist()]
+        tasks = [texts[at] for at in np.argsort(first).tolist()]
+        numbers = {text: self._tasks.setdefault(text, len(self._tasks)) for text in tasks}
+        return list(numbers), np.array([numbers[text] for text in texts])[which]
+
+    def _add_rows(self, episode: Episode, rows: slice, tasks: Array) -> None:
         pa = find_pyarrow()
         frames = np.arange(rows.start, rows.stop)
         columns: dict[str, Any] = {}
@@ -326,7 +356,7 @@ class _Writer:
                     columns[each.key] = pa.array(images, picture_type())
             else:
                 columns[each.key] = self._numbers(each, values)
-        for key, column in self._bookkeeping(episode, rows, frames, task).items():
+        for key, column in self._bookkeeping(episode, rows, frames, tasks).items():
             self._statistics.add(key, column[:, None])
             columns[key] = pa.array(column)
         self._rows_file.write_table(pa.table([columns[name] for name in self._schema_names], names=self._schema_names))
@@ -340,7 +370,7 @@ class _Writer:
         self._statistics.add(feature.key, values)
         return to_arrow(values, feature.shape)
 
-    def _bookkeeping(self, episode: Episode, rows: slice, frames: Array, task: int) -> dict[str, Array]:
+    def _bookkeeping(self, episode: Episode, rows: slice, frames: Array, tasks: Array) -> dict[str, Array]:
         found: dict[str, Array] = {}
         if self._plan.flags:
             terminated, truncated = (as_steps(name, np.asarray(episode[name][rows])) != 0 for name in FLAGS)
@@ -350,7 +380,7 @@ class _Writer:
             "frame_index": frames,
             "episode_index": np.full(len(frames), self.num_episodes),
             "index": self.num_frames + frames,
-            "task_index": np.full(len(frames), task),
+            "task_index": tasks[rows],
         }
         return {**found, **{key: numbers[key].astype(dtype) for key, dtype in layout.BOOKKEEPING.items()}}
 
@@ -378,7 +408,9 @@ class _Writer:
                 film = self._films[feature.field]
                 film.close()
                 self._entries[feature.key]["info"] = film.about()
-        write_tasks(self._root / layout.TASKS, list(self._tasks))
+        write_tasks(self._root / layout.TASKS, {number: task for task, number in self._tasks.items()})
+        if self._plan.subtasks:
+            write_tasks(self._root / layout.SUBTASKS, self._plan.subtasks, SUBTASK)
         self._rest.close(self._entries)
         self._write_json(layout.STATS, self._statistics.of_all())
         self._write_json(layout.INFO, self._info())

@@ -23,14 +23,16 @@ REWARD, DONE, TRUNCATED = "next.reward", "next.done", "next.truncated"
 IMPORTED = "lerobot"
 """The member of a buffer's environment that holds what a dataset said of itself when it was imported."""
 
-TASK = "task"
-"""The meta field with an episode's task, and the step field with the number of a step's, where they differ."""
+TASK, SUBTASK = "task", "subtask"
+"""The meta field with an episode's task, and the word for a part of one. The step fields ``task_index``, where an
+episode has several tasks, and ``subtask_index`` have their numbers."""
 
 _ROOTS = ("observation", "action")
 _MOST_AXES = 5
 _LARGEST_VALUE = 1 << 27
 """Numbers of one value of a feature, at most."""
 
+_CHANNELS = (1, 3, 4)
 _IMAGE_AXES = ["height", "width", "channels"]
 
 
@@ -265,8 +267,11 @@ def _found_picture(key: str, name: str, entry: Mapping[str, Any]) -> Feature | s
     shape, axes = entry["shape"], entry.get("names")
     if len(shape) != 3:
         return f"an image of shape {shape} has not height, width and channels"
-    if isinstance(axes, list) and len(axes) == 3 and str(axes[0]).startswith("channel"):
+    channels_first = shape[2] not in _CHANNELS and shape[0] in _CHANNELS
+    if isinstance(axes, list) and len(axes) == 3:
+        channels_first = str(axes[0]).startswith("channel")
+    if channels_first:
         shape = (*shape[1:], shape[0])
-    if shape[2] not in (1, 3, 4) or 0 in shape:
+    if shape[2] not in _CHANNELS or 0 in shape:
         return f"images of {shape[2]} channels are not read"
     return Feature(name, key, Field("uint8", shape, state=is_observation(name)), str(entry["dtype"]))

@@ -19,6 +19,7 @@ from gym_replay.interop.lerobot.features import (
     DONE,
     IMPORTED,
     REWARD,
+    SUBTASK,
     TASK,
     TRUNCATED,
     Feature,
@@ -143,7 +144,7 @@ class _Dataset:
 
     Attributes:
         folder, info: where it is, and ``meta/info.json``.
-        tasks: by number; the features have numbers of them.
+        tasks, subtasks: by number; the features have numbers of them.
     """
 
     def __init__(self, folder: DatasetFolder) -> None:
@@ -152,6 +153,9 @@ class _Dataset:
         self.videos = [key for key, entry in self.info.features.items() if entry["dtype"] == "video"]
         if self.videos and self.info.video_path is None:
             raise CorruptBufferError(f"{folder.root / layout.INFO}: there are videos, and no 'video_path'")
+        if self.videos and "timestamp" not in self.info.features:
+            raise CorruptBufferError(f"{folder.root / layout.INFO}: there are videos, and no feature 'timestamp'")
+        self.subtasks = read_tasks(folder.path(layout.SUBTASKS), SUBTASK) if folder.has(layout.SUBTASKS) else {}
 
     def _read_tasks(self) -> dict[int, str]:
         if not self.info.is_old:
@@ -164,6 +168,12 @@ class _Dataset:
                     raise self._fault(layout.OLD_TASKS, f"expected a task and its number, got {line!r:.80}")
                 tasks[number] = text
         return tasks
+
+    def unknown(self) -> list[str]:
+        """Lines about the files below ``meta`` that are not read."""
+        known = (layout.INFO, layout.TASKS, layout.SUBTASKS, layout.OLD_TASKS, layout.OLD_EPISODES, *layout.DERIVED)
+        files = sorted(f"meta/{entry.name}" for entry in os.scandir(self.folder.root / "meta") if entry.is_file())
+        return [f"{path}: no file of LeRobot's own has this name" for path in files if path not in known]
 
     def _fault(self, relative: str, reason: str) -> CorruptBufferError:
         return CorruptBufferError(f"{self.folder.root / relative}: {reason}")
@@ -423,6 +433,8 @@ class _Foreign:
         }
         if self._has_many_tasks:
             about["tasks"] = {str(number): text for number, text in self._dataset.tasks.items()}
+        if self._dataset.subtasks:
+            about["subtasks"] = {str(number): text for number, text in self._dataset.subtasks.items()}
         return about
 
     def store(self, new: NewBuffer, entry: _Entry, values: Mapping[str, Any]) -> None:
@@ -449,4 +461,4 @@ class _Foreign:
 
     def left_out(self) -> list[str]:
         """What it has beside it."""
-        return self._found.left_out
+        return [*self._found.left_out, *self._dataset.unknown()]

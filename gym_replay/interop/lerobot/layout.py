@@ -28,6 +28,10 @@ EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEOS = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 OLD_EPISODES, OLD_TASKS = "meta/episodes.jsonl", "meta/tasks.jsonl"
+SUBTASKS = "meta/subtasks.parquet"
+
+DERIVED = (STATS, "meta/episodes_stats.jsonl")
+"""Files of statistics, which follow from the values."""
 
 FILES_IN_CHUNK = 1000
 DATA_MB, VIDEO_MB = 100, 200

@@ -113,8 +113,8 @@ def rolling_table(root: Path, template: str, schema: Any) -> RollingFiles[Any]:
     return RollingFiles(root, template, _FILE_BYTES, make)
 
 
-def write_tasks(path: Path, tasks: Sequence[str]) -> None:
-    """Write the tasks with their numbers, with the texts as what pandas takes for the index."""
+def write_tasks(path: Path, tasks: Mapping[int, str], what: str = "task") -> None:
+    """Write the texts of tasks, or of subtasks, by number, with the texts as what pandas takes for the index."""
     pa = find_pyarrow()
     from pyarrow import parquet
 
@@ -122,13 +122,14 @@ def write_tasks(path: Path, tasks: Sequence[str]) -> None:
         return {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy_type, "metadata": None}
 
     about = {
-        "index_columns": ["task"],
+        "index_columns": [what],
         "column_indexes": [],
-        "columns": [column("task_index", "int64", "int64"), column("task", "unicode", "object")],
+        "columns": [column(f"{what}_index", "int64", "int64"), column(what, "unicode", "object")],
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.0.0",
     }
-    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
+    texts = pa.array(list(tasks.values()), pa.string())
+    table = pa.table({f"{what}_index": pa.array(list(tasks), pa.int64()), what: texts})
     parquet.write_table(table.replace_schema_metadata({"pandas": json.dumps(about)}), path)
 
 
@@ -150,11 +151,11 @@ def read_batches(path: Path, columns: Sequence[str], rows: int = _ROWS) -> Itera
             yield batch.select(list(columns))
 
 
-def read_tasks(path: Path) -> dict[int, str]:
-    """The tasks by their numbers.
+def read_tasks(path: Path, what: str = "task") -> dict[int, str]:
+    """The texts of tasks, or of subtasks, by number.
 
     Raises:
-        CorruptBufferError: it is no table of tasks.
+        CorruptBufferError: it is no table of them.
     """
     pa = find_pyarrow()
     from pyarrow import parquet
@@ -162,11 +163,11 @@ def read_tasks(path: Path) -> dict[int, str]:
     with naming(path):
         schema = parquet.read_schema(path)
         texts = [each.name for each in schema if pa.types.is_string(each.type) or pa.types.is_large_string(each.type)]
-        name = "task" if "task" in texts else texts[0] if texts else None
-        if name is None or "task_index" not in schema.names:
-            raise CorruptBufferError(f"{path}: expected the columns task and task_index, got {schema.names}")
+        name = what if what in texts else texts[0] if texts else None
+        if name is None or f"{what}_index" not in schema.names:
+            raise CorruptBufferError(f"{path}: expected the columns {what} and {what}_index, got {schema.names}")
     tasks: dict[int, str] = {}
-    for batch in read_batches(path, ["task_index", name]):
+    for batch in read_batches(path, [f"{what}_index", name]):
         tasks.update(zip(*(batch.column(at).to_pylist() for at in range(2)), strict=True))
     return tasks
 

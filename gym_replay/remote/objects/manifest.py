@@ -282,10 +282,12 @@ class Head:
 
         Raises:
             BufferNotFoundError: there is none; the message has the last ones that there are.
-            FieldError: there are several.
+            FieldError: there are several, or it is no text.
         """
         if revision is None:
             return self.revision
+        if not isinstance(revision, str):
+            raise FieldError(f"revision={revision!r:.80}: expected the id of a revision, or how that begins, as a str")
         known = [str(each["revision"]) for each in self.revisions]
         found = sorted({each for each in known if each.startswith(revision)}) if revision else []
         if len(found) > 1:

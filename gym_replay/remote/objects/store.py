@@ -93,8 +93,9 @@ class Store:
         options = dict(self._options)
         if self.protocol in ("file", "local"):
             options.setdefault("auto_mkdir", True)
-        if self.protocol in ("s3", "s3a"):
-            options["config_kwargs"] = {"max_pool_connections": REQUESTS, **options.get("config_kwargs", {})}
+        if self.protocol in ("s3", "s3a"):  # whose package asks again too, five times for each time that is asked here
+            config = {"max_pool_connections": REQUESTS, "retries": {"max_attempts": 1}}
+            options["config_kwargs"] = {**config, **options.get("config_kwargs", {})}
         try:
             self.file_system, root = fsspec.core.url_to_fs(self.url, **options)
         except ImportError as error:

@@ -95,6 +95,12 @@ def test_it_looks_like_an_array(tmp_path):
     assert np.array_equal(255 - rows, 255 - wanted)
     assert np.array_equal(np.maximum(rows, 9) / 255, np.maximum(wanted, 9) / 255)
     assert np.array_equal(pickle.loads(pickle.dumps(rows)), wanted)
+    assert rows.astype(np.float32).dtype == np.float32
+    assert (rows.mean(), rows.max(axis=0).tolist()) == (wanted.mean(), wanted.max(axis=0).tolist())
+    with pytest.raises(ValueError, match="read-only"):
+        rows.sort()
+    with pytest.raises(AttributeError, match="no attribute 'pixels'"):
+        rows.pixels  # noqa: B018
     assert "zstd" in repr(rows)
     with pytest.raises(IndexError, match=f"index {len(rows)} is out of bounds"):
         rows[len(rows)]

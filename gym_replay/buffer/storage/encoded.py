@@ -84,7 +84,8 @@ class Encoded(NDArrayOperatorsMixin):
     """The rows of a field with a codec, decoded when they are asked for: an array ``(rows, *field.shape)`` to look at.
 
     ``rows[t]`` is one decoded row, ``rows[a:b]`` and ``rows[[3, 5]]`` are several, ``numpy.asarray(rows)`` all of them,
-    each in memory of its own. Operators and NumPy's functions take it as the array of all rows, and give arrays.
+    each in memory of its own. Operators, NumPy's functions and the methods of arrays, such as ``astype``, take it as
+    the array of all rows, which is read-only, and give arrays.
 
     Args:
         stored: the encoded rows.
@@ -165,18 +166,16 @@ class Encoded(NDArrayOperatorsMixin):
         arrays = [np.asarray(one) if isinstance(one, Encoded) else one for one in inputs]
         return getattr(ufunc, method)(*arrays, **options)
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(np.ndarray, name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        rows = self.copy()
+        rows.flags.writeable = False
+        return getattr(rows, name)
+
     def copy(self) -> Array:
         """All rows, decoded."""
         return self.take(np.arange(len(self)))
-
-    def tobytes(self) -> bytes:
-        """The bytes of all rows, decoded."""
-        return self.copy().tobytes()
-
-    def tolist(self) -> list[Any]:
-        """Nested lists of all values."""
-        listed: list[Any] = self.copy().tolist()
-        return listed
 
     def take(self, rows: Ints) -> Array:
         """Some rows, decoded: ``(len(rows), *field.shape)``.

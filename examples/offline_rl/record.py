@@ -136,11 +136,13 @@ def main() -> None:
     parser.add_argument("--environments", nargs="+", choices=RECORDINGS, default=list(RECORDINGS))
     parser.add_argument("--short", action="store_true", help="Pendulum alone")
     parser.add_argument("--sac-steps", type=int, help="of the agent, instead of those of each environment")
+    parser.add_argument("--played", type=int, help="steps of the saved policies, instead of those of each environment")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     for name in ["pendulum"] if args.short else args.environments:
-        record(name, RECORDINGS[name].shortened(args.sac_steps), args.folder / name, args.seed)
+        of = RECORDINGS[name].shortened(args.sac_steps)
+        record(name, replace(of, played=args.played or of.played), args.folder / name, args.seed)
 
 
 if __name__ == "__main__":
